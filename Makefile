@@ -1,0 +1,61 @@
+# The recipes of Synod. `make help` lists them; justfile forwards to them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LIBS   := contracts eventlog servicekit client launcher
+SERVICES := agent-registry agent-runtime llm-gateway tool-executor cost-ledger consensus ws-gateway
+SIZE   ?= small
+ONLY   ?=
+
+.PHONY: help
+help: ## List the recipes
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+# One virtual environment for development: locked third-party packages by hash, our own packages editable.
+$(VENV)/.stamp: requirements.lock deploy/dev/bootstrap.lock $(LIBS:%=libs/%/pyproject.toml) $(SERVICES:%=services/%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit("Synod needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	@echo "setup: installing the locked packages into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/dev/bootstrap.lock
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(LIBS:%=-e libs/%) $(SERVICES:%=-e services/%)
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.stamp ## Install everything into .venv (done by the other recipes when needed)
+
+.PHONY: test
+test: setup ## Run all tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: setup ## Format the code and apply safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: setup ## Check types strictly
+	@for p in $(LIBS:%=libs/%) $(SERVICES:%=services/%); do echo "types: $$p"; $(BIN)/mypy $$p/src; done
+
+.PHONY: lock
+lock: setup ## Resolve requirements.lock anew, for development and for each service
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	  $(LIBS:%=--no-emit-package synod-%) $(SERVICES:%=--no-emit-package synod-%) \
+	  pyproject.toml --group dev $(LIBS:%=libs/%/pyproject.toml) $(SERVICES:%=services/%/pyproject.toml) -o requirements.lock
+	@for s in $(SERVICES); do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	    --constraint requirements.lock $(LIBS:%=--no-emit-package synod-%) --no-emit-package synod-$$s \
+	    services/$$s/pyproject.toml -o services/$$s/requirements.lock; done
+	grep -A200 '^uv==' requirements.lock | awk 'NR==1 || /^    --hash/ {print; next} {exit}' > deploy/dev/bootstrap.lock
+
+.PHONY: clean
+clean: ## Remove what the recipes made
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

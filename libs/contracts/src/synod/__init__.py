@@ -1,0 +1,1 @@
+"""The published language of Synod: gRPC contracts and events, one package per service."""

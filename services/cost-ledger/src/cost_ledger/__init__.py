@@ -1,0 +1,1 @@
+"""Reserves money before it is spent, settles what was used, and answers what anything cost."""

@@ -1,0 +1,1 @@
+"""Calls language models within budgets and limits, and reports what each call used."""

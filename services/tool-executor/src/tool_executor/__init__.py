@@ -1,0 +1,1 @@
+"""Carries out tool calls: granted, validated, limited, sandboxed, never twice blindly."""
