@@ -1,0 +1,1 @@
+"""What every contract shares: ids, money, the event base, subjects and definitions of agents."""
