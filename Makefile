@@ -59,3 +59,12 @@ lock: setup ## Resolve requirements.lock anew, for development and for each serv
 .PHONY: clean
 clean: ## Remove what the recipes made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+PROTOS := $(sort $(wildcard proto/synod/*/v1/*.proto))
+
+.PHONY: proto
+proto: setup ## Generate the gRPC code from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=libs/contracts/src --grpc_python_out=libs/contracts/src \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --mypy_out=quiet:libs/contracts/src --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:libs/contracts/src $(PROTOS:proto/%=%)
+	@for d in $(sort $(dir $(PROTOS:proto/%=%))); do touch libs/contracts/src/$$d/__init__.py libs/contracts/src/$$d/../__init__.py; done

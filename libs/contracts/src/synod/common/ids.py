@@ -1,6 +1,6 @@
 """Identifiers: UUIDv7, written as readable names with a prefix where people see them.
 
-Source: RFC 9562. Text form: ``<prefix>_<26 characters>``, base 32 with the digits 0-9 and a-v, which sort as the ids do.
+Source: RFC 9562. Text form: ``<prefix>_<26 characters>``, base 32 with digits 0-9 and a-v, which sort as the ids do.
 """
 
 import hashlib
