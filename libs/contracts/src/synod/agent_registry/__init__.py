@@ -1,0 +1,1 @@
+"""Who exists and what may they do: the contract of agent-registry."""

@@ -1,0 +1,1 @@
+"""Runs of agents and teams: the contract of agent-runtime."""

@@ -1,0 +1,1 @@
+"""Money: the contract of cost-ledger."""

@@ -1,0 +1,1 @@
+"""Tool calls: the contract of tool-executor."""

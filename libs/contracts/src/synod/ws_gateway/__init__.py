@@ -1,0 +1,1 @@
+"""The edge: the contract of ws-gateway."""

@@ -1,0 +1,1 @@
+"""Generated from proto/synod/agent_registry/v1."""

@@ -1,0 +1,1 @@
+"""Generated from proto/synod/consensus/v1."""

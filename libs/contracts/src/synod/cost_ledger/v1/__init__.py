@@ -1,0 +1,1 @@
+"""Generated from proto/synod/cost_ledger/v1."""

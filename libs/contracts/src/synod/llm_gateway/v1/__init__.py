@@ -1,0 +1,1 @@
+"""Generated from proto/synod/llm_gateway/v1."""

@@ -1,0 +1,1 @@
+"""Generated from proto/synod/tool_executor/v1."""

@@ -1,0 +1,1 @@
+"""Generated from proto/synod/ws_gateway/v1."""

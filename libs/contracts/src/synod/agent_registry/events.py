@@ -1,0 +1,183 @@
+"""Events of agent-registry."""
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from synod.common.event import Event
+
+PrincipalKind = Literal["user", "agent", "service"]
+Health = Literal["alive", "suspect", "offline"]
+
+
+class TenantCreated(Event):
+    AGGREGATE: ClassVar[str] = "tenant"
+
+    tenant_id: str
+    name: str
+
+
+class PrincipalCreated(Event):
+    AGGREGATE: ClassVar[str] = "principal"
+
+    principal_id: str
+    tenant_id: str
+    name: str
+    kind: PrincipalKind
+    roles: tuple[str, ...]
+
+
+class ApiKeyCreated(Event):
+    """Only the hash of the secret is kept: SHA-256, hexadecimal."""
+
+    AGGREGATE: ClassVar[str] = "principal"
+
+    principal_id: str
+    key_id: str
+    label: str
+    secret_sha256: str
+    expires_at: datetime | None = None
+
+
+class ApiKeyRevoked(Event):
+    AGGREGATE: ClassVar[str] = "principal"
+
+    principal_id: str
+    key_id: str
+    reason: str
+
+
+class AgentDefined(Event):
+    """A version of a definition of kind Agent or Team; immutable."""
+
+    AGGREGATE: ClassVar[str] = "definition"
+
+    name: str
+    kind: Literal["Agent", "Team"]
+    definition_version: int
+    digest: str
+    spec_json: str
+
+
+class AgentCreated(Event):
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    name: str
+    definition_name: str
+    definition_version: int
+    definition_digest: str
+    capabilities: tuple[str, ...]
+
+
+class AgentInitialized(Event):
+    """Its definition was checked: model known, tools granted."""
+
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+
+
+class ExternalAgentRegistered(Event):
+    """A process outside takes the agent's place; each registration is a new incarnation."""
+
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    name: str
+    capabilities: tuple[str, ...]
+    incarnation: int
+
+
+class AgentActivated(Event):
+    """Its first run in progress began."""
+
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    run_id: str
+
+
+class AgentWentIdle(Event):
+    """Its last run in progress ended."""
+
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+
+
+class AgentRunStarted(Event):
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    run_id: str
+
+
+class AgentRunEnded(Event):
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    run_id: str
+    outcome: Literal["completed", "failed", "cancelled"]
+
+
+class AgentSuspended(Event):
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    reason: str
+
+
+class AgentResumed(Event):
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    reason: str
+
+
+class AgentTerminated(Event):
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    reason: str
+
+
+class AgentFailed(Event):
+    """Its failures passed the restart intensity."""
+
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    reason: str
+
+
+class AgentHealthChanged(Event):
+    """Health with its evidence; heartbeats themselves are not events."""
+
+    AGGREGATE: ClassVar[str] = "agent"
+
+    agent_id: str
+    incarnation: int
+    health: Health
+    last_heartbeat_at: datetime | None
+    evidence: str
+
+
+EVENTS: tuple[type[Event], ...] = (
+    TenantCreated,
+    PrincipalCreated,
+    ApiKeyCreated,
+    ApiKeyRevoked,
+    AgentDefined,
+    AgentCreated,
+    AgentInitialized,
+    ExternalAgentRegistered,
+    AgentActivated,
+    AgentWentIdle,
+    AgentRunStarted,
+    AgentRunEnded,
+    AgentSuspended,
+    AgentResumed,
+    AgentTerminated,
+    AgentFailed,
+    AgentHealthChanged,
+)

@@ -1,0 +1,330 @@
+"""Events of agent-runtime. A run is its stream; replay folds these and asks nobody."""
+
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from synod.common.event import Event, Value
+from synod.common.values import Failure
+
+
+class TextPart(Value):
+    kind: Literal["text"] = "text"
+    text: str
+
+
+class ToolCallPart(Value):
+    kind: Literal["tool_call"] = "tool_call"
+    id: str
+    name: str
+    arguments_json: str
+
+
+class ToolResultPart(Value):
+    kind: Literal["tool_result"] = "tool_result"
+    tool_call_id: str
+    name: str
+    content: str
+    is_error: bool = False
+
+
+class ReasoningPart(Value):
+    """Opaque; goes back to its provider byte for byte."""
+
+    kind: Literal["reasoning"] = "reasoning"
+    text: str = ""
+    signature: bytes = b""
+    provider: str = ""
+
+
+class RefusalPart(Value):
+    kind: Literal["refusal"] = "refusal"
+    text: str
+
+
+Part = Annotated[TextPart | ToolCallPart | ToolResultPart | ReasoningPart | RefusalPart, Field(discriminator="kind")]
+
+
+class Message(Value):
+    role: Literal["system", "user", "assistant", "tool"]
+    parts: tuple[Part, ...]
+
+
+class RunStarted(Event):
+    """The run pins its definition by digest. A member's run names its parent and its step."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    root_run_id: str
+    parent_run_id: str = ""
+    step: str = ""
+    definition_name: str
+    definition_digest: str
+    definition_kind: Literal["Agent", "Team"]
+    # Canonical JSON of the pinned definition: a replay asks no registry.
+    spec_json: str
+    agent_id: str = ""
+    input: str
+    conversation_id: str = ""
+    workspace_id: str
+    budget_nano_usd: int = 0
+    # Depth below the root, limited so that teams of teams end.
+    depth: int = 0
+
+
+class RunClaimed(Event):
+    """A worker took the run. Appends of an older epoch are refused from here on."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    worker: str
+
+
+class ConversationTurnLoaded(Event):
+    """Earlier messages of the conversation that the run builds on, by reference: versions of the conversation's stream."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    conversation_id: str
+    until_version: int
+    messages_sha256: str
+
+
+class ModelCallRequested(Event):
+    """Intent before effect. The prompt is a function of the run's events up to here; its hash proves it."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    call_id: str
+    turn: int
+    model: str
+    prompt_sha256: str
+
+
+class ModelCallSucceeded(Event):
+    """The finished message, once."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    call_id: str
+    turn: int
+    model: str
+    message: Message
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    simulated: bool = False
+
+
+class ModelCallFailed(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    call_id: str
+    turn: int
+    failure: Failure
+
+
+class ToolCallIntended(Event):
+    """Intent before effect. The effect id comes from run, turn, index and arguments, never from the model's call id."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    effect_id: str
+    turn: int
+    index: int
+    tool: str
+    tool_call_id: str
+    arguments_json: str
+    arguments_sha256: str
+
+
+class ToolCallSucceeded(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    effect_id: str
+    turn: int
+    index: int
+    tool: str
+    result_json: str
+    isolation: str = ""
+    took_ms: int = 0
+
+
+class ToolCallFailed(Event):
+    """The tool ran and failed, or was refused; the model reads the failure and may go on."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    effect_id: str
+    turn: int
+    index: int
+    tool: str
+    failure: Failure
+
+
+class ToolCallOutcomeUnknown(Event):
+    """It may or may not have happened. The run stops here until somebody says."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    effect_id: str
+    turn: int
+    index: int
+    tool: str
+
+
+class StepStarted(Event):
+    """A step of a team: a run below this one, or a proposal."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    step: str
+    kind: Literal["agent", "vote"]
+    child_run_ids: tuple[str, ...] = ()
+    input: str
+
+
+class VoteOpened(Event):
+    """The voters have answered; their ballots go to consensus under this proposal."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    step: str
+    proposal_id: str
+
+
+class StepEnded(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    step: str
+    outcome: Literal["completed", "failed"]
+    output: str = ""
+    failure: Failure | None = None
+    proposal_id: str = ""
+
+
+class RunCancelRequested(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    reason: str
+
+
+class RunCompleted(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    root_run_id: str
+    parent_run_id: str = ""
+    step: str = ""
+    agent_id: str = ""
+    definition_name: str
+    epoch: int
+    output: str
+    result_sha256: str
+
+
+class RunFailed(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    root_run_id: str
+    parent_run_id: str = ""
+    step: str = ""
+    agent_id: str = ""
+    definition_name: str
+    epoch: int
+    failure: Failure
+
+
+class RunCancelled(Event):
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    root_run_id: str
+    parent_run_id: str = ""
+    step: str = ""
+    agent_id: str = ""
+    definition_name: str
+    epoch: int
+    reason: str
+
+
+class ConversationStarted(Event):
+    AGGREGATE: ClassVar[str] = "conversation"
+
+    conversation_id: str
+    definition_name: str
+    definition_digest: str
+    spec_json: str
+
+
+class TurnStarted(Event):
+    """Only what is new is stored: the user's message. A second turn while one runs is refused."""
+
+    AGGREGATE: ClassVar[str] = "conversation"
+
+    conversation_id: str
+    run_id: str
+    text: str
+
+
+class TurnEnded(Event):
+    """The messages that the turn added, tool calls included; never the whole prompt."""
+
+    AGGREGATE: ClassVar[str] = "conversation"
+
+    conversation_id: str
+    run_id: str
+    outcome: Literal["completed", "failed", "cancelled"]
+    messages: tuple[Message, ...]
+    ended_at: datetime
+
+
+EVENTS: tuple[type[Event], ...] = (
+    RunStarted,
+    RunClaimed,
+    ConversationTurnLoaded,
+    ModelCallRequested,
+    ModelCallSucceeded,
+    ModelCallFailed,
+    ToolCallIntended,
+    ToolCallSucceeded,
+    ToolCallFailed,
+    ToolCallOutcomeUnknown,
+    StepStarted,
+    VoteOpened,
+    StepEnded,
+    RunCancelRequested,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+    ConversationStarted,
+    TurnStarted,
+    TurnEnded,
+)

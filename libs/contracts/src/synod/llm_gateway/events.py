@@ -1,0 +1,101 @@
+"""Events of llm-gateway. Every accepted call has exactly one terminal event; there are no events per token."""
+
+from typing import ClassVar, Literal
+
+from synod.common.event import Event
+from synod.common.values import Attribution, Failure, UsageLine
+
+UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound"]
+
+
+class ModelCallAccepted(Event):
+    """The call was valid and its upper bound is reserved. Content is not in the log, its hash is."""
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    model: str
+    attribution: Attribution
+    request_sha256: str
+    input_tokens_max: int
+    output_tokens_max: int
+
+
+class ModelCallAttemptStarted(Event):
+    """Appended before the provider is called, so that a crash after it is an unknown outcome, not a free call."""
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    attempt: int
+    model: str
+    provider: str
+    reservation_id: str
+    attribution: Attribution
+
+
+class ModelCallAttemptFailed(Event):
+    """billed: no = release the reservation; unknown = it stays held until settled or expired."""
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    attempt: int
+    model: str
+    reservation_id: str
+    failure: Failure
+    billed: Literal["no", "unknown"]
+
+
+class ModelCallCompleted(Event):
+    """cost-ledger settles the reservation from this event, exactly once."""
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    attempt: int
+    model: str
+    provider: str
+    reservation_id: str
+    attribution: Attribution
+    input_tokens: int
+    output_tokens: int
+    usage: tuple[UsageLine, ...]
+    usage_source: UsageSource
+    finish_reason: str
+    response_sha256: str
+    provider_response_id: str = ""
+    duration_ms: int
+    first_content_ms: int = 0
+    simulated: bool = False
+
+
+class ModelCallFailed(Event):
+    """Terminal: no attempt answered."""
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    failure: Failure
+
+
+class ModelCallCancelled(Event):
+    """Terminal: the caller cancelled. What was delivered until then is charged as estimated."""
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    attempt: int
+    reservation_id: str
+    usage: tuple[UsageLine, ...]
+    usage_source: UsageSource
+
+
+EVENTS: tuple[type[Event], ...] = (
+    ModelCallAccepted,
+    ModelCallAttemptStarted,
+    ModelCallAttemptFailed,
+    ModelCallCompleted,
+    ModelCallFailed,
+    ModelCallCancelled,
+)
