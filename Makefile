@@ -43,7 +43,7 @@ format: setup ## Format the code and apply safe fixes
 
 .PHONY: types
 types: setup ## Check types strictly
-	@for p in $(LIBS:%=libs/%) $(SERVICES:%=services/%); do echo "types: $$p"; $(BIN)/mypy $$p/src; done
+	$(BIN)/mypy $(LIBS:%=libs/%/src) $(SERVICES:%=services/%/src)
 
 .PHONY: lock
 lock: setup ## Resolve requirements.lock anew, for development and for each service

@@ -85,7 +85,7 @@ class RunClaimed(Event):
 
 
 class ConversationTurnLoaded(Event):
-    """Earlier messages of the conversation that the run builds on, by reference: versions of the conversation's stream."""
+    """Earlier messages of the conversation that the run builds on, by reference to its stream."""
 
     AGGREGATE: ClassVar[str] = "run"
 
