@@ -9,6 +9,7 @@ LIBS   := contracts eventlog servicekit client launcher
 SERVICES := agent-registry agent-runtime llm-gateway tool-executor cost-ledger consensus ws-gateway
 SIZE   ?= small
 ONLY   ?=
+BREAKING_AGAINST ?= HEAD
 
 .PHONY: help
 help: ## List the recipes
@@ -68,3 +69,15 @@ proto: setup ## Generate the gRPC code from proto/
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --mypy_out=quiet:libs/contracts/src --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:libs/contracts/src $(PROTOS:proto/%=%)
 	@for d in $(sort $(dir $(PROTOS:proto/%=%))); do touch libs/contracts/src/$$d/__init__.py libs/contracts/src/$$d/../__init__.py; done
+
+.PHONY: asyncapi
+asyncapi: setup ## Write the JSON Schemas, golden files and the AsyncAPI document of the events
+	$(BIN)/python libs/contracts/generate.py
+
+# buf comes from the npm registry; without npm the recipe says so.
+.PHONY: proto-lint
+proto-lint: ## Lint proto/ and refuse breaking changes against the last commit, with buf
+	@command -v npm >/dev/null || { echo "proto-lint: npm is needed to get buf (package @bufbuild/buf); install Node.js"; exit 1; }
+	@test -x build/buf/node_modules/.bin/buf || npm install --silent --no-audit --no-fund --prefix build/buf @bufbuild/buf@1
+	build/buf/node_modules/.bin/buf lint proto
+	build/buf/node_modules/.bin/buf breaking proto --against '.git#subdir=proto,ref=$(BREAKING_AGAINST)'
