@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AgentRuntimeStub:
-    """Missing associated documentation comment in .proto file."""
+    """Starts, watches, stops and replays runs. Errors carry a stable reason in google.rpc.ErrorInfo.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -82,7 +83,8 @@ class AgentRuntimeStub:
 
 
 class AgentRuntimeServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Starts, watches, stops and replays runs. Errors carry a stable reason in google.rpc.ErrorInfo.
+    """
 
     def StartRun(self, request, context):
         """Starts a run of an agent or a team. Idempotent by request_id. NOT_FOUND (DEFINITION_NOT_FOUND); INVALID_ARGUMENT.
@@ -207,7 +209,8 @@ def add_AgentRuntimeServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentRuntime:
-    """Missing associated documentation comment in .proto file."""
+    """Starts, watches, stops and replays runs. Errors carry a stable reason in google.rpc.ErrorInfo.
+    """
 
     @staticmethod
     def StartRun(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentRuntimeStub:
+    """Starts, watches, stops and replays runs. Errors carry a stable reason in google.rpc.ErrorInfo."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -58,6 +60,8 @@ class AgentRuntimeStub:
 
 @_typing.type_check_only
 class AgentRuntimeAsyncStub(AgentRuntimeStub):
+    """Starts, watches, stops and replays runs. Errors carry a stable reason in google.rpc.ErrorInfo."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRun: _aio.UnaryUnaryMultiCallable[_agent_runtime_pb2.StartRunRequest, _agent_runtime_pb2.Run]  # type: ignore[assignment]
     """Starts a run of an agent or a team. Idempotent by request_id. NOT_FOUND (DEFINITION_NOT_FOUND); INVALID_ARGUMENT.
@@ -85,6 +89,8 @@ class AgentRuntimeAsyncStub(AgentRuntimeStub):
     """The messages, oldest first. Permission: conversations.read."""
 
 class AgentRuntimeServicer:
+    """Starts, watches, stops and replays runs. Errors carry a stable reason in google.rpc.ErrorInfo."""
+
     def StartRun(
         self,
         request: _agent_runtime_pb2.StartRunRequest,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ConsensusStub:
-    """Missing associated documentation comment in .proto file."""
+    """Opens proposals, takes votes, and serves the variables that decisions change.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -82,7 +83,8 @@ class ConsensusStub:
 
 
 class ConsensusServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Opens proposals, takes votes, and serves the variables that decisions change.
+    """
 
     def Propose(self, request, context):
         """Opens a proposal and freezes its electorate. Idempotent by request_id. Permission: proposals.create.
@@ -205,7 +207,8 @@ def add_ConsensusServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Consensus:
-    """Missing associated documentation comment in .proto file."""
+    """Opens proposals, takes votes, and serves the variables that decisions change.
+    """
 
     @staticmethod
     def Propose(request,

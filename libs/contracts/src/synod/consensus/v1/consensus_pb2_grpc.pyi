@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ConsensusStub:
+    """Opens proposals, takes votes, and serves the variables that decisions change."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -54,6 +56,8 @@ class ConsensusStub:
 
 @_typing.type_check_only
 class ConsensusAsyncStub(ConsensusStub):
+    """Opens proposals, takes votes, and serves the variables that decisions change."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Propose: _aio.UnaryUnaryMultiCallable[_consensus_pb2.ProposeRequest, _consensus_pb2.Proposal]  # type: ignore[assignment]
     """Opens a proposal and freezes its electorate. Idempotent by request_id. Permission: proposals.create."""
@@ -77,6 +81,8 @@ class ConsensusAsyncStub(ConsensusStub):
     """The variable now and after every change, versions ascending. Permission: variables.read."""
 
 class ConsensusServicer:
+    """Opens proposals, takes votes, and serves the variables that decisions change."""
+
     def Propose(
         self,
         request: _consensus_pb2.ProposeRequest,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CostLedgerStub:
-    """Missing associated documentation comment in .proto file."""
+    """Answers whether money may be spent, takes what was, and tells where it went.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -87,7 +88,8 @@ class CostLedgerStub:
 
 
 class CostLedgerServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Answers whether money may be spent, takes what was, and tells where it went.
+    """
 
     def Reserve(self, request, context):
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
@@ -224,7 +226,8 @@ def add_CostLedgerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CostLedger:
-    """Missing associated documentation comment in .proto file."""
+    """Answers whether money may be spent, takes what was, and tells where it went.
+    """
 
     @staticmethod
     def Reserve(request,

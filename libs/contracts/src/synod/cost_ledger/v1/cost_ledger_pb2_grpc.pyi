@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CostLedgerStub:
+    """Answers whether money may be spent, takes what was, and tells where it went."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -59,6 +61,8 @@ class CostLedgerStub:
 
 @_typing.type_check_only
 class CostLedgerAsyncStub(CostLedgerStub):
+    """Answers whether money may be spent, takes what was, and tells where it went."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Reserve: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
@@ -87,6 +91,8 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """Overrides the price of a model for a tenant. Permission: prices.update."""
 
 class CostLedgerServicer:
+    """Answers whether money may be spent, takes what was, and tells where it went."""
+
     def Reserve(
         self,
         request: _cost_ledger_pb2.ReserveRequest,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ToolExecutorStub:
-    """Missing associated documentation comment in .proto file."""
+    """Lists, grants and runs tools, and keeps the workspaces of runs.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -97,7 +98,8 @@ class ToolExecutorStub:
 
 
 class ToolExecutorServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Lists, grants and runs tools, and keeps the workspaces of runs.
+    """
 
     def ListTools(self, request, context):
         """Permission: tools.read.
@@ -258,7 +260,8 @@ def add_ToolExecutorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ToolExecutor:
-    """Missing associated documentation comment in .proto file."""
+    """Lists, grants and runs tools, and keeps the workspaces of runs.
+    """
 
     @staticmethod
     def ListTools(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ToolExecutorStub:
+    """Lists, grants and runs tools, and keeps the workspaces of runs."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -62,6 +64,8 @@ class ToolExecutorStub:
 
 @_typing.type_check_only
 class ToolExecutorAsyncStub(ToolExecutorStub):
+    """Lists, grants and runs tools, and keeps the workspaces of runs."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTools: _aio.UnaryUnaryMultiCallable[_tool_executor_pb2.ListToolsRequest, _tool_executor_pb2.ListToolsResponse]  # type: ignore[assignment]
     """Permission: tools.read."""
@@ -93,6 +97,8 @@ class ToolExecutorAsyncStub(ToolExecutorStub):
     """Permission: tools.read."""
 
 class ToolExecutorServicer:
+    """Lists, grants and runs tools, and keeps the workspaces of runs."""
+
     def ListTools(
         self,
         request: _tool_executor_pb2.ListToolsRequest,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class WsGatewayStub:
-    """Missing associated documentation comment in .proto file."""
+    """Sessions of the edge.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,7 +48,8 @@ class WsGatewayStub:
 
 
 class WsGatewayServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Sessions of the edge.
+    """
 
     def ListSessions(self, request, context):
         """Permission: sessions.read.
@@ -85,7 +87,8 @@ def add_WsGatewayServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WsGateway:
-    """Missing associated documentation comment in .proto file."""
+    """Sessions of the edge.
+    """
 
     @staticmethod
     def ListSessions(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WsGatewayStub:
+    """Sessions of the edge."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -38,6 +40,8 @@ class WsGatewayStub:
 
 @_typing.type_check_only
 class WsGatewayAsyncStub(WsGatewayStub):
+    """Sessions of the edge."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListSessions: _aio.UnaryUnaryMultiCallable[_ws_gateway_pb2.ListSessionsRequest, _ws_gateway_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """Permission: sessions.read."""
@@ -45,6 +49,8 @@ class WsGatewayAsyncStub(WsGatewayStub):
     """Closes a session with code 4403 and the reason. Permission: sessions.close."""
 
 class WsGatewayServicer:
+    """Sessions of the edge."""
+
     def ListSessions(
         self,
         request: _ws_gateway_pb2.ListSessionsRequest,
