@@ -1,0 +1,60 @@
+"""What is left behind by a test session that was killed: nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+HANGING_TEST = """
+import os, select
+from pathlib import Path
+
+def test_that_never_ends(postgres_server, nats_server, launcher_directory):
+    pids = [str(server.process.pid) for server in (postgres_server, nats_server)]
+    Path({report!r}).write_text(" ".join([str(launcher_directory), *pids, "."]))
+    select.select([], [], [], 60)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_pytest_leaves_no_server_and_no_directory(tmp_path: Path, how: signal.Signals) -> None:
+    report = tmp_path / "report"
+    (tmp_path / "test_hang.py").write_text(HANGING_TEST.format(report=str(report)))
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "launcher.testing",
+        "-c",
+        os.devnull,
+        str(tmp_path / "test_hang.py"),
+    )
+    pytest_process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for(lambda: report.exists() and report.read_text().endswith("."))
+    directory, *pids, _ = report.read_text().split()
+
+    pytest_process.send_signal(how)
+    pytest_process.wait(30)
+
+    _wait_for(lambda: not Path(directory).exists())
+    _wait_for(lambda: not any(map(_runs, pids)))
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait_for(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
+    end = monotonic() + deadline_s
+    while not condition():
+        assert monotonic() < end, "the condition did not hold in time"
+        sleep(0.02)
