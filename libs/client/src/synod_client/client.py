@@ -1,0 +1,295 @@
+"""The Python SDK: everything that Synod offers, typed, async, with idempotency keys and cursors.
+
+>>> async with Synod.connect() as synod:
+...     await synod.define(Path("agents.yaml").read_text())
+...     run = await synod.start("model-scout", "Which model is cheapest?")
+...     finished = await synod.wait(run.id)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
+from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
+from synod.agent_runtime.v1 import agent_runtime_pb2 as runtime_pb
+from synod.agent_runtime.v1 import agent_runtime_pb2_grpc as runtime_grpc
+from synod.common.ids import new_id
+from synod.consensus.v1 import consensus_pb2 as consensus_pb
+from synod.consensus.v1 import consensus_pb2_grpc as consensus_grpc
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod.cost_ledger.v1 import cost_ledger_pb2_grpc as ledger_grpc
+from synod.eventlog.v1 import eventlog_pb2 as eventlog_pb
+from synod.eventlog.v1 import eventlog_pb2_grpc as eventlog_grpc
+from synod.llm_gateway.v1 import llm_gateway_pb2 as llm_pb
+from synod.llm_gateway.v1 import llm_gateway_pb2_grpc as llm_grpc
+from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
+from synod.tool_executor.v1 import tool_executor_pb2_grpc as tools_grpc
+
+from synod_client.connection import Connection, Limits
+from synod_client.endpoints import Endpoints
+from synod_client.errors import TryAgain
+
+ENDED = frozenset({runtime_pb.RUN_STATE_COMPLETED, runtime_pb.RUN_STATE_FAILED, runtime_pb.RUN_STATE_CANCELLED})
+_PAGE = 500
+_REBUILD_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Synod:
+    """A connection to a Synod system. Requests with an effect carry an idempotency key."""
+
+    connection: Connection
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, endpoints: Endpoints | None = None, limits: Limits | None = None) -> AsyncIterator["Synod"]:
+        """Connects with what the environment or ``synod up`` says; closes on leaving."""
+        connection = Connection(endpoints or Endpoints.discover(), limits or Limits())
+        try:
+            yield cls(connection)
+        finally:
+            await connection.close()
+
+    # Definitions and agents
+
+    async def define(self, yaml: str, *, validate_only: bool = False) -> list[registry_pb.Definition]:
+        """Registers the agents and teams of a YAML text; the same content makes no new version."""
+        request = registry_pb.DefineRequest(yaml=yaml, validate_only=validate_only)
+        return list((await self.connection.call(self._registry.Define, request)).definitions)
+
+    async def definitions(self) -> list[registry_pb.Definition]:
+        request = registry_pb.ListDefinitionsRequest(page_size=_PAGE)
+        return list((await self.connection.call(self._registry.ListDefinitions, request)).definitions)
+
+    async def agents(self) -> list[registry_pb.Agent]:
+        found: list[registry_pb.Agent] = []
+        request = registry_pb.ListAgentsRequest(page_size=_PAGE)
+        while True:
+            page = await self.connection.call(self._registry.ListAgents, request)
+            found += page.agents
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def discover(self, *capabilities: str, limit: int = 10) -> list[registry_pb.Agent]:
+        """Agents that offer all the capabilities, least busy first."""
+        request = registry_pb.DiscoverAgentsRequest(capabilities=capabilities, limit=limit)
+        return list((await self.connection.call(self._registry.DiscoverAgents, request)).agents)
+
+    # Runs
+
+    async def start(
+        self, definition: str, text: str, *, budget_nano_usd: int = 0, workspace_id: str = "", request_id: str = ""
+    ) -> runtime_pb.Run:
+        """Starts a run of an agent or a team; repeat with the same request_id to get the same run."""
+        request = runtime_pb.StartRunRequest(
+            request_id=request_id or new_id("req"),
+            definition=definition,
+            input=text,
+            budget_nano_usd=budget_nano_usd,
+            workspace_id=workspace_id,
+        )
+        return await self.connection.call(self._runtime.StartRun, request)
+
+    async def run(self, run_id: str) -> runtime_pb.Run:
+        return await self.connection.call(self._runtime.GetRun, runtime_pb.GetRunRequest(id=run_id))
+
+    async def runs(self, *, roots_only: bool = True, limit: int = 100) -> list[runtime_pb.Run]:
+        request = runtime_pb.ListRunsRequest(page_size=limit, roots_only=roots_only)
+        return list((await self.connection.call(self._runtime.ListRuns, request)).runs)
+
+    async def watch(self, run_id: str, *, after: int = 0, tokens: bool = False) -> AsyncIterator[runtime_pb.RunUpdate]:
+        """What happens in a run and the runs below it until it has ended; resumes at its cursor when a connection breaks."""
+        cursor, failures = after, 0
+        while True:
+            request = runtime_pb.WatchRunRequest(id=run_id, after_cursor=cursor, tokens=tokens)
+            try:
+                async for update in self.connection.stream(self._runtime.WatchRun, request):
+                    cursor, failures = max(cursor, update.cursor), 0
+                    yield update
+                return
+            except TryAgain:
+                failures += 1
+                if failures > self.connection.limits.attempts:
+                    raise
+                await asyncio.sleep(self.connection.limits.backoff_max_s * failures / 4)
+
+    async def wait(self, run_id: str) -> runtime_pb.Run:
+        """The run when it has ended."""
+        async for _ in self.watch(run_id):
+            pass
+        return await self.run(run_id)
+
+    async def cancel(self, run_id: str, reason: str) -> runtime_pb.Run:
+        return await self.connection.call(
+            self._runtime.CancelRun, runtime_pb.CancelRunRequest(id=run_id, reason=reason)
+        )
+
+    async def replay(self, run_id: str) -> runtime_pb.ReplayRunResponse:
+        """Folds the run again from its events, without any call outside, and compares."""
+        request = runtime_pb.ReplayRunRequest(id=run_id)
+        return await self.connection.call(self._runtime.ReplayRun, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    # Conversations
+
+    async def converse(self, definition: str) -> runtime_pb.Conversation:
+        request = runtime_pb.CreateConversationRequest(request_id=new_id("req"), definition=definition)
+        return await self.connection.call(self._runtime.CreateConversation, request)
+
+    async def send(self, conversation_id: str, text: str) -> runtime_pb.Run:
+        request = runtime_pb.SendMessageRequest(request_id=new_id("req"), conversation_id=conversation_id, text=text)
+        return await self.connection.call(self._runtime.SendMessage, request)
+
+    async def conversation(self, conversation_id: str) -> runtime_pb.Conversation:
+        request = runtime_pb.GetConversationRequest(id=conversation_id)
+        return await self.connection.call(self._runtime.GetConversation, request)
+
+    # Tools and files
+
+    async def tools(self) -> tools_pb.ListToolsResponse:
+        return await self.connection.call(self._tools.ListTools, tools_pb.ListToolsRequest())
+
+    async def grant(self, agent: str, tool: str) -> tools_pb.Grant:
+        request = tools_pb.GrantToolRequest(agent=agent, tool=tool, request_id=new_id("req"))
+        return await self.connection.call(self._tools.GrantTool, request)
+
+    async def grants(self, agent: str = "") -> list[tools_pb.Grant]:
+        return list(
+            (await self.connection.call(self._tools.ListGrants, tools_pb.ListGrantsRequest(agent=agent))).grants
+        )
+
+    async def put_file(self, workspace_id: str, path: str, content: bytes) -> tools_pb.WorkspaceFile:
+        request = tools_pb.PutFileRequest(workspace_id=workspace_id, path=path, content=content)
+        return await self.connection.call(self._tools.PutFile, request)
+
+    async def get_file(self, workspace_id: str, path: str) -> bytes:
+        request = tools_pb.GetFileRequest(workspace_id=workspace_id, path=path)
+        return (await self.connection.call(self._tools.GetFile, request)).content
+
+    async def files(self, workspace_id: str) -> list[tools_pb.WorkspaceFile]:
+        request = tools_pb.ListFilesRequest(workspace_id=workspace_id)
+        return list((await self.connection.call(self._tools.ListFiles, request)).files)
+
+    # Models and money
+
+    async def models(self) -> list[llm_pb.Model]:
+        return list((await self.connection.call(self._models.ListModels, llm_pb.ListModelsRequest())).models)
+
+    async def set_price(self, provider: str, model: str, input_pico_usd: int, output_pico_usd: int) -> ledger_pb.Price:
+        """A price of the tenant's own, pico-USD per token."""
+        request = ledger_pb.SetPriceRequest(
+            provider=provider, model=model, input_pico_usd=input_pico_usd, output_pico_usd=output_pico_usd
+        )
+        return await self.connection.call(self._ledger.SetPrice, request)
+
+    async def set_budget(
+        self, budget_id: str, limit_nano_usd: int, *, scope: ledger_pb.Attribution | None = None, hard: bool = True,
+        window: str = "lifetime",
+    ) -> ledger_pb.Budget:  # fmt: skip
+        request = ledger_pb.SetBudgetRequest(
+            budget_id=budget_id, limit_nano_usd=limit_nano_usd, scope=scope, hard=hard, window=window
+        )
+        return await self.connection.call(self._ledger.SetBudget, request)
+
+    async def budgets(self) -> list[ledger_pb.Budget]:
+        request = ledger_pb.ListBudgetsRequest(page_size=_PAGE)
+        return list((await self.connection.call(self._ledger.ListBudgets, request)).budgets)
+
+    async def spend(self, *group_by: str, scope: ledger_pb.Attribution | None = None) -> ledger_pb.QuerySpendResponse:
+        """What was spent, by any attribution: agent, model, run_id, root_run_id, tool, day, ..."""
+        request = ledger_pb.QuerySpendRequest(group_by=group_by, filter=scope)
+        return await self.connection.call(self._ledger.QuerySpend, request)
+
+    # Decisions
+
+    async def propose(self, request: consensus_pb.ProposeRequest) -> consensus_pb.Proposal:
+        if not request.request_id:
+            request.request_id = new_id("req")
+        return await self.connection.call(self._consensus.Propose, request)
+
+    async def vote(self, proposal_id: str, voter_id: str, option: str, reason: str) -> consensus_pb.Proposal:
+        request = consensus_pb.VoteRequest(proposal_id=proposal_id, voter_id=voter_id, option=option, reason=reason)
+        return await self.connection.call(self._consensus.Vote, request)
+
+    async def proposal(self, proposal_id: str) -> consensus_pb.Proposal:
+        return await self.connection.call(self._consensus.GetProposal, consensus_pb.GetProposalRequest(id=proposal_id))
+
+    async def proposals(self, run_id: str = "") -> list[consensus_pb.Proposal]:
+        request = consensus_pb.ListProposalsRequest(page_size=_PAGE, run_id=run_id)
+        return list((await self.connection.call(self._consensus.ListProposals, request)).proposals)
+
+    # The log of any service
+
+    async def read(
+        self, service: str, *, after: int = 0, limit: int = 100, where: eventlog_pb.EventFilter | None = None
+    ) -> eventlog_pb.ReadResponse:
+        request = eventlog_pb.ReadRequest(after_position=after, page_size=limit, filter=where)
+        return await self.connection.call(self._log(service).Read, request)
+
+    async def subscribe(
+        self, service: str, *, after: int = 0, where: eventlog_pb.EventFilter | None = None
+    ) -> AsyncIterator[eventlog_pb.Event]:
+        """Events after a position, then every new one, without gap or duplicate also over broken connections."""
+        cursor, failures = after, 0
+        while True:
+            request = eventlog_pb.SubscribeRequest(after_position=cursor, filter=where)
+            try:
+                async for event in self.connection.stream(self._log(service).Subscribe, request):
+                    cursor, failures = event.position, 0
+                    yield event
+                return
+            except TryAgain:
+                failures += 1
+                if failures > self.connection.limits.attempts:
+                    raise
+                await asyncio.sleep(self.connection.limits.backoff_max_s * failures / 4)
+
+    async def verify_log(self, service: str) -> eventlog_pb.VerifyResponse:
+        """Positions contiguous, hash chain unbroken."""
+        request = eventlog_pb.VerifyRequest()
+        return await self.connection.call(self._log(service).Verify, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def views(self, service: str) -> list[eventlog_pb.View]:
+        return list((await self.connection.call(self._log(service).ListViews, eventlog_pb.ListViewsRequest())).views)
+
+    async def rebuild_view(self, service: str, name: str) -> eventlog_pb.RebuildViewResponse:
+        request = eventlog_pb.RebuildViewRequest(name=name)
+        return await self.connection.call(self._log(service).RebuildView, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def verify_view(self, service: str, name: str) -> eventlog_pb.VerifyViewResponse:
+        """Builds the view aside from its events and compares it with the live one at the same position."""
+        request = eventlog_pb.VerifyViewRequest(name=name)
+        return await self.connection.call(self._log(service).VerifyView, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    @property
+    def services(self) -> Iterable[str]:
+        return tuple(self.connection.endpoints.services)
+
+    @property
+    def _registry(self) -> "registry_grpc.AgentRegistryAsyncStub":
+        return registry_grpc.AgentRegistryStub(self.connection.channel("agent-registry"))
+
+    @property
+    def _runtime(self) -> "runtime_grpc.AgentRuntimeAsyncStub":
+        return runtime_grpc.AgentRuntimeStub(self.connection.channel("agent-runtime"))
+
+    @property
+    def _models(self) -> "llm_grpc.LlmGatewayAsyncStub":
+        return llm_grpc.LlmGatewayStub(self.connection.channel("llm-gateway"))
+
+    @property
+    def _tools(self) -> "tools_grpc.ToolExecutorAsyncStub":
+        return tools_grpc.ToolExecutorStub(self.connection.channel("tool-executor"))
+
+    @property
+    def _ledger(self) -> "ledger_grpc.CostLedgerAsyncStub":
+        return ledger_grpc.CostLedgerStub(self.connection.channel("cost-ledger"))
+
+    @property
+    def _consensus(self) -> "consensus_grpc.ConsensusAsyncStub":
+        return consensus_grpc.ConsensusStub(self.connection.channel("consensus"))
+
+    def _log(self, service: str) -> "eventlog_grpc.EventLogAsyncStub":
+        return eventlog_grpc.EventLogStub(self.connection.channel(service))
