@@ -1,0 +1,211 @@
+"""Aggregates on a log: load a state by folding its stream, decide on it, append what was decided.
+
+accounts = Aggregates(log, "account", Account, evolve, Codec(EVENTS), clock)
+executed = await accounts.execute("acc-1", lambda account: deposit(account, 100), context)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from synod.common.ids import uuid7
+
+from eventlog.clock import Clock
+from eventlog.codec import Codec, EventModel, UnknownEvent
+from eventlog.errors import UnknownEventType, VersionConflict
+from eventlog.log import EventLog
+from eventlog.records import Append, Context, NewEvent, StreamId
+
+S = TypeVar("S")
+E = TypeVar("E", bound=EventModel)
+
+EventIds = Sequence[UUID] | Callable[[int], UUID]
+"""The ids of the events decided: in their order, or as a function of their index from 0."""
+
+_PAGE_EVENTS = 1_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SnapshotPolicy(Generic[S]):
+    """Save the state every `every` events under `fold`, a name that changes whenever the fold's result would."""
+
+    fold: str
+    dump: Callable[[S], bytes]
+    load: Callable[[bytes], S]
+    every: int = 50
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[S]):
+    """A state and the version of the stream it stands for; version 0 is the initial state."""
+
+    state: S
+    version: int
+
+
+@dataclass(frozen=True)
+class Executed(Generic[S, E]):
+    """What a decision led to. `position` is 0 if it led to no event; `events` is empty too if all was stored before."""
+
+    state: S
+    version: int
+    position: int
+    events: tuple[E, ...]
+
+
+class Aggregates(Generic[S, E]):
+    """All aggregates of one kind. `evolve` must not change the state it is given: states are cached.
+
+    The cache holds `cache` states, least recently used out first, and is brought up to date by reading only what is
+    newer. Commands on one aggregate take turns within a process; between processes the expected version decides.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        aggregate: str,
+        initial: Callable[[], S],
+        evolve: Callable[[S, E], S],
+        codec: Codec[E],
+        clock: Clock,
+        *,
+        cache: int = 1024,
+        snapshots: SnapshotPolicy[S] | None = None,
+    ) -> None:
+        self._log = log
+        self._aggregate = aggregate
+        self._initial = initial
+        self._evolve = evolve
+        self._codec = codec
+        self._clock = clock
+        self._cache_max = cache
+        self._cache: OrderedDict[str, Loaded[S]] = OrderedDict()
+        self._snapshots = snapshots
+        self._saving: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def load(self, id: str) -> Loaded[S]:
+        """The newest state of an aggregate; the initial one if it has no events.
+
+        Raises UnknownEventType if its stream holds what the codec does not know: half a fold would be a wrong state.
+        """
+        stream = StreamId(self._aggregate, id)
+        loaded = self._cache.get(id) or await self._start(stream)
+        while True:
+            page = await self._log.read_stream(stream, after=loaded.version, limit=_PAGE_EVENTS)
+            if page:
+                events = [self._known(self._codec.decode(stored)) for stored in page]
+                loaded = Loaded(self._fold(loaded.state, events), page[-1].version)
+            if len(page) < _PAGE_EVENTS:
+                return self._remember(id, loaded)
+
+    async def execute(
+        self,
+        id: str,
+        decide: Callable[[S], Sequence[E]],
+        context: Context,
+        *,
+        retries: int = 8,
+        event_ids: EventIds | None = None,
+    ) -> Executed[S, E]:
+        """Append what `decide` returns for the newest state; no events is a decision too.
+
+        `decide` is called again on the newer state after a conflict, at most `retries` times, then VersionConflict is
+        raised. What `decide` raises passes through. With `event_ids` the command may be repeated without harm.
+        """
+        turn = self._turns.setdefault(id, asyncio.Lock())
+        async with turn:
+            while True:
+                loaded = await self.load(id)
+                events = tuple(decide(loaded.state))
+                try:
+                    return await self._append(id, loaded, events, context, event_ids)
+                except VersionConflict:
+                    retries -= 1
+                    if retries < 0:
+                        raise
+
+    async def settle(self) -> None:
+        """Wait for the snapshots that are being saved; call before the log is closed."""
+        await asyncio.gather(*self._saving)
+
+    async def _append(
+        self, id: str, loaded: Loaded[S], events: tuple[E, ...], context: Context, event_ids: EventIds | None
+    ) -> Executed[S, E]:
+        if not events:
+            return Executed(loaded.state, loaded.version, 0, ())
+        stream = StreamId(self._aggregate, id)
+        new = self._encode(events, event_ids)
+        appended = await self._log.append(Append(stream, loaded.version, new, context))
+        if appended.duplicate:
+            newest = await self.load(id)
+            return Executed(newest.state, newest.version, appended.position, ())
+        (version,) = appended.versions
+        after = self._remember(id, Loaded(self._fold(loaded.state, events), version))
+        self._save_snapshot(stream, loaded.version, after)
+        return Executed(after.state, version, appended.position, events)
+
+    def _encode(self, events: tuple[E, ...], event_ids: EventIds | None) -> tuple[NewEvent, ...]:
+        at = self._clock.now()
+        ids = _ids(event_ids, len(events))
+        return tuple(self._codec.encode(event, id=id, at=at) for event, id in zip(events, ids, strict=True))
+
+    def _fold(self, state: S, events: Sequence[E]) -> S:
+        for event in events:
+            state = self._evolve(state, event)
+        return state
+
+    def _known(self, event: E | UnknownEvent) -> E:
+        if isinstance(event, UnknownEvent):
+            raise UnknownEventType(event.type, event.version, f"aggregate {self._aggregate} cannot fold it")
+        return event
+
+    async def _start(self, stream: StreamId) -> Loaded[S]:
+        if self._snapshots is not None:
+            snapshot = await self._log.load_snapshot(stream, self._snapshots.fold)
+            if snapshot is not None:
+                return Loaded(self._snapshots.load(snapshot.data), snapshot.version)
+        return Loaded(self._initial(), 0)
+
+    def _remember(self, id: str, loaded: Loaded[S]) -> Loaded[S]:
+        kept = self._cache.get(id)
+        if kept is None or kept.version < loaded.version:
+            self._cache[id] = kept = loaded
+        self._cache.move_to_end(id)
+        while len(self._cache) > self._cache_max:
+            self._cache.popitem(last=False)
+        return kept
+
+    def _save_snapshot(self, stream: StreamId, before: int, after: Loaded[S]) -> None:
+        """Save beside the caller's way: a snapshot is worth no command's time."""
+        policy = self._snapshots
+        if policy is None or before // policy.every == after.version // policy.every:
+            return
+        saving = self._log.save_snapshot(stream, after.version, policy.fold, policy.dump(after.state))
+        task = asyncio.create_task(saving, name=f"snapshot {stream}")
+        self._saving.add(task)
+        task.add_done_callback(self._saved)
+
+    def _saved(self, task: asyncio.Task[None]) -> None:
+        self._saving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("%s was not saved: %s", task.get_name(), error)
+
+
+def _ids(event_ids: EventIds | None, count: int) -> list[UUID]:
+    if event_ids is None:
+        return [uuid7() for _ in range(count)]
+    if callable(event_ids):
+        return [event_ids(index) for index in range(count)]
+    if len(event_ids) < count:
+        raise ValueError(f"{count} events were decided, ids are given for {len(event_ids)}")
+    return list(event_ids[:count])

@@ -1,0 +1,120 @@
+"""The hash chain that makes a log tamper-evident.
+
+hash(n) = SHA-256(hash(n-1) ‖ canonical(n)), hash(0) = 32 zero bytes. The canonical form is every stored column in the
+order of StoredEvent, each as four bytes of big-endian length and the bytes; integers in decimal, times as microseconds
+since 1970 in decimal, ids as 16 bytes, text as UTF-8, an absent value as the length 0xFFFFFFFF. Lengths make the form
+unambiguous: no two different events share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Final
+from uuid import UUID
+
+from eventlog.records import StoredEvent, Verified
+
+GENESIS: Final = bytes(32)
+"""The hash before the first event."""
+
+_ABSENT: Final = b"\xff\xff\xff\xff"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def sealed(event: StoredEvent, previous_hash: bytes) -> StoredEvent:
+    """The event with both hashes filled in."""
+    return event._replace(previous_hash=previous_hash, hash=link(previous_hash, event))
+
+
+def link(previous_hash: bytes, event: StoredEvent) -> bytes:
+    """The hash of `event` as successor of `previous_hash`; the event's own two hashes are not read."""
+    return sha256(previous_hash + canonical(event)).digest()
+
+
+def canonical(event: StoredEvent) -> bytes:
+    """The bytes that are hashed: all columns but the hashes."""
+    columns = (
+        b"%d" % event.position,
+        str(event.stream).encode(),
+        b"%d" % event.version,
+        event.id.bytes,
+        event.type.encode(),
+        b"%d" % event.type_version,
+        event.tenant.encode(),
+        _text(event.data_subject),
+        _time(event.occurred_at),
+        _time(event.recorded_at),
+        _id(event.causation),
+        event.correlation.encode(),
+        event.actor.encode(),
+        event.traceparent.encode(),
+        event.data,
+    )
+    return b"".join([_ABSENT if c is None else len(c).to_bytes(4, "big") + c for c in columns])
+
+
+class Verifier:
+    """Folds a range of events, in order, into a finding.
+
+    `anchor` is the trusted hash before `first`: GENESIS for the whole log, else the stored hash at `first - 1`.
+    """
+
+    def __init__(self, first: int, last: int, anchor: bytes) -> None:
+        self._first = first
+        self._last = last
+        self._position = first - 1
+        self._hash = anchor
+        self._broken: tuple[int, str] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing further can change the finding."""
+        return self._broken is not None or self._position >= self._last
+
+    @property
+    def position(self) -> int:
+        """The last position found good."""
+        return self._position
+
+    def check(self, events: Iterable[StoredEvent]) -> None:
+        for event in events:
+            if self.done:
+                return
+            self._check_one(event)
+
+    def finding(self, head_hash: bytes | None = None) -> Verified:
+        """The finding; `head_hash`, if given, is what the log claims as hash of the last event."""
+        if self._broken is None and self._position < self._last:
+            self._broken = (self._position + 1, "the event is missing")
+        if self._broken is None and head_hash not in (None, self._hash):
+            self._broken = (self._last, "the head names another hash than the last event")
+        count = self._position - self._first + 1
+        if self._broken is None:
+            return Verified(self._first, self._last, count, ok=True)
+        return Verified(self._first, self._last, count, False, *self._broken)
+
+    def _check_one(self, event: StoredEvent) -> None:
+        expected = self._position + 1
+        if event.position != expected:
+            self._broken = (expected, "the event is missing")
+        elif event.previous_hash != self._hash:
+            self._broken = (expected, "the event does not name its predecessor's hash")
+        elif event.hash != link(self._hash, event):
+            self._broken = (expected, "the event differs from what was hashed")
+        else:
+            self._position, self._hash = expected, event.hash
+
+
+def _text(value: str | None) -> bytes | None:
+    return None if value is None else value.encode()
+
+
+def _id(value: UUID | None) -> bytes | None:
+    return None if value is None else value.bytes
+
+
+def _time(value: datetime) -> bytes:
+    return b"%d" % ((value - _EPOCH) // _MICROSECOND)

@@ -1,0 +1,127 @@
+"""What can go wrong with a log, and what the caller does about it.
+
+EventLogError
+├── VersionConflict    decide again on the newer state
+├── DuplicateEventId   the id stands for another fact: a bug in the caller, do not retry
+├── EventTooLarge      store the payload elsewhere and append a reference
+├── UnknownEventType   this release cannot write or read the type: deploy one that can
+├── AppendRefused      the database refused this one request: do not retry
+├── QueueFull          too much waits already: retry later, with the same event ids
+├── LogUnavailable     the outcome is unknown: retry with the same event ids
+├── LogClosed          the log was closed by its owner
+├── ChainBroken        the history was tampered with or damaged: stop and alarm
+├── RelayDiverged      stream and log tell different histories: stop and alarm
+├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
+└── UnknownView        no view of this name is served here
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from eventlog.records import ExpectedVersion, StreamId
+
+
+class EventLogError(Exception):
+    """The base of every error of this package."""
+
+
+class VersionConflict(EventLogError):
+    """Another append came first: the stream is at `actual`, not at `expected`."""
+
+    def __init__(self, stream: StreamId, expected: ExpectedVersion, actual: int) -> None:
+        super().__init__(f"stream {stream} is at version {actual}, expected {expected}")
+        self.stream = stream
+        self.expected = expected
+        self.actual = actual
+
+
+class DuplicateEventId(EventLogError):
+    """The id is stored already, with other content or beside events that are new."""
+
+    def __init__(self, event_id: UUID, problem: str) -> None:
+        super().__init__(f"event id {event_id}: {problem}")
+        self.event_id = event_id
+
+
+class EventTooLarge(EventLogError):
+    """An event's data exceeds the limit; both sizes are in bytes."""
+
+    def __init__(self, type_name: str, size: int, limit: int) -> None:
+        super().__init__(f"event {type_name} has {size} bytes of data, the limit is {limit}")
+        self.size = size
+        self.limit = limit
+
+
+class UnknownEventType(EventLogError):
+    """The codec has no class for this type, or none for a version as new as this."""
+
+    def __init__(self, type_name: str, version: int, problem: str) -> None:
+        super().__init__(f"event type {type_name} version {version}: {problem}")
+        self.type_name = type_name
+        self.version = version
+
+
+class AppendRefused(EventLogError):
+    """The database refused this request on its own, with nothing else in its transaction."""
+
+
+class QueueFull(EventLogError):
+    """The queue in front of the writer stayed full until the deadline; `limit` is in events."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the append queue holds its limit of {limit} events, retry later")
+        self.limit = limit
+
+
+class LogUnavailable(EventLogError):
+    """The database could not be reached in time."""
+
+
+class LogClosed(EventLogError):
+    """The log is closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the log is closed")
+
+
+class ChainBroken(EventLogError):
+    """Verification failed first at `position`."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"the history is broken at position {position}: {reason}")
+        self.position = position
+        self.reason = reason
+
+
+class RelayDiverged(EventLogError):
+    """The JetStream stream holds at `position` what the log does not."""
+
+    def __init__(self, stream: str, position: int, problem: str) -> None:
+        super().__init__(
+            f"stream {stream} differs from its log at position {position}: {problem}; "
+            f"find out who else publishes, then delete the stream: the relay fills it anew"
+        )
+        self.stream = stream
+        self.position = position
+
+
+class SourceTruncated(EventLogError):
+    """The first message still in the stream is `first`, the view has seen everything up to `after`."""
+
+    def __init__(self, stream: str, after: int, first: int) -> None:
+        super().__init__(f"stream {stream} starts at {first}, the view stands at {after}: events between were aged out")
+        self.stream = stream
+        self.after = after
+        self.first = first
+
+
+class UnknownView(EventLogError):
+    """No projector for a view of this name is registered."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no view is named {name!r} here")
+        self.name = name

@@ -1,0 +1,31 @@
+"""Everything has a limit, named with its unit, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one open log."""
+
+    data_bytes_max: int = 768 * 1024
+    """Data of one event. Below the 1 MiB that a NATS server takes by default, headers included."""
+    request_events_max: int = 1_000
+    """Events of one append."""
+    queue_events_max: int = 20_000
+    """Events that wait for the writer before callers are held back."""
+    queue_timeout_s: float = 5.0
+    """How long a caller is held back before QueueFull."""
+    group_events_max: int = 1_000
+    """Events of one transaction, unless a single request has more."""
+    group_bytes_max: int = 8 * 1024 * 1024
+    """Data of one transaction, unless a single request has more."""
+    reconnect_timeout_s: float = 30.0
+    """How long a group waits for the database to come back before LogUnavailable."""
+    poll_interval_s: float = 0.25
+    """How often the head is read when no notification arrives."""
+    readers_max: int = 4
+    """Connections for reading."""
+    page_events: int = 1_000
+    """Events of one page when the log reads for itself (verification, folds)."""

@@ -1,0 +1,48 @@
+"""The contract of a log; testing.EventLogContract is its executable form."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+
+
+class EventLog(Protocol):
+    """One append-only sequence of events, in streams with versions. Safe for any number of concurrent callers."""
+
+    async def append(self, *appends: Append) -> Appended:
+        """Store the events of all appends, or none; they are durable when this returns.
+
+        Idempotent on event ids: a request whose ids are all stored with the same content succeeds as `duplicate`,
+        whatever its expected versions. Raises VersionConflict, DuplicateEventId, EventTooLarge, ValueError, QueueFull,
+        AppendRefused, LogUnavailable, LogClosed. After LogUnavailable retry with the same event ids.
+        """
+        ...
+
+    async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        """At most `limit` events with a position above `after`, ascending."""
+        ...
+
+    async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
+        """At most `limit` events of one stream with a version above `after`, ascending."""
+        ...
+
+    async def head(self) -> int:
+        """The position of the last event; 0 in an empty log."""
+        ...
+
+    async def wait_for(self, position: int, timeout_s: float) -> int:
+        """The head, as soon as it is at `position` or beyond, or when the time is over."""
+        ...
+
+    async def verify(self, first: int = 1, last: int | None = None) -> Verified:
+        """Whether positions `first` to `last` (default: all) are complete and unchanged by their hash chain."""
+        ...
+
+    async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
+        """Keep a folded state; an older version never replaces a newer one. Snapshots may be lost without harm."""
+        ...
+
+    async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:
+        """The newest state of `stream` saved under `fold`, which names the fold and its version."""
+        ...

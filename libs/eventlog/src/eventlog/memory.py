@@ -1,0 +1,93 @@
+"""A log in memory: the twin of PostgresEventLog for tests of whatever stands on a log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from itertools import islice
+from uuid import UUID
+
+from eventlog.admission import Admission, Head, Known, check_request
+from eventlog.chain import GENESIS, Verifier
+from eventlog.clock import Clock, SystemClock
+from eventlog.errors import LogClosed
+from eventlog.limits import Limits
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.signal import HeadSignal
+
+
+class MemoryEventLog:
+    """Keeps every promise of EventLog but durability."""
+
+    def __init__(self, *, limits: Limits | None = None, clock: Clock | None = None) -> None:
+        self._limits = limits or Limits()
+        self._clock = clock or SystemClock()
+        self._events: list[StoredEvent] = []
+        self._streams: defaultdict[StreamId, list[StoredEvent]] = defaultdict(list)
+        self._known: dict[UUID, Known] = {}
+        self._snapshots: dict[tuple[StreamId, str], Snapshot] = {}
+        self._signal = HeadSignal()
+        self._closed = False
+
+    async def append(self, *appends: Append) -> Appended:
+        check_request(appends, self._limits)
+        self._require_open()
+        await asyncio.sleep(0)  # as with a real log, others run while the caller waits
+        versions = {append.stream: len(self._streams[append.stream]) for append in appends}
+        admission = Admission(self._head(), versions, self._known, self._clock.now())
+        appended = admission.admit(appends)
+        self._store(admission.accepted)
+        return appended
+
+    async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        self._require_open()
+        return list(islice(filter(where.matches, islice(self._events, max(after, 0), None)), limit))
+
+    async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
+        self._require_open()
+        return self._streams[stream][after : after + limit]
+
+    async def head(self) -> int:
+        self._require_open()
+        return len(self._events)
+
+    async def wait_for(self, position: int, timeout_s: float) -> int:
+        self._require_open()
+        return await self._signal.wait_for(position, timeout_s)
+
+    async def verify(self, first: int = 1, last: int | None = None) -> Verified:
+        self._require_open()
+        whole = last is None
+        verifier = Verifier(first, len(self._events) if last is None else last, self._hash_before(first))
+        verifier.check(islice(self._events, first - 1, None))
+        return verifier.finding(self._head().hash if whole else None)
+
+    async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
+        self._require_open()
+        kept = self._snapshots.get((stream, fold))
+        if kept is None or kept.version < version:
+            self._snapshots[stream, fold] = Snapshot(stream, version, fold, data)
+
+    async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:
+        self._require_open()
+        return self._snapshots.get((stream, fold))
+
+    async def close(self) -> None:
+        """Refuse every further call."""
+        self._closed = True
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LogClosed
+
+    def _head(self) -> Head:
+        return Head(len(self._events), self._hash_before(len(self._events) + 1))
+
+    def _hash_before(self, position: int) -> bytes:
+        return self._events[position - 2].hash if position > 1 else GENESIS
+
+    def _store(self, events: list[StoredEvent]) -> None:
+        for event in events:
+            self._events.append(event)
+            self._streams[event.stream].append(event)
+        self._signal.advance(len(self._events))

@@ -1,0 +1,194 @@
+"""The log in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from eventlog import arrays
+from eventlog.chain import GENESIS, Verifier
+from eventlog.clock import Clock, SystemClock
+from eventlog.errors import LogClosed, LogUnavailable
+from eventlog.limits import Limits
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.signal import HeadSignal
+from eventlog.sql import Statements, statements, stored_event
+from eventlog.writer import GroupWriter
+
+_log = logging.getLogger(__name__)
+
+
+class PostgresEventLog:
+    """An EventLog in one schema of one database. Any number of processes may open the same log at once.
+
+    Holds one connection for writing, one for notifications, and up to `limits.readers_max` for reading.
+    """
+
+    def __init__(self, dsn: str, sql: Statements, limits: Limits, clock: Clock) -> None:
+        self._sql = sql
+        self._limits = limits
+        self._signal = HeadSignal()
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._signal.advance)
+        self._readers = AsyncConnectionPool(
+            dsn,
+            min_size=1,
+            max_size=limits.readers_max,
+            timeout=limits.reconnect_timeout_s,
+            kwargs={"autocommit": True},
+            configure=_prepare_reader,
+            check=AsyncConnectionPool.check_connection,
+            open=False,
+        )
+        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal)
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls, dsn: str, *, schema: str = "eventlog", limits: Limits | None = None, clock: Clock | None = None
+    ) -> PostgresEventLog:
+        """Open the log in `schema`, creating its tables if there are none; LogUnavailable if the database is."""
+        sql = statements(schema)
+        try:
+            await _create_tables(dsn, sql, schema)
+        except psycopg.OperationalError as error:
+            raise LogUnavailable(f"the database cannot be reached: {error}") from error
+        log = cls(dsn, sql, limits or Limits(), clock or SystemClock())
+        await log._readers.open(wait=True)
+        log._writer.start()
+        log._watch.start()
+        return log
+
+    async def __aenter__(self) -> PostgresEventLog:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Commit all that waits, then release every connection."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._writer.close()
+        await self._watch.stop()
+        await self._readers.close()
+
+    @property
+    def backlog_events(self) -> int:
+        """How many events wait to be committed: a measure of load."""
+        return self._writer.backlog_events
+
+    async def append(self, *appends: Append) -> Appended:
+        self._require_open()
+        return await self._writer.submit(appends)
+
+    async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        query, parameters = (self._sql.read, []) if where is EVERYTHING else self._sql.filtered(where)
+        return [stored_event(row) for row in await self._fetch(query, [after, *parameters, limit])]
+
+    async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
+        rows = await self._fetch(self._sql.read_stream, [str(stream), after, limit])
+        return [stored_event(row) for row in rows]
+
+    async def head(self) -> int:
+        ((position,),) = await self._fetch(self._sql.head, [])
+        return int(position)
+
+    async def wait_for(self, position: int, timeout_s: float) -> int:
+        self._require_open()
+        return await self._signal.wait_for(position, timeout_s)
+
+    async def verify(self, first: int = 1, last: int | None = None) -> Verified:
+        ((head, head_hash),) = await self._fetch(self._sql.head_and_hash, [])
+        verifier = Verifier(first, head if last is None else last, await self._anchor(first))
+        while not verifier.done:
+            page = await self.read(verifier.position, limit=self._limits.page_events)
+            if not page:
+                break
+            verifier.check(page)
+        return verifier.finding(head_hash if last in (None, head) else None)
+
+    async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
+        self._require_open()
+        async with self._readers.connection() as connection:
+            await connection.execute(self._sql.save_snapshot, (str(stream), fold, version, data), binary=True)
+
+    async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:
+        rows = await self._fetch(self._sql.load_snapshot, [str(stream), fold])
+        return Snapshot(stream, rows[0][0], fold, rows[0][1]) if rows else None
+
+    async def _anchor(self, first: int) -> bytes:
+        """The hash before `first`; a missing event there is found as a broken link."""
+        rows = await self._fetch(self._sql.hash_at, [first - 1])
+        return rows[0][0] if rows else GENESIS
+
+    async def _fetch(self, query: bytes, parameters: Sequence[object]) -> list[TupleRow]:
+        self._require_open()
+        try:
+            async with self._readers.connection() as connection:
+                cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+                return await cursor.fetchall()
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise LogUnavailable(f"the log cannot be read: {error}") from error
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LogClosed
+
+
+class HeadWatch:
+    """Follows the head for other processes' appends: by notification, and by a poll where that is lost."""
+
+    def __init__(self, dsn: str, sql: Statements, poll_interval_s: float, signal: HeadSignal) -> None:
+        self._dsn = dsn
+        self._sql = sql
+        self._poll_interval_s = poll_interval_s
+        self._signal = signal
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="eventlog-watch")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
+                    await self._follow(connection)
+            except psycopg.Error as error:
+                _log.warning("lost the notification connection, reconnecting: %s", error)
+            await asyncio.sleep(self._poll_interval_s)
+
+    async def _follow(self, connection: AsyncConnection[TupleRow]) -> None:
+        await connection.execute(self._sql.listen)
+        while True:
+            # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
+            row = await (await connection.execute(self._sql.head)).fetchone()
+            self._signal.advance(row[0] if row else 0)
+            async for notification in connection.notifies(timeout=self._poll_interval_s):
+                self._signal.advance(int(notification.payload))
+
+
+async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:
+    async with await AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        await connection.execute("set client_min_messages = warning")
+        await connection.execute(sql.lock_schema, [f"eventlog:{schema}"])
+        await connection.execute(sql.create)
+
+
+async def _prepare_reader(connection: AsyncConnection[TupleRow]) -> None:
+    arrays.register(connection)
+    await connection.execute("set timezone = 'UTC'")

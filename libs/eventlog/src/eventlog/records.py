@@ -1,0 +1,208 @@
+"""The records of a log: what goes in, what comes out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from functools import lru_cache
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from eventlog.errors import ChainBroken
+
+TYPE_VERSION_MAX: Final = 32_767
+TEXT_CHARACTERS_MAX: Final = 512
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class AnyVersion(Enum):
+    """The type of `ANY`."""
+
+    ANY = "any version"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ANY: Final = AnyVersion.ANY
+"""Expected version of an append that does not care what came before."""
+
+NO_STREAM: Final = 0
+"""Expected version of an append that must create its stream."""
+
+ExpectedVersion = int | AnyVersion
+
+
+@dataclass(frozen=True, slots=True)
+class StreamId:
+    """The identity of a stream: the kind of aggregate and its id, both usable as NATS subject tokens."""
+
+    aggregate: str
+    id: str
+
+    def __post_init__(self) -> None:
+        require_token("aggregate", self.aggregate)
+        require_token("id", self.id)
+
+    def __str__(self) -> str:
+        return f"{self.aggregate}/{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> StreamId:
+        """The stream written as `aggregate/id`; ValueError if it is anything else."""
+        aggregate, _, stream_id = text.partition("/")
+        return cls(aggregate, stream_id)
+
+
+parse_stream = lru_cache(maxsize=65_536)(StreamId.parse)
+"""StreamId.parse for the hot path: a log names the same streams again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A fact not stored yet. `id` is its idempotency key; `occurred_at` is aware; `data` is stored as it is."""
+
+    type: str
+    type_version: int
+    data: bytes
+    id: UUID
+    occurred_at: datetime
+    data_subject: str | None = None
+
+    def __post_init__(self) -> None:
+        require_token("type", self.type)
+        if not 1 <= self.type_version <= TYPE_VERSION_MAX:
+            raise ValueError(f"type_version {self.type_version} of {self.type} must be 1 to {TYPE_VERSION_MAX}")
+        if self.occurred_at.tzinfo is None:
+            raise ValueError(f"occurred_at of event {self.id} is naive, give it a time zone")
+        if self.data_subject is not None:
+            require_text("data_subject", self.data_subject)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who acts, for whom, and why; the same for all events of an append."""
+
+    tenant: str
+    actor: str
+    correlation: str = ""
+    causation: UUID | None = None
+    traceparent: str = ""
+
+    def __post_init__(self) -> None:
+        require_token("tenant", self.tenant)
+        require_text("actor", self.actor)
+        require_text("correlation", self.correlation)
+        require_text("traceparent", self.traceparent)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events for one stream. Without events it only guards: the stream must be at `expected`."""
+
+    stream: StreamId
+    expected: ExpectedVersion
+    events: tuple[NewEvent, ...]
+    context: Context
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Position of the request's last event; the version of each append's stream; whether all was stored before."""
+
+    position: int
+    versions: tuple[int, ...]
+    duplicate: bool
+
+
+class StoredEvent(NamedTuple):
+    """A fact in the log. A named tuple because millions are made when views are rebuilt.
+
+    `position` counts from 1 over the log, `version` from 1 over the stream, both without gaps.
+    `hash` is SHA-256 over `previous_hash` and all other columns (see chain.py).
+    """
+
+    position: int
+    stream: StreamId
+    version: int
+    id: UUID
+    type: str
+    type_version: int
+    tenant: str
+    data_subject: str | None
+    occurred_at: datetime
+    recorded_at: datetime
+    causation: UUID | None
+    correlation: str
+    actor: str
+    traceparent: str
+    data: bytes
+    previous_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events a reader wants; None means no restriction, several restrictions must all hold."""
+
+    types: frozenset[str] | None = None
+    tenant: str | None = None
+    aggregate: str | None = None
+    correlation: str | None = None
+    stream: StreamId | None = None
+
+    def matches(self, event: StoredEvent) -> bool:
+        return (
+            (self.types is None or event.type in self.types)
+            and self.tenant in (None, event.tenant)
+            and self.aggregate in (None, event.stream.aggregate)
+            and self.correlation in (None, event.correlation)
+            and self.stream in (None, event.stream)
+        )
+
+
+EVERYTHING: Final = Filter()
+"""The filter that restricts nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of `stream` folded by `fold` up to and including `version`, as the fold's owner encoded it."""
+
+    stream: StreamId
+    version: int
+    fold: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The finding over positions `first` to `last`: how many events, and where the history first breaks, if it does."""
+
+    first: int
+    last: int
+    events: int
+    ok: bool
+    broken_at: int | None = None
+    reason: str = ""
+
+    def or_raise(self) -> Verified:
+        """This finding if it is good; ChainBroken if not."""
+        if self.broken_at is not None:
+            raise ChainBroken(self.broken_at, self.reason)
+        return self
+
+
+def require_token(name: str, value: str) -> None:
+    """ValueError unless `value` can stand as one token of a NATS subject."""
+    if _TOKEN.fullmatch(value) is None:
+        raise ValueError(f"{name} {value!r} must be 1 to 128 characters out of A-Z a-z 0-9 _ -")
+
+
+def require_text(name: str, value: str) -> None:
+    """ValueError unless `value` is short and free of control characters, so that it can travel in a header."""
+    if len(value) > TEXT_CHARACTERS_MAX or not value.isprintable():
+        raise ValueError(f"{name} must be at most {TEXT_CHARACTERS_MAX} printable characters, got {value[:80]!r}")

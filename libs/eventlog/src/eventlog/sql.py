@@ -1,0 +1,178 @@
+"""Tables and statements of a log, rendered once for its schema.
+
+`head` is one row: the lock that serialises writers of all processes, and the end of the chain. Positions are handed
+out under that lock, so they are contiguous and become visible in order: a reader that follows positions misses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from psycopg.sql import SQL, Identifier, Literal
+
+from eventlog.arrays import Packed, bigints, byteas, texts, times, uuids
+from eventlog.records import Filter, StoredEvent, StreamId, parse_stream
+
+_TABLES = """
+create schema if not exists {schema};
+create table if not exists {schema}.head (
+    one boolean primary key default true check (one),
+    position bigint not null,
+    hash bytea not null
+) with (fillfactor = 10);
+create table if not exists {schema}.events (
+    position bigint primary key,
+    stream text collate "C" not null,
+    version bigint not null,
+    id uuid not null unique,
+    type text not null,
+    type_version integer not null,
+    tenant text not null,
+    data_subject text,
+    occurred_at timestamptz not null,
+    recorded_at timestamptz not null,
+    causation uuid,
+    correlation text not null,
+    actor text not null,
+    traceparent text not null,
+    data bytea not null,
+    previous_hash bytea not null,
+    hash bytea not null,
+    unique (stream, version)
+);
+create table if not exists {schema}.snapshots (
+    stream text collate "C" not null,
+    fold text not null,
+    version bigint not null,
+    data bytea not null,
+    primary key (stream, fold)
+);
+insert into {schema}.head (position, hash) values (0, '\\x{genesis}') on conflict do nothing;
+"""
+
+_COLUMNS = ", ".join(StoredEvent._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """Every statement of a log; `%b` parameters are sent in binary."""
+
+    lock_schema: bytes
+    create: bytes
+    lock_head: bytes
+    versions: bytes
+    known: bytes
+    store: bytes
+    listen: bytes
+    head: bytes
+    head_and_hash: bytes
+    hash_at: bytes
+    read: bytes
+    read_stream: bytes
+    save_snapshot: bytes
+    load_snapshot: bytes
+
+    def filtered(self, where: Filter) -> tuple[bytes, list[object]]:
+        """The reading statement narrowed by a filter, and the parameters that stand between position and limit."""
+        conditions = [(column, value) for column, value in _conditions(where) if value is not None]
+        clause = b"".join(column for column, _ in conditions)
+        return self.read.replace(b" order by", clause + b" order by"), [value for _, value in conditions]
+
+
+def statements(schema: str) -> Statements:
+    channel = f"{schema}_appended"
+
+    def render(text: str) -> bytes:
+        template = SQL(text)
+        return template.format(
+            schema=Identifier(schema), channel=Identifier(channel), channel_name=Literal(channel)
+        ).as_bytes(None)
+
+    return Statements(
+        lock_schema=b"select pg_advisory_xact_lock(hashtextextended(%s, 0))",
+        create=render(_TABLES.replace("{genesis}", "00" * 32)),
+        lock_head=render("select position, hash from {schema}.head for update"),
+        versions=render(
+            "select s.stream, coalesce(e.version, 0) from unnest(%b::text[]) s(stream) left join lateral"
+            " (select version from {schema}.events where stream = s.stream order by version desc limit 1) e on true"
+        ),
+        known=render(
+            "select id, position, stream, version, type, type_version, data"
+            " from {schema}.events where id = any(%b::uuid[])"
+        ),
+        store=render(_store_text()),
+        listen=render("listen {channel}"),
+        head=render("select position from {schema}.head"),
+        head_and_hash=render("select position, hash from {schema}.head"),
+        hash_at=render("select hash from {schema}.events where position = %b"),
+        read=render(f"select {_COLUMNS} from {{schema}}.events where position > %b order by position limit %b"),
+        read_stream=render(
+            f"select {_COLUMNS} from {{schema}}.events where stream = %b and version > %b order by version limit %b"
+        ),
+        save_snapshot=render(
+            "insert into {schema}.snapshots as kept (stream, fold, version, data) values (%b, %b, %b, %b)"
+            " on conflict (stream, fold) do update set version = excluded.version, data = excluded.data"
+            " where kept.version < excluded.version"
+        ),
+        load_snapshot=render("select version, data from {schema}.snapshots where stream = %b and fold = %b"),
+    )
+
+
+def store_parameters(events: Sequence[StoredEvent]) -> list[object]:
+    """The parameters of `Statements.store` for events that follow each other."""
+    columns = list(islice(zip(*events, strict=True), 1, None))
+    packed: list[Packed] = [pack(column) for (_, _, pack), column in zip(_STORED, columns, strict=True)]
+    return [events[0].position - 1, *packed, events[-1].position, events[-1].hash]
+
+
+def stored_event(row: Sequence[object]) -> StoredEvent:
+    """A row with the columns of StoredEvent, in order."""
+    position, stream, *rest = row
+    return StoredEvent(position, parse_stream(stream), *rest)  # type: ignore[arg-type]
+
+
+def _names(streams: Iterable[StreamId]) -> Packed:
+    return texts(map(str, streams))
+
+
+_STORED: tuple[tuple[str, str, Callable[[Any], Packed]], ...] = (
+    ("stream", "text", _names),
+    ("version", "bigint", bigints),
+    ("id", "uuid", uuids),
+    ("type", "text", texts),
+    ("type_version", "bigint", bigints),
+    ("tenant", "text", texts),
+    ("data_subject", "text", texts),
+    ("occurred_at", "timestamptz", times),
+    ("recorded_at", "timestamptz", times),
+    ("causation", "uuid", uuids),
+    ("correlation", "text", texts),
+    ("actor", "text", texts),
+    ("traceparent", "text", texts),
+    ("data", "bytea", byteas),
+    ("previous_hash", "bytea", byteas),
+    ("hash", "bytea", byteas),
+)
+
+
+def _store_text() -> str:
+    names = ", ".join(name for name, _, _ in _STORED)
+    arrays = ", ".join(f"%b::{kind}[]" for _, kind, _ in _STORED)
+    return (
+        f"with stored as (insert into {{schema}}.events (position, {names})"
+        f" select %b::bigint + number, {names} from unnest({arrays}) with ordinality as e({names}, number))"
+        " update {schema}.head set position = %b, hash = %b returning pg_notify({channel_name}, position::text)"
+    )
+
+
+def _conditions(where: Filter) -> list[tuple[bytes, object]]:
+    return [
+        (b" and type = any(%b)", None if where.types is None else texts(sorted(where.types))),
+        (b" and tenant = %b", where.tenant),
+        (b" and starts_with(stream, %b)", None if where.aggregate is None else f"{where.aggregate}/"),
+        (b" and correlation = %b", where.correlation),
+        (b" and stream = %b", None if where.stream is None else str(where.stream)),
+    ]

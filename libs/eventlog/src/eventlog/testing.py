@@ -1,0 +1,257 @@
+"""The contract of a log as tests, and builders for them.
+
+An implementation is tested by a subclass of EventLogContract that brings an empty log:
+
+    class TestMyEventLog(EventLogContract):
+        @pytest.fixture
+        async def log(self): ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from synod.common.ids import uuid7
+
+from eventlog.errors import DuplicateEventId, EventTooLarge, VersionConflict
+from eventlog.log import EventLog
+from eventlog.records import (
+    ANY,
+    NO_STREAM,
+    Append,
+    Appended,
+    Context,
+    ExpectedVersion,
+    Filter,
+    NewEvent,
+    StoredEvent,
+    StreamId,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+CONTEXT = Context(tenant="local", actor="tester")
+
+
+def an_event(type_name: str = "Happened", data: bytes = b"{}", *, event_id: UUID | None = None) -> NewEvent:
+    """A new event at noon."""
+    return NewEvent(type_name, 1, data, event_id or uuid7(), NOON)
+
+
+def an_append(
+    stream: StreamId, *events: NewEvent, expected: ExpectedVersion = ANY, context: Context = CONTEXT
+) -> Append:
+    """An append of `events`, or of one event that does not matter."""
+    return Append(stream, expected, events or (an_event(),), context)
+
+
+def a_stream(aggregate: str = "order") -> StreamId:
+    """A stream nobody else uses."""
+    return StreamId(aggregate, uuid7().hex)
+
+
+async def race(log: EventLog, stream: StreamId, racers: int, expected: int) -> list[Appended | BaseException]:
+    """What each of `racers` callers gets who all append at once expecting the same version."""
+    attempts = [log.append(an_append(stream, expected=expected)) for _ in range(racers)]
+    return await asyncio.gather(*attempts, return_exceptions=True)
+
+
+def positions(events: Sequence[StoredEvent]) -> list[int]:
+    return [event.position for event in events]
+
+
+class EventLogContract:
+    """What every EventLog does. Subclasses give a fixture `log`: an empty EventLog."""
+
+    async def test_an_empty_log_has_head_0_and_verifies(self, log: EventLog) -> None:
+        assert await log.head() == 0
+        assert await log.read() == []
+        assert (await log.verify()).ok
+
+    async def test_append_returns_position_and_version_of_the_last_event(self, log: EventLog) -> None:
+        appended = await log.append(an_append(a_stream(), an_event(), an_event(), expected=NO_STREAM))
+        assert appended == Appended(position=2, versions=(2,), duplicate=False)
+        assert await log.head() == 2
+
+    async def test_every_column_is_read_as_it_was_appended(self, log: EventLog) -> None:
+        stream, cause = a_stream(), uuid7()
+        at = datetime(2026, 2, 3, 4, 5, 6, 789_012, tzinfo=UTC)
+        event = NewEvent("Paid", 3, b'{"amount":"\xc3\xa9"}', uuid7(), at, data_subject="user-7")
+        context = Context("acme", "agent zoë", "corr-1", cause, "00-ab-cd-01")
+
+        await log.append(Append(stream, NO_STREAM, (event,), context))
+
+        (stored,) = await log.read()
+        assert (stored.position, stored.stream, stored.version) == (1, stream, 1)
+        assert (stored.id, stored.type, stored.type_version) == (event.id, "Paid", 3)
+        assert (stored.tenant, stored.actor, stored.correlation) == ("acme", "agent zoë", "corr-1")
+        assert (stored.causation, stored.traceparent) == (cause, "00-ab-cd-01")
+        assert (stored.occurred_at, stored.data_subject, stored.data) == (at, "user-7", event.data)
+        assert stored.recorded_at.utcoffset() == timedelta(0)
+        assert len(stored.hash) == len(stored.previous_hash) == 32
+
+    async def test_optional_columns_may_be_absent(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream()))
+        (stored,) = await log.read()
+        assert stored.causation is None
+        assert stored.data_subject is None
+
+    async def test_an_expected_version_that_is_not_the_actual_one_conflicts(self, log: EventLog) -> None:
+        stream = a_stream()
+        await log.append(an_append(stream, expected=NO_STREAM))
+        with pytest.raises(VersionConflict) as conflict:
+            await log.append(an_append(stream, expected=NO_STREAM))
+        assert (conflict.value.stream, conflict.value.expected, conflict.value.actual) == (stream, 0, 1)
+        assert await log.head() == 1
+
+    async def test_of_20_racers_one_wins(self, log: EventLog) -> None:
+        stream = a_stream()
+        results = await race(log, stream, 20, expected=NO_STREAM)
+        assert sum(isinstance(result, Appended) for result in results) == 1
+        assert sum(isinstance(result, VersionConflict) for result in results) == 19
+        assert await log.head() == 1
+
+    async def test_a_conflict_fails_only_its_own_caller(self, log: EventLog) -> None:
+        taken = a_stream()
+        await log.append(an_append(taken))
+        good = [log.append(an_append(a_stream(), expected=NO_STREAM)) for _ in range(10)]
+        bad = log.append(an_append(taken, expected=NO_STREAM))
+        results = await asyncio.gather(*good[:5], bad, *good[5:], return_exceptions=True)
+        assert [type(result) for result in results] == [Appended] * 5 + [VersionConflict] + [Appended] * 5
+
+    async def test_concurrent_appends_leave_no_gap(self, log: EventLog) -> None:
+        await asyncio.gather(*[log.append(an_append(a_stream(), an_event(), an_event())) for _ in range(100)])
+        assert positions(await log.read()) == list(range(1, 201))
+
+    async def test_several_streams_are_appended_to_together_or_not_at_all(self, log: EventLog) -> None:
+        first, second = a_stream(), a_stream()
+        appended = await log.append(an_append(first, an_event(), an_event()), an_append(second))
+        assert appended.versions == (2, 1)
+        with pytest.raises(VersionConflict):
+            await log.append(an_append(first, expected=2), an_append(second, expected=7))
+        assert [len(await log.read_stream(s)) for s in (first, second)] == [2, 1]
+
+    async def test_an_append_without_events_guards_another_stream(self, log: EventLog) -> None:
+        guarded, written = a_stream(), a_stream()
+        await log.append(an_append(guarded))
+        guard = Append(guarded, 1, (), CONTEXT)
+        assert (await log.append(guard, an_append(written))).versions == (1, 1)
+        await log.append(an_append(guarded))
+        with pytest.raises(VersionConflict):
+            await log.append(guard, an_append(written))
+
+    async def test_one_stream_twice_in_a_request_counts_on(self, log: EventLog) -> None:
+        stream = a_stream()
+        appended = await log.append(an_append(stream, expected=0), an_append(stream, expected=1))
+        assert appended.versions == (1, 2)
+
+    async def test_an_append_of_stored_ids_succeeds_as_duplicate_whatever_it_expects(self, log: EventLog) -> None:
+        append = an_append(a_stream(), an_event(), an_event(), expected=NO_STREAM)
+        first = await log.append(append)
+        await log.append(an_append(a_stream()))
+        assert await log.append(append) == Appended(first.position, first.versions, duplicate=True)
+        assert await log.head() == 3
+
+    async def test_an_id_appended_many_times_at_once_is_stored_once(self, log: EventLog) -> None:
+        append = an_append(a_stream())
+        results = await asyncio.gather(*[log.append(append) for _ in range(10)])
+        assert {result.position for result in results} == {1}
+        assert [result.duplicate for result in results].count(False) == 1
+
+    async def test_a_stored_id_with_other_content_is_refused(self, log: EventLog) -> None:
+        stream, event_id = a_stream(), uuid7()
+        await log.append(an_append(stream, an_event(data=b"1", event_id=event_id)))
+        with pytest.raises(DuplicateEventId, match="other content") as refused:
+            await log.append(an_append(stream, an_event(data=b"2", event_id=event_id)))
+        assert refused.value.event_id == event_id
+
+    async def test_a_request_stored_in_part_is_refused(self, log: EventLog) -> None:
+        stream, event = a_stream(), an_event()
+        await log.append(an_append(stream, event))
+        with pytest.raises(DuplicateEventId, match="others are not"):
+            await log.append(an_append(stream, event, an_event()))
+        assert await log.head() == 1
+
+    async def test_an_id_twice_in_one_request_is_refused(self, log: EventLog) -> None:
+        event = an_event()
+        with pytest.raises(DuplicateEventId, match="twice"):
+            await log.append(an_append(a_stream(), event, event))
+
+    async def test_nothing_to_append_and_too_much_data_are_refused(self, log: EventLog) -> None:
+        with pytest.raises(ValueError, match="1 to 1000 events"):
+            await log.append()
+        with pytest.raises(EventTooLarge) as refused:
+            await log.append(an_append(a_stream(), an_event(data=bytes(800_000))))
+        assert refused.value.size == 800_000
+
+    async def test_reading_goes_on_after_a_position_up_to_a_limit(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream(), *[an_event() for _ in range(10)]))
+        assert positions(await log.read(3, limit=4)) == [4, 5, 6, 7]
+        assert positions(await log.read(10)) == []
+
+    async def test_a_stream_is_read_by_version(self, log: EventLog) -> None:
+        stream = a_stream()
+        for _ in range(3):
+            await log.append(an_append(stream), an_append(a_stream()))
+        events = await log.read_stream(stream, after=1)
+        assert [(event.version, event.position) for event in events] == [(2, 3), (3, 5)]
+        assert len(await log.read_stream(stream, limit=2)) == 2
+
+    async def test_a_filter_narrows_what_is_read(self, log: EventLog) -> None:
+        order, invoice = a_stream("order"), a_stream("invoice")
+        await log.append(an_append(order, an_event("Placed"), an_event("Paid")))
+        await log.append(an_append(invoice, an_event("Sent"), context=Context("acme", "x", correlation="run-1")))
+        await log.append(an_append(a_stream("orders"), an_event("Placed")))
+
+        async def found(where: Filter) -> list[int]:
+            return positions(await log.read(where=where))
+
+        assert await found(Filter(types=frozenset({"Paid", "Sent"}))) == [2, 3]
+        assert await found(Filter(tenant="acme")) == [3]
+        assert await found(Filter(aggregate="order")) == [1, 2]
+        assert await found(Filter(correlation="run-1")) == [3]
+        assert await found(Filter(stream=order)) == [1, 2]
+        assert await found(Filter(aggregate="order", types=frozenset({"Placed"}))) == [1]
+
+    async def test_a_waiter_wakes_when_the_position_is_reached(self, log: EventLog) -> None:
+        waiting = asyncio.create_task(log.wait_for(2, timeout_s=30))
+        await log.append(an_append(a_stream()))
+        assert not waiting.done()
+        await log.append(an_append(a_stream()))
+        assert await waiting == 2
+
+    async def test_a_waiter_gets_the_head_when_the_time_is_over(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream()))
+        assert await log.wait_for(1, timeout_s=30) == 1
+        assert await log.wait_for(2, timeout_s=0.01) == 1
+
+    async def test_each_event_is_chained_to_its_predecessor(self, log: EventLog) -> None:
+        await asyncio.gather(*[log.append(an_append(a_stream())) for _ in range(30)])
+        events = await log.read()
+        assert events[0].previous_hash == bytes(32)
+        assert [event.previous_hash for event in events[1:]] == [event.hash for event in events[:-1]]
+        verified = await log.verify()
+        assert (verified.ok, verified.first, verified.last, verified.events) == (True, 1, 30, 30)
+
+    async def test_a_range_is_verified_on_its_own(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream(), *[an_event() for _ in range(10)]))
+        verified = await log.verify(4, 6)
+        assert (verified.ok, verified.events) == (True, 3)
+
+    async def test_a_range_beyond_the_head_is_not_found_good(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream()))
+        verified = await log.verify(1, 3)
+        assert (verified.ok, verified.broken_at) == (False, 2)
+
+    async def test_the_newest_snapshot_of_a_fold_is_loaded(self, log: EventLog) -> None:
+        stream = a_stream()
+        assert await log.load_snapshot(stream, "sum-1") is None
+        await log.save_snapshot(stream, 20, "sum-1", b"twenty")
+        await log.save_snapshot(stream, 10, "sum-1", b"ten")
+        await log.save_snapshot(stream, 10, "sum-2", b"other")
+        snapshot = await log.load_snapshot(stream, "sum-1")
+        assert snapshot is not None
+        assert (snapshot.version, snapshot.data) == (20, b"twenty")

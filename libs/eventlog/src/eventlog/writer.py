@@ -1,0 +1,230 @@
+"""The one writer of a process: commits whatever waits as one transaction, again and again (group commit).
+
+A transaction is two round trips: lock the head and read what the decision needs; store and commit. The lock makes
+writers of several processes take turns, and each statement after it sees all that the others committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from random import random
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from eventlog import arrays
+from eventlog.admission import Admission, Head, Known, Request, check_request
+from eventlog.backlog import Backlog
+from eventlog.clock import Clock
+from eventlog.errors import AppendRefused, EventLogError, LogClosed, LogUnavailable
+from eventlog.limits import Limits
+from eventlog.records import Appended, parse_stream
+from eventlog.sql import Statements, store_parameters
+
+Outcome = Appended | EventLogError
+
+_RECONNECT_PAUSE_S = 0.05
+_RECONNECT_PAUSE_MAX_S = 2.0
+_LOCK_HOLDER_IDLE_MAX_MS = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    request: Request
+    answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class GroupWriter:
+    """Owns one connection and one task. `on_commit` is told the new head after each commit."""
+
+    def __init__(
+        self, dsn: str, statements: Statements, limits: Limits, clock: Clock, on_commit: Callable[[int], None]
+    ) -> None:
+        self._dsn = dsn
+        self._sql = statements
+        self._limits = limits
+        self._clock = clock
+        self._on_commit = on_commit
+        self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
+        self._connection: AsyncConnection[TupleRow] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def backlog_events(self) -> int:
+        """How many events wait to be committed."""
+        return self._backlog.weight
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="eventlog-writer")
+
+    async def submit(self, request: Request) -> Appended:
+        """Queue a request and wait for its commit. Raises as EventLog.append."""
+        events = check_request(request, self._limits)
+        if self._task is None or self._task.done():
+            raise LogClosed
+        waiting = _Waiting(request)
+        await self._backlog.put(waiting, events, self._limits.queue_timeout_s)
+        return await waiting.answer
+
+    async def close(self) -> None:
+        """Commit all that waits, then end."""
+        self._backlog.close()
+        if self._task is not None:
+            await self._task
+        await self._disconnect()
+
+    async def _run(self) -> None:
+        while await self._backlog.filled():
+            taken = self._backlog.take(self._limits.group_events_max)
+            for group in _split_by_bytes((w for w in taken if not w.answer.done()), self._limits.group_bytes_max):
+                await self._settle_or_fail(group)
+
+    async def _settle_or_fail(self, group: list[_Waiting]) -> None:
+        try:
+            await self._settle(group)
+        except Exception as error:  # noqa: BLE001  # the edge: without a writer every later caller would hang
+            _log.exception("the writer failed")
+            await self._disconnect()
+            for waiting in group:
+                _answer(waiting.answer, _caused(AppendRefused(f"the writer failed: {error!r}"), error))
+
+    async def _settle(self, group: list[_Waiting]) -> None:
+        """Answer every request of the group; one that the database refuses is found by trying each alone."""
+        try:
+            outcomes = await self._commit_when_connected([waiting.request for waiting in group])
+        except LogUnavailable as error:
+            outcomes = [error] * len(group)
+        except psycopg.Error as error:
+            if len(group) > 1:
+                _log.warning("group of %d requests failed, retrying one by one: %s", len(group), error)
+                for waiting in group:
+                    await self._settle([waiting])
+                return
+            outcomes = [_caused(AppendRefused(f"the database refused the append: {error}"), error)]
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            _answer(waiting.answer, outcome)
+
+    async def _commit_when_connected(self, requests: list[Request]) -> list[Outcome]:
+        """Commit, reconnecting as often as the time allows.
+
+        A connection lost after COMMIT leaves the outcome unknown; committing again is safe because of the event ids.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limits.reconnect_timeout_s
+        pause_s = _RECONNECT_PAUSE_S
+        while True:
+            try:
+                return await self._commit(await self._connected(), requests)
+            except psycopg.Error as error:
+                lost = self._connection is None or self._connection.closed
+                await self._disconnect()
+                if not lost:
+                    raise
+                if loop.time() >= deadline:
+                    raise LogUnavailable(f"the database cannot be reached: {error}") from error
+            await asyncio.sleep(pause_s * (0.5 + random() / 2))
+            pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
+
+    async def _commit(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+        async with connection.pipeline() as pipeline:
+            await connection.execute(b"begin", prepare=True)
+            head = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
+            versions = await connection.execute(
+                self._sql.versions, (arrays.texts(_streams(requests)),), prepare=True, binary=True
+            )
+            known = await connection.execute(
+                self._sql.known, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
+            )
+            await pipeline.sync()
+            admission = Admission(
+                _head(await head.fetchone()),
+                {parse_stream(stream): version for stream, version in await versions.fetchall()},
+                {row[0]: _known(row) for row in await known.fetchall()},
+                self._clock.now(),
+            )
+            outcomes = [_decide(admission, request) for request in requests]
+            if admission.accepted:
+                await connection.execute(
+                    self._sql.store, store_parameters(admission.accepted), prepare=True, binary=True
+                )
+            await connection.execute(b"commit", prepare=True)
+        self._on_commit(admission.head.position)
+        return outcomes
+
+    async def _connected(self) -> AsyncConnection[TupleRow]:
+        if self._connection is None:
+            connection = await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5)
+            arrays.register(connection)
+            # Statistics of a young table must never talk the planner out of the indexes, and a frozen process must
+            # not hold the head for ever.
+            await connection.execute(
+                "set timezone = 'UTC'; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;"
+                f" set idle_in_transaction_session_timeout = {_LOCK_HOLDER_IDLE_MAX_MS}"
+            )
+            self._connection = connection
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+
+def _decide(admission: Admission, request: Request) -> Outcome:
+    try:
+        return admission.admit(request)
+    except EventLogError as error:
+        return error
+
+
+def _answer(answer: asyncio.Future[Appended], outcome: Outcome) -> None:
+    if answer.done():
+        return  # the caller was cancelled while it waited
+    if isinstance(outcome, EventLogError):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def _caused(error: EventLogError, cause: Exception) -> EventLogError:
+    error.__cause__ = cause
+    return error
+
+
+def _split_by_bytes(waiting: Iterable[_Waiting], bytes_max: int) -> list[list[_Waiting]]:
+    groups: list[list[_Waiting]] = []
+    room = 0
+    for each in waiting:
+        size = sum(len(event.data) for append in each.request for event in append.events)
+        if not groups or size > room:
+            groups.append([])
+            room = bytes_max
+        groups[-1].append(each)
+        room -= size
+    return groups
+
+
+def _streams(requests: list[Request]) -> set[str]:
+    return {str(append.stream) for request in requests for append in request}
+
+
+def _ids(requests: list[Request]) -> list[UUID]:
+    return [event.id for request in requests for append in request for event in append.events]
+
+
+def _head(row: TupleRow | None) -> Head:
+    if row is None:
+        raise LogUnavailable("the log has lost its head row: restore it from a backup")
+    return Head(*row)
+
+
+def _known(row: TupleRow) -> Known:
+    _, position, stream, *content = row
+    return Known(position, parse_stream(stream), *content)
