@@ -36,9 +36,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--at", type=date.fromisoformat, default=datetime.now(UTC).date(), help="day, default today")
     options = parser.parse_args(arguments)
-    rows = sorted(price_rows(datetime.combine(options.at, time(12), UTC)), key=lambda row: (row["provider"], row["model"]))
+    rows = sorted(
+        price_rows(datetime.combine(options.at, time(12), UTC)), key=lambda row: (row["provider"], row["model"])
+    )
     write(options.out, rows)
-    print(f"{options.out}: {len(rows)} models of {len({row['provider'] for row in rows})} providers, prices of {options.at}")
+    print(
+        f"{options.out}: {len(rows)} models of {len({row['provider'] for row in rows})} providers, prices of {options.at}"
+    )
     return 0
 
 

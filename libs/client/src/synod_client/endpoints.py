@@ -17,7 +17,7 @@ SERVICES = (
     "consensus",
     "ws-gateway",
 )
-_FIRST_PORT = 7101
+_PORT_BASE, _NATS_OFFSET, _EDGE_OFFSET = 7100, 42, 980
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,16 @@ class Endpoints:
 
     @classmethod
     def discover(cls, environment: Mapping[str, str] = os.environ, data: Path | None = None) -> "Endpoints":
-        """SYNOD_API_KEY, SYNOD_HOST, SYNOD_PORT_BASE, SYNOD_NATS_URL; else ``<data>/endpoints.json``."""
-        folder = data or Path(environment.get("SYNOD_DATA", ".synod"))
-        written = _read(folder / "endpoints.json")
+        """SYNOD_API_KEY, SYNOD_HOST, SYNOD_PORT_BASE and SYNOD_NATS_URL, else what a system here wrote to its directory."""
+        folder = data or default_data_directory(environment)
+        written = _read(folder / "system.json")
         host = environment.get("SYNOD_HOST", "127.0.0.1")
-        services = written.get("services") or _default_services(
-            host, int(environment.get("SYNOD_PORT_BASE", _FIRST_PORT))
-        )
-        key = environment.get("SYNOD_API_KEY") or str(written.get("api_key", "")) or _key_file(folder)
+        base = int(environment.get("SYNOD_PORT_BASE", _PORT_BASE))
         return cls(
-            services=dict(services),
-            nats=environment.get("SYNOD_NATS_URL") or str(written.get("nats", "nats://127.0.0.1:7142")),
-            edge=environment.get("SYNOD_EDGE_URL") or str(written.get("edge", f"http://{host}:8080")),
-            api_key=key,
+            services={name: written.get(name, address) for name, address in _default_services(host, base).items()},
+            nats=environment.get("SYNOD_NATS_URL") or written.get("nats", f"nats://{host}:{base + _NATS_OFFSET}"),
+            edge=environment.get("SYNOD_EDGE_URL") or written.get("http", f"http://{host}:{base + _EDGE_OFFSET}"),
+            api_key=environment.get("SYNOD_API_KEY") or _key_file(folder),
             data=folder if folder.is_dir() else None,
         )
 
@@ -64,18 +61,25 @@ class Endpoints:
         return self.api_key
 
 
-def _default_services(host: str, first_port: int) -> dict[str, str]:
-    return {service: f"{host}:{first_port + index}" for index, service in enumerate(SERVICES)}
+def default_data_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """SYNOD_DATA, else where this user's programs keep data (XDG Base Directory Specification)."""
+    if given := environment.get("SYNOD_DATA"):
+        return Path(given)
+    return Path(environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "synod"
 
 
-def _read(path: Path) -> dict[str, dict[str, str]]:
+def _default_services(host: str, base: int) -> dict[str, str]:
+    return {service: f"{host}:{base + number}" for number, service in enumerate(SERVICES, start=1)}
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The addresses of the system that is up on a data directory; empty when none is."""
     try:
-        found = json.loads(path.read_text())
+        return dict(json.loads(path.read_text())["endpoints"])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise TryAgain(f"{path} cannot be read ({error}); remove it and run `synod up` again") from error
-    return dict(found)
+    except (OSError, ValueError, KeyError) as error:
+        raise TryAgain(f"{path} cannot be read ({error}); stop the system, remove the file, start it again") from error
 
 
 def _key_file(folder: Path) -> str:

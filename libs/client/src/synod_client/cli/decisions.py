@@ -1,0 +1,130 @@
+"""propose, vote, proposals: deciding together."""
+
+from typing import Annotated
+
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+from synod.consensus.v1.consensus_pb2 import (
+    Proposal,
+    ProposalState,
+    ProposeRequest,
+    Rule,
+    RuleKind,
+    VariableChange,
+    Voter,
+)
+
+from synod_client.cli.output import as_dict, enum_name, print_json, print_table
+from synod_client.cli.session import AsJson, Data, run
+from synod_client.client import Synod
+
+RULES = {name.removeprefix("RULE_KIND_").lower(): value for name, value in RuleKind.items() if value}
+
+
+def propose(
+    title: Annotated[str, typer.Argument(help="What is to be decided.")],
+    voters: Annotated[list[str], typer.Option("--voter", help="Who may vote; repeatable. NAME or NAME=WEIGHT.")],
+    rule: Annotated[str, typer.Option(help=f"One of {', '.join(RULES)}.")] = "majority",
+    threshold: Annotated[int, typer.Option(help="Weight needed under rule threshold.")] = 0,
+    options: Annotated[list[str] | None, typer.Option("--option", help="Default: approve, reject.")] = None,
+    minutes: Annotated[int, typer.Option(help="Until the deadline.", min=1)] = 10,
+    change: Annotated[
+        str, typer.Option("--set", help="Variable to set when carried: NAME=JSON, such as rate=0.2.")
+    ] = "",
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Open a proposal; its electorate is frozen now.
+
+    Example: synod propose "Raise the rate" --voter ada --voter ben --voter eve --set rate=0.2
+    """
+    if rule not in RULES:
+        raise typer.BadParameter(f"'{rule}' is no rule; rules are {', '.join(RULES)}", param_hint="--rule")
+
+    async def command(synod: Synod) -> None:
+        deadline = Timestamp()
+        deadline.GetCurrentTime()
+        deadline.seconds += 60 * minutes
+        request = ProposeRequest(
+            title=title,
+            options=options or [],
+            electorate=[_voter(text) for text in voters],
+            rule=Rule(kind=RuleKind.ValueType(RULES[rule]), threshold=threshold),
+            deadline=deadline,
+        )
+        if change:
+            request.change.CopyFrom(_change(change))
+        _print(await synod.propose(request), as_json)
+
+    run(command, data)
+
+
+def vote(
+    proposal_id: Annotated[str, typer.Argument(help="Id of a proposal.")],
+    option: Annotated[str, typer.Argument(help="What to vote for.")],
+    voter: Annotated[str, typer.Option("--as", help="Who votes.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with the decision.")] = "",
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Cast a vote.
+
+    Example: synod vote prp_01k9... approve --as ada --reason "checked the figures"
+    """
+
+    async def command(synod: Synod) -> None:
+        _print(await synod.vote(proposal_id, voter, option, reason), as_json)
+
+    run(command, data)
+
+
+def proposals(
+    run_id: Annotated[str, typer.Option("--run", help="Only of this run.")] = "",
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """List proposals.
+
+    Example: synod proposals
+    """
+
+    async def command(synod: Synod) -> None:
+        found = await synod.proposals(run_id)
+        if as_json:
+            return print_json([as_dict(item) for item in found])
+        rows = [(item.id, item.title, _state(item), item.outcome, _tally(item)) for item in found]
+        return print_table("", ("proposal", "title", "state", "outcome", "tally"), rows)
+
+    run(command, data)
+
+
+def _voter(text: str) -> Voter:
+    name, _, weight = text.partition("=")
+    if weight and not weight.isdigit():
+        raise typer.BadParameter(f"'{text}' is not NAME or NAME=WEIGHT with a whole number", param_hint="--voter")
+    return Voter(id=name, weight=int(weight or 1))
+
+
+def _change(text: str) -> VariableChange:
+    name, found, value = text.partition("=")
+    if not found:
+        raise typer.BadParameter(f"'{text}' is not NAME=JSON, such as rate=0.2", param_hint="--set")
+    return VariableChange(variable=name, value_json=value)
+
+
+def _print(item: Proposal, as_json: bool) -> None:
+    if as_json:
+        return print_json(as_dict(item))
+    print_table(f"{item.id}  {item.title}", ("state", "outcome", "tally"), [(_state(item), item.outcome, _tally(item))])
+    if item.ballots:
+        rows = [(ballot.voter_id, ballot.option, ballot.weight, ballot.reason) for ballot in item.ballots]
+        print_table("", ("voter", "vote", "weight>", "reason"), rows)
+    return None
+
+
+def _state(item: Proposal) -> str:
+    return enum_name(ProposalState.Name(item.state), "PROPOSAL_STATE_")
+
+
+def _tally(item: Proposal) -> str:
+    return ", ".join(f"{entry.option} {entry.weight}" for entry in item.tally)

@@ -1,0 +1,170 @@
+"""events and views: the logs of the services and what is folded from them."""
+
+import json
+from typing import Annotated
+
+import typer
+from synod.eventlog.v1.eventlog_pb2 import Event, EventFilter, VerifyResponse
+
+from synod_client.cli.output import Exit, as_dict, console, moment, print_json, print_table
+from synod_client.cli.session import AsJson, Data, run
+from synod_client.client import Synod
+
+events_app = typer.Typer(help="Read, follow and verify the logs of the services.", no_args_is_help=True)
+views_app = typer.Typer(help="What is folded from the logs: list, rebuild, verify.", no_args_is_help=True)
+
+Service = Annotated[str, typer.Argument(help="agent-registry, agent-runtime, llm-gateway, tool-executor, ...")]
+Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; repeatable.")]
+RunId = Annotated[str, typer.Option("--run", help="Only events of this run.")]
+Stream = Annotated[str, typer.Option("--stream", help='Only this stream, "<aggregate>/<id>".')]
+After = Annotated[int, typer.Option("--after", help="Events with a greater position.")]
+
+
+@events_app.command("read")
+def events_read(
+    service: Service, after: After = 0, limit: Annotated[int, typer.Option(min=1, max=1000)] = 50, types: Types = None,
+    run_id: RunId = "", stream: Stream = "", as_json: AsJson = False, data: Data = None,
+) -> None:  # fmt: skip
+    """Print events by position.
+
+    Example: synod events read cost-ledger --type CostSettled
+    """
+    where = _filter(types, run_id, stream)
+
+    async def command(synod: Synod) -> None:
+        page = await synod.read(service, after=after, limit=limit, where=where)
+        for event in page.events:
+            print_event(event, as_json)
+        if not as_json:
+            console.print(f"[dim]{len(page.events)} events; head is {page.head_position}[/dim]")
+
+    run(command, data)
+
+
+@events_app.command("tail")
+def events_tail(
+    service: Service, after: Annotated[int, typer.Option("--after", help="Default: only new events.")] = -1,
+    types: Types = None, run_id: RunId = "", stream: Stream = "", as_json: AsJson = False, data: Data = None,
+) -> None:  # fmt: skip
+    """Follow a log: every event as it is appended, until interrupted.
+
+    Example: synod events tail agent-runtime --after 0
+    """
+    where = _filter(types, run_id, stream)
+
+    async def command(synod: Synod) -> None:
+        start = after if after >= 0 else (await synod.read(service, limit=1)).head_position
+        async for event in synod.subscribe(service, after=start, where=where):
+            print_event(event, as_json)
+
+    run(command, data)
+
+
+@events_app.command("verify")
+def events_verify(
+    service: Annotated[list[str] | None, typer.Argument(help="Services; default all.")] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Prove that positions are contiguous and hash chains unbroken. Exits with 1 at the first that is not.
+
+    Example: synod events verify
+    """
+
+    async def command(synod: Synod) -> int:
+        names = service or list(synod.services)
+        found = {name: await synod.verify_log(name) for name in names}
+        if as_json:
+            print_json({name: as_dict(item) for name, item in found.items()})
+        else:
+            rows = [(name, item.events, _verdict(item), item.head_hash.hex()[:16]) for name, item in found.items()]
+            print_table("", ("log", "events>", "chain", "head"), rows)
+        return Exit.DONE if all(item.ok for item in found.values()) else Exit.NOT_TRUE
+
+    run(command, data)
+
+
+@views_app.command("list")
+def views_list(as_json: AsJson = False, data: Data = None) -> None:
+    """List the views of every service with position and lag.
+
+    Example: synod views list
+    """
+
+    async def command(synod: Synod) -> None:
+        found = [(name, view) for name in synod.services for view in await synod.views(name)]
+        if as_json:
+            return print_json([{"service": name, **as_dict(view)} for name, view in found])
+        rows = [
+            (name, view.name, view.version, view.source, view.position, view.lag_events, view.parked_events)
+            for name, view in found
+        ]
+        return print_table("", ("service", "view", "version>", "folds", "position>", "lag>", "parked>"), rows)
+
+    run(command, data)
+
+
+@views_app.command("rebuild")
+def views_rebuild(
+    service: Service, view: Annotated[str, typer.Argument(help="Name of the view.")], data: Data = None
+) -> None:
+    """Build a view anew beside the live one and swap it in.
+
+    Example: synod views rebuild cost-ledger spend
+    """
+
+    async def command(synod: Synod) -> None:
+        done = await synod.rebuild_view(service, view)
+        took = done.took.seconds + done.took.nanos / 1e9
+        console.print(f"{service}/{view}: {done.events_folded} events in {took:.2f} s, live at {done.view.position}")
+
+    run(command, data)
+
+
+@views_app.command("verify")
+def views_verify(
+    service: Annotated[list[str] | None, typer.Argument(help="Services; default all.")] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Rebuild every view aside and compare it with the live one. Exits with 1 when one differs.
+
+    Example: synod views verify
+    """
+
+    async def command(synod: Synod) -> int:
+        names = service or list(synod.services)
+        found = [(name, await synod.verify_view(name, view.name)) for name in names for view in await synod.views(name)]
+        if as_json:
+            print_json([{"service": name, **as_dict(item)} for name, item in found])
+        else:
+            rows = [
+                (
+                    name,
+                    item.name,
+                    item.position,
+                    "equal" if item.equal else f"DIFFERS: {', '.join(item.differing_tables)}",
+                )
+                for name, item in found
+            ]
+            print_table("", ("service", "view", "position>", "rebuilt"), rows)
+        return Exit.DONE if all(item.equal for _, item in found) else Exit.NOT_TRUE
+
+    run(command, data)
+
+
+def print_event(event: Event, as_json: bool) -> None:
+    if as_json:
+        return print_json({**as_dict(event), "data": json.loads(event.data)})
+    head = f"[bold]{event.position:>6}[/bold] [dim]{moment(event.occurred_at)}[/dim] [cyan]{event.type}[/cyan]"
+    console.print(f"{head} [dim]{event.stream}#{event.version}[/dim]", highlight=False)
+    console.print(f"       {event.data.decode()}", markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
+    return None
+
+
+def _verdict(item: VerifyResponse) -> str:
+    return "holds" if item.ok else f"BROKEN at {item.broken_position}: {item.reason}"
+
+
+def _filter(types: list[str] | None, run_id: str, stream: str) -> EventFilter:
+    return EventFilter(types=types or [], correlation_id=run_id, stream=stream)

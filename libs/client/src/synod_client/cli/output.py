@@ -1,0 +1,91 @@
+"""Output for people (tables) and for programs (--json), and exit codes that mean something."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+from synod_client.errors import Broken, BudgetExhausted, NotAllowed, NotFound, Refused, SynodError, TryAgain
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Exit(IntEnum):
+    """0 done; 1 what was asked did not come true; 2 wrong usage; 3 to 8 say why a service did not do it."""
+
+    DONE = 0
+    NOT_TRUE = 1
+    USAGE = 2
+    REFUSED = 3
+    NOT_ALLOWED = 4
+    NOT_FOUND = 5
+    UNAVAILABLE = 6
+    BROKEN = 7
+    BUDGET = 8
+
+
+def exit_code(error: SynodError) -> Exit:
+    match error:
+        case BudgetExhausted():
+            return Exit.BUDGET
+        case NotFound():
+            return Exit.NOT_FOUND
+        case NotAllowed():
+            return Exit.NOT_ALLOWED
+        case Refused():
+            return Exit.REFUSED
+        case TryAgain():
+            return Exit.UNAVAILABLE
+        case Broken() | _:
+            return Exit.BROKEN
+
+
+def print_error(error: SynodError) -> None:
+    """The message, then each field's problem on a line of its own."""
+    errors.print(f"[red]error[/red] {error.message}", highlight=False, soft_wrap=True)
+    for field, problem in error.details.items():
+        if problem not in error.message:
+            errors.print(f"  {field}: {problem}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """Field names as in proto; numbers of 64 bits are strings, as protobuf's JSON has it."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def print_messages(messages: Sequence[Message]) -> None:
+    print_json([as_dict(message) for message in messages])
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns whose name ends in ``>`` are aligned to the right."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def moment(timestamp: Timestamp) -> str:
+    if not timestamp.seconds:
+        return ""
+    return datetime.fromtimestamp(timestamp.seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def enum_name(text: str, prefix: str) -> str:
+    """``RUN_STATE_COMPLETED`` as ``completed``."""
+    return text.removeprefix(prefix).lower()
