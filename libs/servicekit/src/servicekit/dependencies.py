@@ -1,0 +1,143 @@
+"""What a service stands on, PostgreSQL and NATS: reached, watched, and named with a remedy when they are missing."""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import nats
+import psycopg
+from faststream.nats import NatsBroker
+from faststream.nats.security import NatsUserPassword
+from nats.errors import Error as NatsError
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool
+
+from servicekit.health import Health
+from servicekit.settings import ServiceSettings
+from servicekit.telemetry import Logger
+
+
+class Missing(Exception):
+    """A dependency does not answer. The text names its address, the reason, and what to do."""
+
+
+async def probe_postgres(settings: ServiceSettings) -> None:
+    """Raises Missing."""
+    dsn = settings.postgres_dsn.get_secret_value()
+    where = postgres_address(dsn)
+    try:
+        timeout_s = max(1, round(settings.limits.probe_s))
+        async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=timeout_s) as connection:
+            await connection.execute("select 1")
+    except psycopg.Error as error:
+        raise Missing(
+            f"PostgreSQL at {where} does not answer ({_reason(error)}); "
+            "start it (`synod up` starts one) or set SYNOD_POSTGRES_DSN to where it is"
+        ) from error
+
+
+async def probe_nats(settings: ServiceSettings) -> None:
+    """Raises Missing, also when the server runs without JetStream."""
+    where = nats_address(settings.nats_url)
+    try:
+        client = await nats.connect(
+            settings.nats_url,
+            allow_reconnect=False,
+            connect_timeout=max(1, round(settings.limits.probe_s)),
+            error_cb=_ignore,
+            **_nats_login(settings),
+        )
+    except (NatsError, OSError, TimeoutError) as error:
+        raise Missing(
+            f"NATS at {where} does not answer ({_reason(error)}); "
+            "start it (`synod up` starts one) or set SYNOD_NATS_URL to where it is"
+        ) from error
+    try:
+        await client.jetstream().account_info()
+    except (NatsError, TimeoutError) as error:
+        raise Missing(
+            f"NATS at {where} has no JetStream ({_reason(error)}); start nats-server with --jetstream"
+        ) from error
+    finally:
+        await client.close()
+
+
+def open_pool(settings: ServiceSettings) -> AsyncConnectionPool:
+    """A pool for the service's own database, not yet opened."""
+    return AsyncConnectionPool(
+        settings.postgres_dsn.get_secret_value(),
+        min_size=1,
+        max_size=settings.limits.postgres_connections_max,
+        timeout=settings.limits.rpc_default_s,
+        check=AsyncConnectionPool.check_connection,
+        open=False,
+    )
+
+
+def nats_broker(settings: ServiceSettings, health: Health, log: Logger) -> NatsBroker:
+    """The service's one connection to NATS, not yet opened; it reconnects for ever and tells `health`."""
+    where = nats_address(settings.nats_url)
+
+    async def disconnected() -> None:
+        if health.phase == "stopping":
+            return
+        health.degrade("nats", f"the connection to NATS at {where} is lost; reconnecting")
+        log.warning("nats_disconnected", address=where)
+
+    async def reconnected() -> None:
+        health.recover("nats")
+        log.info("nats_reconnected", address=where)
+
+    user, password = settings.nats_user, settings.nats_password
+    return NatsBroker(
+        settings.nats_url,
+        name=settings.service,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=1,
+        disconnected_cb=disconnected,
+        reconnected_cb=reconnected,
+        graceful_timeout=settings.shutdown_grace_s,
+        security=NatsUserPassword(user, password.get_secret_value()) if user and password else None,
+        apply_types=True,
+        logger=None,
+    )
+
+
+def watch_postgres(pool: AsyncConnectionPool, health: Health, where: str) -> Callable[[], Awaitable[None]]:
+    """A check, to be repeated, that tells `health` whether the database answers."""
+
+    async def check() -> None:
+        try:
+            async with pool.connection(timeout=5) as connection:
+                await connection.execute("select 1")
+        except psycopg.Error as error:
+            health.degrade("postgres", f"PostgreSQL at {where} does not answer ({_reason(error)})")
+        else:
+            health.recover("postgres")
+
+    return check
+
+
+def postgres_address(dsn: str) -> str:
+    """host:port/database of a DSN, without its password."""
+    parts = conninfo_to_dict(dsn)
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+
+def nats_address(url: str) -> str:
+    """host:port of a NATS URL, without its password."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    return f"{parts.hostname}:{parts.port or 4222}"
+
+
+def _nats_login(settings: ServiceSettings) -> dict[str, str]:
+    if not (settings.nats_user and settings.nats_password):
+        return {}
+    return {"user": settings.nats_user, "password": settings.nats_password.get_secret_value()}
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+async def _ignore(_error: Exception) -> None:
+    """The failure is raised by connect as well; nats-py would also print it."""

@@ -1,0 +1,147 @@
+"""What a service's compose function is given: everything around it, opened, and where to hang its own parts."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from aiohttp.web_routedef import AbstractRouteDef
+from eventlog.limits import Limits as LogLimits
+from eventlog.postgres import PostgresEventLog
+from faststream.nats import NatsBroker
+from nats.aio.client import Client
+from opentelemetry.trace import Tracer
+from psycopg_pool import AsyncConnectionPool
+
+from servicekit.auth import TokenSource
+from servicekit.clock import Clock
+from servicekit.commands import REDELIVERY, C, Commands, CommandSpec, DeadLetters, Handler, Queue
+from servicekit.errors import ErrorMap
+from servicekit.health import Health
+from servicekit.http import HttpServer
+from servicekit.peers import PeerChannel, Peers
+from servicekit.retry import Backoff
+from servicekit.rpc import AddToServer, RpcServer
+from servicekit.settings import ServiceSettings
+from servicekit.tasks import Tasks, Work
+from servicekit.telemetry import Logger, Metrics, Tracing
+
+S = TypeVar("S", bound=ServiceSettings)
+Hook = Callable[[], Awaitable[object]]
+
+
+@dataclass(slots=True)
+class Host(Generic[S]):
+    """The process around a service. Only compose adds to it; after compose it is what it is.
+
+    What compose opens is closed in reverse, after calls, commands and tasks have ended: on_stop hooks, the log.
+    """
+
+    settings: S
+    clock: Clock
+    log_: Logger
+    pool: AsyncConnectionPool
+    nats: Client
+    broker: NatsBroker
+    metrics: Metrics
+    tracing: Tracing
+    health: Health
+    errors: ErrorMap
+    commands: Commands
+    rpc: RpcServer
+    tasks: Tasks
+    peers: Peers
+    http: HttpServer
+    stack: AsyncExitStack
+    log: PostgresEventLog | None = None
+    grpc_port: int = 0
+    """The port that is listened on, once ready."""
+    _tasks_to_start: list[tuple[str, Work]] = field(default_factory=list)
+    _when_ready: list[Hook] = field(default_factory=list)
+    _routes: list[AbstractRouteDef] = field(default_factory=list)
+
+    @property
+    def tracer(self) -> Tracer:
+        return self.tracing.tracer
+
+    @property
+    def queue(self) -> Queue:
+        """Where to send commands to other services."""
+        return self.commands.queue
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        return self.commands.dead_letters
+
+    def add_rpc(
+        self,
+        add_to_server: AddToServer,
+        servicer: object,
+        permissions: Mapping[str, str],
+        errors: ErrorMap | None = None,
+    ) -> None:
+        """Serve a generated service. `permissions` names one permission per method, "" for a public one.
+
+        `errors` maps the service's domain errors. Raises PermissionMissing when a method has no permission.
+        """
+        self.rpc.add(add_to_server, servicer, permissions, errors or ErrorMap())
+
+    async def open_log(self, limits: LogLimits | None = None) -> PostgresEventLog:
+        """Open the service's event log in its database. Its relay and its EventLog rpc start with the service."""
+        if self.log is None:
+            dsn = self.settings.postgres_dsn.get_secret_value()
+            self.log = await PostgresEventLog.open(dsn, limits=limits, clock=self.clock)
+            self.stack.push_async_callback(self.log.close)
+        return self.log
+
+    def add_task(self, name: str, work: Work) -> None:
+        """Run `work` in the background once composed; a crash is logged, degrades the service, and restarts it."""
+        self._tasks_to_start.append((name, work))
+
+    def add_command(
+        self,
+        verb: str,
+        handler: Handler[C],
+        model: type[C],
+        *,
+        ack_wait_s: float = 30.0,
+        max_deliver: int = 5,
+        concurrency: int = 1,
+        backoff: Backoff = REDELIVERY,
+        errors: ErrorMap | None = None,
+    ) -> None:
+        """Handle the commands synod.<tenant>.cmd.<service>.<verb>; see commands.CommandSpec for the terms."""
+        known = self.errors.including(errors)
+        self.commands.add(CommandSpec(verb, handler, model, ack_wait_s, max_deliver, concurrency, backoff, known))
+
+    def add_routes(self, routes: Sequence[AbstractRouteDef]) -> None:
+        """Serve HTTP routes beside /health, /live, /ready and /metrics."""
+        self._routes.extend(routes)
+
+    def channel(self, peer: str) -> PeerChannel:
+        """A channel to another service, under this service's identity. Raises PeerUnknown without an address."""
+        return self.peers.channel(peer)
+
+    def use_identity(self, source: TokenSource) -> None:
+        """Identify to peers by `source` instead of the API key in service_key_file. Call it before channel."""
+        self.peers.identity = source
+
+    def on_ready(self, hook: Hook) -> None:
+        """Call `hook` once everything serves, before the service reports ready."""
+        self._when_ready.append(hook)
+
+    def on_stop(self, hook: Hook) -> None:
+        """Call `hook` when the service stops, after its calls, commands and tasks have ended."""
+        self.stack.push_async_callback(hook)
+
+    async def start_composed(self) -> None:
+        """Start what compose added. Called by app, once."""
+        for name, work in self._tasks_to_start:
+            self.tasks.start(name, work)
+        if self._routes:
+            await self.http.add_routes(self._routes)
+
+    async def announce(self) -> None:
+        """Run the on_ready hooks. Called by app, once."""
+        for hook in self._when_ready:
+            await hook()

@@ -1,0 +1,37 @@
+"""Every limit of a service process, named with its unit. Override one by SYNOD_LIMITS__<NAME>."""
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+
+class Limits(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    startup_s: PositiveFloat = 60
+    """How long a start waits for PostgreSQL and for NATS before it gives up and says what is missing."""
+    peers_wait_s: PositiveFloat = 10
+    """How long a start waits for its peers before it goes on without them, degraded."""
+    probe_s: PositiveFloat = 3
+    """How long one attempt to reach one of them may take."""
+
+    rpc_default_s: PositiveFloat = 30
+    """Deadline of a unary call whose client sent none."""
+    rpc_max_s: PositiveFloat = 300
+    """The longest deadline a unary call may have. Streams end by their client."""
+    rpc_concurrent_max: PositiveInt = 10_000
+    """Calls and open streams at once; further ones are refused with RESOURCE_EXHAUSTED."""
+    message_bytes_max: PositiveInt = 16 * 1024 * 1024
+    """The largest gRPC message, in and out."""
+    tokens_cached_max: PositiveInt = 4096
+    """Verified bearer tokens kept, so that a signature is checked once and not per call."""
+
+    peer_deadline_s: PositiveFloat = 10
+    """Deadline of a call to a peer when neither the caller nor the current call sets a shorter one."""
+    peer_attempts_max: PositiveInt = 4
+    """Attempts of an idempotent call to a peer that answers UNAVAILABLE."""
+
+    postgres_connections_max: PositiveInt = 10
+    http_body_bytes_max: PositiveInt = 16 * 1024 * 1024
+    command_bytes_max: PositiveInt = 1024 * 1024
+    """The largest command; NATS itself refuses more than its max_payload (1 MiB by default)."""
+    dead_letters_max: PositiveInt = 100_000
+    """Dead letters kept per service; at the limit new ones are refused and their commands keep being retried."""

@@ -1,0 +1,301 @@
+"""Channels to other services that carry who calls, for whom, in which trace, and until when.
+
+A channel adds to each call the token of this service, the tenant and actor it acts for, traceparent, correlation,
+and a deadline: the shortest of the caller's, what is left of the call being served, and the limit for peers.
+Idempotent unary calls are repeated with full jitter while a peer is UNAVAILABLE.
+
+The stubs' calls are wrapped, not intercepted: grpc.aio runs an intercepted call as a task of its own.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from synod.agent_registry.v1 import agent_registry_pb2, agent_registry_pb2_grpc
+
+from servicekit.auth import ACTOR, ANY_TENANT, AUTHORIZATION, TENANT, TokenSource
+from servicekit.clock import Clock
+from servicekit.context import current_call
+from servicekit.dependencies import Missing
+from servicekit.errors import DeadlineExceeded, Unauthenticated, from_rpc_error
+from servicekit.limits import Limits
+from servicekit.retry import Backoff
+from servicekit.rpc import CAUSATION, CORRELATION
+from servicekit.telemetry import TRACEPARENT, traceparent
+
+IDEMPOTENT_PREFIXES = ("Get", "List", "Read", "Find", "Count", "Check", "Verify", "Authenticate", "Discover", "Spend")
+IDEMPOTENCY_FIELDS = ("request_id", "idempotency_key")
+TOKEN_RENEW_SHARE = 0.8
+"""A token is renewed when this share of its life is over, so that none expires in flight."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class PeerUnknown(Exception):
+    """A channel was asked for a service whose address is not in SYNOD_PEERS."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallTerms:
+    """What a channel adds to every call."""
+
+    identity: TokenSource | None
+    clock: Clock
+    limits: Limits
+    backoff: Backoff
+
+    async def metadata(self, asked: Any) -> Metadata:
+        """Raises Unauthenticated when no token can be had."""
+        token = await self.identity.token() if self.identity else ""
+        call = current_call()
+        tenant = "" if call.principal.tenant == ANY_TENANT else call.principal.tenant
+        ours = {
+            AUTHORIZATION: f"Bearer {token}" if token else "",
+            TENANT: tenant,
+            ACTOR: call.principal.actor if tenant else "",
+            TRACEPARENT: traceparent(),
+            CORRELATION: call.correlation,
+            CAUSATION: str(call.causation or ""),
+        }
+        given: Metadata = tuple(asked or ())
+        named = {key for key, _ in given}
+        return given + tuple((key, value) for key, value in ours.items() if value and key not in named)
+
+    def timeout_s(self, given: float | None, default_s: float | None) -> float | None:
+        """Seconds this call may take. Raises DeadlineExceeded when the call being served has none left."""
+        deadline = current_call().deadline
+        left_s = None if deadline is None else deadline - self.clock.monotonic()
+        if left_s is not None and left_s <= 0:
+            raise DeadlineExceeded("the call being served has no time left to ask a peer", reason="DEADLINE_PASSED")
+        return min(
+            (limit for limit in (given if given is not None else default_s, left_s) if limit is not None), default=None
+        )
+
+
+class PeerChannel(grpc.aio.Channel):
+    """A grpc.aio channel whose unary calls are awaited and whose streams are iterated, as generated stubs do.
+
+    Differs from a bare channel in one way: a unary call is a coroutine, so code() and trailing_metadata() of the call
+    object are not at hand; errors carry them.
+    """
+
+    def __init__(self, address: str, terms: CallTerms, channel: grpc.aio.Channel | None = None) -> None:
+        self.address = address
+        self._terms = terms
+        self._channel = channel or grpc.aio.insecure_channel(address, options=_options(terms.limits))
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        invoke = self._channel.unary_unary(method, *args, **kwargs)
+        return _unary(self._terms, method, invoke, request_is_stream=False)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        invoke = self._channel.stream_unary(method, *args, **kwargs)
+        return _unary(self._terms, method, invoke, request_is_stream=True)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _streaming(self._terms, self._channel.unary_stream(method, *args, **kwargs))
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _streaming(self._terms, self._channel.stream_stream(method, *args, **kwargs))
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> "PeerChannel":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class KeyExchange:
+    """Exchanges the service's API key at agent-registry for tokens, keeps one, and renews it at 80 % of its life."""
+
+    def __init__(self, key_file: Path, channel: grpc.aio.Channel, clock: Clock) -> None:
+        self._key_file = key_file
+        self._stub = agent_registry_pb2_grpc.AgentRegistryStub(channel)
+        self._clock = clock
+        self._token = ""
+        self._renew_at = 0.0
+        self._renewing = asyncio.Lock()
+
+    async def token(self) -> str:
+        if self._fresh():
+            return self._token
+        async with self._renewing:
+            if not self._fresh():
+                await self._renew()
+        return self._token
+
+    def _fresh(self) -> bool:
+        return bool(self._token) and self._clock.monotonic() < self._renew_at
+
+    async def _renew(self) -> None:
+        request = agent_registry_pb2.AuthenticateRequest(api_key=self._key())
+        try:
+            answer = await self._stub.Authenticate(request)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        life_s = answer.expires_at.ToMicroseconds() / 1e6 - self._clock.now().timestamp()
+        self._renew_at = self._clock.monotonic() + life_s * TOKEN_RENEW_SHARE
+        self._token = answer.token
+
+    def _key(self) -> str:
+        try:
+            return self._key_file.read_text().strip()
+        except OSError as error:
+            raise Unauthenticated(
+                f"SYNOD_SERVICE_KEY_FILE={self._key_file} cannot be read ({error.strerror}); "
+                "write the service's API key into it",
+                reason="KEY_FILE_MISSING",
+            ) from error
+
+
+class Peers:
+    """The channels of a service, one per peer, opened when first asked for."""
+
+    def __init__(self, addresses: Mapping[str, str], clock: Clock, limits: Limits) -> None:
+        self._addresses = addresses
+        self._clock = clock
+        self._limits = limits
+        self._channels: dict[str, PeerChannel] = {}
+        self.identity: TokenSource | None = None
+
+    def exchange_key(self, key_file: Path) -> None:
+        """Identify by the API key in `key_file`. Raises PeerUnknown without the address of agent-registry."""
+        registry = PeerChannel(self.address("agent-registry"), self._terms(None))
+        self._channels["agent-registry (authentication)"] = registry
+        self.identity = KeyExchange(key_file, registry, self._clock)
+
+    def channel(self, peer: str) -> PeerChannel:
+        if peer not in self._channels:
+            self._channels[peer] = PeerChannel(self.address(peer), self._terms(self.identity))
+        return self._channels[peer]
+
+    def address(self, peer: str) -> str:
+        if peer not in self._addresses:
+            known = ", ".join(sorted(self._addresses)) or "none"
+            raise PeerUnknown(
+                f"no address of peer {peer!r} (known: {known}); add it to SYNOD_PEERS, "
+                f'for example SYNOD_PEERS=\'{{"{peer}": "127.0.0.1:7101"}}\''
+            )
+        return self._addresses[peer]
+
+    async def probe(self, peer: str) -> None:
+        """Raises Missing unless the peer accepts connections."""
+        try:
+            async with asyncio.timeout(self._limits.probe_s):
+                await self.channel(peer).channel_ready()
+        except TimeoutError as error:
+            raise Missing(
+                f"peer {peer} at {self.address(peer)} does not answer; start it, or correct its address in SYNOD_PEERS"
+            ) from error
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    def _terms(self, identity: TokenSource | None) -> CallTerms:
+        return CallTerms(identity, self._clock, self._limits, Backoff(initial_s=0.05, max_s=1))
+
+
+def is_idempotent(method: str, request: object) -> bool:
+    """Whether the same call twice has the effect of one: a question by its name, or an order with a request id."""
+    name = method.rsplit("/", 1)[-1]
+    return name.startswith(IDEMPOTENT_PREFIXES) or any(getattr(request, field, "") for field in IDEMPOTENCY_FIELDS)
+
+
+def _unary(terms: CallTerms, method: str, invoke: Any, *, request_is_stream: bool) -> Callable[..., Any]:
+    async def call(request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+        repeatable = not request_is_stream and is_idempotent(method, request)
+        attempts = terms.limits.peer_attempts_max if repeatable else 1
+        ours = await terms.metadata(metadata)
+        limit_s = terms.timeout_s(timeout, terms.limits.peer_deadline_s)
+        give_up_at = terms.clock.monotonic() + (limit_s or 0)
+        for attempt in range(attempts):
+            try:
+                return await invoke(request, timeout=limit_s, metadata=ours, **options)
+            except grpc.aio.AioRpcError as error:
+                delay_s = terms.backoff.delay_s(attempt)
+                limit_s = give_up_at - terms.clock.monotonic() - delay_s
+                last = attempt + 1 == attempts or limit_s <= 0
+                if last or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(delay_s)
+        raise AssertionError("the last attempt returns or raises")
+
+    return call
+
+
+def _streaming(terms: CallTerms, invoke: Any) -> Callable[..., "PeerStream"]:
+    def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> PeerStream:
+        async def open_call() -> Any:
+            ours = await terms.metadata(metadata)
+            # A stream lives as long as its reader wants; only what is left of the call being served bounds it.
+            return invoke(request, timeout=terms.timeout_s(timeout, None), metadata=ours, **options)
+
+        return PeerStream(open_call)
+
+    return call
+
+
+class PeerStream:
+    """A stream of responses, opened at the first read or write, because the token for it may have to be fetched."""
+
+    def __init__(self, open_call: Callable[[], Any]) -> None:
+        self._open_call = open_call
+        self._call: Any = None
+        self._cancelled = False
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        call = await self._opened()
+        try:
+            async for response in call:
+                yield response
+        finally:
+            call.cancel()
+
+    async def read(self) -> Any:
+        return await (await self._opened()).read()
+
+    async def write(self, request: Any) -> None:
+        await (await self._opened()).write(request)
+
+    async def done_writing(self) -> None:
+        await (await self._opened()).done_writing()
+
+    def cancel(self) -> bool:
+        self._cancelled = True
+        return bool(self._call.cancel()) if self._call else True
+
+    async def _opened(self) -> Any:
+        if self._call is None:
+            self._call = await self._open_call()
+            if self._cancelled:
+                self._call.cancel()
+        return self._call
+
+
+def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_receive_message_length", limits.message_bytes_max),
+        ("grpc.max_send_message_length", limits.message_bytes_max),
+        # Peers restart: reconnect within a second, not after the two minutes that gRPC's own backoff can reach.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Sub-channels are shared by all channels of a process unless told otherwise.
+        ("grpc.use_local_subchannel_pool", 1),
+    )

@@ -1,0 +1,201 @@
+"""What a service tells about itself: JSON logs on stderr, W3C traces, Prometheus metrics.
+
+Traces leave the process by OTLP only when an endpoint is set. Without one no span is recorded, but ids are still
+made, passed on and stored with events, at a tenth of the cost.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TextIO
+
+import orjson
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+TRACEPARENT = "traceparent"
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+_bound: ContextVar[dict[str, str]] = ContextVar("servicekit_log_fields", default={})  # noqa: B039 - never mutated
+
+
+# --- traces -----------------------------------------------------------------------------------------------------------
+
+
+class Tracing:
+    """The tracer of one service. `processors` receive finished spans; without them and an endpoint none is recorded."""
+
+    def __init__(
+        self, service: str, otlp_endpoint: str | None = None, processors: tuple[SpanProcessor, ...] = ()
+    ) -> None:
+        processors += (_otlp(otlp_endpoint),) if otlp_endpoint else ()
+        sampler = ParentBased(ALWAYS_ON) if processors else ALWAYS_OFF
+        resource = Resource({"service.name": service, "service.namespace": "synod"})
+        # The exit hook of the SDK would outlive a service that runs inside a test; close() is called instead.
+        self._provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        for processor in processors:
+            self._provider.add_span_processor(processor)
+        self.tracer = self._provider.get_tracer("servicekit")
+
+    def start(self, name: str, kind: SpanKind, parent: str = "") -> Span:
+        """Start a span and make it current in this task. `parent` is a traceparent; empty continues the current one."""
+        span = self.tracer.start_span(name, context=_remote(parent), kind=kind)
+        otel_context.attach(trace.set_span_in_context(span))
+        return span
+
+    @contextmanager
+    def span(self, name: str, parent: str = "") -> Iterator[Span]:
+        """A span of work inside the process, current within the block."""
+        with self.tracer.start_as_current_span(name, context=_remote(parent)) as span:
+            yield span
+
+    def close(self) -> None:
+        """Send what is recorded and stop."""
+        self._provider.shutdown()
+
+
+def traceparent() -> str:
+    """The current span as a W3C traceparent header; empty outside of any trace."""
+    return format_traceparent(trace.get_current_span().get_span_context())
+
+
+def format_traceparent(span: SpanContext) -> str:
+    if not span.is_valid:
+        return ""
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def _remote(parent: str) -> otel_context.Context | None:
+    if not (match := _TRACEPARENT.match(parent)):
+        return None
+    trace_id, span_id, flags = (int(part, 16) for part in match.groups())
+    remote = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
+    return trace.set_span_in_context(NonRecordingSpan(remote)) if remote.is_valid else None
+
+
+def _otlp(endpoint: str) -> SpanProcessor:
+    # Imported here because the exporter costs 100 ms and 20 MB that a process without an endpoint need not pay.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://")))
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+class Logger:
+    """Structured log of a service: an event name for programs and fields, no prose.
+
+    >>> Logger("cost-ledger").info("budget_created", budget="bdg_1")
+    """
+
+    def __init__(self, service: str) -> None:
+        self._logger = logging.getLogger(f"synod.{service}")
+
+    def debug(self, event: str, **fields: object) -> None:
+        self._logger.debug(event, extra={"fields": fields})
+
+    def info(self, event: str, **fields: object) -> None:
+        self._logger.info(event, extra={"fields": fields})
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._logger.warning(event, extra={"fields": fields})
+
+    def error(self, event: str, *, error: BaseException | None = None, **fields: object) -> None:
+        """`error` adds its stack trace."""
+        exc_info = (type(error), error, error.__traceback__) if error else None
+        self._logger.error(event, exc_info=exc_info, extra={"fields": fields})
+
+
+@contextmanager
+def log_fields(**fields: str) -> Iterator[None]:
+    """Add fields, such as run and agent, to every log line written within the block and the tasks it starts."""
+    token = _bound.set(_bound.get() | fields)
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: ts, level, service, event, trace_id, run, agent, then the fields of the event."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "ts": _rfc3339(record.created),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "event": record.getMessage(),
+        }
+        if not record.name.startswith("synod."):
+            line["logger"] = record.name
+        line.update(_trace_fields())
+        line.update(_bound.get())
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["stack"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def configure_logging(service: str, level: str, stream: TextIO = sys.stderr) -> None:
+    """Send every log line of the process, also those of libraries, to `stream` as JSON."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter(service))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # These say per request or per message at INFO what our own metrics count.
+    for noisy in ("aiohttp.access", "faststream", "nats", "psycopg.pool"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _trace_fields() -> dict[str, object]:
+    span = trace.get_current_span().get_span_context()
+    return {"trace_id": f"{span.trace_id:032x}"} if span.is_valid else {}
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """The Prometheus metrics every service has, in a registry of its own, so that two services fit in one test.
+
+    Labels are bounded: methods, codes and verbs are named in code. Ids never become labels.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.rpc_requests = Counter("rpc_requests_total", "gRPC calls answered", ("method", "code"), registry=registry)
+        self.rpc_seconds = Histogram(
+            "rpc_seconds", "Time to answer a gRPC call", ("method",), registry=registry, buckets=_SECONDS
+        )
+        self.rpc_open = Gauge("rpc_open", "gRPC calls and streams being served", registry=registry)
+        self.commands = Counter("commands_total", "Commands handled", ("verb", "outcome"), registry=registry)
+        self.command_seconds = Histogram(
+            "command_seconds", "Time to handle a command", ("verb",), registry=registry, buckets=_SECONDS
+        )
+        self.task_restarts = Counter(
+            "task_restarts_total", "Supervised tasks restarted after a crash", ("task",), registry=registry
+        )
+        self.eventlog_head = Gauge("eventlog_head", "Position of the last event", registry=registry)
+        self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
+        self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)
+        self.ready = Gauge("service_ready", "1 while the service accepts work", registry=registry)
