@@ -1,10 +1,33 @@
 """The log in PostgreSQL keeps the contract, and what only a database can break."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
+import psycopg
 import pytest
+from eventlog.chain import sealed
+from eventlog.errors import AppendRefused, ChainBroken, LogClosed, LogUnavailable, QueueFull
+from eventlog.limits import Limits
 from eventlog.postgres import PostgresEventLog
-from eventlog.testing import EventLogContract
+from eventlog.records import Appended, StreamId
+from eventlog.testing import EventLogContract, a_stream, an_append, an_event, positions
+
+HERE = Path(__file__).parent
+
+
+def _neighbour(name: str):  # test files are imported by path, so their helpers are too
+    spec = spec_from_file_location(f"eventlog_tests_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+lossy_proxy = _neighbour("lossy_proxy").lossy_proxy
 
 
 class TestPostgresEventLog(EventLogContract):
@@ -12,3 +35,228 @@ class TestPostgresEventLog(EventLogContract):
     async def log(self, postgres_dsn: str) -> AsyncIterator[PostgresEventLog]:
         async with await PostgresEventLog.open(postgres_dsn) as log:
             yield log
+
+
+@pytest.fixture
+async def log(postgres_dsn: str) -> AsyncIterator[PostgresEventLog]:
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        yield log
+
+
+async def run_sql(dsn: str, statement: str) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute(statement.encode())
+
+
+@asynccontextmanager
+async def head_locked(dsn: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Holds the head as another process's writer would, so that nothing is committed meanwhile.
+
+    Gives what waits until a writer has come to the lock.
+    """
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await connection.execute("select * from eventlog.head for update")
+
+        async def writer_waits() -> None:
+            async with asyncio.timeout(30):
+                while True:
+                    waits = await connection.execute("select 1 from pg_locks where not granted")
+                    if await waits.fetchone():
+                        return
+                    await asyncio.sleep(0.005)
+
+        yield writer_waits
+
+
+async def until(condition, timeout_s: float = 30) -> None:
+    """Returns as soon as the condition holds; fails at the deadline."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_what_was_appended_is_there_after_a_reopen(postgres_dsn: str) -> None:
+    stream = a_stream()
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        await log.append(an_append(stream))
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        assert (await log.append(an_append(stream, expected=1))).position == 2
+        assert (await log.verify()).ok
+
+
+async def test_two_schemas_of_a_database_are_two_logs(postgres_dsn: str) -> None:
+    async with (
+        await PostgresEventLog.open(postgres_dsn, schema="one") as one,
+        await PostgresEventLog.open(postgres_dsn, schema="two") as two,
+    ):
+        await one.append(an_append(a_stream()))
+        assert (await one.head(), await two.head()) == (1, 0)
+
+
+async def test_many_may_open_an_empty_database_at_once(postgres_dsn: str) -> None:
+    logs = await asyncio.gather(*[PostgresEventLog.open(postgres_dsn) for _ in range(5)])
+    await asyncio.gather(*[log.append(an_append(a_stream())) for log in logs])
+    assert await logs[0].head() == 5
+    await asyncio.gather(*[log.close() for log in logs])
+
+
+async def test_writers_in_two_processes_stay_contiguous(postgres_dsn: str, log: PostgresEventLog) -> None:
+    stream = a_stream()
+    programs = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, str(HERE / "appender.py"), postgres_dsn, str(stream), "100"
+        )
+        for _ in range(2)
+    ]
+    assert await asyncio.gather(*[program.wait() for program in programs]) == [0, 0]
+    assert positions(await log.read()) == list(range(1, 401))
+    assert [event.version for event in await log.read_stream(stream)] == list(range(1, 201))
+    assert (await log.verify()).ok
+
+
+async def test_a_waiter_wakes_for_what_another_process_appends(postgres_dsn: str, log: PostgresEventLog) -> None:
+    async with await PostgresEventLog.open(postgres_dsn) as other:
+        waiting = asyncio.create_task(log.wait_for(1, timeout_s=30))
+        await other.append(an_append(a_stream()))
+        assert await waiting == 1
+
+
+async def test_a_waiter_wakes_although_notifications_are_lost(postgres_dsn: str, log: PostgresEventLog) -> None:
+    waiting = asyncio.create_task(log.wait_for(1, timeout_s=30))
+    await run_sql(
+        postgres_dsn,
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query ~ 'head'"
+        " and pid <> pg_backend_pid()",
+    )
+    async with await PostgresEventLog.open(postgres_dsn) as other:
+        await other.append(an_append(a_stream()))
+    assert await waiting == 1
+
+
+async def test_an_append_whose_answer_is_lost_after_commit_is_stored_once(postgres_dsn: str) -> None:
+    async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn) as log:
+        await log.append(an_append(a_stream()))
+        stream = a_stream()
+        proxy.lose_commits = 1
+        appended = await log.append(an_append(stream, an_event(), an_event(), expected=0))
+        assert proxy.lose_commits == 0
+        assert (appended.position, appended.versions) == (3, (2,))
+        assert await log.head() == 3
+        assert len(await log.read_stream(stream)) == 2
+
+
+async def test_killed_connections_cost_no_append_and_double_none(postgres_dsn: str, log: PostgresEventLog) -> None:
+    stream = a_stream()
+
+    async def append_all() -> None:
+        for version in range(200):
+            await log.append(an_append(stream, expected=version))
+
+    appending = asyncio.create_task(append_all())
+    for position in (20, 60, 120):
+        await log.wait_for(position, timeout_s=30)
+        await run_sql(
+            postgres_dsn,
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()",
+        )
+    await appending
+    assert [event.version for event in await log.read_stream(stream)] == list(range(1, 201))
+    assert (await log.verify()).ok
+
+
+async def test_a_request_the_database_refuses_fails_alone(postgres_dsn: str, log: PostgresEventLog) -> None:
+    await run_sql(postgres_dsn, "alter table eventlog.events add check (type <> 'Poison')")
+    good = [log.append(an_append(a_stream())) for _ in range(20)]
+    bad = log.append(an_append(a_stream(), an_event("Poison")))
+    results = await asyncio.gather(*good[:10], bad, *good[10:], return_exceptions=True)
+    assert [type(result) for result in results] == [Appended] * 10 + [AppendRefused] + [Appended] * 10
+    assert positions(await log.read()) == list(range(1, 21))
+
+
+async def test_a_full_queue_holds_callers_back_then_refuses(postgres_dsn: str) -> None:
+    limits = Limits(queue_events_max=2, queue_timeout_s=0.05)
+    async with await PostgresEventLog.open(postgres_dsn, limits=limits) as log:
+        async with head_locked(postgres_dsn) as writer_waits:
+            first = asyncio.create_task(log.append(an_append(a_stream())))
+            await writer_waits()
+            others = [asyncio.create_task(log.append(an_append(a_stream()))) for _ in range(5)]
+            refused, _ = await asyncio.wait(others, timeout=0.3)
+            assert [type(task.exception()) for task in refused] == [QueueFull] * 3
+        await asyncio.gather(first, *(set(others) - refused))
+        assert await log.head() == 3
+
+
+async def test_callers_held_back_go_on_when_there_is_room(postgres_dsn: str) -> None:
+    limits = Limits(queue_events_max=2, queue_timeout_s=30)
+    async with await PostgresEventLog.open(postgres_dsn, limits=limits) as log:
+        await asyncio.gather(*[log.append(an_append(a_stream())) for _ in range(50)])
+        assert await log.head() == 50
+
+
+async def test_a_cancelled_caller_leaves_nothing_behind(postgres_dsn: str, log: PostgresEventLog) -> None:
+    async with head_locked(postgres_dsn) as writer_waits:
+        first = asyncio.create_task(log.append(an_append(a_stream())))
+        await writer_waits()
+        cancelled = asyncio.create_task(log.append(an_append(a_stream(), an_event("Cancelled"))))
+        await until(lambda: log.backlog_events == 1)
+        cancelled.cancel()
+    await first
+    await log.append(an_append(a_stream()))
+    assert [event.type for event in await log.read()] == ["Happened", "Happened"]
+
+
+async def test_close_commits_what_waits(postgres_dsn: str) -> None:
+    log = await PostgresEventLog.open(postgres_dsn)
+    async with head_locked(postgres_dsn) as writer_waits:
+        appends = [asyncio.create_task(log.append(an_append(a_stream()))) for _ in range(10)]
+        await writer_waits()
+        closing = asyncio.create_task(log.close())
+    await closing
+    assert {appended.position for appended in await asyncio.gather(*appends)} == set(range(1, 11))
+    with pytest.raises(LogClosed):
+        await log.append(an_append(a_stream()))
+
+
+async def test_an_unreachable_database_is_named(postgres_dsn: str) -> None:
+    limits = Limits(reconnect_timeout_s=0.1)
+    async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn, limits=limits) as log:
+        address = proxy.dsn
+        await proxy.stop()
+        with pytest.raises(LogUnavailable, match="cannot be reached"):
+            await log.append(an_append(a_stream()))
+        with pytest.raises(LogUnavailable, match="cannot be reached"):
+            await PostgresEventLog.open(address)
+
+
+@pytest.mark.parametrize(
+    ("tampering", "broken_at", "reason"),
+    [
+        ("update eventlog.events set data = '{\"x\":2}' where position = 5", 5, "differs from what was hashed"),
+        ("update eventlog.events set tenant = 'other' where position = 5", 5, "differs from what was hashed"),
+        ("update eventlog.events set recorded_at = recorded_at + interval '1 us' where position = 5", 5, "differs"),
+        ("update eventlog.events set hash = previous_hash where position = 5", 5, "differs from what was hashed"),
+        ("delete from eventlog.events where position = 5", 5, "missing"),
+        ("delete from eventlog.events where position > 8", 9, "missing"),
+        ("update eventlog.head set hash = '\\x00'", 10, "the head names another hash"),
+    ],
+)
+async def test_tampering_is_found(
+    postgres_dsn: str, log: PostgresEventLog, tampering: str, broken_at: int, reason: str
+) -> None:
+    await log.append(an_append(a_stream(), *[an_event() for _ in range(10)]))
+    await run_sql(postgres_dsn, tampering)
+    verified = await log.verify()
+    assert (verified.ok, verified.broken_at) == (False, broken_at)
+    assert reason in verified.reason
+    with pytest.raises(ChainBroken, match=f"position {broken_at}"):
+        verified.or_raise()
+
+
+async def test_a_forged_successor_chain_is_found_at_the_head(postgres_dsn: str, log: PostgresEventLog) -> None:
+    """Whoever rewrites the last event with a fitting hash is betrayed by the head."""
+    await log.append(an_append(StreamId("order", "1"), an_event()))
+    (event,) = await log.read()
+    forged = sealed(event._replace(data=b"[]"), event.previous_hash)
+    await run_sql(postgres_dsn, f"update eventlog.events set data = '[]', hash = '\\x{forged.hash.hex()}'")
+    assert (await log.verify()).reason == "the head names another hash than the last event"

@@ -122,13 +122,13 @@ class GroupWriter:
         while True:
             try:
                 return await self._commit(await self._connected(), requests)
-            except psycopg.Error as error:
-                lost = self._connection is None or self._connection.closed
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self._disconnect()
-                if not lost:
-                    raise
                 if loop.time() >= deadline:
                     raise LogUnavailable(f"the database cannot be reached: {error}") from error
+            except psycopg.Error:
+                await self._disconnect()  # whatever state the transaction is in ends with its connection
+                raise
             await asyncio.sleep(pause_s * (0.5 + random() / 2))
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 

@@ -1,0 +1,71 @@
+"""A TCP proxy before PostgreSQL that can lose the answer to a COMMIT."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+_COMMITTED = b"COMMIT\x00"  # the tag of CommandComplete
+
+
+class LossyProxy:
+    """Forwards every byte, until told to lose."""
+
+    def __init__(self, dsn: str) -> None:
+        self._target = conninfo_to_dict(dsn)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.lose_commits = 0
+
+    @property
+    def dsn(self) -> str:
+        """The database's address through this proxy."""
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        return make_conninfo("", **{**self._target, "host": "127.0.0.1", "port": port, "sslmode": "disable"})
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        """Refuse new connections and drop the present ones."""
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        server, to_server = await asyncio.open_connection(self._target["host"], self._target["port"])
+        upward = asyncio.create_task(self._pump(client, to_server, lossy=False))
+        try:
+            await self._pump(server, to_client, lossy=True)
+        except asyncio.CancelledError:
+            pass  # the proxy stops; asyncio's server would log the cancellation as an error
+        finally:
+            upward.cancel()
+            to_client.close()
+            to_server.close()
+            self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lossy: bool) -> None:
+        while data := await reader.read(65_536):
+            if lossy and self.lose_commits and _COMMITTED in data:
+                self.lose_commits -= 1
+                return
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def lossy_proxy(dsn: str) -> AsyncIterator[LossyProxy]:
+    proxy = LossyProxy(dsn)
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()
