@@ -46,7 +46,7 @@ def proposal(*voters: Voter | str, rule: RuleKind = "majority", threshold: int =
 
 def command(electorate: tuple[Voter, ...], rule: Rule, **changed: object) -> Propose:
     values = {
-        "request_id": "req", "proposal_id": "prp_1", "title": "Take it", "body": "", "options": (), "change": None, "run_id": "",
+        "request_id": "req", "tenant_id": "t", "proposal_id": "prp_1", "title": "Take it", "body": "", "options": (), "change": None, "run_id": "",
         "opened_by": "usr_1", "now": NOW, "deadline": LATER, "electorate": electorate, "rule": rule,
     }  # fmt: skip
     return Propose(**(values | changed))  # type: ignore[arg-type]

@@ -68,6 +68,7 @@ INITIAL = Proposal()
 class Propose:
     request_id: str
     proposal_id: str
+    tenant_id: str
     title: str
     body: str
     options: tuple[str, ...]
@@ -111,6 +112,7 @@ def propose(state: Proposal, command: Propose) -> Sequence[Event]:
     """Opens a proposal. The same request again is no event; the same id with other content raises RequestReused."""
     opened = ProposalOpened(
         proposal_id=command.proposal_id,
+        tenant_id=command.tenant_id,
         title=command.title,
         body=command.body,
         options=command.options or DEFAULT_OPTIONS,

@@ -35,6 +35,7 @@ class ProposalOpened(Event):
     AGGREGATE: ClassVar[str] = "proposal"
 
     proposal_id: str
+    tenant_id: str
     title: str
     body: str
     options: tuple[str, ...]

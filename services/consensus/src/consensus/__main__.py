@@ -1,0 +1,5 @@
+import sys
+
+from consensus.main import main
+
+sys.exit(main())

@@ -1,0 +1,29 @@
+"""The composition root of consensus."""
+
+from eventlog.codec import Codec
+from servicekit.app import run
+from servicekit.host import Host
+from synod.consensus.events import EVENTS
+from synod.consensus.v1.consensus_pb2_grpc import add_ConsensusServicer_to_server
+
+from consensus.application import Consensus
+from consensus.deadlines import Deadlines
+from consensus.projections import ProposalsView, Queries, VariablesView
+from consensus.rpc import PERMISSIONS, ConsensusRpc
+from consensus.settings import Settings
+from consensus.translate import ERRORS
+
+
+async def compose(host: Host[Settings]) -> None:
+    log = await host.open_log()
+    consensus = Consensus(log, Codec(EVENTS), host.clock)
+    queries = Queries(host.pool)
+    host.add_view(ProposalsView())
+    host.add_view(VariablesView())
+    host.add_rpc(add_ConsensusServicer_to_server, ConsensusRpc(consensus, queries, host.clock), PERMISSIONS, ERRORS)
+    host.add_task("changes", consensus.changes.follow)
+    host.add_task("deadlines", Deadlines(consensus, queries, host.clock).run)
+
+
+def main() -> int:
+    return run(Settings, compose)
