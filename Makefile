@@ -81,3 +81,19 @@ proto-lint: ## Lint proto/ and refuse breaking changes against the last commit, 
 	@test -x build/buf/node_modules/.bin/buf || npm install --silent --no-audit --no-fund --prefix build/buf @bufbuild/buf@1
 	build/buf/node_modules/.bin/buf lint proto
 	build/buf/node_modules/.bin/buf breaking proto --against '.git#subdir=proto,ref=$(BREAKING_AGAINST)'
+
+.PHONY: demo
+demo: setup ## Run the example team on real input and prove what it did
+	$(BIN)/synod demo
+
+.PHONY: up
+up: setup ## Start the whole system on this machine (Ctrl-C stops it)
+	$(BIN)/synod up
+
+.PHONY: prices
+prices: setup ## Export every model and price of genai-prices to build/model-scout/prices.csv
+	$(BIN)/python deploy/examples/model-scout/export_prices.py build/model-scout/prices.csv
+
+.PHONY: bench
+bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JSON in build/bench
+	$(BIN)/python tests/benchmarks/run.py --size $(SIZE) $(if $(ONLY),--only $(ONLY))

@@ -1,0 +1,61 @@
+# Forwards every recipe to make, which owns them. `just --list` shows them, `just test` runs one.
+
+# Write the JSON Schemas, golden files and the AsyncAPI document of the events
+asyncapi *args:
+    @make asyncapi {{args}}
+
+# Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JSON in build/bench
+bench *args:
+    @make bench {{args}}
+
+# Remove what the recipes made
+clean *args:
+    @make clean {{args}}
+
+# Run the example team on real input and prove what it did
+demo *args:
+    @make demo {{args}}
+
+# Format the code and apply safe fixes
+format *args:
+    @make format {{args}}
+
+# List the recipes
+help *args:
+    @make help {{args}}
+
+# Check style and formatting
+lint *args:
+    @make lint {{args}}
+
+# Resolve requirements.lock anew, for development and for each service
+lock *args:
+    @make lock {{args}}
+
+# Export every model and price of genai-prices to build/model-scout/prices.csv
+prices *args:
+    @make prices {{args}}
+
+# Generate the gRPC code from proto/
+proto *args:
+    @make proto {{args}}
+
+# Lint proto/ and refuse breaking changes against the last commit, with buf
+proto-lint *args:
+    @make proto-lint {{args}}
+
+# Install everything into .venv (done by the other recipes when needed)
+setup *args:
+    @make setup {{args}}
+
+# Run all tests
+test *args:
+    @make test {{args}}
+
+# Check types strictly
+types *args:
+    @make types {{args}}
+
+# Start the whole system on this machine (Ctrl-C stops it)
+up *args:
+    @make up {{args}}
