@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from launcher.errors import BinaryMissing, DataUnusable
-from launcher.processes import Command, run, start, stop, unprivileged, wait_until
+from launcher.processes import Command, Identity, run, start, stop, unprivileged, wait_until
 
 MAJOR = "18"
 SUPERUSER = "postgres"
@@ -72,6 +72,7 @@ class EmbeddedPostgres:
         """Makes the cluster unless it is there. A crash while it is made leaves nothing that looks finished."""
         if self.data.exists():
             self._check_version()
+            _give(self.data, unprivileged())
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix="data.unfinished-", dir=self.directory))
@@ -131,8 +132,8 @@ class EmbeddedPostgres:
         with tempfile.NamedTemporaryFile("w", dir=self.directory, prefix="password-") as password_file:
             password_file.write(self.password)
             password_file.flush()
-            if identity.owner is not None:
-                _give_away((self.directory, directory, Path(password_file.name)), identity.owner)
+            for path in (self.directory, directory, Path(password_file.name)):
+                _give(path, identity)
             argv = (
                 *(str(binary("initdb")), "-D", str(directory), "-U", SUPERUSER, f"--pwfile={password_file.name}"),
                 *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
@@ -184,6 +185,10 @@ def new_password() -> str:
     return secrets.token_urlsafe(24)
 
 
-def _give_away(paths: tuple[Path, ...], owner: tuple[int, int]) -> None:
-    for path in paths:
-        os.chown(path, *owner)
+def _give(path: Path, identity: Identity) -> None:
+    """Makes the identity the owner of a path and of all below, which PostgreSQL insists on."""
+    owner = identity.owner or (os.geteuid(), os.getegid())
+    if path.stat().st_uid == owner[0]:
+        return
+    for entry in (path, *path.rglob("*")):
+        os.chown(entry, *owner, follow_symlinks=False)

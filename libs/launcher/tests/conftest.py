@@ -1,0 +1,52 @@
+"""Small systems of fake services."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launcher.errors import PortInUse
+from launcher.layout import Layout, Limits, Service
+from launcher.ports import check_ports
+
+FAKES = Path(__file__).parent / "fakes"
+QUICK = Limits(
+    ready_timeout_s=20,
+    stop_grace_s=1.0,
+    backoff_initial_s=0.01,
+    backoff_max_s=0.1,
+    health_poll_s=0.05,
+    ready_poll_s=0.01,
+)
+STEADY = Service("steady", 1)
+NEEDY = Service("steady-two", 2, needs=("steady",))
+STUBBORN = Service("stubborn", 3, needs=("steady",))
+BROKEN = Service("broken", 4)
+
+MakeLayout = Callable[..., Layout]
+
+
+@pytest.fixture
+def make_layout(tmp_path: Path) -> MakeLayout:
+    """Makes the layout of the services given, on free ports, in a directory of this test."""
+
+    def make(*services: Service, limits: Limits = QUICK, **environment: str) -> Layout:
+        surroundings = {"PYTHONPATH": str(FAKES), "PATH": "/usr/bin:/bin", **environment}
+        while True:
+            base = random.randrange(10_000, 31_000)
+            layout = Layout(tmp_path / "data", base, services, environment=surroundings, limits=limits)
+            try:
+                check_ports(base, layout.ports())
+            except PortInUse:
+                continue
+            return layout
+
+    return make
+
+
+def runs(pid: int) -> bool:
+    """True while a process is there and is no zombie."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
