@@ -1,0 +1,27 @@
+"""Runs the benchmarks: ``python tests/benchmarks/run.py [--only append] [--size small|full]``."""
+
+import argparse
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+NAMES = ("append", "relay", "rebuild", "step", "spawn")
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=NAMES, action="append", help="repeatable; default all")
+    parser.add_argument("--size", choices=("small", "full"), default="small")
+    options = parser.parse_args(arguments)
+    for name in options.only or NAMES:
+        report = asyncio.run(importlib.import_module(f"bench_{name}").measure(options.size))
+        report.show()
+        print(f"wrote {report.write()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
