@@ -93,8 +93,9 @@ class Verifier:
             self._broken = (self._last, "the head names another hash than the last event")
         count = self._position - self._first + 1
         if self._broken is None:
-            return Verified(self._first, self._last, count, ok=True)
-        return Verified(self._first, self._last, count, False, *self._broken)
+            return Verified(self._first, self._last, count, ok=True, head_hash=self._hash)
+        broken_at, reason = self._broken
+        return Verified(self._first, self._last, count, False, broken_at, reason, self._hash)
 
     def _check_one(self, event: StoredEvent) -> None:
         expected = self._position + 1

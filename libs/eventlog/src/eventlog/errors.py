@@ -12,7 +12,10 @@ EventLogError
 ├── ChainBroken        the history was tampered with or damaged: stop and alarm
 ├── RelayDiverged      stream and log tell different histories: stop and alarm
 ├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
-└── UnknownView        no view of this name is served here
+├── UnknownView        no view of this name is served here
+├── RebuildRunning     the view is being rebuilt already: wait for that
+├── ViewSuperseded     a release with another version of the view has taken it over: stop
+└── NotParked          no event of this position is parked
 """
 
 from __future__ import annotations
@@ -125,3 +128,30 @@ class UnknownView(EventLogError):
     def __init__(self, name: str) -> None:
         super().__init__(f"no view is named {name!r} here")
         self.name = name
+
+
+class RebuildRunning(EventLogError):
+    """One rebuild or verification of a view at a time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"view {name} is being rebuilt or verified already")
+        self.name = name
+
+
+class ViewSuperseded(EventLogError):
+    """The tables in the database are of version `actual`, this process would fold version `own`."""
+
+    def __init__(self, name: str, own: int, actual: int) -> None:
+        super().__init__(f"view {name} is at version {actual} in the database, this process has version {own}")
+        self.name = name
+        self.own = own
+        self.actual = actual
+
+
+class NotParked(EventLogError):
+    """The view has no parked event at `position`."""
+
+    def __init__(self, name: str, position: int) -> None:
+        super().__init__(f"view {name} has no parked event at position {position}")
+        self.name = name
+        self.position = position

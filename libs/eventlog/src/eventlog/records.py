@@ -180,7 +180,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The finding over positions `first` to `last`: how many events, and where the history first breaks, if it does."""
+    """The finding over positions `first` to `last`: how many events hold, and where the history first breaks, if any.
+
+    `head_hash` is the hash of the last event that holds: publish it, and nobody can rewrite what came before.
+    """
 
     first: int
     last: int
@@ -188,6 +191,7 @@ class Verified:
     ok: bool
     broken_at: int | None = None
     reason: str = ""
+    head_hash: bytes = b""
 
     def or_raise(self) -> Verified:
         """This finding if it is good; ChainBroken if not."""

@@ -1,0 +1,164 @@
+"""Folds a source into one copy of a view: in batches, exactly once, past events that cannot be folded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import nats.errors
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from eventlog.errors import LogUnavailable, ViewSuperseded
+from eventlog.records import StoredEvent
+from eventlog.sources import Page, Reader
+from eventlog.view_tables import Connection, Standing, ViewTables
+
+AWAY: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolTimeout,
+    LogUnavailable,
+    nats.errors.Error,
+    TimeoutError,
+    OSError,
+)
+"""Errors of the infrastructure, not of the event: try again, park nothing."""
+
+_log = logging.getLogger(__name__)
+
+
+class View(Protocol):
+    """What is asked of the events, as tables.
+
+    `name` is lower case with underscores; `version` grows whenever `tables` or `apply` change, which rebuilds the
+    view; `types` are the events it wants (None: all); `tables` is DDL with unqualified names. `apply` folds one batch
+    into the tables, which unqualified names mean, inside the transaction that moves the position. It must depend on
+    nothing but the events and the tables, and write nowhere else. What it raises parks an event.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def types(self) -> frozenset[str] | None: ...
+    @property
+    def tables(self) -> str: ...
+
+    async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorLimits:
+    """Limits of one view."""
+
+    batch_events: int = 1_000
+    attempts_max: int = 3
+    """How often an event is tried alone before it is parked."""
+    idle_wait_s: float = 1.0
+    retry_pause_s: float = 0.05
+    retry_pause_max_s: float = 2.0
+    poll_interval_s: float = 0.25
+    """How often a waiter looks whether another process has moved the view."""
+
+
+class Folder:
+    """One pass of `reader` into the copy `tables`. Processes that fold the same copy take turns."""
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Connection],
+        view: View,
+        tables: ViewTables,
+        reader: Reader,
+        limits: ProjectorLimits,
+    ) -> None:
+        self.reader = reader
+        self.position = -1
+        self._pool = pool
+        self._view = view
+        self._tables = tables
+        self._limits = limits
+
+    async def fold_to(self, position: int) -> None:
+        """Fold until the copy is at `position`, and no further."""
+        await self._learn()
+        while self.position < position:
+            if not await self.step(upto=position):
+                await self.reader.wait(self.position, self._limits.idle_wait_s)
+
+    async def step(self, upto: int | None = None) -> bool:
+        """Fold the next page, cut at `upto`; False if there is none.
+
+        Raises what AWAY lists while source or database are away, ViewSuperseded if the copy is no longer this view's.
+        """
+        await self._learn()
+        page = _cut(await self.reader.read(self.position, self._limits.batch_events), upto)
+        if page.position <= self.position:
+            return False
+        try:
+            await self._fold(page)
+        except (*AWAY, ViewSuperseded):
+            raise
+        except Exception as error:  # noqa: BLE001  # a view may fail in any way: the event at fault is found and parked
+            _log.warning("view %s: a batch failed, folding one by one: %r", self._view.name, error)
+            await self._fold_one_by_one(page)
+        return True
+
+    async def _fold_one_by_one(self, page: Page) -> None:
+        for event in page.events:
+            if event.position > self.position:  # else another process was faster
+                await self._fold_or_park(event)
+        if self.position < page.position:
+            await self._fold(Page((), page.position))
+
+    async def _fold_or_park(self, event: StoredEvent) -> None:
+        for attempt in range(1, self._limits.attempts_max + 1):
+            try:
+                return await self._fold(Page([event], event.position))
+            except (*AWAY, ViewSuperseded):
+                raise
+            except Exception as error:  # noqa: BLE001  # recorded with the event, after some attempts
+                if attempt == self._limits.attempts_max:
+                    return await self._fold(Page([event], event.position), parked_for=error)
+            await asyncio.sleep(self._limits.retry_pause_s * attempt)
+        return None
+
+    async def _fold(self, page: Page, parked_for: Exception | None = None) -> None:
+        """Apply (or park) the page's events and move the position, unless another process moved it first."""
+        async with self._pool.connection() as connection, connection.transaction():
+            standing = await self._take(connection)
+            if standing.position == self.position:
+                if parked_for is not None:
+                    await self._park(connection, page.events[0], parked_for)
+                elif page.events:
+                    await self._tables.enter(connection)
+                    await self._view.apply(connection, page.events)
+                await self._tables.move(connection, page.position)
+        self.position = page.position if standing.position == self.position else standing.position
+
+    async def _park(self, connection: Connection, event: StoredEvent, error: Exception) -> None:
+        _log.error("view %s parks event %d (%s): %r", self._view.name, event.position, event.type, error)
+        await self._tables.park(connection, event, f"{type(error).__name__}: {error}")
+
+    async def _learn(self) -> None:
+        if self.position < 0:
+            async with self._pool.connection() as connection, connection.transaction():
+                self.position = (await self._take(connection)).position
+
+    async def _take(self, connection: Connection) -> Standing:
+        await self._tables.lock(connection)
+        standing = await self._tables.standing(connection)
+        if standing is None or standing.version != self._view.version:
+            raise ViewSuperseded(self._view.name, self._view.version, standing.version if standing else 0)
+        return standing
+
+
+def _cut(page: Page, upto: int | None) -> Page:
+    if upto is None or page.position <= upto:
+        return page
+    return Page([event for event in page.events if event.position <= upto], upto)

@@ -1,0 +1,237 @@
+"""Views: tables folded from events, which can be rebuilt at any time.
+
+A view is folded in batches; its tables and its position change in one transaction, so an event counts exactly once
+whatever crashes. An event that a view cannot fold is parked with its error and the view goes on. A rebuild folds a copy
+beside the live tables and swaps it in by renaming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from psycopg_pool import AsyncConnectionPool
+
+from eventlog.errors import NotParked, RebuildRunning, ViewSuperseded
+from eventlog.folding import AWAY, Folder, ProjectorLimits, View
+from eventlog.signal import HeadSignal
+from eventlog.sources import Source
+from eventlog.view_tables import Connection, Parked, Standing, ViewTables
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewVerified:
+    """Whether the live view equals one folded anew up to `position`; `checksum` (hex) is over the latter."""
+
+    name: str
+    position: int
+    equal: bool
+    differing_tables: tuple[str, ...]
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatus:
+    """A view at one moment; `lag` is in events of the source."""
+
+    name: str
+    version: int
+    source: str
+    position: int
+    lag: int
+    parked: int
+
+
+class Projector:
+    """Keeps one view. The pool needs two free connections during a rebuild; it and the source stay the caller's.
+
+    Several processes may run the same view: they take turns, and no event counts twice.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Connection],
+        view: View,
+        source: Source,
+        limits: ProjectorLimits | None = None,
+    ) -> None:
+        if _NAME.fullmatch(view.name) is None:
+            raise ValueError(f"view name {view.name!r} must be 1 to 40 characters out of a-z 0-9 _, letter first")
+        self.view = view
+        self.source = source
+        self._pool = pool
+        self._limits = limits or ProjectorLimits()
+        self._live = ViewTables(f"view_{view.name}")
+        self._signal = HeadSignal()
+        self._aside = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Create the view's tables, or rebuild them if they are of another version."""
+        async with self._transaction() as connection:
+            await self._live.lock(connection)
+            standing = await self._live.standing(connection)
+            if standing is None:
+                await self._live.create(connection, self.view.tables, self.view.version)
+        if standing is not None and standing.version != self.view.version:
+            _log.info("view %s: rebuilding from version %d to %d", self.view.name, standing.version, self.view.version)
+            await self.rebuild()
+
+    async def run(self) -> None:
+        """Fold for ever. ViewSuperseded when another release takes the view over."""
+        await self.prepare()
+        async with self._folder(self._live) as folder:
+            pause_s = self._limits.retry_pause_s
+            while True:
+                try:
+                    if not await folder.step():
+                        await folder.reader.wait(folder.position, self._limits.idle_wait_s)
+                    self._signal.advance(folder.position)
+                    pause_s = self._limits.retry_pause_s
+                except AWAY as error:
+                    _log.warning("view %s waits for its source or its database: %r", self.view.name, error)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._limits.retry_pause_max_s)
+
+    async def catch_up(self, position: int | None = None) -> int:
+        """Fold up to a position of the source, by default its head now; the position reached."""
+        goal = await self.source.head() if position is None else position
+        await self.prepare()
+        async with self._folder(self._live) as folder:
+            await folder.fold_to(goal)
+            self._signal.advance(folder.position)
+            return folder.position
+
+    async def position(self) -> int:
+        """How far the live view is folded; 0 before it exists."""
+        async with self._transaction() as connection:
+            standing = await self._live.standing(connection)
+        return 0 if standing is None else standing.position
+
+    async def lag(self) -> int:
+        """How many events of the source the live view has not folded."""
+        return max(0, await self.source.head() - await self.position())
+
+    async def status(self) -> ViewStatus:
+        position, parked, head = await self.position(), await self.parked(), await self.source.head()
+        return ViewStatus(
+            self.view.name, self.view.version, self.source.name, position, max(0, head - position), len(parked)
+        )
+
+    async def wait_for(self, position: int, timeout_s: float) -> int:
+        """The view's position, once it is at `position` or beyond or the time is over: read your own writes."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            slice_s = min(self._limits.poll_interval_s, deadline - loop.time())
+            reached = await self._signal.wait_for(position, slice_s)
+            if reached >= position or slice_s <= 0:
+                return reached
+            self._signal.advance(await self.position())
+
+    async def rebuild(self) -> int:
+        """Fold the view anew beside the live one, then swap; how many positions were folded.
+
+        Queries go on meanwhile; the live view stands still for the last few events only. What was live is kept as
+        view_<name>__old until the next rebuild. RebuildRunning if one runs already in this process.
+        """
+        async with self._copy("next") as copy, self._folder(copy) as folder:
+            await folder.fold_to(await self.source.head())
+            old = ViewTables(f"{self._live.schema}__old")
+            async with self._transaction() as connection:
+                await old.drop(connection)
+            async with self._transaction() as connection:
+                live = await self._lock_live(connection)
+                await folder.fold_to(live.position)
+                await self._live.rename(connection, old.schema)
+                await copy.rename(connection, self._live.schema)
+            self._signal.advance(folder.position)
+            return folder.position
+
+    async def verify(self) -> ViewVerified:
+        """Fold the view anew aside, compare it with the live one at the same position, and drop it."""
+        async with self._copy("verify") as copy, self._folder(copy) as folder:
+            await folder.fold_to(await self.position())
+            async with self._transaction() as connection:
+                live = await self._lock_live(connection)
+                await folder.fold_to(live.position)
+                found = await self._live.checksum(connection)
+                expected = await copy.checksum(connection)
+        differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        return ViewVerified(self.view.name, live.position, not differing, tuple(differing), _combined(expected))
+
+    async def checksum(self) -> dict[str, str]:
+        """A digest of each table of the live view."""
+        async with self._transaction() as connection:
+            return await self._live.checksum(connection)
+
+    async def parked(self) -> list[Parked]:
+        """The events that could not be folded."""
+        async with self._transaction() as connection:
+            if await self._live.standing(connection) is None:
+                return []
+            return await self._live.parked(connection)
+
+    async def redrive(self, position: int, *, skip: bool = False) -> None:
+        """Fold a parked event again, or drop it from the list with `skip`.
+
+        NotParked if there is none at the position; what `apply` raises passes through and the event stays parked.
+        """
+        async with self._transaction() as connection:
+            await self._lock_live(connection)
+            event = await self._live.unpark(connection, position)
+            if event is None:
+                raise NotParked(self.view.name, position)
+            if not skip:
+                await self._live.enter(connection)
+                await self.view.apply(connection, [event])
+
+    async def _lock_live(self, connection: Connection) -> Standing:
+        await self._live.lock(connection)
+        standing = await self._live.standing(connection)
+        if standing is None:
+            raise ViewSuperseded(self.view.name, self.view.version, 0)
+        return standing
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._pool.connection() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def _folder(self, tables: ViewTables) -> AsyncIterator[Folder]:
+        reader = self.source.reader(self.view.types)
+        try:
+            yield Folder(self._pool, self.view, tables, reader, self._limits)
+        finally:
+            await reader.close()
+
+    @asynccontextmanager
+    async def _copy(self, purpose: str) -> AsyncIterator[ViewTables]:
+        """An empty copy of the view's tables, dropped at the end unless it was renamed."""
+        if self._aside.locked():
+            raise RebuildRunning(self.view.name)
+        copy = ViewTables(f"{self._live.schema}__{purpose}")
+        async with self._aside:
+            async with self._transaction() as connection:
+                await copy.drop(connection)
+                await copy.create(connection, self.view.tables, self.view.version)
+            try:
+                yield copy
+            finally:
+                async with self._transaction() as connection:
+                    await copy.drop(connection)
+
+
+def _combined(digests: dict[str, str]) -> str:
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return sha256(lines.encode()).hexdigest()

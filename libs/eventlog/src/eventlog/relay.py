@@ -1,0 +1,211 @@
+"""Publishes a log to JetStream, each event exactly once and in order.
+
+The stream's sequence equals the log's position. Every message carries Nats-Expected-Last-Sequence: position - 1, so
+the server itself refuses a duplicate, a gap or a stale relay. There is no checkpoint to lose: where the stream ends is
+where the relay goes on. Any number of rivals may run at once, and a stream that was lost or cut short is filled again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from random import random
+
+import nats.errors
+import nats.js.errors
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from synod.common.subjects import all_events, event_stream, event_subject
+
+from eventlog.envelope import from_headers, to_headers
+from eventlog.errors import LogUnavailable, RelayDiverged
+from eventlog.log import EventLog
+from eventlog.records import StoredEvent
+from eventlog.signal import HeadSignal
+
+_DAY_S = 24 * 3600
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """How the stream is kept and how it is filled."""
+
+    replicas: int = 1
+    """3 in production: then the stream survives the loss of a server."""
+    max_age_s: float = 30 * _DAY_S
+    """How long messages stay. The log keeps everything; the stream serves those who follow."""
+    window_messages: int = 2_000
+    """Messages published and not yet acknowledged."""
+    page_events: int = 500
+    ack_timeout_s: float = 5.0
+    """Without any acknowledgement for so long, the relay looks anew where the stream ends."""
+    idle_check_s: float = 5.0
+    """How often an idle relay looks whether the stream is still whole."""
+    retry_pause_max_s: float = 2.0
+
+
+class Fenced(Exception):
+    """The stream refused a message: another relay came first, or the stream was cut short."""
+
+
+class Relay:
+    """Publishes `log` as the events of `service`. Owns the stream's configuration, not the connection."""
+
+    def __init__(self, log: EventLog, client: Client, service: str, config: RelayConfig | None = None) -> None:
+        self._log = log
+        self._client = client
+        self._js = client.jetstream()
+        self._service = service
+        self._stream = event_stream(service)
+        self._config = config or RelayConfig()
+        self._window = _Window(0)
+        self._published = HeadSignal()
+        self.resyncs = 0
+
+    @property
+    def position(self) -> int:
+        """The last position known to be in the stream."""
+        return self._published.head
+
+    async def wait_for(self, position: int, timeout_s: float) -> int:
+        """The last position known to be published, once it reaches `position` or the time is over."""
+        return await self._published.wait_for(position, timeout_s)
+
+    async def run(self) -> None:
+        """Publish for ever. RelayDiverged if the stream holds what the log does not; ConnectionClosedError if the
+        connection was closed for good.
+        """
+        inbox = self._client.new_inbox()
+        acks = await self._client.subscribe(f"{inbox}.*", cb=self._on_ack, pending_msgs_limit=-1)
+        pause_s = 0.01
+        try:
+            while True:
+                try:
+                    await self._resync()
+                    await self._publish_until_idle(inbox)
+                    pause_s = 0.01
+                except nats.errors.ConnectionClosedError:
+                    raise
+                except (Fenced, nats.errors.Error, TimeoutError, OSError, LogUnavailable) as error:
+                    _log.info("relay of %s looks anew where its stream ends: %r", self._service, error)
+                    await asyncio.sleep(pause_s * (0.5 + random()))
+                    pause_s = 0.01 if isinstance(error, Fenced) else min(2 * pause_s, self._config.retry_pause_max_s)
+        finally:
+            if not self._client.is_closed:
+                await acks.unsubscribe()
+
+    async def ensure_stream(self) -> int:
+        """Create the stream if it does not exist. The sequence of its last message."""
+        try:
+            info = await self._js.stream_info(self._stream)
+        except nats.js.errors.NotFoundError:
+            info = await self._js.add_stream(self._stream_config())
+        return info.state.last_seq
+
+    def _stream_config(self) -> StreamConfig:
+        return StreamConfig(
+            name=self._stream,
+            description=f"Every event of {self._service}; sequence equals position in its log.",
+            subjects=[all_events(self._service)],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            num_replicas=self._config.replicas,
+            max_age=self._config.max_age_s,
+            duplicate_window=120,
+            deny_delete=True,
+            deny_purge=True,
+            allow_direct=True,
+            allow_atomic=True,
+        )
+
+    async def _resync(self) -> None:
+        last = await self.ensure_stream()
+        await self._check_same_history(last)
+        self.resyncs += 1
+        self._window = _Window(last)
+        self._published.head = last
+
+    async def _check_same_history(self, last: int) -> None:
+        """The stream's last message must be the log's event of that position: by the hash chain, all before it are."""
+        if last == 0:
+            return
+        events = await self._log.read(last - 1, limit=1)
+        if not events:
+            raise RelayDiverged(self._stream, last, "the log ends before it")
+        try:
+            message = await self._js.get_msg(self._stream, last)
+        except nats.js.errors.NotFoundError:
+            return  # aged out: the stream is empty and goes on counting
+        if (message.headers or {}).get("synod-hash") != events[0].hash.hex():
+            raise RelayDiverged(self._stream, last, "the message is not the event of the log")
+
+    async def _publish_until_idle(self, inbox: str) -> None:
+        window = self._window
+        while True:
+            events = await self._log.read(window.sent, limit=self._config.page_events)
+            for event in events:
+                await window.wait_for_room(self._config.window_messages, self._config.ack_timeout_s)
+                window.sent = event.position
+                await self._publish(event, f"{inbox}.{window.name}_{event.position}")
+            if not events:
+                await window.wait_for_room(1, self._config.ack_timeout_s)
+                if await self._log.wait_for(window.sent + 1, self._config.idle_check_s) <= window.sent:
+                    return
+
+    async def _publish(self, event: StoredEvent, reply: str) -> None:
+        stream = event.stream
+        subject = event_subject(event.tenant, self._service, stream.aggregate, stream.id, event.type)
+        headers = to_headers(event, self._service)
+        headers["Nats-Expected-Last-Sequence"] = str(event.position - 1)
+        await self._client.publish(subject, event.data, reply=reply, headers=headers)
+
+    async def _on_ack(self, message: Msg) -> None:
+        name, _, position = message.subject.rpartition(".")[2].partition("_")
+        if name != self._window.name:
+            return  # of a window given up
+        self._window.answer(int(position), message.data)
+        self._published.advance(self._window.acked)
+
+
+class _Window:
+    """What was sent and what of it is acknowledged, from one look at the stream to the next."""
+
+    def __init__(self, last: int) -> None:
+        self.name = secrets.token_hex(4)
+        self.sent = last
+        self.acked = last
+        self._refusal: str | None = None
+        self._answered = asyncio.Event()
+
+    def answer(self, position: int, data: bytes) -> None:
+        """Take the server's answer to one message; an empty one says that nobody listens."""
+        answer = orjson.loads(data) if data else {"error": "no stream takes the subject"}
+        if answer.get("error"):
+            self._refusal = self._refusal or str(answer["error"])
+        else:
+            self.acked = max(self.acked, position)
+        self._answered.set()
+
+    async def wait_for_room(self, size: int, timeout_s: float) -> None:
+        """Until fewer than `size` messages are unanswered. Fenced on a refusal, TimeoutError on silence."""
+        while self._refusal is None and self.sent - self.acked >= size:
+            self._answered.clear()
+            async with asyncio.timeout(timeout_s):
+                await self._answered.wait()
+        if self._refusal is not None:
+            raise Fenced(self._refusal)
+
+
+def from_message(message: Msg) -> StoredEvent:
+    """The event in a message that a JetStream consumer delivered, hashes included.
+
+    Raises nats.errors.NotJSMessageError, KeyError or ValueError for messages of another kind.
+    """
+    return from_headers(message.metadata.sequence.stream, message.headers or {}, message.data)

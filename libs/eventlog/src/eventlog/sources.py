@@ -1,0 +1,234 @@
+"""Where a view's events come from: the own log, or the stream of a foreign one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import nats.errors
+import nats.js.errors
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from synod.common.ids import uuid7
+from synod.common.subjects import event_stream
+
+from eventlog.errors import SourceTruncated
+from eventlog.log import EventLog
+from eventlog.records import EVERYTHING, Filter, StoredEvent
+from eventlog.relay import from_message
+
+Types = frozenset[str] | None
+
+
+class Page(NamedTuple):
+    """Events in order, and the position up to which nothing that was asked for is missing."""
+
+    events: Sequence[StoredEvent]
+    position: int
+
+
+class Reader(Protocol):
+    """One pass over a source; not shared. Raises LogUnavailable, TimeoutError or nats.errors.Error while the source is
+    away; the next read goes on where the last one succeeded.
+    """
+
+    async def read(self, after: int, limit: int) -> Page:
+        """The events after a position among the next `limit` of the source; an empty page at `after` if none is new."""
+        ...
+
+    async def wait(self, after: int, timeout_s: float) -> None:
+        """Until there is probably something new, or the time is over."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """A sequence of events by position. `name` is the service whose log it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def head(self) -> int:
+        """The position of the newest event."""
+        ...
+
+    def reader(self, types: Types) -> Reader:
+        """A new pass that yields only events of `types`; None means all."""
+        ...
+
+
+class LogSource:
+    """The own log, read from where it is stored."""
+
+    def __init__(self, log: EventLog, name: str = "") -> None:
+        self._log = log
+        self.name = name
+
+    async def head(self) -> int:
+        return await self._log.head()
+
+    def reader(self, types: Types) -> Reader:
+        return _LogReader(self._log, EVERYTHING if types is None else Filter(types=types))
+
+
+class _LogReader:
+    def __init__(self, log: EventLog, where: Filter) -> None:
+        self._log = log
+        self._where = where
+
+    async def read(self, after: int, limit: int) -> Page:
+        # The head is read first: whatever a filter skips up to it has been seen and can be passed over.
+        head = await self._log.head() if self._where is not EVERYTHING else after
+        events = await self._log.read(after, limit=limit, where=self._where)
+        last = events[-1].position if events else after
+        return Page(events, last if len(events) == limit else max(head, last))
+
+    async def wait(self, after: int, timeout_s: float) -> None:
+        await self._log.wait_for(after + 1, timeout_s)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class StreamSource:
+    """A foreign service's log, followed through its JetStream stream. Owns no connection."""
+
+    def __init__(self, client: Client, service: str) -> None:
+        self._client = client
+        self.name = service
+        self.stream = event_stream(service)
+
+    async def head(self) -> int:
+        return (await self.bounds())[1]
+
+    async def bounds(self) -> tuple[int, int]:
+        """The first and the last sequence of the stream; (1, 0) while there is no stream yet."""
+        try:
+            state = (await self._client.jetstream().stream_info(self.stream)).state
+        except nats.js.errors.NotFoundError:
+            return 1, 0
+        return state.first_seq, state.last_seq
+
+    def reader(self, types: Types) -> Reader:
+        return _StreamReader(self._client, self, types)
+
+
+class _StreamReader:
+    """Pulls through an ephemeral consumer without acknowledgements; the position is the caller's.
+
+    Sequences must follow each other. Where they do not (a reconnect lost messages, the stream was made anew) the
+    consumer is given up and the next read starts another one at the right place. The types are chosen here, not by the
+    server: only so does every sequence show up and is a loss noticed.
+    """
+
+    BYTES_MAX = 32 * 1024 * 1024
+    ANSWER_TIMEOUT_S = 5.0
+    INACTIVE_S = 60.0
+    NO_STREAM_PAUSE_S = 0.25
+
+    def __init__(self, client: Client, source: StreamSource, types: Types) -> None:
+        self._client = client
+        self._source = source
+        self._types = types
+        self._consumer = ""
+        self._subscription: Subscription | None = None
+        self._position = 0
+        self._ahead: list[Msg] = []
+
+    async def read(self, after: int, limit: int) -> Page:
+        if not await self._stand_at(after):
+            return Page((), after)
+        messages, self._ahead = self._ahead, []
+        if not messages:
+            messages = await self._pull({"batch": limit, "no_wait": True}, limit, self.ANSWER_TIMEOUT_S)
+        events = self._in_sequence(messages)
+        if messages and len(events) < len(messages):
+            await self._check_whole(messages[-1])
+        return Page([event for event in events if self._types is None or event.type in self._types], self._position)
+
+    async def wait(self, after: int, timeout_s: float) -> None:
+        if not await self._stand_at(after, create=True):
+            await asyncio.sleep(min(timeout_s, self.NO_STREAM_PAUSE_S))
+        elif not self._ahead:
+            expires_ns = int(timeout_s * 1e9)
+            self._ahead = await self._pull({"batch": 1, "expires": expires_ns}, 1, timeout_s + self.ANSWER_TIMEOUT_S)
+
+    async def close(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        self._ahead = []
+        if subscription is not None and not self._client.is_closed:
+            await subscription.unsubscribe()
+            await self._delete_consumer()
+
+    async def _stand_at(self, after: int, create: bool = False) -> bool:
+        """Whether a consumer stands at `after`; one is started if there is something to read, or on demand."""
+        if self._subscription is not None and self._position == after:
+            return True
+        await self.close()
+        first, last = await self._source.bounds()
+        if last <= after and not (create and last):
+            return False
+        if first > after + 1:
+            raise SourceTruncated(self._source.stream, after, first)
+        await self._start(after)
+        return True
+
+    async def _start(self, after: int) -> None:
+        self._consumer = f"view-{uuid7().hex}"
+        config = ConsumerConfig(
+            name=self._consumer,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=after + 1,
+            ack_policy=AckPolicy.NONE,
+            inactive_threshold=self.INACTIVE_S,
+            mem_storage=True,
+            num_replicas=1,
+        )
+        await self._client.jetstream().add_consumer(self._source.stream, config)
+        self._subscription = await self._client.subscribe(self._client.new_inbox())
+        self._position = after
+
+    async def _pull(self, request: dict[str, object], limit: int, timeout_s: float) -> list[Msg]:
+        """Messages until the request is full or the server says that there are no more."""
+        assert self._subscription is not None
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._source.stream}.{self._consumer}"
+        body = orjson.dumps({**request, "max_bytes": self.BYTES_MAX})
+        await self._client.publish(subject, body, reply=self._subscription.subject)
+        messages: list[Msg] = []
+        try:
+            while len(messages) < limit:
+                message = await self._subscription.next_msg(timeout=timeout_s)
+                status = (message.headers or {}).get("Status") if not message.data else None
+                if status is not None:
+                    if status not in ("404", "408") and not messages:
+                        await self.close()  # the consumer is gone
+                    break
+                messages.append(message)
+        except TimeoutError:
+            await self.close()
+            raise
+        return messages
+
+    def _in_sequence(self, messages: list[Msg]) -> list[StoredEvent]:
+        """The events that follow the position without a gap, which they move; what is known already is left out."""
+        events = []
+        for message in messages:
+            if message.metadata.sequence.stream == self._position + 1:
+                events.append(from_message(message))
+                self._position += 1
+        return events
+
+    async def _check_whole(self, last: Msg) -> None:
+        if last.metadata.sequence.stream > self._position:
+            await self.close()
+
+    async def _delete_consumer(self) -> None:
+        try:
+            await self._client.jetstream().delete_consumer(self._source.stream, self._consumer)
+        except (nats.errors.Error, TimeoutError):
+            return  # it expires by itself

@@ -1,0 +1,340 @@
+"""Views: folded exactly once, rebuilt beside the live one, parked where they cannot be folded."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import nats
+import psycopg
+import pytest
+from eventlog.errors import NotParked, RebuildRunning, SourceTruncated, ViewSuperseded
+from eventlog.folding import ProjectorLimits
+from eventlog.postgres import PostgresEventLog
+from eventlog.projections import Projector
+from eventlog.records import StoredEvent
+from eventlog.relay import Relay, RelayConfig
+from eventlog.sources import LogSource, StreamSource
+from eventlog.testing import a_stream, an_append, an_event
+from launcher.testing import RunningNats
+from nats.aio.client import Client
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from synod.common.ids import uuid7
+from synod.common.subjects import event_stream
+
+QUICK = ProjectorLimits(batch_events=50, attempts_max=2, retry_pause_s=0.01)
+
+
+class Totals:
+    """Counts events by type; chokes on events whose data is `poison` until told how to digest them."""
+
+    name = "totals"
+    tables = "create table totals (type text primary key, events bigint not null, last bigint not null)"
+
+    def __init__(self, version: int = 1, types: frozenset[str] | None = None) -> None:
+        self.version = version
+        self.types = types
+        self.poison = b"poison"
+        self.batches: list[int] = []
+
+    async def apply(self, connection: AsyncConnection[Any], events: Sequence[StoredEvent]) -> None:
+        self.batches.append(len(events))
+        for event in events:
+            if event.data == self.poison:
+                raise ValueError("cannot digest it")
+            await connection.execute(
+                "insert into totals as t values (%s, 1, %s)"
+                " on conflict (type) do update set events = t.events + 1, last = excluded.last",
+                [event.type, event.position],
+            )
+
+
+@pytest.fixture
+async def log(postgres_dsn: str) -> AsyncIterator[PostgresEventLog]:
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        yield log
+
+
+@pytest.fixture
+async def pool(postgres_dsn: str) -> AsyncIterator[AsyncConnectionPool[AsyncConnection[Any]]]:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=6, open=False) as pool:
+        yield pool
+
+
+@pytest.fixture
+def projector(pool: AsyncConnectionPool[AsyncConnection[Any]], log: PostgresEventLog) -> Projector:
+    return Projector(pool, Totals(), LogSource(log), QUICK)
+
+
+@asynccontextmanager
+async def running(projector: Projector) -> AsyncIterator[Projector]:
+    task = asyncio.create_task(projector.run())
+    try:
+        yield projector
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def append(log: PostgresEventLog, count: int, type_name: str = "Happened", data: bytes = b"{}") -> None:
+    for size in [100] * (count // 100) + [count % 100]:
+        if size:
+            await log.append(an_append(a_stream(), *[an_event(type_name, data) for _ in range(size)]))
+
+
+async def totals(pool: AsyncConnectionPool[AsyncConnection[Any]], schema: str = "view_totals") -> dict[str, int]:
+    async with pool.connection() as connection:
+        rows = await connection.execute(f"select type, events from {schema}.totals".encode())
+        return dict(await rows.fetchall())
+
+
+async def test_a_view_follows_its_log(projector: Projector, log: PostgresEventLog, pool) -> None:
+    await append(log, 120)
+    async with running(projector):
+        assert await projector.wait_for(120, timeout_s=30) == 120
+        await append(log, 5, "Ended")
+        assert await projector.wait_for(125, timeout_s=30) == 125
+    assert await totals(pool) == {"Happened": 120, "Ended": 5}
+    assert (await projector.position(), await projector.lag()) == (125, 0)
+
+
+async def test_events_are_folded_in_batches(pool, log: PostgresEventLog) -> None:
+    view = Totals()
+    await append(log, 120)
+    assert await Projector(pool, view, LogSource(log), QUICK).catch_up() == 120
+    assert view.batches == [50, 50, 20]
+
+
+async def test_a_view_of_some_types_passes_over_the_others(pool, log: PostgresEventLog) -> None:
+    await append(log, 60)
+    await append(log, 3, "Ended")
+    await append(log, 60)
+    projector = Projector(pool, Totals(types=frozenset({"Ended"})), LogSource(log), QUICK)
+    assert await projector.catch_up() == 123
+    assert await totals(pool) == {"Ended": 3}
+    assert await projector.lag() == 0
+
+
+async def test_a_restarted_view_goes_on_where_it_was(pool, log: PostgresEventLog) -> None:
+    await append(log, 10)
+    await Projector(pool, Totals(), LogSource(log)).catch_up()
+    await append(log, 10)
+    view = Totals()
+    await Projector(pool, view, LogSource(log)).catch_up()
+    assert sum(view.batches) == 10
+    assert await totals(pool) == {"Happened": 20}
+
+
+async def test_two_processes_of_a_view_count_each_event_once(pool, log: PostgresEventLog) -> None:
+    rivals = [Projector(pool, Totals(), LogSource(log), QUICK) for _ in range(2)]
+    async with running(rivals[0]), running(rivals[1]):
+        for _ in range(5):
+            await append(log, 100)
+        for rival in rivals:
+            assert await rival.wait_for(500, timeout_s=30) >= 500
+    assert await totals(pool) == {"Happened": 500}
+
+
+async def test_a_poison_event_is_parked_and_the_view_goes_on(pool, log: PostgresEventLog) -> None:
+    projector = Projector(pool, Totals(), LogSource(log, "orders"), QUICK)
+    await append(log, 10)
+    await append(log, 1, "Bad", b"poison")
+    await append(log, 10)
+    assert await projector.catch_up() == 21
+    assert await totals(pool) == {"Happened": 20}
+    (parked,) = await projector.parked()
+    assert parked.event == (await log.read(10, limit=1))[0]
+    assert parked.error == "ValueError: cannot digest it"
+    status = await projector.status()
+    assert (status.source, status.position, status.lag, status.parked) == ("orders", 21, 0, 1)
+
+
+async def test_a_parked_event_is_folded_again_once_the_view_can(pool, log: PostgresEventLog) -> None:
+    view = Totals()
+    projector = Projector(pool, view, LogSource(log), QUICK)
+    await append(log, 1, "Bad", b"poison")
+    await projector.catch_up()
+    with pytest.raises(ValueError, match="cannot digest"):
+        await projector.redrive(1)
+    assert len(await projector.parked()) == 1
+    view.poison = b"other"
+    await projector.redrive(1)
+    assert await totals(pool) == {"Bad": 1}
+    with pytest.raises(NotParked, match="no parked event at position 1"):
+        await projector.redrive(1)
+
+
+async def test_a_parked_event_may_be_skipped(pool, log: PostgresEventLog) -> None:
+    projector = Projector(pool, Totals(), LogSource(log), QUICK)
+    await append(log, 1, "Bad", b"poison")
+    await projector.catch_up()
+    await projector.redrive(1, skip=True)
+    assert (await projector.parked(), await totals(pool)) == ([], {})
+
+
+async def test_a_rebuild_swaps_in_a_fresh_fold_while_appends_go_on(pool, log: PostgresEventLog) -> None:
+    projector = Projector(pool, Totals(), LogSource(log), QUICK)
+    rebuilt = asyncio.Event()
+
+    async def append_on() -> int:
+        count = 0
+        while not rebuilt.is_set():
+            await append(log, 20)
+            count += 20
+        return count
+
+    async with running(projector):
+        await append(log, 500)
+        await projector.wait_for(500, timeout_s=30)
+        async with pool.connection() as connection:
+            await connection.execute("update view_totals.totals set events = -7")
+        appending = asyncio.create_task(append_on())
+        folded = await projector.rebuild()
+        rebuilt.set()
+        head = 500 + await appending
+        assert await projector.wait_for(head, timeout_s=30) == head
+    assert folded >= 500
+    assert await totals(pool) == {"Happened": head}
+    assert (await totals(pool, "view_totals__old"))["Happened"] < 500
+    assert (await projector.verify()).equal
+
+
+async def test_a_new_version_of_a_view_rebuilds_it_before_it_runs(pool, log: PostgresEventLog) -> None:
+    await append(log, 10)
+    await Projector(pool, Totals(), LogSource(log)).catch_up()
+
+    class Wider(Totals):
+        tables = Totals.tables.replace(")", ", note text)")
+
+    await Projector(pool, Wider(version=2), LogSource(log)).prepare()
+    async with pool.connection() as connection:
+        rows = await connection.execute("select events, note from view_totals.totals")
+        assert await rows.fetchall() == [(10, None)]
+
+
+async def test_the_old_version_of_a_view_stops_when_a_newer_one_takes_over(pool, log: PostgresEventLog) -> None:
+    old = Projector(pool, Totals(), LogSource(log), QUICK)
+    await old.prepare()
+    running_old = asyncio.create_task(old.run())
+    await append(log, 1)
+    await old.wait_for(1, timeout_s=30)
+    await Projector(pool, Totals(version=2), LogSource(log), QUICK).prepare()
+    await append(log, 1)
+    with pytest.raises(ViewSuperseded, match="version 2 in the database, this process has version 1"):
+        await running_old
+
+
+async def test_verify_finds_a_manipulated_view(projector: Projector, log: PostgresEventLog, pool) -> None:
+    await append(log, 100)
+    await projector.catch_up()
+    good = await projector.verify()
+    assert (good.equal, good.position, good.differing_tables) == (True, 100, ())
+    async with pool.connection() as connection:
+        await connection.execute("update view_totals.totals set events = events + 1")
+    bad = await projector.verify()
+    assert (bad.equal, bad.differing_tables) == (False, ("totals",))
+    assert bad.checksum == good.checksum
+    async with pool.connection() as connection:
+        rows = await connection.execute("select nspname from pg_namespace where nspname like 'view_%'")
+        assert await rows.fetchall() == [("view_totals",)]
+
+
+async def test_a_second_rebuild_of_a_view_is_refused(projector: Projector, log: PostgresEventLog) -> None:
+    await append(log, 10)
+    await projector.catch_up()
+    results = await asyncio.gather(projector.rebuild(), projector.rebuild(), return_exceptions=True)
+    assert [type(result) for result in results] == [int, RebuildRunning]
+
+
+async def test_a_view_survives_the_loss_of_its_connections(
+    projector: Projector,
+    log: PostgresEventLog,
+    pool,
+    postgres_dsn: str,
+) -> None:
+    async with running(projector):
+        await append(log, 100)
+        await projector.wait_for(10, timeout_s=30)
+        async with await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as connection:
+            await connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+        await append(log, 100)
+        async with asyncio.timeout(30):
+            while await log.head() < 200 or await projector.wait_for(200, timeout_s=1) < 200:
+                continue
+    assert await totals(pool) == {"Happened": 200}
+
+
+@pytest.mark.parametrize("name", ["", "Totals", "a b", "x" * 41])
+def test_a_name_that_is_no_schema_is_refused(name: str, pool, log: PostgresEventLog) -> None:
+    view = Totals()
+    view.name = name
+    with pytest.raises(ValueError, match="must be 1 to 40 characters"):
+        Projector(pool, view, LogSource(log))
+
+
+@asynccontextmanager
+async def relayed(log: PostgresEventLog, client: Client, service: str) -> AsyncIterator[Relay]:
+    relay = Relay(log, client, service, RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1))
+    task = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+async def client(nats_url: str) -> AsyncIterator[Client]:
+    client = await nats.connect(nats_url)
+    yield client
+    await client.close()
+
+
+async def test_a_view_follows_a_foreign_log(pool, log: PostgresEventLog, client: Client) -> None:
+    service = f"svc-{uuid7().hex}"
+    projector = Projector(pool, Totals(), StreamSource(client, service), QUICK)
+    async with running(projector), relayed(log, client, service):
+        for batch in (130, 1, 70):
+            await append(log, batch)
+            head = await log.head()
+            assert await projector.wait_for(head, timeout_s=30) == head
+    assert await totals(pool) == {"Happened": 201}
+    assert (await projector.verify()).equal
+    assert await projector.rebuild() == 201
+
+
+async def test_a_view_of_a_foreign_log_survives_the_loss_of_the_stream(
+    pool,
+    log: PostgresEventLog,
+    fresh_nats: RunningNats,
+) -> None:
+    client = await nats.connect(fresh_nats.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+    projector = Projector(pool, Totals(), StreamSource(client, "orders"), QUICK)
+    async with running(projector), relayed(log, client, "orders"):
+        await append(log, 100)
+        await projector.wait_for(100, timeout_s=30)
+        await client.jetstream().delete_stream(event_stream("orders"))
+        await append(log, 100)
+        assert await projector.wait_for(200, timeout_s=30) == 200
+        fresh_nats.kill()
+        await append(log, 100)
+        fresh_nats.start()
+        assert await projector.wait_for(300, timeout_s=60) == 300
+    assert await totals(pool) == {"Happened": 300}
+    await client.close()
+
+
+async def test_a_stream_that_no_longer_holds_what_a_view_needs_is_named(client: Client) -> None:
+    service = f"svc-{uuid7().hex}"
+    js = client.jetstream()
+    await js.add_stream(name=event_stream(service), subjects=[f"synod.*.evt.{service}.>"], max_msgs=2)
+    for _ in range(5):
+        await js.publish(f"synod.local.evt.{service}.x.y.Z", b"{}")
+    reader = StreamSource(client, service).reader(None)
+    with pytest.raises(SourceTruncated, match="starts at 4, the view stands at 0"):
+        await reader.read(0, 10)

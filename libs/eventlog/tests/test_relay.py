@@ -1,0 +1,221 @@
+"""The relay: sequence equals position, exactly once, whoever else publishes and whatever is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import nats
+import pytest
+from eventlog.chain import link
+from eventlog.envelope import from_headers, to_headers
+from eventlog.errors import RelayDiverged
+from eventlog.memory import MemoryEventLog
+from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
+from eventlog.relay import Relay, RelayConfig, from_message
+from eventlog.testing import a_stream, an_append, an_event
+from launcher.testing import RunningNats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from synod.common.ids import uuid7
+from synod.common.subjects import event_stream
+
+QUICK = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1)
+
+
+@pytest.fixture
+async def client(nats_url: str) -> AsyncIterator[Client]:
+    client = await nats.connect(nats_url)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def service() -> str:
+    return f"svc-{uuid7().hex}"
+
+
+@pytest.fixture
+def log() -> MemoryEventLog:
+    return MemoryEventLog()
+
+
+async def fill(log: MemoryEventLog, events: int) -> None:
+    await asyncio.gather(
+        *[log.append(an_append(a_stream(), *[an_event() for _ in range(10)])) for _ in range(events // 10)]
+    )
+
+
+@asynccontextmanager
+async def running(relay: Relay) -> AsyncIterator[Relay]:
+    task = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def received(client: Client, service: str, count: int) -> list[Msg]:
+    """Every message of the stream, once it holds `count`."""
+    js = client.jetstream()
+    config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)
+    subscription = await js.pull_subscribe("", stream=event_stream(service), config=config)
+    messages: list[Msg] = []
+    async with asyncio.timeout(30):
+        while len(messages) < count:
+            messages += await subscription.fetch(min(500, count - len(messages)), timeout=10)
+    await subscription.unsubscribe()
+    assert (await js.stream_info(event_stream(service))).state.last_seq == count
+    return messages
+
+
+async def assert_published(client: Client, service: str, log: MemoryEventLog) -> None:
+    """The stream holds the log, event by event."""
+    events = await log.read(limit=100_000)
+    messages = await received(client, service, len(events))
+    assert [from_message(message) for message in messages] == events
+
+
+def test_an_event_survives_the_way_through_headers_with_its_hash() -> None:
+    event = StoredEvent(
+        7, StreamId("run", "r-1"), 3, uuid7(), "Started", 2, "acme", "user 1", datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
+        datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC), uuid7(), "run é%", " zoë\u2028", "00-ab-cd-01", b"{}", bytes(32), b"",
+    )  # fmt: skip
+    event = event._replace(hash=link(event.previous_hash, event))
+    headers = to_headers(event, "agent-runtime")
+    assert all(value.isascii() and value == value.strip() for value in headers.values())
+    decoded = from_headers(7, headers, b"{}")
+    assert decoded == event
+    assert link(decoded.previous_hash, decoded) == event.hash
+
+
+async def test_each_event_is_published_at_its_position_as_a_cloud_event(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    cause = uuid7()
+    event = NewEvent("Placed", 2, b'{"n":1}', uuid7(), datetime(2026, 1, 1, tzinfo=UTC))
+    await log.append(
+        Append(StreamId("order", "o1"), 0, (event,), Context("acme", "zoë", "run-1", cause, "00-ab-cd-01"))
+    )
+    async with running(Relay(log, client, service)) as relay:
+        assert await relay.wait_for(1, timeout_s=30) == 1
+    (message,) = await received(client, service, 1)
+    assert message.subject == f"synod.acme.evt.{service}.order.o1.Placed"
+    assert message.data == b'{"n":1}'
+    headers = message.headers or {}
+    assert headers["ce-id"] == str(event.id)
+    assert headers["ce-source"] == f"/synod/{service}"
+    assert headers["ce-type"] == f"synod.{service}.Placed"
+    assert headers["ce-specversion"] == "1.0"
+    assert headers["ce-time"] == "2026-01-01T00:00:00+00:00"
+    assert headers["ce-subject"] == "order/o1"
+    assert headers["traceparent"] == "00-ab-cd-01"
+    assert headers["synod-tenant"] == "acme"
+    assert headers["synod-causation"] == str(cause)
+    assert from_message(message) == (await log.read())[0]
+
+
+async def test_what_is_appended_later_follows(client: Client, service: str, log: MemoryEventLog) -> None:
+    async with running(Relay(log, client, service)) as relay:
+        for _ in range(3):
+            await fill(log, 50)
+            await relay.wait_for(await log.head(), timeout_s=30)
+    await assert_published(client, service, log)
+
+
+async def test_a_relay_goes_on_where_another_ended(client: Client, service: str, log: MemoryEventLog) -> None:
+    for _ in range(2):
+        await fill(log, 100)
+        async with running(Relay(log, client, service)) as relay:
+            await relay.wait_for(await log.head(), timeout_s=30)
+    await assert_published(client, service, log)
+
+
+async def test_rivals_that_crash_at_any_moment_publish_everything_exactly_once(
+    nats_url: str, client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await fill(log, 5_000)
+    config = RelayConfig(window_messages=200, page_events=100, ack_timeout_s=2)
+
+    async def rival(share: int) -> int:
+        """Relays a part, dies without a word, and comes back as another one, until all is published."""
+        resyncs = 0
+        while True:
+            own = await nats.connect(nats_url)
+            relay = Relay(log, own, service, config)
+            task = asyncio.create_task(relay.run())
+            start = await relay.wait_for(1, timeout_s=30)
+            reached = await relay.wait_for(start + share, timeout_s=2)
+            task.cancel()
+            await asyncio.wait([task])
+            await own.close()
+            resyncs += relay.resyncs
+            if (
+                reached >= 5_000
+                or (await client.jetstream().stream_info(event_stream(service))).state.last_seq >= 5_000
+            ):
+                return resyncs
+
+    resyncs = await asyncio.gather(rival(400), rival(700), rival(1_100))
+    assert sum(resyncs) > 3
+    await assert_published(client, service, log)
+
+
+async def test_a_deleted_stream_is_made_anew_and_filled(client: Client, service: str, log: MemoryEventLog) -> None:
+    await fill(log, 100)
+    async with running(Relay(log, client, service, QUICK)) as relay:
+        await relay.wait_for(100, timeout_s=30)
+        await client.jetstream().delete_stream(event_stream(service))
+        await fill(log, 50)
+        async with asyncio.timeout(30):
+            while await stream_end(client, service) < 150:
+                await relay.wait_for(151, timeout_s=0.05)
+    await assert_published(client, service, log)
+
+
+async def stream_end(client: Client, service: str) -> int:
+    try:
+        return (await client.jetstream().stream_info(event_stream(service))).state.last_seq
+    except nats.js.errors.NotFoundError:
+        return 0
+
+
+async def test_a_server_that_dies_in_the_middle_loses_and_doubles_nothing(
+    fresh_nats: RunningNats, service: str, log: MemoryEventLog
+) -> None:
+    client = await nats.connect(fresh_nats.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+    async with running(Relay(log, client, service, QUICK)) as relay:
+        await fill(log, 500)
+        await relay.wait_for(200, timeout_s=30)
+        fresh_nats.kill()
+        await fill(log, 500)
+        fresh_nats.start()
+        async with asyncio.timeout(60):
+            while await relay.wait_for(1_000, timeout_s=1) < 1_000:
+                continue
+    await assert_published(client, service, log)
+    await client.close()
+
+
+async def test_a_stream_that_holds_more_than_the_log_stops_the_relay(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    relay = Relay(log, client, service)
+    await relay.ensure_stream()
+    await client.jetstream().publish(f"synod.local.evt.{service}.x.y.Z", b"{}")
+    with pytest.raises(RelayDiverged, match="the log ends before it"):
+        await relay.run()
+
+
+async def test_a_foreign_message_in_the_stream_stops_the_relay(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await fill(log, 10)
+    relay = Relay(log, client, service)
+    await relay.ensure_stream()
+    await client.jetstream().publish(f"synod.local.evt.{service}.x.y.Z", b"{}")
+    with pytest.raises(RelayDiverged, match="not the event of the log"):
+        await relay.run()
