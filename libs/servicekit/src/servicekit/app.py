@@ -15,8 +15,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic, perf_counter
+from typing import Generic
 
 import uvloop
+from faststream.nats import NatsBroker
+from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
 
 from servicekit.auth import Authenticator, KeyFileInvalid, load_public_key
@@ -24,6 +27,7 @@ from servicekit.clock import Clock, SystemClock
 from servicekit.commands import Commands
 from servicekit.dependencies import (
     Missing,
+    PortTaken,
     nats_broker,
     open_pool,
     postgres_address,
@@ -31,7 +35,6 @@ from servicekit.dependencies import (
     probe_postgres,
     watch_postgres,
 )
-from servicekit.errors import ErrorMap
 from servicekit.health import Health
 from servicekit.history import LOG_ERRORS
 from servicekit.host import Host, S
@@ -44,12 +47,12 @@ from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics, Tracing, configure_logging
 
 Compose = Callable[[Host[S]], Awaitable[None]]
+Probe = Callable[[], Awaitable[None]]
 
 EXIT_OK = 0
 EXIT_START_FAILED = 1
 EXIT_SETTINGS_INVALID = 2
 DEPENDENCY_CHECK_S = 5.0
-EXPECTED = (KeyFileInvalid, PermissionMissing, PeerUnknown, OSError, RuntimeError)
 _PROBE_RETRY = Backoff(initial_s=0.2, factor=1.5, max_s=2, full_jitter=False)
 _TASK_RETRY = Backoff(initial_s=0.2, max_s=30)
 
@@ -61,6 +64,9 @@ class StartFailed(Exception):
         super().__init__(f"{phase}: {missing}")
         self.phase = phase
         self.missing = missing
+
+
+EXPECTED = (StartFailed, KeyFileInvalid, PermissionMissing, PeerUnknown, PortTaken)
 
 
 def run(settings_type: type[S], compose: Compose[S]) -> int:
@@ -102,66 +108,106 @@ async def running(
     A `stop` that is set during the start ends the waiting for what is missing.
     """
     log, metrics = Logger(settings.service), Metrics()
-    health = Health(metrics.ready)
+    phases = _Phases(settings, Health(metrics.ready), log, stop or asyncio.Event())
     async with AsyncExitStack() as stack:
-        phases = _Phases(settings, health, log, stop or asyncio.Event())
-        host = await _start(settings, compose, clock or SystemClock(), phases, metrics, stack)
-        health.enter("ready")
+        host = await _Start(settings, clock or SystemClock(), metrics, phases, stack).all(compose)
+        phases.health.enter("ready")
         log.info("phase", phase="ready", state="ok", grpc_port=host.grpc_port, http_port=host.http.port)
         try:
             yield host
         finally:
-            health.enter("stopping")
+            phases.health.enter("stopping")
             log.info("phase", phase="stop", state="draining", grace_s=settings.shutdown_grace_s)
             await host.rpc.set_serving(False)
     log.info("phase", phase="stop", state="ok")
 
 
-async def _start(
-    settings: S, compose: Compose[S], clock: Clock, phases: "_Phases", metrics: Metrics, stack: AsyncExitStack
-) -> Host[S]:
-    """All phases in order; `stack` undoes them in reverse."""
-    log, health, limits, grace_s = phases.log, phases.health, settings.limits, settings.shutdown_grace_s
-    tracing = Tracing(settings.service, settings.otlp_endpoint)
-    stack.callback(tracing.close)
-    http = HttpServer(settings.service, health, metrics.registry, limits.http_body_bytes_max)
-    async with phases.phase("http"):
-        await http.start(settings.grpc_host, settings.http_port)
-        stack.push_async_callback(http.stop)
-    async with phases.phase("keys"):
-        authenticator = Authenticator(
-            load_public_key(settings.auth_public_key_file), clock, cache_max=limits.tokens_cached_max
+@dataclass(slots=True)
+class _Start(Generic[S]):
+    """One start: each phase opens something and leaves on the stack what closes it."""
+
+    settings: S
+    clock: Clock
+    metrics: Metrics
+    phases: "_Phases"
+    stack: AsyncExitStack
+
+    async def all(self, compose: Compose[S]) -> Host[S]:
+        tracing = Tracing(self.settings.service, self.settings.otlp_endpoint)
+        self.stack.callback(tracing.close)
+        http = await self.http()
+        authenticator = await self.authenticator()
+        pool = await self.postgres()
+        broker, client = await self.nats()
+        peers = await self.peers()
+        host = self.host(tracing, http, authenticator, pool, broker, client, peers)
+        async with self.phases.phase("compose"):
+            await compose(host)
+        await self.serve(host)
+        return host
+
+    async def http(self) -> HttpServer:
+        """First of all, so that a probe can ask what the start is waiting for."""
+        settings = self.settings
+        server = HttpServer(
+            settings.service, self.phases.health, self.metrics.registry, settings.limits.http_body_bytes_max
         )
-    async with phases.phase("postgres"):
-        await phases.wait_for("postgres", lambda: probe_postgres(settings))
-        pool = open_pool(settings)
-        await stack.enter_async_context(pool)
-    async with phases.phase("nats"):
-        await phases.wait_for("nats", lambda: probe_nats(settings))
-        broker = nats_broker(settings, health, log)
-        client = await broker.connect()
-        stack.push_async_callback(broker.stop)
-    async with phases.phase("peers"):
-        peers = Peers(settings.peers, clock, limits)
-        stack.push_async_callback(peers.close)
-        if settings.service_key_file:
-            peers.exchange_key(settings.service_key_file)
-        await _await_peers(peers, settings, phases)
-    errors = ErrorMap().including(LOG_ERRORS)
-    guard = Guard(settings.service, authenticator, errors, limits, clock, tracing, metrics, log)
-    host = Host(
-        settings=settings,
-        clock=clock,
-        log_=log,
-        pool=pool,
-        nats=client,
-        broker=broker,
-        metrics=metrics,
-        tracing=tracing,
-        health=health,
-        errors=errors,
-        commands=Commands(
-            settings.service,
+        async with self.phases.phase("http"):
+            await server.start(settings.grpc_host, settings.http_port)
+            self.stack.push_async_callback(server.stop)
+        return server
+
+    async def authenticator(self) -> Authenticator:
+        async with self.phases.phase("keys"):
+            key = load_public_key(self.settings.auth_public_key_file)
+        return Authenticator(key, self.clock, cache_max=self.settings.limits.tokens_cached_max)
+
+    async def postgres(self) -> AsyncConnectionPool:
+        async with self.phases.phase("postgres"):
+            await self.phases.wait_for("postgres", lambda: probe_postgres(self.settings))
+            return await self.stack.enter_async_context(open_pool(self.settings))
+
+    async def nats(self) -> tuple[NatsBroker, Client]:
+        async with self.phases.phase("nats"):
+            await self.phases.wait_for("nats", lambda: probe_nats(self.settings))
+            broker = nats_broker(self.settings, self.phases.health, self.phases.log)
+            client = await broker.connect()
+            self.stack.push_async_callback(broker.stop)
+        return broker, client
+
+    async def peers(self) -> Peers:
+        settings = self.settings
+        peers = Peers(settings.peers, self.clock, settings.limits)
+        self.stack.push_async_callback(peers.close)
+        async with self.phases.phase("peers"):
+            if settings.service_key_file:
+                peers.exchange_key(settings.service_key_file)
+            await asyncio.gather(*(self._reach(peers, name) for name in settings.peers))
+        return peers
+
+    async def _reach(self, peers: Peers, name: str) -> None:
+        """Wait a while for a peer; one that is still missing makes the service degraded, and is named."""
+        try:
+            limit_s = self.settings.limits.peers_wait_s
+            await self.phases.wait_for(f"peer {name}", lambda: peers.probe(name), limit_s)
+        except StartFailed as late:
+            self.phases.log.warning("phase", phase="peers", state="degraded", missing=late.missing)
+
+    def host(
+        self,
+        tracing: Tracing,
+        http: HttpServer,
+        authenticator: Authenticator,
+        pool: AsyncConnectionPool,
+        broker: NatsBroker,
+        client: Client,
+        peers: Peers,
+    ) -> Host[S]:
+        settings, clock, metrics = self.settings, self.clock, self.metrics
+        log, health, service, limits = self.phases.log, self.phases.health, settings.service, settings.limits
+        guard = Guard(service, authenticator, LOG_ERRORS, limits, clock, tracing, metrics, log)
+        commands = Commands(
+            service,
             broker,
             client.jetstream(),
             clock=clock,
@@ -169,29 +215,42 @@ async def _start(
             tracing=tracing,
             metrics=metrics,
             log=log,
-        ),
-        rpc=RpcServer(guard),
-        tasks=Tasks(clock, health, metrics, log, _TASK_RETRY),
-        peers=peers,
-        http=http,
-        stack=stack,
-    )
-    async with phases.phase("compose"):
-        await compose(host)
-    async with phases.phase("tasks"):
-        stack.push_async_callback(host.tasks.stop, grace_s)
-        host.tasks.start("postgres-watch", _watch(pool, health, settings))
-        await host.start_composed()
-    async with phases.phase("grpc"):
-        host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
-        stack.push_async_callback(host.rpc.stop, grace_s)
-    async with phases.phase("commands"):
-        await host.commands.start()
-        stack.push_async_callback(host.commands.stop)
-    async with phases.phase("announce"):
-        await host.announce()
-        await host.rpc.set_serving(True)
-    return host
+        )
+        return Host(
+            settings=settings,
+            clock=clock,
+            log_=log,
+            pool=pool,
+            nats=client,
+            broker=broker,
+            metrics=metrics,
+            tracing=tracing,
+            health=health,
+            errors=LOG_ERRORS,
+            commands=commands,
+            rpc=RpcServer(guard),
+            tasks=Tasks(clock, health, metrics, log, _TASK_RETRY),
+            peers=peers,
+            http=http,
+            stack=self.stack,
+        )
+
+    async def serve(self, host: Host[S]) -> None:
+        """Open the doors, the widest last. They are closed in reverse: commands, calls, then tasks."""
+        settings, grace_s = self.settings, self.settings.shutdown_grace_s
+        async with self.phases.phase("tasks"):
+            self.stack.push_async_callback(host.tasks.stop, grace_s)
+            host.tasks.start("dependencies", _watch(host, settings))
+            await host.start_composed()
+        async with self.phases.phase("grpc"):
+            host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
+            self.stack.push_async_callback(host.rpc.stop, grace_s)
+        async with self.phases.phase("commands"):
+            await host.commands.start()
+            self.stack.push_async_callback(host.commands.stop)
+        async with self.phases.phase("announce"):
+            await host.announce()
+            await host.rpc.set_serving(True)
 
 
 @dataclass(slots=True)
@@ -210,21 +269,15 @@ class _Phases:
         started = perf_counter()
         try:
             yield
-        except StartFailed as error:
-            self.log.error("phase", phase=name, state="failed", missing=error.missing)
-            raise
         except EXPECTED as error:
-            # What an operator can repair is one line; a defect in compose below gets its stack trace.
-            self.log.error("phase", phase=name, state="failed", missing=str(error))
-            raise StartFailed(name, str(error)) from error
+            # What an operator can repair is one line; a defect below gets its stack trace.
+            missing = error.missing if isinstance(error, StartFailed) else str(error)
+            raise self._failed(name, missing) from error
         except Exception as error:
-            self.log.error("phase", error=error, phase=name, state="failed", missing=repr(error))
-            raise StartFailed(name, repr(error)) from error
+            raise self._failed(name, repr(error), error) from error
         self.log.info("phase", phase=name, state="ok", seconds=round(perf_counter() - started, 3))
 
-    async def wait_for(
-        self, component: str, probe: Callable[[], Awaitable[None]], timeout_s: float | None = None
-    ) -> None:
+    async def wait_for(self, component: str, probe: Probe, timeout_s: float | None = None) -> None:
         """Probe until it succeeds. Raises StartFailed with what is missing at the timeout, or when told to stop."""
         give_up_at = monotonic() + (timeout_s or self.settings.limits.startup_s)
         said = ""
@@ -239,6 +292,11 @@ class _Phases:
             pause_s = _PROBE_RETRY.delay_s(attempt)
             if monotonic() + pause_s > give_up_at or await self._stopped_within(pause_s):
                 raise StartFailed(component, said)
+
+    def _failed(self, phase: str, missing: str, error: Exception | None = None) -> StartFailed:
+        self.health.enter("stopping")
+        self.log.error("phase", error=error, phase=phase, state="failed", missing=missing)
+        return StartFailed(phase, missing)
 
     def _say(self, component: str, missing: str, said: str) -> str:
         if missing != said:
@@ -255,24 +313,25 @@ class _Phases:
         return True
 
 
-async def _await_peers(peers: Peers, settings: ServiceSettings, phases: _Phases) -> None:
-    """Wait a while for every peer; one that is still missing makes the service degraded, and is named."""
-
-    async def reach(name: str) -> None:
-        try:
-            await phases.wait_for(f"peer {name}", lambda: peers.probe(name), settings.limits.peers_wait_s)
-        except StartFailed:
-            phases.log.warning("phase", phase="peers", state="degraded", missing=name)
-
-    await asyncio.gather(*(reach(name) for name in settings.peers))
-
-
-def _watch(pool: AsyncConnectionPool, health: Health, settings: ServiceSettings) -> Callable[[], Awaitable[None]]:
-    check = watch_postgres(pool, health, postgres_address(settings.postgres_dsn.get_secret_value()))
+def _watch(host: Host[S], settings: ServiceSettings) -> Probe:
+    """Look after what was there at the start: the database, and the peers that were late."""
+    where = postgres_address(settings.postgres_dsn.get_secret_value())
+    check_postgres = watch_postgres(host.pool, host.health, where)
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(DEPENDENCY_CHECK_S)
-            await check()
+            await check_postgres()
+            for name in settings.peers:
+                await _check_peer(host, name)
 
     return watch
+
+
+async def _check_peer(host: Host[S], name: str) -> None:
+    try:
+        await host.peers.probe(name)
+    except Missing as missing:
+        host.health.degrade(f"peer {name}", str(missing))
+    else:
+        host.health.recover(f"peer {name}")

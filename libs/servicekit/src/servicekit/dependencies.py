@@ -1,5 +1,6 @@
 """What a service stands on, PostgreSQL and NATS: reached, watched, and named with a remedy when they are missing."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -14,6 +15,13 @@ from psycopg_pool import AsyncConnectionPool
 from servicekit.health import Health
 from servicekit.settings import ServiceSettings
 from servicekit.telemetry import Logger
+
+
+class PortTaken(Exception):
+    """A port to listen on cannot be had. The text names it and the variable that moves it."""
+
+    def __init__(self, variable: str, host: str, port: int, reason: object) -> None:
+        super().__init__(f"cannot listen on {host}:{port} ({_reason(reason)}); free it or set {variable} to another")
 
 
 class Missing(Exception):
@@ -38,17 +46,26 @@ async def probe_postgres(settings: ServiceSettings) -> None:
 async def probe_nats(settings: ServiceSettings) -> None:
     """Raises Missing, also when the server runs without JetStream."""
     where = nats_address(settings.nats_url)
+    refusals: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        # connect itself raises "no servers available"; the reason is only told here.
+        refusals.append(error)
+
     try:
-        client = await nats.connect(
-            settings.nats_url,
-            allow_reconnect=False,
-            connect_timeout=max(1, round(settings.limits.probe_s)),
-            error_cb=_ignore,
-            **_nats_login(settings),
-        )
+        async with asyncio.timeout(settings.limits.probe_s):
+            # max_reconnect_attempts bounds the first connect too, which else tries for two minutes.
+            client = await nats.connect(
+                settings.nats_url,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                error_cb=note,
+                **_nats_login(settings),
+            )
     except (NatsError, OSError, TimeoutError) as error:
         raise Missing(
-            f"NATS at {where} does not answer ({_reason(error)}); "
+            f"NATS at {where} does not answer ({_reason(refusals[-1] if refusals else error)}); "
             "start it (`synod up` starts one) or set SYNOD_NATS_URL to where it is"
         ) from error
     try:
@@ -135,9 +152,5 @@ def _nats_login(settings: ServiceSettings) -> dict[str, str]:
     return {"user": settings.nats_user, "password": settings.nats_password.get_secret_value()}
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: object) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-async def _ignore(_error: Exception) -> None:
-    """The failure is raised by connect as well; nats-py would also print it."""

@@ -8,6 +8,7 @@ from aiohttp.web_routedef import AbstractRouteDef
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from servicekit.dependencies import PortTaken
 from servicekit.health import Health
 
 
@@ -31,8 +32,11 @@ class HttpServer:
         return self._address[1]
 
     async def start(self, host: str, port: int) -> None:
-        """Raises OSError when the port is taken."""
-        listener = socket.create_server((host, port), backlog=1024)
+        """Raises PortTaken."""
+        try:
+            listener = socket.create_server((host, port), backlog=1024)
+        except OSError as error:
+            raise PortTaken("SYNOD_HTTP_PORT", host, port, error.strerror) from error
         self._address = (host, listener.getsockname()[1])
         self._runner = web.AppRunner(self._application(), access_log=None, handle_signals=False)
         await self._runner.setup()

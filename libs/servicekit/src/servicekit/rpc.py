@@ -27,6 +27,7 @@ from synod.common.ids import new_id
 from servicekit.auth import ANONYMOUS, PUBLIC, Authenticator, Principal
 from servicekit.clock import Clock
 from servicekit.context import Call, enter_call
+from servicekit.dependencies import PortTaken
 from servicekit.errors import DeadlineExceeded, ErrorMap, Internal, InvalidArgument, ServiceError, trailers
 from servicekit.limits import Limits
 from servicekit.telemetry import TRACEPARENT, Logger, Metrics, Tracing
@@ -263,9 +264,12 @@ class RpcServer:
             self._names.append(service)
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; answers the port. Raises RuntimeError when it is taken."""
+        """Listen; answers the port. Raises PortTaken."""
         reflection.enable_server_reflection(self._names, self._server)
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise PortTaken("SYNOD_GRPC_PORT", host, port, "gRPC could not bind it") from error
         await self.set_serving(False)
         await self._server.start()
         return bound

@@ -1,0 +1,85 @@
+"""Background tasks come back after a crash, and everyone knows."""
+
+import asyncio
+
+import pytest
+from servicekit.clock import SystemClock
+from servicekit.health import Health
+from servicekit.retry import Backoff
+from servicekit.tasks import Tasks
+from servicekit.telemetry import Logger, Metrics
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def health(metrics: Metrics) -> Health:
+    return Health(metrics.ready, phase="ready", ready=True)
+
+
+@pytest.fixture
+def tasks(metrics: Metrics, health: Health) -> Tasks:
+    return Tasks(SystemClock(), health, metrics, Logger("test"), Backoff(initial_s=0.001, max_s=0.001))
+
+
+async def test_a_crashed_task_is_restarted_counted_and_named_in_health(
+    tasks: Tasks, health: Health, metrics: Metrics
+) -> None:
+    runs, steady = 0, asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise RuntimeError("lost the thread")
+        steady.set()
+        await asyncio.Event().wait()
+
+    tasks.start("spinner", work)
+    await asyncio.wait_for(steady.wait(), 5)
+    assert health.status == "degraded"
+    assert health.problems == {"spinner": "crashed: RuntimeError('lost the thread')"}
+    assert metrics.registry.get_sample_value("task_restarts_total", {"task": "spinner"}) == 2
+    await tasks.stop(1)
+
+
+async def test_a_task_that_returns_is_done_and_well(tasks: Tasks, health: Health) -> None:
+    runs, done = 0, asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("once")
+        done.set()
+
+    tasks.start("once", work)
+    await asyncio.wait_for(done.wait(), 5)
+    await tasks.stop(1)
+    assert (runs, health.status) == (2, "ok")
+
+
+async def test_stop_lets_a_task_put_down_what_it_holds(tasks: Tasks) -> None:
+    started, put_down = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            put_down.set()
+
+    tasks.start("holder", work)
+    await asyncio.wait_for(started.wait(), 5)
+    await tasks.stop(5)
+    assert put_down.is_set()
+
+
+async def test_two_tasks_may_not_share_a_name(tasks: Tasks) -> None:
+    tasks.start("one", asyncio.Event().wait)
+    with pytest.raises(ValueError, match="'one' runs already"):
+        tasks.start("one", asyncio.Event().wait)
+    await tasks.stop(1)

@@ -1,0 +1,69 @@
+"""Logs a machine can read, traces that continue."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.trace import SpanKind
+from servicekit.telemetry import Logger, Tracing, configure_logging, log_fields, traceparent
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = (root.level, root.handlers[:])
+    stream = io.StringIO()
+    configure_logging("cost-ledger", "info", stream)
+    yield stream
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+
+
+def test_a_log_line_is_json_with_its_fields_and_its_trace(lines: io.StringIO) -> None:
+    with Tracing("cost-ledger").span("reserve", PARENT), log_fields(run="run_1", agent="agt_1"):
+        Logger("cost-ledger").info("budget_created", budget="bdg_1", limit=5)
+    line = json.loads(lines.getvalue())
+    assert line.pop("ts").endswith("Z")
+    assert line == {
+        "level": "info",
+        "service": "cost-ledger",
+        "event": "budget_created",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+        "run": "run_1",
+        "agent": "agt_1",
+        "budget": "bdg_1",
+        "limit": 5,
+    }
+
+
+def test_an_error_is_logged_with_its_stack(lines: io.StringIO) -> None:
+    try:
+        raise ValueError("wrong")
+    except ValueError as error:
+        Logger("cost-ledger").error("failed", error=error)
+    line = json.loads(lines.getvalue())
+    assert (line["level"], line["event"]) == ("error", "failed")
+    assert "ValueError: wrong" in line["stack"]
+
+
+def test_lines_of_libraries_are_json_too(lines: io.StringIO) -> None:
+    logging.getLogger("some.library").warning("%d left", 3)
+    line = json.loads(lines.getvalue())
+    assert (line["event"], line["logger"]) == ("3 left", "some.library")
+
+
+def test_there_is_no_traceparent_outside_of_a_trace() -> None:
+    assert traceparent() == ""
+
+
+@pytest.mark.parametrize("malformed", ["", "nonsense", "00-" + "0" * 32 + "-00f067aa0ba902b7-01"])
+async def test_a_malformed_parent_begins_a_new_trace(malformed: str) -> None:
+    span = Tracing("test").start("work", SpanKind.SERVER, malformed)
+    version, trace_id, span_id, _flags = traceparent().split("-")
+    span.end()
+    assert (version, len(trace_id), len(span_id)) == ("00", 32, 16)
+    assert trace_id != "0" * 32
