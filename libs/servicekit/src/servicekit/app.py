@@ -36,7 +36,7 @@ from servicekit.dependencies import (
     watch_postgres,
 )
 from servicekit.health import Health
-from servicekit.history import LOG_ERRORS
+from servicekit.history import LOG_ERRORS, History
 from servicekit.host import Host, S
 from servicekit.http import HttpServer
 from servicekit.peers import Peers, PeerUnknown
@@ -232,7 +232,22 @@ class _Start(Generic[S]):
             tasks=Tasks(clock, health, metrics, log, _TASK_RETRY),
             peers=peers,
             http=http,
+            history=self.history(pool, client),
             stack=self.stack,
+        )
+
+    def history(self, pool: AsyncConnectionPool, client: Client) -> History:
+        settings, log = self.settings, self.phases.log
+        return History(
+            service=settings.service,
+            dsn=settings.postgres_dsn.get_secret_value(),
+            pool=pool,
+            client=client,
+            clock=self.clock,
+            metrics=self.metrics,
+            log_=log,
+            relaying=Tasks(self.clock, self.phases.health, self.metrics, log, _TASK_RETRY),
+            grace_s=settings.shutdown_grace_s,
         )
 
     async def serve(self, host: Host[S]) -> None:

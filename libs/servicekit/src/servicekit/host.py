@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from aiohttp.web_routedef import AbstractRouteDef
+from eventlog.folding import View
 from eventlog.limits import Limits as LogLimits
 from eventlog.postgres import PostgresEventLog
+from eventlog.projections import Projector
+from eventlog.sources import Source
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from opentelemetry.trace import Tracer
@@ -18,6 +21,7 @@ from servicekit.clock import Clock
 from servicekit.commands import REDELIVERY, C, Commands, CommandSpec, DeadLetters, Handler, Queue
 from servicekit.errors import ErrorMap
 from servicekit.health import Health
+from servicekit.history import History
 from servicekit.http import HttpServer
 from servicekit.peers import PeerChannel, Peers
 from servicekit.retry import Backoff
@@ -52,8 +56,8 @@ class Host(Generic[S]):
     tasks: Tasks
     peers: Peers
     http: HttpServer
+    history: History
     stack: AsyncExitStack
-    log: PostgresEventLog | None = None
     grpc_port: int = 0
     """The port that is listened on, once ready."""
     _tasks_to_start: list[tuple[str, Work]] = field(default_factory=list)
@@ -87,12 +91,19 @@ class Host(Generic[S]):
         self.rpc.add(add_to_server, servicer, permissions, errors or ErrorMap())
 
     async def open_log(self, limits: LogLimits | None = None) -> PostgresEventLog:
-        """Open the service's event log in its database. Its relay and its EventLog rpc start with the service."""
-        if self.log is None:
-            dsn = self.settings.postgres_dsn.get_secret_value()
-            self.log = await PostgresEventLog.open(dsn, limits=limits, clock=self.clock)
-            self.stack.push_async_callback(self.log.close)
-        return self.log
+        """Open the service's event log in its database, relay it to JetStream, and serve it by the EventLog rpc."""
+        if self.history.log is None:
+            self.stack.push_async_callback(self.history.drain)
+        return await self.history.open(limits)
+
+    def add_view(self, view: View, source: Source | None = None) -> Projector:
+        """Fold `source`, by default the service's own log, into the tables of `view`; they are there before any call.
+
+        Queries read the schema view_<name> through `pool`. Raises ValueError without a source and an open log.
+        """
+        projector = self.history.add_view(view, source)
+        self.add_task(f"view {view.name}", projector.run)
+        return projector
 
     def add_task(self, name: str, work: Work) -> None:
         """Run `work` in the background once composed; a crash is logged, degrades the service, and restarts it."""
@@ -136,6 +147,9 @@ class Host(Generic[S]):
 
     async def start_composed(self) -> None:
         """Start what compose added. Called by app, once."""
+        await self.history.prepare_views()
+        if self.history.log:
+            self.add_task("measure", self.history.measure)
         for name, work in self._tasks_to_start:
             self.tasks.start(name, work)
         if self._routes:

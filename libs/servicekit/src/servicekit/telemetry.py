@@ -196,6 +196,7 @@ class Metrics:
             "task_restarts_total", "Supervised tasks restarted after a crash", ("task",), registry=registry
         )
         self.eventlog_head = Gauge("eventlog_head", "Position of the last event", registry=registry)
+        self.relay_lag = Gauge("relay_lag", "Events not yet published to JetStream", registry=registry)
         self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
         self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)
         self.ready = Gauge("service_ready", "1 while the service accepts work", registry=registry)
