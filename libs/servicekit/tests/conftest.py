@@ -1,5 +1,6 @@
 """A guarded gRPC server of all four kinds of calls, without PostgreSQL or NATS, on a contract of StringValues."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -21,6 +22,7 @@ KINDS = {
     "Download": grpc.unary_stream_rpc_method_handler,
     "Upload": grpc.stream_unary_rpc_method_handler,
     "Chat": grpc.stream_stream_rpc_method_handler,
+    "WatchWords": grpc.unary_stream_rpc_method_handler,
 }
 
 
@@ -36,6 +38,10 @@ class Echo:
 
     async def Upload(self, requests: AsyncIterator[StringValue], context: Any) -> StringValue:
         return StringValue(value=" ".join([request.value async for request in requests]))
+
+    async def WatchWords(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        yield request
+        await asyncio.Event().wait()
 
     async def Chat(self, requests: AsyncIterator[StringValue], context: Any) -> AsyncIterator[StringValue]:
         async for request in requests:
@@ -55,7 +61,8 @@ class EchoStub:
     """The stub protoc would generate for Echo."""
 
     def __init__(self, channel: Any) -> None:
-        for name, kind in zip(KINDS, ("unary_unary", "unary_stream", "stream_unary", "stream_stream"), strict=True):
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream", "unary_stream")
+        for name, kind in zip(KINDS, kinds, strict=True):
             call = getattr(channel, kind)(f"/test.Echo/{name}", StringValue.SerializeToString, StringValue.FromString)
             setattr(self, name, call)
 

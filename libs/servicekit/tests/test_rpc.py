@@ -21,6 +21,7 @@ from servicekit.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
+    Unavailable,
     from_rpc_error,
 )
 from servicekit.limits import Limits
@@ -124,19 +125,20 @@ async def test_a_service_acts_for_the_tenant_and_actor_it_names(serve_echo: Any,
 
 
 async def test_a_public_method_needs_no_token(serve_echo: Any) -> None:
-    public = {"Unary": "", "Download": "echo.download", "Upload": "echo.upload", "Chat": "echo.chat"}
+    others = ("Download", "Upload", "Chat", "WatchWords")
+    public = {"Unary": ""} | {name: f"echo.{name.lower()}" for name in others}
     async with serve_echo(permissions=public) as echo:
         assert (await echo.stub.Unary(text("x"))).value == "x"
 
 
 async def test_a_method_without_a_permission_fails_the_start(serve_echo: Any) -> None:
-    with pytest.raises(PermissionMissing, match=r"test\.Echo: no permission for Chat, Upload"):
+    with pytest.raises(PermissionMissing, match=r"test\.Echo: no permission for Chat, Upload, WatchWords"):
         async with serve_echo(permissions={"Unary": "", "Download": ""}):
             pass
 
 
 async def test_a_permission_without_a_method_fails_the_start(serve_echo: Any) -> None:
-    every = dict.fromkeys(("Unary", "Download", "Upload", "Chat", "Unari"), "")
+    every = dict.fromkeys(("Unary", "Download", "Upload", "Chat", "WatchWords", "Unari"), "")
     with pytest.raises(PermissionMissing, match=r"test\.Echo has no method Unari"):
         async with serve_echo(permissions=every):
             pass
@@ -294,6 +296,32 @@ async def test_a_client_that_leaves_a_stream_ends_its_handler(serve_echo: Any, s
         call.cancel()
         await asyncio.wait_for(slow_echo.cancelled.wait(), 5)
     assert slow_echo.cancelled.is_set()
+
+
+async def test_a_server_that_stops_ends_those_who_only_follow_and_lets_the_others_finish(
+    serve_echo: Any, echo_type: Any
+) -> None:
+    in_hand, release = asyncio.Event(), asyncio.Event()
+
+    class Patient(echo_type):
+        async def Unary(self, request: StringValue, context: Any) -> StringValue:
+            in_hand.set()
+            await release.wait()
+            return request
+
+    async with serve_echo(Patient()) as echo:
+        follower = aiter(echo.stub.WatchWords(text("x"), metadata=echo.metadata()))
+        await anext(follower)
+        call = asyncio.ensure_future(echo.stub.Unary(text("kept"), metadata=echo.metadata()))
+        await asyncio.wait_for(in_hand.wait(), 5)
+        stopping = asyncio.create_task(echo.server.stop(20))
+        ended = await asyncio.wait_for(refusal(anext(follower)), 5)
+        release.set()
+        kept = await call
+        await asyncio.wait_for(stopping, 5)
+    assert kept.value == "kept"
+    assert isinstance(ended, Unavailable)
+    assert (ended.reason, ended.retry_after_s) == ("STOPPING", 1.0)
 
 
 async def test_a_handler_sees_the_deadline_and_the_correlation_of_its_call(serve_echo: Any, echo_type: Any) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from servicekit.auth import ANONYMOUS, PUBLIC, Authenticator, Principal
 from servicekit.clock import Clock
 from servicekit.context import Call, enter_call
 from servicekit.dependencies import PortTaken
-from servicekit.errors import DeadlineExceeded, ErrorMap, Internal, InvalidArgument, ServiceError, trailers
+from servicekit.errors import DeadlineExceeded, ErrorMap, Internal, InvalidArgument, ServiceError, Unavailable, trailers
 from servicekit.limits import Limits
 from servicekit.telemetry import TRACEPARENT, Logger, Metrics, Tracing
 
@@ -51,6 +51,34 @@ class PermissionMissing(Exception):
     """A method has no permission, or a permission no method. Found at start, so that no caller finds it."""
 
 
+FOLLOWING = ("Watch", "Subscribe")
+"""Streams of methods so named have no end of their own; a server that stops ends them, and lets all others finish."""
+
+
+class Followers:
+    """The open calls that only follow what happens."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """The current task follows while the block runs."""
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def end(self) -> None:
+        self.ended = True
+        for task in self._tasks:
+            task.cancel()
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """What a call passes on its way in and out, shared by all methods of a service."""
@@ -63,6 +91,7 @@ class Guard:
     tracing: Tracing
     metrics: Metrics
     log: Logger
+    followers: Followers = field(default_factory=Followers)
 
     def wrap(self, method: str, permission: str, handler: Any) -> Any:
         """The handler of `method` ("/package.Service/Method"), guarded."""
@@ -102,11 +131,22 @@ def _guard_stream(gate: _Gate, behaviour: Any) -> Any:
             async for response in responses:
                 yield response
 
+    async def follow(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with _Passage(gate, context), aclosing(behaviour(request, context)) as responses:
+            with gate.guard.followers.following():
+                async for response in responses:
+                    yield response
+
     async def write(request: Any, context: Context) -> None:
         async with _Passage(gate, context):
             await behaviour(request, context)
 
-    return generate if inspect.isasyncgenfunction(behaviour) else write
+    if not inspect.isasyncgenfunction(behaviour):
+        return write
+    return follow if gate.follows else generate
+
+
+_STOPPING = Unavailable("the service is stopping; follow again from the last cursor", 1.0, reason="STOPPING")
 
 
 class _Gate:
@@ -116,6 +156,7 @@ class _Gate:
         self.guard = guard
         self.method = method
         self.permission = permission
+        self.follows = method.rsplit("/", 1)[-1].startswith(FOLLOWING)
         self.seconds = guard.metrics.rpc_seconds.labels(method)
         self._answered = {code: guard.metrics.rpc_requests.labels(method, code) for code in ("OK",)}
 
@@ -198,6 +239,8 @@ class _Passage:
             self._finish(getattr(code, "name", "UNKNOWN"))
         elif isinstance(error, Exception):
             await self._refuse(self._answer(error))
+        elif self._gate.follows and self._gate.guard.followers.ended:
+            await self._refuse(_STOPPING)
         else:
             # CancelledError or GeneratorExit: the client has left or its deadline has passed; nobody hears an answer.
             self._finish("DEADLINE_EXCEEDED" if self._context.time_remaining() == 0 else "CANCELLED")
@@ -280,21 +323,12 @@ class RpcServer:
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, let those in flight finish for `grace_s`, then cancel the rest."""
+        """Refuse new calls, end those that only follow, let the others finish for `grace_s`, then cancel the rest."""
+        self._guard.followers.end()
         await self._server.stop(grace_s)
 
     def _with(self, errors: ErrorMap) -> Guard:
-        guard = self._guard
-        return Guard(
-            guard.service,
-            guard.authenticator,
-            guard.errors.including(errors),
-            guard.limits,
-            guard.clock,
-            guard.tracing,
-            guard.metrics,
-            guard.log,
-        )
+        return replace(self._guard, errors=self._guard.errors.including(errors))
 
 
 class _Registrar:
