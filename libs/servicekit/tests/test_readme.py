@@ -12,6 +12,8 @@ from google.protobuf.wrappers_pb2 import StringValue
 from servicekit.errors import InvalidArgument, PermissionDenied, from_rpc_error
 from servicekit.telemetry import Tracing, traceparent
 from servicekit.testing import serve_in_process, settings_for
+from synod.eventlog.v1 import eventlog_pb2
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -65,6 +67,27 @@ async def test_the_guest_book_refuses_by_rule_and_by_permission(book: Any, postg
     assert invalid.message == "name = ' ': must not be empty"
     assert isinstance(refused, PermissionDenied)
     assert refused.permission == "book.sign"
+
+
+async def test_the_log_is_served_within_the_callers_tenant(book: Any, postgres_dsn: str, fresh_nats: Any) -> None:
+    async with serve_in_process(book.compose, settings_for(book.Settings, postgres_dsn, fresh_nats.url)) as service:
+        await guest_book(service.channel).Sign(StringValue(value="Ada"))
+        await service.host.history.log.wait_for(1, 10)
+        own = EventLogStub(service.channel)
+        other = EventLogStub(service.connect(service.token(tenant="rival")))
+        everyone = EventLogStub(service.connect(service.token(tenant="*", kind="service")))
+        seen = [
+            [event.type for event in (await stub.Read(eventlog_pb2.ReadRequest())).events]
+            for stub in (own, other, everyone)
+        ]
+        followed = await anext(aiter(own.Subscribe(eventlog_pb2.SubscribeRequest())))
+        with pytest.raises(grpc.aio.AioRpcError) as denied:
+            await other.Read(eventlog_pb2.ReadRequest(filter=eventlog_pb2.EventFilter(tenant="local")))
+        views = (await own.ListViews(eventlog_pb2.ListViewsRequest())).views
+    assert seen == [["GuestSigned"], [], ["GuestSigned"]]
+    assert followed.position == 1
+    assert "belongs to tenant rival and may not read the events of local" in from_rpc_error(denied.value).message
+    assert [view.name for view in views] == ["guests"]
 
 
 async def test_a_stop_publishes_all_that_was_appended(book: Any, postgres_dsn: str, fresh_nats: Any) -> None:

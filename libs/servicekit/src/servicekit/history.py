@@ -1,8 +1,10 @@
 """The event log of a service in its process: opened, relayed to JetStream, projected into views, served, drained."""
 
 import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from eventlog.errors import (
     EventTooLarge,
@@ -19,22 +21,32 @@ from eventlog.limits import Limits as LogLimits
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.relay import Relay
+from eventlog.rpc import Context, EventLogServicer
 from eventlog.sources import LogSource, Source
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
+from typing_extensions import override
+from synod.eventlog.v1 import eventlog_pb2 as pb
+from synod.eventlog.v1.eventlog_pb2_grpc import add_EventLogServicer_to_server
 
+from servicekit.auth import ANY_TENANT
 from servicekit.clock import Clock
+from servicekit.context import current_principal
 from servicekit.errors import (
     Aborted,
     ErrorMap,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unavailable,
 )
+from servicekit.rpc import RpcServer
 from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics
+
+R = TypeVar("R", pb.ReadRequest, pb.SubscribeRequest)
 
 LOG_ERRORS = (
     ErrorMap()
@@ -67,6 +79,22 @@ EVENTLOG_PERMISSIONS = {
     "ListParkedEvents": "views.read",
     "RedriveParkedEvent": "views.rebuild",
 }
+
+
+class TenantEventLog(EventLogServicer):
+    """The EventLog contract, in which a caller of one tenant sees the events of that tenant only."""
+
+    @override
+    async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
+        return await super().Read(_within_tenant(request), context)
+
+    @override
+    async def Subscribe(self, request: pb.SubscribeRequest, context: Context) -> AsyncIterator[pb.Event]:
+        # Declared as an iterator, it is a generator, which must be closed when the caller leaves.
+        following = cast("AsyncGenerator[pb.Event, None]", super().Subscribe(_within_tenant(request), context))
+        async with aclosing(following) as events:
+            async for event in events:
+                yield event
 
 
 @dataclass(slots=True)
@@ -126,6 +154,12 @@ class History:
             else:
                 await projector.prepare()
 
+    def serve(self, server: RpcServer) -> None:
+        """Add the EventLog contract over the log and its views."""
+        if self.log:
+            servicer = TenantEventLog(self.log, self.projectors, service=self.service)
+            server.add(add_EventLogServicer_to_server, servicer, EVENTLOG_PERMISSIONS, LOG_ERRORS)
+
     async def measure(self) -> None:
         """Keep the gauges of log, relay and views current, for ever."""
         while True:
@@ -140,3 +174,19 @@ class History:
         for projector in self.projectors:
             self.metrics.view_position.labels(projector.view.name).set(await projector.position())
             self.metrics.view_lag.labels(projector.view.name).set(await projector.lag())
+
+
+def _within_tenant(request: R) -> R:
+    """The request, restricted to the caller's tenant. Raises PermissionDenied when it asks for another's events."""
+    principal, asked = current_principal(), request.filter.tenant
+    if principal.tenant == ANY_TENANT:
+        return request
+    if asked not in ("", principal.tenant):
+        raise PermissionDenied(
+            f"tenant:{asked}",
+            principal.id,
+            message=f"{principal.id} belongs to tenant {principal.tenant} and may not read the events of {asked}",
+            reason="TENANT_DENIED",
+        )
+    request.filter.tenant = principal.tenant
+    return request

@@ -149,6 +149,7 @@ class Host(Generic[S]):
         """Start what compose added. Called by app, once."""
         await self.history.prepare_views()
         if self.history.log:
+            self.history.serve(self.rpc)
             self.add_task("measure", self.history.measure)
         for name, work in self._tasks_to_start:
             self.tasks.start(name, work)
