@@ -80,10 +80,26 @@ async def assert_published(client: Client, service: str, log: MemoryEventLog) ->
 
 
 def test_an_event_survives_the_way_through_headers_with_its_hash() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     event = StoredEvent(
-        7, StreamId("run", "r-1"), 3, uuid7(), "Started", 2, "acme", "user 1", datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
-        datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC), uuid7(), "run é%", " zoë\u2028", "00-ab-cd-01", b"{}", bytes(32), b"",
-    )  # fmt: skip
+        position=7,
+        stream=StreamId("run", "r-1"),
+        version=3,
+        id=uuid7(),
+        type="Started",
+        type_version=2,
+        tenant="acme",
+        data_subject="user 1",
+        occurred_at=at,
+        recorded_at=at.replace(second=6),
+        causation=uuid7(),
+        correlation="run é%",
+        actor=" zoë",
+        traceparent="00-ab-cd-01",
+        data=b"{}",
+        previous_hash=bytes(32),
+        hash=b"",
+    )
     event = event._replace(hash=link(event.previous_hash, event))
     headers = to_headers(event, "agent-runtime")
     assert all(value.isascii() and value == value.strip() for value in headers.values())

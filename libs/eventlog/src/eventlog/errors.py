@@ -15,6 +15,7 @@ EventLogError
 ├── UnknownView        no view of this name is served here
 ├── RebuildRunning     the view is being rebuilt already: wait for that
 ├── ViewSuperseded     a release with another version of the view has taken it over: stop
+├── FoldFailed         the parked event still cannot be folded: correct the view first
 └── NotParked          no event of this position is parked
 """
 
@@ -146,6 +147,15 @@ class ViewSuperseded(EventLogError):
         self.name = name
         self.own = own
         self.actual = actual
+
+
+class FoldFailed(EventLogError):
+    """The view raised (see `__cause__`) when the parked event at `position` was folded again."""
+
+    def __init__(self, name: str, position: int, error: Exception) -> None:
+        super().__init__(f"view {name} still cannot fold position {position}: {type(error).__name__}: {error}")
+        self.name = name
+        self.position = position
 
 
 class NotParked(EventLogError):

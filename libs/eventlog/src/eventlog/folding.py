@@ -59,6 +59,8 @@ class ProjectorLimits:
     batch_events: int = 1_000
     attempts_max: int = 3
     """How often an event is tried alone before it is parked."""
+    chases_max: int = 10
+    """How often a copy runs after a live view that moves on, before it holds it."""
     idle_wait_s: float = 1.0
     retry_pause_s: float = 0.05
     retry_pause_max_s: float = 2.0

@@ -18,8 +18,9 @@ from typing import Final
 
 from psycopg_pool import AsyncConnectionPool
 
-from eventlog.errors import NotParked, RebuildRunning, ViewSuperseded
+from eventlog.errors import FoldFailed, NotParked, RebuildRunning, ViewSuperseded
 from eventlog.folding import AWAY, Folder, ProjectorLimits, View
+from eventlog.records import StoredEvent
 from eventlog.signal import HeadSignal
 from eventlog.sources import Source
 from eventlog.view_tables import Connection, Parked, Standing, ViewTables
@@ -146,6 +147,7 @@ class Projector:
         """
         async with self._copy("next") as copy, self._folder(copy) as folder:
             await folder.fold_to(await self.source.head())
+            await self._come_near(folder)
             old = ViewTables(f"{self._live.schema}__old")
             async with self._transaction() as connection:
                 await old.drop(connection)
@@ -160,7 +162,7 @@ class Projector:
     async def verify(self) -> ViewVerified:
         """Fold the view anew aside, compare it with the live one at the same position, and drop it."""
         async with self._copy("verify") as copy, self._folder(copy) as folder:
-            await folder.fold_to(await self.position())
+            await self._come_near(folder)
             async with self._transaction() as connection:
                 live = await self._lock_live(connection)
                 await folder.fold_to(live.position)
@@ -184,7 +186,7 @@ class Projector:
     async def redrive(self, position: int, *, skip: bool = False) -> None:
         """Fold a parked event again, or drop it from the list with `skip`.
 
-        NotParked if there is none at the position; what `apply` raises passes through and the event stays parked.
+        NotParked if there is none at the position; FoldFailed if `apply` raises again, then the event stays parked.
         """
         async with self._transaction() as connection:
             await self._lock_live(connection)
@@ -192,8 +194,24 @@ class Projector:
             if event is None:
                 raise NotParked(self.view.name, position)
             if not skip:
-                await self._live.enter(connection)
-                await self.view.apply(connection, [event])
+                await self._refold(connection, event)
+
+    async def _refold(self, connection: Connection, event: StoredEvent) -> None:
+        await self._live.enter(connection)
+        try:
+            await self.view.apply(connection, [event])
+        except AWAY:
+            raise
+        except Exception as error:
+            raise FoldFailed(self.view.name, event.position, error) from error
+
+    async def _come_near(self, folder: Folder) -> None:
+        """Follow the live view until one batch would do, so that it stands still only briefly for the rest."""
+        for _ in range(self._limits.chases_max):
+            live = await self.position()
+            if live - folder.position <= self._limits.batch_events:
+                return
+            await folder.fold_to(live)
 
     async def _lock_live(self, connection: Connection) -> Standing:
         await self._live.lock(connection)

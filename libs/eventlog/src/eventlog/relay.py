@@ -130,7 +130,7 @@ class Relay:
         await self._check_same_history(last)
         self.resyncs += 1
         self._window = _Window(last)
-        self._published.head = last
+        self._published.move(last)
 
     async def _check_same_history(self, last: int) -> None:
         """The stream's last message must be the log's event of that position: by the hash chain, all before it are."""

@@ -14,7 +14,11 @@ class HeadSignal:
 
     def advance(self, head: int) -> None:
         """Wake every waiter for a position up to `head`; a smaller head than known changes nothing."""
-        self.head = max(self.head, head)
+        self.move(max(self.head, head))
+
+    def move(self, head: int) -> None:
+        """As `advance`, but the head may also fall back."""
+        self.head = head
         for waiter, position in self._waiting.items():
             if position <= self.head and not waiter.done():
                 waiter.set_result(None)

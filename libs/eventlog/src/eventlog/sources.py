@@ -82,17 +82,22 @@ class _LogReader:
         self._where = where
 
     async def read(self, after: int, limit: int) -> Page:
-        # The head is read first: whatever a filter skips up to it has been seen and can be passed over.
-        head = await self._log.head() if self._where is not EVERYTHING else after
-        events = await self._log.read(after, limit=limit, where=self._where)
-        last = events[-1].position if events else after
-        return Page(events, last if len(events) == limit else max(head, last))
+        return await read_page(self._log, after, limit, self._where)
 
     async def wait(self, after: int, timeout_s: float) -> None:
         await self._log.wait_for(after + 1, timeout_s)
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+async def read_page(log: EventLog, after: int, limit: int, where: Filter) -> Page:
+    """The next events that match, and the position up to which all were considered."""
+    # The head is read first: whatever the filter skips up to it has been seen and can be passed over.
+    head = await log.head() if where != EVERYTHING else after
+    events = await log.read(after, limit=limit, where=where)
+    last = events[-1].position if events else after
+    return Page(events, last if len(events) == limit else max(head, last))
 
 
 class StreamSource:

@@ -1,0 +1,258 @@
+"""synod.eventlog.v1.EventLog over a log and its views."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from synod.eventlog.v1 import eventlog_pb2 as pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
+
+from eventlog.errors import (
+    EventLogError,
+    FoldFailed,
+    LogClosed,
+    LogUnavailable,
+    NotParked,
+    RebuildRunning,
+    UnknownView,
+)
+from eventlog.log import EventLog
+from eventlog.projections import Projector, ViewStatus
+from eventlog.records import Filter, StoredEvent, StreamId
+from eventlog.sources import read_page
+from eventlog.view_tables import Parked
+
+PAGE_EVENTS_DEFAULT = 100
+PAGE_EVENTS_MAX = 1_000
+IDLE_WAIT_S = 5.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
+    (UnknownView, grpc.StatusCode.NOT_FOUND, "VIEW_NOT_FOUND"),
+    (NotParked, grpc.StatusCode.NOT_FOUND, "PARKED_EVENT_NOT_FOUND"),
+    (FoldFailed, grpc.StatusCode.FAILED_PRECONDITION, "FOLD_FAILED"),
+    (RebuildRunning, grpc.StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
+    (LogUnavailable, grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE"),
+    (LogClosed, grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED"),
+)
+
+
+class InvalidField(EventLogError):
+    """A field of a request does not hold what it must."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class EventLogServicer(_Servicer):
+    """Serves `log` and the views of `projectors`, which may still grow. `service` is the domain in error details.
+
+    Authorisation is the server's: every method names its permission in the contract.
+    """
+
+    def __init__(self, log: EventLog, projectors: Iterable[Projector], *, service: str = "eventlog") -> None:
+        self._log = log
+        self._projectors = projectors
+        self._domain = f"synod.{service}"
+
+    async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
+        async with self._errors(context):
+            limit, after, where = _page_size(request.page_size), _after(request.after_position), _filter(request.filter)
+            page = await read_page(self._log, after, limit, where)
+            return pb.ReadResponse(
+                events=map(to_event, page.events),
+                head_position=max(await self._log.head(), page.position),
+                next_after_position=page.position,
+            )
+
+    async def Subscribe(self, request: pb.SubscribeRequest, context: Context) -> AsyncIterator[pb.Event]:
+        async with self._errors(context):
+            after, where = _after(request.after_position), _filter(request.filter)
+            while True:
+                page = await read_page(self._log, after, PAGE_EVENTS_MAX, where)
+                for event in page.events:
+                    yield to_event(event)
+                after = page.position
+                if len(page.events) < PAGE_EVENTS_MAX:
+                    await self._log.wait_for(after + 1, IDLE_WAIT_S)
+
+    async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
+        async with self._errors(context):
+            first, last = request.first_position or 1, request.last_position or None
+            if first < 1:
+                raise InvalidField("first_position", f"must be 0 or more, got {first}")
+            if last is not None and last < first:
+                raise InvalidField("last_position", f"must be 0 or at least first_position {first}, got {last}")
+            verified = await self._log.verify(first, last)
+            return pb.VerifyResponse(
+                ok=verified.ok,
+                first_position=verified.first,
+                last_position=verified.last,
+                events=verified.events,
+                broken_position=verified.broken_at or 0,
+                reason=verified.reason,
+                head_hash=verified.head_hash,
+            )
+
+    async def ListViews(self, request: pb.ListViewsRequest, context: Context) -> pb.ListViewsResponse:
+        async with self._errors(context):
+            statuses = [await projector.status() for projector in self._projectors]
+            return pb.ListViewsResponse(views=map(to_view, statuses))
+
+    async def RebuildView(self, request: pb.RebuildViewRequest, context: Context) -> pb.RebuildViewResponse:
+        async with self._errors(context):
+            projector = self._projector(request.name)
+            start = asyncio.get_running_loop().time()
+            folded = await projector.rebuild()
+            took = Duration()
+            took.FromMilliseconds(round(1000 * (asyncio.get_running_loop().time() - start)))
+            return pb.RebuildViewResponse(view=to_view(await projector.status()), events_folded=folded, took=took)
+
+    async def VerifyView(self, request: pb.VerifyViewRequest, context: Context) -> pb.VerifyViewResponse:
+        async with self._errors(context):
+            verified = await self._projector(request.name).verify()
+            return pb.VerifyViewResponse(
+                name=verified.name,
+                position=verified.position,
+                equal=verified.equal,
+                differing_tables=verified.differing_tables,
+                checksum=verified.checksum,
+            )
+
+    async def ListParkedEvents(
+        self, request: pb.ListParkedEventsRequest, context: Context
+    ) -> pb.ListParkedEventsResponse:
+        async with self._errors(context):
+            projectors = [self._projector(request.view)] if request.view else self._projectors
+            return pb.ListParkedEventsResponse(
+                parked=[to_parked(p.view.name, parked) for p in projectors for parked in await p.parked()]
+            )
+
+    async def RedriveParkedEvent(
+        self, request: pb.RedriveParkedEventRequest, context: Context
+    ) -> pb.RedriveParkedEventResponse:
+        async with self._errors(context):
+            await self._projector(request.view).redrive(request.position, skip=request.skip)
+            return pb.RedriveParkedEventResponse()
+
+    def _projector(self, name: str) -> Projector:
+        for projector in self._projectors:
+            if projector.view.name == name:
+                return projector
+        raise UnknownView(name)
+
+    @asynccontextmanager
+    async def _errors(self, context: Context) -> AsyncIterator[None]:
+        try:
+            yield
+        except InvalidField as error:
+            violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
+            detail = BadRequest(field_violations=[violation])
+            await self._abort(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", str(error), detail)
+        except EventLogError as error:
+            code, reason = _status(error)
+            await self._abort(context, code, reason, str(error))
+
+    async def _abort(
+        self, context: Context, code: grpc.StatusCode, reason: str, message: str, *details: Message
+    ) -> NoReturn:
+        status = Status(code=code.value[0], message=message)
+        for detail in (ErrorInfo(reason=reason, domain=self._domain), *details):
+            status.details.add().Pack(detail)
+        await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def to_event(event: StoredEvent) -> pb.Event:
+    return pb.Event(
+        position=event.position,
+        stream=str(event.stream),
+        version=event.version,
+        id=str(event.id),
+        type=event.type,
+        type_version=event.type_version,
+        tenant=event.tenant,
+        occurred_at=_timestamp(event.occurred_at),
+        recorded_at=_timestamp(event.recorded_at),
+        causation_id="" if event.causation is None else str(event.causation),
+        correlation_id=event.correlation,
+        actor=event.actor,
+        traceparent=event.traceparent,
+        data=event.data,
+        hash=event.hash,
+        previous_hash=event.previous_hash,
+    )
+
+
+def to_view(status: ViewStatus) -> pb.View:
+    return pb.View(
+        name=status.name,
+        version=status.version,
+        source=status.source,
+        position=status.position,
+        lag_events=status.lag,
+        parked_events=status.parked,
+    )
+
+
+def to_parked(view: str, parked: Parked) -> pb.ParkedEvent:
+    return pb.ParkedEvent(
+        view=view,
+        position=parked.event.position,
+        type=parked.event.type,
+        error=parked.error,
+        parked_at=_timestamp(parked.parked_at),
+    )
+
+
+def _timestamp(at: Any) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp
+
+
+def _page_size(requested: int) -> int:
+    if not 0 <= requested <= PAGE_EVENTS_MAX:
+        raise InvalidField("page_size", f"must be 0 to {PAGE_EVENTS_MAX}, got {requested}")
+    return requested or PAGE_EVENTS_DEFAULT
+
+
+def _after(position: int) -> int:
+    if position < 0:
+        raise InvalidField("after_position", f"must be 0 or more, got {position}")
+    return position
+
+
+def _filter(requested: pb.EventFilter) -> Filter:
+    return Filter(
+        types=frozenset(requested.types) or None,
+        tenant=requested.tenant or None,
+        aggregate=requested.aggregate or None,
+        correlation=requested.correlation_id or None,
+        stream=_stream(requested.stream) if requested.stream else None,
+    )
+
+
+def _stream(text: str) -> StreamId:
+    try:
+        return StreamId.parse(text)
+    except ValueError as error:
+        raise InvalidField("filter.stream", f"must be <aggregate>/<id>: {error}") from error
+
+
+def _status(error: EventLogError) -> tuple[grpc.StatusCode, str]:
+    for kind, code, reason in _STATUS:
+        if isinstance(error, kind):
+            return code, reason
+    return grpc.StatusCode.INTERNAL, "INTERNAL"

@@ -1,0 +1,188 @@
+"""The EventLog service, over a real channel."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from eventlog.postgres import PostgresEventLog
+from eventlog.projections import Projector
+from eventlog.records import Context, StoredEvent, StreamId
+from eventlog.rpc import EventLogServicer
+from eventlog.sources import LogSource
+from eventlog.testing import a_stream, an_append, an_event
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from synod.eventlog.v1 import eventlog_pb2 as pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub, add_EventLogServicer_to_server
+
+
+class Types:
+    """The types seen; chokes on Bad."""
+
+    name = "types"
+    version = 4
+    types = None
+    tables = "create table types (type text primary key)"
+
+    async def apply(self, connection: AsyncConnection[Any], events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            if event.type == "Bad":
+                raise ValueError("no")
+            await connection.execute("insert into types values (%s) on conflict do nothing", [event.type])
+
+
+@dataclass
+class Served:
+    log: PostgresEventLog
+    projector: Projector
+    stub: Any
+
+
+@pytest.fixture
+async def served(postgres_dsn: str) -> AsyncIterator[Served]:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    async with (
+        await PostgresEventLog.open(postgres_dsn) as log,
+        AsyncConnectionPool(postgres_dsn, min_size=1, max_size=4, open=False) as pool,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        projector = Projector(pool, Types(), LogSource(log, "orders"))
+        add_EventLogServicer_to_server(EventLogServicer(log, [projector], service="orders"), server)
+        await server.start()
+        yield Served(log, projector, EventLogStub(channel))
+        await server.stop(0)
+
+
+def reason(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
+    (info,) = details(error, ErrorInfo)
+    assert info.domain == "synod.orders"
+    return error.code(), info.reason
+
+
+def details(error: grpc.aio.AioRpcError, kind: type) -> list[Any]:
+    packed = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    found = []
+    for detail in Status.FromString(packed).details:
+        message = kind()
+        if detail.Unpack(message):
+            found.append(message)
+    return found
+
+
+async def test_read_returns_events_and_where_to_go_on(served: Served) -> None:
+    context = Context("acme", "zoë", "run-1")
+    await served.log.append(an_append(StreamId("order", "o1"), an_event("Placed", b"{}"), context=context))
+    await served.log.append(an_append(a_stream(), *[an_event("Other") for _ in range(9)]))
+    (stored,) = await served.log.read(limit=1)
+
+    response = await served.stub.Read(pb.ReadRequest(page_size=4))
+    assert [event.position for event in response.events] == [1, 2, 3, 4]
+    assert (response.head_position, response.next_after_position) == (10, 4)
+
+    event = response.events[0]
+    assert (event.stream, event.version, event.type, event.tenant) == ("order/o1", 1, "Placed", "acme")
+    assert (event.actor, event.correlation_id, event.data) == ("zoë", "run-1", b"{}")
+    assert (event.id, event.hash) == (str(stored.id), stored.hash)
+    assert event.recorded_at.ToDatetime(stored.recorded_at.tzinfo) == stored.recorded_at
+
+
+async def test_a_filtered_read_goes_on_after_what_it_considered(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), *[an_event("Other") for _ in range(9)], an_event("Placed")))
+    await served.log.append(an_append(a_stream(), an_event("Other")))
+    response = await served.stub.Read(pb.ReadRequest(filter=pb.EventFilter(types=["Placed"])))
+    assert [event.position for event in response.events] == [10]
+    assert response.next_after_position == 11
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.ReadRequest(page_size=1001), "page_size"),
+        (pb.ReadRequest(after_position=-1), "after_position"),
+        (pb.ReadRequest(filter=pb.EventFilter(stream="no-slash")), "filter.stream"),
+    ],
+)
+async def test_a_field_that_is_wrong_is_named(served: Served, request_: pb.ReadRequest, field: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.Read(request_)
+    assert reason(refused.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    (bad,) = details(refused.value, BadRequest)
+    assert bad.field_violations[0].field == field
+
+
+async def test_subscribe_yields_what_is_stored_and_then_what_comes(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), an_event("A"), an_event("B")))
+    call = served.stub.Subscribe(pb.SubscribeRequest(after_position=1))
+    assert (await call.read()).type == "B"
+    waiting = asyncio.ensure_future(call.read())
+    await served.log.append(an_append(a_stream(), an_event("C")))
+    assert (await waiting).position == 3
+    call.cancel()
+
+
+async def test_verify_tells_the_range_and_the_head_hash(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), *[an_event() for _ in range(5)]))
+    response = await served.stub.Verify(pb.VerifyRequest())
+    assert (response.ok, response.first_position, response.last_position, response.events) == (True, 1, 5, 5)
+    assert response.head_hash == (await served.log.read())[-1].hash
+    missing = await served.stub.Verify(pb.VerifyRequest(last_position=7))
+    assert (missing.ok, missing.broken_position, missing.reason) == (False, 6, "the event is missing")
+
+
+async def test_a_range_that_ends_before_it_starts_is_refused(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="last_position"):
+        await served.stub.Verify(pb.VerifyRequest(first_position=5, last_position=4))
+
+
+async def test_views_are_listed_rebuilt_and_verified(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), an_event("A"), an_event("B")))
+    await served.projector.catch_up()
+    await served.log.append(an_append(a_stream()))
+
+    (view,) = (await served.stub.ListViews(pb.ListViewsRequest())).views
+    assert (view.name, view.version, view.source) == ("types", 4, "orders")
+    assert (view.position, view.lag_events, view.parked_events) == (2, 1, 0)
+
+    rebuilt = await served.stub.RebuildView(pb.RebuildViewRequest(name="types"))
+    assert (rebuilt.events_folded, rebuilt.view.position, rebuilt.view.lag_events) == (3, 3, 0)
+    verified = await served.stub.VerifyView(pb.VerifyViewRequest(name="types"))
+    assert (verified.equal, verified.position, len(verified.checksum)) == (True, 3, 64)
+
+
+async def test_an_unknown_view_is_not_found(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.RebuildView(pb.RebuildViewRequest(name="nope"))
+    assert reason(refused.value) == (grpc.StatusCode.NOT_FOUND, "VIEW_NOT_FOUND")
+    assert "'nope'" in (refused.value.details() or "")
+
+
+async def test_parked_events_are_listed_and_redriven(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), an_event("Bad")))
+    await served.projector.catch_up()
+
+    (parked,) = (await served.stub.ListParkedEvents(pb.ListParkedEventsRequest())).parked
+    assert (parked.view, parked.position, parked.type, parked.error) == ("types", 1, "Bad", "ValueError: no")
+
+    redrive = pb.RedriveParkedEventRequest(view="types", position=1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.RedriveParkedEvent(redrive)
+    assert reason(refused.value) == (grpc.StatusCode.FAILED_PRECONDITION, "FOLD_FAILED")
+
+    await served.stub.RedriveParkedEvent(pb.RedriveParkedEventRequest(view="types", position=1, skip=True))
+    assert not (await served.stub.ListParkedEvents(pb.ListParkedEventsRequest(view="types"))).parked
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.RedriveParkedEvent(redrive)
+    assert reason(refused.value) == (grpc.StatusCode.NOT_FOUND, "PARKED_EVENT_NOT_FOUND")
+
+
+async def test_a_closed_log_is_unavailable(served: Served) -> None:
+    await served.log.close()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.Read(pb.ReadRequest())
+    assert reason(refused.value) == (grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED")
