@@ -4,7 +4,9 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -31,6 +33,14 @@ server.stop(process)
 """
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user can reach, unlike those of pytest."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 def server_in(directory: Path) -> EmbeddedPostgres:
     return EmbeddedPostgres(directory, free_port(), "secret", VOLATILE, durable=False)
 
@@ -53,15 +63,12 @@ def test_files_stay_ours_and_closed_to_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["namespace", "drop"])
 def test_root_without_user_namespaces_runs_it_as_another_user_on_the_same_data(
-    monkeypatch: pytest.MonkeyPatch, first: str, tmp_path_factory: pytest.TempPathFactory
+    monkeypatch: pytest.MonkeyPatch, first: str, open_directory: Path
 ) -> None:
     if os.geteuid() != 0:
         assert unprivileged() == Identity()
         return
-    directory = tmp_path_factory.mktemp("open")
-    for folder in (directory, *directory.parents[:2]):
-        folder.chmod(0o755)
-    server = server_in(directory / "postgres")
+    server = server_in(open_directory / "postgres")
     dropped = Identity(f"drop:{NOBODY}:{NOBODY}", owner=(NOBODY, NOBODY))
     identities = [unprivileged(), dropped] if first == "namespace" else [dropped, unprivileged()]
     for identity in identities:

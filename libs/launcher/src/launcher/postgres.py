@@ -34,11 +34,10 @@ VOLATILE: Mapping[str, str] = {
     "max_connections": "200",
     "shared_buffers": "64MB",
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "jit": "off",
 }
-"""For tests: correct while the machine runs, lost when it crashes."""
+"""For tests: what was committed survives a crash of the server, for the kernel has it, but not one of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
