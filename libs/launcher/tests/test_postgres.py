@@ -110,6 +110,22 @@ def test_a_port_in_use_is_told_with_a_remedy(tmp_path: Path) -> None:
     assert "--port-base" in failure.value.remedy
 
 
+@pytest.mark.parametrize("fate", ["reused by a stranger", "zombie"])
+def test_a_lock_whose_process_id_is_another_now_does_not_hinder_a_start(tmp_path: Path, fate: str) -> None:
+    server = server_in(tmp_path)
+    process = server.start()
+    process.send_signal(signal.SIGKILL)
+    if fate == "zombie":
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    else:
+        process.wait()
+        for lock in (server.data / "postmaster.pid", *server.data.glob(".s.PGSQL.*.lock")):
+            lock.write_text(lock.read_text().replace(str(process.pid), "1", 1))
+
+    assert answer_of(server) == (1,)
+    process.wait()
+
+
 def test_a_server_of_an_earlier_launcher_is_found(tmp_path: Path) -> None:
     server = server_in(tmp_path)
     assert server.running_pid() is None
