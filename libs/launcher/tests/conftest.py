@@ -34,7 +34,7 @@ def make_layout(tmp_path: Path) -> MakeLayout:
         surroundings = {"PYTHONPATH": str(FAKES), "PATH": "/usr/bin:/bin", **environment}
         while True:
             base = random.randrange(10_000, 31_000)
-            layout = Layout(tmp_path / "data", base, services, environment=surroundings, limits=limits)
+            layout = Layout(tmp_path / "data", base, services, environment=surroundings, limits=limits, durable=False)
             try:
                 check_ports(base, layout.ports())
             except PortInUse:

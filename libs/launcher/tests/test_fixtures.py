@@ -52,6 +52,18 @@ async def test_nats_keeps_a_stream_over_a_crash_on_the_same_port(fresh_nats: Run
     assert stream.state.messages == 1
 
 
+def test_committed_data_survives_a_crash_of_the_server(postgres_server: RunningPostgres) -> None:
+    with postgres_server.fresh_database() as dsn:
+        with psycopg.connect(dsn) as connection:
+            connection.execute("CREATE TABLE kept (value int)")
+
+        postgres_server.kill()
+        postgres_server.start()
+
+        with psycopg.connect(dsn) as connection:
+            assert connection.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+
+
 async def test_nats_of_the_session_has_jetstream(nats_url: str) -> None:
     client = await nats.connect(nats_url)
     account = await client.jetstream().account_info()

@@ -4,7 +4,9 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -31,6 +33,14 @@ server.stop(process)
 """
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user can reach, unlike those of pytest."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 def server_in(directory: Path) -> EmbeddedPostgres:
     return EmbeddedPostgres(directory, free_port(), "secret", VOLATILE, durable=False)
 
@@ -53,15 +63,12 @@ def test_files_stay_ours_and_closed_to_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", ["namespace", "drop"])
 def test_root_without_user_namespaces_runs_it_as_another_user_on_the_same_data(
-    monkeypatch: pytest.MonkeyPatch, first: str, tmp_path_factory: pytest.TempPathFactory
+    monkeypatch: pytest.MonkeyPatch, first: str, open_directory: Path
 ) -> None:
     if os.geteuid() != 0:
         assert unprivileged() == Identity()
         return
-    directory = tmp_path_factory.mktemp("open")
-    for folder in (directory, *directory.parents[:2]):
-        folder.chmod(0o755)
-    server = server_in(directory / "postgres")
+    server = server_in(open_directory / "postgres")
     dropped = Identity(f"drop:{NOBODY}:{NOBODY}", owner=(NOBODY, NOBODY))
     identities = [unprivileged(), dropped] if first == "namespace" else [dropped, unprivileged()]
     for identity in identities:
@@ -101,6 +108,22 @@ def test_a_port_in_use_is_told_with_a_remedy(tmp_path: Path) -> None:
         second.start()
     first.stop(process)
     assert "--port-base" in failure.value.remedy
+
+
+@pytest.mark.parametrize("fate", ["reused by a stranger", "zombie"])
+def test_a_lock_whose_process_id_is_another_now_does_not_hinder_a_start(tmp_path: Path, fate: str) -> None:
+    server = server_in(tmp_path)
+    process = server.start()
+    process.send_signal(signal.SIGKILL)
+    if fate == "zombie":
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    else:
+        process.wait()
+        for lock in (server.data / "postmaster.pid", *server.data.glob(".s.PGSQL.*.lock")):
+            lock.write_text(lock.read_text().replace(str(process.pid), "1", 1))
+
+    assert answer_of(server) == (1,)
+    process.wait()
 
 
 def test_a_server_of_an_earlier_launcher_is_found(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ class Limits:
 class Layout:
     """One system: its data directory, the base of its ports and what runs.
 
-    `environment` is that of the caller: programs get what they need of it, not all of it.
+    `environment` is that of the caller: programs get what they need of it, not all of it. `durable` is False for tests
+    whose data need not survive a crash of the machine; PostgreSQL then does not wait for the disk.
     """
 
     data: Path
@@ -81,6 +82,7 @@ class Layout:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
     python: str = sys.executable
     limits: Limits = field(default_factory=Limits)
+    durable: bool = True
 
     @property
     def postgres_port(self) -> int:

