@@ -1,0 +1,5 @@
+import sys
+
+from provider_simulator.main import main
+
+sys.exit(main())
