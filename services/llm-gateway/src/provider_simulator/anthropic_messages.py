@@ -275,8 +275,10 @@ def _content(reply: Reply) -> Iterator[JsonObject]:
         case CallTools(calls):
             for call in calls:
                 yield {"type": "tool_use", "id": _tool_use_id(call.id), "name": call.name, "input": call.arguments}
-        case Answer(text) | Refusal(text):
+        case Answer(text):
             yield {"type": "text", "text": text}
+        case Refusal():
+            return  # the reason stands in stop_details
 
 
 def _block_events(reply: Reply) -> Iterator[JsonObject]:
@@ -296,8 +298,10 @@ def _block_deltas(reply: Reply, index: int) -> Iterator[JsonObject]:
         case CallTools(calls):
             text = arguments_text(calls[index].arguments)
             yield from ({"type": "input_json_delta", "partial_json": piece} for piece in ("", *argument_pieces(text)))
-        case Answer(text) | Refusal(text):
+        case Answer(text):
             yield from ({"type": "text_delta", "text": piece} for piece in text_pieces(text))
+        case Refusal():
+            return
 
 
 def _tool_use_id(call_id: str) -> str:

@@ -37,7 +37,7 @@ async def running_simulator(
 ) -> AsyncIterator[RunningSimulator]:
     """Serve until the block ends. With the default clock every answer is the same byte for byte in every run."""
     simulator = Simulator(now)
-    runner = web.AppRunner(simulator.application(), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(simulator.application(), access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
