@@ -5,7 +5,11 @@ import json
 import openai
 import pytest
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from openai.types.chat import (
+    ChatCompletionMessageFunctionToolCallParam,
+    ChatCompletionMessageParam,
+    ChatCompletionToolParam,
+)
 from openai.types.responses import FunctionToolParam, ResponseInputParam
 from provider_simulator.embeddings import DIMENSIONS
 from provider_simulator.faults import Fault
@@ -148,6 +152,7 @@ async def test_output_limits_and_stop_sequences_are_kept(openai_client: AsyncOpe
         ("sim-404", openai.NotFoundError),
         ("sim-429", openai.RateLimitError),
         ("sim-503", openai.InternalServerError),
+        ("sim-599", openai.InternalServerError),
         ("sim-html", openai.InternalServerError),
         ("gpt-unknown", openai.NotFoundError),
     ],
@@ -189,8 +194,12 @@ async def test_an_error_event_inside_a_stream_is_raised(openai_client: AsyncOpen
 
 async def test_a_tool_call_without_result_is_refused(openai_client: AsyncOpenAI) -> None:
     messages = asked()
-    call = {"id": "c1", "type": "function", "function": {"name": "lookup", "arguments": "{}"}}
-    messages.append({"role": "assistant", "tool_calls": [call]})  # type: ignore[typeddict-item]
+    call: ChatCompletionMessageFunctionToolCallParam = {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "lookup", "arguments": "{}"},
+    }
+    messages.append({"role": "assistant", "tool_calls": [call]})
 
     with pytest.raises(openai.BadRequestError, match="no tool message answers the call 'c1'"):
         await openai_client.chat.completions.create(model="sim-1", messages=messages)

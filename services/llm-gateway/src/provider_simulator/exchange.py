@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, replace
-from http import HTTPStatus
+from http.client import responses
 
 import orjson
 from aiohttp import web
@@ -65,7 +65,7 @@ class Exchange:
         return json_response(self.dialect.error(status, message, code), status=status)
 
     def _fail(self, fault: Fault, status: int, ask: Ask) -> web.Response:
-        message = fault.message or f"{HTTPStatus(status).phrase if status != 529 else 'Overloaded'} (simulated)"
+        message = fault.message or f"{responses.get(status, 'Overloaded')} (simulated)"
         self._record(ask.model, status, "failed", stream=ask.stream)
         if fault.raw_body is not None:
             return web.Response(text=fault.raw_body, status=status, content_type="text/html", headers=_headers(fault))

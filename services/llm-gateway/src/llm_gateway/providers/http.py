@@ -1,6 +1,6 @@
 """The adapter: a Provider over HTTP, for any dialect."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from llm_gateway.errors import MalformedResponse, ProviderError, StreamInterrupt
 from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt
-from llm_gateway.providers.sse import SseEvent, SseParser
+from llm_gateway.providers.sse import SseParser
 from llm_gateway.providers.transport import HttpReply, Transport
 
 _SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -69,14 +69,13 @@ class HttpProvider:
                 await self._check_is_stream(reply)
                 parser, assembler = SseParser(), self._dialect.assembler()
                 while chunk := await reply.read():
-                    for event in parser.feed(chunk):
-                        for part in _assembled(assembler, event):
-                            delivered = delivered or is_content(part)
-                            if isinstance(part, Completed):
-                                yield Completed(_with_warnings(part.response, adapted))
-                                await reply.drain()
-                                return
-                            yield part
+                    for part in _assembled(parser, assembler, chunk):
+                        delivered = delivered or is_content(part)
+                        if isinstance(part, Completed):
+                            yield Completed(_with_warnings(part.response, adapted))
+                            await reply.drain()
+                            return
+                        yield part
             raise StreamInterrupted("the stream ended without its terminal event")
         except ProviderError as error:
             error.provider = self.name
@@ -106,11 +105,13 @@ class HttpProvider:
         return self._dialect.failure(reply.status, body, request_id, retry_after_s(reply.headers, self._now()))
 
 
-def _assembled(assembler: Assembler, event: SseEvent) -> Sequence[StreamPart]:
-    try:
-        return assembler.feed(event)
-    except _SHAPE_ERRORS as error:
-        raise MalformedResponse(f"an event of the stream cannot be read: {error!r}", status=200) from error
+def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterator[StreamPart]:
+    for event in parser.feed(chunk):
+        try:
+            parts = assembler.feed(event)
+        except _SHAPE_ERRORS as error:
+            raise MalformedResponse(f"an event of the stream cannot be read: {error!r}", status=200) from error
+        yield from parts
 
 
 def _with_warnings(response: ModelResponse, adapted: Adapted) -> ModelResponse:
