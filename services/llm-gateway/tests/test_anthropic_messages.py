@@ -27,7 +27,7 @@ from llm_gateway.providers.sse import SseEvent
 
 NAME = "anthropic-messages"
 ASKED = ModelRequest(
-    "claude", (Message("system", (Text("be brief"),)), Message("user", (Text("hi"),))), max_output_tokens=9
+    "claude", (Message("system", (Text("be terse"),)), Message("user", (Text("hi"),))), max_output_tokens=9
 )
 SEARCH = ToolSpec("search", "Searches.", {"type": "object"}, strict=True)
 
@@ -50,7 +50,7 @@ def test_a_plain_request_lifts_the_instructions_out_of_the_messages() -> None:
     assert sent(ASKED) == {
         "model": "claude",
         "max_tokens": 9,
-        "system": [{"type": "text", "text": "be brief"}],
+        "system": [{"type": "text", "text": "be terse"}],
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
     }
 

@@ -25,7 +25,7 @@ from llm_gateway.providers.openai_chat import OpenAiChatDialect, usage_of
 from llm_gateway.providers.openai_chat_request import ChatWire
 from llm_gateway.providers.sse import SseEvent
 
-ASKED = ModelRequest("gpt", (Message("developer", (Text("be brief"),)), Message("user", (Text("hi"),))))
+ASKED = ModelRequest("gpt", (Message("developer", (Text("be terse"),)), Message("user", (Text("hi"),))))
 SEARCH = ToolSpec("search", "Searches.", {"type": "object"}, strict=True)
 
 
@@ -47,7 +47,7 @@ def chunk(delta: dict[str, object], finish: str | None = None, **more: object) -
 def test_a_plain_request_holds_nothing_but_model_and_messages() -> None:
     assert sent(ASKED) == {
         "model": "gpt",
-        "messages": [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}],
+        "messages": [{"role": "developer", "content": "be terse"}, {"role": "user", "content": "hi"}],
     }
 
 
@@ -89,7 +89,7 @@ def test_local_servers_get_the_older_names() -> None:
     wire = sent(replace(ASKED, max_output_tokens=9), wire=ChatWire("max_tokens", developer_role=False))
 
     assert wire["max_tokens"] == 9
-    assert wire["messages"][0] == {"role": "system", "content": "be brief"}  # type: ignore[index]
+    assert wire["messages"][0] == {"role": "system", "content": "be terse"}  # type: ignore[index]
 
 
 def test_a_history_with_tools_goes_back_in_the_order_of_the_wire() -> None:

@@ -1,3 +1,5 @@
+"""Runs the simulator as `python -m provider_simulator`."""
+
 import sys
 
 from provider_simulator.main import main

@@ -9,6 +9,7 @@ result, and `<step>#<n>` for the n-th of several parallel calls. Filters follow 
     default:<text>          used when the path leads nowhere or to null; it never hides a failed result
     count                   length of a list, object or text
     join:<separator>        a list as text
+    column:<key>            the values of one key over a list of objects, as a list
     table[:<column>,...]    a list of objects as a Markdown table
 
 A template that cannot be resolved raises `TemplateError`; nothing is ever guessed.
@@ -188,6 +189,10 @@ def _join(value: Json, argument: str) -> Json:
     return (argument or ", ").join(_as_text(item) for item in _items(value, "join"))
 
 
+def _column(value: Json, argument: str) -> Json:
+    return [_descend(row, argument.strip()) for row in _items(value, "column")]
+
+
 def _table(value: Json, argument: str) -> Json:
     rows = [row for row in _items(value, "table") if isinstance(row, Mapping)]
     named = [name.strip() for name in argument.split(",") if argument]
@@ -221,5 +226,6 @@ _FILTERS: Mapping[str, Callable[[Json, str], Json]] = {
     "default": _default,
     "count": _count,
     "join": _join,
+    "column": _column,
     "table": _table,
 }
