@@ -258,3 +258,7 @@ def test_error_bodies_are_read(answer: bytes, code: str | None, message: str) ->
     error = AnthropicMessagesDialect().failure(400, answer, "req_1", 2.0)
 
     assert (error.code, error.message, error.request_id, error.retry_after_s) == (code, message, "req_1", 2.0)
+
+
+def test_an_answer_without_the_simulators_fingerprint_is_not_simulated() -> None:
+    assert not AnthropicMessagesDialect().decode(body([])).simulated

@@ -257,3 +257,7 @@ def test_error_bodies_of_all_servers_are_read(answer: bytes, code: str | None, m
 def test_no_key_sends_no_authorization() -> None:
     assert OpenAiChatDialect().headers("") == {}
     assert OpenAiChatDialect().headers("k") == {"authorization": "Bearer k"}
+
+
+def test_an_answer_without_the_simulators_fingerprint_is_not_simulated() -> None:
+    assert not OpenAiChatDialect().decode(body({"content": "hi"})).simulated

@@ -235,7 +235,8 @@ class Usage:
 class ModelResponse:
     """A finished answer. `usage` is None when the provider gave none that can be believed: absent is not zero.
 
-    `model` is what the provider says it ran; `warnings` name parameters left out and counts not believed.
+    `model` is what the provider says it ran; `warnings` name parameters left out and counts not believed; `simulated`
+    is set when the answer says that it comes from the provider simulator.
     """
 
     message: Message
@@ -245,6 +246,7 @@ class ModelResponse:
     provider_response_id: str
     model: str
     warnings: tuple[str, ...] = ()
+    simulated: bool = False
 
 
 # --- stream ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from llm_gateway.domain import (
 )
 from llm_gateway.errors import InvalidUsage, ProviderError
 from llm_gateway.providers.anthropic_messages_request import encode
-from llm_gateway.providers.dialect import Assembler
+from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
 from llm_gateway.providers.sse import SseEvent
 
@@ -96,6 +96,7 @@ class _Ending(TypedDict, total=False):
 class _Message(_Ending, total=False):
     id: str
     model: str
+    system_fingerprint: str
     content: list[_Block]
     usage: _Usage | None
 
@@ -160,6 +161,7 @@ class _Answer:
     def __init__(self, message: _Message) -> None:
         self._id = message["id"]
         self._model = message["model"]
+        self._simulated = message.get("system_fingerprint") == SIMULATOR_FINGERPRINT
         self._stop_reason = ""
         self._refusal = ""
         self._usage: _Usage = {}
@@ -192,6 +194,7 @@ class _Answer:
             provider_response_id=self._id,
             model=self._model,
             warnings=tuple(self._usage_warnings()),
+            simulated=self._simulated,
         )
 
     def _usage_warnings(self) -> Iterator[str]:

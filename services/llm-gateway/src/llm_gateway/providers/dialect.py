@@ -7,6 +7,9 @@ from llm_gateway.domain import ModelRequest, ModelResponse, StreamPart
 from llm_gateway.errors import ProviderError
 from llm_gateway.providers.sse import SseEvent
 
+SIMULATOR_FINGERPRINT = "synod-simulator"
+"""The `system_fingerprint` of answers from the provider simulator, in every dialect."""
+
 
 class Assembler(Protocol):
     """Turns one stream's events into parts and, at the terminal event, into the whole response.

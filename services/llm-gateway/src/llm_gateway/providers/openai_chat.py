@@ -32,7 +32,7 @@ from llm_gateway.domain import (
     UsageUpdated,
 )
 from llm_gateway.errors import InvalidUsage, MalformedResponse, ProviderError
-from llm_gateway.providers.dialect import Assembler
+from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
 from llm_gateway.providers.openai_chat_request import ChatWire, encode
 from llm_gateway.providers.sse import SseEvent
@@ -103,6 +103,7 @@ class _Body(TypedDict, total=False):
 
     id: str
     model: str
+    system_fingerprint: str | None
     choices: list[_Choice]
     usage: _Usage | None
     error: "_Error | str | None"
@@ -132,7 +133,7 @@ class OpenAiChatDialect:
         parsed: _Body = orjson.loads(body)
         _raise_error_inside(parsed)
         choice = parsed["choices"][0]
-        answer = _Answer(parsed["id"], parsed["model"])
+        answer = _Answer(parsed)
         answer.add(choice["message"])
         answer.finish_reason = choice.get("finish_reason") or ""
         answer.read_usage(parsed.get("usage"))
@@ -156,9 +157,10 @@ class _Call:
 class _Answer:
     """An answer while it grows; `response()` closes it."""
 
-    def __init__(self, response_id: str, model: str) -> None:
-        self.id = response_id
-        self.model = model
+    def __init__(self, body: _Body) -> None:
+        self.id = body["id"]
+        self.model = body["model"]
+        self.simulated = body.get("system_fingerprint") == SIMULATOR_FINGERPRINT
         self.text: list[str] = []
         self.refusal: list[str] = []
         self.reasoning: list[str] = []
@@ -200,6 +202,7 @@ class _Answer:
             provider_response_id=self.id,
             model=self.model,
             warnings=self._warnings,
+            simulated=self.simulated,
         )
 
     def _parts(self) -> Iterator[Part]:
@@ -233,7 +236,7 @@ class _ChatAssembler:
 
     def _parts(self, chunk: _Body) -> Iterator[StreamPart]:
         if self._answer is None:
-            self._answer = _Answer(chunk["id"], chunk["model"])
+            self._answer = _Answer(chunk)
             yield Started(self._answer.id, self._answer.model)
         for choice in chunk.get("choices") or ():
             yield from self._choice_parts(self._answer, choice)

@@ -101,6 +101,7 @@ class ProviderContract:
         assert response.finish_reason == "stop"
         assert response.model == "sim-1"
         assert response.provider_response_id
+        assert response.simulated
         assert response.warnings == ()
         assert response.usage is not None
         assert response.usage.output_tokens == 4
