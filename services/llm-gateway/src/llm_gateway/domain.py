@@ -1,0 +1,307 @@
+"""A model call in words that belong to no provider: what is asked, what is answered, what it used. No I/O.
+
+The names follow the OpenTelemetry GenAI conventions where these have one. Every type is frozen; collections are tuples.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import orjson
+from typing_extensions import TypeAliasType
+
+from llm_gateway.errors import InvalidToolArguments, InvalidUsage
+
+Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
+JsonObject: TypeAlias = Mapping[str, Json]
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal[
+    "stop", "length", "tool_calls", "content_filter", "refusal", "pause", "context_window", "cancelled", "error"
+]
+Direction = Literal["input", "output"]
+Modality = Literal["text", "image", "audio", "video"]
+Cache = Literal["none", "read", "write"]
+CacheTtl = Literal["5m", "30m", "1h", "12h"]
+
+USAGE_TOKENS_MAX = 1_000_000_000
+"""More tokens than any one call can use; a larger count is a provider's mistake and is not believed."""
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model asks for. `arguments` is JSON text as the model wrote it; `id` only links call and result."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def parsed(self) -> JsonObject:
+        """The arguments as an object; no text means none. Raises InvalidToolArguments."""
+        try:
+            value: Json = orjson.loads(self.arguments or "{}")
+        except orjson.JSONDecodeError as error:
+            raise InvalidToolArguments(f"the arguments of {self.name} are no JSON: {error}") from None
+        if not isinstance(value, Mapping):
+            raise InvalidToolArguments(f"the arguments of {self.name} are no JSON object")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool answered to the call `call_id`; with `is_error` the text says what went wrong."""
+
+    call_id: str
+    text: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What the model thought. `text` is for people; `payload` goes back byte for byte, and only to `dialect`."""
+
+    text: str
+    dialect: str
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A part that only its own dialect understands (as a provider's own search results), kept byte for byte."""
+
+    dialect: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as bytes or, when `url` is set, at an address the provider can reach."""
+
+    media_type: str
+    data: bytes = b""
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    media_type: str
+    name: str
+    data: bytes
+
+
+Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | File
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts joined; other parts are left out."""
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+
+# --- request --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool on offer; `parameters` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: JsonObject
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """`tool` forces the tool called `name`; `required` forces any."""
+
+    mode: Literal["auto", "none", "required", "tool"] = "auto"
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """The form of the answer; `schema` is a JSON Schema and belongs to `json_schema`."""
+
+    kind: Literal["text", "json_object", "json_schema"] = "text"
+    name: str = "answer"
+    schema: JsonObject = field(default_factory=dict)
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One call of one model. None leaves a parameter to the provider; `provider_options` goes into the wire request."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool | None = None
+    output_format: OutputFormat = OutputFormat()
+    max_output_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    reasoning_effort: str | None = None
+    service_tier: str | None = None
+    provider_options: JsonObject = field(default_factory=dict)
+
+
+# --- usage ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """A count of tokens that shares nothing with any other line, so that each can have its own price."""
+
+    direction: Direction
+    quantity: int
+    modality: Modality = "text"
+    cache: Cache = "none"
+    ttl: CacheTtl | None = None
+    reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUnits:
+    """Uses of a tool that runs at the provider, as `web_search`."""
+
+    name: str
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Inclusive totals (cached input is input, reasoning is output) and the disjoint lines that make them up, in
+    tokens.
+
+    Raises InvalidUsage when a count is negative or absurd, or the lines do not add up.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    lines: tuple[UsageLine, ...]
+    tool_units: tuple[ToolUnits, ...] = ()
+
+    def __post_init__(self) -> None:
+        for quantity in (self.input_tokens, self.output_tokens, *(line.quantity for line in self.lines)):
+            if not 0 <= quantity <= USAGE_TOKENS_MAX:
+                raise InvalidUsage(f"a count of {quantity} tokens is outside 0 to {USAGE_TOKENS_MAX}")
+        self._check_sum("input", self.input_tokens)
+        self._check_sum("output", self.output_tokens)
+
+    def _check_sum(self, direction: Direction, total: int) -> None:
+        added = sum(line.quantity for line in self.lines if line.direction == direction)
+        if added != total:
+            raise InvalidUsage(f"the {direction} lines add up to {added} tokens, the total says {total}")
+
+    @classmethod
+    def of(cls, lines: Iterable[UsageLine], tool_units: tuple[ToolUnits, ...] = ()) -> "Usage":
+        """Usage from its lines; empty lines are left out and the totals added up."""
+        kept = tuple(line for line in lines if line.quantity)
+        totals = {way: sum(line.quantity for line in kept if line.direction == way) for way in ("input", "output")}
+        return cls(totals["input"], totals["output"], kept, tool_units)
+
+
+# --- response -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResponse:
+    """A finished answer. `usage` is None when the provider gave none that can be believed: absent is not zero.
+
+    `model` is what the provider says it ran; `warnings` name parameters left out and counts not believed; `simulated`
+    is set when the answer says that it comes from the provider simulator.
+    """
+
+    message: Message
+    finish_reason: FinishReason
+    raw_finish_reason: str
+    usage: Usage | None
+    provider_response_id: str
+    model: str
+    warnings: tuple[str, ...] = ()
+    simulated: bool = False
+
+
+# --- stream ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The provider has accepted the call; no content yet."""
+
+    provider_response_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of the `index`-th tool call (from 0). `id` and `name` come with its first piece and are empty later."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageUpdated:
+    """Usage so far, cumulative: a later one replaces an earlier one."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The terminal part of a stream that went well; the response holds everything the deltas said."""
+
+    response: ModelResponse
+
+
+StreamPart: TypeAlias = Started | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | UsageUpdated | Completed
+
+
+def is_content(part: StreamPart) -> bool:
+    """Whether the part shows the caller something of this attempt's answer, after which no silent retry is allowed."""
+    return isinstance(part, TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta)

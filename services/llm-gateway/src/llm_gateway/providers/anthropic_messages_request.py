@@ -1,0 +1,130 @@
+"""A ModelRequest as an Anthropic messages request. Pure."""
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Literal
+
+import orjson
+
+from llm_gateway.domain import (
+    File,
+    Image,
+    Json,
+    JsonObject,
+    Message,
+    ModelRequest,
+    Opaque,
+    Part,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+)
+from llm_gateway.errors import InvalidToolArguments, RequestRejected
+
+# An orjson.Fragment is bytes that go into the document as they are; it is what keeps opaque parts byte for byte.
+Block = JsonObject | orjson.Fragment
+
+
+def encode(request: ModelRequest, *, stream: bool) -> bytes:
+    """The body to post. Raises RequestRejected for history that the wire format cannot express."""
+    body = {
+        "model": request.model,
+        "max_tokens": request.max_output_tokens,
+        "messages": [{"role": role, "content": blocks} for role, blocks in _turns(request.messages)],
+        **_optional(request),
+        **({"stream": True} if stream else {}),
+        **request.provider_options,
+    }
+    return orjson.dumps(body)
+
+
+def _optional(request: ModelRequest) -> JsonObject:
+    fields: dict[str, Json] = {
+        "system": [{"type": "text", "text": text} for text in _instructions(request.messages)] or None,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "stop_sequences": list(request.stop) or None,
+        "service_tier": request.service_tier,
+        "output_config": _output_config(request) or None,
+        **(_tools(request) if request.tools else {}),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _tools(request: ModelRequest) -> JsonObject:
+    return {"tools": [_tool(tool) for tool in request.tools], "tool_choice": _tool_choice(request)}
+
+
+def _tool(tool: ToolSpec) -> JsonObject:
+    spec: JsonObject = {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+    return {**spec, "strict": True} if tool.strict else spec
+
+
+def _tool_choice(request: ModelRequest) -> Json:
+    choice, alone = request.tool_choice, request.parallel_tool_calls is False
+    if choice.mode == "auto" and not alone:
+        return None
+    kind = {"auto": "auto", "none": "none", "required": "any", "tool": "tool"}[choice.mode]
+    return {
+        "type": kind,
+        **({"name": choice.name} if kind == "tool" else {}),
+        **({"disable_parallel_tool_use": True} if alone and kind != "none" else {}),
+    }
+
+
+def _output_config(request: ModelRequest) -> JsonObject:
+    wanted = request.output_format
+    form: JsonObject = (
+        {"format": {"type": "json_schema", "schema": wanted.schema}} if wanted.kind == "json_schema" else {}
+    )
+    return {**form, "effort": request.reasoning_effort} if request.reasoning_effort else form
+
+
+def _instructions(messages: Iterable[Message]) -> Iterator[str]:
+    return (message.text for message in messages if message.role in {"system", "developer"} and message.text)
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[tuple[Literal["user", "assistant"], list[Block]]]:
+    """Turns alternate: what users and tools say in a row is one turn, with the tool results first, as the API wants."""
+    spoken = [message for message in messages if message.role not in {"system", "developer"}]
+    for is_model, run in groupby(spoken, key=lambda message: message.role == "assistant"):
+        parts = [part for message in run for part in message.parts]
+        parts.sort(key=lambda part: not isinstance(part, ToolResult))
+        yield "assistant" if is_model else "user", [_block(part) for part in parts]
+
+
+def _block(part: Part) -> Block:
+    match part:
+        case Text(text) | Refusal(text):
+            return {"type": "text", "text": text}
+        case ToolCall():
+            return {"type": "tool_use", "id": part.id, "name": part.name, "input": _input(part)}
+        case ToolResult():
+            error: Mapping[str, bool] = {"is_error": True} if part.is_error else {}
+            return {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text, **error}
+        case Reasoning() | Opaque():
+            return orjson.Fragment(part.payload)
+        case Image():
+            return {"type": "image", "source": _image_source(part)}
+        case File():
+            return {"type": "document", "title": part.name, "source": _base64_source(part.media_type, part.data)}
+
+
+def _input(call: ToolCall) -> JsonObject:
+    try:
+        return call.parsed()
+    except InvalidToolArguments as error:
+        raise RequestRejected(f"the history cannot be sent: {error}") from None
+
+
+def _image_source(image: Image) -> JsonObject:
+    return {"type": "url", "url": image.url} if image.url else _base64_source(image.media_type, image.data)
+
+
+def _base64_source(media_type: str, data: bytes) -> JsonObject:
+    return {"type": "base64", "media_type": media_type, "data": base64.b64encode(data).decode()}

@@ -1,0 +1,72 @@
+"""The providers we know, each an endpoint, a dialect and a profile.
+
+`openai` and `anthropic` are the hosted ones; `ollama`, `vllm` and every other server of the openai-chat dialect
+come from `openai_compatible`. The simulator is reached as `openai` or `anthropic` with its base URL.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
+from llm_gateway.providers.http import Endpoint, HttpProvider
+from llm_gateway.providers.openai_chat import OpenAiChatDialect
+from llm_gateway.providers.openai_chat_request import ChatWire
+from llm_gateway.providers.profile import CapabilityProfile
+from llm_gateway.providers.transport import Transport
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+ANTHROPIC_BASE_URL = "https://api.anthropic.com"
+OLLAMA_BASE_URL = "http://127.0.0.1:11434/v1"
+
+OPENAI = CapabilityProfile(
+    parameters=frozenset(
+        {"temperature", "top_p", "seed", "stop", "reasoning_effort", "service_tier", "parallel_tool_calls"}
+    )
+)
+OPENAI_REASONING = CapabilityProfile(
+    parameters=frozenset({"seed", "reasoning_effort", "service_tier", "parallel_tool_calls"})
+)
+ANTHROPIC = CapabilityProfile(
+    parameters=frozenset({"stop", "reasoning_effort", "service_tier", "parallel_tool_calls"}),
+    output_formats=frozenset({"text", "json_schema"}),
+    output_tokens_default=4096,
+)
+OPENAI_COMPATIBLE = CapabilityProfile(
+    parameters=frozenset({"temperature", "top_p", "seed", "stop", "reasoning_effort"}), files=False
+)
+VLLM = CapabilityProfile(
+    parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "parallel_tool_calls"}),
+    files=False,
+)
+
+Now = Callable[[], datetime]
+
+
+def openai(transport: Transport, now: Now, api_key: str, base_url: str = OPENAI_BASE_URL) -> HttpProvider:
+    return HttpProvider(Endpoint("openai", base_url, api_key, OPENAI), OpenAiChatDialect(), transport, now)
+
+
+def anthropic(transport: Transport, now: Now, api_key: str, base_url: str = ANTHROPIC_BASE_URL) -> HttpProvider:
+    return HttpProvider(Endpoint("anthropic", base_url, api_key, ANTHROPIC), AnthropicMessagesDialect(), transport, now)
+
+
+def openai_compatible(
+    transport: Transport,
+    now: Now,
+    *,
+    name: str,
+    base_url: str,
+    api_key: str = "",
+    profile: CapabilityProfile = OPENAI_COMPATIBLE,
+) -> HttpProvider:
+    """Any server of the openai-chat dialect; local ones take `max_tokens` and know no developer role."""
+    wire = ChatWire(limit_field="max_tokens", developer_role=False)
+    return HttpProvider(Endpoint(name, base_url, api_key, profile), OpenAiChatDialect(wire), transport, now)
+
+
+def ollama(transport: Transport, now: Now, base_url: str = OLLAMA_BASE_URL) -> HttpProvider:
+    return openai_compatible(transport, now, name="ollama", base_url=base_url)
+
+
+def vllm(transport: Transport, now: Now, base_url: str, api_key: str = "") -> HttpProvider:
+    return openai_compatible(transport, now, name="vllm", base_url=base_url, api_key=api_key, profile=VLLM)

@@ -1,0 +1,104 @@
+"""From a provider's status, code and headers to the error that says what may be done. Pure."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+from llm_gateway.errors import (
+    AuthenticationRejected,
+    ModelNotFound,
+    PaymentRequired,
+    PermissionRejected,
+    ProviderConflict,
+    ProviderError,
+    ProviderFailed,
+    ProviderOverloaded,
+    ProviderRateLimited,
+    ProviderTimedOut,
+    RequestRejected,
+)
+
+MESSAGE_CHARACTERS_MAX = 1000
+
+_BY_STATUS: Mapping[int, type[ProviderError]] = {
+    401: AuthenticationRejected,
+    402: PaymentRequired,
+    403: PermissionRejected,
+    404: ModelNotFound,
+    408: ProviderTimedOut,
+    409: ProviderConflict,
+    429: ProviderRateLimited,
+    503: ProviderOverloaded,
+    529: ProviderOverloaded,
+}
+# Some providers say with status 429 that the money is gone; waiting does not help.
+_EXHAUSTED_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "credit_balance_too_low"})
+# An error inside an answer with status 200 has a type or code only; this is the status it would have had.
+_STATUS_BY_TYPE: Mapping[str, int] = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "insufficient_quota": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def failure(
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    request_id: str | None = None,
+    retry_after_s: float | None = None,
+) -> ProviderError:
+    """The error for an HTTP status other than 200."""
+    kind = PaymentRequired if code in _EXHAUSTED_CODES else _BY_STATUS.get(status) or _by_class(status)
+    return kind(
+        message[:MESSAGE_CHARACTERS_MAX], status=status, code=code, request_id=request_id, retry_after_s=retry_after_s
+    )
+
+
+def failure_inside_answer(kind: str, code: str | None, message: str) -> ProviderError:
+    """The error for one that was reported inside an answer with status 200."""
+    status = _STATUS_BY_TYPE.get(code or "") or _STATUS_BY_TYPE.get(kind) or 500
+    return failure(status, message, code=code or kind or None)
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
+    """How long the provider asks to wait, in seconds: `retry-after-ms`, or `Retry-After` in seconds or as an HTTP date.
+
+    `headers` must be case-insensitive. A value that is negative, in the past or unreadable counts as none.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    return seconds if seconds is not None or value is None else _seconds_until(value, now)
+
+
+def _by_class(status: int) -> type[ProviderError]:
+    return ProviderFailed if status >= 500 else RequestRejected
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None
+
+
+def _seconds_until(date: str, now: datetime) -> float | None:
+    try:
+        seconds = (parsedate_to_datetime(date) - now).total_seconds()
+    except (ValueError, TypeError):
+        return None
+    return seconds if seconds >= 0 else None

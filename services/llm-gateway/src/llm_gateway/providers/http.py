@@ -1,0 +1,118 @@
+"""The adapter: a Provider over HTTP, for any dialect."""
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPart, is_content
+from llm_gateway.errors import MalformedResponse, ProviderError, StreamInterrupted
+from llm_gateway.providers.dialect import Assembler, Dialect
+from llm_gateway.providers.failures import retry_after_s
+from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt
+from llm_gateway.providers.sse import SseParser
+from llm_gateway.providers.transport import HttpReply, Transport
+
+_SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a provider is and how to speak to it. `profiles` holds the models that differ from `profile`."""
+
+    name: str
+    base_url: str
+    api_key: str = field(repr=False)
+    profile: CapabilityProfile
+    profiles: Mapping[str, CapabilityProfile] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def profile_of(self, model: str) -> CapabilityProfile:
+        return self.profiles.get(model, self.profile)
+
+
+class HttpProvider:
+    """Implements Provider. It keeps no state between calls; `now` gives aware UTC times."""
+
+    def __init__(self, endpoint: Endpoint, dialect: Dialect, transport: Transport, now: Callable[[], datetime]) -> None:
+        self._endpoint = endpoint
+        self._dialect = dialect
+        self._transport = transport
+        self._now = now
+        self._url = endpoint.base_url.rstrip("/") + dialect.path
+        self._headers = {
+            "content-type": "application/json",
+            **dialect.headers(endpoint.api_key),
+            **endpoint.headers,
+        }
+
+    @property
+    def name(self) -> str:
+        return self._endpoint.name
+
+    async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse:
+        try:
+            adapted, body = self._encoded(request, stream=False)
+            async with self._transport.post(self._url, self._headers, body, deadline) as reply:
+                answer = await reply.body()
+                if reply.status != 200:
+                    raise self._failure(reply, answer)
+            return _with_warnings(self._decoded(answer), adapted)
+        except ProviderError as error:
+            error.provider = self.name
+            raise
+
+    async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
+        delivered = False
+        try:
+            adapted, body = self._encoded(request, stream=True)
+            async with self._transport.post(self._url, self._headers, body, deadline) as reply:
+                await self._check_is_stream(reply)
+                parser, assembler = SseParser(), self._dialect.assembler()
+                while chunk := await reply.read():
+                    for part in _assembled(parser, assembler, chunk):
+                        delivered = delivered or is_content(part)
+                        if isinstance(part, Completed):
+                            yield Completed(_with_warnings(part.response, adapted))
+                            await reply.drain()
+                            return
+                        yield part
+            raise StreamInterrupted("the stream ended without its terminal event")
+        except ProviderError as error:
+            error.provider = self.name
+            error.content_delivered = delivered
+            raise
+
+    def _encoded(self, request: ModelRequest, *, stream: bool) -> tuple[Adapted, bytes]:
+        adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
+        return adapted, self._dialect.encode(adapted.request, stream=stream)
+
+    async def _check_is_stream(self, reply: HttpReply) -> None:
+        """What was asked for as a stream may be answered by one body: an error, or a server that cannot stream."""
+        if reply.status != 200:
+            raise self._failure(reply, await reply.body())
+        if "text/event-stream" not in reply.headers.get("content-type", ""):
+            self._decoded(await reply.body())
+            raise MalformedResponse("a stream was asked for and a whole answer came")
+
+    def _decoded(self, body: bytes) -> ModelResponse:
+        try:
+            return self._dialect.decode(body)
+        except _SHAPE_ERRORS as error:
+            raise MalformedResponse(f"the answer cannot be read: {error!r}", status=200) from error
+
+    def _failure(self, reply: HttpReply, body: bytes) -> ProviderError:
+        request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
+        return self._dialect.failure(reply.status, body, request_id, retry_after_s(reply.headers, self._now()))
+
+
+def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterator[StreamPart]:
+    for event in parser.feed(chunk):
+        try:
+            parts = assembler.feed(event)
+        except _SHAPE_ERRORS as error:
+            raise MalformedResponse(f"an event of the stream cannot be read: {error!r}", status=200) from error
+        yield from parts
+
+
+def _with_warnings(response: ModelResponse, adapted: Adapted) -> ModelResponse:
+    return replace(response, warnings=(*adapted.warnings, *response.warnings)) if adapted.warnings else response

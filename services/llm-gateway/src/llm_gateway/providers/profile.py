@@ -1,0 +1,107 @@
+"""What a kind of model can be asked for, and what happens to the rest. Pure.
+
+Claude models of the API version 2026-10-21 refuse sampling parameters, reasoning models of OpenAI refuse
+temperature, local servers know no service tiers. A request that goes from one to another must not fail for that
+alone, so a profile either drops what its model does not take, with a warning in the response, or rejects the
+request before anything is sent.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llm_gateway.domain import File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
+from llm_gateway.errors import UnsupportedParameter
+
+Parameter = Literal[
+    "temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "service_tier", "parallel_tool_calls"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityProfile:
+    """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one."""
+
+    parameters: frozenset[Parameter]
+    output_formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
+    images: bool = True
+    files: bool = True
+    unsupported: Literal["drop", "reject"] = "drop"
+    output_tokens_default: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A request that holds only what the model takes, and one warning for each thing that was left out."""
+
+    request: ModelRequest
+    warnings: tuple[str, ...]
+
+
+def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Adapted:
+    """Leave out, or with `unsupported="reject"` refuse, what the profile does not have. Raises UnsupportedParameter.
+
+    Images and files are content: they are never dropped, because the answer would be about something else. Reasoning
+    and opaque parts of another dialect mean nothing to this one and are always dropped with a warning.
+    """
+    missing = tuple(_unsupported_names(request, profile))
+    if missing and profile.unsupported == "reject":
+        raise UnsupportedParameter(f"{request.model} does not support {', '.join(missing)}")
+    _check_content(request, profile)
+    messages, foreign = _without_foreign_parts(request.messages, dialect)
+    limit = request.max_output_tokens or profile.output_tokens_default
+    warnings = (*(f"{name} is not supported by {request.model} and was left out" for name in missing), *foreign)
+    return Adapted(replace(_without(request, missing), messages=messages, max_output_tokens=limit), warnings)
+
+
+def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> Iterator[str]:
+    for name in ("temperature", "top_p", "top_k", "seed", "reasoning_effort", "service_tier", "parallel_tool_calls"):
+        if getattr(request, name) is not None and name not in profile.parameters:
+            yield name
+    if request.stop and "stop" not in profile.parameters:
+        yield "stop"
+    if request.output_format.kind not in profile.output_formats:
+        yield _format_name(request)
+
+
+def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
+    if not names:
+        return request
+    return replace(
+        request,
+        temperature=None if "temperature" in names else request.temperature,
+        top_p=None if "top_p" in names else request.top_p,
+        top_k=None if "top_k" in names else request.top_k,
+        seed=None if "seed" in names else request.seed,
+        reasoning_effort=None if "reasoning_effort" in names else request.reasoning_effort,
+        service_tier=None if "service_tier" in names else request.service_tier,
+        parallel_tool_calls=None if "parallel_tool_calls" in names else request.parallel_tool_calls,
+        stop=() if "stop" in names else request.stop,
+        output_format=OutputFormat() if _format_name(request) in names else request.output_format,
+    )
+
+
+def _format_name(request: ModelRequest) -> str:
+    return f"output_format {request.output_format.kind}"
+
+
+def _check_content(request: ModelRequest, profile: CapabilityProfile) -> None:
+    parts = [part for message in request.messages for part in message.parts]
+    if not profile.images and any(isinstance(part, Image) for part in parts):
+        raise UnsupportedParameter(f"{request.model} does not support images")
+    if not profile.files and any(isinstance(part, File) for part in parts):
+        raise UnsupportedParameter(f"{request.model} does not support files")
+
+
+def _without_foreign_parts(messages: tuple[Message, ...], dialect: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    if not any(_is_foreign(part, dialect) for message in messages for part in message.parts):
+        return messages, ()
+    kept = (
+        replace(message, parts=tuple(part for part in message.parts if not _is_foreign(part, dialect)))
+        for message in messages
+    )
+    return tuple(message for message in kept if message.parts), (f"parts of another provider cannot go to {dialect}",)
+
+
+def _is_foreign(part: Part, dialect: str) -> bool:
+    return isinstance(part, Reasoning | Opaque) and part.dialect != dialect

@@ -1,0 +1,29 @@
+"""The seam to a model provider."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from llm_gateway.domain import ModelRequest, ModelResponse, StreamPart
+
+
+class Provider(Protocol):
+    """One provider account that can be called. Safe for concurrent use; retries nothing by itself.
+
+    `deadline` is an absolute time in seconds on the clock of the running event loop (`loop.time()`). Every failure is
+    a ProviderError whose class says whether it may be retried. Cancelling the task, or closing the stream's generator,
+    closes the connection to the provider.
+    """
+
+    @property
+    def name(self) -> str:
+        """The provider's name in requests, prices and metrics, as `openai` or `anthropic`."""
+        ...
+
+    async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse: ...
+
+    def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
+        """Parts in order, the last one Completed; without it the generator raises.
+
+        Use it inside `contextlib.aclosing`, so that leaving early closes the connection at once.
+        """
+        ...

@@ -1,0 +1,161 @@
+"""The HTTP routes of the simulator: three dialects, models, embeddings, token counts, and its own administration."""
+
+import base64
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+from aiohttp import web
+from pydantic import Field, ValidationError
+
+from provider_simulator.anthropic_messages import AnthropicMessages
+from provider_simulator.conversation import BadRequest, Json, JsonObject, TokenUsage
+from provider_simulator.dialect import Dialect
+from provider_simulator.embeddings import DIMENSIONS, DIMENSIONS_MAX, EMBEDDING_MODEL, embed
+from provider_simulator.exchange import Exchange, json_response
+from provider_simulator.faults import FAULT_MODELS, FaultPlan, PlannedFault
+from provider_simulator.openai_chat import OpenAiChat
+from provider_simulator.openai_responses import OpenAiResponses
+from provider_simulator.reply import FINGERPRINT, count_input
+from provider_simulator.script import MODEL
+from provider_simulator.usage import ServedRequest, UsageBook, counted
+from provider_simulator.wire import WireModel, read
+
+REQUEST_BYTES_MAX = 64 * 1024 * 1024
+MODELS_SINCE = 1_767_225_600  # 2026-01-01T00:00:00Z, in Unix seconds
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Simulator:
+    """One simulator: its planned faults, its usage book, and the routes over both. `now` gives aware UTC times."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self.faults = FaultPlan()
+        self.usage = UsageBook()
+        self._now = now
+        self._sequence = 0
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=REQUEST_BYTES_MAX)
+        application.add_routes(
+            [
+                web.post("/v1/chat/completions", self._completions(OpenAiChat())),
+                web.post("/v1/responses", self._completions(OpenAiResponses())),
+                web.post("/v1/messages", self._completions(AnthropicMessages())),
+                web.post("/v1/messages/count_tokens", _count_tokens),
+                web.post("/v1/embeddings", self._embeddings),
+                web.get("/v1/models", _models),
+                web.get("/simulator/usage", self._read_usage),
+                web.delete("/simulator/usage", self._clear_usage),
+                web.get("/simulator/faults", self._read_faults),
+                web.post("/simulator/faults", self._plan_fault),
+                web.delete("/simulator/faults", self._clear_faults),
+            ]
+        )
+        return application
+
+    def _next_sequence(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _completions(self, dialect: Dialect) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            created = int(self._now().timestamp())
+            return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
+
+        return handle
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        try:
+            asked = read(_EmbeddingRequest, await request.read())
+        except BadRequest as error:
+            return json_response(OpenAiChat().error(400, str(error), None), status=400)
+        texts = asked.texts()
+        served = ServedRequest(self._next_sequence(), "openai-embeddings", asked.model, False, 200, "answered")
+        self.usage.record(counted(served, TokenUsage(count_input(texts), 0)))
+        return json_response(_embedding_answer(asked, texts))
+
+    async def _read_usage(self, _request: web.Request) -> web.StreamResponse:
+        return json_response(self.usage.as_json())
+
+    async def _clear_usage(self, _request: web.Request) -> web.StreamResponse:
+        self.usage.clear()
+        return web.Response(status=204)
+
+    async def _read_faults(self, _request: web.Request) -> web.StreamResponse:
+        planned = [one.model_dump(exclude_defaults=True) for one in self.faults.pending()]
+        return json_response({"planned": planned})
+
+    async def _plan_fault(self, request: web.Request) -> web.StreamResponse:
+        try:
+            planned = PlannedFault.model_validate_json(await request.read())
+        except ValidationError as error:
+            first = error.errors()[0]
+            return json_response({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, status=400)
+        self.faults.plan(planned.fault, planned.requests)
+        return json_response(planned.model_dump(exclude_defaults=True), status=201)
+
+    async def _clear_faults(self, _request: web.Request) -> web.StreamResponse:
+        self.faults.clear()
+        return web.Response(status=204)
+
+
+class _EmbeddingRequest(WireModel):
+    model: str
+    input: str | list[str]
+    encoding_format: str = "float"
+    dimensions: int = Field(default=DIMENSIONS, ge=1, le=DIMENSIONS_MAX)
+
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+async def _count_tokens(request: web.Request) -> web.StreamResponse:
+    dialect = AnthropicMessages()
+    try:
+        texts = dialect.parse_countable(await request.read(), request.headers)
+    except BadRequest as error:
+        return json_response(dialect.error(400, str(error), None), status=400)
+    return json_response({"input_tokens": count_input(texts)})
+
+
+async def _models(request: web.Request) -> web.StreamResponse:
+    names = (MODEL, EMBEDDING_MODEL, *FAULT_MODELS)
+    anthropic = "anthropic-version" in request.headers
+    return json_response(_anthropic_models(names) if anthropic else _openai_models(names))
+
+
+def _openai_models(names: Sequence[str]) -> JsonObject:
+    entry: JsonObject = {"object": "model", "created": MODELS_SINCE, "owned_by": FINGERPRINT}
+    return {"object": "list", "data": [{"id": name, **entry} for name in names]}
+
+
+def _anthropic_models(names: Sequence[str]) -> JsonObject:
+    entry: JsonObject = {"type": "model", "created_at": "2026-01-01T00:00:00Z", "lifecycle": "active"}
+    data = [{"id": name, "display_name": f"{name} (simulator)", **entry} for name in names]
+    return {"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+
+
+def _embedding_answer(asked: _EmbeddingRequest, texts: Sequence[str]) -> JsonObject:
+    vectors = (embed(text, asked.dimensions) for text in texts)
+    data: list[Json] = [
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    tokens = count_input(texts)
+    return {
+        "object": "list",
+        "model": asked.model,
+        "system_fingerprint": FINGERPRINT,
+        "simulated": True,
+        "data": data,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _encoded(vector: Sequence[float], encoding: str) -> Json:
+    """Base64 holds little-endian 32-bit floats; it is what the openai SDK asks for unless told otherwise."""
+    if encoding != "base64":
+        return list(vector)
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+from llm_gateway.domain import File, Image, Message, ModelRequest, Opaque, OutputFormat, Reasoning, Text, ToolResult
+from llm_gateway.errors import UnsupportedParameter
+from llm_gateway.providers.profile import CapabilityProfile, adapt
+
+NOTHING = CapabilityProfile(parameters=frozenset(), output_formats=frozenset({"text"}), images=False, files=False)
+ASKED = ModelRequest("m", (Message("user", (Text("hi"),)),))
+RICH = replace(
+    ASKED,
+    temperature=0.0,
+    top_p=1.0,
+    top_k=1,
+    seed=0,
+    reasoning_effort="low",
+    service_tier="flex",
+    parallel_tool_calls=False,
+    stop=("x",),
+    output_format=OutputFormat("json_object"),
+)
+
+
+def test_a_plain_request_passes_unchanged() -> None:
+    assert adapt(ASKED, NOTHING, "d").request == ASKED
+    assert adapt(ASKED, NOTHING, "d").warnings == ()
+
+
+def test_what_a_model_does_not_take_is_dropped_with_one_warning_each() -> None:
+    adapted = adapt(RICH, NOTHING, "d")
+
+    assert adapted.request == ASKED
+    assert len(adapted.warnings) == 9
+    assert "temperature is not supported by m and was left out" in adapted.warnings
+    assert "output_format json_object is not supported by m and was left out" in adapted.warnings
+
+
+def test_what_a_model_takes_stays() -> None:
+    profile = CapabilityProfile(frozenset({"temperature", "stop"}))
+    adapted = adapt(RICH, profile, "d").request
+
+    assert (adapted.temperature, adapted.stop, adapted.output_format.kind) == (0.0, ("x",), "json_object")
+    assert adapted.seed is None
+
+
+def test_a_rejecting_profile_names_all_that_is_missing() -> None:
+    with pytest.raises(UnsupportedParameter, match="m does not support temperature, top_p, top_k, seed"):
+        adapt(RICH, replace(NOTHING, unsupported="reject"), "d")
+
+
+@pytest.mark.parametrize("part", [Image("image/png", b"x"), File("application/pdf", "a.pdf", b"x")])
+def test_content_is_never_dropped(part: Image | File) -> None:
+    with pytest.raises(UnsupportedParameter, match="m does not support"):
+        adapt(replace(ASKED, messages=(Message("user", (part,)),)), NOTHING, "d")
+
+
+def test_opaque_parts_go_back_to_their_own_dialect_only() -> None:
+    own, foreign = Reasoning("a", "d", b"{}"), Opaque("e", b"{}")
+    mixed = replace(ASKED, messages=(Message("assistant", (own, foreign)), Message("assistant", (foreign,))))
+    adapted = adapt(mixed, NOTHING, "d")
+
+    assert adapted.request.messages == (Message("assistant", (own,)),)
+    assert adapted.warnings == ("parts of another provider cannot go to d",)
+
+
+def test_a_default_limit_stands_in_for_a_missing_one_only() -> None:
+    profile = replace(NOTHING, output_tokens_default=4096)
+
+    assert adapt(ASKED, profile, "d").request.max_output_tokens == 4096
+    assert adapt(replace(ASKED, max_output_tokens=7), profile, "d").request.max_output_tokens == 7
+
+
+def test_tool_results_are_content_and_stay() -> None:
+    asked = replace(ASKED, messages=(Message("tool", (ToolResult("1", "x"),)),))
+
+    assert adapt(asked, NOTHING, "d").request == asked

@@ -1,0 +1,151 @@
+"""Every adapter passes the one contract, against the simulator over real HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from llm_gateway.domain import ModelRequest
+from llm_gateway.errors import MalformedResponse, UnsupportedParameter
+from llm_gateway.providers import catalog
+from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
+from llm_gateway.providers.dialect import Dialect
+from llm_gateway.providers.http import Endpoint, HttpProvider
+from llm_gateway.providers.openai_chat import OpenAiChatDialect
+from llm_gateway.providers.profile import CapabilityProfile
+from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.testing import ProviderContract, asked, collect, in_time
+from llm_gateway.providers.transport import Transport, TransportLimits, open_session
+from provider_simulator.testing import FIXED_NOW, RunningSimulator
+
+CLOSED_PORT_ORIGIN = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    async with open_session() as session:
+        yield Transport(session)
+
+
+@pytest.fixture
+async def impatient_transport() -> AsyncIterator[Transport]:
+    async with open_session() as session:
+        yield Transport(session, TransportLimits(idle_s=0.05))
+
+
+class _HttpContract(ProviderContract):
+    """`make` builds the adapter under test for an origin."""
+
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        raise AssertionError("a subclass makes the provider")
+
+    @pytest.fixture
+    def provider(self, transport: Transport, simulator: RunningSimulator) -> Provider:
+        return self.make(transport, simulator.origin)
+
+    @pytest.fixture
+    def impatient_provider(self, impatient_transport: Transport, simulator: RunningSimulator) -> Provider:
+        return self.make(impatient_transport, simulator.origin)
+
+    @pytest.fixture
+    def unreachable_provider(self, transport: Transport) -> Provider:
+        return self.make(transport, CLOSED_PORT_ORIGIN)
+
+
+class TestOpenAi(_HttpContract):
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.openai(transport, lambda: FIXED_NOW, "key", f"{origin}/v1")
+
+
+class TestAnthropic(_HttpContract):
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.anthropic(transport, lambda: FIXED_NOW, "key", origin)
+
+
+class TestOllama(_HttpContract):
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.ollama(transport, lambda: FIXED_NOW, f"{origin}/v1")
+
+
+async def test_a_rejecting_profile_sends_nothing(transport: Transport, simulator: RunningSimulator) -> None:
+    strict = CapabilityProfile(parameters=frozenset(), output_formats=frozenset({"text"}), unsupported="reject")
+    endpoint = Endpoint("strict", simulator.openai_base_url, "key", catalog.OPENAI, profiles={"sim-1": strict})
+    provider = HttpProvider(endpoint, OpenAiChatDialect(), transport, lambda: FIXED_NOW)
+
+    with pytest.raises(UnsupportedParameter, match="sim-1 does not support temperature"):
+        await provider.generate(_warm(), in_time())
+    assert simulator.usage.total().requests == 0
+
+
+async def test_an_endpoint_does_not_show_its_key() -> None:
+    assert "secret" not in repr(Endpoint("openai", "http://x", "secret", catalog.OPENAI))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "problem"),
+    [
+        ("application/json", b"{}", "the answer cannot be read"),
+        ("application/json", b"[]", "the answer cannot be read"),
+        ("text/html", b"hmm!", "the answer cannot be read"),
+        ("text/event-stream", b"data: nope\n\n", "an event of the stream cannot be read"),
+        ("text/event-stream", b"data: []\n\n", "an event of the stream cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("dialect", [OpenAiChatDialect(), AnthropicMessagesDialect()], ids=lambda one: one.name)
+async def test_an_answer_off_the_wire_format_is_malformed(
+    transport: Transport, dialect: Dialect, content_type: str, body: bytes, problem: str
+) -> None:
+    async with _server_of(_answer(content_type, body)) as origin:
+        provider = HttpProvider(Endpoint("odd", origin, "", catalog.OPENAI), dialect, transport, lambda: FIXED_NOW)
+        with pytest.raises(MalformedResponse, match=problem):
+            await collect(provider, asked())
+
+
+async def test_a_whole_answer_where_a_stream_was_asked_for_is_malformed(transport: Transport) -> None:
+    message = b'{"id":"1","model":"m","choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
+    async with _server_of(_answer("application/json", message)) as origin:
+        provider = catalog.ollama(transport, lambda: FIXED_NOW, origin)
+        with pytest.raises(MalformedResponse, match="a stream was asked for and a whole answer came"):
+            await collect(provider, asked())
+
+
+async def test_a_body_above_the_limit_is_malformed() -> None:
+    async with open_session() as session, _server_of(_answer("application/json", b" " * 2000)) as origin:
+        transport = Transport(session, TransportLimits(body_bytes_max=1000))
+        provider = HttpProvider(
+            Endpoint("big", origin, "", catalog.OPENAI), OpenAiChatDialect(), transport, lambda: FIXED_NOW
+        )
+        with pytest.raises(MalformedResponse, match="larger than 1000 bytes"):
+            await provider.generate(asked(), in_time())
+
+
+def _warm() -> ModelRequest:
+    return replace(asked("answer: ok"), temperature=0.5)
+
+
+def _answer(content_type: str, body: bytes) -> bytes:
+    lines = ("HTTP/1.1 200 OK", "Connection: close", f"Content-Type: {content_type}", f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+@asynccontextmanager
+async def _server_of(answer: bytes) -> AsyncIterator[str]:
+    """A server that gives the same bytes to every request and closes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
