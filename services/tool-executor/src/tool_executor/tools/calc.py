@@ -185,9 +185,8 @@ def _factorial(value: Number) -> int:
 
 def _round(value: Number, digits: Number = 0) -> Number:
     """Half to even, as Python and IEEE 754 do."""
-    if digits:
-        return round(value, int(digits))
-    return int(round(value))
+    rounded: Callable[..., Number] = round
+    return rounded(value, int(digits)) if digits else rounded(value)
 
 
 def _applied(name: str, values: Sequence[Value], *, exact: bool) -> Number:
