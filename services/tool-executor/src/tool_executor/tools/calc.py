@@ -165,6 +165,17 @@ def _bounded(value: Number) -> Number:
     return value
 
 
+def _dividing(operation: Callable[[Number, Number], Number]) -> Callable[[Number, Number], Number]:
+    """Decimal has several names for a division by zero; here it has one."""
+
+    def divide(left: Number, right: Number) -> Number:
+        if not right:
+            raise ZeroDivisionError
+        return operation(left, right)
+
+    return divide
+
+
 def _power(base: Number, exponent: Number) -> Number:
     """Refuses before computing: 9 ** 9 ** 9 would take all time and memory there is."""
     if (
@@ -254,9 +265,9 @@ BINARY: dict[type[ast.AST], Callable[..., Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+    ast.Div: _dividing(operator.truediv),
+    ast.FloorDiv: _dividing(operator.floordiv),
+    ast.Mod: _dividing(operator.mod),
     ast.Pow: _power,
 }
 COMPARISONS: dict[type[ast.AST], Callable[..., bool]] = {

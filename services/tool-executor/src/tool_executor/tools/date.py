@@ -151,14 +151,17 @@ def _shifted(start: datetime, by: DateArguments) -> datetime:
 
 
 def _difference(start: datetime, end: datetime, zone: ZoneInfo) -> Difference:
-    early, late = (moment.astimezone(zone) for moment in sorted((start, end)))
+    # Two times of one zone subtract and compare by their wall clocks, whatever the clocks did between them.
+    elapsed = end.astimezone(UTC) - start.astimezone(UTC)
+    forward = elapsed >= timedelta(0)
+    early, late = (moment.astimezone(zone) for moment in ((start, end) if forward else (end, start)))
     months = (late.year - early.year) * 12 + late.month - early.month
     if _add_months(early, months) > late.replace(tzinfo=None):
         months -= 1
     rest = late.replace(tzinfo=None) - _add_months(early, months)
-    sign = 1 if end >= start else -1
+    sign = 1 if forward else -1
     return Difference(
-        total_seconds=int((end - start).total_seconds()),
+        total_seconds=int(elapsed.total_seconds()),
         total_days=(end.astimezone(zone).date() - start.astimezone(zone).date()).days,
         years=sign * (months // 12),
         months=sign * (months % 12),

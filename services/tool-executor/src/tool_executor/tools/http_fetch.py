@@ -50,6 +50,10 @@ async def run(arguments: FetchArguments, network: Network) -> FetchResult:
         raise ToolError("FETCH_FAILED", f"url: {arguments.url!r} did not answer in time", retryable=True) from error
     except httpx2.TooManyRedirects as error:
         raise ToolError("FETCH_FAILED", f"url: {arguments.url!r} redirects too often; use the final address") from error
+    except (httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol) as error:
+        raise ToolError(
+            "FETCH_FAILED", f"url: {arguments.url!r} leads to an address that is not http or https"
+        ) from error
     except (httpx2.HTTPError, httpcore2.NetworkError, httpcore2.ProtocolError, zlib.error) as error:
         message = f"url: reading {arguments.url!r} failed ({type(error).__name__}: {error})"
         raise ToolError("FETCH_FAILED", message, retryable=True) from error

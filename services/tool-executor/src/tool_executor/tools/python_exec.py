@@ -17,7 +17,8 @@ from tool_executor.tools.tool import Arguments, Effect, PureTool, Result, SelfTe
 from tool_executor.tools.workspace import Workspace
 
 FILE_NAME = "<python_exec>"
-DEPTH_MAX = 32
+DEPTH_MAX = 30  # the executor takes 32, and wraps the value in two
+INTEGER_BITS_MAX = 4096
 TRACEBACK_LENGTH_MAX = 4000
 
 
@@ -84,6 +85,10 @@ def _json(value: object, depth: int = 0) -> JsonValue:
     if depth > DEPTH_MAX:
         raise ToolError("RESULT_NOT_JSON", f"result: is nested more than {DEPTH_MAX} deep; flatten it")
     match value:
+        case int() if value.bit_length() > INTEGER_BITS_MAX:
+            raise ToolError(
+                "RESULT_NOT_JSON", "result: an integer has over a thousand digits; leave it as str or float"
+            )
         case None | bool() | int() | str():
             return value
         case float():

@@ -40,9 +40,12 @@ class Workspace:
         """The file for reading; ToolError NOT_FOUND, INVALID_PATH or TOO_LARGE."""
         with self._parent(path, make=False) as (parent, name):
             descriptor = _opened(parent, name, path)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             self._expect_regular(descriptor, path)
+            file = os.fdopen(descriptor, "rb", closefd=False)
             yield file
+        finally:
+            os.close(descriptor)
 
     def read_bytes(self, path: str) -> bytes:
         with self.open(path) as file:
