@@ -18,13 +18,22 @@ PYTHON = Profile(
 # DuckDB looks up its control group, and takes a file that it can see but not open for a bug of its own.
 DATA = Profile(
     "data",
-    (_ENTRY, "duckdb", "sqlglot", "tool_executor.tools.sql_query"),
+    (_ENTRY, "duckdb", "sqlglot", "sqlglot.dialects.duckdb", "tool_executor.tools.sql_query"),
     readable=("/proc/self/cgroup", "/sys/fs/cgroup"),
 )
 CHART = Profile(
     "chart",
     (
         *(_ENTRY, "tool_executor.tools.chart_render"),
-        *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.font_manager", "PIL.PngImagePlugin"),
+        *(
+            "matplotlib.figure",
+            "matplotlib.backends.backend_agg",
+            "matplotlib.font_manager",
+            "PIL.BmpImagePlugin",
+            "PIL.GifImagePlugin",
+            "PIL.JpegImagePlugin",
+            "PIL.PpmImagePlugin",
+            "PIL.PngImagePlugin",
+        ),
     ),
 )
