@@ -9,6 +9,7 @@ import pytest
 from consensus.main import compose
 from consensus.settings import Settings
 from google.protobuf.timestamp_pb2 import Timestamp
+from launcher.testing import RunningNats
 from servicekit.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, from_rpc_error
 from servicekit.testing import Served, serve_in_process, settings_for
 from synod.consensus.v1 import consensus_pb2 as pb
@@ -20,8 +21,8 @@ WAIT_S = 10
 
 
 @pytest.fixture
-async def service(postgres_dsn: str, nats_url: str) -> AsyncIterator[Served[Settings]]:
-    async with serve_in_process(compose, settings_for(Settings, postgres_dsn, nats_url)) as served:
+async def service(postgres_dsn: str, fresh_nats: RunningNats) -> AsyncIterator[Served[Settings]]:
+    async with serve_in_process(compose, settings_for(Settings, postgres_dsn, fresh_nats.url)) as served:
         yield served
 
 
@@ -110,21 +111,21 @@ async def test_many_voters_at_once_are_all_counted(stub: ConsensusStub) -> None:
 async def test_refusals_name_what_is_wrong(stub: ConsensusStub) -> None:
     opened = await stub.Propose(proposal())
     cases = [
-        (stub.Propose(proposal("other", title="")), InvalidArgument, "title"),
-        (stub.Vote(ballot(opened.id, "mallory")), FailedPrecondition, "its electorate is a, b, c"),
-        (stub.Vote(ballot(opened.id, "a", "maybe")), InvalidArgument, "options are approve, reject"),
-        (stub.GetProposal(pb.GetProposalRequest(id="prp_none")), NotFound, "prp_none"),
-        (stub.ListProposals(pb.ListProposalsRequest(page_size=5000)), InvalidArgument, "page_size"),
-        (stub.ListProposals(pb.ListProposalsRequest(page_token="?")), InvalidArgument, "page_token"),
+        (lambda: stub.Propose(proposal("other", title="")), InvalidArgument, "title"),
+        (lambda: stub.Vote(ballot(opened.id, "mallory")), FailedPrecondition, "its electorate is a, b, c"),
+        (lambda: stub.Vote(ballot(opened.id, "a", "maybe")), InvalidArgument, "options are approve, reject"),
+        (lambda: stub.GetProposal(pb.GetProposalRequest(id="prp_none")), NotFound, "prp_none"),
+        (lambda: stub.ListProposals(pb.ListProposalsRequest(page_size=5000)), InvalidArgument, "page_size"),
+        (lambda: stub.ListProposals(pb.ListProposalsRequest(page_token="?")), InvalidArgument, "page_token"),
         (
-            stub.Propose(proposal("x", change=pb.VariableChange(variable="rat", value_json="1"))),
+            lambda: stub.Propose(proposal("x", change=pb.VariableChange(variable="rat", value_json="1"))),
             NotFound,
             "no variable 'rat'",
         ),
     ]
     for call, kind, words in cases:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
+            await call()
         error = from_rpc_error(caught.value)
         assert isinstance(error, kind)
         assert words in error.message

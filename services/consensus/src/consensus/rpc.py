@@ -42,23 +42,21 @@ class ConsensusRpc(consensus_pb2_grpc.ConsensusServicer):
     queries: Queries
     clock: Clock
 
-    async def Propose(self, request: pb.ProposeRequest, context: Context) -> pb.Proposal:  # noqa: N802
+    async def Propose(self, request: pb.ProposeRequest, context: Context) -> pb.Proposal:
         principal = current_principal()
         command = translate.to_propose(request, principal.tenant, principal.actor, self.clock.now())
         state = await self.consensus.propose(command, event_context(correlation=request.run_id))
         return await self._proposal(state)
 
-    async def Vote(self, request: pb.VoteRequest, context: Context) -> pb.Proposal:  # noqa: N802
+    async def Vote(self, request: pb.VoteRequest, context: Context) -> pb.Proposal:
         _check_voter(request.voter_id)
         state = await self.consensus.vote(request.proposal_id, translate.to_cast(request), event_context())
         return await self._proposal(state)
 
-    async def GetProposal(self, request: pb.GetProposalRequest, context: Context) -> pb.Proposal:  # noqa: N802
+    async def GetProposal(self, request: pb.GetProposalRequest, context: Context) -> pb.Proposal:
         return await self._proposal(await self.consensus.proposal(current_principal().tenant, request.id))
 
-    async def ListProposals(  # noqa: N802
-        self, request: pb.ListProposalsRequest, context: Context
-    ) -> pb.ListProposalsResponse:
+    async def ListProposals(self, request: pb.ListProposalsRequest, context: Context) -> pb.ListProposalsResponse:
         size = _page_size(request.page_size)
         wanted = translate.STATE_NAMES.get(request.state, "")
         before = _page_key(request.page_token)
@@ -70,23 +68,19 @@ class ConsensusRpc(consensus_pb2_grpc.ConsensusServicer):
             proposals=found, next_page_token=_token(rows[-1].id if len(rows) == size else "")
         )
 
-    async def WatchProposal(  # noqa: N802
-        self, request: pb.WatchProposalRequest, context: Context
-    ) -> AsyncIterator[pb.Proposal]:
+    async def WatchProposal(self, request: pb.WatchProposalRequest, context: Context) -> AsyncIterator[pb.Proposal]:
         async for state in self.consensus.watch_proposal(current_principal().tenant, request.id):
             yield await self._proposal(state)
 
-    async def DeclareVariable(self, request: pb.DeclareVariableRequest, context: Context) -> pb.Variable:  # noqa: N802
+    async def DeclareVariable(self, request: pb.DeclareVariableRequest, context: Context) -> pb.Variable:
         return translate.from_variable(await self.consensus.declare(translate.to_declared(request), event_context()))
 
-    async def GetVariable(self, request: pb.GetVariableRequest, context: Context) -> pb.Variable:  # noqa: N802
+    async def GetVariable(self, request: pb.GetVariableRequest, context: Context) -> pb.Variable:
         tenant = current_principal().tenant
         known = [row.name for row in await self.queries.variables(tenant, "", NAMES_COMPARED)]
         return translate.from_variable(await self.consensus.variable(tenant, request.name, known))
 
-    async def ListVariables(  # noqa: N802
-        self, request: pb.ListVariablesRequest, context: Context
-    ) -> pb.ListVariablesResponse:
+    async def ListVariables(self, request: pb.ListVariablesRequest, context: Context) -> pb.ListVariablesResponse:
         tenant, size = current_principal().tenant, _page_size(request.page_size)
         rows = await self.queries.variables(tenant, _page_key(request.page_token), size)
         states = [(row, await self.consensus.variable(tenant, row.name)) for row in rows]
@@ -95,9 +89,7 @@ class ConsensusRpc(consensus_pb2_grpc.ConsensusServicer):
             variables=found, next_page_token=_token(rows[-1].name if len(rows) == size else "")
         )
 
-    async def WatchVariable(  # noqa: N802
-        self, request: pb.WatchVariableRequest, context: Context
-    ) -> AsyncIterator[pb.Variable]:
+    async def WatchVariable(self, request: pb.WatchVariableRequest, context: Context) -> AsyncIterator[pb.Variable]:
         async for state in self.consensus.watch_variable(current_principal().tenant, request.name):
             yield translate.from_variable(state)
 
@@ -125,6 +117,6 @@ def _token(key: str) -> str:
 
 def _page_key(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         raise InvalidArgument("page_token", token, "is not one of ours; start without one") from None
