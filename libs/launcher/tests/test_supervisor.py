@@ -103,7 +103,8 @@ async def test_a_crashed_service_is_restarted_and_shown_so(a_run: Runs) -> None:
     run.supervisor.kill("steady")
     await run.supervisor.wait_ready("steady", DEADLINE_S)
 
-    assert run.states("steady") == [State.STARTING, State.READY, State.RESTARTING, State.STARTING, State.READY]
+    lives = [State.STARTING, State.READY, State.RESTARTING, State.STARTING, State.READY]
+    assert run.states("steady") == [State.WAITING, *lives]
     assert run.pid("steady") != before
     assert run.supervisor.statuses["steady"].restarts == 1
     restarting = run.history[run.first("steady", State.RESTARTING)]

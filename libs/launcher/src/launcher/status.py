@@ -68,7 +68,7 @@ class PlainStatus:
         """Nothing is held."""
 
     def changed(self, status: Status) -> None:
-        if self._states.get(status.name) is not status.state:
+        if self._states.get(status.name, State.WAITING) is not status.state:
             self._states[status.name] = status.state
             self._write(line(status, monotonic() - self._began))
 

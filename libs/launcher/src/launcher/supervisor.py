@@ -182,6 +182,7 @@ class _Keeper:
         self._failures = 0
 
     def begin(self, on_failure: Callable[[BaseException], None]) -> None:
+        self._show(State.WAITING)
         self._task = asyncio.create_task(self._keep(), name=f"keeper of {self.program.name}")
         self._task.add_done_callback(
             lambda task: None if task.cancelled() or (error := task.exception()) is None else on_failure(error)
