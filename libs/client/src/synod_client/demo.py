@@ -213,7 +213,7 @@ async def _switch_off(system: System | None) -> None:
         console.print("  [dim]the running system is left as it is; a replay has no port to the outside[/dim]")
         return
     for name in PROVIDERS:
-        await system.stop(name)
+        await system.switch_off(name)
     console.print(f"  stopped: {', '.join(PROVIDERS)}")
 
 

@@ -141,6 +141,10 @@ class Supervisor:
         """Stops one program, starts it again, and returns when it is ready."""
         await self._keepers[name].restart()
 
+    async def switch_off(self, name: str, grace_s: float | None = None) -> None:
+        """Stops one program for good; the others stay, whatever they needed it for."""
+        await self._keepers[name].stop(self._limits.stop_grace_s if grace_s is None else grace_s, ())
+
     async def wait_ready(self, name: str, timeout_s: float) -> None:
         """Returns when the program is ready; TimeoutError if it is not within the time."""
         await asyncio.wait_for(self._keepers[name].ready.wait(), timeout_s)

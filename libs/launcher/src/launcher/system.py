@@ -107,6 +107,10 @@ class System:
         """Stops a program, starts it again, and returns when it is ready."""
         await self._running.restart(service)
 
+    async def switch_off(self, service: str) -> None:
+        """Stops a program until the system is down, and leaves the others running."""
+        await self._running.switch_off(service)
+
     async def wait_ready(self, service: str, timeout_s: float = 60.0) -> None:
         """Returns when the program is ready; TimeoutError if it is not within the time."""
         await self._running.wait_ready(service, timeout_s)
