@@ -123,12 +123,12 @@ async def test_a_wanted_restart_does_not_count_as_a_crash(a_run: Runs) -> None:
 
 
 async def test_a_service_switched_off_stays_off_and_the_others_run_on(a_run: Runs) -> None:
-    run = a_run(STEADY, NEEDY)
+    run = a_run.of(STEADY, NEEDY)
     await run.supervisor.start()
-    await run.supervisor.switch_off(STEADY.name)
-    assert run.supervisor.statuses[STEADY.name].state is State.STOPPED
-    assert run.supervisor.statuses[NEEDY.name].state is State.READY
-    assert State.RESTARTING not in run.states(STEADY.name)
+    await run.supervisor.switch_off("steady")
+    assert run.supervisor.statuses["steady"].state is State.STOPPED
+    assert run.supervisor.statuses["steady-two"].state is State.READY
+    assert State.RESTARTING not in run.states("steady")
 
 
 async def test_a_service_that_ends_at_once_fails_the_start_with_its_last_words(a_run: Runs) -> None:
