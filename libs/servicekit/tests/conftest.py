@@ -48,7 +48,7 @@ class Echo:
             yield request
 
 
-def add_echo(servicer: Any, server: Any) -> None:
+def add_echo_to_server(servicer: Any, server: Any) -> None:
     """What protoc would generate for Echo."""
     handlers = {
         name: make(getattr(servicer, name), StringValue.FromString, StringValue.SerializeToString)
@@ -115,7 +115,7 @@ def serve_echo() -> ServeEcho:
         )
         server = RpcServer(guard)
         named = permissions if permissions is not None else {name: f"echo.{name.lower()}" for name in KINDS}
-        server.add(add_echo, servicer or Echo(), named, errors or ErrorMap())
+        server.add(add_echo_to_server, servicer or Echo(), named, errors or ErrorMap())
         port = await server.start("127.0.0.1", 0)
         await server.set_serving(True)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -134,3 +134,8 @@ def echo_type() -> type[Echo]:
 @pytest.fixture
 def echo_stub() -> type[EchoStub]:
     return EchoStub
+
+
+@pytest.fixture
+def add_echo() -> Callable[[Any, Any], None]:
+    return add_echo_to_server

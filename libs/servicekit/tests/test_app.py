@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servicekit.app import EXIT_OK, EXIT_SETTINGS_INVALID, EXIT_START_FAILED, StartFailed, running
-from servicekit.context import event_context
+from servicekit.context import current_principal, event_context
 from servicekit.errors import InvalidArgument
 from servicekit.host import Host
 from servicekit.limits import Limits
@@ -150,6 +150,38 @@ async def test_a_missing_peer_is_named_and_the_service_starts_degraded(postgres_
         health = service.host.health
         assert (health.ready, health.status) == (True, "degraded")
         assert "peer consensus at 127.0.0.1:1 does not answer" in health.problems["peer consensus"]
+
+
+async def test_a_service_calls_its_peer_as_itself_for_the_tenant_and_actor_it_serves(
+    postgres_dsn: str, nats_url: str, add_echo: Any, echo_type: Any, echo_stub: Any
+) -> None:
+    key, seen = Ed25519PrivateKey.generate(), []
+    permissions = dict.fromkeys(("Unary", "Download", "Upload", "Chat", "WatchWords"), "echo.all")
+
+    class Witness(echo_type):
+        async def Unary(self, request: StringValue, context: Any) -> StringValue:
+            seen.append(current_principal())
+            return request
+
+    class Forwarder(echo_type):
+        def __init__(self, channel: Any) -> None:
+            self.peer = echo_stub(channel)
+
+        async def Unary(self, request: StringValue, context: Any) -> Any:
+            return await self.peer.Unary(request)
+
+    async def behind(host: Host[Settings]) -> None:
+        host.add_rpc(add_echo, Witness(), permissions)
+
+    async def before(host: Host[Settings]) -> None:
+        host.add_rpc(add_echo, Forwarder(host.channel("behind")), permissions)
+
+    async with serve_in_process(behind, settings_for(Settings, postgres_dsn, nats_url), key=key) as peer:
+        settings = settings_for(Settings, postgres_dsn, nats_url, service="front", peers={"behind": peer.address})
+        async with serve_in_process(before, settings, key=key) as front:
+            answer = await echo_stub(front.channel).Unary(StringValue(value="x"))
+    assert answer.value == "x"
+    assert (seen[0].id, seen[0].tenant, seen[0].actor) == ("svc_front", "local", "usr_test")
 
 
 async def test_a_ready_service_answers_health_and_ends_its_hooks_in_order(postgres_dsn: str, nats_url: str) -> None:

@@ -24,8 +24,7 @@ ADA = Principal("usr_ada", "acme", "user")
 
 
 def terms(token: str = "", **limits: Any) -> CallTerms:
-    identity = StaticToken(token) if token else None
-    return CallTerms(identity, SystemClock(), Limits(**limits), Backoff(initial_s=0.001, max_s=0.001))
+    return CallTerms(StaticToken(token), SystemClock(), Limits(**limits), Backoff(initial_s=0.001, max_s=0.001))
 
 
 def text(value: str) -> StringValue:

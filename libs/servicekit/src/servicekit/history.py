@@ -25,9 +25,9 @@ from eventlog.rpc import Context, EventLogServicer
 from eventlog.sources import LogSource, Source
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
-from typing_extensions import override
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import add_EventLogServicer_to_server
+from typing_extensions import override
 
 from servicekit.auth import ANY_TENANT
 from servicekit.clock import Clock

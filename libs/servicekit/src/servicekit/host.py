@@ -134,8 +134,8 @@ class Host(Generic[S]):
         return self.peers.channel(peer)
 
     def use_identity(self, source: TokenSource) -> None:
-        """Identify to peers by `source` instead of the API key in service_key_file. Call it before channel."""
-        self.peers.identity = source
+        """Identify to peers by `source` instead of the API key in service_key_file."""
+        self.peers.identify_by(source)
 
     def on_ready(self, hook: Hook) -> None:
         """Call `hook` once everything serves, before the service reports ready."""

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 from synod.agent_registry.v1 import agent_registry_pb2, agent_registry_pb2_grpc
 
-from servicekit.auth import ACTOR, ANY_TENANT, AUTHORIZATION, TENANT, TokenSource
+from servicekit.auth import ACTOR, ANY_TENANT, AUTHORIZATION, TENANT, StaticToken, TokenSource
 from servicekit.clock import Clock
 from servicekit.context import current_call
 from servicekit.dependencies import Missing
@@ -42,14 +42,14 @@ class PeerUnknown(Exception):
 class CallTerms:
     """What a channel adds to every call."""
 
-    identity: TokenSource | None
+    identity: TokenSource
     clock: Clock
     limits: Limits
     backoff: Backoff
 
     async def metadata(self, asked: Any) -> Metadata:
         """Raises Unauthenticated when no token can be had."""
-        token = await self.identity.token() if self.identity else ""
+        token = await self.identity.token()
         call = current_call()
         tenant = "" if call.principal.tenant == ANY_TENANT else call.principal.tenant
         ours = {
@@ -163,6 +163,16 @@ class KeyExchange:
             ) from error
 
 
+class Identity:
+    """Who a process is to its peers, which may be decided after its channels were opened. Nobody, until then."""
+
+    def __init__(self) -> None:
+        self.source: TokenSource = StaticToken("")
+
+    async def token(self) -> str:
+        return await self.source.token()
+
+
 class Peers:
     """The channels of a service, one per peer, opened when first asked for."""
 
@@ -171,17 +181,21 @@ class Peers:
         self._clock = clock
         self._limits = limits
         self._channels: dict[str, PeerChannel] = {}
-        self.identity: TokenSource | None = None
+        self._identity = Identity()
 
     def exchange_key(self, key_file: Path) -> None:
         """Identify by the API key in `key_file`. Raises PeerUnknown without the address of agent-registry."""
-        registry = PeerChannel(self.address("agent-registry"), self._terms(None))
+        registry = PeerChannel(self.address("agent-registry"), self._terms(StaticToken("")))
         self._channels["agent-registry (authentication)"] = registry
-        self.identity = KeyExchange(key_file, registry, self._clock)
+        self.identify_by(KeyExchange(key_file, registry, self._clock))
+
+    def identify_by(self, source: TokenSource) -> None:
+        """Take tokens from `source` from now on, also for channels that are open."""
+        self._identity.source = source
 
     def channel(self, peer: str) -> PeerChannel:
         if peer not in self._channels:
-            self._channels[peer] = PeerChannel(self.address(peer), self._terms(self.identity))
+            self._channels[peer] = PeerChannel(self.address(peer), self._terms(self._identity))
         return self._channels[peer]
 
     def address(self, peer: str) -> str:
@@ -208,7 +222,7 @@ class Peers:
             await channel.close()
         self._channels.clear()
 
-    def _terms(self, identity: TokenSource | None) -> CallTerms:
+    def _terms(self, identity: TokenSource) -> CallTerms:
         return CallTerms(identity, self._clock, self._limits, Backoff(initial_s=0.05, max_s=1))
 
 

@@ -1,0 +1,69 @@
+"""A dependency that goes away degrades the service, and it recovers by itself."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from psycopg_pool import AsyncConnectionPool
+from pydantic import BaseModel
+from servicekit.dependencies import nats_address, postgres_address, watch_postgres
+from servicekit.health import Health
+from servicekit.host import Host
+from servicekit.settings import ServiceSettings
+from servicekit.telemetry import Metrics
+from servicekit.testing import serve_in_process, settings_for
+
+
+class Settings(ServiceSettings):
+    service: str = "ledger"
+
+
+class Note(BaseModel):
+    text: str
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - health is asked, as a probe would
+            await asyncio.sleep(0.01)
+
+
+async def test_a_service_outlives_a_restart_of_nats_and_loses_no_command(postgres_dsn: str, fresh_nats: Any) -> None:
+    noted: list[str] = []
+
+    async def note(command: Note) -> None:
+        noted.append(command.text)
+
+    async def compose(host: Host[Settings]) -> None:
+        host.add_command("note", note, Note)
+
+    async with serve_in_process(compose, settings_for(Settings, postgres_dsn, fresh_nats.url)) as service:
+        health, queue = service.host.health, service.host.queue
+        await queue.send("ledger", "note", Note(text="before"), tenant="local")
+        fresh_nats.stop()
+        await until(lambda: "nats" in health.problems)
+        problem = health.problems["nats"]
+        fresh_nats.start()
+        await until(lambda: "nats" not in health.problems)
+        await queue.send("ledger", "note", Note(text="after"), tenant="local")
+        await until(lambda: {"before", "after"} <= set(noted))
+    assert problem == f"the connection to NATS at {nats_address(fresh_nats.url)} is lost; reconnecting"
+    assert set(noted) == {"before", "after"}
+
+
+async def test_a_database_that_does_not_answer_degrades_health_until_it_does(postgres_dsn: str) -> None:
+    health = Health(Metrics().ready, phase="ready", ready=True)
+    pool = AsyncConnectionPool(postgres_dsn, min_size=1, open=False)
+    check = watch_postgres(pool, health, "127.0.0.1:7132/ledger")
+    await check()
+    closed = health.problems
+    async with pool:
+        await check()
+        opened = health.problems
+    assert "PostgreSQL at 127.0.0.1:7132/ledger does not answer" in closed["postgres"]
+    assert opened == {}
+
+
+def test_an_address_for_people_has_no_password() -> None:
+    assert postgres_address("postgresql://u:secret@db:5433/ledger") == "db:5433/ledger"
+    assert nats_address("nats://u:secret@broker") == "broker:4222"
