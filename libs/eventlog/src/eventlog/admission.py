@@ -8,7 +8,6 @@ admitted is in `accepted`, numbered, hashed, ready to be stored. A refused reque
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -33,8 +32,7 @@ class Known(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Position and hash of the last event."""
 
     position: int
@@ -45,7 +43,7 @@ class Admission:
     """Decides the requests of one group. Raises what the caller of a refused request shall see."""
 
     def __init__(
-        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Known], recorded_at: datetime
+        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Known | StoredEvent], recorded_at: datetime
     ) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
@@ -59,11 +57,10 @@ class Admission:
         Raises VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content.
         """
         ids = [event.id for append in request for event in append.events]
-        repeated = [event_id for event_id in ids if event_id in self._known]
-        if repeated:
-            return self._repeat(request, len(repeated) == len(ids))
-        self._check_versions(request)
-        versions = tuple(self._accept(append) for append in request)
+        if not self._known.keys().isdisjoint(ids):
+            return self._repeat(request, all(event_id in self._known for event_id in ids))
+        starts = self._check_versions(request)
+        versions = tuple([self._accept(append, start) for append, start in zip(request, starts, strict=True)])
         return Appended(self.head.position, versions, duplicate=False)
 
     def _repeat(self, request: Request, complete: bool) -> Appended:
@@ -77,7 +74,7 @@ class Admission:
             versions.append(version)
         return Appended(last, tuple(versions), duplicate=True)
 
-    def _same(self, stream: StreamId, event: NewEvent, complete: bool) -> Known:
+    def _same(self, stream: StreamId, event: NewEvent, complete: bool) -> Known | StoredEvent:
         known = self._known.get(event.id)
         if known is None or not complete:
             raise DuplicateEventId(event.id, "some events of the request are stored already, others are not")
@@ -90,64 +87,77 @@ class Admission:
             raise DuplicateEventId(event.id, f"stored at position {known.position} with other content")
         return known
 
-    def _check_versions(self, request: Request) -> None:
+    def _check_versions(self, request: Request) -> list[int]:
+        """The version each append starts from, once all are as expected."""
+        starts = []
         ahead: dict[StreamId, int] = {}
         for append in request:
-            actual = ahead.get(append.stream, self._versions.get(append.stream, 0))
+            actual = ahead.get(append.stream)
+            if actual is None:
+                actual = self._versions.get(append.stream, 0)
             if append.expected is not ANY and append.expected != actual:
                 raise VersionConflict(append.stream, append.expected, actual)
+            starts.append(actual)
             ahead[append.stream] = actual + len(append.events)
+        self._versions.update(ahead)
+        return starts
 
-    def _accept(self, append: Append) -> int:
-        version = self._versions.get(append.stream, 0)
+    def _accept(self, append: Append, version: int) -> int:
         for event in append.events:
             version += 1
             self._store(append, event, version)
-        self._versions[append.stream] = version
         return version
 
     def _store(self, append: Append, event: NewEvent, version: int) -> None:
         position, context = self.head.position + 1, append.context
-        stored = sealed(
-            StoredEvent(
-                position=position,
-                stream=append.stream,
-                version=version,
-                id=event.id,
-                type=event.type,
-                type_version=event.type_version,
-                tenant=context.tenant,
-                data_subject=event.data_subject,
-                occurred_at=event.occurred_at,
-                recorded_at=self._recorded_at,
-                causation=context.causation,
-                correlation=context.correlation,
-                actor=context.actor,
-                traceparent=context.traceparent,
-                data=event.data,
-                previous_hash=self.head.hash,
-                hash=b"",
-            ),
-            self.head.hash,
+        unsealed = StoredEvent(
+            position,
+            append.stream,
+            version,
+            event.id,
+            event.type,
+            event.type_version,
+            context.tenant,
+            event.data_subject,
+            event.occurred_at,
+            self._recorded_at,
+            context.causation,
+            context.correlation,
+            context.actor,
+            context.traceparent,
+            event.data,
+            previous_hash=b"",
+            hash=b"",
         )
+        stored = sealed(unsealed, self.head.hash)
         self.accepted.append(stored)
-        self._known[event.id] = Known(position, append.stream, version, event.type, event.type_version, event.data)
+        self._known[event.id] = stored
         self.head = Head(position, stored.hash)
 
 
-def check_request(request: Request, limits: Limits) -> int:
-    """The number of events of a request that is well formed in itself.
+class Size(NamedTuple):
+    """What a request weighs."""
+
+    events: int
+    bytes: int
+
+
+def check_request(request: Request, limits: Limits) -> Size:
+    """The size of a request that is well formed in itself.
 
     Raises ValueError (nothing or too much to append), EventTooLarge, DuplicateEventId (an id twice in the request).
     """
     events = [event for append in request for event in append.events]
     if not 1 <= len(events) <= limits.request_events_max:
         raise ValueError(f"a request has 1 to {limits.request_events_max} events, this one has {len(events)}")
+    size = 0
     for event in events:
+        size += len(event.data)
         if len(event.data) > limits.data_bytes_max:
             raise EventTooLarge(event.type, len(event.data), limits.data_bytes_max)
-    _check_distinct(event.id for event in events)
-    return len(events)
+    if len(events) > 1:
+        _check_distinct(event.id for event in events)
+    return Size(len(events), size)
 
 
 def _check_distinct(ids: Iterable[UUID]) -> None:

@@ -1,32 +1,34 @@
 """The hash chain that makes a log tamper-evident.
 
-hash(n) = SHA-256(hash(n-1) ‖ canonical(n)), hash(0) = 32 zero bytes. The canonical form is every stored column in the
-order of StoredEvent, each as four bytes of big-endian length and the bytes; integers in decimal, times as microseconds
-since 1970 in decimal, ids as 16 bytes, text as UTF-8, an absent value as the length 0xFFFFFFFF. Lengths make the form
-unambiguous: no two different events share it.
+hash(n) = SHA-256(hash(n-1) ‖ canonical(n)), hash(0) = 32 zero bytes. The canonical form is every other stored column:
+a head of fixed size, big-endian (position, version, type version, both times in microseconds since 1970, the lengths of
+all that follows), then the bytes in this order: stream, id, type, tenant, data subject, causation, correlation, actor,
+traceparent, data. Text is UTF-8, an id is its 16 bytes, an absent value has the length 0xFFFFFFFF. Lengths before bytes
+make the form unambiguous: no two different events share it.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
-from uuid import UUID
 
 from eventlog.records import StoredEvent, Verified
 
 GENESIS: Final = bytes(32)
 """The hash before the first event."""
 
-_ABSENT: Final = b"\xff\xff\xff\xff"
+_HEAD: Final = struct.Struct(">qqiqq10I")
+_ABSENT: Final = 0xFFFFFFFF
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def sealed(event: StoredEvent, previous_hash: bytes) -> StoredEvent:
     """The event with both hashes filled in."""
-    return event._replace(previous_hash=previous_hash, hash=link(previous_hash, event))
+    return StoredEvent(*event[:-2], previous_hash, link(previous_hash, event))
 
 
 def link(previous_hash: bytes, event: StoredEvent) -> bytes:
@@ -36,24 +38,42 @@ def link(previous_hash: bytes, event: StoredEvent) -> bytes:
 
 def canonical(event: StoredEvent) -> bytes:
     """The bytes that are hashed: all columns but the hashes."""
-    columns = (
-        b"%d" % event.position,
-        str(event.stream).encode(),
-        b"%d" % event.version,
-        event.id.bytes,
-        event.type.encode(),
-        b"%d" % event.type_version,
-        event.tenant.encode(),
-        _text(event.data_subject),
-        _time(event.occurred_at),
-        _time(event.recorded_at),
-        _id(event.causation),
-        event.correlation.encode(),
-        event.actor.encode(),
-        event.traceparent.encode(),
-        event.data,
+    stream, type_name, tenant = str(event.stream).encode(), event.type.encode(), event.tenant.encode()
+    correlation, actor, traceparent = event.correlation.encode(), event.actor.encode(), event.traceparent.encode()
+    data_subject = b"" if event.data_subject is None else event.data_subject.encode()
+    causation = b"" if event.causation is None else event.causation.bytes
+    head = _HEAD.pack(
+        event.position,
+        event.version,
+        event.type_version,
+        _microseconds(event.occurred_at),
+        _microseconds(event.recorded_at),
+        len(stream),
+        len(event.id.bytes),
+        len(type_name),
+        len(tenant),
+        _ABSENT if event.data_subject is None else len(data_subject),
+        _ABSENT if event.causation is None else len(causation),
+        len(correlation),
+        len(actor),
+        len(traceparent),
+        len(event.data),
     )
-    return b"".join([_ABSENT if c is None else len(c).to_bytes(4, "big") + c for c in columns])
+    return b"".join(
+        (
+            head,
+            stream,
+            event.id.bytes,
+            type_name,
+            tenant,
+            data_subject,
+            causation,
+            correlation,
+            actor,
+            traceparent,
+            event.data,
+        )
+    )
 
 
 class Verifier:
@@ -109,13 +129,5 @@ class Verifier:
             self._position, self._hash = expected, event.hash
 
 
-def _text(value: str | None) -> bytes | None:
-    return None if value is None else value.encode()
-
-
-def _id(value: UUID | None) -> bytes | None:
-    return None if value is None else value.bytes
-
-
-def _time(value: datetime) -> bytes:
-    return b"%d" % ((value - _EPOCH) // _MICROSECOND)
+def _microseconds(value: datetime) -> int:
+    return (value - _EPOCH) // _MICROSECOND

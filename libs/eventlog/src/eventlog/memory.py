@@ -24,7 +24,7 @@ class MemoryEventLog:
         self._clock = clock or SystemClock()
         self._events: list[StoredEvent] = []
         self._streams: defaultdict[StreamId, list[StoredEvent]] = defaultdict(list)
-        self._known: dict[UUID, Known] = {}
+        self._known: dict[UUID, Known | StoredEvent] = {}
         self._snapshots: dict[tuple[StreamId, str], Snapshot] = {}
         self._signal = HeadSignal()
         self._closed = False

@@ -18,7 +18,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from eventlog import arrays
-from eventlog.admission import Admission, Head, Known, Request, check_request
+from eventlog.admission import Admission, Head, Known, Request, Size, check_request
 from eventlog.backlog import Backlog
 from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, EventLogError, LogClosed, LogUnavailable
@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 @dataclass(eq=False, slots=True)
 class _Waiting:
     request: Request
+    size: Size
     answer: asyncio.Future[Appended] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -66,11 +67,11 @@ class GroupWriter:
 
     async def submit(self, request: Request) -> Appended:
         """Queue a request and wait for its commit. Raises as EventLog.append."""
-        events = check_request(request, self._limits)
+        size = check_request(request, self._limits)
         if self._task is None or self._task.done():
             raise LogClosed
-        waiting = _Waiting(request)
-        await self._backlog.put(waiting, events, self._limits.queue_timeout_s)
+        waiting = _Waiting(request, size)
+        await self._backlog.put(waiting, size.events, self._limits.queue_timeout_s)
         return await waiting.answer
 
     async def close(self) -> None:
@@ -202,12 +203,11 @@ def _split_by_bytes(waiting: Iterable[_Waiting], bytes_max: int) -> list[list[_W
     groups: list[list[_Waiting]] = []
     room = 0
     for each in waiting:
-        size = sum(len(event.data) for append in each.request for event in append.events)
-        if not groups or size > room:
+        if not groups or each.size.bytes > room:
             groups.append([])
             room = bytes_max
         groups[-1].append(each)
-        room -= size
+        room -= each.size.bytes
     return groups
 
 
