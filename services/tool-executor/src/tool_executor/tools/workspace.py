@@ -5,13 +5,13 @@ is what is used.
 """
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from uuid import uuid4
 
 from tool_executor.errors import ToolError
 
@@ -143,7 +143,7 @@ def _opened(parent: int, name: str, path: str) -> int:
 
 def _write_whole(parent: int, name: str, data: bytes, path: str) -> None:
     """By a new file and a rename, which replaces a link instead of following it."""
-    part = f".{uuid4().hex}.part"
+    part = f".{secrets.token_hex(16)}.part"
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode=0o600, dir_fd=parent)
         with os.fdopen(descriptor, "wb") as file:
