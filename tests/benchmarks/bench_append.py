@@ -1,23 +1,15 @@
 """Durable appends: many callers of one event each, beside the stock eventsourcing library on the same server."""
 
 import asyncio
-import threading
-import time
 from datetime import UTC, datetime
 
-import psycopg
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Append, Context, NewEvent, StreamId
-from eventsourcing.application import Application
-from eventsourcing.domain import Aggregate, event
+from eventlog.records import Append, NewEvent, StreamId
 from harness import Load, Report, Row, Size, closed_loop, postgres
+from logs import CONTEXT, EVENT
+from stock import save
 from synod.common.ids import new_id, uuid7
 
-PAYLOAD = (
-    b'{"run_id":"run_0123456789abcdef","model":"provider/model","input_tokens":812,"output_tokens":133,"text":"%s"}'
-)
-EVENT = PAYLOAD % (b"x" * (320 - len(PAYLOAD)))
-CONTEXT = Context(tenant="bench", actor="bench", correlation="run_bench")
 STREAM_EVENTS = 200
 SECONDS = {"small": 2.0, "full": 60.0}
 
@@ -25,7 +17,7 @@ SECONDS = {"small": 2.0, "full": 60.0}
 async def measure(size: Size) -> Report:
     seconds = SECONDS[size]
     async with postgres() as dsn:
-        peer = await asyncio.to_thread(stock, dsn, min(seconds, 5.0))
+        peer = await asyncio.to_thread(save, dsn, min(seconds, 5.0))
         one = await ours(dsn, 1, min(seconds, 5.0))
         many = await ours(dsn, 64, seconds)
         crowd = await ours(dsn, 256, min(seconds, 5.0))
@@ -57,49 +49,3 @@ async def ours(dsn: str, callers: int, seconds: float) -> Load:
         return await closed_loop(callers, seconds, append)
     finally:
         await log.close()
-
-
-class Recorded(Aggregate):
-    """An aggregate of the stock library with an event of the same size."""
-
-    @event("Started")
-    def __init__(self) -> None:
-        self.text = ""
-
-    @event("Recorded")
-    def record(self, text: str) -> None:
-        self.text = text
-
-
-def stock(dsn: str, seconds: float) -> Load:
-    """The library as it is installed, eight threads, one event a save."""
-    parts = psycopg.conninfo.conninfo_to_dict(dsn)
-    application = Application(
-        env={
-            "PERSISTENCE_MODULE": "eventsourcing.postgres",
-            "POSTGRES_DBNAME": str(parts["dbname"]),
-            "POSTGRES_HOST": str(parts["host"]),
-            "POSTGRES_PORT": str(parts["port"]),
-            "POSTGRES_USER": str(parts["user"]),
-            "POSTGRES_PASSWORD": str(parts.get("password", "")),
-            "POSTGRES_POOL_SIZE": "10",
-        }
-    )
-    load, start = Load(), time.perf_counter()
-    until = start + seconds
-
-    def caller() -> None:
-        recorded = Recorded()
-        while (begun := time.perf_counter()) < until:
-            recorded.record("x" * 250)
-            application.save(recorded)
-            load.latencies_s.append(time.perf_counter() - begun)
-
-    threads = [threading.Thread(target=caller) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    load.took_s = time.perf_counter() - start
-    application.close()
-    return load
