@@ -13,6 +13,7 @@ from agent_registry import documents
 from agent_registry.documents import Document, Path
 from agent_registry.errors import CatalogueUnknown, DefinitionsInvalid, Problem, near
 from synod.common.definitions import (
+    NAME_PATTERN,
     AgentDefinition,
     AgentStep,
     TeamDefinition,
@@ -30,8 +31,9 @@ MODELS: Final[Mapping[str, type[AgentDefinition] | type[TeamDefinition]]] = {
 }
 KINDS: Final = ("Agent", "Team")
 _STEP_MODELS: Final = ("AgentStep", "VoteStep")
+NAME: Final = re.compile(NAME_PATTERN)
+TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _REFERENCE = re.compile(r"\{\{\s*steps\.([A-Za-z0-9_-]+)")
-_STRINGS: Final = frozenset({"string_type"})
 
 
 @dataclass(frozen=True, slots=True)
