@@ -18,6 +18,10 @@ from servicekit.auth import ANY_TENANT, issue
 from servicekit.auth import Principal as Caller
 from servicekit.clock import Clock
 from servicekit.context import current_principal, event_context
+from synod.agent_registry.events import EVENTS, Health, PrincipalKind
+from synod.common.definitions import AgentDefinition
+from synod.common.event import Event
+from synod.common.ids import derived_id, new_id
 
 from agent_registry import definitions, domain, keys, ports, roles
 from agent_registry.definitions import Checked, Known
@@ -33,10 +37,6 @@ from agent_registry.errors import (
     StaleIncarnation,
 )
 from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page, PrincipalRecord
-from synod.agent_registry.events import EVENTS, Health, PrincipalKind
-from synod.common.definitions import AgentDefinition
-from synod.common.event import Event
-from synod.common.ids import derived_id, new_id
 
 SYSTEM_TENANT: Final = "sys"
 """The tenant of events that belong to no tenant of a person, such as those of service principals."""
@@ -137,9 +137,7 @@ class Identity:
     async def list_principals(self, page: Page) -> Sequence[PrincipalRecord]:
         return await self._view.principals(current_principal().tenant, page)
 
-    async def create_key(
-        self, principal_id: str, label: str, expires_at: datetime | None, request_id: str
-    ) -> NewKey:
+    async def create_key(self, principal_id: str, label: str, expires_at: datetime | None, request_id: str) -> NewKey:
         """Raises PrincipalMissing, RoleNotGrantable, KeyExists, ReferenceMalformed."""
         caller = current_principal()
         principal = await self._own(principal_id)
@@ -254,15 +252,17 @@ class Definitions:
             raise DefinitionMissing(reference, known)
         return record
 
-    async def list(self, page: Page, *, all_versions: bool) -> Sequence[DefinitionRecord]:
-        return await self._view.list(_tenant(), page, all_versions)
+    async def list_definitions(self, page: Page, *, all_versions: bool) -> Sequence[DefinitionRecord]:
+        return await self._view.definitions(_tenant(), page, all_versions)
 
     async def _find(self, tenant: str, reference: str) -> DefinitionRecord | None:
         if len(reference) == 64:
             return await self._view.by_digest(tenant, reference)
         name, at, version = reference.partition("@")
         if at and not (version.isdecimal() and len(version) < 10):
-            raise ReferenceMalformed("definition", reference, "write name, name@version (such as analyst@2) or a digest")
+            raise ReferenceMalformed(
+                "definition", reference, "write name, name@version (such as analyst@2) or a digest"
+            )
         return await self._view.version(tenant, name, int(version) if at else None)
 
     async def _known(self, tenant: str, checked: Sequence[Checked]) -> Known:
@@ -359,7 +359,7 @@ class Agents:
             raise AgentMissing(id_or_name, self._directory.names(tenant))
         return record
 
-    async def list(self, page: Page, state: AgentState | None) -> list[AgentRecord]:
+    async def list_agents(self, page: Page, state: AgentState | None) -> list[AgentRecord]:
         """From the view; the living with what is no event, their heartbeats."""
         records = await self._view.agents(_tenant(), page, state)
         return [self._with_heartbeat(record) for record in records]
@@ -413,9 +413,7 @@ class Agents:
 
     async def run_started(self, agent_id: str, run_id: str, position: int, context: Context) -> None:
         """What agent-runtime tells; told twice it counts once."""
-        await self._agents.execute(
-            agent_id, lambda agent: domain.record_run_started(agent, run_id, position), context
-        )
+        await self._agents.execute(agent_id, lambda agent: domain.record_run_started(agent, run_id, position), context)
 
     async def run_ended(
         self, agent_id: str, run_id: str, outcome: domain.Outcome, at: datetime, position: int, context: Context
@@ -509,7 +507,9 @@ def _check_principal(name: str, kind: PrincipalKind, given: tuple[str, ...]) -> 
     if not 1 <= len(name) <= 64 or not name.isprintable():
         raise ReferenceMalformed("name", name, "must have 1 to 64 printable characters")
     if kind == "service":
-        raise ReferenceMalformed("kind", kind, "services get their principals from the file of service keys, not by request")
+        raise ReferenceMalformed(
+            "kind", kind, "services get their principals from the file of service keys, not by request"
+        )
     if not given:
         raise ReferenceMalformed("roles", [], f"must name one or more of {', '.join(roles.GRANTABLE)}")
 

@@ -8,10 +8,6 @@ from typing import Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-
-from agent_registry import documents
-from agent_registry.documents import Document, Path
-from agent_registry.errors import CatalogueUnknown, DefinitionsInvalid, Problem, near
 from synod.common.definitions import (
     NAME_PATTERN,
     AgentDefinition,
@@ -24,6 +20,10 @@ from synod.common.definitions import (
     digest,
     predecessors,
 )
+
+from agent_registry import documents
+from agent_registry.documents import Document, Path
+from agent_registry.errors import CatalogueUnknown, DefinitionsInvalid, Problem, near
 
 MODELS: Final[Mapping[str, type[AgentDefinition] | type[TeamDefinition]]] = {
     "Agent": AgentDefinition,
@@ -164,7 +164,9 @@ def _shape_problem(document: Document, error: ErrorDetails) -> Problem:
             words = re.findall(r"'([^']*)'", expected)
             return document.problem(path, f"must be {expected}{near(str(document.at(path)), words)}")
         case _:
-            return document.problem(path, error["msg"].replace("String should", "should").replace("Input should", "should"))
+            return document.problem(
+                path, error["msg"].replace("String should", "should").replace("Input should", "should")
+            )
 
 
 def _alternative(path: Path) -> str:
@@ -184,7 +186,7 @@ def _fields_at(kind: str, location: Path) -> list[str]:
     node = schema
     for part in location:
         node = _step_into(schema, node, part)
-    return list(_resolve(schema, node).get("properties", {}))
+    return list(_mapping(_resolve(schema, node).get("properties")))
 
 
 def _step_into(schema: dict[str, object], node: dict[str, object], part: str | int) -> dict[str, object]:
@@ -250,7 +252,9 @@ def _repeated(document: Document, path: Path, values: Iterable[str]) -> Iterator
     seen: dict[str, int] = {}
     for index, value in enumerate(values):
         if seen.setdefault(value, index) != index:
-            yield document.problem((*path, index), f"listed twice, first as {documents.field_name((*path, seen[value]))}")
+            yield document.problem(
+                (*path, index), f"listed twice, first as {documents.field_name((*path, seen[value]))}"
+            )
 
 
 def _tools(item: Checked) -> tuple[str, ...]:
@@ -292,8 +296,9 @@ def _unknown_members(item: Checked, everything: Mapping[str, Registered]) -> Ite
 
 
 def _team_problems(document: Document, spec: TeamSpec) -> Iterator[Problem]:
-    yield from _step_ids(document, spec)
-    yield from _step_order(document, spec)
+    ambiguous = [*_step_ids(document, spec)]
+    # With two steps of one id nobody knows which of them is waited for.
+    yield from ambiguous or _step_order(document, spec)
     for path, step in _steps(spec):
         if isinstance(step, VoteStep):
             yield from _vote_problems(document, (*path, "vote"), step.vote)
@@ -304,7 +309,9 @@ def _step_ids(document: Document, spec: TeamSpec) -> Iterator[Problem]:
     for path, step in _steps(spec):
         if first.setdefault(step.id, path) != path:
             line = document.line((*first[step.id], "id"))
-            yield document.problem((*path, "id"), f"the step id is used already in line {line}; ids are unique in a team")
+            yield document.problem(
+                (*path, "id"), f"the step id is used already in line {line}; ids are unique in a team"
+            )
 
 
 def _step_order(document: Document, spec: TeamSpec) -> Iterator[Problem]:
@@ -343,7 +350,9 @@ def _unknown_references(document: Document, spec: TeamSpec, ids: Sequence[str]) 
 def _early_references(document: Document, spec: TeamSpec, waits: Mapping[str, Sequence[str]]) -> Iterator[Problem]:
     for path, step, name in _references(spec):
         if name not in _before(step, waits):
-            yield document.problem(path, f"refers to the output of step {name!r}, which does not come before {step!r}; add it to after")
+            yield document.problem(
+                path, f"refers to the output of step {name!r}, which does not come before {step!r}; add it to after"
+            )
 
 
 def _before(step: str, waits: Mapping[str, Sequence[str]]) -> frozenset[str]:
@@ -372,7 +381,9 @@ def _rule_problems(document: Document, path: Path, vote: VoteSpec) -> Iterator[P
         problem = f"must be from 1 to {weight}, the weight of all voters, or nothing could ever be decided"
         yield document.problem((*path, "threshold"), problem)
     if vote.rule != "threshold" and vote.threshold:
-        yield document.problem((*path, "threshold"), f"has no meaning under rule {vote.rule}; set rule: threshold or drop it")
+        yield document.problem(
+            (*path, "threshold"), f"has no meaning under rule {vote.rule}; set rule: threshold or drop it"
+        )
     if vote.rule == "veto" and not vote.veto:
         yield document.problem((*path, "rule"), "rule veto needs at least one voter in veto")
     if vote.rule != "veto" and vote.veto:

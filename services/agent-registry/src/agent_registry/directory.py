@@ -14,10 +14,10 @@ from typing import Final
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.log import EventLog
 from eventlog.records import Filter, StoredEvent
+from synod.common.event import Event
 
 from agent_registry.domain import Agent, evolve_agent
 from agent_registry.ports import AgentRecord
-from synod.common.event import Event
 
 AGGREGATE: Final = "agent"
 PAGE_EVENTS: Final = 1000

@@ -2,9 +2,10 @@
 and endless documents are refused before anything is built from them.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -81,12 +82,8 @@ def field_name(path: Path) -> str:
 
 def show(value: Value) -> str:
     """The value as a person wrote it, more or less, and not too much of it."""
-    text = {True: "true", False: "false", None: "null"}.get(value, "") if _is_word(value) else repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= VALUE_CHARS_MAX else text[: VALUE_CHARS_MAX - 1] + "…"
-
-
-def _is_word(value: Value) -> bool:
-    return value is None or isinstance(value, bool)
 
 
 def _refuse_hostile(text: str) -> None:
@@ -94,12 +91,16 @@ def _refuse_hostile(text: str) -> None:
     document, depth = 0, 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
-            line = event.start_mark.line + 1
+            line = _line(event)
             if isinstance(event, yaml.DocumentStartEvent):
                 document += 1
                 _refuse_many(document, line)
-            elif isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise _invalid(document, line, f"anchors and aliases (&{event.anchor}, *{event.anchor}) are not allowed; write it out")
+            elif anchor := getattr(event, "anchor", None):
+                raise _invalid(
+                    document,
+                    line,
+                    f"anchors and aliases (&{anchor}, *{anchor}) are not allowed; write it out",
+                )
             elif isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 _refuse_deep(depth, document, line)
@@ -107,6 +108,11 @@ def _refuse_hostile(text: str) -> None:
                 depth -= 1
     except yaml.YAMLError as error:
         raise _syntax_error(error, max(document, 1)) from error
+
+
+def _line(marked: Any) -> int:
+    """Counted from 1; the marks of events and nodes are untyped."""
+    return int(marked.start_mark.line) + 1
 
 
 def _refuse_many(document: int, line: int) -> None:
@@ -157,7 +163,7 @@ class _Builder:
         return Document(self.number, self.value, self.lines)
 
     def _build(self, node: Node, path: Path) -> Value:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        self.lines.setdefault(path, _line(node))
         match node:
             case MappingNode():
                 return self._mapping(node, path)
@@ -170,7 +176,7 @@ class _Builder:
         result: dict[str, Value] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
-            line = key_node.start_mark.line + 1
+            line = _line(key_node)
             if not isinstance(key_node, ScalarNode):
                 self._refuse(line, path, "a key must be a word, not a list or a mapping")
             elif key in result:
@@ -185,16 +191,16 @@ class _Builder:
         if node.tag in _PLAIN_TAGS:
             return str(node.value)
         if node.tag not in _CORE_TAGS:
-            self._refuse(node.start_mark.line + 1, path, f"the tag {node.tag} is not allowed; write a plain value")
+            self._refuse(_line(node), path, f"the tag {node.tag} is not allowed; write a plain value")
             return None
         return self._plain(node, path)
 
     def _plain(self, node: Node, path: Path) -> Value:
         constructor = yaml.constructor.SafeConstructor()
         try:
-            value: Value = constructor.construct_object(node)  # type: ignore[no-untyped-call]
+            value: Value = constructor.construct_object(node)
         except (ValueError, KeyError, yaml.YAMLError):
-            self._refuse(node.start_mark.line + 1, path, f"{node.value!r} is not a value of the type {node.tag}")
+            self._refuse(_line(node), path, f"{node.value!r} is not a value of the type {node.tag}")
             return None
         return value
 

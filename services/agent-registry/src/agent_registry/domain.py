@@ -10,19 +10,6 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-from agent_registry import keys
-from agent_registry.errors import (
-    KeyExists,
-    KeyExpired,
-    KeyMissing,
-    KeyRevoked,
-    KeyUnknown,
-    KindTaken,
-    NameTaken,
-    NotExternal,
-    StaleIncarnation,
-    TransitionRefused,
-)
 from synod.agent_registry.events import (
     AgentActivated,
     AgentCreated,
@@ -45,6 +32,20 @@ from synod.agent_registry.events import (
     TenantCreated,
 )
 from synod.common.event import Event
+
+from agent_registry import keys
+from agent_registry.errors import (
+    KeyExists,
+    KeyExpired,
+    KeyMissing,
+    KeyRevoked,
+    KeyUnknown,
+    KindTaken,
+    NameTaken,
+    NotExternal,
+    StaleIncarnation,
+    TransitionRefused,
+)
 
 Events = tuple[Event, ...]
 DefinitionKind = Literal["Agent", "Team"]
@@ -264,16 +265,10 @@ TRANSITIONS: Final[Mapping[AgentState, frozenset[AgentState]]] = MappingProxyTyp
         AgentState.INITIALIZED: frozenset(
             {AgentState.IDLE, AgentState.ACTIVE, AgentState.SUSPENDED, AgentState.FAILED, AgentState.TERMINATED}
         ),
-        AgentState.ACTIVE: frozenset(
-            {AgentState.IDLE, AgentState.SUSPENDED, AgentState.FAILED, AgentState.TERMINATED}
-        ),
-        AgentState.IDLE: frozenset(
-            {AgentState.ACTIVE, AgentState.SUSPENDED, AgentState.FAILED, AgentState.TERMINATED}
-        ),
+        AgentState.ACTIVE: frozenset({AgentState.IDLE, AgentState.SUSPENDED, AgentState.FAILED, AgentState.TERMINATED}),
+        AgentState.IDLE: frozenset({AgentState.ACTIVE, AgentState.SUSPENDED, AgentState.FAILED, AgentState.TERMINATED}),
         # A resumed agent is active at once when runs that began before are still in progress.
-        AgentState.SUSPENDED: frozenset(
-            {AgentState.IDLE, AgentState.ACTIVE, AgentState.FAILED, AgentState.TERMINATED}
-        ),
+        AgentState.SUSPENDED: frozenset({AgentState.IDLE, AgentState.ACTIVE, AgentState.FAILED, AgentState.TERMINATED}),
         AgentState.FAILED: frozenset({AgentState.IDLE, AgentState.ACTIVE, AgentState.TERMINATED}),
         AgentState.TERMINATED: frozenset(),
     }

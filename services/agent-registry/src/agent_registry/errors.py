@@ -40,7 +40,9 @@ class KeyRejected(RegistryError):
 
 class KeyMalformed(KeyRejected):
     def __init__(self) -> None:
-        super().__init__("the API key is not of the form syn_<key id>_<secret>; copy it whole, as it was shown at its creation")
+        super().__init__(
+            "the API key is not of the form syn_<key id>_<secret>; copy it whole, as it was shown at its creation"
+        )
 
 
 class KeyUnknown(KeyRejected):
@@ -81,7 +83,9 @@ class RoleNotGrantable(RegistryError):
     """Nobody gives what he does not hold."""
 
     def __init__(self, role: str, permission: str) -> None:
-        super().__init__(f"role {role!r} includes {permission}, which the caller does not hold; ask an owner of the tenant")
+        super().__init__(
+            f"role {role!r} includes {permission}, which the caller does not hold; ask an owner of the tenant"
+        )
         self.role = role
         self.permission = permission
 
@@ -96,7 +100,9 @@ class NameTaken(RegistryError):
 
 class KeyExists(RegistryError):
     def __init__(self, key_id: str) -> None:
-        super().__init__(f"this request_id created API key {key_id!r}, whose secret was shown once; revoke it and create another")
+        super().__init__(
+            f"this request_id created API key {key_id!r}, whose secret was shown once; revoke it and create another"
+        )
         self.key_id = key_id
 
 
@@ -167,13 +173,17 @@ class KindTaken(RegistryError):
 
 class DefinitionMissing(RegistryError):
     def __init__(self, reference: str, known: Iterable[str] = ()) -> None:
-        super().__init__(f"no definition {reference!r}{near(reference, known)}; Define registers one, ListDefinitions names all")
+        super().__init__(
+            f"no definition {reference!r}{near(reference, known)}; Define registers one, ListDefinitions names all"
+        )
         self.reference = reference
 
 
 class NotAnAgentDefinition(RegistryError):
     def __init__(self, reference: str, kind: str) -> None:
-        super().__init__(f"{reference!r} is a {kind}; an agent is created from a definition of kind Agent (a team is run as it is)")
+        super().__init__(
+            f"{reference!r} is a {kind}; an agent is created from a definition of kind Agent (a team is run as it is)"
+        )
         self.reference = reference
 
 

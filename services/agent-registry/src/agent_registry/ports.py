@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from synod.agent_registry.events import Health, PrincipalKind
+
 from agent_registry.definitions import Registered
 from agent_registry.domain import AgentState, DefinitionKind
-from synod.agent_registry.events import Health, PrincipalKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Definitions(Protocol):
 
     async def by_digest(self, tenant: str, digest: str) -> DefinitionRecord | None: ...
 
-    async def list(self, tenant: str, page: Page, all_versions: bool) -> Sequence[DefinitionRecord]: ...
+    async def definitions(self, tenant: str, page: Page, all_versions: bool) -> Sequence[DefinitionRecord]: ...
 
     async def registered(self, tenant: str, names: Sequence[str] | None) -> dict[str, Registered]:
         """The newest versions of these names, or of all for None."""

@@ -5,18 +5,13 @@ is added meanwhile moves nothing.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.records import StoredEvent
 from psycopg import AsyncConnection
-from psycopg.rows import class_row
+from psycopg.rows import class_row, kwargs_row
 from psycopg_pool import AsyncConnectionPool
-
-from agent_registry import definitions
-from agent_registry.definitions import Registered
-from agent_registry.domain import AgentState
-from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page, PrincipalRecord
 from synod.agent_registry.events import (
     EVENTS,
     AgentActivated,
@@ -39,6 +34,11 @@ from synod.agent_registry.events import (
 from synod.common.definitions import AgentDefinition, TeamDefinition
 from synod.common.event import Event
 from synod.tool_executor.events import ToolRegistered
+
+from agent_registry import definitions
+from agent_registry.definitions import Registered
+from agent_registry.domain import AgentState
+from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page, PrincipalRecord
 
 Reached = Callable[[int], Awaitable[None]]
 """Waits until a view has folded the log up to a position."""
@@ -125,9 +125,10 @@ class PrincipalQueries:
 
     async def _principals(self, where: str, values: tuple[object, ...]) -> list[PrincipalRecord]:
         columns = "SELECT id, tenant, name, kind, roles, created_at FROM view_principals.principals"
-        async with self._pool.connection() as connection:
-            cursor = await connection.execute(f"{columns} {where}", values)
-            return [PrincipalRecord(*row[:4], tuple(row[4]), row[5]) for row in await cursor.fetchall()]
+        row_factory = kwargs_row(_principal)
+        async with self._pool.connection() as connection, connection.cursor(row_factory=row_factory) as cursor:
+            await cursor.execute(f"{columns} {where}", values)
+            return await cursor.fetchall()
 
     async def _keys(self, where: str, values: tuple[object, ...]) -> list[KeyRecord]:
         columns = "SELECT k.id, k.principal_id, k.label, k.created_at, k.expires_at, k.revoked_at"
@@ -188,7 +189,7 @@ class DefinitionQueries:
         found = await self._records("WHERE tenant = %s AND digest = %s", (tenant, digest))
         return found[0] if found else None
 
-    async def list(self, tenant: str, page: Page, all_versions: bool) -> Sequence[DefinitionRecord]:
+    async def definitions(self, tenant: str, page: Page, all_versions: bool) -> Sequence[DefinitionRecord]:
         name, version = page.after or ("", "0")
         return await self._records(
             "WHERE tenant = %s AND (name, version) > (%s, %s) AND (newest OR %s) ORDER BY name, version LIMIT %s",
@@ -342,11 +343,10 @@ class AgentQueries:
             "SELECT id, tenant, name, created_at, definition_name, definition_version, definition_digest, capabilities, "
             "state, health, busy, incarnation, external, runs_completed, runs_failed FROM view_agents.agents"
         )
-        async with self._pool.connection() as connection:
-            cursor = await connection.execute(f"{columns} {where}", values)
-            return [
-                AgentRecord(*row[:7], tuple(row[7]), AgentState(row[8]), *row[9:]) for row in await cursor.fetchall()
-            ]
+        row_factory = kwargs_row(_agent)
+        async with self._pool.connection() as connection, connection.cursor(row_factory=row_factory) as cursor:
+            await cursor.execute(f"{columns} {where}", values)
+            return await cursor.fetchall()
 
 
 class ToolsView:
@@ -389,3 +389,11 @@ class ToolQueries:
 def _members(event: AgentDefined) -> list[str]:
     model = AgentDefinition if event.kind == "Agent" else TeamDefinition
     return list(definitions.members(model.model_validate_json(event.spec_json)))
+
+
+def _principal(*, roles: list[str], **columns: Any) -> PrincipalRecord:
+    return PrincipalRecord(roles=tuple(roles), **columns)
+
+
+def _agent(*, capabilities: list[str], state: str, **columns: Any) -> AgentRecord:
+    return AgentRecord(capabilities=tuple(capabilities), state=AgentState(state), **columns)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import grpc
+from synod.agent_registry.v1 import agent_registry_pb2 as pb
+from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryServicer
 
 from agent_registry import translate
 from agent_registry.application import Agents, Definitions, Identity
-from synod.agent_registry.v1 import agent_registry_pb2 as pb
-from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryServicer
 
 PERMISSIONS: Final[Mapping[str, str]] = {
     "Authenticate": "",
@@ -75,7 +75,7 @@ class AgentRegistryRpc(AgentRegistryServicer):
 
     async def ListDefinitions(self, request: pb.ListDefinitionsRequest, context: Context) -> pb.ListDefinitionsResponse:
         page = translate.page(request, parts=2)
-        records = await self._definitions.list(page, all_versions=request.all_versions)
+        records = await self._definitions.list_definitions(page, all_versions=request.all_versions)
         token = translate.next_page(records, page, lambda record: (record.name, str(record.version)))
         return pb.ListDefinitionsResponse(definitions=map(translate.definition, records), next_page_token=token)
 
@@ -87,7 +87,7 @@ class AgentRegistryRpc(AgentRegistryServicer):
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
         page = translate.page(request)
-        records = await self._agents.list(page, translate.filter_state(request.state))
+        records = await self._agents.list_agents(page, translate.filter_state(request.state))
         token = translate.next_page(records, page, lambda record: (record.id,))
         return pb.ListAgentsResponse(agents=map(translate.agent, records), next_page_token=token)
 

@@ -8,11 +8,11 @@ from typing import ClassVar, Final
 from eventlog.codec import Codec
 from eventlog.records import Context, StoredEvent
 from psycopg import AsyncConnection
+from synod.agent_runtime.events import RunCancelled, RunCompleted, RunFailed, RunStarted
+from synod.common.event import Event
 
 from agent_registry.application import SERVICE, Agents
 from agent_registry.domain import Outcome
-from synod.agent_runtime.events import RunCancelled, RunCompleted, RunFailed, RunStarted
-from synod.common.event import Event
 
 _CODEC: Final[Codec[Event]] = Codec((RunStarted, RunCompleted, RunFailed, RunCancelled))
 _OUTCOMES: Final[dict[type[Event], Outcome]] = {
@@ -38,7 +38,9 @@ class RuntimeOutcomes:
 
     async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
         """Each agent's events in their order; different agents at the same time, so that their appends share a group."""
-        told = [(agent_id, stored, event) for stored in events if (event := _decode(stored)) and (agent_id := _agent(event))]
+        told = [
+            (agent_id, stored, event) for stored in events if (event := _decode(stored)) and (agent_id := _agent(event))
+        ]
         told.sort(key=lambda item: item[0])
         await asyncio.gather(
             *(

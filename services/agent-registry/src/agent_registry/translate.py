@@ -23,6 +23,8 @@ from servicekit.errors import (
     Unauthenticated,
     Unavailable,
 )
+from synod.agent_registry.events import PrincipalKind
+from synod.agent_registry.v1 import agent_registry_pb2 as pb
 
 from agent_registry import roles
 from agent_registry.application import NewKey, Session
@@ -53,8 +55,6 @@ from agent_registry.errors import (
     TransitionRefused,
 )
 from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page, PrincipalRecord
-from synod.agent_registry.events import PrincipalKind
-from synod.agent_registry.v1 import agent_registry_pb2 as pb
 
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
@@ -170,7 +170,9 @@ def busy(value: int) -> int:
 
 def kind(value: pb.PrincipalKind.ValueType) -> PrincipalKind:
     if value not in _KINDS:
-        raise ReferenceMalformed("kind", pb.PrincipalKind.Name(value), "must be PRINCIPAL_KIND_USER or PRINCIPAL_KIND_AGENT")
+        raise ReferenceMalformed(
+            "kind", pb.PrincipalKind.Name(value), "must be PRINCIPAL_KIND_USER or PRINCIPAL_KIND_AGENT"
+        )
     return _KINDS[value]
 
 
