@@ -2,7 +2,7 @@
 
 import pytest
 from agent_registry import definitions, documents
-from agent_registry.definitions import Known, Registered
+from agent_registry.definitions import Checked, Known, Registered
 from agent_registry.errors import CatalogueUnknown, DefinitionsInvalid
 
 TOOLS = frozenset({"calc", "sql", "csv-profile"})
@@ -39,6 +39,10 @@ spec:
 WHOLE = "---\n".join([ANALYST, REVIEWER, TEAM])
 
 
+def read(text: str) -> tuple[Checked, ...]:
+    return definitions.check(definitions.read(text), Known(tools=TOOLS))
+
+
 def problems(text: str, known: Known | None = None) -> list[str]:
     with pytest.raises(DefinitionsInvalid) as caught:
         definitions.check(definitions.read(text), known or Known(tools=TOOLS))
@@ -51,8 +55,7 @@ def problem(text: str, known: Known | None = None) -> str:
 
 
 def test_a_whole_team_with_its_members_is_right() -> None:
-    checked = definitions.read(WHOLE)
-    definitions.check(checked, Known(tools=TOOLS))
+    checked = definitions.check(definitions.read(WHOLE), Known(tools=TOOLS))
     assert [(item.kind, item.name, item.members) for item in checked] == [
         ("Agent", "analyst", ()),
         ("Agent", "reviewer", ()),
@@ -67,8 +70,8 @@ def test_members_may_be_registered_before() -> None:
 
 def test_order_of_fields_and_layout_do_not_change_the_digest() -> None:
     shuffled = "kind: Agent\nspec: {capabilities: [analysis], tools: [calc, sql], instructions: 'Profile the data.', model: {name: sim-1}}\nmetadata: {name: analyst}\napiVersion: synod/v1\n"
-    assert definitions.read(shuffled)[0].digest == definitions.read(ANALYST)[0].digest
-    assert definitions.read(ANALYST.replace("data", "dato"))[0].digest != definitions.read(ANALYST)[0].digest
+    assert read(shuffled)[0].digest == read(ANALYST)[0].digest
+    assert read(ANALYST.replace("the data", "all data"))[0].digest != read(ANALYST)[0].digest
 
 
 @pytest.mark.parametrize(
@@ -269,15 +272,9 @@ def test_what_is_wrong_with_a_team_is_named_with_line_field_and_value(old: str, 
 
 
 def test_every_problem_of_every_document_comes_at_once_in_the_order_of_the_lines() -> None:
-    text = (
-        WHOLE.replace("[calc, sql]", "[calk]")
-        .replace("agent: reviewer", "agent: nobody")
-        .replace("name: sim-1", "name: 1", 1)
-    )
-    assert problems(text) == ["document 1, line 6, spec.model.name = 1: must be text; put it in quotes"]
-    text = WHOLE.replace("[calc, sql]", "[calk]").replace("agent: reviewer", "agent: nobody")
+    text = WHOLE.replace("[calc, sql]", "[calk]").replace("agent: reviewer", "agent: nobody").replace("sim-1", "1", 1)
     assert [line.split(":")[0] for line in problems(text)] == [
-        "document 1, line 8, spec.tools[0] = 'calk'",
+        "document 1, line 6, spec.model.name = 1",
         "document 2, line 18, spec.tools[0] = 'calk'",
         "document 3, line 31, spec.steps[1].agent = 'nobody'",
     ]
@@ -370,12 +367,12 @@ def test_a_billion_laughs_are_refused_at_the_first() -> None:
 
 
 def test_dates_and_version_like_words_stay_text() -> None:
-    (checked,) = definitions.read(ANALYST.replace("Profile the data.", "2026-01-01"))
+    (checked,) = read(ANALYST.replace("Profile the data.", "2026-01-01"))
     assert '"instructions":"2026-01-01"' in checked.spec_json
 
 
 def test_empty_documents_between_separators_are_no_definitions() -> None:
-    assert [item.name for item in definitions.read("---\n" + ANALYST + "---\n---\n" + REVIEWER)] == [
+    assert [item.name for item in read("---\n" + ANALYST + "---\n---\n" + REVIEWER)] == [
         "analyst",
         "reviewer",
     ]

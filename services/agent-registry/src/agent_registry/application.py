@@ -235,10 +235,10 @@ class Definitions:
         Raises DefinitionsInvalid, CatalogueUnknown, KindTaken.
         """
         # A text of the largest size takes a tenth of a second; heartbeats must not wait for it.
-        checked = await asyncio.to_thread(definitions.read, text)
+        reading = await asyncio.to_thread(definitions.read, text)
         tenant = _tenant()
-        known = await self._known(tenant, checked)
-        await asyncio.to_thread(definitions.check, checked, known)
+        known = await self._known(tenant, reading.checked)
+        checked = await asyncio.to_thread(definitions.check, reading, known)
         if validate_only:
             return [await self._foreseen(tenant, item) for item in checked]
         return await self._register(tenant, checked)

@@ -80,31 +80,40 @@ class Checked:
         return members(self.definition)
 
 
-def read(text: str) -> tuple[Checked, ...]:
-    """The definitions in the text, each right in itself. Raises DefinitionsInvalid with every problem of shape."""
-    checked: list[Checked] = []
-    problems: list[Problem] = []
-    for document in documents.parse(text):
-        found = _shape(document)
-        if isinstance(found, Checked):
-            checked.append(found)
-        else:
-            problems.extend(found)
-    _raise(problems, checked, Known())
-    return tuple(checked)
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The documents of a text: those right in themselves, what is wrong with the others, and what these would define."""
+
+    checked: tuple[Checked, ...]
+    problems: tuple[Problem, ...] = ()
+    broken: Mapping[str, Registered] = field(default_factory=dict)
 
 
-def check(checked: Sequence[Checked], known: Known) -> None:
-    """Whether they are right together and with what is known.
+def read(text: str) -> Reading:
+    """Raises DefinitionsInvalid when the text is not even YAML."""
+    shapes = [_shape(document) for document in documents.parse(text)]
+    broken = [shape for shape in shapes if isinstance(shape, Broken)]
+    return Reading(
+        tuple(shape for shape in shapes if isinstance(shape, Checked)),
+        tuple(problem for shape in broken for problem in shape.problems),
+        {shape.name: Registered(shape.kind) for shape in broken if shape.name},
+    )
+
+
+def check(reading: Reading, known: Known) -> tuple[Checked, ...]:
+    """The definitions, if they are right in themselves, together, and with what is known.
 
     Raises DefinitionsInvalid with every problem; CatalogueUnknown when all that is wrong is that no tool is known yet.
     """
-    problems = [*_together(checked, known)]
+    # A name is not reported as unknown because the document that defines it has a mistake of its own.
+    everything = {**reading.broken, **known.definitions}
+    problems = [*reading.problems, *_together(reading.checked, Known(everything, known.tools))]
     if problems:
         raise DefinitionsInvalid(problems)
-    wanted = sorted({tool for item in checked for tool in _tools(item)})
+    wanted = sorted({tool for item in reading.checked for tool in _tools(item)})
     if wanted and not known.tools:
         raise CatalogueUnknown(wanted)
+    return reading.checked
 
 
 def members(definition: AgentDefinition | TeamDefinition) -> tuple[str, ...]:
@@ -114,22 +123,32 @@ def members(definition: AgentDefinition | TeamDefinition) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, name in _member_paths(definition.spec)))
 
 
-def _raise(problems: list[Problem], checked: Sequence[Checked], known: Known) -> None:
-    """With a document out of shape the others are still looked at, except for names that it may have defined."""
-    if problems:
-        raise DefinitionsInvalid([*problems, *_alone(checked)])
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A document that is no definition; its name and kind as far as they can be read."""
+
+    name: str
+    kind: str
+    problems: tuple[Problem, ...]
 
 
-def _shape(document: Document) -> Checked | list[Problem]:
+def _shape(document: Document) -> Checked | Broken:
+    model = MODELS.get(str(document.at(("kind",))))
     if not isinstance(document.value, dict):
-        return [document.problem((), "a definition is a mapping with apiVersion, kind, metadata and spec")]
-    model = MODELS.get(str(document.value.get("kind")))
+        problem = document.problem((), "a definition is a mapping with apiVersion, kind, metadata and spec")
+        return _broken(document, [problem])
     if model is None:
-        return [_kind_problem(document)]
+        return _broken(document, [_kind_problem(document)])
     try:
         return Checked(document, model.model_validate(document.value))
     except ValidationError as error:
-        return [_shape_problem(document, item) for item in error.errors() if _applies(document, item["loc"])]
+        items = [item for item in error.errors() if _applies(document, item["loc"])]
+        return _broken(document, [_shape_problem(document, item) for item in items])
+
+
+def _broken(document: Document, problems: Sequence[Problem]) -> Broken:
+    name = document.at(("metadata", "name"))
+    return Broken(name if isinstance(name, str) else "", str(document.at(("kind",))), tuple(problems))
 
 
 def _kind_problem(document: Document) -> Problem:
@@ -211,24 +230,23 @@ def _mapping(value: object) -> dict[str, object]:
 
 
 def _together(checked: Sequence[Checked], known: Known) -> Iterator[Problem]:
-    yield from _alone(checked)
-    yield from _names_taken(checked, known)
     here = {item.name: Registered(item.kind, item.members) for item in checked}
     everything = {**known.definitions, **here}
+    yield from _duplicate_names(checked)
+    yield from _names_taken(checked, known)
     for item in checked:
+        yield from _alone(item)
         yield from _unknown_tools(item, known.tools)
         yield from _unknown_members(item, everything)
     yield from _team_cycles(checked, everything)
 
 
-def _alone(checked: Sequence[Checked]) -> Iterator[Problem]:
-    yield from _duplicate_names(checked)
-    for item in checked:
-        if isinstance(item.definition, AgentDefinition):
-            yield from _repeated(item.document, ("spec", "tools"), item.definition.spec.tools)
-            yield from _repeated(item.document, ("spec", "capabilities"), item.definition.spec.capabilities)
-        else:
-            yield from _team_problems(item.document, item.definition.spec)
+def _alone(item: Checked) -> Iterator[Problem]:
+    if isinstance(item.definition, AgentDefinition):
+        yield from _repeated(item.document, ("spec", "tools"), item.definition.spec.tools)
+        yield from _repeated(item.document, ("spec", "capabilities"), item.definition.spec.capabilities)
+    else:
+        yield from _team_problems(item.document, item.definition.spec)
 
 
 def _duplicate_names(checked: Sequence[Checked]) -> Iterator[Problem]:
