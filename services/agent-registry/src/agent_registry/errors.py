@@ -21,7 +21,8 @@ RegistryError
 ├── AgentMissing             list the agents, then name one that exists
 ├── TransitionRefused        change to a state that the present one allows
 ├── NotExternal              agents of the runtime send no heartbeats
-└── StaleIncarnation         stop, or register again
+├── StaleIncarnation         stop, or register again
+└── ViewBehind               what was ordered is done; read it a little later
 """
 
 from collections.abc import Iterable, Sequence
@@ -221,6 +222,16 @@ class StaleIncarnation(RegistryError):
         self.agent = agent
         self.incarnation = incarnation
         self.current = current
+
+
+class ViewBehind(RegistryError):
+    """A write is in the log, and the view that should show it is slow."""
+
+    def __init__(self, view: str, position: int) -> None:
+        super().__init__(
+            f"the change is stored at position {position}, but view {view} has not folded it yet; "
+            "do not repeat the request, read the result in a moment"
+        )
 
 
 def near(name: str, known: Iterable[str]) -> str:

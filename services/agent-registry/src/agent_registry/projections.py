@@ -47,6 +47,17 @@ _CODEC: Final[Codec[Event]] = Codec(EVENTS)
 _TOOLS: Final[Codec[Event]] = Codec((ToolRegistered,))
 
 
+class _Folded:
+    """A view that is kept in this process, and the pool to query it."""
+
+    def __init__(self, pool: AsyncConnectionPool, reached: Reached) -> None:
+        self._pool = pool
+        self._reached = reached
+
+    async def reached(self, position: int) -> None:
+        await self._reached(position)
+
+
 def _types(*events: type[Event]) -> frozenset[str]:
     return frozenset(event.type_name() for event in events)
 
@@ -96,12 +107,8 @@ class PrincipalsView:
                     )
 
 
-class PrincipalQueries:
+class PrincipalQueries(_Folded):
     """ports.Principals on PostgreSQL."""
-
-    def __init__(self, pool: AsyncConnectionPool, reached: Reached) -> None:
-        self._pool = pool
-        self.reached = reached
 
     async def principal(self, principal_id: str) -> PrincipalRecord | None:
         found = await self._principals("WHERE id = %s", (principal_id,))
@@ -173,12 +180,8 @@ class DefinitionsView:
                 )
 
 
-class DefinitionQueries:
+class DefinitionQueries(_Folded):
     """ports.Definitions on PostgreSQL."""
-
-    def __init__(self, pool: AsyncConnectionPool, reached: Reached) -> None:
-        self._pool = pool
-        self.reached = reached
 
     async def version(self, tenant: str, name: str, version: int | None) -> DefinitionRecord | None:
         which, values = ("newest", ()) if version is None else ("version = %s", (version,))
@@ -316,12 +319,8 @@ async def _fold_agent(connection: AsyncConnection, stored: StoredEvent, event: E
             )
 
 
-class AgentQueries:
+class AgentQueries(_Folded):
     """ports.Agents on PostgreSQL."""
-
-    def __init__(self, pool: AsyncConnectionPool, reached: Reached) -> None:
-        self._pool = pool
-        self.reached = reached
 
     async def agent(self, tenant: str, id_or_name: str) -> AgentRecord | None:
         found = await self._records(

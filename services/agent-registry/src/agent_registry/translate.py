@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2
 from servicekit.errors import (
     Aborted,
     AlreadyExists,
+    DeadlineExceeded,
     ErrorMap,
     FailedPrecondition,
     InvalidArgument,
@@ -53,6 +54,7 @@ from agent_registry.errors import (
     RoleUnknown,
     StaleIncarnation,
     TransitionRefused,
+    ViewBehind,
 )
 from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page, PrincipalRecord
 
@@ -123,6 +125,7 @@ ERRORS: Final = (
     .add(TransitionRefused, lambda error: FailedPrecondition(str(error), reason="TRANSITION_REFUSED"))
     .add(NotExternal, lambda error: FailedPrecondition(str(error), reason="NOT_EXTERNAL"))
     .add(StaleIncarnation, lambda error: FailedPrecondition(str(error), reason="STALE_INCARNATION"))
+    .add(ViewBehind, lambda error: _view_behind(error))
     .add(VersionConflict, lambda error: Aborted(f"{error}; others write here at the same time, repeat the call"))
 )
 
@@ -288,6 +291,11 @@ def _timestamp(value: datetime | None) -> Timestamp | None:
 def _key_expired(error: KeyExpired) -> ServiceError:
     metadata = {"key_id": error.key_id, "expired_at": error.expired_at.isoformat()}
     return Unauthenticated(str(error), reason="KEY_EXPIRED", metadata=metadata)
+
+
+def _view_behind(error: ViewBehind) -> ServiceError:
+    # Not UNAVAILABLE, which channels answer by repeating the request.
+    return DeadlineExceeded(str(error), reason="VIEW_BEHIND")
 
 
 def _not_found(resource: str, id: str, error: RegistryError) -> NotFound:
