@@ -18,7 +18,6 @@ from agent_registry.main import compose
 from agent_registry.settings import Settings
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from eventlog.aggregates import Aggregates
 from eventlog.codec import Codec
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, StreamId
@@ -138,13 +137,12 @@ async def world(
 
 async def until(ask: Callable[[], Awaitable[Any]], found: Callable[[Any], bool]) -> Any:
     """The first answer that is what was waited for; fails with the last answer at the deadline."""
-    answer = None
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not found(answer := await ask()):
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"still waiting after {DEADLINE_S} s; the last answer was {answer!r}")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while not found(answer := await ask()):
+        if loop.time() > deadline:
+            pytest.fail(f"still waiting after {DEADLINE_S} s; the last answer was {answer!r}")
+        await asyncio.sleep(0.01)
     return answer
 
 
@@ -328,7 +326,9 @@ async def test_a_misspelt_reference_is_told_what_is_near(world: World) -> None:
 
 
 async def test_every_problem_is_a_violation_with_its_field(world: World) -> None:
-    text = agent_yaml("wrong").replace("sim-1", "7") + "---\n" + agent_yaml("Wrong").replace("kind: Agent", "kind: Agnt")
+    text = (
+        agent_yaml("wrong").replace("sim-1", "7") + "---\n" + agent_yaml("Wrong").replace("kind: Agent", "kind: Agnt")
+    )
     code, message, status = await refusal(define(world, text))
     assert (code, reason(status)) == (grpc.StatusCode.INVALID_ARGUMENT, "DEFINITIONS_INVALID")
     assert "nothing was registered, 2 problems found" in message
@@ -564,9 +564,7 @@ async def register(world: World, name: str, request_id: str = "") -> pb.Agent:
 
 
 async def beat(world: World, agent: pb.Agent, busy: int = 0) -> pb.HeartbeatResponse:
-    return await world.stub.Heartbeat(
-        pb.HeartbeatRequest(agent_id=agent.id, incarnation=agent.incarnation, busy=busy)
-    )
+    return await world.stub.Heartbeat(pb.HeartbeatRequest(agent_id=agent.id, incarnation=agent.incarnation, busy=busy))
 
 
 async def test_an_agent_outside_registers_beats_and_says_how_busy_it_is(world: World) -> None:

@@ -123,11 +123,11 @@ class Identity:
         self, name: str, kind: PrincipalKind, given: tuple[str, ...], request_id: str
     ) -> PrincipalRecord:
         """Raises RoleUnknown, RoleNotGrantable, NameTaken, ReferenceMalformed."""
-        caller = current_principal()
+        tenant = _tenant()
         _check_principal(name, kind, given)
-        roles.check_grantable(given, caller.may)
-        principal_id = derived_id("prn", caller.tenant, name)
-        command = domain.CreatePrincipal(principal_id, caller.tenant, name, kind, given, request_id)
+        roles.check_grantable(given, current_principal().may)
+        principal_id = derived_id("prn", tenant, name)
+        command = domain.CreatePrincipal(principal_id, tenant, name, kind, given, request_id)
         executed = await self._principals.execute(
             principal_id, lambda principal: domain.create_principal(principal, command), event_context()
         )
@@ -135,14 +135,13 @@ class Identity:
         return await self._shown(principal_id)
 
     async def list_principals(self, page: Page) -> Sequence[PrincipalRecord]:
-        return await self._view.principals(current_principal().tenant, page)
+        return await self._view.principals(_tenant(), page)
 
     async def create_key(self, principal_id: str, label: str, expires_at: datetime | None, request_id: str) -> NewKey:
         """Raises PrincipalMissing, RoleNotGrantable, KeyExists, ReferenceMalformed."""
-        caller = current_principal()
         principal = await self._own(principal_id)
         # A key of a more powerful principal would be a way around the roles.
-        roles.check_grantable(principal.roles, caller.may)
+        roles.check_grantable(principal.roles, current_principal().may)
         if expires_at is not None and expires_at <= self._clock.now():
             raise ReferenceMalformed("expires_at", expires_at.isoformat(), "is not in the future")
         key_id = _key_id(principal_id, request_id)
