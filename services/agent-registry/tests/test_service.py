@@ -44,7 +44,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 DEADLINE_S = 10.0
 DEV_KEY = "syn_dev_" + "d" * 43
 LEDGER_KEY = "syn_svc-cost-ledger_" + "s" * 43
-EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "model-scout" / "team.yaml"
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "model-scout" / "agents.yaml"
 EXAMPLE_TOOLS = ("csv_profile", "sql_query", "calc", "python_exec", "chart_render", "file_write")
 HEARTBEAT_S = 0.05
 
@@ -349,7 +349,9 @@ async def test_a_hundred_problems_still_fit_into_an_answer(world: World) -> None
     text = f"apiVersion: synod/v1\nkind: Team\nmetadata: {{name: huge}}\nspec:\n  steps:\n{steps}"
     _, message, status = await refusal(define(world, text))
     assert "60 problems found" in message
-    assert violations(status)[-1] == ("yaml", "and 36 more; correct these first")
+    shown = violations(status)
+    assert 10 < len(shown) < 60
+    assert shown[-1] == ("yaml", f"and {61 - len(shown)} more; correct these first")
 
 
 async def test_nothing_is_registered_of_a_request_with_a_mistake(world: World) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Final
 
 from pydantic import ValidationError
@@ -194,18 +195,21 @@ def _alternative(path: Path) -> str:
 
 
 def _fields_near(document: Document, path: Path, error: ErrorDetails) -> str:
-    known = _fields_at(str(document.at(("kind",))), error["loc"][:-1])
+    # Every item of a list has the same fields, so one answer serves thousands of mistakes.
+    location = tuple(0 if isinstance(part, int) else part for part in error["loc"][:-1])
+    known = _fields_at(str(document.at(("kind",))), location)
     matches = get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
     return f"; did you mean {matches[0]}?" if matches else f"; there are {', '.join(known)}"
 
 
-def _fields_at(kind: str, location: Path) -> list[str]:
+@lru_cache(maxsize=256)
+def _fields_at(kind: str, location: Path) -> tuple[str, ...]:
     """The names of fields at a place, from the JSON Schema, which knows every model by its path."""
     schema = MODELS[kind].model_json_schema()
     node = schema
     for part in location:
         node = _step_into(schema, node, part)
-    return list(_mapping(_resolve(schema, node).get("properties")))
+    return tuple(map(str, _mapping(_resolve(schema, node).get("properties"))))
 
 
 def _step_into(schema: dict[str, object], node: dict[str, object], part: str | int) -> dict[str, object]:

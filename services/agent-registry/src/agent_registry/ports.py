@@ -1,4 +1,4 @@
-"""What the use cases need from outside: views to ask, and the records that they answer. Fakes are in testing.py."""
+"""What the use cases need from outside: views to ask, and the records that they answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -62,9 +62,10 @@ PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 DISCOVER_DEFAULT: Final = 10
 DISCOVER_MAX: Final = 100
-VIOLATIONS_MAX: Final = 24
-VIOLATION_CHARS_MAX: Final = 200
-"""Together under the 8 KiB that gRPC gives to trailers. How many more problems there are is said."""
+MESSAGE_CHARS_MAX: Final = 600
+VIOLATION_CHARS_MAX: Final = 240
+VIOLATIONS_CHARS_MAX: Final = 4_000
+"""All of an answer's trailers stay below 8 KiB, from where on gRPC clients refuse them. What was left out is counted."""
 CATALOGUE_RETRY_S: Final = 2.0
 
 R = TypeVar("R")
@@ -79,24 +80,19 @@ class PageRequest(Protocol):
 
 
 class InvalidDefinitions(InvalidArgument):
-    """One FieldViolation for each problem."""
+    """One FieldViolation for each problem, and the first problems in the message."""
 
     def __init__(self, error: DefinitionsInvalid) -> None:
         first = error.problems[0]
-        super().__init__("yaml", first.field, str(first), reason="DEFINITIONS_INVALID")
-        self.message = str(error)
+        super().__init__("yaml", first.field, first.problem, reason="DEFINITIONS_INVALID")
+        text = str(error)
+        self.message = text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"
         self.args = (self.message,)
         self.metadata["problems"] = str(len(error.problems))
-        self._problems = error.problems
+        self._violations = _violations(error.problems)
 
     def details(self) -> list[Message]:
-        shown = [_violation(problem) for problem in self._problems[:VIOLATIONS_MAX]]
-        return [error_details_pb2.BadRequest(field_violations=[*shown, *self._rest()])]
-
-    def _rest(self) -> list[error_details_pb2.BadRequest.FieldViolation]:
-        more = len(self._problems) - VIOLATIONS_MAX
-        text = f"and {more} more; correct these first"
-        return [error_details_pb2.BadRequest.FieldViolation(field="yaml", description=text)] if more > 0 else []
+        return [error_details_pb2.BadRequest(field_violations=self._violations)]
 
 
 ERRORS: Final = (
@@ -304,8 +300,26 @@ def _not_found(resource: str, id: str, error: RegistryError) -> NotFound:
     return found
 
 
-def _violation(problem: Problem) -> error_details_pb2.BadRequest.FieldViolation:
+def _violations(problems: Sequence[Problem]) -> list[Message]:
+    shown: list[Message] = []
+    left = VIOLATIONS_CHARS_MAX
+    for index, problem in enumerate(problems):
+        violation = _violation(problem)
+        left -= violation.ByteSize()
+        if left < 0:
+            more = len(problems) - index
+            return [*shown, _field_violation("yaml", f"and {more} more; correct these first")]
+        shown.append(violation)
+    return shown
+
+
+def _violation(problem: Problem) -> Message:
     field = f"documents[{problem.document - 1}]" + (f".{problem.field}" if problem.field else "")
     text = str(problem)
     shown = text if len(text) <= VIOLATION_CHARS_MAX else text[: VIOLATION_CHARS_MAX - 1] + "…"
-    return error_details_pb2.BadRequest.FieldViolation(field=field[:100], description=shown)
+    return _field_violation(field[:100], shown)
+
+
+def _field_violation(field: str, description: str) -> Message:
+    violation: Message = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+    return violation
