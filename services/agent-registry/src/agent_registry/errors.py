@@ -29,6 +29,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
+from itertools import islice
+from typing import Final
 
 
 class RegistryError(Exception):
@@ -234,7 +236,15 @@ class ViewBehind(RegistryError):
         )
 
 
+NEAR_NAMES_MAX: Final = 1_000
+NEAR_LENGTH: Final = 4
+
+
 def near(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean a or b?"`` for names like this one, else nothing."""
-    matches = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    """``"; did you mean a or b?"`` for names like this one, else nothing.
+
+    Comparing is dear: names of a very different length are left out, and of a great many only some are looked at.
+    """
+    similar = islice((other for other in known if abs(len(other) - len(name)) <= NEAR_LENGTH), NEAR_NAMES_MAX)
+    matches = get_close_matches(name, list(similar), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
