@@ -474,7 +474,7 @@ _SEVERITY: Final[dict[Health, int]] = {"alive": 0, "suspect": 1, "offline": 2}
 
 def _evidence(now: datetime, last: datetime, terms: Terms) -> str:
     silence = now - last
-    missed = int(silence / terms.heartbeat_interval)
+    missed = silence // terms.heartbeat_interval
     return (
         f"no heartbeat for {silence.total_seconds():.1f} s, that is {missed} intervals of "
         f"{terms.heartbeat_interval.total_seconds():g} s"
