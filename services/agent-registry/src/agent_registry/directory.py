@@ -13,7 +13,7 @@ from typing import Final
 
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.log import EventLog
-from eventlog.records import Filter, StoredEvent
+from eventlog.records import StoredEvent
 from synod.common.event import Event
 
 from agent_registry.domain import Agent, evolve_agent
@@ -125,22 +125,22 @@ class Directory:
     async def follow(self, log: EventLog) -> None:
         """Fold the log as it grows, for ever. Called again after a failure it goes on where it was."""
         while True:
-            head = await log.head()
-            while page := await log.read(self._position, limit=PAGE_EVENTS, where=Filter(aggregate=AGGREGATE)):
-                for stored in page:
+            page = await log.read(self._position, limit=PAGE_EVENTS)
+            for stored in page:
+                if stored.stream.aggregate == AGGREGATE:
                     self.apply(stored)
-                    self._position = stored.position
-            await self._announce(max(head, self._position))
-            await log.wait_for(self._position + 1, WAIT_S)
+                self._position = stored.position
+            await self._announce()
+            if len(page) < PAGE_EVENTS:
+                await log.wait_for(self._position + 1, WAIT_S)
 
     async def reached(self, position: int) -> None:
         """Returns when the log is folded up to `position`."""
         async with self._moved:
             await self._moved.wait_for(lambda: self._position >= position)
 
-    async def _announce(self, position: int) -> None:
+    async def _announce(self) -> None:
         async with self._moved:
-            self._position = position
             self._moved.notify_all()
 
     def _replace(self, entry: Entry, after: Agent, at: datetime) -> None:
