@@ -89,7 +89,7 @@ def up() -> Iterator[Callable[[Layout], Up]]:
 def test_interrupt_stops_everything_and_is_success(make_layout: MakeLayout, up: Callable[[Layout], Up]) -> None:
     system = up(make_layout(STEADY, STUBBORN))
     said = system.until_says("Ready. Ctrl-C stops everything")
-    assert "development key     synod_dev_" in said
+    assert "development key     syn_dev_" in said
     assert len(system.descendants()) >= 5
 
     assert system.end(signal.SIGINT) == ExitCode.STOPPED
@@ -108,8 +108,8 @@ def test_the_development_key_is_shown_once(make_layout: MakeLayout, up: Callable
     said = second.until_says("Ready.")
     second.end(signal.SIGTERM)
 
-    assert "synod_dev_" in first.output.read_text()
-    assert "synod_dev_" not in said
+    assert "syn_dev_" in first.output.read_text()
+    assert "syn_dev_" not in said
     assert str(layout.keys / "dev.key") in said
 
 

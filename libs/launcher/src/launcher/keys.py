@@ -42,7 +42,7 @@ def ensure_keys(directory: Path, services: Iterable[str]) -> Credentials:
     """Makes what is missing in `directory` and returns all of it; what is there is never changed."""
     names = tuple(services)
     _ensure_signing_key(directory)
-    hashes = {name: _sha256(_ensure_key(directory / f"{name}.key", "svc")) for name in names}
+    hashes = {name: _sha256(_ensure_key(directory / f"{name}.key", f"svc-{name}")) for name in names}
     _write(directory / "service-keys.json", json.dumps(hashes, indent=2))
     dev_file = directory / "dev.key"
     is_new = not dev_file.exists()
@@ -63,9 +63,9 @@ def _ensure_signing_key(directory: Path) -> None:
     _write(private_file, private.decode())
 
 
-def _ensure_key(file: Path, kind: str) -> str:
+def _ensure_key(file: Path, key_id: str) -> str:
     if not file.exists():
-        _write(file, f"synod_{kind}_{secrets.token_urlsafe(KEY_BYTES)}")
+        _write(file, f"syn_{key_id}_{secrets.token_urlsafe(KEY_BYTES)}")
     return file.read_text().strip()
 
 

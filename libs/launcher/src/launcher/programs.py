@@ -70,7 +70,7 @@ def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
     match service.name:
         case name if name == AUTHORITY:
             return {
-                "SYNOD_AUTH_PRIVATE_KEY_FILE": str(layout.keys / "signing.pem"),
+                "SYNOD_SIGNING_KEY_FILE": str(layout.keys / "signing.pem"),
                 "SYNOD_SERVICE_KEYS_FILE": str(layout.keys / "service-keys.json"),
                 "SYNOD_DEV_KEY_FILE": str(layout.keys / "dev.key"),
             }

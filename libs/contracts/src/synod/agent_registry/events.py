@@ -24,6 +24,7 @@ class PrincipalCreated(Event):
     name: str
     kind: PrincipalKind
     roles: tuple[str, ...]
+    request_id: str = ""
 
 
 class ApiKeyCreated(Event):
@@ -67,6 +68,8 @@ class AgentCreated(Event):
     definition_version: int
     definition_digest: str
     capabilities: tuple[str, ...]
+    tenant_id: str = ""
+    request_id: str = ""
 
 
 class AgentInitialized(Event):
@@ -86,6 +89,8 @@ class ExternalAgentRegistered(Event):
     name: str
     capabilities: tuple[str, ...]
     incarnation: int
+    tenant_id: str = ""
+    request_id: str = ""
 
 
 class AgentActivated(Event):
@@ -106,10 +111,13 @@ class AgentWentIdle(Event):
 
 
 class AgentRunStarted(Event):
+    """`source_position` is that of RunStarted in the log of agent-runtime: what was seen is not counted again."""
+
     AGGREGATE: ClassVar[str] = "agent"
 
     agent_id: str
     run_id: str
+    source_position: int = 0
 
 
 class AgentRunEnded(Event):
@@ -118,6 +126,8 @@ class AgentRunEnded(Event):
     agent_id: str
     run_id: str
     outcome: Literal["completed", "failed", "cancelled"]
+    ended_at: datetime | None = None
+    source_position: int = 0
 
 
 class AgentSuspended(Event):
