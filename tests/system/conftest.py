@@ -1,0 +1,91 @@
+"""A whole system as its users have it: every service a process, started once for all tests of this folder."""
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+import pytest
+from launcher.errors import PortInUse
+from launcher.layout import Layout
+from launcher.ports import check_ports
+from launcher.system import System
+from synod_client import Endpoints, Synod
+
+ROOT = Path(__file__).parents[2]
+START_S = 120
+Result = TypeVar("Result")
+
+
+class RunningSystem:
+    """A system on a thread with an event loop of its own, so that tests of any loop can use it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.system = System(layout, fresh=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, Result], timeout_s: float = START_S) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
+
+    def close(self) -> None:
+        self.call(self.system.down())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints.discover({}, self.system.layout.data)
+
+
+def free_port_base() -> int:
+    """A base whose ports are all free now."""
+    for _ in range(50):
+        base = random.randrange(20_000, 60_000, 1_100)
+        try:
+            check_ports(base, Layout(Path(), base, simulator=True).ports())
+        except PortInUse:
+            continue
+        return base
+    raise RuntimeError("no free range of ports was found")
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
+    layout = Layout(tmp_path_factory.mktemp("system"), free_port_base(), simulator=True, durable=False)
+    started = RunningSystem(layout)
+    try:
+        started.call(started.system.up())
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture
+async def synod(running: RunningSystem) -> AsyncIterator[Synod]:
+    async with Synod.connect(running.endpoints) as connected:
+        yield connected
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(running: RunningSystem) -> Command:
+    """Runs ``synod ...`` against the system, as a person would."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        data = str(running.system.layout.data)
+        environment = {"SYNOD_DATA": data, "PATH": "/usr/bin:/bin", "HOME": data, "COLUMNS": "200"}
+        program = Path(sys.executable).parent / "synod"
+        return subprocess.run(
+            [program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
+
+    return run
