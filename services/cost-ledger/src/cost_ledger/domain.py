@@ -44,10 +44,13 @@ from cost_ledger.errors import (
     SettlementNotPriced,
 )
 from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico, flat_card
+from cost_ledger.recent import Recent
 
 THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
 CLOSED_MAX: Final = 10_000
 """Settled and released reservations that a book remembers. The view has the older ones; the log refuses their ids."""
+CHARGES_MAX: Final = 10_000
+"""Charges that a book remembers by id; the log refuses the ids of older ones."""
 
 SCOPE_FIELDS: Final = (
     "run_id",
@@ -125,9 +128,8 @@ class Book:
     by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = field(default_factory=HashTrieMap)
     prices: HashTrieMap[str, RateCard] = field(default_factory=HashTrieMap)
     open: HashTrieMap[str, Reservation] = field(default_factory=HashTrieMap)
-    closed: HashTrieMap[str, Reservation] = field(default_factory=HashTrieMap)
-    closed_order: HashTrieMap[int, str] = field(default_factory=HashTrieMap)
-    closed_ever: int = 0
+    closed: Recent[Reservation] = field(default_factory=lambda: Recent(CLOSED_MAX))
+    charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
     balances: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
     reached: HashTrieSet[tuple[str, str, int]] = field(default_factory=HashTrieSet)
 
@@ -453,6 +455,8 @@ def _expire(book: Book, command: Expire) -> tuple[Event, ...]:
 
 
 def _charge(book: Book, command: Charge) -> tuple[Event, ...]:
+    if command.charge_id in book.charges:
+        return ()
     holds = tuple(budget.hold_at(command.incurred_at) for budget in book.matching(command.attribution))
     return (
         CostCharged(
@@ -584,7 +588,8 @@ def evolve(book: Book, event: Event) -> Book:
             doubtful = replace(_known(book, event.reservation_id), state="suspense")
             return _posted(replace(book, open=book.open.insert(event.reservation_id, doubtful)), event.postings)
         case CostCharged():
-            return _posted(book, event.postings)
+            charges = book.charges.add(event.charge_id, event.amount_nano_usd)
+            return _posted(replace(book, charges=charges), event.postings)
         case BudgetSet():
             return _with_budget(book, event)
         case PriceSet():
@@ -640,20 +645,8 @@ def _known(book: Book, reservation_id: str) -> Reservation:
 
 
 def _closed(book: Book, reservation: Reservation) -> Book:
-    """The book with a reservation among the closed ones, the oldest forgotten when they are too many."""
     name = reservation.reservation_id
-    rest = replace(book, open=book.open.discard(name), closed=book.closed.insert(name, reservation))
-    if name in book.closed:
-        return rest
-    order = book.closed_order.insert(book.closed_ever, name)
-    return _forgotten(replace(rest, closed_order=order, closed_ever=book.closed_ever + 1))
-
-
-def _forgotten(book: Book) -> Book:
-    oldest = book.closed_ever - CLOSED_MAX - 1
-    if (name := book.closed_order.get(oldest)) is None:
-        return book
-    return replace(book, closed=book.closed.discard(name), closed_order=book.closed_order.discard(oldest))
+    return replace(book, open=book.open.discard(name), closed=book.closed.add(name, reservation))
 
 
 def _posted(book: Book, postings: Iterable[Posting]) -> Book:

@@ -10,7 +10,9 @@ LedgerError
 ├── BudgetNotFound        create it, or correct the name
 ├── BudgetFixed           scope and window of a budget do not change: create another
 ├── RequestInvalid        correct the field
-└── BookContended         other writers were always faster: retry
+├── AlreadyRecorded       the same fact is in the log: nothing is left to do
+├── BookContended         other writers were always faster: retry
+└── BookBusy              too much waits for the book: retry later
 """
 
 
@@ -109,3 +111,20 @@ class BookContended(LedgerError):
         super().__init__(f"the book of tenant {tenant} changed under {attempts} attempts")
         self.tenant = tenant
         self.attempts = attempts
+
+
+class AlreadyRecorded(LedgerError):
+    """The log holds this fact, older than what the book of `tenant` remembers."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"the log of tenant {tenant} holds this fact already")
+        self.tenant = tenant
+
+
+class BookBusy(LedgerError):
+    """`waiting` commands are before this one, which is the limit."""
+
+    def __init__(self, tenant: str, waiting: int) -> None:
+        super().__init__(f"{waiting} commands wait for the book of tenant {tenant}")
+        self.tenant = tenant
+        self.waiting = waiting
