@@ -60,7 +60,7 @@ _WINDOWS: Final[dict[str, Window]] = {"lifetime": "lifetime", "day": "day", "mon
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """At most so many tokens of `model`, or at most `upper_bound` nano-USD; the latter wins. `ttl` None is the default."""
+    """At most so many tokens of `model`, or `upper_bound` nano-USD unless that is 0. `ttl` None is the default."""
 
     reservation_id: str
     attribution: Attribution
@@ -126,7 +126,7 @@ class CostLedger:
         usage_source: str,
         context: Context,
     ) -> Reservation:
-        """Post what was used, whatever it is; the second time nothing happens. ReservationNotFound for an unknown id."""
+        """Post what was used, whatever it is; a second time nothing happens. ReservationNotFound for an unknown id."""
         _check_settlement(reservation_id, usage, amount)
         command = Settle(reservation_id, usage, amount, usage_source, self.clock.now())
         return await self._resolve(reservation_id, command, context)
@@ -165,19 +165,11 @@ class CostLedger:
         except ReservationNotFound:
             return
 
-    async def charge(
-        self,
-        charge_id: str,
-        attribution: Attribution,
-        amount: int,
-        incurred_at: datetime,
-        position: int,
-        context: Context,
-    ) -> None:
+    async def charge(self, charge: Charge, context: Context) -> None:
         """Record a cost that has no reservation, once however often it is delivered."""
-        _check_amount("cost_nano_usd", amount)
-        owner = attributed(attribution, context.tenant, "")
-        await self._once(Charge(charge_id, owner, amount, incurred_at, position), context)
+        _check_amount("cost_nano_usd", charge.amount)
+        owner = attributed(charge.attribution, context.tenant, "")
+        await self._once(replace(charge, attribution=owner), context)
 
     async def expire_due(self) -> int:
         """Move holds whose time is over to suspense; how many were due."""
@@ -344,7 +336,7 @@ def _check_settlement(reservation_id: str, usage: tuple[UsageLine, ...], amount:
 def _check_budget(budget_id: str, scope: Attribution, limit: int) -> None:
     if not _BUDGET_ID.fullmatch(budget_id):
         raise RequestInvalid(
-            "budget_id", budget_id, "must be 1 to 64 of A-Z a-z 0-9 . _ : / @ -, a letter or digit first"
+            "budget_id", budget_id, "must be 1 to 64 of A-Z a-z 0-9 . _ : / @ - and start with none of the signs"
         )
     _check_attribution("scope", scope)
     _check_amount("limit_nano_usd", limit)

@@ -207,7 +207,7 @@ class BookWriter:
         if not decided.appends:
             return not await self._catch_up()
         try:
-            appended = await self._log.append(*decided.appends)
+            await self._append(decided)
         except VersionConflict:
             await self._catch_up()
             return False
@@ -216,9 +216,12 @@ class BookWriter:
             if await self._catch_up():
                 return False
             raise
+        return True
+
+    async def _append(self, decided: _Round) -> None:
+        appended = await self._log.append(*decided.appends)
         if appended.duplicate:
             raise DuplicateEventId(decided.appends[0].events[0].id, "stored with the same content")
-        return True
 
     def _decide(self, batch: Sequence[_Waiting]) -> _Round:
         book, version = self._book, self._version

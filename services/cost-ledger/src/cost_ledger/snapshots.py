@@ -13,7 +13,7 @@ from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
 FOLD: Final = "book-1"
-"""Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are not read then."""
+"""Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
 @dataclass(frozen=True, slots=True)
