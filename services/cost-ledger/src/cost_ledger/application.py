@@ -13,16 +13,18 @@ from typing import Final
 from eventlog.records import Context
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import Hold, ReservationDenied, Window
+from synod.cost_ledger.events import Hold, ReservationDenied
 
 from cost_ledger.books import Books
 from cost_ledger.domain import (
+    OVERRIDE,
     SCOPE_FIELDS,
     Book,
     Budget,
     Charge,
     Command,
     Expire,
+    Price,
     Release,
     Reservation,
     Reserve,
@@ -39,7 +41,8 @@ from cost_ledger.errors import (
     ReservationConflict,
     ReservationNotFound,
 )
-from cost_ledger.ports import Clock, Due, History, Prices
+from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
+from cost_ledger.rates import RateCard
 
 TTL_DEFAULT: Final = timedelta(minutes=10)
 TTL_MAX: Final = timedelta(hours=24)
@@ -55,7 +58,6 @@ EXPIRIES_MAX: Final = 500
 """Holds moved to suspense in one turn."""
 
 _BUDGET_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,63}")
-_WINDOWS: Final[dict[str, Window]] = {"lifetime": "lifetime", "day": "day", "month": "month"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,11 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetStatus:
-    """A budget with the amounts of its current window, nano-USD."""
+class NamedPrice:
+    """The price of "provider/model" that a tenant pays now."""
 
-    budget: Budget
-    window_start: str
-    posted: int
-    pending: int
-
-    @property
-    def available(self) -> int:
-        return self.budget.limit - self.posted - self.pending
+    name: str
+    price: Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +174,11 @@ class CostLedger:
         await asyncio.gather(*(self._expire(each, now) for each in due))
         return len(due)
 
-    async def set_budget(
-        self, budget_id: str, scope: Attribution, limit: int, hard: bool, window: str, context: Context
-    ) -> BudgetStatus:
+    async def set_budget(self, command: SetBudget, context: Context) -> BudgetStatus:
         """Create a budget or change its limit or hardness. BudgetFixed if scope or window differ."""
-        _check_budget(budget_id, scope, limit)
-        now = self.clock.now()
-        command = SetBudget(budget_id, _scope(scope, context.tenant), limit, hard, _window(window), now)
+        _check_budget(command)
         executed = await self.books.execute(command, context)
-        return _status(executed.book, executed.book.budget(budget_id), now)
+        return _status(executed.book, executed.book.budget(command.budget_id), command.at)
 
     async def get_budget(self, budget_id: str, context: Context) -> BudgetStatus:
         book = await self.books.read(context.tenant)
@@ -194,21 +186,24 @@ class CostLedger:
             raise BudgetNotFound(budget_id, tuple(difflib.get_close_matches(budget_id, book.budgets, n=NEAR_MAX)))
         return _status(book, book.budget(budget_id), self.clock.now())
 
-    async def list_budgets(self, after: str, limit: int, context: Context) -> tuple[BudgetStatus, ...]:
-        """At most `limit` budgets with ids above `after`, ascending."""
-        book = await self.books.read(context.tenant)
-        ids = sorted(budget_id for budget_id in book.budgets if budget_id > after)[:limit]
-        now = self.clock.now()
-        return tuple(_status(book, book.budgets[budget_id], now) for budget_id in ids)
-
-    async def set_price(self, price: SetPrice, context: Context) -> None:
+    async def set_price(self, price: SetPrice, context: Context) -> NamedPrice:
         """Override the price of a model for the tenant, for reservations from now on."""
         _check_price(price)
-        await self.books.execute(price, context)
+        executed = await self.books.execute(price, context)
+        name = f"{price.provider}/{price.model}"
+        return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
 
-    async def price_overrides(self, context: Context) -> Book:
-        """The book whose `prices` are the tenant's own."""
-        return await self.books.read(context.tenant)
+    async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
+        """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""
+        own = (await self.books.read(context.tenant)).prices
+        names = sorted({*self.prices.names(), *own})
+        wanted = [name for name in names if name > after and (not provider or name.startswith(f"{provider}/"))]
+        return tuple(self._named_price(name, own.get(name)) for name in wanted[:limit])
+
+    def _named_price(self, name: str, own: RateCard | None) -> NamedPrice:
+        if own is not None:
+            return NamedPrice(name, Price(own, OVERRIDE, OVERRIDE))
+        return NamedPrice(name, self.prices.price(name, self.clock.now()))
 
     def _reserve_command(self, request: ReservationRequest, tenant: str) -> Reserve:
         now = self.clock.now()
@@ -269,10 +264,6 @@ def attributed(attribution: Attribution, tenant: str, model: str) -> Attribution
     )
 
 
-def _scope(scope: Attribution, tenant: str) -> Attribution:
-    return scope.model_copy(update={"tenant_id": tenant})
-
-
 def _status(book: Book, budget: Budget, now: datetime) -> BudgetStatus:
     hold: Hold = budget.hold_at(now)
     return BudgetStatus(budget, hold.window_start, book.posted(hold), book.pending(hold))
@@ -302,12 +293,6 @@ def _digest(request: ReservationRequest) -> str:
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-def _window(name: str) -> Window:
-    if (window := _WINDOWS.get(name)) is None:
-        raise RequestInvalid("window", name, f"must be one of {', '.join(_WINDOWS)}")
-    return window
-
-
 def _check_reservation(request: ReservationRequest) -> None:
     _check_name("reservation_id", request.reservation_id)
     _check_attribution("attribution", request.attribution)
@@ -333,13 +318,12 @@ def _check_settlement(reservation_id: str, usage: tuple[UsageLine, ...], amount:
         _check_range("usage.quantity", line.quantity, TOKENS_MAX)
 
 
-def _check_budget(budget_id: str, scope: Attribution, limit: int) -> None:
-    if not _BUDGET_ID.fullmatch(budget_id):
-        raise RequestInvalid(
-            "budget_id", budget_id, "must be 1 to 64 of A-Z a-z 0-9 . _ : / @ - and start with none of the signs"
-        )
-    _check_attribution("scope", scope)
-    _check_amount("limit_nano_usd", limit)
+def _check_budget(command: SetBudget) -> None:
+    if not _BUDGET_ID.fullmatch(command.budget_id):
+        problem = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / @ -, the first a letter or digit"
+        raise RequestInvalid("budget_id", command.budget_id, problem)
+    _check_attribution("scope", command.scope)
+    _check_amount("limit_nano_usd", command.limit)
 
 
 def _check_price(price: SetPrice) -> None:

@@ -264,7 +264,7 @@ class BookWriter:
         """Fold what others appended; whether there was anything."""
         before = self._version
         while page := await self._log.read_stream(self._stream, after=self._version, limit=PAGE_EVENTS):
-            self._book = fold(self._book, (_known(CODEC.decode(stored)) for stored in page))
+            self._book = fold(self._book, (known_event(CODEC.decode(stored)) for stored in page))
             self._version = page[-1].version
         return self._version > before
 
@@ -297,10 +297,10 @@ def event_id(tenant: str, event: Event) -> UUID:
             return uuid7()
 
 
-def _known(event: Event | UnknownEvent) -> Event:
+def known_event(event: Event | UnknownEvent) -> Event:
+    """The event, or UnknownEventType: half a fold would be a wrong balance."""
     if isinstance(event, UnknownEvent):
-        # Half a fold would be a wrong balance.
-        raise UnknownEventType(event.type, event.version, "the book cannot fold it; deploy the release that wrote it")
+        raise UnknownEventType(event.type, event.version, "the ledger cannot fold it; deploy the release that wrote it")
     return event
 
 

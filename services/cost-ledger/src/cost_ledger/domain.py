@@ -66,6 +66,9 @@ SCOPE_FIELDS: Final = (
 
 WHOLE_TENANT: Final = ("", "")
 
+OVERRIDE: Final = "override"
+"""Source and version of a price that the tenant set: it is in the log, not in a price book."""
+
 State = Literal["held", "settled", "released", "suspense"]
 
 
@@ -324,7 +327,7 @@ def _price_in_force(book: Book, model: str, book_price: Price) -> Price:
     if not model:
         return Price(UNPRICED, "", "fixed")
     if (override := book.prices.get(model)) is not None:
-        return Price(override, "override", "override")
+        return Price(override, OVERRIDE, OVERRIDE)
     return book_price
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from cost_ledger.domain import Price, Reservation
+from cost_ledger.domain import Budget, Price, Reservation
 
 
 class Clock(Protocol):
@@ -21,8 +21,17 @@ class Clock(Protocol):
 class Prices(Protocol):
     """A price book; needs no network, never fails."""
 
+    @property
+    def version(self) -> str:
+        """Which book it is."""
+        ...
+
     def price(self, model: str, at: datetime) -> Price:
         """The price of "provider/model" in force at `at`; of source "unpriced" if there is none."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every "provider/model" that has a price, ascending."""
         ...
 
 
@@ -44,3 +53,17 @@ class History(Protocol):
     async def due(self, at: datetime, limit: int) -> Sequence[Due]:
         """Holds of all tenants that expired by `at`, the oldest first."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatus:
+    """A budget with the amounts of its current window, nano-USD."""
+
+    budget: Budget
+    window_start: str
+    posted: int
+    pending: int
+
+    @property
+    def available(self) -> int:
+        return self.budget.limit - self.posted - self.pending

@@ -5,7 +5,7 @@ for every curated price; the few with float noise are rounded half to even.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -66,6 +66,7 @@ class PriceBook:
     """By every name that is known exactly, the canonical ones included."""
     patterns: Mapping[str, tuple[tuple[Callable[[str], bool], PricedModel], ...]]
     """For each provider what tells whether a name means a model."""
+    _names: tuple[str, ...] = ()
     _found: dict[str, PricedModel | None] = field(default_factory=dict)
 
     def price(self, model: str, at: datetime) -> Price:
@@ -75,6 +76,9 @@ class PriceBook:
         if (similar := self._by_pattern(model.lower())) is not None:
             return Price(similar.card_at(at), self.version, "book_fuzzy")
         return Price(UNPRICED, self.version, "unpriced", self.near(model))
+
+    def names(self) -> Sequence[str]:
+        return self._names
 
     def near(self, model: str) -> tuple[str, ...]:
         """Priced models with names like `model`."""
@@ -105,11 +109,13 @@ def load_price_book() -> PriceBook:
             # As in genai-prices, the first model that matches a name has it.
             aliases.setdefault(f"{provider.id}/{alias}".lower(), model)
         patterns.setdefault(provider.id, []).append((info.match.is_match, model))
+    models = {f"{model.provider}/{model.model}": model for _, _, model in priced}
     return PriceBook(
         version=f"genai-prices {version('genai-prices')}",
-        models={f"{model.provider}/{model.model}": model for _, _, model in priced},
+        models=models,
         aliases=aliases,
         patterns={provider: tuple(found) for provider, found in patterns.items()},
+        _names=tuple(sorted(models)),
     )
 
 

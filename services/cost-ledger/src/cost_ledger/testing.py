@@ -23,6 +23,9 @@ class FakePrices:
             return Price(self.cards[model], self.version, "book")
         return Price(UNPRICED, self.version, "unpriced", tuple(sorted(self.cards))[:3])
 
+    def names(self) -> Sequence[str]:
+        return sorted(self.cards)
+
 
 @dataclass(slots=True)
 class FakeHistory:
