@@ -96,4 +96,5 @@ def test_loading_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the price book opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    load_price_book.cache_clear()
     assert load_price_book().models

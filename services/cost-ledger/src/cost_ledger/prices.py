@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import cache
 from importlib.metadata import version
 from typing import Final
 
@@ -96,8 +97,9 @@ class PriceBook:
         return next((model for matches, model in self.patterns.get(provider, ()) if matches(bare)), None)
 
 
+@cache
 def load_price_book() -> PriceBook:
-    """The book that the installed genai-prices carries; takes some tenths of a second."""
+    """The book that the installed genai-prices carries. The first call takes some tenths of a second."""
     entries = [
         (provider, info, _compiled(provider.id, info)) for provider in genai_providers for info in provider.models
     ]
