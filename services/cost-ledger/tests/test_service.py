@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from itertools import count
 
 import grpc
 import pytest
+import pytest_asyncio
 from cost_ledger.main import compose
 from cost_ledger.settings import Settings
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from launcher.testing import RunningNats
+from launcher.testing import RunningNats, RunningPostgres
 from servicekit.errors import (
     AlreadyExists,
     BudgetExhausted,
@@ -34,21 +36,27 @@ WAIT_S = 10
 VIEWS = {"spend", "budgets", "reservations", "model_usage", "tool_usage"}
 
 
-@pytest.fixture
+TENANTS = count(1)
+
+# One service for all tests of this file, each in a tenant of its own.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
 def clock() -> FakeClock:
     return FakeClock(NOW)
 
 
-@pytest.fixture
-async def service(postgres_dsn: str, fresh_nats: RunningNats, clock: FakeClock) -> AsyncIterator[Served[Settings]]:
-    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
-    async with serve_in_process(compose, settings, clock=clock) as served:
-        yield served
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(postgres_server: RunningPostgres, nats_url: str, clock: FakeClock) -> AsyncIterator[Served[Settings]]:
+    with postgres_server.fresh_database() as dsn:
+        async with serve_in_process(compose, settings_for(Settings, dsn, nats_url), clock=clock) as served:
+            yield served
 
 
 @pytest.fixture
 def ledger(service: Served[Settings]) -> CostLedgerStub:
-    return CostLedgerStub(service.channel)
+    return CostLedgerStub(service.connect(service.token(tenant=f"tenant-{next(TENANTS)}")))
 
 
 def hold(reservation_id: str = "req_1:1", amount: int = 10, **more: object) -> pb.ReserveRequest:
@@ -310,31 +318,30 @@ async def test_a_wrong_reservation_is_refused_by_its_field(
 
 async def test_other_wrong_requests_are_refused_by_their_field(ledger: CostLedgerStub) -> None:
     wrong = pb.UsageLine(direction="sideways", quantity=1)
-    calls: dict[str, Awaitable[object]] = {
-        "window": ledger.SetBudget(budget(window="fortnight")),
-        "budget_id": ledger.SetBudget(budget("two words")),
-        "group_by": ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agnet"])),
-        "page_size": ledger.ListBudgets(pb.ListBudgetsRequest(page_size=1001)),
-        "page_token": ledger.ListPrices(pb.ListPricesRequest(page_token="!")),
-        "usage.direction": ledger.Settle(
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "window": lambda: ledger.SetBudget(budget(window="fortnight")),
+        "budget_id": lambda: ledger.SetBudget(budget("two words")),
+        "group_by": lambda: ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agnet"])),
+        "page_size": lambda: ledger.ListBudgets(pb.ListBudgetsRequest(page_size=1001)),
+        "page_token": lambda: ledger.ListPrices(pb.ListPricesRequest(page_token="!")),
+        "usage.direction": lambda: ledger.Settle(
             pb.SettleRequest(reservation_id="r", usage=[wrong], usage_source="provider_final")
         ),
-        "usage_source": ledger.Settle(pb.SettleRequest(reservation_id="r", amount_nano_usd=1)),
-        "provider": ledger.SetPrice(pb.SetPriceRequest(model="sim-1")),
+        "usage_source": lambda: ledger.Settle(pb.SettleRequest(reservation_id="r", amount_nano_usd=1)),
+        "provider": lambda: ledger.SetPrice(pb.SetPriceRequest(model="sim-1")),
     }
     for field, call in calls.items():
-        error = await refusal(call)
+        error = await refusal(call())
         assert isinstance(error, InvalidArgument)
         assert error.field == field
 
 
 async def test_what_was_never_reserved_is_not_found(ledger: CostLedgerStub) -> None:
-    for call in (
-        ledger.Settle(settlement("nowhere")),
-        ledger.Release(pb.ReleaseRequest(reservation_id="nowhere")),
-        ledger.GetReservation(pb.GetReservationRequest(reservation_id="nowhere")),
-    ):
-        assert isinstance(await refusal(call), NotFound)
+    release = pb.ReleaseRequest(reservation_id="nowhere")
+    assert isinstance(await refusal(ledger.Settle(settlement("nowhere"))), NotFound)
+    assert isinstance(await refusal(ledger.Release(release)), NotFound)
+    get = pb.GetReservationRequest(reservation_id="nowhere")
+    assert isinstance(await refusal(ledger.GetReservation(get)), NotFound)
 
 
 async def test_tenants_see_nothing_of_each_other(service: Served[Settings], ledger: CostLedgerStub) -> None:
@@ -353,9 +360,8 @@ async def test_a_method_needs_its_permission(service: Served[Settings]) -> None:
     assert error.permission == "ledger.reserve"
 
 
-async def test_a_restart_continues_where_it_stopped(
-    postgres_dsn: str, fresh_nats: RunningNats, clock: FakeClock
-) -> None:
+async def test_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nats: RunningNats) -> None:
+    clock = FakeClock(NOW)
     settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
     async with serve_in_process(compose, settings, clock=clock) as before:
         ledger = CostLedgerStub(before.channel)

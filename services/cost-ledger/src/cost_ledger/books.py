@@ -67,7 +67,7 @@ class Books:
     """Opens the book of a tenant when it is first needed, and closes the one least used when too many are open."""
 
     def __init__(self, log: EventLog, clock: Clock, *, snapshot_events: int = SNAPSHOT_EVENTS) -> None:
-        self._log = log
+        self.log = log
         self._clock = clock
         self._snapshot_events = snapshot_events
         self._writers: OrderedDict[str, BookWriter] = OrderedDict()
@@ -92,7 +92,7 @@ class Books:
 
     def _writer(self, tenant: str) -> BookWriter:
         if tenant not in self._writers:
-            self._writers[tenant] = BookWriter(self._log, self._clock, tenant, self._snapshot_events)
+            self._writers[tenant] = BookWriter(self.log, self._clock, tenant, self._snapshot_events)
             self._retire()
         self._writers.move_to_end(tenant)
         return self._writers[tenant]

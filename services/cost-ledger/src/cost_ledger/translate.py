@@ -165,7 +165,7 @@ def to_page_size(asked: int) -> int:
 def to_page_key(token: str) -> str:
     """The last name of the page before; empty for the first page."""
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         raise InvalidArgument("page_token", token, "is not one of ours; start again without one") from None
 
