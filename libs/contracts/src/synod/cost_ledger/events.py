@@ -8,12 +8,34 @@ from synod.common.values import Attribution, UsageLine
 
 Window = Literal["lifetime", "day", "month"]
 
+# Where a price came from. "book_fuzzy": the book knows the model only by a prefix or pattern. "fixed": an amount was
+# given, not tokens. "unpriced": nobody knows the price; tokens are recorded at 0 until it is re-rated.
+PriceSource = Literal["book", "book_fuzzy", "override", "fixed", "unpriced"]
+
 
 class Posting(Value):
     """One side of an entry: a debit is positive, a credit negative."""
 
     account: str
     amount_nano_usd: int
+
+
+class UnitRate(Value):
+    """Pico-USD for one token of a unit such as "input", "cache_read" or "output_audio".
+
+    It holds for calls with more input tokens than `above_input_tokens`, and then for all of their tokens (a cliff).
+    """
+
+    unit: str
+    pico_usd: int
+    above_input_tokens: int = 0
+
+
+class Hold(Value):
+    """A budget and the window of it, such as "2026-11" or "lifetime", that a cost counts against."""
+
+    budget_id: str
+    window_start: str
 
 
 class BudgetSet(Event):
@@ -48,13 +70,10 @@ class CostReserved(Event):
     model: str
     amount_nano_usd: int
     price_version: str
-    # Rates pinned at reservation, pico-USD per token, so that a settlement needs no price book of its day.
-    input_pico_usd: int
-    output_pico_usd: int
-    cache_read_pico_usd: int
-    cache_write_pico_usd: int
-    # Budget and the start of its window that the hold counts against.
-    holds: tuple[tuple[str, str], ...]
+    price_source: PriceSource
+    # Pinned at reservation, so that a settlement needs no price book of its day.
+    rates: tuple[UnitRate, ...]
+    holds: tuple[Hold, ...]
     reserved_at: datetime
     expires_at: datetime
     postings: tuple[Posting, ...]
@@ -83,7 +102,13 @@ class CostSettled(Event):
     # Before rounding.
     amount_pico_usd: int
     reserved_nano_usd: int
+    # How far the amount exceeds the reservation; what is spent is recorded all the same.
     overrun_nano_usd: int
+    price_version: str
+    price_source: PriceSource
+    holds: tuple[Hold, ...]
+    # When it was reserved, or used if nothing was: the cost belongs to the windows of this moment.
+    incurred_at: datetime
     usage: tuple[UsageLine, ...]
     usage_source: str
     # True when it came after the hold had moved to suspense.
@@ -119,11 +144,15 @@ class CostCharged(Event):
     charge_id: str
     attribution: Attribution
     amount_nano_usd: int
+    holds: tuple[Hold, ...]
+    incurred_at: datetime
+    # Position in the source's log of the event that brought the cost.
+    source_position: int = 0
     postings: tuple[Posting, ...]
 
 
 class BudgetThresholdReached(Event):
-    """Once for each budget, window and threshold."""
+    """What is posted reached a share of the limit. Once for each budget, window and threshold."""
 
     AGGREGATE: ClassVar[str] = "book"
 

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&synod/cost_ledger/v1/cost_ledger.proto\x12\x14synod.cost_ledger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x0b\x41ttribution\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0c\n\x04tool\x18\x08 \x01(\t\x12\x13\n\x0broot_run_id\x18\t \x01(\t\"d\n\tUsageLine\x12\x11\n\tdirection\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\r\n\x05\x63\x61\x63he\x18\x03 \x01(\t\x12\x11\n\treasoning\x18\x04 \x01(\x08\x12\x10\n\x08quantity\x18\x05 \x01(\x03\"\xea\x01\n\x0eReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x36\n\x0b\x61ttribution\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\r\n\x05model\x18\x03 \x01(\t\x12\x18\n\x10input_tokens_max\x18\x04 \x01(\x03\x12\x19\n\x11output_tokens_max\x18\x05 \x01(\x03\x12\x1c\n\x14upper_bound_nano_usd\x18\x06 \x01(\x03\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xfe\x02\n\x0bReservation\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.synod.cost_ledger.v1.ReservationState\x12\x19\n\x11reserved_nano_usd\x18\x03 \x01(\x03\x12\x18\n\x10settled_nano_usd\x18\x04 \x01(\x03\x12\x18\n\x10overrun_nano_usd\x18\x05 \x01(\x03\x12\x12\n\nbudget_ids\x18\x06 \x03(\t\x12\x36\n\x0b\x61ttribution\x18\x07 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\r\n\x05model\x18\x08 \x01(\t\x12\x15\n\rprice_version\x18\t \x01(\t\x12/\n\x0breserved_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\rSettleRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12.\n\x05usage\x18\x02 \x03(\x0b\x32\x1f.synod.cost_ledger.v1.UsageLine\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12\x14\n\x0cusage_source\x18\x04 \x01(\t\"8\n\x0eReleaseRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"/\n\x15GetReservationRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"\x8d\x01\n\x10SetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x30\n\x05scope\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\x16\n\x0elimit_nano_usd\x18\x03 \x01(\x03\x12\x0c\n\x04hard\x18\x04 \x01(\x08\x12\x0e\n\x06window\x18\x05 \x01(\t\"\xd2\x01\n\x06\x42udget\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x30\n\x05scope\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\x16\n\x0elimit_nano_usd\x18\x03 \x01(\x03\x12\x0c\n\x04hard\x18\x04 \x01(\x08\x12\x0e\n\x06window\x18\x05 \x01(\t\x12\x17\n\x0fposted_nano_usd\x18\x06 \x01(\x03\x12\x18\n\x10pending_nano_usd\x18\x07 \x01(\x03\x12\x1a\n\x12\x61vailable_nano_usd\x18\x08 \x01(\x03\"%\n\x10GetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x13ListBudgetsResponse\x12-\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x1c.synod.cost_ledger.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xad\x01\n\x11QuerySpendRequest\x12\x10\n\x08group_by\x18\x01 \x03(\t\x12\x31\n\x06\x66ilter\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12(\n\x04\x66rom\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x08SpendRow\x12\r\n\x05group\x18\x01 \x03(\t\x12\x15\n\rcost_nano_usd\x18\x02 \x01(\x03\x12\x18\n\x10pending_nano_usd\x18\x03 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x04 \x01(\x03\x12\x15\n\routput_tokens\x18\x05 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\x03\"Z\n\x12QuerySpendResponse\x12,\n\x04rows\x18\x01 \x03(\x0b\x32\x1e.synod.cost_ledger.v1.SpendRow\x12\x16\n\x0etotal_nano_usd\x18\x02 \x01(\x03\"\xbb\x01\n\x05Price\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0einput_pico_usd\x18\x03 \x01(\x03\x12\x17\n\x0foutput_pico_usd\x18\x04 \x01(\x03\x12\x1b\n\x13\x63\x61\x63he_read_pico_usd\x18\x05 \x01(\x03\x12\x1c\n\x14\x63\x61\x63he_write_pico_usd\x18\x06 \x01(\x03\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x15\n\rprice_version\x18\x08 \x01(\t\"L\n\x11ListPricesRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x12ListPricesResponse\x12+\n\x06prices\x18\x01 \x03(\x0b\x32\x1b.synod.cost_ledger.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x15\n\rprice_version\x18\x03 \x01(\t\"\x9e\x01\n\x0fSetPriceRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0einput_pico_usd\x18\x03 \x01(\x03\x12\x17\n\x0foutput_pico_usd\x18\x04 \x01(\x03\x12\x1b\n\x13\x63\x61\x63he_read_pico_usd\x18\x05 \x01(\x03\x12\x1c\n\x14\x63\x61\x63he_write_pico_usd\x18\x06 \x01(\x03*\xb0\x01\n\x10ReservationState\x12!\n\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16RESERVATION_STATE_HELD\x10\x01\x12\x1d\n\x19RESERVATION_STATE_SETTLED\x10\x02\x12\x1e\n\x1aRESERVATION_STATE_RELEASED\x10\x03\x12\x1e\n\x1aRESERVATION_STATE_SUSPENSE\x10\x04\x32\x84\x07\n\nCostLedger\x12R\n\x07Reserve\x12$.synod.cost_ledger.v1.ReserveRequest\x1a!.synod.cost_ledger.v1.Reservation\x12P\n\x06Settle\x12#.synod.cost_ledger.v1.SettleRequest\x1a!.synod.cost_ledger.v1.Reservation\x12R\n\x07Release\x12$.synod.cost_ledger.v1.ReleaseRequest\x1a!.synod.cost_ledger.v1.Reservation\x12`\n\x0eGetReservation\x12+.synod.cost_ledger.v1.GetReservationRequest\x1a!.synod.cost_ledger.v1.Reservation\x12Q\n\tSetBudget\x12&.synod.cost_ledger.v1.SetBudgetRequest\x1a\x1c.synod.cost_ledger.v1.Budget\x12Q\n\tGetBudget\x12&.synod.cost_ledger.v1.GetBudgetRequest\x1a\x1c.synod.cost_ledger.v1.Budget\x12\x62\n\x0bListBudgets\x12(.synod.cost_ledger.v1.ListBudgetsRequest\x1a).synod.cost_ledger.v1.ListBudgetsResponse\x12_\n\nQuerySpend\x12\'.synod.cost_ledger.v1.QuerySpendRequest\x1a(.synod.cost_ledger.v1.QuerySpendResponse\x12_\n\nListPrices\x12\'.synod.cost_ledger.v1.ListPricesRequest\x1a(.synod.cost_ledger.v1.ListPricesResponse\x12N\n\x08SetPrice\x12%.synod.cost_ledger.v1.SetPriceRequest\x1a\x1b.synod.cost_ledger.v1.Priceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&synod/cost_ledger/v1/cost_ledger.proto\x12\x14synod.cost_ledger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x0b\x41ttribution\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x0c\n\x04tool\x18\x08 \x01(\t\x12\x13\n\x0broot_run_id\x18\t \x01(\t\"d\n\tUsageLine\x12\x11\n\tdirection\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\r\n\x05\x63\x61\x63he\x18\x03 \x01(\t\x12\x11\n\treasoning\x18\x04 \x01(\x08\x12\x10\n\x08quantity\x18\x05 \x01(\x03\"\xea\x01\n\x0eReserveRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x36\n\x0b\x61ttribution\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\r\n\x05model\x18\x03 \x01(\t\x12\x18\n\x10input_tokens_max\x18\x04 \x01(\x03\x12\x19\n\x11output_tokens_max\x18\x05 \x01(\x03\x12\x1c\n\x14upper_bound_nano_usd\x18\x06 \x01(\x03\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x03\n\x0bReservation\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.synod.cost_ledger.v1.ReservationState\x12\x19\n\x11reserved_nano_usd\x18\x03 \x01(\x03\x12\x18\n\x10settled_nano_usd\x18\x04 \x01(\x03\x12\x18\n\x10overrun_nano_usd\x18\x05 \x01(\x03\x12\x12\n\nbudget_ids\x18\x06 \x03(\t\x12\x36\n\x0b\x61ttribution\x18\x07 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\r\n\x05model\x18\x08 \x01(\t\x12\x15\n\rprice_version\x18\t \x01(\t\x12/\n\x0breserved_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cprice_source\x18\x0c \x01(\t\"\x86\x01\n\rSettleRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12.\n\x05usage\x18\x02 \x03(\x0b\x32\x1f.synod.cost_ledger.v1.UsageLine\x12\x17\n\x0f\x61mount_nano_usd\x18\x03 \x01(\x03\x12\x14\n\x0cusage_source\x18\x04 \x01(\t\"8\n\x0eReleaseRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"/\n\x15GetReservationRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"\x8d\x01\n\x10SetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x30\n\x05scope\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\x16\n\x0elimit_nano_usd\x18\x03 \x01(\x03\x12\x0c\n\x04hard\x18\x04 \x01(\x08\x12\x0e\n\x06window\x18\x05 \x01(\t\"\xe8\x01\n\x06\x42udget\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x30\n\x05scope\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\x16\n\x0elimit_nano_usd\x18\x03 \x01(\x03\x12\x0c\n\x04hard\x18\x04 \x01(\x08\x12\x0e\n\x06window\x18\x05 \x01(\t\x12\x17\n\x0fposted_nano_usd\x18\x06 \x01(\x03\x12\x18\n\x10pending_nano_usd\x18\x07 \x01(\x03\x12\x1a\n\x12\x61vailable_nano_usd\x18\x08 \x01(\x03\x12\x14\n\x0cwindow_start\x18\t \x01(\t\"%\n\x10GetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\";\n\x12ListBudgetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x13ListBudgetsResponse\x12-\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x1c.synod.cost_ledger.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xad\x01\n\x11QuerySpendRequest\x12\x10\n\x08group_by\x18\x01 \x03(\t\x12\x31\n\x06\x66ilter\x18\x02 \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12(\n\x04\x66rom\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x01\n\x08SpendRow\x12\r\n\x05group\x18\x01 \x03(\t\x12\x15\n\rcost_nano_usd\x18\x02 \x01(\x03\x12\x18\n\x10pending_nano_usd\x18\x03 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x04 \x01(\x03\x12\x15\n\routput_tokens\x18\x05 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\x03\"Z\n\x12QuerySpendResponse\x12,\n\x04rows\x18\x01 \x03(\x0b\x32\x1e.synod.cost_ledger.v1.SpendRow\x12\x16\n\x0etotal_nano_usd\x18\x02 \x01(\x03\"\xbb\x01\n\x05Price\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0einput_pico_usd\x18\x03 \x01(\x03\x12\x17\n\x0foutput_pico_usd\x18\x04 \x01(\x03\x12\x1b\n\x13\x63\x61\x63he_read_pico_usd\x18\x05 \x01(\x03\x12\x1c\n\x14\x63\x61\x63he_write_pico_usd\x18\x06 \x01(\x03\x12\x0e\n\x06source\x18\x07 \x01(\t\x12\x15\n\rprice_version\x18\x08 \x01(\t\"L\n\x11ListPricesRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x12ListPricesResponse\x12+\n\x06prices\x18\x01 \x03(\x0b\x32\x1b.synod.cost_ledger.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x15\n\rprice_version\x18\x03 \x01(\t\"\xd9\x01\n\x0fSetPriceRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x16\n\x0einput_pico_usd\x18\x03 \x01(\x03\x12\x17\n\x0foutput_pico_usd\x18\x04 \x01(\x03\x12 \n\x13\x63\x61\x63he_read_pico_usd\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12!\n\x14\x63\x61\x63he_write_pico_usd\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\x16\n\x14_cache_read_pico_usdB\x17\n\x15_cache_write_pico_usd*\xb0\x01\n\x10ReservationState\x12!\n\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16RESERVATION_STATE_HELD\x10\x01\x12\x1d\n\x19RESERVATION_STATE_SETTLED\x10\x02\x12\x1e\n\x1aRESERVATION_STATE_RELEASED\x10\x03\x12\x1e\n\x1aRESERVATION_STATE_SUSPENSE\x10\x04\x32\x84\x07\n\nCostLedger\x12R\n\x07Reserve\x12$.synod.cost_ledger.v1.ReserveRequest\x1a!.synod.cost_ledger.v1.Reservation\x12P\n\x06Settle\x12#.synod.cost_ledger.v1.SettleRequest\x1a!.synod.cost_ledger.v1.Reservation\x12R\n\x07Release\x12$.synod.cost_ledger.v1.ReleaseRequest\x1a!.synod.cost_ledger.v1.Reservation\x12`\n\x0eGetReservation\x12+.synod.cost_ledger.v1.GetReservationRequest\x1a!.synod.cost_ledger.v1.Reservation\x12Q\n\tSetBudget\x12&.synod.cost_ledger.v1.SetBudgetRequest\x1a\x1c.synod.cost_ledger.v1.Budget\x12Q\n\tGetBudget\x12&.synod.cost_ledger.v1.GetBudgetRequest\x1a\x1c.synod.cost_ledger.v1.Budget\x12\x62\n\x0bListBudgets\x12(.synod.cost_ledger.v1.ListBudgetsRequest\x1a).synod.cost_ledger.v1.ListBudgetsResponse\x12_\n\nQuerySpend\x12\'.synod.cost_ledger.v1.QuerySpendRequest\x1a(.synod.cost_ledger.v1.QuerySpendResponse\x12_\n\nListPrices\x12\'.synod.cost_ledger.v1.ListPricesRequest\x1a(.synod.cost_ledger.v1.ListPricesResponse\x12N\n\x08SetPrice\x12%.synod.cost_ledger.v1.SetPriceRequest\x1a\x1b.synod.cost_ledger.v1.Priceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'synod.cost_ledger.v1.cost_ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESERVATIONSTATE']._serialized_start=2777
-  _globals['_RESERVATIONSTATE']._serialized_end=2953
+  _globals['_RESERVATIONSTATE']._serialized_start=2880
+  _globals['_RESERVATIONSTATE']._serialized_end=3056
   _globals['_ATTRIBUTION']._serialized_start=130
   _globals['_ATTRIBUTION']._serialized_end=305
   _globals['_USAGELINE']._serialized_start=307
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVEREQUEST']._serialized_start=410
   _globals['_RESERVEREQUEST']._serialized_end=644
   _globals['_RESERVATION']._serialized_start=647
-  _globals['_RESERVATION']._serialized_end=1029
-  _globals['_SETTLEREQUEST']._serialized_start=1032
-  _globals['_SETTLEREQUEST']._serialized_end=1166
-  _globals['_RELEASEREQUEST']._serialized_start=1168
-  _globals['_RELEASEREQUEST']._serialized_end=1224
-  _globals['_GETRESERVATIONREQUEST']._serialized_start=1226
-  _globals['_GETRESERVATIONREQUEST']._serialized_end=1273
-  _globals['_SETBUDGETREQUEST']._serialized_start=1276
-  _globals['_SETBUDGETREQUEST']._serialized_end=1417
-  _globals['_BUDGET']._serialized_start=1420
-  _globals['_BUDGET']._serialized_end=1630
-  _globals['_GETBUDGETREQUEST']._serialized_start=1632
-  _globals['_GETBUDGETREQUEST']._serialized_end=1669
-  _globals['_LISTBUDGETSREQUEST']._serialized_start=1671
-  _globals['_LISTBUDGETSREQUEST']._serialized_end=1730
-  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1732
-  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1825
-  _globals['_QUERYSPENDREQUEST']._serialized_start=1828
-  _globals['_QUERYSPENDREQUEST']._serialized_end=2001
-  _globals['_SPENDROW']._serialized_start=2004
-  _globals['_SPENDROW']._serialized_end=2138
-  _globals['_QUERYSPENDRESPONSE']._serialized_start=2140
-  _globals['_QUERYSPENDRESPONSE']._serialized_end=2230
-  _globals['_PRICE']._serialized_start=2233
-  _globals['_PRICE']._serialized_end=2420
-  _globals['_LISTPRICESREQUEST']._serialized_start=2422
-  _globals['_LISTPRICESREQUEST']._serialized_end=2498
-  _globals['_LISTPRICESRESPONSE']._serialized_start=2500
-  _globals['_LISTPRICESRESPONSE']._serialized_end=2613
-  _globals['_SETPRICEREQUEST']._serialized_start=2616
-  _globals['_SETPRICEREQUEST']._serialized_end=2774
-  _globals['_COSTLEDGER']._serialized_start=2956
-  _globals['_COSTLEDGER']._serialized_end=3856
+  _globals['_RESERVATION']._serialized_end=1051
+  _globals['_SETTLEREQUEST']._serialized_start=1054
+  _globals['_SETTLEREQUEST']._serialized_end=1188
+  _globals['_RELEASEREQUEST']._serialized_start=1190
+  _globals['_RELEASEREQUEST']._serialized_end=1246
+  _globals['_GETRESERVATIONREQUEST']._serialized_start=1248
+  _globals['_GETRESERVATIONREQUEST']._serialized_end=1295
+  _globals['_SETBUDGETREQUEST']._serialized_start=1298
+  _globals['_SETBUDGETREQUEST']._serialized_end=1439
+  _globals['_BUDGET']._serialized_start=1442
+  _globals['_BUDGET']._serialized_end=1674
+  _globals['_GETBUDGETREQUEST']._serialized_start=1676
+  _globals['_GETBUDGETREQUEST']._serialized_end=1713
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=1715
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=1774
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1776
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1869
+  _globals['_QUERYSPENDREQUEST']._serialized_start=1872
+  _globals['_QUERYSPENDREQUEST']._serialized_end=2045
+  _globals['_SPENDROW']._serialized_start=2048
+  _globals['_SPENDROW']._serialized_end=2182
+  _globals['_QUERYSPENDRESPONSE']._serialized_start=2184
+  _globals['_QUERYSPENDRESPONSE']._serialized_end=2274
+  _globals['_PRICE']._serialized_start=2277
+  _globals['_PRICE']._serialized_end=2464
+  _globals['_LISTPRICESREQUEST']._serialized_start=2466
+  _globals['_LISTPRICESREQUEST']._serialized_end=2542
+  _globals['_LISTPRICESRESPONSE']._serialized_start=2544
+  _globals['_LISTPRICESRESPONSE']._serialized_end=2657
+  _globals['_SETPRICEREQUEST']._serialized_start=2660
+  _globals['_SETPRICEREQUEST']._serialized_end=2877
+  _globals['_COSTLEDGER']._serialized_start=3059
+  _globals['_COSTLEDGER']._serialized_end=3959
 # @@protoc_insertion_point(module_scope)

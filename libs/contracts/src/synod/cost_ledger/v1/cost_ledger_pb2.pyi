@@ -188,6 +188,7 @@ class Reservation(_message.Message):
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     RESERVED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     state: Global___ReservationState.ValueType
     reserved_nano_usd: _builtins.int
@@ -198,6 +199,8 @@ class Reservation(_message.Message):
     model: _builtins.str
     price_version: _builtins.str
     """Version of the price book that priced it."""
+    price_source: _builtins.str
+    """"book", "book_fuzzy" (by prefix or pattern), "override", "fixed" (an amount was given) or "unpriced" (recorded at 0)."""
     @_builtins.property
     def budget_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -220,10 +223,11 @@ class Reservation(_message.Message):
         price_version: _builtins.str = ...,
         reserved_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        price_source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "expires_at", b"expires_at", "reserved_at", b"reserved_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "budget_ids", b"budget_ids", "expires_at", b"expires_at", "model", b"model", "overrun_nano_usd", b"overrun_nano_usd", "price_version", b"price_version", "reservation_id", b"reservation_id", "reserved_at", b"reserved_at", "reserved_nano_usd", b"reserved_nano_usd", "settled_nano_usd", b"settled_nano_usd", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "budget_ids", b"budget_ids", "expires_at", b"expires_at", "model", b"model", "overrun_nano_usd", b"overrun_nano_usd", "price_source", b"price_source", "price_version", b"price_version", "reservation_id", b"reservation_id", "reserved_at", b"reserved_at", "reserved_nano_usd", b"reserved_nano_usd", "settled_nano_usd", b"settled_nano_usd", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,13 +355,18 @@ class Budget(_message.Message):
     POSTED_NANO_USD_FIELD_NUMBER: _builtins.int
     PENDING_NANO_USD_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANO_USD_FIELD_NUMBER: _builtins.int
+    WINDOW_START_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     limit_nano_usd: _builtins.int
     hard: _builtins.bool
     window: _builtins.str
     posted_nano_usd: _builtins.int
     pending_nano_usd: _builtins.int
+    """Held by reservations, those in suspense included."""
     available_nano_usd: _builtins.int
+    """Limit less posted and pending. Below 0 only after settlements that exceeded their reservations, or a lowered limit."""
+    window_start: _builtins.str
+    """The window that the amounts are of: "lifetime", a day "2026-11-21" or a month "2026-11"."""
     @_builtins.property
     def scope(self) -> Global___Attribution: ...
     def __init__(
@@ -371,10 +380,11 @@ class Budget(_message.Message):
         posted_nano_usd: _builtins.int = ...,
         pending_nano_usd: _builtins.int = ...,
         available_nano_usd: _builtins.int = ...,
+        window_start: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit_nano_usd", b"limit_nano_usd", "pending_nano_usd", b"pending_nano_usd", "posted_nano_usd", b"posted_nano_usd", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit_nano_usd", b"limit_nano_usd", "pending_nano_usd", b"pending_nano_usd", "posted_nano_usd", b"posted_nano_usd", "scope", b"scope", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,7 +656,9 @@ class SetPriceRequest(_message.Message):
     input_pico_usd: _builtins.int
     output_pico_usd: _builtins.int
     cache_read_pico_usd: _builtins.int
+    """Absent: as input. 0 is free."""
     cache_write_pico_usd: _builtins.int
+    """Absent: as input. 0 is free."""
     def __init__(
         self,
         *,
@@ -654,13 +666,20 @@ class SetPriceRequest(_message.Message):
         model: _builtins.str = ...,
         input_pico_usd: _builtins.int = ...,
         output_pico_usd: _builtins.int = ...,
-        cache_read_pico_usd: _builtins.int = ...,
-        cache_write_pico_usd: _builtins.int = ...,
+        cache_read_pico_usd: _builtins.int | None = ...,
+        cache_write_pico_usd: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cache_read_pico_usd: _TypeAlias = _typing.Literal["cache_read_pico_usd"]  # noqa: Y015
+    _WhichOneofArgType__cache_read_pico_usd: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_pico_usd: _TypeAlias = _typing.Literal["cache_write_pico_usd"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_pico_usd: _TypeAlias = _typing.Literal["_cache_write_pico_usd", b"_cache_write_pico_usd"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_read_pico_usd) -> _WhichOneofReturnType__cache_read_pico_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_pico_usd) -> _WhichOneofReturnType__cache_write_pico_usd | None: ...
 
 Global___SetPriceRequest: _TypeAlias = SetPriceRequest  # noqa: Y015

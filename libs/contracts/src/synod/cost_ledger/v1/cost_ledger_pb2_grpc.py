@@ -123,7 +123,8 @@ class CostLedgerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetBudget(self, request, context):
-        """Creates a budget or changes its limit. Permission: budgets.update.
+        """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
+        from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,9 @@ class CostLedgerStub:
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]
     """Permission: ledger.read."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]
-    """Creates a budget or changes its limit. Permission: budgets.update."""
+    """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
+    from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
+    """
     GetBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetBudgetRequest, _cost_ledger_pb2.Budget]
     """Permission: budgets.read."""
     ListBudgets: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ListBudgetsRequest, _cost_ledger_pb2.ListBudgetsResponse]
@@ -78,7 +80,9 @@ class CostLedgerAsyncStub(CostLedgerStub):
     GetReservation: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Permission: ledger.read."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
-    """Creates a budget or changes its limit. Permission: budgets.update."""
+    """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
+    from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
+    """
     GetBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
     """Permission: budgets.read."""
     ListBudgets: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ListBudgetsRequest, _cost_ledger_pb2.ListBudgetsResponse]  # type: ignore[assignment]
@@ -131,7 +135,9 @@ class CostLedgerServicer:
         request: _cost_ledger_pb2.SetBudgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Budget, _abc.Awaitable[_cost_ledger_pb2.Budget]]:
-        """Creates a budget or changes its limit. Permission: budgets.update."""
+        """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
+        from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
+        """
 
     def GetBudget(
         self,

@@ -1,0 +1,5 @@
+import sys
+
+from cost_ledger.main import main
+
+sys.exit(main())

@@ -1,0 +1,319 @@
+"""The books of all tenants: each is kept by one writer that takes commands in the order in which they came.
+
+A writer decides a batch of commands, each against the book after the ones before, and appends all their events in one
+request that expects the version it decided on. If another process appended first, it folds what is new and decides the
+whole batch again. So no two processes ever admit against the same money, and 200 concurrent commands cost few commits.
+
+Nothing is answered before the book is proved current: by an append that succeeded, or, if a batch has no events, by
+reading that the stream has no newer ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from eventlog.codec import Codec, UnknownEvent
+from eventlog.errors import DuplicateEventId, EventLogError, UnknownEventType, VersionConflict
+from eventlog.log import EventLog
+from eventlog.records import Append, Context, NewEvent, StreamId
+from pydantic import ValidationError
+from synod.common.event import Event
+from synod.common.ids import derived_uuid, uuid7
+from synod.cost_ledger.events import (
+    EVENTS,
+    BudgetThresholdReached,
+    CostCharged,
+    CostReserved,
+    CostSettled,
+    ReservationExpired,
+    ReservationReleased,
+)
+
+from cost_ledger import snapshots
+from cost_ledger.domain import EMPTY, Book, Command, Look, decide, fold
+from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, LedgerError
+from cost_ledger.ports import Clock
+
+AGGREGATE: Final = "book"
+BATCH_COMMANDS_MAX: Final = 256
+BATCH_EVENTS_MAX: Final = 512
+"""A batch is cut after the command that reaches it; the log takes 1,000 events in one request."""
+WAITING_COMMANDS_MAX: Final = 10_000
+ATTEMPTS_MAX: Final = 64
+BOOKS_OPEN_MAX: Final = 1_000
+PAGE_EVENTS: Final = 1_000
+SNAPSHOT_EVENTS: Final = 2_000
+
+CODEC: Final[Codec[Event]] = Codec(EVENTS)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """The book right after a command, and the events that the command led to."""
+
+    book: Book
+    events: tuple[Event, ...]
+
+
+class Books:
+    """Opens the book of a tenant when it is first needed, and closes the one least used when too many are open."""
+
+    def __init__(self, log: EventLog, clock: Clock, *, snapshot_events: int = SNAPSHOT_EVENTS) -> None:
+        self.log = log
+        self._clock = clock
+        self._snapshot_events = snapshot_events
+        self._writers: OrderedDict[str, BookWriter] = OrderedDict()
+
+    async def execute(self, command: Command, context: Context) -> Executed:
+        """Carry a command out in the book of the context's tenant.
+
+        Raises what the domain refuses; BookBusy, BookContended, AlreadyRecorded; and the errors of the log, after which
+        the outcome is unknown and the command may be repeated.
+        """
+        return await self._writer(context.tenant).submit(command, context)
+
+    async def read(self, tenant: str) -> Book:
+        """The newest state, whichever process wrote it."""
+        return (await self.execute(Look(), Context(tenant, actor=AGGREGATE))).book
+
+    async def close(self) -> None:
+        """Answer all that waits, then stop."""
+        writers, self._writers = list(self._writers.values()), OrderedDict()
+        for writer in writers:
+            await writer.close()
+
+    def _writer(self, tenant: str) -> BookWriter:
+        if tenant not in self._writers:
+            self._writers[tenant] = BookWriter(self.log, self._clock, tenant, self._snapshot_events)
+            self._retire()
+        self._writers.move_to_end(tenant)
+        return self._writers[tenant]
+
+    def _retire(self) -> None:
+        if len(self._writers) > BOOKS_OPEN_MAX:
+            _, writer = self._writers.popitem(last=False)
+            writer.retire()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    command: Command
+    context: Context
+    answer: asyncio.Future[Executed] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A batch decided, not yet proved: the verdict on each command, the requests to the log, the book after all."""
+
+    book: Book
+    verdicts: tuple[Executed | LedgerError, ...]
+    appends: tuple[Append, ...]
+    events: int
+
+
+class BookWriter:
+    """Keeps one book. Its task lives from construction to `close` or `retire`."""
+
+    def __init__(self, log: EventLog, clock: Clock, tenant: str, snapshot_events: int) -> None:
+        self._log = log
+        self._clock = clock
+        self._stream = StreamId(AGGREGATE, tenant)
+        self._snapshot_events = snapshot_events
+        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._book = EMPTY
+        self._version = 0
+        self._saved = 0
+        self._started = False
+        self._task = asyncio.create_task(self._run(), name=f"book {tenant}")
+
+    async def submit(self, command: Command, context: Context) -> Executed:
+        if self._queue.qsize() >= WAITING_COMMANDS_MAX:
+            raise BookBusy(self._stream.id, self._queue.qsize())
+        waiting = _Waiting(command, context)
+        self._queue.put_nowait(waiting)
+        return await waiting.answer
+
+    def retire(self) -> None:
+        """Stop after what waits, without waiting for it."""
+        self._queue.put_nowait(None)
+
+    async def close(self) -> None:
+        """Answer what waits, then stop."""
+        self.retire()
+        await self._task
+
+    async def _run(self) -> None:
+        while (first := await self._queue.get()) is not None:
+            batch = self._batch(first)
+            # In a task of its own, so that whatever goes wrong is told to those who wait and the writer lives on.
+            work = asyncio.create_task(self._answer(batch))
+            await asyncio.wait([work])
+            if error := work.exception():
+                _refuse(batch, error)
+
+    def _batch(self, first: _Waiting) -> list[_Waiting]:
+        batch = [first]
+        while len(batch) < BATCH_COMMANDS_MAX and not self._queue.empty():
+            waiting = self._queue.get_nowait()
+            if waiting is None:
+                self._queue.put_nowait(None)
+                break
+            batch.append(waiting)
+        # Who gave up before the decision is not decided for.
+        return [waiting for waiting in batch if not waiting.answer.done()]
+
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+        await self._start()
+        while batch:
+            try:
+                decided = await self._proved(batch)
+            except DuplicateEventId as error:
+                await self._answer_one_by_one(batch, error)
+                return
+            for waiting, verdict in zip(batch, decided.verdicts, strict=False):
+                _tell(waiting, verdict)
+            batch = batch[len(decided.verdicts) :]
+        await self._save_snapshot()
+
+    async def _answer_one_by_one(self, batch: Sequence[_Waiting], error: DuplicateEventId) -> None:
+        """One of the commands repeats a fact that the book has forgotten; only that one is refused."""
+        if len(batch) == 1:
+            raise AlreadyRecorded(self._stream.id) from error
+        for waiting in batch:
+            try:
+                await self._answer([waiting])
+            except AlreadyRecorded as repeated:
+                _tell(waiting, repeated)
+
+    async def _proved(self, batch: Sequence[_Waiting]) -> _Round:
+        for _ in range(ATTEMPTS_MAX):
+            decided = self._decide(batch)
+            if await self._prove(decided):
+                self._book, self._version = decided.book, self._version + decided.events
+                return decided
+        raise BookContended(self._stream.id, ATTEMPTS_MAX)
+
+    async def _prove(self, decided: _Round) -> bool:
+        """Whether the round holds; if not, the book is newer than it was."""
+        if not decided.appends:
+            return not await self._catch_up()
+        try:
+            await self._append(decided)
+        except VersionConflict:
+            await self._catch_up()
+            return False
+        except DuplicateEventId:
+            # Stored by this process with its answer lost, or by another: then it is news. Else it was forgotten.
+            if await self._catch_up():
+                return False
+            raise
+        return True
+
+    async def _append(self, decided: _Round) -> None:
+        appended = await self._log.append(*decided.appends)
+        if appended.duplicate:
+            raise DuplicateEventId(decided.appends[0].events[0].id, "stored with the same content")
+
+    def _decide(self, batch: Sequence[_Waiting]) -> _Round:
+        book, version = self._book, self._version
+        verdicts: list[Executed | LedgerError] = []
+        appends: list[Append] = []
+        for waiting in batch:
+            if version - self._version >= BATCH_EVENTS_MAX:
+                break
+            try:
+                events = decide(book, waiting.command)
+            except LedgerError as refusal:
+                verdicts.append(refusal)
+                continue
+            book = fold(book, events)
+            verdicts.append(Executed(book, events))
+            if events:
+                appends.append(Append(self._stream, version, self._encode(events), waiting.context))
+            version += len(events)
+        return _Round(book, tuple(verdicts), tuple(appends), version - self._version)
+
+    def _encode(self, events: tuple[Event, ...]) -> tuple[NewEvent, ...]:
+        at = self._clock.now()
+        return tuple(CODEC.encode(event, id=event_id(self._stream.id, event), at=at) for event in events)
+
+    async def _start(self) -> None:
+        if self._started:
+            return
+        if snapshot := await self._log.load_snapshot(self._stream, snapshots.FOLD):
+            self._restore(snapshot.version, snapshot.data)
+        await self._catch_up()
+        self._started = True
+
+    def _restore(self, version: int, data: bytes) -> None:
+        try:
+            self._book, self._version, self._saved = snapshots.load(data), version, version
+        except ValidationError as error:
+            _log.warning("snapshot of %s at version %s is not readable, folding anew: %s", self._stream, version, error)
+
+    async def _catch_up(self) -> bool:
+        """Fold what others appended; whether there was anything."""
+        before = self._version
+        while page := await self._log.read_stream(self._stream, after=self._version, limit=PAGE_EVENTS):
+            self._book = fold(self._book, (known_event(CODEC.decode(stored)) for stored in page))
+            self._version = page[-1].version
+        return self._version > before
+
+    async def _save_snapshot(self) -> None:
+        if self._version - self._saved < self._snapshot_events:
+            return
+        # The book is immutable, so a thread may read it while the next batch is decided.
+        data = await asyncio.to_thread(snapshots.dump, self._book)
+        try:
+            await self._log.save_snapshot(self._stream, self._version, snapshots.FOLD, data)
+            self._saved = self._version
+        except EventLogError as error:
+            _log.warning("snapshot of %s was not saved: %s", self._stream, error)
+
+
+def event_id(tenant: str, event: Event) -> UUID:
+    """The id of an event: a function of its content for what may happen once only, so that the log refuses a second.
+
+    This is what keeps a reservation or charge unique after the book has forgotten it.
+    """
+    match event:
+        case CostReserved() | CostSettled() | ReservationReleased() | ReservationExpired():
+            return derived_uuid(tenant, event.type_name(), event.reservation_id)
+        case CostCharged():
+            return derived_uuid(tenant, event.type_name(), event.charge_id)
+        case BudgetThresholdReached():
+            window = (event.budget_id, event.window_start, str(event.threshold_percent))
+            return derived_uuid(tenant, event.type_name(), *window)
+        case _:
+            return uuid7()
+
+
+def known_event(event: Event | UnknownEvent) -> Event:
+    """The event, or UnknownEventType: half a fold would be a wrong balance."""
+    if isinstance(event, UnknownEvent):
+        raise UnknownEventType(event.type, event.version, "the ledger cannot fold it; deploy the release that wrote it")
+    return event
+
+
+def _tell(waiting: _Waiting, verdict: Executed | LedgerError) -> None:
+    if waiting.answer.done():
+        return
+    if isinstance(verdict, LedgerError):
+        waiting.answer.set_exception(verdict)
+    else:
+        waiting.answer.set_result(verdict)
+
+
+def _refuse(batch: Sequence[_Waiting], error: BaseException) -> None:
+    for waiting in batch:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)

@@ -1,0 +1,130 @@
+"""What the ledger refuses, and what the caller does about it.
+
+LedgerError
+├── BudgetExceeded        wait for the next window or raise the budget
+├── ModelUnpriced         set a price for the model, or make the budget soft
+├── ReservationConflict   the id stands for another request: use a new one
+├── ReservationNotFound   nothing was reserved under this id
+├── ReservationSettled    it was spent: it cannot be released
+├── SettlementNotPriced   give an amount: tokens cannot be priced under this reservation
+├── BudgetNotFound        create it, or correct the name
+├── BudgetFixed           scope and window of a budget do not change: create another
+├── RequestInvalid        correct the field
+├── AlreadyRecorded       the same fact is in the log: nothing is left to do
+├── BookContended         other writers were always faster: retry
+└── BookBusy              too much waits for the book: retry later
+"""
+
+
+class LedgerError(Exception):
+    """The base of every error of this service."""
+
+
+class BudgetExceeded(LedgerError):
+    """A hard budget does not cover the upper bound. Amounts are nano-USD."""
+
+    def __init__(self, budget_id: str, available: int, required: int) -> None:
+        super().__init__(f"budget {budget_id} has {available} nano-USD available, {required} are needed")
+        self.budget_id = budget_id
+        self.available = available
+        self.required = required
+
+
+class ModelUnpriced(LedgerError):
+    """No price is known for `model`, and `budget_id` is hard, so what it would cost cannot be bounded."""
+
+    def __init__(self, model: str, budget_id: str, near: tuple[str, ...] = ()) -> None:
+        hint = f"; priced models with a similar name: {', '.join(near)}" if near else ""
+        super().__init__(
+            f"model {model!r} has no price and budget {budget_id!r} is hard; set a price with SetPrice{hint}"
+        )
+        self.model = model
+        self.budget_id = budget_id
+        self.near = near
+
+
+class ReservationConflict(LedgerError):
+    """The id is taken by a request with other content."""
+
+    def __init__(self, reservation_id: str) -> None:
+        super().__init__(f"reservation {reservation_id} exists with other content")
+        self.reservation_id = reservation_id
+
+
+class ReservationNotFound(LedgerError):
+    """No reservation has this id in this tenant."""
+
+    def __init__(self, reservation_id: str) -> None:
+        super().__init__(f"no reservation {reservation_id}")
+        self.reservation_id = reservation_id
+
+
+class ReservationSettled(LedgerError):
+    """The reservation was settled before, with `settled` nano-USD."""
+
+    def __init__(self, reservation_id: str, settled: int) -> None:
+        super().__init__(f"reservation {reservation_id} is settled with {settled} nano-USD and cannot be released")
+        self.reservation_id = reservation_id
+        self.settled = settled
+
+
+class SettlementNotPriced(LedgerError):
+    """The reservation is of a fixed amount and pins no rates, so tokens have no price."""
+
+    def __init__(self, reservation_id: str) -> None:
+        super().__init__(f"reservation {reservation_id} holds a fixed amount; settle it with amount_nano_usd")
+        self.reservation_id = reservation_id
+
+
+class BudgetNotFound(LedgerError):
+    """No budget has this id; `near` are ids that look like it."""
+
+    def __init__(self, budget_id: str, near: tuple[str, ...] = ()) -> None:
+        super().__init__(f"no budget {budget_id}" + (f"; similar: {', '.join(near)}" if near else ""))
+        self.budget_id = budget_id
+        self.near = near
+
+
+class BudgetFixed(LedgerError):
+    """`field` of an existing budget was to change."""
+
+    def __init__(self, budget_id: str, field: str) -> None:
+        super().__init__(f"the {field} of budget {budget_id!r} cannot change; create a budget with another id")
+        self.budget_id = budget_id
+        self.field = field
+
+
+class RequestInvalid(LedgerError):
+    """A value that can never be right."""
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        super().__init__(f"{field} = {value!r}: {problem}")
+        self.field = field
+        self.value = value
+        self.problem = problem
+
+
+class BookContended(LedgerError):
+    """Other processes appended to the book of `tenant` before every one of `attempts` attempts."""
+
+    def __init__(self, tenant: str, attempts: int) -> None:
+        super().__init__(f"the book of tenant {tenant} changed under {attempts} attempts")
+        self.tenant = tenant
+        self.attempts = attempts
+
+
+class AlreadyRecorded(LedgerError):
+    """The log holds this fact, older than what the book of `tenant` remembers."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"the log of tenant {tenant} holds this fact already")
+        self.tenant = tenant
+
+
+class BookBusy(LedgerError):
+    """`waiting` commands are before this one, which is the limit."""
+
+    def __init__(self, tenant: str, waiting: int) -> None:
+        super().__init__(f"{waiting} commands wait for the book of tenant {tenant}")
+        self.tenant = tenant
+        self.waiting = waiting

@@ -1,0 +1,39 @@
+"""The composition root of cost-ledger."""
+
+import asyncio
+
+from eventlog.sources import StreamSource
+from servicekit.app import run
+from servicekit.host import Host
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import add_CostLedgerServicer_to_server
+
+from cost_ledger.application import CostLedger
+from cost_ledger.books import Books
+from cost_ledger.expiry import Expiry
+from cost_ledger.freshness import Freshness
+from cost_ledger.prices import load_price_book
+from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendView
+from cost_ledger.rpc import PERMISSIONS, CostLedgerRpc
+from cost_ledger.settings import Settings
+from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
+from cost_ledger.translate import ERRORS
+
+
+async def compose(host: Host[Settings]) -> None:
+    log = await host.open_log()
+    prices = await asyncio.to_thread(load_price_book)
+    books, queries = Books(log, host.clock), Queries(host.pool)
+    host.on_stop(books.close)
+    ledger = CostLedger(books, prices, queries, host.clock)
+    views = [host.add_view(view) for view in (SpendView(), BudgetsView(), ReservationsView())]
+    sources = [
+        host.add_view(ModelUsage(ledger), StreamSource(host.nats, LLM_GATEWAY)),
+        host.add_view(ToolUsage(ledger), StreamSource(host.nats, TOOL_EXECUTOR)),
+    ]
+    servicer = CostLedgerRpc(ledger, queries, Freshness(log, views, sources))
+    host.add_rpc(add_CostLedgerServicer_to_server, servicer, PERMISSIONS, ERRORS)
+    host.add_task("expiry", Expiry(ledger).run)
+
+
+def main() -> int:
+    return run(Settings, compose)

@@ -1,0 +1,69 @@
+"""What the ledger needs from outside, as narrow as it can be. Fakes are in testing.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from cost_ledger.domain import Budget, Price, Reservation
+
+
+class Clock(Protocol):
+    """The time; owned by the process, never fails."""
+
+    def now(self) -> datetime:
+        """The present as an aware UTC datetime."""
+        ...
+
+
+class Prices(Protocol):
+    """A price book; needs no network, never fails."""
+
+    @property
+    def version(self) -> str:
+        """Which book it is."""
+        ...
+
+    def price(self, model: str, at: datetime) -> Price:
+        """The price of "provider/model" in force at `at`; of source "unpriced" if there is none."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every "provider/model" that has a price, ascending."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A hold whose time is over."""
+
+    tenant: str
+    reservation_id: str
+
+
+class History(Protocol):
+    """The reservations view: every reservation ever, some moments behind the book. Raises psycopg.Error."""
+
+    async def find(self, tenant: str, reservation_id: str) -> Reservation | None:
+        """A reservation, without its rates."""
+        ...
+
+    async def due(self, at: datetime, limit: int) -> Sequence[Due]:
+        """Holds of all tenants that expired by `at`, the oldest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatus:
+    """A budget with the amounts of its current window, nano-USD."""
+
+    budget: Budget
+    window_start: str
+    posted: int
+    pending: int
+
+    @property
+    def available(self) -> int:
+        return self.budget.limit - self.posted - self.pending

@@ -1,0 +1,149 @@
+"""NATS in: what other services say was used becomes settlements, releases and charges.
+
+Each subscription is a view, so that it has what a view has: a position in this service's database, a lag that can be
+watched, a list of parked events that can be driven again. Unlike other views it acts: it has the ledger record each use
+before its position moves. A crash between the two delivers the event again; the ledger knows it by the id of the
+reservation or charge, so neither that nor a rebuild or verification of the view counts anything twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, ClassVar, Final
+
+from eventlog.codec import Codec
+from eventlog.errors import LogUnavailable
+from eventlog.records import Context, StoredEvent
+from psycopg import AsyncConnection
+from synod.common.event import Event
+from synod.common.values import Attribution
+from synod.llm_gateway import events as llm
+from synod.tool_executor import events as tools
+
+from cost_ledger.application import CostLedger, Use
+from cost_ledger.books import known_event
+from cost_ledger.domain import Charge
+from cost_ledger.errors import BookBusy, BookContended
+
+Connection = AsyncConnection[Any]
+
+LLM_GATEWAY: Final = "llm-gateway"
+TOOL_EXECUTOR: Final = "tool-executor"
+
+_LLM_CODEC: Final[Codec[Event]] = Codec(llm.EVENTS)
+_TOOL_CODEC: Final[Codec[Event]] = Codec(tools.EVENTS)
+
+_TABLES: Final = """
+    create table recorded (
+        position bigint primary key, tenant text not null, type text not null, subject text not null,
+        occurred_at timestamptz not null
+    );
+"""
+_INSERT: Final = "insert into recorded values (%s, %s, %s, %s, %s)"
+
+
+class ModelUsage:
+    """Settles and releases by the outcomes of model calls."""
+
+    name: ClassVar[str] = "model_usage"
+    version: ClassVar[int] = 1
+    types: ClassVar[frozenset[str] | None] = frozenset(
+        {"ModelCallCompleted", "ModelCallAttemptFailed", "ModelCallCancelled"}
+    )
+    tables: ClassVar[str] = _TABLES
+
+    def __init__(self, ledger: CostLedger) -> None:
+        self._ledger = ledger
+
+    async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
+        outcomes = [(stored, known_event(_LLM_CODEC.decode(stored))) for stored in events]
+        await _all(self._record(stored, event) for stored, event in outcomes)
+        await _keep(connection, [(stored, getattr(event, "reservation_id", "")) for stored, event in outcomes])
+
+    async def _record(self, stored: StoredEvent, event: Event) -> None:
+        match event:
+            case llm.ModelCallCompleted():
+                await self._ledger.settle_use(_completed(stored, event), _context(stored))
+            case llm.ModelCallCancelled():
+                await self._ledger.settle_use(_cancelled(stored, event), _context(stored))
+            case llm.ModelCallAttemptFailed(billed="no"):
+                reason = f"{event.failure.reason}: {event.failure.message}"
+                await self._ledger.release_unbilled(event.reservation_id, reason, _context(stored))
+            case _:
+                # Whether the provider bills the attempt is not known: the hold stays until it is settled or expires.
+                return
+
+
+class ToolUsage:
+    """Charges what tools cost."""
+
+    name: ClassVar[str] = "tool_usage"
+    version: ClassVar[int] = 1
+    types: ClassVar[frozenset[str] | None] = frozenset({"ToolCallCompleted"})
+    tables: ClassVar[str] = _TABLES
+
+    def __init__(self, ledger: CostLedger) -> None:
+        self._ledger = ledger
+
+    async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
+        decoded = [(stored, known_event(_TOOL_CODEC.decode(stored))) for stored in events]
+        dear = [
+            (stored, event)
+            for stored, event in decoded
+            if isinstance(event, tools.ToolCallCompleted) and event.cost_nano_usd
+        ]
+        await _all(self._ledger.charge(_charge(stored, event), _context(stored)) for stored, event in dear)
+        await _keep(connection, [(stored, event.call_id) for stored, event in dear])
+
+
+def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:
+    return Use(
+        reservation_id=event.reservation_id,
+        usage=event.usage,
+        usage_source=event.usage_source,
+        attribution=event.attribution,
+        model=event.model if "/" in event.model else f"{event.provider}/{event.model}",
+        used_at=stored.occurred_at,
+        source_position=stored.position,
+    )
+
+
+def _cancelled(stored: StoredEvent, event: llm.ModelCallCancelled) -> Use:
+    """A cancelled call does not say whose it was; only its reservation knows."""
+    return Use(
+        reservation_id=event.reservation_id,
+        usage=event.usage,
+        usage_source=event.usage_source,
+        attribution=Attribution(),
+        model="",
+        used_at=stored.occurred_at,
+        source_position=stored.position,
+    )
+
+
+def _charge(stored: StoredEvent, event: tools.ToolCallCompleted) -> Charge:
+    attribution = event.attribution
+    if not attribution.tool:
+        attribution = attribution.model_copy(update={"tool": event.tool})
+    return Charge(event.call_id, attribution, event.cost_nano_usd, stored.occurred_at, stored.position)
+
+
+def _context(stored: StoredEvent) -> Context:
+    return Context(stored.tenant, stored.actor, stored.correlation, stored.id, stored.traceparent)
+
+
+async def _all(commands: Iterable[Awaitable[None]]) -> None:
+    """Carry out a batch at once, so that the book commits it in groups; raises the first error after all are done."""
+    for outcome in await asyncio.gather(*commands, return_exceptions=True):
+        if isinstance(outcome, BookBusy | BookContended):
+            # Not the event's fault: the projector waits and delivers it again instead of parking it.
+            raise LogUnavailable(str(outcome)) from outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _keep(connection: Connection, recorded: Sequence[tuple[StoredEvent, str]]) -> None:
+    rows = [(stored.position, stored.tenant, stored.type, subject, stored.occurred_at) for stored, subject in recorded]
+    async with connection.cursor() as cursor:
+        await cursor.executemany(_INSERT, rows)

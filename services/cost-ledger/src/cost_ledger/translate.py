@@ -1,0 +1,299 @@
+"""Between protobuf and the domain: the only file that knows both."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, get_args
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from servicekit.errors import (
+    Aborted,
+    AlreadyExists,
+    BudgetExhausted,
+    ErrorMap,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from synod.common.values import Attribution, UsageLine
+from synod.cost_ledger.events import Window
+from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
+from synod.llm_gateway.events import UsageSource
+
+from cost_ledger import errors
+from cost_ledger.application import NamedPrice, ReservationRequest
+from cost_ledger.domain import Reservation, SetBudget, SetPrice, State
+from cost_ledger.ports import BudgetStatus
+from cost_ledger.projections import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
+from cost_ledger.rates import rate_of
+
+PAGE_DEFAULT: Final = 100
+PAGE_MAX: Final = 1000
+
+_STATES: Final[dict[State, pb.ReservationState.ValueType]] = {
+    "held": pb.RESERVATION_STATE_HELD,
+    "settled": pb.RESERVATION_STATE_SETTLED,
+    "released": pb.RESERVATION_STATE_RELEASED,
+    "suspense": pb.RESERVATION_STATE_SUSPENSE,
+}
+_WINDOWS: Final[dict[str, Window]] = {name: name for name in get_args(Window)}
+_USAGE_SOURCES: Final[tuple[str, ...]] = get_args(UsageSource)
+
+ERRORS: Final = (
+    ErrorMap()
+    .add(errors.BudgetExceeded, lambda error: BudgetExhausted(error.budget_id, error.available, error.required))
+    .add(
+        errors.ModelUnpriced,
+        lambda error: FailedPrecondition(
+            str(error), reason="UNPRICED_MODEL", metadata={"model": error.model, "budget_id": error.budget_id}
+        ),
+    )
+    .add(
+        errors.ReservationConflict,
+        lambda error: AlreadyExists("reservation", error.reservation_id, remedy="with other content; use another id"),
+    )
+    .add(
+        errors.ReservationNotFound,
+        lambda error: NotFound("reservation", error.reservation_id, remedy="reserve first, in the same tenant"),
+    )
+    .add(
+        errors.ReservationSettled,
+        lambda error: FailedPrecondition(
+            str(error), reason="RESERVATION_SETTLED", metadata={"reservation_id": error.reservation_id}
+        ),
+    )
+    .add(errors.SettlementNotPriced, lambda error: InvalidArgument("usage", error.reservation_id, str(error)))
+    .add(
+        errors.BudgetNotFound,
+        lambda error: NotFound("budget", error.budget_id, remedy=_similar(error.near) or "create it with SetBudget"),
+    )
+    .add(
+        errors.BudgetFixed,
+        lambda error: FailedPrecondition(
+            str(error), reason="BUDGET_FIXED", metadata={"budget_id": error.budget_id, "field": error.field}
+        ),
+    )
+    .add(errors.RequestInvalid, lambda error: InvalidArgument(error.field, error.value, error.problem))
+    .add(errors.BookContended, lambda error: Aborted(f"{error}; repeat the call", reason="BOOK_CONTENDED"))
+    .add(errors.BookBusy, lambda error: ResourceExhausted(f"{error}; repeat the call", 0.5, reason="BOOK_BUSY"))
+)
+
+
+# --- in ---
+
+
+def to_reservation_request(request: pb.ReserveRequest, tenant: str) -> ReservationRequest:
+    return ReservationRequest(
+        reservation_id=request.reservation_id,
+        attribution=to_attribution("attribution", request.attribution, tenant),
+        model=request.model,
+        input_tokens_max=request.input_tokens_max,
+        output_tokens_max=request.output_tokens_max,
+        upper_bound=request.upper_bound_nano_usd,
+        ttl=_ttl(request),
+    )
+
+
+def to_usage(request: pb.SettleRequest) -> tuple[tuple[UsageLine, ...], int | None]:
+    """The usage lines, or none and the amount instead."""
+    if request.usage and request.amount_nano_usd:
+        raise InvalidArgument("amount_nano_usd", request.amount_nano_usd, "give either usage or an amount, not both")
+    if request.usage_source not in _USAGE_SOURCES:
+        raise InvalidArgument("usage_source", request.usage_source, f"must be one of {', '.join(_USAGE_SOURCES)}")
+    lines = tuple(_usage_line(line) for line in request.usage)
+    return lines, None if lines else request.amount_nano_usd
+
+
+def to_set_budget(request: pb.SetBudgetRequest, tenant: str, now: datetime) -> SetBudget:
+    if (window := _WINDOWS.get(request.window)) is None:
+        raise InvalidArgument("window", request.window, f"must be one of {', '.join(_WINDOWS)}")
+    scope = to_attribution("scope", request.scope, tenant)
+    return SetBudget(request.budget_id, scope, request.limit_nano_usd, request.hard, window, now)
+
+
+def to_set_price(request: pb.SetPriceRequest) -> SetPrice:
+    has = request.HasField
+    return SetPrice(
+        provider=request.provider,
+        model=request.model,
+        input_pico=request.input_pico_usd,
+        output_pico=request.output_pico_usd,
+        cache_read_pico=request.cache_read_pico_usd if has("cache_read_pico_usd") else request.input_pico_usd,
+        cache_write_pico=request.cache_write_pico_usd if has("cache_write_pico_usd") else request.input_pico_usd,
+    )
+
+
+def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
+    wanted = to_attribution("filter", request.filter, tenant)
+    return SpendQuery(
+        group_by=_groups(request.group_by),
+        where={name: value for name in GROUPS if name != "day" and (value := getattr(wanted, name))},
+        # "from" is a word of Python, so the field has no attribute that could be written down.
+        since=_moment(getattr(request, "from")) if request.HasField("from") else None,
+        until=_moment(request.until) if request.HasField("until") else None,
+    )
+
+
+def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribution:
+    """Always of the caller's tenant."""
+    if message.tenant_id not in ("", tenant):
+        raise InvalidArgument(f"{field}.tenant_id", message.tenant_id, f"must be empty or the caller's, {tenant}")
+    return Attribution(
+        tenant_id=tenant,
+        project_id=message.project_id,
+        agent=message.agent,
+        conversation_id=message.conversation_id,
+        run_id=message.run_id,
+        root_run_id=message.root_run_id,
+        user_id=message.user_id,
+        model=message.model,
+        tool=message.tool,
+    )
+
+
+def to_page_size(asked: int) -> int:
+    if not 0 <= asked <= PAGE_MAX:
+        raise InvalidArgument("page_size", asked, f"must be from 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
+    return asked or PAGE_DEFAULT
+
+
+def to_page_key(token: str) -> str:
+    """The last name of the page before; empty for the first page."""
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("page_token", token, "is not one of ours; start again without one") from None
+
+
+def _usage_line(line: pb.UsageLine) -> UsageLine:
+    fields = {
+        "direction": line.direction,
+        "modality": line.modality or "text",
+        "cache": line.cache or "none",
+    }
+    for name, value in fields.items():
+        allowed = get_args(UsageLine.model_fields[name].annotation)
+        if value not in allowed:
+            raise InvalidArgument(f"usage.{name}", value, f"must be one of {', '.join(allowed)}")
+    return UsageLine.model_validate({**fields, "reasoning": line.reasoning, "quantity": line.quantity})
+
+
+def _ttl(request: pb.ReserveRequest) -> timedelta | None:
+    return request.ttl.ToTimedelta() if request.HasField("ttl") else None
+
+
+def _groups(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in GROUPS:
+            near = _similar(tuple(difflib.get_close_matches(name, GROUPS, n=3)))
+            raise InvalidArgument("group_by", name, f"must be of {', '.join(GROUPS)}" + (f"; {near}" if near else ""))
+    if len(set(names)) < len(names):
+        raise InvalidArgument("group_by", list(names), "names each attribution at most once")
+    return tuple(names)
+
+
+def _similar(near: tuple[str, ...]) -> str:
+    return f"similar: {', '.join(near)}" if near else ""
+
+
+def _moment(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+# --- out ---
+
+
+def from_reservation(reservation: Reservation) -> pb.Reservation:
+    return pb.Reservation(
+        reservation_id=reservation.reservation_id,
+        state=_STATES[reservation.state],
+        reserved_nano_usd=reservation.reserved,
+        settled_nano_usd=reservation.settled,
+        overrun_nano_usd=reservation.overrun,
+        budget_ids=[hold.budget_id for hold in reservation.holds],
+        attribution=from_attribution(reservation.attribution),
+        model=reservation.model,
+        price_version=reservation.price_version,
+        reserved_at=_stamp(reservation.reserved_at),
+        expires_at=_stamp(reservation.expires_at),
+        price_source=reservation.price_source,
+    )
+
+
+def from_budget(status: BudgetStatus) -> pb.Budget:
+    budget = status.budget
+    return pb.Budget(
+        budget_id=budget.budget_id,
+        scope=from_attribution(budget.scope),
+        limit_nano_usd=budget.limit,
+        hard=budget.hard,
+        window=budget.window,
+        posted_nano_usd=status.posted,
+        pending_nano_usd=status.pending,
+        available_nano_usd=status.available,
+        window_start=status.window_start,
+    )
+
+
+def from_budgets(found: Sequence[BudgetStatus], size: int) -> pb.ListBudgetsResponse:
+    token = _page_token(found[-1].budget.budget_id) if len(found) == size else ""
+    return pb.ListBudgetsResponse(budgets=[from_budget(status) for status in found], next_page_token=token)
+
+
+def from_spend(rows: Sequence[SpendRow]) -> pb.QuerySpendResponse:
+    if len(rows) > GROUPS_MAX:
+        raise InvalidArgument("group_by", len(rows), f"makes more than {GROUPS_MAX} groups; filter, or group by less")
+    found = [
+        pb.SpendRow(
+            group=row.group,
+            cost_nano_usd=row.cost,
+            pending_nano_usd=row.pending,
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            calls=row.calls,
+        )
+        for row in rows
+    ]
+    return pb.QuerySpendResponse(rows=found, total_nano_usd=sum(row.cost for row in rows))
+
+
+def from_price(named: NamedPrice) -> pb.Price:
+    """The rates below the first context tier."""
+    provider, _, model = named.name.partition("/")
+    card = named.price.rates
+    return pb.Price(
+        provider=provider,
+        model=model,
+        input_pico_usd=rate_of(card, ("input",), 0),
+        output_pico_usd=rate_of(card, ("output",), 0),
+        cache_read_pico_usd=rate_of(card, ("cache_read", "input"), 0),
+        cache_write_pico_usd=rate_of(card, ("cache_write", "input"), 0),
+        source=named.price.source,
+        price_version=named.price.version,
+    )
+
+
+def from_prices(found: Sequence[NamedPrice], size: int, version: str) -> pb.ListPricesResponse:
+    token = _page_token(found[-1].name) if len(found) == size else ""
+    return pb.ListPricesResponse(
+        prices=[from_price(named) for named in found], next_page_token=token, price_version=version
+    )
+
+
+def from_attribution(attribution: Attribution) -> pb.Attribution:
+    return pb.Attribution(**attribution.model_dump())
+
+
+def _page_token(name: str) -> str:
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def _stamp(moment: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,295 @@
+"""Books on a log: concurrency, several processes, restarts, what is forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cost_ledger import books as books_module
+from cost_ledger import snapshots
+from cost_ledger.books import CODEC, Books, Executed
+from cost_ledger.domain import EMPTY, Book, Charge, Command, Price, Reserve, SetBudget, Settle, evolve
+from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, ReservationNotFound
+from cost_ledger.rates import flat_card
+from eventlog.errors import LogUnavailable, VersionConflict
+from eventlog.memory import MemoryEventLog
+from eventlog.records import Append, Appended, Context, StreamId
+from servicekit.testing import FakeClock
+from synod.common.event import Event
+from synod.common.values import Attribution
+from synod.cost_ledger.events import CostReserved, Hold, ReservationDenied
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+ACME = Context("acme", "usr_1")
+STREAM = StreamId("book", "acme")
+PRICE = Price(flat_card(1_000, 1_000, 1_000, 1_000), "book 1", "book")
+HOLD = Hold(budget_id="team", window_start="lifetime")
+
+
+class CountingLog(MemoryEventLog):
+    """A log in memory that counts commits and fails on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits = 0
+        self.answers_lost = 0
+        self.conflicts = 0
+
+    async def append(self, *appends: Append) -> Appended:
+        self.commits += 1
+        if self.conflicts:
+            self.conflicts -= 1
+            raise VersionConflict(STREAM, 0, 1)
+        appended = await super().append(*appends)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise LogUnavailable("the answer was lost")
+        return appended
+
+
+@pytest.fixture
+def log() -> CountingLog:
+    return CountingLog()
+
+
+@pytest.fixture
+async def books(log: CountingLog) -> AsyncIterator[Books]:
+    books = Books(log, FakeClock(NOW))
+    yield books
+    await books.close()
+
+
+def budget(limit: int) -> SetBudget:
+    return SetBudget("team", Attribution(), limit, True, "lifetime", NOW)
+
+
+def reserve(reservation_id: str, amount: int = 10) -> Reserve:
+    return Reserve(
+        reservation_id=reservation_id,
+        request_sha256=f"sha {amount}",
+        attribution=Attribution(tenant_id="acme", model="openai/gpt-5.5"),
+        model="openai/gpt-5.5",
+        input_tokens_max=0,
+        output_tokens_max=0,
+        fixed=amount,
+        book_price=PRICE,
+        at=NOW,
+        expires_at=NOW + timedelta(minutes=10),
+    )
+
+
+def settle(reservation_id: str, amount: int = 7) -> Settle:
+    return Settle(reservation_id, (), amount, "provider_final", NOW)
+
+
+def granted(executed: list[Executed]) -> int:
+    return sum(isinstance(event, CostReserved) for each in executed for event in each.events)
+
+
+async def stored(log: MemoryEventLog) -> list[Event]:
+    events = [CODEC.decode(event) for event in await log.read_stream(STREAM)]
+    assert all(isinstance(event, Event) for event in events)
+    return [event for event in events if isinstance(event, Event)]
+
+
+async def replayed(log: MemoryEventLog) -> Book:
+    book = EMPTY
+    for event in await stored(log):
+        book = evolve(book, event)
+    return book
+
+
+async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(books: Books, log: CountingLog) -> None:
+    await books.execute(budget(100), ACME)
+    before = log.commits
+    executed = await asyncio.gather(*(books.execute(reserve(f"r{number}"), ACME) for number in range(200)))
+    assert granted(executed) == 10
+    assert sum(isinstance(event, ReservationDenied) for each in executed for event in each.events) == 190
+    assert log.commits - before <= 5
+
+
+async def test_two_processes_on_one_log_never_grant_more_than_there_is(log: CountingLog) -> None:
+    first, second = Books(log, FakeClock(NOW)), Books(log, FakeClock(NOW))
+    await first.execute(budget(100), ACME)
+    executed = await asyncio.gather(
+        *((first, second)[number % 2].execute(reserve(f"r{number}"), ACME) for number in range(200))
+    )
+    assert granted(executed) == 10
+    assert (await first.read("acme")).pending(HOLD) == (await second.read("acme")).pending(HOLD) == 100
+    await first.close()
+    await second.close()
+
+
+async def test_what_another_process_wrote_is_seen_by_a_read_and_by_a_refusal(log: CountingLog) -> None:
+    first, second = Books(log, FakeClock(NOW)), Books(log, FakeClock(NOW))
+    with pytest.raises(ReservationNotFound):
+        await second.execute(settle("r1"), ACME)
+    await first.execute(reserve("r1"), ACME)
+    settled = await second.execute(settle("r1"), ACME)
+    assert settled.events
+    known = (await first.read("acme")).reservation("r1")
+    assert known is not None
+    assert known.state == "settled"
+    await first.close()
+    await second.close()
+
+
+async def test_commands_of_several_callers_keep_their_own_context(books: Books, log: CountingLog) -> None:
+    other = Context("acme", "usr_2", correlation="run_1")
+    await asyncio.gather(books.execute(reserve("a"), ACME), books.execute(reserve("b"), other))
+    events = await log.read_stream(STREAM)
+    assert [(event.actor, event.correlation) for event in events] == [("usr_1", ""), ("usr_2", "run_1")]
+
+
+async def test_tenants_have_books_of_their_own(books: Books) -> None:
+    await books.execute(budget(5), ACME)
+    executed = await books.execute(reserve("r1"), Context("globex", "usr_9"))
+    assert granted([executed]) == 1
+
+
+async def test_a_refused_command_refuses_no_other_of_its_batch(books: Books) -> None:
+    outcomes = await asyncio.gather(
+        books.execute(reserve("a"), ACME),
+        books.execute(settle("nowhere"), ACME),
+        books.execute(reserve("b"), ACME),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[1], ReservationNotFound)
+    assert granted([outcome for outcome in outcomes if isinstance(outcome, Executed)]) == 2
+
+
+async def test_a_caller_who_gave_up_while_waiting_is_not_decided_for(books: Books, log: CountingLog) -> None:
+    impatient = asyncio.create_task(books.execute(reserve("r1"), ACME))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.gather(impatient, return_exceptions=True)
+    assert (await books.read("acme")).reservation("r1") is None
+    assert await log.head() == 0
+
+
+async def test_a_lost_answer_is_found_again_by_the_same_command(books: Books, log: CountingLog) -> None:
+    log.answers_lost = 1
+    with pytest.raises(LogUnavailable):
+        await books.execute(reserve("r1"), ACME)
+    again = await books.execute(reserve("r1"), ACME)
+    assert again.events == ()
+    assert again.book.reservation("r1") is not None
+    assert await log.head() == 1
+
+
+async def test_a_book_that_others_always_change_first_is_given_up(books: Books, log: CountingLog) -> None:
+    log.conflicts = 10**6
+    with pytest.raises(BookContended):
+        await books.execute(reserve("r1"), ACME)
+    log.conflicts = 0
+    assert granted([await books.execute(reserve("r1"), ACME)]) == 1
+
+
+async def test_too_many_waiting_commands_are_refused(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books_module, "WAITING_COMMANDS_MAX", 3)
+    outcomes = await asyncio.gather(
+        *(books.execute(reserve(f"r{number}"), ACME) for number in range(4)), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes].count(BookBusy) == 1
+
+
+async def test_a_long_batch_is_cut_into_requests_the_log_takes(
+    log: CountingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books_module, "BATCH_EVENTS_MAX", 3)
+    books = Books(log, FakeClock(NOW))
+    executed = await asyncio.gather(*(books.execute(reserve(f"r{number}"), ACME) for number in range(10)))
+    assert granted(executed) == 10
+    assert log.commits == 4
+    await books.close()
+
+
+async def test_the_log_refuses_what_a_book_has_forgotten(log: CountingLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    books = Books(log, FakeClock(NOW))
+    charge = Charge("call_1", Attribution(tool="sql"), 40, NOW, 7)
+    await books.execute(reserve("r1"), ACME)
+    await books.execute(settle("r1"), ACME)
+    await books.execute(charge, ACME)
+    await books.close()
+    monkeypatch.setattr(snapshots, "load", lambda _: EMPTY)
+    amnesiac = Books(log, FakeClock(NOW + timedelta(days=1)))
+    await log.save_snapshot(STREAM, await log.head(), snapshots.FOLD, b"{}")
+    outcomes = await asyncio.gather(
+        amnesiac.execute(reserve("new"), ACME),
+        amnesiac.execute(reserve("r1"), ACME),
+        amnesiac.execute(charge, ACME),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[0], Executed)
+    assert [type(outcome) for outcome in outcomes[1:]] == [AlreadyRecorded, AlreadyRecorded]
+    await amnesiac.close()
+
+
+async def test_closing_answers_all_that_waits(log: CountingLog) -> None:
+    books = Books(log, FakeClock(NOW))
+    waiting = [asyncio.create_task(books.execute(reserve(f"r{number}"), ACME)) for number in range(20)]
+    await asyncio.sleep(0)
+    await books.close()
+    assert granted(await asyncio.gather(*waiting)) == 20
+
+
+async def run_through(books: Books, commands: list[Command]) -> None:
+    for command in commands:
+        await books.execute(command, ACME)
+
+
+def history_of(calls: int) -> list[Command]:
+    commands: list[Command] = [budget(10_000)]
+    for number in range(calls):
+        commands += [reserve(f"r{number}"), settle(f"r{number}")] if number % 3 else [reserve(f"r{number}")]
+    return commands
+
+
+async def test_a_restart_in_the_middle_ends_in_the_same_book_as_a_continuous_run() -> None:
+    continuous, restarted = MemoryEventLog(), MemoryEventLog()
+    commands = history_of(40)
+    whole = Books(continuous, FakeClock(NOW))
+    await run_through(whole, commands)
+    before = Books(restarted, FakeClock(NOW), snapshot_events=16)
+    await run_through(before, commands[:35])
+    await before.close()
+    after = Books(restarted, FakeClock(NOW), snapshot_events=16)
+    await run_through(after, commands[30:])
+    assert await after.read("acme") == await whole.read("acme") == await replayed(continuous)
+    assert await restarted.load_snapshot(STREAM, snapshots.FOLD) is not None
+    await whole.close()
+    await after.close()
+
+
+async def test_a_start_reads_only_what_is_newer_than_the_snapshot(log: CountingLog) -> None:
+    books = Books(log, FakeClock(NOW), snapshot_events=16)
+    await run_through(books, history_of(40))
+    await books.close()
+    snapshot = await log.load_snapshot(STREAM, snapshots.FOLD)
+    assert snapshot is not None
+    assert snapshot.version > await log.head() - 20
+    book = snapshots.load(snapshot.data)
+    for stored_event in await log.read_stream(STREAM, after=snapshot.version):
+        event = CODEC.decode(stored_event)
+        assert isinstance(event, Event)
+        book = evolve(book, event)
+    assert book == await replayed(log)
+
+
+async def test_an_unreadable_snapshot_is_ignored(log: CountingLog) -> None:
+    books = Books(log, FakeClock(NOW))
+    await books.execute(reserve("r1"), ACME)
+    await books.close()
+    await log.save_snapshot(STREAM, 1, snapshots.FOLD, b'{"form": "of another time"}')
+    again = Books(log, FakeClock(NOW))
+    assert (await again.read("acme")).reservation("r1") is not None
+    await again.close()
+
+
+async def test_a_book_least_used_is_closed_and_opens_again(log: CountingLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books_module, "BOOKS_OPEN_MAX", 1)
+    books = Books(log, FakeClock(NOW))
+    await books.execute(reserve("r1"), ACME)
+    await books.execute(reserve("r1"), Context("globex", "usr_9"))
+    assert (await books.read("acme")).reservation("r1") is not None
+    await books.close()

@@ -1,0 +1,355 @@
+"""Given events, when a command, then events."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cost_ledger.domain import (
+    CLOSED_MAX,
+    EMPTY,
+    Book,
+    Charge,
+    Command,
+    Expire,
+    Price,
+    Release,
+    Reserve,
+    SetBudget,
+    SetPrice,
+    Settle,
+    Unreserved,
+    decide,
+    evolve,
+    fold,
+    window_start,
+)
+from cost_ledger.errors import (
+    BudgetFixed,
+    ModelUnpriced,
+    ReservationConflict,
+    ReservationNotFound,
+    ReservationSettled,
+    SettlementNotPriced,
+)
+from cost_ledger.rates import UNPRICED, flat_card
+from synod.common.event import Event
+from synod.common.values import Attribution, UsageLine
+from synod.cost_ledger.events import (
+    BudgetThresholdReached,
+    CostCharged,
+    CostReserved,
+    CostSettled,
+    Hold,
+    ReservationDenied,
+    ReservationExpired,
+    ReservationReleased,
+)
+
+NOW = datetime(2026, 11, 30, 23, 59, 50, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=20)
+MODEL = "openai/gpt-5.5"
+# One thousand pico-USD per token is one nano-USD.
+BOOK_PRICE = Price(flat_card(1_000, 2_000, 100, 1_250), "book 1", "book")
+NO_PRICE = Price(UNPRICED, "book 1", "unpriced", ("openai/gpt-5.5",))
+
+
+def budget(budget_id: str = "team", limit: int = 1_000, *, hard: bool = True, **scope: str) -> SetBudget:
+    return SetBudget(budget_id, Attribution(**scope), limit, hard, "lifetime", NOW)
+
+
+def reserve(reservation_id: str = "r1", amount: int = 100, **given: object) -> Reserve:
+    wanted: dict[str, object] = {
+        "reservation_id": reservation_id,
+        "request_sha256": f"sha {amount}",
+        "attribution": Attribution(tenant_id="acme", agent="writer", root_run_id="run_1", model=MODEL),
+        "model": MODEL,
+        "input_tokens_max": 0,
+        "output_tokens_max": 0,
+        "fixed": amount,
+        "book_price": BOOK_PRICE,
+        "at": NOW,
+        "expires_at": NOW + timedelta(minutes=10),
+    }
+    return Reserve(**(wanted | given))  # type: ignore[arg-type]
+
+
+def settle(reservation_id: str = "r1", amount: int | None = 60, **given: object) -> Settle:
+    wanted: dict[str, object] = {"usage": (), "usage_source": "provider_final", "at": LATER}
+    return Settle(reservation_id=reservation_id, amount=amount, **(wanted | given))  # type: ignore[arg-type]
+
+
+def after(*commands: Command, book: Book = EMPTY) -> Book:
+    for command in commands:
+        book = fold(book, decide(book, command))
+    return book
+
+
+def only(events: tuple[Event, ...]) -> Event:
+    (event,) = events
+    return event
+
+
+def lifetime(budget_id: str = "team") -> Hold:
+    return Hold(budget_id=budget_id, window_start="lifetime")
+
+
+class TestReserving:
+    def test_a_reservation_holds_its_bound_in_every_matching_budget(self) -> None:
+        book = after(budget("all"), budget("writer", agent="writer"), budget("other", agent="analyst"), reserve())
+        assert [book.pending(lifetime(name)) for name in ("all", "writer", "other")] == [100, 100, 0]
+        assert book.available(lifetime("all")) == 900
+
+    def test_the_bound_is_priced_by_tokens_and_the_rates_are_pinned(self) -> None:
+        event = only(decide(EMPTY, reserve(fixed=None, input_tokens_max=10, output_tokens_max=5)))
+        assert isinstance(event, CostReserved)
+        # The dearest input is a cache write, 1.25 nano-USD.
+        assert event.amount_nano_usd == 22
+        assert event.rates == BOOK_PRICE.rates
+        assert (event.price_version, event.price_source) == ("book 1", "book")
+
+    def test_a_hard_budget_refuses_what_it_cannot_cover_and_nothing_is_held_anywhere(self) -> None:
+        book = after(budget("all", 1_000), budget("small", 99, agent="writer"))
+        event = only(decide(book, reserve(amount=100)))
+        assert isinstance(event, ReservationDenied)
+        assert (event.budget_id, event.available_nano_usd, event.required_nano_usd) == ("small", 99, 100)
+        assert evolve(book, event) == book
+
+    def test_the_last_nano_may_be_reserved(self) -> None:
+        assert isinstance(only(decide(after(budget(limit=100)), reserve(amount=100))), CostReserved)
+
+    def test_a_soft_budget_only_warns(self) -> None:
+        book = after(budget(limit=10, hard=False), reserve(amount=100))
+        assert book.available(lifetime()) == -90
+
+    def test_pending_counts_against_the_next_reservation(self) -> None:
+        book = after(budget(limit=150), reserve("r1"))
+        assert isinstance(only(decide(book, reserve("r2"))), ReservationDenied)
+
+    def test_the_same_request_again_changes_nothing(self) -> None:
+        book = after(reserve())
+        assert decide(book, reserve()) == ()
+
+    def test_the_same_id_with_other_content_is_refused(self) -> None:
+        book = after(reserve(amount=100))
+        with pytest.raises(ReservationConflict):
+            decide(book, reserve(amount=101))
+
+    def test_the_same_request_after_settlement_changes_nothing(self) -> None:
+        book = after(reserve(), settle())
+        assert decide(book, reserve()) == ()
+
+    def test_an_unpriced_model_is_refused_under_a_hard_budget(self) -> None:
+        book = after(budget())
+        with pytest.raises(ModelUnpriced) as refused:
+            decide(book, reserve(book_price=NO_PRICE, fixed=None))
+        assert "openai/gpt-5.5" in str(refused.value)
+
+    def test_an_unpriced_model_is_reserved_at_zero_and_flagged_under_soft_budgets(self) -> None:
+        event = only(decide(after(budget(hard=False)), reserve(book_price=NO_PRICE, fixed=None, input_tokens_max=9)))
+        assert isinstance(event, CostReserved)
+        assert (event.amount_nano_usd, event.price_source) == (0, "unpriced")
+
+    def test_a_tenants_own_price_wins(self) -> None:
+        book = after(SetPrice("openai", "gpt-5.5", 5_000, 7_000, 5_000, 5_000))
+        event = only(decide(book, reserve(fixed=None, input_tokens_max=10, output_tokens_max=1)))
+        assert isinstance(event, CostReserved)
+        assert (event.amount_nano_usd, event.price_source) == (57, "override")
+
+    def test_a_fixed_amount_without_a_model_needs_no_price(self) -> None:
+        event = only(decide(after(budget()), reserve(model="", amount=5, book_price=NO_PRICE)))
+        assert isinstance(event, CostReserved)
+        assert (event.amount_nano_usd, event.price_source) == (5, "fixed")
+
+    def test_the_budget_of_a_team_run_covers_its_members(self) -> None:
+        book = after(budget("run:run_1", root_run_id="run_1"))
+        member = Attribution(run_id="run_2", root_run_id="run_1")
+        stranger = Attribution(run_id="run_3", root_run_id="run_9")
+        assert [found.budget_id for found in book.matching(member)] == ["run:run_1"]
+        assert book.matching(stranger) == ()
+
+    def test_every_set_field_of_a_scope_must_match(self) -> None:
+        book = after(budget("both", agent="writer", model=MODEL))
+        assert book.matching(Attribution(agent="writer", model=MODEL))
+        assert not book.matching(Attribution(agent="writer", model="openai/other"))
+
+
+class TestSettling:
+    def test_a_settlement_posts_what_was_used_and_frees_the_rest(self) -> None:
+        book = after(budget(), reserve(), settle(amount=60))
+        assert (book.posted(lifetime()), book.pending(lifetime()), book.available(lifetime())) == (60, 0, 940)
+
+    def test_usage_is_priced_by_the_pinned_rates_whatever_the_price_is_now(self) -> None:
+        used = (UsageLine(direction="input", quantity=7), UsageLine(direction="output", quantity=2))
+        book = after(reserve(), SetPrice("openai", "gpt-5.5", 10**9, 10**9, 0, 0))
+        event = decide(book, settle(amount=None, usage=used))[0]
+        assert isinstance(event, CostSettled)
+        assert (event.amount_nano_usd, event.amount_pico_usd) == (11, 11_000)
+
+    def test_an_amount_is_rounded_half_to_even_once(self) -> None:
+        price = Price(flat_card(500, 500, 500, 500), "book 1", "book")
+        one, three = (UsageLine(direction="input", quantity=quantity) for quantity in (1, 3))
+        book = after(reserve("a", book_price=price), reserve("b", book_price=price))
+        amounts = [
+            decide(book, settle("a", None, usage=(one,)))[0],
+            decide(book, settle("b", None, usage=(three,)))[0],
+        ]
+        assert [event.amount_nano_usd for event in amounts if isinstance(event, CostSettled)] == [0, 2]
+
+    def test_an_overrun_is_accepted_and_recorded(self) -> None:
+        book = after(budget(limit=100), reserve(amount=100))
+        event = decide(book, settle(amount=130))[0]
+        assert isinstance(event, CostSettled)
+        assert event.overrun_nano_usd == 30
+        assert evolve(book, event).available(lifetime()) == -30
+
+    def test_a_second_settlement_changes_nothing(self) -> None:
+        book = after(budget(), reserve(), settle(amount=60))
+        assert decide(book, settle(amount=70)) == ()
+
+    def test_a_settlement_of_nothing_known_is_not_found(self) -> None:
+        with pytest.raises(ReservationNotFound):
+            decide(EMPTY, settle("nowhere"))
+
+    def test_a_use_that_was_never_reserved_is_recorded_all_the_same(self) -> None:
+        use = Unreserved(Attribution(agent="writer", model=MODEL), MODEL, BOOK_PRICE, NOW)
+        used = (UsageLine(direction="output", quantity=50),)
+        book = after(budget(limit=90), settle("r9", None, usage=used, unreserved=use))
+        known = book.reservation("r9")
+        assert known is not None
+        assert (known.settled, known.overrun, book.posted(lifetime())) == (100, 100, 100)
+
+    def test_a_reservation_after_its_settlement_holds_nothing(self) -> None:
+        use = Unreserved(Attribution(agent="writer", model=MODEL), MODEL, BOOK_PRICE, NOW)
+        book = after(budget(), settle("r1", 60, unreserved=use))
+        assert decide(book, reserve("r1")) == ()
+
+    def test_tokens_cannot_settle_a_fixed_amount(self) -> None:
+        book = after(reserve(model="", book_price=NO_PRICE))
+        with pytest.raises(SettlementNotPriced):
+            decide(book, settle(amount=None, usage=(UsageLine(direction="input", quantity=1),)))
+
+    def test_what_is_spent_stands_against_what_is_owed(self) -> None:
+        book = after(budget(), reserve(), settle(amount=60))
+        assert book.balances[f"expense:{MODEL}"] == 60
+        assert book.balances["payable:openai"] == -60
+
+
+class TestReleasing:
+    def test_a_release_frees_the_hold(self) -> None:
+        book = after(budget(), reserve(), Release("r1", "never dispatched"))
+        assert (book.pending(lifetime()), book.posted(lifetime())) == (0, 0)
+
+    def test_a_second_release_changes_nothing(self) -> None:
+        assert decide(after(reserve(), Release("r1", "")), Release("r1", "")) == ()
+
+    def test_what_is_settled_cannot_be_released(self) -> None:
+        with pytest.raises(ReservationSettled):
+            decide(after(reserve(), settle()), Release("r1", ""))
+
+    def test_a_settlement_after_release_is_accepted_as_an_overrun(self) -> None:
+        book = after(budget(), reserve(), Release("r1", "refused"), settle(amount=60))
+        known = book.reservation("r1")
+        assert known is not None
+        assert (known.state, known.settled, known.overrun, book.posted(lifetime())) == ("settled", 60, 60, 60)
+
+
+class TestExpiring:
+    def test_an_expired_hold_moves_to_suspense_and_stays_held(self) -> None:
+        book = after(budget(), reserve())
+        event = only(decide(book, Expire("r1", NOW + timedelta(minutes=10))))
+        assert isinstance(event, ReservationExpired)
+        book = evolve(book, event)
+        assert book.pending(lifetime()) == 100
+        assert book.balances["suspense:team:lifetime"] == 100
+
+    def test_nothing_expires_before_its_time(self) -> None:
+        assert decide(after(reserve()), Expire("r1", NOW + timedelta(minutes=9))) == ()
+
+    def test_what_has_an_outcome_does_not_expire(self) -> None:
+        assert decide(after(reserve(), settle()), Expire("r1", NOW + timedelta(days=1))) == ()
+
+    def test_a_late_settlement_goes_into_the_window_of_the_reservation(self) -> None:
+        monthly = SetBudget("team", Attribution(), 1_000, True, "month", NOW)
+        expiry = Expire("r1", NOW + timedelta(hours=1))
+        book = after(monthly, reserve(), expiry, settle(amount=60, at=NOW + timedelta(hours=2)))
+        assert book.posted(Hold(budget_id="team", window_start="2026-11")) == 60
+        assert book.pending(Hold(budget_id="team", window_start="2026-11")) == 0
+        assert book.posted(Hold(budget_id="team", window_start="2026-12")) == 0
+
+    def test_a_hold_in_suspense_can_be_released(self) -> None:
+        book = after(budget(), reserve(), Expire("r1", NOW + timedelta(hours=1)))
+        event = only(decide(book, Release("r1", "the provider rejected it")))
+        assert isinstance(event, ReservationReleased)
+        assert evolve(book, event).pending(lifetime()) == 0
+
+
+class TestCharging:
+    def test_a_charge_is_posted_once(self) -> None:
+        charge = Charge("call_1", Attribution(tool="sql"), 40, NOW, 7)
+        book = after(budget(), charge)
+        assert (book.posted(lifetime()), book.balances["expense:tool/sql"]) == (40, 40)
+        assert decide(book, charge) == ()
+
+    def test_a_charge_is_accepted_beyond_the_limit(self) -> None:
+        event = decide(after(budget(limit=10)), Charge("call_1", Attribution(), 40, NOW, 7))[0]
+        assert isinstance(event, CostCharged)
+
+
+class TestBudgets:
+    def test_the_same_budget_again_changes_nothing(self) -> None:
+        assert decide(after(budget()), budget()) == ()
+
+    @pytest.mark.parametrize(("given", "field"), [({"agent": "writer"}, "scope")])
+    def test_the_scope_of_a_budget_is_fixed(self, given: dict[str, str], field: str) -> None:
+        with pytest.raises(BudgetFixed) as refused:
+            decide(after(budget()), budget(**given))  # type: ignore[arg-type]
+        assert refused.value.field == field
+
+    def test_the_window_of_a_budget_is_fixed(self) -> None:
+        with pytest.raises(BudgetFixed):
+            decide(after(budget()), SetBudget("team", Attribution(), 1_000, True, "day", NOW))
+
+    def test_a_limit_lowered_below_what_is_posted_refuses_everything_new(self) -> None:
+        book = after(budget(), reserve(), settle(amount=60), budget(limit=50))
+        assert book.available(lifetime()) == -10
+        assert isinstance(only(decide(book, reserve("r2", amount=0))), ReservationDenied)
+
+    def test_each_threshold_is_told_once(self) -> None:
+        book = after(budget(limit=100), reserve("a", 60), reserve("b", 40))
+        first = decide(book, settle("a", 60))
+        book = fold(book, first)
+        second = decide(book, settle("b", 36))
+        told = [event.threshold_percent for event in (*first, *second) if isinstance(event, BudgetThresholdReached)]
+        assert told == [50, 80, 95]
+
+    def test_lowering_a_limit_may_reach_thresholds(self) -> None:
+        book = after(budget(limit=1_000), reserve(), settle(amount=60))
+        told = [event for event in decide(book, budget(limit=100)) if isinstance(event, BudgetThresholdReached)]
+        assert [event.threshold_percent for event in told] == [50]
+
+    @pytest.mark.parametrize(
+        ("window", "at", "name"),
+        [
+            ("lifetime", NOW, "lifetime"),
+            ("day", NOW, "2026-11-30"),
+            ("day", LATER, "2026-12-01"),
+            ("month", NOW, "2026-11"),
+            ("month", datetime(2028, 2, 29, tzinfo=UTC), "2028-02"),
+        ],
+    )
+    def test_windows_are_calendar_periods_in_utc(self, window: str, at: datetime, name: str) -> None:
+        assert window_start(window, at) == name  # type: ignore[arg-type]
+
+    def test_a_new_window_starts_with_the_whole_limit(self) -> None:
+        daily = SetBudget("team", Attribution(), 100, True, "day", NOW)
+        book = after(daily, reserve(amount=100), settle(amount=100))
+        assert isinstance(only(decide(book, reserve("r2", at=NOW))), ReservationDenied)
+        assert isinstance(only(decide(book, reserve("r2", at=LATER))), CostReserved)
+
+
+def test_a_book_forgets_the_oldest_outcomes_and_no_balance() -> None:
+    book = after(budget(limit=10**9))
+    for number in range(CLOSED_MAX + 1):
+        book = after(reserve(f"r{number}", 1), settle(f"r{number}", 1), book=book)
+    assert book.reservation("r0") is None
+    assert book.reservation("r1") is not None
+    assert book.posted(lifetime()) == CLOSED_MAX + 1

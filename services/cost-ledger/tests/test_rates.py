@@ -1,0 +1,93 @@
+"""Rate cards: units, tiers, bounds."""
+
+import pytest
+from cost_ledger.rates import bound_pico, cost_pico, flat_card, rate_of, units_of
+from hypothesis import given
+from hypothesis import strategies as st
+from synod.common.money import nano_from_pico
+from synod.common.values import UsageLine
+from synod.cost_ledger.events import UnitRate
+
+CLIFF = (
+    UnitRate(unit="input", pico_usd=5_000_000),
+    UnitRate(unit="input", pico_usd=10_000_000, above_input_tokens=272_000),
+    UnitRate(unit="output", pico_usd=30_000_000),
+    UnitRate(unit="output", pico_usd=45_000_000, above_input_tokens=272_000),
+)
+
+
+def tokens(quantity: int, direction: str = "input", **kind: object) -> UsageLine:
+    return UsageLine.model_validate({"direction": direction, "quantity": quantity, **kind})
+
+
+def test_the_tier_holds_from_the_first_token_above_the_threshold_and_then_for_all() -> None:
+    assert cost_pico(CLIFF, [tokens(272_000)]) == 272_000 * 5_000_000
+    assert cost_pico(CLIFF, [tokens(272_001)]) == 272_001 * 10_000_000
+    assert cost_pico(CLIFF, [tokens(272_001), tokens(1, "output")]) == 272_001 * 10_000_000 + 45_000_000
+
+
+def test_cached_tokens_count_towards_the_tier_and_cost_their_own_rate() -> None:
+    card = (*CLIFF, UnitRate(unit="cache_read", pico_usd=500_000))
+    used = [tokens(272_000, cache="read"), tokens(1)]
+    assert cost_pico(card, used) == 272_000 * 500_000 + 10_000_000
+
+
+def test_cached_tokens_cost_as_input_where_the_card_has_no_rate_for_them() -> None:
+    card = (UnitRate(unit="input", pico_usd=7), UnitRate(unit="output", pico_usd=9))
+    assert cost_pico(card, [tokens(10, cache="read"), tokens(10, cache="write")]) == 140
+
+
+def test_reasoning_costs_as_output_unless_the_card_says_otherwise() -> None:
+    card = (UnitRate(unit="output", pico_usd=9),)
+    line = tokens(10, "output", reasoning=True)
+    assert cost_pico(card, [line]) == 90
+    assert cost_pico((*card, UnitRate(unit="output_reasoning", pico_usd=3)), [line]) == 30
+
+
+def test_a_rate_of_zero_is_free_and_not_missing() -> None:
+    assert cost_pico(flat_card(5, 5, 0, 0), [tokens(10, cache="read")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "first"),
+    [
+        (tokens(1, modality="audio"), "input_audio"),
+        (tokens(1, modality="audio", cache="read"), "cache_audio_read"),
+        (tokens(1, "output", modality="image"), "output_image"),
+        (tokens(1, "output", reasoning=True), "output_reasoning"),
+    ],
+)
+def test_the_most_exact_unit_is_asked_for_first(line: UsageLine, first: str) -> None:
+    assert units_of(line)[0] == first
+
+
+def test_an_unknown_unit_costs_nothing() -> None:
+    assert rate_of((), ("input",), 10) == 0
+
+
+def test_the_bound_takes_the_dearest_way_the_provider_may_bill() -> None:
+    card = (*CLIFF, UnitRate(unit="cache_write", pico_usd=6_250_000))
+    assert bound_pico(card, 1_000, 100) == 1_000 * 6_250_000 + 100 * 30_000_000
+    assert bound_pico(card, 272_001, 100) == 272_001 * 10_000_000 + 100 * 45_000_000
+
+
+@given(
+    rates=st.tuples(*[st.integers(0, 10**8)] * 4),
+    fresh=st.integers(0, 10**6),
+    read=st.integers(0, 10**6),
+    written=st.integers(0, 10**6),
+    out=st.integers(0, 10**6),
+)
+def test_text_within_the_bounds_never_costs_more_than_was_reserved(
+    rates: tuple[int, int, int, int], fresh: int, read: int, written: int, out: int
+) -> None:
+    input_, output, cache_read, cache_write = rates
+    card = flat_card(input_, output, min(cache_read, input_), cache_write)
+    used = [tokens(fresh), tokens(read, cache="read"), tokens(written, cache="write"), tokens(out, "output")]
+    assert nano_from_pico(cost_pico(card, used)) <= nano_from_pico(bound_pico(card, fresh + read + written, out))
+
+
+@given(rate=st.integers(0, 10**7), quantity=st.integers(0, 10**6))
+def test_rounding_is_off_by_half_a_nano_at_most(rate: int, quantity: int) -> None:
+    exact = cost_pico(flat_card(rate, 0, 0, 0), [tokens(quantity)])
+    assert abs(nano_from_pico(exact) * 1_000 - exact) <= 500

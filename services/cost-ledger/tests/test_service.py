@@ -1,0 +1,398 @@
+"""The service as its clients see it: real gRPC, PostgreSQL and NATS."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from itertools import count
+
+import grpc
+import pytest
+import pytest_asyncio
+from cost_ledger.main import compose
+from cost_ledger.settings import Settings
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from launcher.testing import RunningNats, RunningPostgres
+from servicekit.errors import (
+    AlreadyExists,
+    BudgetExhausted,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ServiceError,
+    from_rpc_error,
+)
+from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
+from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod.eventlog.v1 import eventlog_pb2 as log_pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+SIM = "simulator/sim-1"
+WAIT_S = 10
+VIEWS = {"spend", "budgets", "reservations", "model_usage", "tool_usage"}
+
+
+TENANTS = count(1)
+
+# One service for all tests of this file, each in a tenant of its own.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def clock() -> FakeClock:
+    return FakeClock(NOW)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(postgres_server: RunningPostgres, nats_url: str, clock: FakeClock) -> AsyncIterator[Served[Settings]]:
+    with postgres_server.fresh_database() as dsn:
+        async with serve_in_process(compose, settings_for(Settings, dsn, nats_url), clock=clock) as served:
+            yield served
+
+
+@pytest.fixture
+def ledger(service: Served[Settings]) -> CostLedgerStub:
+    return CostLedgerStub(service.connect(service.token(tenant=f"tenant-{next(TENANTS)}")))
+
+
+def hold(reservation_id: str = "req_1:1", amount: int = 10, **more: object) -> pb.ReserveRequest:
+    owner = pb.Attribution(agent="writer", run_id="run_2", root_run_id="run_1")
+    values: dict[str, object] = {"upper_bound_nano_usd": amount, "attribution": owner}
+    return pb.ReserveRequest(reservation_id=reservation_id, **(values | more))  # type: ignore[arg-type]
+
+
+def settlement(reservation_id: str = "req_1:1", amount: int = 7) -> pb.SettleRequest:
+    return pb.SettleRequest(reservation_id=reservation_id, amount_nano_usd=amount, usage_source="provider_final")
+
+
+def budget(budget_id: str = "run_1", limit: int = 100, **more: object) -> pb.SetBudgetRequest:
+    values: dict[str, object] = {"hard": True, "window": "lifetime"}
+    return pb.SetBudgetRequest(budget_id=budget_id, limit_nano_usd=limit, **(values | more))  # type: ignore[arg-type]
+
+
+def sim_price() -> pb.SetPriceRequest:
+    return pb.SetPriceRequest(provider="simulator", model="sim-1", input_pico_usd=1_000, output_pico_usd=2_000)
+
+
+async def refusal(call: Awaitable[object]) -> ServiceError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+async def until(found: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            if await found():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_reservation_is_settled_by_its_usage_and_seen_in_budget_and_spend(ledger: CostLedgerStub) -> None:
+    await ledger.SetPrice(sim_price())
+    await ledger.SetBudget(budget(limit=10_000, scope=pb.Attribution(root_run_id="run_1")))
+    held = await ledger.Reserve(hold(model=SIM, amount=0, input_tokens_max=100, output_tokens_max=50))
+    assert (held.state, held.reserved_nano_usd) == (pb.RESERVATION_STATE_HELD, 200)
+    assert (held.price_source, list(held.budget_ids)) == ("override", ["run_1"])
+    used = [
+        pb.UsageLine(direction="input", quantity=80),
+        pb.UsageLine(direction="input", cache="read", quantity=10),
+        pb.UsageLine(direction="output", quantity=20),
+    ]
+    settled = await ledger.Settle(pb.SettleRequest(reservation_id="req_1:1", usage=used, usage_source="provider_final"))
+    assert (settled.state, settled.settled_nano_usd, settled.overrun_nano_usd) == (
+        pb.RESERVATION_STATE_SETTLED,
+        130,
+        0,
+    )
+    state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert (state.posted_nano_usd, state.pending_nano_usd, state.available_nano_usd) == (130, 0, 9_870)
+    spend = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent", "model", "day"]))
+    (row,) = spend.rows
+    assert list(row.group) == ["writer", SIM, "2026-11-21"]
+    assert (row.cost_nano_usd, row.input_tokens, row.output_tokens, row.calls) == (130, 90, 20, 1)
+    assert spend.total_nano_usd == 130
+
+
+async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget(limit=100))
+    outcomes = await asyncio.gather(
+        *(ledger.Reserve(hold(f"r{number}")) for number in range(200)), return_exceptions=True
+    )
+    assert sum(isinstance(outcome, pb.Reservation) for outcome in outcomes) == 10
+    refused = [from_rpc_error(outcome) for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+    assert len(refused) == 190
+    assert all(isinstance(error, BudgetExhausted) for error in refused)
+
+
+async def test_two_replicas_on_one_database_grant_exactly_10_together(
+    postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with AsyncExitStack() as stack:
+        replicas = [await stack.enter_async_context(serve_in_process(compose, settings)) for _ in range(2)]
+        stubs = [CostLedgerStub(replica.channel) for replica in replicas]
+        await stubs[0].SetBudget(budget(limit=100))
+        outcomes = await asyncio.gather(
+            *(stubs[number % 2].Reserve(hold(f"r{number}")) for number in range(200)), return_exceptions=True
+        )
+        assert sum(isinstance(outcome, pb.Reservation) for outcome in outcomes) == 10
+        for stub in stubs:
+            state = await stub.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+            assert (state.pending_nano_usd, state.available_nano_usd) == (100, 0)
+
+
+async def test_a_refusal_names_the_budget_what_it_has_and_what_is_needed(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget(limit=9))
+    error = await refusal(ledger.Reserve(hold(amount=10)))
+    assert isinstance(error, BudgetExhausted)
+    assert (error.budget_id, error.available, error.required) == ("run_1", 9, 10)
+    assert "run_1 has 9 nano-USD left and the request needs 10" in error.message
+
+
+async def test_an_unpriced_model_under_a_hard_budget_is_refused_with_a_remedy(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget())
+    error = await refusal(ledger.Reserve(hold(model="openai/gpt-4o-nope", amount=0, input_tokens_max=1)))
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "UNPRICED_MODEL"
+    assert "SetPrice" in error.message
+    assert "openai/gpt-4o" in error.message
+
+
+async def test_the_same_reservation_again_is_the_same_answer_and_other_content_is_refused(
+    ledger: CostLedgerStub,
+) -> None:
+    first = await ledger.Reserve(hold(amount=10))
+    assert await ledger.Reserve(hold(amount=10)) == first
+    error = await refusal(ledger.Reserve(hold(amount=11)))
+    assert isinstance(error, AlreadyExists)
+    assert "use another id" in error.message
+
+
+async def test_a_settlement_twice_posts_once_and_an_overrun_is_shown(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget())
+    await ledger.Reserve(hold(amount=10))
+    settled = await ledger.Settle(settlement(amount=15))
+    assert (settled.settled_nano_usd, settled.overrun_nano_usd) == (15, 5)
+    assert await ledger.Settle(settlement(amount=99)) == settled
+    state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert state.posted_nano_usd == 15
+
+
+async def test_release_frees_the_hold_and_is_refused_after_settlement(ledger: CostLedgerStub) -> None:
+    await ledger.Reserve(hold("a"))
+    released = await ledger.Release(pb.ReleaseRequest(reservation_id="a", reason="never dispatched"))
+    assert released.state == pb.RESERVATION_STATE_RELEASED
+    await ledger.Reserve(hold("b"))
+    await ledger.Settle(settlement("b"))
+    error = await refusal(ledger.Release(pb.ReleaseRequest(reservation_id="b", reason="")))
+    assert error.reason == "RESERVATION_SETTLED"
+    spend = await ledger.QuerySpend(pb.QuerySpendRequest())
+    assert [(row.cost_nano_usd, row.pending_nano_usd, row.calls) for row in spend.rows] == [(7, 0, 1)]
+
+
+async def test_a_hold_without_outcome_moves_to_suspense_and_may_be_settled_late(
+    ledger: CostLedgerStub, clock: FakeClock
+) -> None:
+    await ledger.SetBudget(budget())
+    await ledger.Reserve(hold(ttl=Duration(seconds=60)))
+    clock.advance(61)
+
+    async def in_suspense() -> bool:
+        found = await ledger.GetReservation(pb.GetReservationRequest(reservation_id="req_1:1"))
+        return found.state == pb.RESERVATION_STATE_SUSPENSE
+
+    await until(in_suspense)
+    state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert (state.pending_nano_usd, state.available_nano_usd) == (10, 90)
+    settled = await ledger.Settle(settlement(amount=7))
+    assert settled.state == pb.RESERVATION_STATE_SETTLED
+    state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert (state.posted_nano_usd, state.pending_nano_usd) == (7, 0)
+
+
+async def test_budgets_are_listed_in_pages_and_as_get_shows_them(ledger: CostLedgerStub) -> None:
+    for name in ("c", "a", "b"):
+        await ledger.SetBudget(budget(name, window="day"))
+    await ledger.Reserve(hold())
+    first = await ledger.ListBudgets(pb.ListBudgetsRequest(page_size=2))
+    second = await ledger.ListBudgets(pb.ListBudgetsRequest(page_size=2, page_token=first.next_page_token))
+    listed = [*first.budgets, *second.budgets]
+    assert listed == [await ledger.GetBudget(pb.GetBudgetRequest(budget_id=name)) for name in ("a", "b", "c")]
+    assert (listed[0].pending_nano_usd, listed[0].window_start) == (10, "2026-11-21")
+    assert second.next_page_token == ""
+
+
+async def test_a_budget_keeps_its_scope(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget())
+    assert (await ledger.SetBudget(budget(limit=500))).limit_nano_usd == 500
+    error = await refusal(ledger.SetBudget(budget(scope=pb.Attribution(agent="writer"))))
+    assert error.reason == "BUDGET_FIXED"
+
+
+async def test_an_unknown_budget_is_answered_with_similar_names(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget("team-monthly"))
+    error = await refusal(ledger.GetBudget(pb.GetBudgetRequest(budget_id="team-montly")))
+    assert isinstance(error, NotFound)
+    assert "team-monthly" in error.message
+
+
+async def test_spend_is_grouped_and_filtered_by_any_attribution(ledger: CostLedgerStub) -> None:
+    for number, (agent, tool) in enumerate([("writer", ""), ("writer", "sql"), ("analyst", "sql")]):
+        owner = pb.Attribution(agent=agent, tool=tool, run_id=f"run_{number}", user_id="usr_1")
+        await ledger.Reserve(hold(f"r{number}", attribution=owner))
+        await ledger.Settle(settlement(f"r{number}", amount=10**number))
+    by_agent = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent"]))
+    assert [(row.group[0], row.cost_nano_usd) for row in by_agent.rows] == [("analyst", 100), ("writer", 11)]
+    sql = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent"], filter=pb.Attribution(tool="sql")))
+    assert [(row.group[0], row.cost_nano_usd) for row in sql.rows] == [("analyst", 100), ("writer", 10)]
+    # A run that belongs to no team is its own root.
+    root = await ledger.QuerySpend(pb.QuerySpendRequest(filter=pb.Attribution(root_run_id="run_2")))
+    assert root.total_nano_usd == 100
+
+
+async def test_spend_is_limited_in_time_half_open(ledger: CostLedgerStub, clock: FakeClock) -> None:
+    await ledger.Reserve(hold("before"))
+    clock.advance(60)
+    await ledger.Reserve(hold("after", amount=20))
+    boundary = Timestamp()
+    boundary.FromDatetime(clock.now())
+    early = await ledger.QuerySpend(pb.QuerySpendRequest(until=boundary))
+    late = await ledger.QuerySpend(pb.QuerySpendRequest(**{"from": boundary}))  # type: ignore[arg-type]
+    assert [row.pending_nano_usd for row in (*early.rows, *late.rows)] == [10, 20]
+
+
+async def test_spend_of_nothing_is_no_row(ledger: CostLedgerStub) -> None:
+    answer = await ledger.QuerySpend(pb.QuerySpendRequest())
+    assert (list(answer.rows), answer.total_nano_usd) == ([], 0)
+
+
+async def test_prices_are_listed_from_the_book_with_the_tenants_own_first(ledger: CostLedgerStub) -> None:
+    set_ = await ledger.SetPrice(sim_price())
+    assert (set_.source, set_.cache_read_pico_usd) == ("override", 1_000)
+    listed = await ledger.ListPrices(pb.ListPricesRequest(provider="simulator"))
+    assert list(listed.prices) == [set_]
+    openai = await ledger.ListPrices(pb.ListPricesRequest(provider="openai", page_size=1000))
+    gpt = next(price for price in openai.prices if price.model == "gpt-5.5")
+    assert (gpt.input_pico_usd, gpt.output_pico_usd, gpt.source) == (5_000_000, 30_000_000, "book")
+    assert openai.price_version.startswith("genai-prices ")
+
+
+async def test_prices_come_in_pages_without_gap_or_repetition(ledger: CostLedgerStub) -> None:
+    names: list[str] = []
+    token = ""
+    while True:
+        page = await ledger.ListPrices(pb.ListPricesRequest(page_size=1000, page_token=token))
+        names += [f"{price.provider}/{price.model}" for price in page.prices]
+        token = page.next_page_token
+        if not token:
+            break
+    assert len(names) > 2_000
+    assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (hold(reservation_id=""), "reservation_id"),
+        (hold(amount=-1), "upper_bound_nano_usd"),
+        (hold(amount=0), "model"),
+        (hold(model="gpt-5.5"), "model"),
+        (hold(ttl=Duration(seconds=86_401)), "ttl"),
+        (hold(model=SIM, input_tokens_max=-1), "input_tokens_max"),
+        (hold(attribution=pb.Attribution(tenant_id="globex")), "attribution.tenant_id"),
+        (hold(attribution=pb.Attribution(agent="a" * 300)), "attribution.agent"),
+    ],
+)
+async def test_a_wrong_reservation_is_refused_by_its_field(
+    ledger: CostLedgerStub, request_: pb.ReserveRequest, field: str
+) -> None:
+    error = await refusal(ledger.Reserve(request_))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == field
+
+
+async def test_other_wrong_requests_are_refused_by_their_field(ledger: CostLedgerStub) -> None:
+    wrong = pb.UsageLine(direction="sideways", quantity=1)
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "window": lambda: ledger.SetBudget(budget(window="fortnight")),
+        "budget_id": lambda: ledger.SetBudget(budget("two words")),
+        "group_by": lambda: ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agnet"])),
+        "page_size": lambda: ledger.ListBudgets(pb.ListBudgetsRequest(page_size=1001)),
+        "page_token": lambda: ledger.ListPrices(pb.ListPricesRequest(page_token="!")),
+        "usage.direction": lambda: ledger.Settle(
+            pb.SettleRequest(reservation_id="r", usage=[wrong], usage_source="provider_final")
+        ),
+        "usage_source": lambda: ledger.Settle(pb.SettleRequest(reservation_id="r", amount_nano_usd=1)),
+        "provider": lambda: ledger.SetPrice(pb.SetPriceRequest(model="sim-1")),
+    }
+    for field, call in calls.items():
+        error = await refusal(call())
+        assert isinstance(error, InvalidArgument)
+        assert error.field == field
+
+
+async def test_what_was_never_reserved_is_not_found(ledger: CostLedgerStub) -> None:
+    release = pb.ReleaseRequest(reservation_id="nowhere")
+    assert isinstance(await refusal(ledger.Settle(settlement("nowhere"))), NotFound)
+    assert isinstance(await refusal(ledger.Release(release)), NotFound)
+    get = pb.GetReservationRequest(reservation_id="nowhere")
+    assert isinstance(await refusal(ledger.GetReservation(get)), NotFound)
+
+
+async def test_tenants_see_nothing_of_each_other(service: Served[Settings], ledger: CostLedgerStub) -> None:
+    await ledger.Reserve(hold())
+    await ledger.SetBudget(budget())
+    other = CostLedgerStub(service.connect(service.token(tenant="globex")))
+    assert isinstance(await refusal(other.GetReservation(pb.GetReservationRequest(reservation_id="req_1:1"))), NotFound)
+    assert not (await other.ListBudgets(pb.ListBudgetsRequest())).budgets
+    assert (await other.Reserve(hold(amount=10**6))).state == pb.RESERVATION_STATE_HELD
+
+
+async def test_a_method_needs_its_permission(service: Served[Settings]) -> None:
+    reader = CostLedgerStub(service.connect(service.token(["ledger.read"])))
+    error = await refusal(reader.Reserve(hold()))
+    assert isinstance(error, PermissionDenied)
+    assert error.permission == "ledger.reserve"
+
+
+async def test_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nats: RunningNats) -> None:
+    clock = FakeClock(NOW)
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with serve_in_process(compose, settings, clock=clock) as before:
+        ledger = CostLedgerStub(before.channel)
+        await ledger.SetBudget(budget(limit=15))
+        await ledger.Reserve(hold("a"))
+    async with serve_in_process(compose, settings, clock=clock) as after:
+        ledger = CostLedgerStub(after.channel)
+        assert isinstance(await refusal(ledger.Reserve(hold("b"))), BudgetExhausted)
+        await ledger.Settle(settlement("a", amount=5))
+        state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+        assert (state.posted_nano_usd, state.available_nano_usd) == (5, 10)
+
+
+async def test_every_view_is_equal_to_one_rebuilt_and_the_log_verifies(
+    service: Served[Settings], ledger: CostLedgerStub, clock: FakeClock
+) -> None:
+    await ledger.SetPrice(sim_price())
+    await ledger.SetBudget(budget(limit=1_000))
+    for number in range(12):
+        await ledger.Reserve(hold(f"r{number}", amount=20, ttl=Duration(seconds=60)))
+        if number % 3 == 0:
+            await ledger.Settle(settlement(f"r{number}", amount=number * 3))
+        if number % 3 == 1:
+            await ledger.Release(pb.ReleaseRequest(reservation_id=f"r{number}", reason="refused"))
+    clock.advance(61)
+    log = EventLogStub(service.channel)
+    spend = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent"]))
+    names = {view.name for view in (await log.ListViews(log_pb.ListViewsRequest())).views}
+    assert names >= VIEWS
+    for name in VIEWS:
+        assert (await log.VerifyView(log_pb.VerifyViewRequest(name=name))).equal
+        await log.RebuildView(log_pb.RebuildViewRequest(name=name))
+    assert await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent"])) == spend
+    assert (await log.Verify(log_pb.VerifyRequest())).ok

@@ -1,0 +1,298 @@
+"""What other services publish: delivered twice, out of order, before its reservation, after expiry, across restarts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import nats
+import pytest
+from cost_ledger import books as books_module
+from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.books import Books
+from cost_ledger.domain import Expire, Reservation, SetBudget, SetPrice
+from cost_ledger.main import compose
+from cost_ledger.settings import Settings
+from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
+from cost_ledger.testing import FakeHistory, FakePrices
+from eventlog.codec import Codec
+from eventlog.errors import LogUnavailable
+from eventlog.memory import MemoryEventLog
+from eventlog.projections import Projector
+from eventlog.records import ANY, Append, Context, StreamId
+from eventlog.relay import Relay
+from eventlog.sources import LogSource
+from launcher.testing import RunningNats
+from psycopg_pool import AsyncConnectionPool
+from servicekit.testing import FakeClock, serve_in_process, settings_for
+from synod.common.event import Event
+from synod.common.ids import derived_uuid
+from synod.common.values import Attribution, Failure, UsageLine
+from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod.llm_gateway import events as llm
+from synod.tool_executor import events as tools
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+LOCAL = Context("local", "svc_llm-gateway", correlation="run_1")
+SIM = "simulator/sim-1"
+OWNER = Attribution(agent="writer", run_id="run_2", root_run_id="run_1", model=SIM)
+WAIT_S = 10
+USAGE = (UsageLine(direction="input", quantity=30), UsageLine(direction="output", quantity=10))
+COST = 30 + 20
+
+
+@dataclass(slots=True)
+class Publisher:
+    """Another service's log."""
+
+    codec: Codec[Event]
+    clock: FakeClock
+    log: MemoryEventLog = field(default_factory=MemoryEventLog)
+
+    async def publish(self, event: Event) -> None:
+        position = await self.log.head() + 1
+        new = self.codec.encode(event, id=derived_uuid(event.type_name(), str(position)), at=self.clock.now())
+        stream = StreamId(event.AGGREGATE, f"id_{position}")
+        await self.log.append(Append(stream, ANY, (new,), LOCAL))
+
+
+@dataclass(slots=True)
+class World:
+    """A ledger on a log in memory, with the subscriptions' positions in a real database."""
+
+    ledger: CostLedger
+    gateway: Publisher
+    tools: Publisher
+    models: Projector
+    tool_calls: Projector
+    clock: FakeClock
+
+    async def reserve(self, reservation_id: str = "req_1:1") -> Reservation:
+        request = ReservationRequest(reservation_id, OWNER, SIM, 100, 50, 0, timedelta(seconds=60))
+        return await self.ledger.reserve(request, LOCAL)
+
+    async def publish(self, *events: Event) -> None:
+        """Have the gateway publish events, and take them in."""
+        for event in events:
+            await self.gateway.publish(event)
+        await self.models.catch_up()
+
+    async def publish_tools(self, *events: Event) -> None:
+        for event in events:
+            await self.tools.publish(event)
+        await self.tool_calls.catch_up()
+
+    async def reservation(self, reservation_id: str = "req_1:1") -> Reservation:
+        return await self.ledger.get_reservation(reservation_id, LOCAL)
+
+    async def amounts(self) -> tuple[int, int]:
+        """What is posted and what is pending."""
+        status = await self.ledger.get_budget("run_1", LOCAL)
+        return status.posted, status.pending
+
+
+@pytest.fixture
+async def pool(postgres_dsn: str) -> AsyncIterator[AsyncConnectionPool]:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=4, open=False) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def world(pool: AsyncConnectionPool) -> AsyncIterator[World]:
+    clock = FakeClock(NOW)
+    books = Books(MemoryEventLog(), clock)
+    ledger = CostLedger(books, FakePrices(), FakeHistory(), clock)
+    gateway, executor = Publisher(Codec(llm.EVENTS), clock), Publisher(Codec(tools.EVENTS), clock)
+    models = Projector(pool, ModelUsage(ledger), LogSource(gateway.log, LLM_GATEWAY))
+    tool_calls = Projector(pool, ToolUsage(ledger), LogSource(executor.log, TOOL_EXECUTOR))
+    await ledger.set_price(SetPrice("simulator", "sim-1", 1_000, 2_000, 1_000, 1_000), LOCAL)
+    scope = Attribution(root_run_id="run_1")
+    await ledger.set_budget(SetBudget("run_1", scope, 1_000, True, "lifetime", NOW), LOCAL)
+    yield World(ledger, gateway, executor, models, tool_calls, clock)
+    await books.close()
+
+
+def completed(reservation_id: str = "req_1:1", **more: object) -> llm.ModelCallCompleted:
+    values: dict[str, object] = {
+        "request_id": "req_1",
+        "attempt": 1,
+        "model": SIM,
+        "provider": "simulator",
+        "reservation_id": reservation_id,
+        "attribution": OWNER,
+        "input_tokens": 30,
+        "output_tokens": 10,
+        "usage": USAGE,
+        "usage_source": "provider_final",
+        "finish_reason": "stop",
+        "response_sha256": "",
+        "duration_ms": 5,
+    }
+    return llm.ModelCallCompleted.model_validate(values | more)
+
+
+def failed(reservation_id: str, billed: str) -> llm.ModelCallAttemptFailed:
+    failure = Failure(reason="RATE_LIMITED", message="429 from the provider")
+    values = {"request_id": "req_1", "attempt": 1, "model": SIM, "reservation_id": reservation_id}
+    return llm.ModelCallAttemptFailed.model_validate({**values, "failure": failure, "billed": billed})
+
+
+def cancelled(reservation_id: str) -> llm.ModelCallCancelled:
+    return llm.ModelCallCancelled(
+        request_id="req_1", attempt=1, reservation_id=reservation_id, usage=USAGE, usage_source="gateway_counted"
+    )
+
+
+def tool_completed(call_id: str, cost: int) -> tools.ToolCallCompleted:
+    return tools.ToolCallCompleted(
+        call_id=call_id,
+        attempt=1,
+        tool="sql",
+        result_json="{}",
+        isolation="none",
+        duration_ms=1,
+        attribution=Attribution(agent="writer", run_id="run_2", root_run_id="run_1"),
+        cost_nano_usd=cost,
+    )
+
+
+async def test_a_completed_call_settles_its_reservation(world: World) -> None:
+    await world.reserve()
+    await world.publish(completed())
+    settled = await world.reservation()
+    assert (settled.state, settled.settled) == ("settled", COST)
+    assert await world.amounts() == (COST, 0)
+
+
+async def test_an_event_delivered_twice_counts_once(world: World) -> None:
+    await world.reserve()
+    await world.publish(completed(), completed())
+    await world.publish(completed())
+    assert await world.amounts() == (COST, 0)
+
+
+async def test_a_call_and_its_event_settle_once_between_them(world: World) -> None:
+    await world.reserve()
+    await world.ledger.settle("req_1:1", USAGE, None, "provider_final", LOCAL)
+    await world.publish(completed())
+    assert await world.amounts() == (COST, 0)
+
+
+async def test_events_out_of_order_end_in_the_same_balance(world: World) -> None:
+    names = [f"r{number}" for number in range(5)]
+    for name in names:
+        await world.reserve(name)
+    await world.publish(*(completed(name) for name in reversed(names)))
+    assert await world.amounts() == (5 * COST, 0)
+
+
+async def test_a_call_that_was_never_reserved_is_charged_all_the_same(world: World) -> None:
+    await world.publish(completed("early:1", model="sim-1"))
+    assert await world.amounts() == (COST, 0)
+    late = await world.reserve("early:1")
+    assert (late.state, late.overrun) == ("settled", COST)
+    assert await world.amounts() == (COST, 0)
+
+
+async def test_an_outcome_after_expiry_is_posted_and_frees_the_suspense(world: World) -> None:
+    await world.reserve()
+    world.clock.advance(61)
+    await world.ledger.books.execute(Expire("req_1:1", world.clock.now()), LOCAL)
+    assert (await world.reservation()).state == "suspense"
+    assert await world.amounts() == (0, 200)
+    await world.publish(completed())
+    assert await world.amounts() == (COST, 0)
+
+
+async def test_an_attempt_that_was_not_billed_frees_its_hold_and_an_unknown_one_keeps_it(world: World) -> None:
+    await world.reserve("a")
+    await world.reserve("b")
+    await world.publish(failed("a", "no"), failed("never-reserved", "no"), failed("b", "unknown"))
+    assert (await world.reservation("a")).state == "released"
+    assert (await world.reservation("b")).state == "held"
+    assert await world.models.parked() == []
+
+
+async def test_a_cancelled_call_is_charged_for_what_was_delivered(world: World) -> None:
+    await world.reserve()
+    await world.publish(cancelled("req_1:1"))
+    assert (await world.reservation()).settled == COST
+
+
+async def test_a_cancelled_call_nobody_knows_is_parked_and_blocks_nothing(world: World) -> None:
+    await world.reserve()
+    await world.publish(cancelled("nowhere"), completed())
+    assert await world.amounts() == (COST, 0)
+    (parked,) = await world.models.parked()
+    assert "nowhere" in parked.error
+
+
+async def test_a_book_that_is_busy_parks_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.reserve()
+    await world.gateway.publish(completed())
+    with monkeypatch.context() as crowded:
+        crowded.setattr(books_module, "WAITING_COMMANDS_MAX", 0)
+        with pytest.raises(LogUnavailable):
+            await world.models.catch_up()
+    await world.models.catch_up()
+    assert await world.amounts() == (COST, 0)
+    assert await world.models.parked() == []
+
+
+async def test_a_tool_that_costs_is_charged_once_and_one_that_does_not_is_not(world: World) -> None:
+    await world.publish_tools(tool_completed("call_1", 40), tool_completed("call_1", 40), tool_completed("call_2", 0))
+    assert await world.amounts() == (40, 0)
+    book = await world.ledger.books.read("local")
+    assert book.balances["expense:tool/sql"] == 40
+
+
+async def test_events_are_recorded_in_the_name_of_who_caused_them(world: World) -> None:
+    await world.reserve()
+    await world.publish(completed())
+    settled = (await world.ledger.books.log.read())[-1]
+    cause = (await world.gateway.log.read())[-1]
+    assert (settled.type, settled.actor, settled.correlation) == ("CostSettled", "svc_llm-gateway", "run_1")
+    assert settled.causation == cause.id
+
+
+async def test_a_rebuild_of_the_subscriptions_counts_nothing_twice(world: World) -> None:
+    await world.reserve()
+    await world.publish(completed())
+    await world.publish_tools(tool_completed("call_1", 40))
+    for view in (world.models, world.tool_calls):
+        assert (await view.verify()).equal
+        await view.rebuild()
+    assert await world.amounts() == (COST + 40, 0)
+
+
+async def test_what_was_published_while_the_ledger_was_down_is_in_the_next_answer(
+    postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    """The whole service: its position survives, and a query waits for what the stream holds."""
+    settings, gateway = (
+        settings_for(Settings, postgres_dsn, fresh_nats.url),
+        Publisher(Codec(llm.EVENTS), FakeClock(NOW)),
+    )
+    client = await nats.connect(fresh_nats.url)
+    relay = Relay(gateway.log, client, LLM_GATEWAY)
+    running = asyncio.create_task(relay.run())
+    async with serve_in_process(compose, settings) as served:
+        stub = CostLedgerStub(served.channel)
+        await stub.SetPrice(
+            pb.SetPriceRequest(provider="simulator", model="sim-1", input_pico_usd=1_000, output_pico_usd=2_000)
+        )
+        for number in range(6):
+            await stub.Reserve(pb.ReserveRequest(reservation_id=f"r{number}", model=SIM, input_tokens_max=100))
+        await gateway.publish(completed("r0"))
+        assert await relay.wait_for(1, WAIT_S) == 1
+        assert (await stub.QuerySpend(pb.QuerySpendRequest())).total_nano_usd == COST
+    for number in range(6):
+        await gateway.publish(completed(f"r{number}"))
+    assert await relay.wait_for(7, WAIT_S) == 7
+    async with serve_in_process(compose, settings) as served:
+        answer = await CostLedgerStub(served.channel).QuerySpend(pb.QuerySpendRequest())
+    assert (answer.total_nano_usd, answer.rows[0].calls, answer.rows[0].pending_nano_usd) == (6 * COST, 6, 0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await client.close()
