@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from agent_runtime.domain import MemberOutcome
 from synod.agent_runtime.events import Ballot
+
+from agent_runtime.domain import MemberOutcome
 
 REASON_CHARS_MAX: Final = 4000
 

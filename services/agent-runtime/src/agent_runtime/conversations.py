@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from agent_runtime.domain import chained, user_message
-from agent_runtime.errors import HistoryInvalid, TurnInProgress
 from synod.agent_runtime.events import ConversationStarted, Message, TurnEnded, TurnStarted
 from synod.common.event import Event
+
+from agent_runtime.domain import chained, user_message
+from agent_runtime.errors import HistoryInvalid, TurnInProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,7 @@ def evolve_conversation(state: ConversationState, event: Event, at: datetime) ->
 
 
 def _ended(turn: Turn, event: TurnEnded, version: int) -> Turn:
-    return replace(
-        turn, outcome=event.outcome, messages=event.messages, ended_at=event.ended_at, version=version
-    )
+    return replace(turn, outcome=event.outcome, messages=event.messages, ended_at=event.ended_at, version=version)
 
 
 def start_turn(state: ConversationState, run_id: str, text: str) -> TurnStarted:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+from synod.common.values import Failure
+
 from agent_runtime import teams
 from agent_runtime.behaviours import BEHAVIOURS
 from agent_runtime.directives import Cancel, Directive, Fail, LoadConversation
 from agent_runtime.domain import AgentWork, RunState
-from synod.common.values import Failure
 
 MODEL_ATTEMPTS_MAX: Final = 4
 """Calls of one turn before a failure that might pass is taken as final."""
+
+GIVEN_UP: Final = "INTERNAL"
+"""Reason of a run that its workers could not carry on with: a fault of this service, not a decision of the run."""
 
 
 def next_directives(state: RunState) -> tuple[Directive, ...]:

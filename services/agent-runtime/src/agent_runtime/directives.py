@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from agent_runtime.domain import History
 from synod.agent_runtime.events import Ballot, Message, ToolCallIntended, ToolSpec
 from synod.common.definitions import ModelPolicy
 from synod.common.values import Failure
+
+from agent_runtime.domain import History
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,7 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from pydantic import TypeAdapter
-
-from agent_runtime.errors import HistoryInvalid
 from synod.agent_runtime.events import (
-    Ballot,
     BallotsCast,
     ConversationTurnLoaded,
     MemberEnded,
@@ -49,6 +46,8 @@ from synod.common.definitions import AgentDefinition, AgentSpec, AnyDefinition, 
 from synod.common.event import Event
 from synod.common.ids import derived_id
 from synod.common.values import Failure
+
+from agent_runtime.errors import HistoryInvalid
 
 DEPTH_MAX: Final = 5
 """Levels of teams below the root, so that a team that names itself ends."""
@@ -265,6 +264,17 @@ class RunState:
         return self.definition.spec
 
 
+def outcome_of(state: RunState) -> MemberOutcome:
+    """How an ended run looks from the run above it."""
+    match state.status:
+        case "completed":
+            return MemberOutcome("completed", state.output)
+        case "cancelled":
+            return MemberOutcome("cancelled", failure=state.failure)
+        case _:
+            return MemberOutcome("failed", failure=state.failure)
+
+
 def text_of(message: Message) -> str:
     """The text parts of a message, joined."""
     return "".join(part.text for part in message.parts if isinstance(part, TextPart))
@@ -441,18 +451,14 @@ def _step_started(work: TeamWork, event: StepStarted, at: datetime) -> TeamWork:
         input=event.input,
         changed_at=at,
     )
-    return replace(
-        _with_step(work, event.step, step), child_run_ids=(*work.child_run_ids, *event.child_run_ids)
-    )
+    return replace(_with_step(work, event.step, step), child_run_ids=(*work.child_run_ids, *event.child_run_ids))
 
 
 def _step_ended(step: StepState, event: StepEnded, at: datetime) -> StepState:
     ended = dict(step.outcomes)
     if event.outcome == "completed" and step.kind == "agent":
         ended[step.children[0]] = MemberOutcome("completed", event.output)
-    return replace(
-        step, status=event.outcome, output=event.output, failure=event.failure, ended=ended, changed_at=at
-    )
+    return replace(step, status=event.outcome, output=event.output, failure=event.failure, ended=ended, changed_at=at)
 
 
 def _restarted(work: TeamWork, event: MembersRestarted, at: datetime) -> TeamWork:

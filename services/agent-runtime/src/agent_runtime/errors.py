@@ -30,9 +30,7 @@ class RunNotFound(RuntimeFailure):
 
 class ConversationNotFound(RuntimeFailure):
     def __init__(self, conversation_id: str) -> None:
-        super().__init__(
-            f"there is no conversation '{conversation_id}' in this tenant; CreateConversation opens one"
-        )
+        super().__init__(f"there is no conversation '{conversation_id}' in this tenant; CreateConversation opens one")
         self.conversation_id = conversation_id
 
 

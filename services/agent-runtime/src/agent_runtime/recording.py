@@ -5,6 +5,19 @@ One function for both sides: a worker appends what it returns, a replay compares
 
 from __future__ import annotations
 
+from synod.agent_runtime.events import (
+    MembersRestarted,
+    MembersStopRequested,
+    ModelCallRequested,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    StepEnded,
+    StepStarted,
+    VoteOpened,
+)
+from synod.common.event import Event
+
 from agent_runtime.directives import (
     CallModel,
     CallTools,
@@ -19,18 +32,6 @@ from agent_runtime.directives import (
     StopMembers,
 )
 from agent_runtime.domain import RunState, sha256_text
-from synod.agent_runtime.events import (
-    MembersRestarted,
-    MembersStopRequested,
-    ModelCallRequested,
-    RunCancelled,
-    RunCompleted,
-    RunFailed,
-    StepEnded,
-    StepStarted,
-    VoteOpened,
-)
-from synod.common.event import Event
 
 
 def decisions(state: RunState, directive: Directive) -> tuple[Event, ...]:

@@ -9,7 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
+
+from synod.agent_runtime.events import Ballot, MemberEnded, StepEnded, VoteDecided, VoteOpened
+from synod.common.definitions import AgentStep, VoteStep, predecessors
+from synod.common.event import Event
+from synod.common.ids import derived_id
+from synod.common.values import Failure
 
 from agent_runtime.ballots import ballot
 from agent_runtime.directives import (
@@ -30,11 +36,6 @@ from agent_runtime.directives import (
 from agent_runtime.domain import DEPTH_MAX, MemberOutcome, RunState, StepState, child_run_id
 from agent_runtime.errors import HistoryInvalid, TemplateInvalid
 from agent_runtime.templates import render
-from synod.agent_runtime.events import Ballot, MemberEnded, StepEnded, VoteDecided, VoteOpened
-from synod.common.definitions import AgentStep, VoteStep, predecessors
-from synod.common.event import Event
-from synod.common.ids import derived_id
-from synod.common.values import Failure
 
 ESCALATED: Final = frozenset({"BUDGET_EXHAUSTED", "TOOL_OUTCOME_UNKNOWN"})
 """Failures of a member that keep their reason in the team: the remedy lies outside, a restart would not help."""
@@ -194,7 +195,7 @@ def _start(state: RunState, name: str) -> Directive:
         task = render(spec.task, state.started.input, _outputs(state))
     except TemplateInvalid as error:
         return EndStep(name, failure=Failure(reason="TEMPLATE_INVALID", message=str(error)))
-    kind = "vote" if isinstance(spec, VoteStep) else "agent"
+    kind: Literal["agent", "vote"] = "vote" if isinstance(spec, VoteStep) else "agent"
     children = tuple(ChildStart(child_run_id(state.id, name, member, attempt), member) for member in members(spec))
     return StartChildren(name, kind, attempt, task, children)
 
@@ -210,7 +211,9 @@ def _outputs(state: RunState) -> dict[str, str]:
 
 def _spec(state: RunState, name: str) -> AgentStep | VoteStep:
     spec = state.team_spec
-    for step in (*spec.steps, *((spec.aggregator,) if spec.aggregator else ())):
+    if spec.aggregator is not None and spec.aggregator.id == name:
+        return spec.aggregator
+    for step in spec.steps:
         if step.id == name:
             return step
     raise HistoryInvalid(state.id, f"the team has no step '{name}'")
@@ -292,9 +295,7 @@ def vote_output(opened: VoteOpened, decision: VoteDecided) -> str:
 def member_ended(state: RunState, name: str, run_id: str, outcome: MemberOutcome) -> Event:
     """An agent step that succeeded ends at once; everything else is for the team to decide on."""
     if state.team.steps[name].kind == "agent" and outcome.outcome == "completed":
-        return StepEnded(
-            run_id=state.id, epoch=state.epoch, step=name, outcome="completed", output=outcome.output
-        )
+        return StepEnded(run_id=state.id, epoch=state.epoch, step=name, outcome="completed", output=outcome.output)
     return MemberEnded(
         run_id=state.id,
         epoch=state.epoch,

@@ -8,12 +8,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, TypeVar
 
-from agent_runtime.application.ports import Attribution, ModelAnswer, ModelCall, Ports, ToolCall, ToolOutcome
-from agent_runtime.application.store import Conversations
-from agent_runtime.conversations import Told, told
-from agent_runtime.directives import CallModel
-from agent_runtime.domain import History, RunState
-from agent_runtime.errors import CallFailed, CallInterrupted, ConversationNotFound, HistoryInvalid
 from servicekit.retry import Backoff
 from synod.agent_runtime.events import (
     ConversationTurnLoaded,
@@ -30,6 +24,13 @@ from synod.agent_runtime.events import (
 )
 from synod.common.event import Event
 from synod.common.values import Failure
+
+from agent_runtime.application.ports import Attribution, ModelAnswer, ModelCall, Ports, ToolCall, ToolOutcome
+from agent_runtime.application.store import Conversations
+from agent_runtime.conversations import Told, told
+from agent_runtime.directives import CallModel
+from agent_runtime.domain import History, RunState
+from agent_runtime.errors import CallFailed, CallInterrupted, ConversationNotFound, HistoryInvalid
 
 T = TypeVar("T")
 
@@ -128,9 +129,7 @@ class Calls:
 
 def attribution(state: RunState) -> Attribution:
     started = state.started
-    return Attribution(
-        state.tenant, started.definition_name, state.id, started.root_run_id, started.conversation_id
-    )
+    return Attribution(state.tenant, started.definition_name, state.id, started.root_run_id, started.conversation_id)
 
 
 def choose_tools(catalogue: tuple[ToolSpec, ...], names: tuple[str, ...]) -> tuple[tuple[ToolSpec, ...], str]:

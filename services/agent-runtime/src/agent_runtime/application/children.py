@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from agent_runtime.application.ports import Ports
-from agent_runtime.application.store import run_stream
-from agent_runtime.directives import ChildStart, StartChildren
-from agent_runtime.domain import RunState, parse_definition
 from eventlog.clock import Clock
 from eventlog.codec import Codec
 from eventlog.records import NO_STREAM, Append, Context
 from synod.agent_runtime.events import RunStarted
 from synod.common.event import Event
 from synod.common.money import parse_usd
+
+from agent_runtime.application.ports import Ports
+from agent_runtime.application.store import run_stream
+from agent_runtime.directives import ChildStart, StartChildren
+from agent_runtime.domain import RunState, parse_definition
 
 
 def budget_of(spec_json: str) -> int:

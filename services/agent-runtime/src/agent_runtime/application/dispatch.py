@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
-
 from synod.agent_runtime.events import RunCancelled, RunCancelRequested, RunCompleted, RunFailed, RunStarted
 from synod.common.event import Event
 from synod.consensus.events import ProposalDecided, ProposalUndecided

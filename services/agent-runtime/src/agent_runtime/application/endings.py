@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from agent_runtime.application.session import context_of
-from agent_runtime.application.store import conversation_stream
-from agent_runtime.directives import Cancel, Complete, Fail
-from agent_runtime.domain import RunState
 from eventlog.clock import Clock
 from eventlog.codec import Codec
 from eventlog.records import ANY, Append
 from synod.agent_runtime.events import TurnEnded
 from synod.common.event import Event
+
+from agent_runtime.application.session import context_of
+from agent_runtime.application.store import conversation_stream
+from agent_runtime.directives import Cancel, Complete, Fail
+from agent_runtime.domain import RunState
 
 
 def turn_ended(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent_runtime.application.store import Loaded, Runs, run_stream
-from agent_runtime.domain import RunState, evolve
-from agent_runtime.errors import RunNotFound, Superseded
 from eventlog.clock import Clock
 from eventlog.codec import Codec
 from eventlog.errors import VersionConflict
 from eventlog.log import EventLog
 from eventlog.records import Append, Context, NewEvent
+from synod.agent_runtime.events import RunClaimed
 from synod.common.event import Event
+
+from agent_runtime.application.store import Loaded, Runs, run_stream
+from agent_runtime.domain import RunState, evolve
+from agent_runtime.errors import RunNotFound, Superseded
 
 
 class Session:
@@ -66,6 +68,15 @@ class Session:
             return False
         self._appended(decided, appended.versions[0])
         return True
+
+    async def settle(self) -> bool:
+        """Make durable what was observed before the run is laid aside; False as in commit.
+
+        A claim alone is dropped: who only looked has taken nothing.
+        """
+        if all(isinstance(event, RunClaimed) for event, _ in self._observed):
+            return True
+        return await self.commit()
 
     async def refresh(self) -> None:
         """Take in what others appended: a request to cancel, or a claim, which raises Superseded."""

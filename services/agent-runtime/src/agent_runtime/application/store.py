@@ -6,14 +6,15 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from agent_runtime.conversations import ConversationState, evolve_conversation
-from agent_runtime.domain import RunState, begin, evolve
-from agent_runtime.errors import HistoryInvalid
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.log import EventLog
 from eventlog.records import StoredEvent, StreamId
 from synod.agent_runtime.events import EVENTS, ConversationStarted, RunStarted
 from synod.common.event import Event
+
+from agent_runtime.conversations import ConversationState, evolve_conversation
+from agent_runtime.domain import RunState, begin, evolve
+from agent_runtime.errors import HistoryInvalid
 
 PAGE_EVENTS: Final = 1000
 CACHE_RUNS_MAX: Final = 4096

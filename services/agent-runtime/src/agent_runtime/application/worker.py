@@ -11,6 +11,23 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
+from eventlog.clock import Clock
+from eventlog.codec import Codec
+from eventlog.log import EventLog
+from eventlog.records import ANY, Append
+from synod.agent_runtime.events import (
+    Ballot,
+    BallotsCast,
+    RunCancelRequested,
+    RunClaimed,
+    RunDeadlinePassed,
+    RunStarted,
+    StepEnded,
+    VoteDecided,
+)
+from synod.common.event import Event
+from synod.common.values import Failure
+
 from agent_runtime import recording, teams
 from agent_runtime.application.calls import Calls
 from agent_runtime.application.children import child_append, child_started
@@ -38,24 +55,8 @@ from agent_runtime.directives import (
     StartChildren,
     StopMembers,
 )
-from agent_runtime.domain import MemberOutcome, RunState
+from agent_runtime.domain import RunState, outcome_of
 from agent_runtime.errors import CallFailed, DefinitionNotFound, RunNotFound
-from eventlog.clock import Clock
-from eventlog.codec import Codec
-from eventlog.log import EventLog
-from eventlog.records import ANY, Append
-from synod.agent_runtime.events import (
-    Ballot,
-    BallotsCast,
-    RunCancelRequested,
-    RunClaimed,
-    RunDeadlinePassed,
-    RunStarted,
-    StepEnded,
-    VoteDecided,
-)
-from synod.common.event import Event
-from synod.common.values import Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +96,10 @@ class Worker:
 
     async def _drive(self, session: Session, nudge: Nudge) -> None:
         self._claim(session)
-        advanced = True
-        while advanced:
+        while True:
             self._observe_deadline(session)
-            advanced = await self._advance(session, nudge)
+            if not await self._advance(session, nudge) and await session.settle():
+                return
 
     async def _advance(self, session: Session, nudge: Nudge) -> bool:
         """Carry out the first directive that changes anything; then all is decided anew. False when none does."""
@@ -273,17 +274,6 @@ class Worker:
     @property
     def _consensus(self) -> Consensus:
         return self.calls.ports.consensus
-
-
-def outcome_of(state: RunState) -> MemberOutcome:
-    """How an ended run looks from above."""
-    match state.status:
-        case "completed":
-            return MemberOutcome("completed", state.output)
-        case "cancelled":
-            return MemberOutcome("cancelled", failure=state.failure)
-        case _:
-            return MemberOutcome("failed", failure=state.failure)
 
 
 async def _abandon(running: set[asyncio.Task[Event]]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from agent_runtime.directives import Fail
-from agent_runtime.domain import RunState, text_of
 from synod.agent_runtime.events import Message, RefusalPart
 from synod.common.values import Failure
+
+from agent_runtime.directives import Fail
+from agent_runtime.domain import RunState, text_of
 
 
 def refused(answer: Message, finish_reason: str) -> Fail | None:

@@ -5,12 +5,13 @@ Source: Yao et al., "ReAct: Synergizing Reasoning and Acting in Language Models"
 
 from __future__ import annotations
 
+from synod.agent_runtime.events import Message, ToolCallIntended
+from synod.common.values import Failure
+
 from agent_runtime.behaviours.endings import cut_off, refused
 from agent_runtime.behaviours.prompts import WORKSPACE_NOTE, call_model
 from agent_runtime.directives import CallTools, Complete, Directive, Fail, ResolveTools
 from agent_runtime.domain import RunState, canonical_arguments, effect_id, sha256_text, text_of, tool_calls_of
-from synod.agent_runtime.events import Message, ToolCallIntended
-from synod.common.values import Failure
 
 
 def next_directives(state: RunState) -> tuple[Directive, ...]:
