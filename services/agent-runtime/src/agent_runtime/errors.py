@@ -92,10 +92,9 @@ class CallError(RuntimeFailure):
 
 
 class CallFailed(CallError):
-    def __init__(self, failure: Failure, retry_after_s: float | None = None) -> None:
+    def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.reason}: {failure.message}")
         self.failure = failure
-        self.retry_after_s = retry_after_s
 
 
 class CallInterrupted(CallError):

@@ -25,6 +25,7 @@ from synod.common.values import Failure
 
 from agent_runtime.application.calls import Calls
 from agent_runtime.application.dispatch import WorkItem, work_item
+from agent_runtime.application.histories import Histories
 from agent_runtime.application.ports import (
     Decision,
     ModelAnswer,
@@ -335,7 +336,8 @@ class InMemoryRuntime:
 
     def new_runtime(self) -> Runtime:
         runs, conversations = Runs(self.log, self.codec), Conversations(self.log, self.codec)
-        return Runtime(self.log, runs, conversations, self.codec, self.clock, self.ports)
+        histories = Histories(self.log, self.codec)
+        return Runtime(self.log, runs, conversations, histories, self.codec, self.clock, self.ports)
 
     async def dispatch(self) -> None:
         """Put the work items of all new events into the queue."""

@@ -10,22 +10,22 @@ from eventlog.clock import Clock
 from eventlog.codec import Codec
 from eventlog.errors import VersionConflict
 from eventlog.log import EventLog
-from eventlog.records import NO_STREAM, Append, Context, Filter, NewEvent, StoredEvent
+from eventlog.records import NO_STREAM, Append, Context, NewEvent
 from synod.agent_runtime.events import ConversationStarted, RunCancelRequested, RunStarted
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
 
 from agent_runtime.application.children import budget_of
+from agent_runtime.application.histories import Histories
 from agent_runtime.application.ports import Pinned, Ports
-from agent_runtime.application.store import Conversations, Loaded, Runs, conversation_stream, known, run_stream
+from agent_runtime.application.store import Conversations, Loaded, Runs, conversation_stream, run_stream
 from agent_runtime.conversations import ConversationState, start_turn
 from agent_runtime.domain import RunState
 from agent_runtime.errors import ConversationNotFound, InvalidRequest, RequestIdReused, RunNotFound
-from agent_runtime.replay import History, Recorded, Replayed, replay
+from agent_runtime.replay import Replayed, replay
 
 INPUT_BYTES_MAX: Final = 64 * 1024
 REQUEST_ID_CHARS_MAX: Final = 128
-PAGE_EVENTS: Final = 1000
 CONFLICTS_MAX: Final = 8
 
 
@@ -47,6 +47,7 @@ class Runtime:
     log: EventLog
     runs: Runs
     conversations: Conversations
+    histories: Histories
     codec: Codec[Event]
     clock: Clock
     ports: Ports
@@ -83,9 +84,9 @@ class Runtime:
 
     async def replay_run(self, tenant: str, run_id: str) -> Replayed:
         """Fold the run and all below it again and compare every decision. Asks nobody but the log."""
-        root = await self.get_run(tenant, run_id)
-        histories = await self._histories(root.started.root_run_id)
-        conversation = await self._conversation_of(root)
+        run = await self.get_run(tenant, run_id)
+        histories = await self.histories.below(run_id)
+        conversation = await self._conversation_of(run)
         return replay(run_id, histories, conversation)
 
     async def create_conversation(self, context: Context, request_id: str, definition: str) -> ConversationState:
@@ -176,20 +177,6 @@ class Runtime:
         if loaded is None or loaded.state.tenant != tenant:
             raise RunNotFound(run_id)
         return loaded
-
-    async def _histories(self, root_run_id: str) -> dict[str, History]:
-        where = Filter(aggregate="run", correlation=root_run_id)
-        events: dict[str, list[StoredEvent]] = {}
-        after = 0
-        while page := await self.log.read(after, limit=PAGE_EVENTS, where=where):
-            for stored in page:
-                events.setdefault(stored.stream.id, []).append(stored)
-            after = page[-1].position
-        return {run_id: self._history(run_id, stored) for run_id, stored in events.items()}
-
-    def _history(self, run_id: str, events: list[StoredEvent]) -> History:
-        recorded = tuple(Recorded(stored.position, known(self.codec, stored), stored.occurred_at) for stored in events)
-        return History(run_id, events[0].tenant, events[0].actor, recorded)
 
     async def _conversation_of(self, state: RunState) -> ConversationState | None:
         conversation_id = state.started.conversation_id

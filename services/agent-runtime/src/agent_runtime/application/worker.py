@@ -233,7 +233,11 @@ class Worker:
 
     async def _open_vote(self, session: Session, directive: OpenVote) -> None:
         proposal = _proposal(session.state, directive)
-        proposal_id = await self.calls.patiently(lambda: self._consensus.propose(proposal))
+        try:
+            proposal_id = await self.calls.patiently(lambda: self._consensus.propose(proposal))
+        except CallFailed as error:
+            session.observe(_step_failed(session.state, directive.step, error.failure))
+            return
         session.observe(recording.vote_opened(session.state, directive, proposal_id))
 
     async def _cast_ballots(self, session: Session, directive: CastBallots) -> None:
