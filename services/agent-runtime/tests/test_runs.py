@@ -22,8 +22,8 @@ from agent_runtime.testing import (
     InMemoryRuntime,
     Said,
     a_context,
-    an_agent,
     a_model_answer,
+    an_agent,
     scripted,
 )
 from eventlog.records import Filter
@@ -278,9 +278,7 @@ async def test_cancel_abandons_the_call_in_flight() -> None:
     system.models.hold = asyncio.Event()
     started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "hi"))
     working = asyncio.create_task(system.worker.work(started.id))
-    async with asyncio.timeout(5):
-        while not system.models.asked:
-            await asyncio.sleep(0)
+    await system.models.was_asked(1)
     await system.runtime.cancel_run(a_context(), started.id, "changed my mind")
     await system.settle()
     await working
@@ -369,13 +367,9 @@ async def test_a_stale_worker_is_refused_after_another_claimed_the_run() -> None
     system.models.hold = asyncio.Event()
     started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "hi"))
     stale = asyncio.create_task(system.worker.work(started.id))
-    async with asyncio.timeout(5):
-        while not system.models.asked:
-            await asyncio.sleep(0)
+    await system.models.was_asked(1)
     fresh = asyncio.create_task(system.new_worker().work(started.id))
-    async with asyncio.timeout(5):
-        while sum(system.models.asked.values()) < 2:
-            await asyncio.sleep(0)
+    await system.models.was_asked(2)
     system.models.hold.set()
     stale_error, fresh_error = await asyncio.gather(stale, fresh, return_exceptions=True)
     state = await system.runtime.get_run("local", started.id)

@@ -274,9 +274,7 @@ async def test_a_member_over_its_budget_is_not_restarted_and_the_reason_survives
 
 
 async def test_when_one_parallel_step_fails_for_good_the_others_are_stopped_first() -> None:
-    system = a_supervised(
-        {"ann": 9}, pattern="parallel", steps=SEQUENCE, supervision={"max_restarts": 0}
-    )
+    system = a_supervised({"ann": 9}, pattern="parallel", steps=SEQUENCE, supervision={"max_restarts": 0})
     state = await run(system)
     assert state.failure is not None
     children = [await system.runtime.get_run("local", child) for child in state.team.child_run_ids]

@@ -4,32 +4,18 @@ CallInterrupted, and is repeated under the same id by whoever called.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
-from agent_runtime import translate
-from agent_runtime.application.ports import (
-    Decision,
-    ModelAnswer,
-    ModelCall,
-    Pinned,
-    Ports,
-    Proposal,
-    ToolCall,
-    ToolOutcome,
-    TokenSink,
-)
-from agent_runtime.application.watch import Token
-from agent_runtime.errors import CallError, CallFailed, CallInterrupted, DefinitionNotFound
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from servicekit.context import current_principal
 from servicekit.errors import AlreadyExists, FailedPrecondition, NotFound, ServiceError, from_rpc_error
 from servicekit.host import Host
-from servicekit.settings import ServiceSettings
+from servicekit.settings import S
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.agent_runtime.events import ToolSpec
@@ -45,6 +31,28 @@ from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
 
+from agent_runtime import translate
+from agent_runtime.application.ports import (
+    Decision,
+    ModelAnswer,
+    ModelCall,
+    Pinned,
+    Ports,
+    Proposal,
+    TokenSink,
+    ToolCall,
+    ToolOutcome,
+)
+from agent_runtime.application.watch import Token
+from agent_runtime.errors import CallError, CallFailed, CallInterrupted, DefinitionNotFound
+
+if TYPE_CHECKING:
+    from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryAsyncStub
+    from synod.consensus.v1.consensus_pb2_grpc import ConsensusAsyncStub
+    from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerAsyncStub
+    from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayAsyncStub
+    from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorAsyncStub
+
 T = TypeVar("T")
 
 ANSWERED: Final = frozenset({"PROVIDER_UNAVAILABLE", "RATE_LIMITED", "BUDGET_EXHAUSTED"})
@@ -54,7 +62,7 @@ TOOL_GRACE_S: Final = 15.0
 MODEL_CALL_MAX_S: Final = 900.0
 
 
-def connect(host: Host[ServiceSettings]) -> Ports:
+def connect(host: Host[S]) -> Ports:
     """All ports over the channels of a host. Raises PeerUnknown for a service without an address."""
     return Ports(
         models=GrpcModels(LlmGatewayStub(host.channel("llm-gateway"))),
@@ -82,7 +90,7 @@ async def asked(call: Awaitable[T]) -> T:
 
 
 @contextmanager
-def answering():  # type: ignore[no-untyped-def]
+def answering() -> Iterator[None]:
     """Translate the errors of a call inside the block."""
     try:
         yield
@@ -94,7 +102,7 @@ def answering():  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, slots=True)
 class GrpcModels:
-    stub: LlmGatewayStub
+    stub: LlmGatewayAsyncStub
 
     async def stream(self, call: ModelCall) -> AsyncIterator[str | ModelAnswer]:
         request = gateway_pb.StreamRequest(request=translate.to_generate(call))
@@ -116,7 +124,7 @@ class GrpcModels:
 
 @dataclass(frozen=True, slots=True)
 class GrpcTools:
-    stub: ToolExecutorStub
+    stub: ToolExecutorAsyncStub
 
     async def list_tools(self) -> tuple[ToolSpec, ...]:
         answer = await asked(self.stub.ListTools(tools_pb.ListToolsRequest()))
@@ -130,7 +138,7 @@ class GrpcTools:
 
 @dataclass(frozen=True, slots=True)
 class GrpcRegistry:
-    stub: AgentRegistryStub
+    stub: AgentRegistryAsyncStub
     _agents: dict[tuple[str, str], str] = field(default_factory=dict)
     """Agent ids by tenant and name; an agent keeps its id for life."""
 
@@ -174,12 +182,10 @@ class GrpcRegistry:
 
 @dataclass(frozen=True, slots=True)
 class GrpcLedger:
-    stub: CostLedgerStub
+    stub: CostLedgerAsyncStub
 
     async def set_budget(self, budget_id: str, limit_nano_usd: int, *, run_id: str = "", root_run_id: str = "") -> None:
-        scope = ledger_pb.Attribution(
-            tenant_id=current_principal().tenant, run_id=run_id, root_run_id=root_run_id
-        )
+        scope = ledger_pb.Attribution(tenant_id=current_principal().tenant, run_id=run_id, root_run_id=root_run_id)
         request = ledger_pb.SetBudgetRequest(
             budget_id=budget_id, scope=scope, limit_nano_usd=limit_nano_usd, hard=True, window="lifetime"
         )
@@ -188,7 +194,7 @@ class GrpcLedger:
 
 @dataclass(frozen=True, slots=True)
 class GrpcConsensus:
-    stub: ConsensusStub
+    stub: ConsensusAsyncStub
 
     async def propose(self, proposal: Proposal) -> str:
         return (await asked(self.stub.Propose(translate.to_propose(proposal)))).id

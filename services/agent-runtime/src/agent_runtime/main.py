@@ -1,5 +1,13 @@
 """The composition root of agent-runtime."""
 
+from eventlog.codec import Codec
+from eventlog.sources import LogSource, StreamSource
+from servicekit.app import run
+from servicekit.host import Host
+from synod.agent_runtime.v1.agent_runtime_pb2_grpc import add_AgentRuntimeServicer_to_server
+from synod.common.ids import new_id
+from synod.consensus.events import EVENTS as CONSENSUS_EVENTS
+
 from agent_runtime.application.calls import Calls
 from agent_runtime.application.dispatch import DECISIONS, DISPATCHED, VERB, WorkItem
 from agent_runtime.application.histories import Histories
@@ -23,13 +31,6 @@ from agent_runtime.subscriptions import (
     Sweeper,
 )
 from agent_runtime.translate import ERRORS
-from eventlog.codec import Codec
-from eventlog.sources import LogSource, StreamSource
-from servicekit.app import run
-from servicekit.host import Host
-from synod.agent_runtime.v1.agent_runtime_pb2_grpc import add_AgentRuntimeServicer_to_server
-from synod.common.ids import new_id
-from synod.consensus.events import EVENTS as CONSENSUS_EVENTS
 
 
 async def compose(host: Host[Settings]) -> None:
@@ -48,9 +49,7 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
     queries, positions = Queries(host.pool), Positions(host.pool)
     host.add_view(RunsView())
     host.add_view(ConversationsView())
-    host.add_rpc(
-        add_AgentRuntimeServicer_to_server, AgentRuntimeRpc(runtime, watcher, queries), PERMISSIONS, ERRORS
-    )
+    host.add_rpc(add_AgentRuntimeServicer_to_server, AgentRuntimeRpc(runtime, watcher, queries), PERMISSIONS, ERRORS)
     host.add_command(
         VERB,
         RunCommands(worker, runs, host.log_).work,

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import ClassVar, Final, TypeVar
 
-from agent_runtime.domain import parse_definition
 from eventlog.records import StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
+
+from agent_runtime.domain import parse_definition
 
 Row = TypeVar("Row")
 Data = dict[str, object]

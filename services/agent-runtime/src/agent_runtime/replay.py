@@ -262,9 +262,7 @@ def _check_proposal(state: RunState, event: BallotsCast | VoteDecided) -> None:
 
 def _could_not_start(state: RunState, event: StepEnded) -> bool:
     """A step whose members or whose proposal were refused outside; what was answered is the recorded failure."""
-    wants = any(
-        isinstance(one, StartChildren | OpenVote) and one.step == event.step for one in next_directives(state)
-    )
+    wants = any(isinstance(one, StartChildren | OpenVote) and one.step == event.step for one in next_directives(state))
     return wants and event.failure is not None
 
 

@@ -8,12 +8,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from agent_runtime.application.dispatch import VERB, WorkItem, work_item
-from agent_runtime.application.store import Runs
-from agent_runtime.application.watch import Inbox, Token
-from agent_runtime.application.worker import Worker
-from agent_runtime.errors import Superseded
-from agent_runtime.projections import Queries
 from eventlog.clock import Clock
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.records import StoredEvent
@@ -29,6 +23,13 @@ from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
 from synod.common.subjects import token_subject
 from synod.common.values import Failure
+
+from agent_runtime.application.dispatch import VERB, WorkItem, work_item
+from agent_runtime.application.store import Runs
+from agent_runtime.application.watch import Inbox, Token
+from agent_runtime.application.worker import Worker
+from agent_runtime.errors import Superseded
+from agent_runtime.projections import Queries
 
 SERVICE: Final = "agent-runtime"
 ACK_WAIT_S: Final = 5.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from agent_runtime.domain import text_of, tool_calls_of
 from synod.agent_runtime.events import (
     BallotsCast,
     ConversationTurnLoaded,
@@ -33,6 +32,8 @@ from synod.agent_runtime.events import (
     VoteOpened,
 )
 from synod.common.event import Event
+
+from agent_runtime.domain import text_of, tool_calls_of
 
 CHARS_MAX: Final = 160
 

@@ -118,9 +118,17 @@ class FakeModels:
     hold: asyncio.Event | None = None
     """When set, answers wait for it."""
     _answers: dict[str, ModelAnswer] = field(default_factory=dict)
+    _asked: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def was_asked(self, times: int, timeout_s: float = 5.0) -> None:
+        """Wait until so many calls have come; TimeoutError when they do not."""
+        async with asyncio.timeout(timeout_s), self._asked:
+            await self._asked.wait_for(lambda: self.asked.total() >= times)
 
     async def stream(self, call: ModelCall) -> AsyncIterator[str | ModelAnswer]:
         self.asked[call.call_id] += 1
+        async with self._asked:
+            self._asked.notify_all()
         self.faults.place()
         if self.failures:
             raise self.failures.popleft()

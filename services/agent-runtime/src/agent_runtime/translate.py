@@ -6,17 +6,6 @@ import json
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from agent_runtime import errors
-from agent_runtime.application.ports import Attribution, Decision, ModelAnswer, ModelCall, Pinned, Proposal
-from agent_runtime.application.ports import ToolCall as ToolOrder
-from agent_runtime.application.ports import ToolOutcome
-from agent_runtime.application.runs import StartRun
-from agent_runtime.application.watch import Seen, Token
-from agent_runtime.conversations import ConversationState, Turn
-from agent_runtime.domain import AgentWork, RunState, TeamWork, text_of
-from agent_runtime.projections import RunRow
-from agent_runtime.replay import Replayed
-from agent_runtime.summaries import summary
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -48,6 +37,17 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as gateway_pb
 from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 
+from agent_runtime import errors
+from agent_runtime.application.ports import Attribution, Decision, ModelAnswer, ModelCall, Pinned, Proposal, ToolOutcome
+from agent_runtime.application.ports import ToolCall as ToolOrder
+from agent_runtime.application.runs import StartRun
+from agent_runtime.application.watch import Seen, Token
+from agent_runtime.conversations import ConversationState, Turn
+from agent_runtime.domain import AgentWork, RunState, TeamWork, text_of
+from agent_runtime.projections import RunRow
+from agent_runtime.replay import Replayed
+from agent_runtime.summaries import summary
+
 ERRORS: Final = (
     ErrorMap()
     .add(errors.RunNotFound, lambda error: NotFound("run", error.run_id, remedy="see ListRuns"))
@@ -62,9 +62,7 @@ ERRORS: Final = (
     .add(errors.InvalidRequest, lambda error: InvalidArgument(error.field, error.value, error.problem))
     .add(
         errors.RequestIdReused,
-        lambda error: AlreadyExists(
-            "run of request", error.request_id, remedy=str(error), reason="REQUEST_ID_REUSED"
-        ),
+        lambda error: AlreadyExists("run of request", error.request_id, remedy=str(error), reason="REQUEST_ID_REUSED"),
     )
     .add(errors.TurnInProgress, lambda error: FailedPrecondition(str(error), reason="TURN_IN_PROGRESS"))
     .add(errors.CallFailed, lambda error: _refused(error.failure))
@@ -353,9 +351,9 @@ def to_execute(order: ToolOrder) -> tools_pb.ExecuteRequest:
 
 
 def from_tool_call(call: tools_pb.ToolCall) -> ToolOutcome:
-    state = _OUTCOMES.get(call.state, "failed")
+    state = _OUTCOMES.get(call.state)
     took_ms = call.took.ToMilliseconds()
-    if state != "failed":
+    if state is not None:
         return ToolOutcome(state, call.result_json, None, call.isolation, took_ms)
     name = tools_pb.ToolCallState.Name(call.state).removeprefix("TOOL_CALL_STATE_")
     failure = Failure(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from agent_runtime.application.store import PAGE_EVENTS, known, run_stream
-from agent_runtime.replay import History, Recorded
 from eventlog.codec import Codec
 from eventlog.log import EventLog
 from eventlog.records import StoredEvent
 from synod.agent_runtime.events import StepStarted
 from synod.common.event import Event
+
+from agent_runtime.application.store import PAGE_EVENTS, known, run_stream
+from agent_runtime.replay import History, Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +24,7 @@ class Histories:
 
     async def below(self, run_id: str) -> dict[str, History]:
         """The run's own history and those of all runs below it, by run id."""
-        return {
-            stored[0].stream.id: self._history(stored)
-            for stored in (await self.streams(run_id)).values()
-        }
+        return {stored[0].stream.id: self._history(stored) for stored in (await self.streams(run_id)).values()}
 
     async def streams(self, run_id: str) -> dict[str, list[StoredEvent]]:
         """The same events as they are stored. A run that was never started is left out."""

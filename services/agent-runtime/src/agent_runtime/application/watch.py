@@ -9,16 +9,16 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from agent_runtime.application.histories import Histories
-from agent_runtime.application.store import PAGE_EVENTS, Runs, known
-from agent_runtime.errors import RunNotFound
 from eventlog.codec import Codec
 from eventlog.log import EventLog
 from eventlog.records import Filter, StoredEvent
 from pydantic import BaseModel, ConfigDict
-
 from synod.agent_runtime.events import RunCancelled, RunCompleted, RunFailed, RunStarted
 from synod.common.event import Event
+
+from agent_runtime.application.histories import Histories
+from agent_runtime.application.store import PAGE_EVENTS, Runs, known
+from agent_runtime.errors import RunNotFound
 
 FOLLOW_S: Final = 30.0
 INBOX_MAX: Final = 10_000
