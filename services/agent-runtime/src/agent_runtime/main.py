@@ -47,6 +47,7 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
     feed = Feed(log)
     watcher = Watcher(log, runs, histories, events, feed, NatsTokenListener(host.nats))
     queries, positions = Queries(host.pool), Positions(host.pool)
+    await positions.prepare()
     host.add_view(RunsView())
     host.add_view(ConversationsView())
     host.add_rpc(add_AgentRuntimeServicer_to_server, AgentRuntimeRpc(runtime, watcher, queries), PERMISSIONS, ERRORS)
@@ -65,7 +66,7 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
     host.add_task("dispatch", own.run)
     host.add_task("dispatch decisions", decided.run)
     host.add_task("feed", feed.follow)
-    host.add_task("sweep", Sweeper(queries, host.queue, host.clock).run)
+    host.add_task("sweep", Sweeper(queries, host.queue, host.clock, host.settings.sweep_s).run)
 
 
 def main() -> int:

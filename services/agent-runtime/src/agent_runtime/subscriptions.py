@@ -36,7 +36,6 @@ ACK_WAIT_S: Final = 5.0
 DELIVERIES_MAX: Final = 8
 PAGE_EVENTS: Final = 500
 IDLE_WAIT_S: Final = 5.0
-SWEEP_S: Final = 5.0
 SWEEP_RUNS_MAX: Final = 500
 
 
@@ -81,9 +80,13 @@ class Positions:
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
 
-    async def load(self, source: str) -> int:
+    async def prepare(self) -> None:
+        """Create the table if this database has none yet."""
         async with self._pool.connection() as connection:
             await connection.execute(self.TABLE)
+
+    async def load(self, source: str) -> int:
+        async with self._pool.connection() as connection:
             found = await connection.execute("select position from work_positions where source = %s", (source,))
             row = await found.fetchone()
         return int(row[0]) if row else 0
@@ -148,12 +151,13 @@ class Sweeper:
     queries: Queries
     queue: Queue
     clock: Clock
+    every_s: float
 
     async def run(self) -> None:
         """Runs for as long as the service does."""
         while True:
             await self.sweep()
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(self.every_s)
 
     async def sweep(self) -> int:
         """Send an item for every overdue run; answers how many."""
