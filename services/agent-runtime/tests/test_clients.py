@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
-from agent_runtime.application.ports import Attribution, ModelAnswer, ModelCall, Pinned, Proposal, ToolCall
 from agent_runtime.clients import GrpcConsensus, GrpcLedger, GrpcModels, GrpcRegistry, GrpcTools, call_error
 from agent_runtime.errors import CallFailed, CallInterrupted, DefinitionNotFound
+from agent_runtime.ports import Attribution, ModelAnswer, ModelCall, Pinned, Proposal, ToolCall
 from servicekit.errors import (
     BudgetExhausted,
     DeadlineExceeded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agent_runtime.application.runs import StartRun
+from agent_runtime.application import StartRun
 from agent_runtime.domain import text_of
 from agent_runtime.errors import CallFailed, ConversationNotFound, InvalidRequest, TurnInProgress
 from agent_runtime.testing import InMemoryRuntime, a_context, a_model_answer, a_team, an_agent

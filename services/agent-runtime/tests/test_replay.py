@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from agent_runtime.application.runs import StartRun
+from agent_runtime.application import StartRun
 from agent_runtime.testing import InMemoryRuntime, a_context, an_agent, scripted
 from eventlog.records import StoredEvent
 from servicekit.testing import FakeClock

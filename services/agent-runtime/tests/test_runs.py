@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
-from agent_runtime.application.runs import StartRun
+from agent_runtime.application import StartRun
 from agent_runtime.domain import RunState, effect_id, sha256_text
 from agent_runtime.errors import (
     CallFailed,

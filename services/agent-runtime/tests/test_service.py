@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
-from agent_runtime.application.ports import ModelAnswer, ModelCall, Ports
 from agent_runtime.clients import NatsTokens
 from agent_runtime.main import compose_with
+from agent_runtime.ports import ModelAnswer, ModelCall, Ports
 from agent_runtime.settings import Settings
 from agent_runtime.testing import (
     FakeConsensus,

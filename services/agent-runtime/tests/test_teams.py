@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import pytest
-from agent_runtime.application.runs import StartRun
+from agent_runtime.application import StartRun
 from agent_runtime.domain import RunState
 from agent_runtime.errors import CallFailed
 from agent_runtime.testing import InMemoryRuntime, Said, a_context, a_model_answer, a_team, an_agent, scripted

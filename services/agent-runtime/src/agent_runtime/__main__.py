@@ -1,3 +1,5 @@
+"""Runs the service: python -m agent_runtime."""
+
 import sys
 
 from agent_runtime.main import main

@@ -32,7 +32,8 @@ from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
 
 from agent_runtime import translate
-from agent_runtime.application.ports import (
+from agent_runtime.errors import CallError, CallFailed, CallInterrupted, DefinitionNotFound
+from agent_runtime.ports import (
     Decision,
     ModelAnswer,
     ModelCall,
@@ -43,8 +44,7 @@ from agent_runtime.application.ports import (
     ToolCall,
     ToolOutcome,
 )
-from agent_runtime.application.watch import Token
-from agent_runtime.errors import CallError, CallFailed, CallInterrupted, DefinitionNotFound
+from agent_runtime.work.watch import Token
 
 if TYPE_CHECKING:
     from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryAsyncStub

@@ -8,16 +8,9 @@ from synod.agent_runtime.v1.agent_runtime_pb2_grpc import add_AgentRuntimeServic
 from synod.common.ids import new_id
 from synod.consensus.events import EVENTS as CONSENSUS_EVENTS
 
-from agent_runtime.application.calls import Calls
-from agent_runtime.application.dispatch import DECISIONS, DISPATCHED, VERB, WorkItem
-from agent_runtime.application.histories import Histories
-from agent_runtime.application.ports import Ports
-from agent_runtime.application.runs import Runtime
-from agent_runtime.application.store import Conversations, Runs, codec
-from agent_runtime.application.turns import Turns
-from agent_runtime.application.watch import Feed, Watcher
-from agent_runtime.application.worker import Worker
+from agent_runtime.application import Runtime
 from agent_runtime.clients import connect
+from agent_runtime.ports import Ports
 from agent_runtime.projections import ConversationsView, Queries, RunsView
 from agent_runtime.rpc import PERMISSIONS, AgentRuntimeRpc
 from agent_runtime.settings import Settings
@@ -31,6 +24,13 @@ from agent_runtime.subscriptions import (
     Sweeper,
 )
 from agent_runtime.translate import ERRORS
+from agent_runtime.work.calls import Calls
+from agent_runtime.work.dispatch import DECISIONS, DISPATCHED, VERB, WorkItem
+from agent_runtime.work.histories import Histories
+from agent_runtime.work.store import Conversations, Runs, codec
+from agent_runtime.work.turns import Turns
+from agent_runtime.work.watch import Feed, Watcher
+from agent_runtime.work.worker import Worker
 
 
 async def compose(host: Host[Settings]) -> None:

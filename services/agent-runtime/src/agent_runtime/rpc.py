@@ -15,9 +15,9 @@ from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
 from synod.agent_runtime.v1 import agent_runtime_pb2_grpc
 
 from agent_runtime import translate
-from agent_runtime.application.runs import Runtime
-from agent_runtime.application.watch import Watcher
+from agent_runtime.application import Runtime
 from agent_runtime.projections import Queries, page_key
+from agent_runtime.work.watch import Watcher
 
 PERMISSIONS: Final = {
     "StartRun": "runs.start",

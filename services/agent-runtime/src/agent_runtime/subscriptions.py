@@ -24,12 +24,12 @@ from synod.common.ids import derived_id, new_id
 from synod.common.subjects import token_subject
 from synod.common.values import Failure
 
-from agent_runtime.application.dispatch import VERB, WorkItem, work_item
-from agent_runtime.application.store import Runs
-from agent_runtime.application.watch import Inbox, Token
-from agent_runtime.application.worker import Worker
 from agent_runtime.errors import Superseded
 from agent_runtime.projections import Queries
+from agent_runtime.work.dispatch import VERB, WorkItem, work_item
+from agent_runtime.work.store import Runs
+from agent_runtime.work.watch import Inbox, Token
+from agent_runtime.work.worker import Worker
 
 SERVICE: Final = "agent-runtime"
 ACK_WAIT_S: Final = 5.0

@@ -23,10 +23,9 @@ from synod.common.definitions import AgentDefinition, TeamDefinition, canonical_
 from synod.common.ids import derived_id, new_id
 from synod.common.values import Failure
 
-from agent_runtime.application.calls import Calls
-from agent_runtime.application.dispatch import WorkItem, work_item
-from agent_runtime.application.histories import Histories
-from agent_runtime.application.ports import (
+from agent_runtime.application import Runtime
+from agent_runtime.errors import CallFailed, DefinitionNotFound, Superseded
+from agent_runtime.ports import (
     Decision,
     ModelAnswer,
     ModelCall,
@@ -36,11 +35,12 @@ from agent_runtime.application.ports import (
     ToolCall,
     ToolOutcome,
 )
-from agent_runtime.application.runs import Runtime
-from agent_runtime.application.store import Conversations, Runs, codec, known
-from agent_runtime.application.turns import Turns
-from agent_runtime.application.worker import Worker
-from agent_runtime.errors import CallFailed, DefinitionNotFound, Superseded
+from agent_runtime.work.calls import Calls
+from agent_runtime.work.dispatch import WorkItem, work_item
+from agent_runtime.work.histories import Histories
+from agent_runtime.work.store import Conversations, Runs, codec, known
+from agent_runtime.work.turns import Turns
+from agent_runtime.work.worker import Worker
 
 TENANT: Final = "local"
 

@@ -38,15 +38,15 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as gateway_pb
 from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 
 from agent_runtime import errors
-from agent_runtime.application.ports import Attribution, Decision, ModelAnswer, ModelCall, Pinned, Proposal, ToolOutcome
-from agent_runtime.application.ports import ToolCall as ToolOrder
-from agent_runtime.application.runs import StartRun
-from agent_runtime.application.watch import Seen, Token
+from agent_runtime.application import StartRun
 from agent_runtime.conversations import ConversationState, Turn
 from agent_runtime.domain import AgentWork, RunState, TeamWork, text_of
+from agent_runtime.ports import Attribution, Decision, ModelAnswer, ModelCall, Pinned, Proposal, ToolOutcome
+from agent_runtime.ports import ToolCall as ToolOrder
 from agent_runtime.projections import RunRow
 from agent_runtime.replay import Replayed
 from agent_runtime.summaries import summary
+from agent_runtime.work.watch import Seen, Token
 
 ERRORS: Final = (
     ErrorMap()

@@ -11,8 +11,8 @@ from eventlog.records import StoredEvent
 from synod.agent_runtime.events import StepStarted
 from synod.common.event import Event
 
-from agent_runtime.application.store import PAGE_EVENTS, known, run_stream
 from agent_runtime.replay import History, Recorded
+from agent_runtime.work.store import PAGE_EVENTS, known, run_stream
 
 
 @dataclass(frozen=True, slots=True)

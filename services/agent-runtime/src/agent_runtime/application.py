@@ -15,14 +15,14 @@ from synod.agent_runtime.events import ConversationStarted, RunCancelRequested, 
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
 
-from agent_runtime.application.children import budget_of
-from agent_runtime.application.histories import Histories
-from agent_runtime.application.ports import Pinned, Ports
-from agent_runtime.application.store import Conversations, Loaded, Runs, conversation_stream, run_stream
 from agent_runtime.conversations import ConversationState, start_turn
 from agent_runtime.domain import RunState
 from agent_runtime.errors import ConversationNotFound, InvalidRequest, RequestIdReused, RunNotFound
+from agent_runtime.ports import Pinned, Ports
 from agent_runtime.replay import Replayed, replay
+from agent_runtime.work.children import budget_of
+from agent_runtime.work.histories import Histories
+from agent_runtime.work.store import Conversations, Loaded, Runs, conversation_stream, run_stream
 
 INPUT_BYTES_MAX: Final = 64 * 1024
 REQUEST_ID_CHARS_MAX: Final = 128

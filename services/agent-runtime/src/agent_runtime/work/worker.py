@@ -29,13 +29,6 @@ from synod.common.event import Event
 from synod.common.values import Failure
 
 from agent_runtime import recording, teams
-from agent_runtime.application.calls import Calls
-from agent_runtime.application.children import child_append, child_started
-from agent_runtime.application.endings import turn_ended
-from agent_runtime.application.ports import Consensus, Proposal
-from agent_runtime.application.session import Session
-from agent_runtime.application.store import Runs, run_stream
-from agent_runtime.application.turns import Nudge, Turns
 from agent_runtime.decide import next_directives
 from agent_runtime.directives import (
     AwaitDecision,
@@ -57,6 +50,13 @@ from agent_runtime.directives import (
 )
 from agent_runtime.domain import RunState, outcome_of
 from agent_runtime.errors import CallFailed, DefinitionNotFound, RunNotFound
+from agent_runtime.ports import Consensus, Proposal
+from agent_runtime.work.calls import Calls
+from agent_runtime.work.children import child_append, child_started
+from agent_runtime.work.endings import turn_ended
+from agent_runtime.work.session import Session
+from agent_runtime.work.store import Runs, run_stream
+from agent_runtime.work.turns import Nudge, Turns
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from synod.agent_runtime.events import RunStarted
 from synod.common.event import Event
 from synod.common.money import parse_usd
 
-from agent_runtime.application.ports import Ports
-from agent_runtime.application.store import run_stream
 from agent_runtime.directives import ChildStart, StartChildren
 from agent_runtime.domain import RunState, parse_definition
+from agent_runtime.ports import Ports
+from agent_runtime.work.store import run_stream
 
 
 def budget_of(spec_json: str) -> int:

@@ -8,10 +8,10 @@ from eventlog.records import ANY, Append
 from synod.agent_runtime.events import TurnEnded
 from synod.common.event import Event
 
-from agent_runtime.application.session import context_of
-from agent_runtime.application.store import conversation_stream
 from agent_runtime.directives import Cancel, Complete, Fail
 from agent_runtime.domain import RunState
+from agent_runtime.work.session import context_of
+from agent_runtime.work.store import conversation_stream
 
 
 def turn_ended(

@@ -12,9 +12,9 @@ from eventlog.records import Append, Context, NewEvent
 from synod.agent_runtime.events import RunClaimed
 from synod.common.event import Event
 
-from agent_runtime.application.store import Loaded, Runs, run_stream
 from agent_runtime.domain import RunState, evolve
 from agent_runtime.errors import RunNotFound, Superseded
+from agent_runtime.work.store import Loaded, Runs, run_stream
 
 
 class Session:

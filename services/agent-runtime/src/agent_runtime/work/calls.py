@@ -25,12 +25,12 @@ from synod.agent_runtime.events import (
 from synod.common.event import Event
 from synod.common.values import Failure
 
-from agent_runtime.application.ports import Attribution, ModelAnswer, ModelCall, Ports, ToolCall, ToolOutcome
-from agent_runtime.application.store import Conversations
 from agent_runtime.conversations import Told, told
 from agent_runtime.directives import CallModel
 from agent_runtime.domain import History, RunState
 from agent_runtime.errors import CallFailed, CallInterrupted, ConversationNotFound, HistoryInvalid
+from agent_runtime.ports import Attribution, ModelAnswer, ModelCall, Ports, ToolCall, ToolOutcome
+from agent_runtime.work.store import Conversations
 
 T = TypeVar("T")
 

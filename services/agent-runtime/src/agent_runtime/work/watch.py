@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from synod.agent_runtime.events import ModelCallSucceeded, RunCancelled, RunCompleted, RunFailed, RunStarted
 from synod.common.event import Event
 
-from agent_runtime.application.histories import Histories
-from agent_runtime.application.store import PAGE_EVENTS, Runs, known
 from agent_runtime.errors import RunNotFound
+from agent_runtime.work.histories import Histories
+from agent_runtime.work.store import PAGE_EVENTS, Runs, known
 
 FOLLOW_S: Final = 30.0
 TOKENS_LATE_S: Final = 0.25
