@@ -51,6 +51,32 @@ class Message(Value):
     parts: tuple[Part, ...]
 
 
+class ToolSpec(Value):
+    """A tool as the model sees it, pinned for one run."""
+
+    name: str
+    version: str
+    digest: str
+    description: str
+    parameters_json: str
+    effect: Literal["pure", "idempotent", "at_most_once"] = "pure"
+    timeout_s: float = 60.0
+
+
+class Ballot(Value):
+    """What a voter said. An empty option is an abstention; the reason says why."""
+
+    voter: str
+    run_id: str
+    option: str = ""
+    reason: str = ""
+
+
+class OptionTally(Value):
+    option: str
+    weight: int
+
+
 class RunStarted(Event):
     """The run pins its definition by digest. A member's run names its parent and its step."""
 
@@ -95,6 +121,20 @@ class ConversationTurnLoaded(Event):
     messages_sha256: str
 
 
+class ToolsResolved(Event):
+    """The tools offered to the model in every call of this run, so that prompts can be computed again.
+
+    ``problem`` says in words which named tools do not exist; the run fails on it.
+    """
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    tools: tuple[ToolSpec, ...]
+    problem: str = ""
+
+
 class ModelCallRequested(Event):
     """Intent before effect. The prompt is a function of the run's events up to here; its hash proves it."""
 
@@ -106,6 +146,8 @@ class ModelCallRequested(Event):
     turn: int
     model: str
     prompt_sha256: str
+    # Above 1 when an earlier call of the turn failed and may be repeated.
+    attempt: int = 1
 
 
 class ModelCallSucceeded(Event):
@@ -123,6 +165,8 @@ class ModelCallSucceeded(Event):
     input_tokens: int
     output_tokens: int
     simulated: bool = False
+    # Token messages published while the answer was produced; the next call numbers on from here.
+    token_messages: int = 0
 
 
 class ModelCallFailed(Event):
@@ -203,6 +247,44 @@ class StepStarted(Event):
     kind: Literal["agent", "vote"]
     child_run_ids: tuple[str, ...] = ()
     input: str
+    # Above 1 after a restart by supervision.
+    attempt: int = 1
+
+
+class MemberEnded(Event):
+    """A voter's run ended, or a member's run ended without success. (A success is told by StepEnded at once.)"""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    step: str
+    child_run_id: str
+    outcome: Literal["completed", "failed", "cancelled"]
+    output: str = ""
+    failure: Failure | None = None
+
+
+class MembersStopRequested(Event):
+    """The runs below were asked to cancel: the team ends or restarts and waits for them."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    child_run_ids: tuple[str, ...]
+    reason: str
+
+
+class MembersRestarted(Event):
+    """Supervision starts these steps afresh because one of them failed."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    failed_step: str
+    steps: tuple[str, ...]
 
 
 class VoteOpened(Event):
@@ -214,6 +296,32 @@ class VoteOpened(Event):
     epoch: int
     step: str
     proposal_id: str
+    ballots: tuple[Ballot, ...] = ()
+
+
+class BallotsCast(Event):
+    """Consensus has every ballot that names an option; its decision is awaited."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    step: str
+    proposal_id: str
+
+
+class VoteDecided(Event):
+    """What consensus decided, recorded here so that a replay asks nobody. No outcome: undecided."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    step: str
+    proposal_id: str
+    outcome: str = ""
+    tally: tuple[OptionTally, ...] = ()
+    explanation: str = ""
 
 
 class StepEnded(Event):
@@ -226,6 +334,16 @@ class StepEnded(Event):
     output: str = ""
     failure: Failure | None = None
     proposal_id: str = ""
+
+
+class RunDeadlinePassed(Event):
+    """The time the definition allows is over; nothing more is begun."""
+
+    AGGREGATE: ClassVar[str] = "run"
+
+    run_id: str
+    epoch: int
+    timeout_s: int
 
 
 class RunCancelRequested(Event):
@@ -310,6 +428,7 @@ EVENTS: tuple[type[Event], ...] = (
     RunStarted,
     RunClaimed,
     ConversationTurnLoaded,
+    ToolsResolved,
     ModelCallRequested,
     ModelCallSucceeded,
     ModelCallFailed,
@@ -318,8 +437,14 @@ EVENTS: tuple[type[Event], ...] = (
     ToolCallFailed,
     ToolCallOutcomeUnknown,
     StepStarted,
+    MemberEnded,
+    MembersStopRequested,
+    MembersRestarted,
     VoteOpened,
+    BallotsCast,
+    VoteDecided,
     StepEnded,
+    RunDeadlinePassed,
     RunCancelRequested,
     RunCompleted,
     RunFailed,

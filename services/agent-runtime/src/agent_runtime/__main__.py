@@ -1,0 +1,7 @@
+"""Runs the service: python -m agent_runtime."""
+
+import sys
+
+from agent_runtime.main import main
+
+sys.exit(main())
