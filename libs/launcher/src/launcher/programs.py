@@ -46,7 +46,7 @@ def programs(layout: Layout, credentials: Credentials) -> tuple[Program, ...]:
 
 def environment(layout: Layout, credentials: Credentials, service: Service) -> Mapping[str, str]:
     """The settings of a service (servicekit's ServiceSettings), with what it inherits of the caller's environment."""
-    peers = {other.name: layout.grpc_address(other) for other in layout.services if other != service}
+    peers = {other.name: layout.grpc_address(other) for other in needed(layout, service)}
     dsn = postgres_of(layout, credentials).dsn(service.module, service.module, credentials.postgres[service.module])
     return {
         **_inherited(layout, service.secrets),
@@ -59,11 +59,29 @@ def environment(layout: Layout, credentials: Credentials, service: Service) -> M
         "SYNOD_NATS_USER": service.name,
         "SYNOD_NATS_PASSWORD": credentials.nats[service.name],
         "SYNOD_AUTH_PUBLIC_KEY_FILE": str(layout.keys / "public.pem"),
-        "SYNOD_SERVICE_KEY_FILE": str(layout.keys / f"{service.name}.key"),
         "SYNOD_STATE_DIR": str(layout.state(service)),
         "SYNOD_PEERS": json.dumps(peers),
+        **_identity(layout, service),
         **_own_settings(layout, service),
     }
+
+
+def needed(layout: Layout, service: Service) -> tuple[Service, ...]:
+    """The services that this one calls: those it needs, and those that they need.
+
+    A service waits for its peers when it starts, so that none may be given one that waits for it in turn.
+    """
+    by_name = {other.name: other for other in layout.services}
+    direct = [by_name[name] for name in service.needs if name in by_name]
+    found = {other.name: other for near in direct for other in (near, *needed(layout, near))}
+    return tuple(found.values())
+
+
+def _identity(layout: Layout, service: Service) -> Mapping[str, str]:
+    """The authority signs tokens for itself; everybody else exchanges a key for one."""
+    if service.name == AUTHORITY:
+        return {}
+    return {"SYNOD_SERVICE_KEY_FILE": str(layout.keys / f"{service.name}.key")}
 
 
 def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
