@@ -1,0 +1,117 @@
+"""Use cases on a log in memory: what is forgotten, what is due, what a tenant pays."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.books import Books
+from cost_ledger.domain import Reservation, SetBudget, SetPrice
+from cost_ledger.errors import AlreadyRecorded, BudgetExceeded, RequestInvalid, ReservationConflict
+from cost_ledger.rates import flat_card
+from cost_ledger.testing import FakeHistory, FakePrices
+from eventlog.memory import MemoryEventLog
+from eventlog.records import Context
+from servicekit.testing import FakeClock
+from synod.common.values import Attribution
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+ACME = Context("acme", "usr_1")
+
+
+class Forgetful(Books):
+    """Books that remember nothing, so that only the log knows."""
+
+    async def execute(self, *_: object) -> None:  # type: ignore[override]
+        raise AlreadyRecorded("acme")
+
+
+@pytest.fixture
+def history() -> FakeHistory:
+    return FakeHistory()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(NOW)
+
+
+@pytest.fixture
+async def ledger(history: FakeHistory, clock: FakeClock) -> AsyncIterator[CostLedger]:
+    books = Books(MemoryEventLog(), clock)
+    yield CostLedger(books, FakePrices({"openai/gpt-5.5": flat_card(5, 30, 1, 6)}), history, clock)
+    await books.close()
+
+
+def request(amount: int = 10, **owner: str) -> ReservationRequest:
+    return ReservationRequest("r1", Attribution(**owner), "", 0, 0, amount, None)
+
+
+def forgotten(ledger: CostLedger) -> CostLedger:
+    return CostLedger(Forgetful(ledger.books.log, ledger.clock), ledger.prices, ledger.history, ledger.clock)
+
+
+async def reserved(ledger: CostLedger, history: FakeHistory) -> Reservation:
+    held = await ledger.reserve(request(), ACME)
+    history.reservations["acme", "r1"] = held
+    return held
+
+
+async def test_a_forgotten_reservation_is_answered_from_the_view(ledger: CostLedger, history: FakeHistory) -> None:
+    held = await reserved(ledger, history)
+    assert await forgotten(ledger).reserve(request(), ACME) == held
+    assert await forgotten(ledger).settle("r1", (), 5, "provider_final", ACME) == held
+
+
+async def test_a_forgotten_id_with_other_content_is_refused(ledger: CostLedger, history: FakeHistory) -> None:
+    await reserved(ledger, history)
+    with pytest.raises(ReservationConflict):
+        await forgotten(ledger).reserve(request(amount=11), ACME)
+
+
+async def test_a_retry_may_ask_for_another_time_to_live(ledger: CostLedger) -> None:
+    first = await ledger.reserve(request(), ACME)
+    longer = ReservationRequest("r1", Attribution(), "", 0, 0, 10, timedelta(hours=1))
+    assert await ledger.reserve(longer, ACME) == first
+
+
+async def test_a_run_without_a_team_is_its_own_root(ledger: CostLedger) -> None:
+    held = await ledger.reserve(request(run_id="run_1"), ACME)
+    assert held.attribution.root_run_id == "run_1"
+    assert held.attribution.tenant_id == "acme"
+
+
+async def test_what_is_due_moves_to_suspense_once(ledger: CostLedger, history: FakeHistory, clock: FakeClock) -> None:
+    await reserved(ledger, history)
+    clock.advance(600)
+    # The view is behind the book, so the same hold is found due again.
+    assert (await ledger.expire_due(), await ledger.expire_due()) == (1, 1)
+    assert (await ledger.get_reservation("r1", ACME)).state == "suspense"
+    assert await ledger.books.log.head() == 2
+
+
+async def test_a_denied_reservation_may_be_asked_for_again_when_the_budget_was_raised(ledger: CostLedger) -> None:
+    await ledger.set_budget(SetBudget("team", Attribution(), 5, True, "lifetime", NOW), ACME)
+    with pytest.raises(BudgetExceeded):
+        await ledger.reserve(request(), ACME)
+    await ledger.set_budget(SetBudget("team", Attribution(), 50, True, "lifetime", NOW), ACME)
+    assert (await ledger.reserve(request(), ACME)).state == "held"
+
+
+async def test_a_tenants_own_price_replaces_the_books_in_the_list(ledger: CostLedger) -> None:
+    await ledger.set_price(SetPrice("openai", "gpt-5.5", 1, 2, 1, 1), ACME)
+    await ledger.set_price(SetPrice("simulator", "sim-1", 3, 4, 3, 3), ACME)
+    listed = await ledger.list_prices("", "", 10, ACME)
+    assert [(named.name, named.price.source) for named in listed] == [
+        ("openai/gpt-5.5", "override"),
+        ("simulator/sim-1", "override"),
+    ]
+    others = await ledger.list_prices("openai", "", 10, Context("globex", "usr_2"))
+    assert [named.price.source for named in others] == ["book"]
+
+
+@pytest.mark.parametrize("budget_id", ["", "two words", "-dash", "x" * 65])
+async def test_a_budget_id_is_a_plain_name(ledger: CostLedger, budget_id: str) -> None:
+    with pytest.raises(RequestInvalid) as refused:
+        await ledger.set_budget(SetBudget(budget_id, Attribution(), 5, True, "lifetime", NOW), ACME)
+    assert refused.value.field == "budget_id"

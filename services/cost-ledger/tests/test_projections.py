@@ -1,0 +1,124 @@
+"""Views against the book: the same money, however they were folded."""
+
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cost_ledger.books import Books
+from cost_ledger.domain import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
+from cost_ledger.errors import LedgerError
+from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendQuery, SpendView
+from cost_ledger.rates import flat_card
+from eventlog.memory import MemoryEventLog
+from eventlog.projections import Projector, ProjectorLimits
+from eventlog.records import Context
+from eventlog.sources import LogSource
+from psycopg_pool import AsyncConnectionPool
+from servicekit.testing import FakeClock
+from synod.common.values import Attribution, UsageLine
+
+NOW = datetime(2026, 11, 30, 23, tzinfo=UTC)
+ACME = Context("acme", "usr_1")
+MODEL = "openai/gpt-5.5"
+PRICE = Price(flat_card(1_500, 4_000, 150, 1_875), "book 1", "book")
+
+
+@pytest.fixture
+async def pool(postgres_dsn: str) -> AsyncIterator[AsyncConnectionPool]:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=4, open=False) as pool:
+        yield pool
+
+
+def commands(seed: int, number: int) -> list[Command]:
+    """A history with every kind of outcome, the same for the same seed."""
+    chance = random.Random(seed)
+    found: list[Command] = [
+        SetBudget("all", Attribution(), 10**6, True, "month", NOW),
+        SetBudget("writer", Attribution(agent="writer"), 10**5, False, "day", NOW),
+    ]
+    for step in range(number):
+        at = NOW + timedelta(minutes=step)
+        name = f"r{chance.randrange(number // 3)}"
+        usage = (UsageLine(direction="output", quantity=chance.randrange(90)),)
+        owner = Attribution(tenant_id="acme", agent=chance.choice(["writer", "analyst"]), model=MODEL)
+        found.append(
+            chance.choice(
+                [
+                    Reserve(name, "sha", owner, MODEL, 10, 50, None, PRICE, at, at + timedelta(minutes=9)),
+                    Reserve(name, "sha", owner, MODEL, 10, 50, None, PRICE, at, at + timedelta(minutes=9)),
+                    Settle(name, usage, None, "provider_final", at),
+                    Release(name, "refused"),
+                    Expire(name, at),
+                    Charge(name, owner, chance.randrange(50), at, step),
+                ]
+            )
+        )
+    return found
+
+
+async def fill(log: MemoryEventLog, books: Books, history: list[Command]) -> None:
+    for command in history:
+        try:
+            await books.execute(command, ACME)
+        except LedgerError:
+            continue
+
+
+async def test_views_hold_the_same_money_as_the_book_and_as_their_rebuild(pool: AsyncConnectionPool) -> None:
+    log = MemoryEventLog()
+    books = Books(log, FakeClock(NOW))
+    views = [
+        Projector(pool, view, LogSource(log, "cost-ledger"), ProjectorLimits(batch_events=7))
+        for view in (SpendView(), BudgetsView(), ReservationsView())
+    ]
+    queries = Queries(pool)
+    history = commands(seed=7, number=150)
+    for half in (history[:70], history[70:]):
+        await fill(log, books, half)
+        for view in views:
+            await view.catch_up()
+    book = await books.read("acme")
+    assert await queries.balances("acme") == dict(book.balances)
+    assert sum(book.balances.values()) == 0
+    (total,) = await queries.spend("acme", SpendQuery())
+    assert total.cost == sum(amount for account, amount in book.balances.items() if account.startswith("expense:"))
+    assert total.pending == sum(reservation.reserved for reservation in book.open.values())
+    for name in {*book.open, *book.closed.values}:
+        found, known = await queries.find("acme", name), book.reservation(name)
+        assert found is not None and known is not None
+        assert (found.state, found.settled, found.overrun) == (known.state, known.settled, known.overrun)
+    for view in views:
+        before = await view.checksum()
+        assert (await view.verify()).equal
+        await view.rebuild()
+        assert await view.checksum() == before
+    await books.close()
+
+
+async def test_spend_of_a_month_is_what_its_budget_posted(pool: AsyncConnectionPool) -> None:
+    log = MemoryEventLog()
+    books = Books(log, FakeClock(NOW))
+    await fill(log, books, commands(seed=3, number=150))
+    await Projector(pool, SpendView(), LogSource(log, "cost-ledger")).catch_up()
+    await Projector(pool, BudgetsView(), LogSource(log, "cost-ledger")).catch_up()
+    queries = Queries(pool)
+    for month_end, at in ((datetime(2026, 12, 1, tzinfo=UTC), NOW), (None, datetime(2026, 12, 1, 1, tzinfo=UTC))):
+        query = SpendQuery(since=None if month_end else datetime(2026, 12, 1, tzinfo=UTC), until=month_end)
+        (spent,) = await queries.spend("acme", query)
+        listed = await queries.budgets("acme", "", 10, at)
+        (monthly,) = [status for status in listed if status.budget.budget_id == "all"]
+        assert (monthly.posted, monthly.pending) == (spent.cost, spent.pending)
+    await books.close()
+
+
+async def test_thresholds_are_kept_with_their_time(pool: AsyncConnectionPool) -> None:
+    log = MemoryEventLog()
+    books = Books(log, FakeClock(NOW))
+    await books.execute(SetBudget("all", Attribution(), 100, True, "lifetime", NOW), ACME)
+    await books.execute(Charge("c1", Attribution(tool="sql"), 96, NOW, 1), ACME)
+    await Projector(pool, BudgetsView(), LogSource(log, "cost-ledger")).catch_up()
+    async with pool.connection() as connection:
+        cursor = await connection.execute("select percent, posted from view_budgets.threshold order by percent")
+        assert await cursor.fetchall() == [(50, 96), (80, 96), (95, 96)]
+    await books.close()
