@@ -43,7 +43,6 @@ class PostgresEventLog:
             timeout=limits.reconnect_timeout_s,
             kwargs={"autocommit": True},
             configure=_prepare_reader,
-            check=AsyncConnectionPool.check_connection,
             open=False,
         )
         self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal)
@@ -132,13 +131,17 @@ class PostgresEventLog:
         return rows[0][0] if rows else GENESIS
 
     async def _fetch(self, query: bytes, parameters: Sequence[object]) -> list[TupleRow]:
-        self._require_open()
-        try:
-            async with self._readers.connection() as connection:
-                cursor = await connection.execute(query, parameters, prepare=True, binary=True)
-                return await cursor.fetchall()
-        except (PoolTimeout, psycopg.OperationalError) as error:
-            raise LogUnavailable(f"the log cannot be read: {error}") from error
+        """All rows. A reader whose connection was lost is replaced: asking each one first would double every read."""
+        for attempts_left in reversed(range(self._limits.readers_max + 1)):
+            self._require_open()
+            try:
+                async with self._readers.connection() as connection:
+                    cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+                    return await cursor.fetchall()
+            except (PoolTimeout, psycopg.OperationalError) as error:
+                if attempts_left == 0 or isinstance(error, PoolTimeout):
+                    raise LogUnavailable(f"the log cannot be read: {error}") from error
+        raise AssertionError("the last attempt returned or raised")
 
     def _require_open(self) -> None:
         if self._closed:
@@ -154,27 +157,43 @@ class HeadWatch:
         self._poll_interval_s = poll_interval_s
         self._signal = signal
         self._task: asyncio.Task[None] | None = None
+        self._connecting = False
+        self._stopping = False
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="eventlog-watch")
 
     async def stop(self) -> None:
+        """End the task. Never while it connects: the server would wait a minute for the rest of the handshake, and with
+        it whoever drops a database.
+        """
+        self._stopping = True
         if self._task is not None:
-            self._task.cancel()
+            if not self._connecting:
+                self._task.cancel()
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             try:
-                async with await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
+                async with await self._connect() as connection:
                     await self._follow(connection)
             except psycopg.Error as error:
+                if self._stopping:
+                    return
                 _log.warning("lost the notification connection, reconnecting: %s", error)
-            await asyncio.sleep(self._poll_interval_s)
+                await asyncio.sleep(self._poll_interval_s)
+
+    async def _connect(self) -> AsyncConnection[TupleRow]:
+        self._connecting = True
+        try:
+            return await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5)
+        finally:
+            self._connecting = False
 
     async def _follow(self, connection: AsyncConnection[TupleRow]) -> None:
         await connection.execute(self._sql.listen)
-        while True:
+        while not self._stopping:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             row = await (await connection.execute(self._sql.head)).fetchone()
             self._signal.advance(row[0] if row else 0)
