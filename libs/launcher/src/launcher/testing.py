@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from uuid import uuid4
+from secrets import token_hex
 
 import psycopg
 import pytest
@@ -80,7 +80,7 @@ class RunningPostgres:
     @contextmanager
     def fresh_database(self) -> Iterator[str]:
         """The address of a new empty database, dropped at the end even if someone is still connected."""
-        name = f"test_{uuid4().hex}"
+        name = f"test_{token_hex(16)}"
         database = sql.Identifier(name)
         self._administer(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, sql.Identifier(OWNER)))
         try:
@@ -208,7 +208,7 @@ def nats_url(nats_server: RunningNats) -> str:
 @pytest.fixture
 def fresh_nats(launcher_directory: Path, launcher_warden: Warden) -> Iterator[RunningNats]:
     """NATS with JetStream that only this test uses."""
-    directory = launcher_directory / f"nats-{uuid4().hex}"
+    directory = launcher_directory / f"nats-{token_hex(16)}"
     with running_nats(directory, launcher_warden) as server:
         yield server
     shutil.rmtree(directory, ignore_errors=True)

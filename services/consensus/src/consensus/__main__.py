@@ -1,3 +1,5 @@
+"""Runs consensus: python -m consensus."""
+
 import sys
 
 from consensus.main import main

@@ -1,3 +1,5 @@
+"""Runs cost-ledger: python -m cost_ledger."""
+
 import sys
 
 from cost_ledger.main import main
