@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from agent_runtime.application import StartRun
-from agent_runtime.domain import RunState, effect_id, sha256_text
+from agent_runtime.domain import RunState, effect_id, sha256_text, text_of
 from agent_runtime.errors import (
     CallFailed,
     CallInterrupted,
@@ -81,6 +81,12 @@ async def test_react_uses_tools_until_it_answers() -> None:
     read_by_model = system.models.calls[1].messages[-1]
     assert read_by_model.role == "tool"
     assert read_by_model.parts[0].content == '{"sum": 3}'  # type: ignore[union-attr]
+
+
+async def test_the_last_words_of_the_instructions_stay_last_in_the_prompt() -> None:
+    system = a_runtime("done", tools=("add",), instructions="Add.\nanswer: {{1.sum}}")
+    await run(system)
+    assert text_of(system.models.calls[0].messages[0]).endswith("\nanswer: {{1.sum}}")
 
 
 async def test_every_intent_stands_in_the_log_before_its_outcome() -> None:

@@ -9,7 +9,8 @@ from synod.agent_runtime.events import Ballot
 
 from agent_runtime.domain import MemberOutcome
 
-REASON_CHARS_MAX: Final = 4000
+REASON_CHARS_MAX: Final = 2000
+"""Of any script: consensus keeps 8 KiB of UTF-8."""
 
 
 def ballot(voter: str, run_id: str, options: tuple[str, ...], outcome: MemberOutcome) -> Ballot:

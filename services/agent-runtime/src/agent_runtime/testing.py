@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from eventlog.clock import Clock
@@ -272,7 +272,7 @@ class FakeConsensus:
         self.faults.place()
         proposal_id = derived_id("prop", proposal.request_id)
         kept = self.proposals.setdefault(proposal_id, proposal)
-        if kept != proposal:
+        if kept != replace(proposal, deadline=kept.deadline):
             raise CallFailed(Failure(reason="REQUEST_ID_REUSED", message="proposed before with other content"))
         self.votes.setdefault(proposal_id, {})
         self.faults.place()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from eventlog.clock import Clock
 from eventlog.codec import Codec
@@ -232,7 +233,7 @@ class Worker:
         await session.commit(recording.decisions(session.state, directive), others)
 
     async def _open_vote(self, session: Session, directive: OpenVote) -> None:
-        proposal = _proposal(session.state, directive)
+        proposal = _proposal(session.state, directive, self.clock.now())
         try:
             proposal_id = await self.calls.patiently(lambda: self._consensus.propose(proposal))
         except CallFailed as error:
@@ -291,7 +292,7 @@ def _step_failed(state: RunState, step: str, failure: Failure) -> StepEnded:
     return StepEnded(run_id=state.id, epoch=state.epoch, step=step, outcome="failed", failure=failure)
 
 
-def _proposal(state: RunState, directive: OpenVote) -> Proposal:
+def _proposal(state: RunState, directive: OpenVote, now: datetime) -> Proposal:
     return Proposal(
         request_id=directive.request_id,
         run_id=state.id,
@@ -302,5 +303,5 @@ def _proposal(state: RunState, directive: OpenVote) -> Proposal:
         veto=directive.veto,
         rule=directive.rule,
         threshold=directive.threshold,
-        deadline=directive.deadline,
+        deadline=now + timedelta(seconds=directive.deadline_s),
     )
