@@ -296,6 +296,22 @@ async def test_cancel_abandons_the_call_in_flight() -> None:
     assert (state.status, state.failure) == ("cancelled", Failure(reason="CANCELLED", message="changed my mind"))
 
 
+async def test_cancel_reaches_the_tool_that_is_running() -> None:
+    system = a_runtime([("add", {"numbers": [1]})], "never said", tools=("add",))
+    system.tools.hold = asyncio.Event()
+    started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "go"))
+    working = asyncio.create_task(system.worker.work(started.id))
+    async with asyncio.timeout(5):
+        await system.tools.waiting.wait()
+    await system.runtime.cancel_run(a_context(), started.id, "enough")
+    await system.settle()
+    await working
+    state = await system.runtime.get_run("local", started.id)
+    assert state.status == "cancelled"
+    assert system.tools.cancelled == list(system.tools.ran)
+    assert (await system.runtime.replay_run("local", state.id)).equal
+
+
 async def test_cancelling_an_ended_run_changes_nothing() -> None:
     system = a_runtime("hello", behaviour="chat")
     state = await run(system)

@@ -185,8 +185,11 @@ class FakeTools:
     functions: Mapping[str, Callable[[Mapping[str, object]], object]]
     faults: Faults = field(default_factory=Faults)
     ran: Counter[str] = field(default_factory=Counter)
+    cancelled: list[str] = field(default_factory=list)
     at_most_once: frozenset[str] = frozenset()
     hold: asyncio.Event | None = None
+    """When set, tools wait for it; `waiting` says that one does."""
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
     _outcomes: dict[str, ToolOutcome] = field(default_factory=dict)
 
     async def list_tools(self) -> tuple[ToolSpec, ...]:
@@ -206,10 +209,14 @@ class FakeTools:
         if name in self.at_most_once:
             self.faults.place()
         if self.hold is not None:
+            self.waiting.set()
             await self.hold.wait()
         self._outcomes[call.call_id] = self._run(name, call)
         self.faults.place()
         return self._outcomes[call.call_id]
+
+    async def cancel(self, call_id: str) -> None:
+        self.cancelled.append(call_id)
 
     def _run(self, name: str, call: ToolCall) -> ToolOutcome:
         try:

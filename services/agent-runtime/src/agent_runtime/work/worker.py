@@ -166,6 +166,8 @@ class Worker:
         if await session.commit(recording.decisions(session.state, directive)):
             works = [self.calls.tool_outcome(session.state, intent) for intent in directive.intents]
             await self._observe_as_they_come(session, nudge, works)
+            if self._must_stop(session):
+                await self.calls.cancel_tools(session.state)
 
     async def _observe_as_they_come(
         self, session: Session, nudge: Nudge, works: Sequence[Coroutine[None, None, Event]]
