@@ -72,6 +72,10 @@ class Peer(
         await self._answer(request, context)
         return self.tool_call
 
+    async def CancelToolCall(self, request: Any, context: Any) -> tools_pb.ToolCall:
+        await self._answer(request, context)
+        return self.tool_call
+
     async def GetDefinition(self, request: Any, context: Any) -> registry_pb.Definition:
         await self._answer(request, context)
         return registry_pb.Definition(name="ann", kind="Agent", version=2, digest="d", spec_json="{}")
@@ -213,6 +217,11 @@ async def test_a_tool_is_called_under_its_effect_id(peer: Peer, channel: grpc.ai
     sent = peer.asked[0]
     assert (sent.call_id, sent.tool, sent.agent, sent.workspace_id) == ("eff_1", "add@1", "ann", "ws_1")
     assert (sent.attribution.tool, sent.attribution.run_id) == ("add", "run_1")
+
+
+async def test_a_tool_call_is_cancelled_by_its_effect_id(peer: Peer, channel: grpc.aio.Channel) -> None:
+    await GrpcTools(tools_grpc.ToolExecutorStub(channel)).cancel("eff_1")
+    assert peer.asked == [tools_pb.CancelToolCallRequest(call_id="eff_1")]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from agent_runtime.application import StartRun
-from agent_runtime.domain import RunState, effect_id, sha256_text
+from agent_runtime.domain import RunState, effect_id, sha256_text, text_of
 from agent_runtime.errors import (
     CallFailed,
     CallInterrupted,
@@ -27,6 +27,8 @@ from agent_runtime.testing import (
     scripted,
 )
 from eventlog.records import Filter
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from servicekit.testing import FakeClock
 from synod.common.values import Failure
 
@@ -79,6 +81,12 @@ async def test_react_uses_tools_until_it_answers() -> None:
     read_by_model = system.models.calls[1].messages[-1]
     assert read_by_model.role == "tool"
     assert read_by_model.parts[0].content == '{"sum": 3}'  # type: ignore[union-attr]
+
+
+async def test_the_last_words_of_the_instructions_stay_last_in_the_prompt() -> None:
+    system = a_runtime("done", tools=("add",), instructions="Add.\nanswer: {{1.sum}}")
+    await run(system)
+    assert text_of(system.models.calls[0].messages[0]).endswith("\nanswer: {{1.sum}}")
 
 
 async def test_every_intent_stands_in_the_log_before_its_outcome() -> None:
@@ -232,6 +240,8 @@ async def test_a_request_id_with_another_input_is_refused() -> None:
     await system.runtime.start_run(a_context(), StartRun("r1", "ann", "hi"))
     with pytest.raises(RequestIdReused, match="r1"):
         await system.runtime.start_run(a_context(), StartRun("r1", "ann", "something else"))
+    with pytest.raises(RequestIdReused, match="r1"):
+        await system.runtime.start_run(a_context(), StartRun("r1", "bob", "hi"))
 
 
 async def test_an_unknown_definition_starts_nothing() -> None:
@@ -286,6 +296,22 @@ async def test_cancel_abandons_the_call_in_flight() -> None:
     assert (state.status, state.failure) == ("cancelled", Failure(reason="CANCELLED", message="changed my mind"))
 
 
+async def test_cancel_reaches_the_tool_that_is_running() -> None:
+    system = a_runtime([("add", {"numbers": [1]})], "never said", tools=("add",))
+    system.tools.hold = asyncio.Event()
+    started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "go"))
+    working = asyncio.create_task(system.worker.work(started.id))
+    async with asyncio.timeout(5):
+        await system.tools.waiting.wait()
+    await system.runtime.cancel_run(a_context(), started.id, "enough")
+    await system.settle()
+    await working
+    state = await system.runtime.get_run("local", started.id)
+    assert state.status == "cancelled"
+    assert system.tools.cancelled == list(system.tools.ran)
+    assert (await system.runtime.replay_run("local", state.id)).equal
+
+
 async def test_cancelling_an_ended_run_changes_nothing() -> None:
     system = a_runtime("hello", behaviour="chat")
     state = await run(system)
@@ -309,7 +335,6 @@ def a_busy_runtime() -> InMemoryRuntime:
 async def places_of_a_run() -> int:
     system = a_busy_runtime()
     await system.runtime.start_run(a_context(), StartRun("r1", "ann", "work"))
-    system.faults.die_at(0)
     await system.settle()
     return system.faults.passed
 
@@ -320,8 +345,7 @@ async def test_a_crash_at_any_place_gives_the_same_result_and_no_effect_twice() 
     for place in range(1, places + 1):
         system = a_busy_runtime()
         started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "work"))
-        system.faults.die_at(place)
-        await system.settle()
+        await system.settle([place])
         state = await system.runtime.get_run("local", started.id)
         assert system.crashes == 1, place
         assert (state.status, state.output) == ("completed", "all done"), place
@@ -331,13 +355,29 @@ async def test_a_crash_at_any_place_gives_the_same_result_and_no_effect_twice() 
         assert (await system.runtime.replay_run("local", started.id)).first_difference == "", place
 
 
+@given(st.lists(st.integers(min_value=1, max_value=25), max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_any_number_of_crashes_gives_the_same_result_and_no_effect_twice(deaths: list[int]) -> None:
+    asyncio.run(survives(deaths))
+
+
+async def survives(deaths: list[int]) -> None:
+    system = a_busy_runtime()
+    started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "work"))
+    await system.settle(deaths)
+    state = await system.runtime.get_run("local", started.id)
+    assert (state.status, state.output) == ("completed", "all done")
+    assert set(system.tools.ran.values()) == {1}
+    assert set(system.models.produced.values()) == {1}
+    assert (await system.runtime.replay_run("local", started.id)).equal
+
+
 async def test_a_call_whose_outcome_is_recorded_is_never_repeated() -> None:
     places = await places_of_a_run()
     for place in range(1, places + 1):
         system = a_busy_runtime()
         await system.runtime.start_run(a_context(), StartRun("r1", "ann", "work"))
-        system.faults.die_at(place)
-        await system.settle()
+        await system.settle([place])
         answered = [event for event in await types(system) if event == "ModelCallSucceeded"]
         assert len(answered) == 3, place
         assert sum(system.models.asked.values()) <= 4, place
@@ -351,8 +391,7 @@ async def test_a_tool_that_may_have_acted_is_not_repeated_but_stops_the_run() ->
         system = a_runtime([("add", {"numbers": [1]})], "paid", tools=("add",))
         system.tools.at_most_once = frozenset({"add"})
         started = await system.runtime.start_run(a_context(), StartRun("r1", "ann", "pay"))
-        system.faults.die_at(place)
-        await system.settle()
+        await system.settle([place])
         state = await system.runtime.get_run("local", started.id)
         assert set(system.tools.ran.values()) <= {1}, place
         if state.failure is not None:

@@ -58,11 +58,11 @@ class Runtime:
         _check(order)
         run_id = self._derived("run", context.tenant, order.request_id)
         if (existing := await self.runs.load(run_id)) is not None:
-            return _same(existing.state, order.input, order.request_id)
+            return _same(existing.state, order)
         pinned = await self.ports.registry.definition(order.definition)
         started = await self._started(run_id, pinned, order)
         await self._set_budget(started)
-        return await self._begin(context, started, order.request_id)
+        return await self._begin(context, started, order)
 
     async def get_run(self, tenant: str, run_id: str) -> RunState:
         """Raises RunNotFound, also for a run of another tenant."""
@@ -123,7 +123,7 @@ class Runtime:
         _check(order)
         run_id = self._derived("run", conversation_id, request_id)
         if (existing := await self.runs.load(run_id)) is not None:
-            return _same(existing.state, text, request_id)
+            return _same(existing.state, order)
         turn = start_turn(conversation, run_id, text)
         begun = conversation.started
         pinned = Pinned(begun.definition_name, "Agent", 0, begun.definition_digest, begun.spec_json)
@@ -132,7 +132,7 @@ class Runtime:
         stream = conversation_stream(conversation_id)
         correlated = replace(context, correlation=run_id)
         also = Append(stream, conversation.version, (self._new(turn),), correlated)
-        return await self._begin(context, started, request_id, also)
+        return await self._begin(context, started, order, also)
 
     async def _started(self, run_id: str, pinned: Pinned, order: StartRun, conversation_id: str = "") -> RunStarted:
         agent_id = await self.ports.registry.ensure_agent(pinned) if pinned.kind == "Agent" else ""
@@ -156,13 +156,13 @@ class Runtime:
         if started.budget_nano_usd:
             await self.ports.ledger.set_budget(started.run_id, started.budget_nano_usd, root_run_id=started.run_id)
 
-    async def _begin(self, context: Context, started: RunStarted, request_id: str, *others: Append) -> RunState:
+    async def _begin(self, context: Context, started: RunStarted, order: StartRun, *others: Append) -> RunState:
         correlated = replace(context, correlation=started.run_id)
         await self._append_once(
             Append(run_stream(started.run_id), NO_STREAM, (self._new(started),), correlated), *others
         )
         state = await self.get_run(context.tenant, started.run_id)
-        return _same(state, started.input, request_id)
+        return _same(state, order)
 
     async def _append_once(self, first: Append, *others: Append) -> None:
         """Append unless another request with the same id was faster. Any other conflict is the caller's."""
@@ -203,7 +203,10 @@ def _check(order: StartRun) -> None:
         raise InvalidRequest("budget_nano_usd", str(order.budget_nano_usd), "is negative; give 0 for no limit")
 
 
-def _same(state: RunState, text: str, request_id: str) -> RunState:
-    if state.started.input != text:
-        raise RequestIdReused(request_id, state.id)
+def _same(state: RunState, order: StartRun) -> RunState:
+    """The run that an order started earlier. Raises RequestIdReused when it was another order."""
+    started = state.started
+    named = order.definition.partition("@")[0] in (started.definition_name, started.definition_digest)
+    if started.input != order.input or not named:
+        raise RequestIdReused(order.request_id, state.id)
     return state

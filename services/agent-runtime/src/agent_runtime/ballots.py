@@ -9,7 +9,8 @@ from synod.agent_runtime.events import Ballot
 
 from agent_runtime.domain import MemberOutcome
 
-REASON_CHARS_MAX: Final = 4000
+REASON_CHARS_MAX: Final = 2000
+"""Of any script: consensus keeps 8 KiB of UTF-8."""
 
 
 def ballot(voter: str, run_id: str, options: tuple[str, ...], outcome: MemberOutcome) -> Ballot:
@@ -20,9 +21,10 @@ def ballot(voter: str, run_id: str, options: tuple[str, ...], outcome: MemberOut
     answer = _answer(outcome.output)
     if answer is None:
         return _abstention(voter, run_id, f'the answer is not JSON {{"vote": ..., "reason": ...}}: {outcome.output}')
-    option, reason = answer
-    if option not in options:
-        return _abstention(voter, run_id, f"'{option}' is not one of {', '.join(options)}: {reason}")
+    said, reason = answer
+    option = next((one for one in options if one.casefold() == said.casefold()), None)
+    if option is None:
+        return _abstention(voter, run_id, f"'{said}' is not one of {', '.join(options)}: {reason}")
     return Ballot(voter=voter, run_id=run_id, option=option, reason=reason[:REASON_CHARS_MAX])
 
 

@@ -135,6 +135,9 @@ class GrpcTools:
         answer = await asked(self.stub.Execute(request, timeout=call.timeout_s + TOOL_GRACE_S))
         return translate.from_tool_call(answer)
 
+    async def cancel(self, call_id: str) -> None:
+        await asked(self.stub.CancelToolCall(tools_pb.CancelToolCallRequest(call_id=call_id)))
+
 
 @dataclass(frozen=True, slots=True)
 class GrpcRegistry:

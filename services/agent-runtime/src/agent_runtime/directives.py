@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 from synod.agent_runtime.events import Ballot, Message, ToolCallIntended, ToolSpec
@@ -86,7 +85,10 @@ class RestartMembers:
 
 @dataclass(frozen=True, slots=True)
 class OpenVote:
-    """Propose with a frozen electorate. Every field derives from the run, so proposing twice is proposing once."""
+    """Propose with a frozen electorate. Every field derives from the run, so proposing twice is proposing once.
+
+    The deadline counts from the moment of proposing; a repeat does not move it.
+    """
 
     step: str
     request_id: str
@@ -97,7 +99,7 @@ class OpenVote:
     veto: tuple[str, ...]
     rule: str
     threshold: int
-    deadline: datetime
+    deadline_s: int
     ballots: tuple[Ballot, ...]
 
 

@@ -94,6 +94,10 @@ class Tools(Protocol):
         """A tool that fails or is refused is an outcome, not an exception."""
         ...
 
+    async def cancel(self, call_id: str) -> None:
+        """Ask that a call in progress be ended; one that has ended stays as it is."""
+        ...
+
 
 # --- who, how much, together ---------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ NEVER_RESTARTED: Final = ESCALATED | {
 }
 ABSTENTION_GRACE_S: Final = 10
 """Deadline of a proposal when a voter abstained: all ballots are in, nobody else will come."""
+BODY_CHARS_MAX: Final = 16_000
+"""Of the task, as voters on a proposal may read it: consensus keeps 64 KiB of UTF-8."""
 
 
 def next_directives(state: RunState, ending: Cancel | Fail | None) -> tuple[Directive, ...]:
@@ -239,22 +241,19 @@ def _open_vote(state: RunState, name: str) -> OpenVote:
         step=name,
         request_id=derived_id("prop", state.id, name, str(step.attempt)),
         title=f"{state.started.definition_name}: {name}",
-        body=step.input,
+        body=step.input[:BODY_CHARS_MAX],
         options=vote.options,
         voters=vote.voters,
         veto=vote.veto,
         rule=vote.rule,
         threshold=vote.threshold,
-        deadline=_deadline(vote.deadline_s, step, ballots),
+        deadline_s=_deadline_s(vote.deadline_s, ballots),
         ballots=ballots,
     )
 
 
-def _deadline(deadline_s: int, step: StepState, ballots: tuple[Ballot, ...]) -> datetime:
-    if step.changed_at is None:
-        raise HistoryInvalid(step.children[0], "a vote without an event")
-    all_voted = all(one.option for one in ballots)
-    return step.changed_at + timedelta(seconds=deadline_s if all_voted else min(deadline_s, ABSTENTION_GRACE_S))
+def _deadline_s(deadline_s: int, ballots: tuple[Ballot, ...]) -> int:
+    return deadline_s if all(one.option for one in ballots) else min(deadline_s, ABSTENTION_GRACE_S)
 
 
 def _continue_vote(state: RunState, name: str) -> Directive:

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from eventlog.clock import Clock
@@ -24,7 +24,7 @@ from synod.common.ids import derived_id, new_id
 from synod.common.values import Failure
 
 from agent_runtime.application import Runtime
-from agent_runtime.errors import CallFailed, DefinitionNotFound, Superseded
+from agent_runtime.errors import CallFailed, DefinitionNotFound
 from agent_runtime.ports import (
     Decision,
     ModelAnswer,
@@ -57,15 +57,15 @@ class Faults:
 
     def __init__(self) -> None:
         self.passed = 0
-        self._die_at = 0
+        self.die_at_place = 0
 
     def die_at(self, place: int) -> None:
         """Die at place number `place` from now on, counted from 1; 0 for never."""
-        self.passed, self._die_at = 0, place
+        self.passed, self.die_at_place = 0, place
 
     def place(self) -> None:
         self.passed += 1
-        if self.passed == self._die_at:
+        if self.passed == self.die_at_place:
             raise Crash(f"at place {self.passed}")
 
 
@@ -185,8 +185,11 @@ class FakeTools:
     functions: Mapping[str, Callable[[Mapping[str, object]], object]]
     faults: Faults = field(default_factory=Faults)
     ran: Counter[str] = field(default_factory=Counter)
+    cancelled: list[str] = field(default_factory=list)
     at_most_once: frozenset[str] = frozenset()
     hold: asyncio.Event | None = None
+    """When set, tools wait for it; `waiting` says that one does."""
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
     _outcomes: dict[str, ToolOutcome] = field(default_factory=dict)
 
     async def list_tools(self) -> tuple[ToolSpec, ...]:
@@ -206,10 +209,14 @@ class FakeTools:
         if name in self.at_most_once:
             self.faults.place()
         if self.hold is not None:
+            self.waiting.set()
             await self.hold.wait()
         self._outcomes[call.call_id] = self._run(name, call)
         self.faults.place()
         return self._outcomes[call.call_id]
+
+    async def cancel(self, call_id: str) -> None:
+        self.cancelled.append(call_id)
 
     def _run(self, name: str, call: ToolCall) -> ToolOutcome:
         try:
@@ -272,7 +279,7 @@ class FakeConsensus:
         self.faults.place()
         proposal_id = derived_id("prop", proposal.request_id)
         kept = self.proposals.setdefault(proposal_id, proposal)
-        if kept != proposal:
+        if kept != replace(proposal, deadline=kept.deadline):
             raise CallFailed(Failure(reason="REQUEST_ID_REUSED", message="proposed before with other content"))
         self.votes.setdefault(proposal_id, {})
         self.faults.place()
@@ -355,21 +362,23 @@ class InMemoryRuntime:
                     self.items.append(item)
             self._dispatched = page[-1].position
 
-    async def settle(self) -> None:
-        """Work until there is nothing to do. A worker that dies is replaced, and its item delivered again."""
+    async def settle(self, deaths: Iterable[int] = ()) -> None:
+        """Work until there is nothing to do. A worker that dies is replaced, and its item delivered again.
+
+        Each of `deaths` is the number of places after which the next worker dies.
+        """
+        places = iter(deaths)
+        self.faults.die_at(next(places, self.faults.die_at_place))
         await self.dispatch()
         while self.items:
-            item = self.items[0]
             try:
-                await self.worker.work(item.run_id)
+                await self.worker.work(self.items[0].run_id)
             except Crash:
                 self.crashes += 1
                 self.worker = self.new_worker()
-                await self.dispatch()
-                continue
-            except Superseded:
-                self.crashes += 0
-            self.items.popleft()
+                self.faults.die_at(next(places, 0))
+            else:
+                self.items.popleft()
             await self.dispatch()
 
     async def wake(self, run_id: str) -> None:

@@ -33,7 +33,8 @@ def _ask(state: RunState) -> Directive:
 
 def _system(state: RunState) -> str:
     instructions = state.agent_spec.instructions
-    return f"{instructions}\n\n{WORKSPACE_NOTE}" if state.agent_spec.tools else instructions
+    # The note stands first: what an author wrote last, such as the form of the answer, must stay last.
+    return f"{WORKSPACE_NOTE}\n\n{instructions}" if state.agent_spec.tools else instructions
 
 
 def _act_on(state: RunState, answer: Message) -> Directive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, TypeVar
@@ -28,7 +29,7 @@ from synod.common.values import Failure
 from agent_runtime.conversations import Told, told
 from agent_runtime.directives import CallModel
 from agent_runtime.domain import History, RunState
-from agent_runtime.errors import CallFailed, CallInterrupted, ConversationNotFound, HistoryInvalid
+from agent_runtime.errors import CallError, CallFailed, CallInterrupted, ConversationNotFound, HistoryInvalid
 from agent_runtime.ports import Attribution, ModelAnswer, ModelCall, Ports, ToolCall, ToolOutcome
 from agent_runtime.work.store import Conversations
 
@@ -79,6 +80,14 @@ class Calls:
         except CallInterrupted as error:
             outcome = _unreached(state, intent, str(error))
         return _tool_ended(state, intent, outcome)
+
+    async def cancel_tools(self, state: RunState) -> None:
+        """Tell tool-executor that nobody waits for the open calls of this turn any more."""
+        for use in state.agent.uses:
+            if use.result is None:
+                # One that cannot be told ends at the tool's own time limit.
+                with suppress(CallError):
+                    await self.ports.tools.cancel(use.intent.effect_id)
 
     async def resolve_tools(self, state: RunState, names: tuple[str, ...]) -> ToolsResolved:
         catalogue = await self.patiently(self.ports.tools.list_tools)

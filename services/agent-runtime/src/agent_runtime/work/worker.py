@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from eventlog.clock import Clock
 from eventlog.codec import Codec
@@ -165,6 +166,8 @@ class Worker:
         if await session.commit(recording.decisions(session.state, directive)):
             works = [self.calls.tool_outcome(session.state, intent) for intent in directive.intents]
             await self._observe_as_they_come(session, nudge, works)
+            if self._must_stop(session):
+                await self.calls.cancel_tools(session.state)
 
     async def _observe_as_they_come(
         self, session: Session, nudge: Nudge, works: Sequence[Coroutine[None, None, Event]]
@@ -232,7 +235,7 @@ class Worker:
         await session.commit(recording.decisions(session.state, directive), others)
 
     async def _open_vote(self, session: Session, directive: OpenVote) -> None:
-        proposal = _proposal(session.state, directive)
+        proposal = _proposal(session.state, directive, self.clock.now())
         try:
             proposal_id = await self.calls.patiently(lambda: self._consensus.propose(proposal))
         except CallFailed as error:
@@ -291,7 +294,7 @@ def _step_failed(state: RunState, step: str, failure: Failure) -> StepEnded:
     return StepEnded(run_id=state.id, epoch=state.epoch, step=step, outcome="failed", failure=failure)
 
 
-def _proposal(state: RunState, directive: OpenVote) -> Proposal:
+def _proposal(state: RunState, directive: OpenVote, now: datetime) -> Proposal:
     return Proposal(
         request_id=directive.request_id,
         run_id=state.id,
@@ -302,5 +305,5 @@ def _proposal(state: RunState, directive: OpenVote) -> Proposal:
         veto=directive.veto,
         rule=directive.rule,
         threshold=directive.threshold,
-        deadline=directive.deadline,
+        deadline=now + timedelta(seconds=directive.deadline_s),
     )
