@@ -249,6 +249,31 @@ class ModelResponse:
     simulated: bool = False
 
 
+# --- answer ---------------------------------------------------------------------------------------------------------
+
+UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the gateway answers to one call: the response, settled and named in the caller's terms.
+
+    `model` is "provider/model" of the attempt that answered; `replayed` marks an answer kept from an earlier call.
+    """
+
+    request_id: str
+    message: Message
+    finish_reason: FinishReason
+    usage: Usage
+    usage_source: UsageSource
+    model: str
+    provider_response_id: str
+    reservation_id: str
+    warnings: tuple[str, ...] = ()
+    simulated: bool = False
+    replayed: bool = False
+
+
 # --- stream ---------------------------------------------------------------------------------------------------------
 
 

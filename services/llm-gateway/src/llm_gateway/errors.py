@@ -1,8 +1,21 @@
-"""Errors of the gateway's providers. The class says what may be done; nothing has to read a message.
+"""Errors of the gateway. The class says what may be done; nothing has to read a message.
 
 GatewayError
 ├── InvalidUsage                      counts that contradict each other; the call itself may have succeeded
 ├── InvalidToolArguments              a model wrote tool arguments that are no JSON object
+├── StoreUnavailable                  recorded answers cannot be read or written now: repeat
+├── CallRefused                       a call was not begun; nothing was recorded
+│   ├── UnknownModel                  no such model or alias; names near ones
+│   ├── ModelUnavailable              known, but its provider has no key or address here
+│   ├── RequestIdReused               the request id stands for other content
+│   ├── AnswerExpired                 the call completed, its answer is no longer kept
+│   ├── TooManyCalls                  as many calls are in flight as the gateway allows: repeat later
+│   ├── GatewayStopping               repeat; another process or the next start answers
+│   ├── LedgerRefused                 the budget or the price forbids it; carries the ledger's own answer
+│   └── LedgerUnavailable             nothing may be spent while the ledger cannot be asked: repeat
+├── CallEnded                         a call that was begun ended without an answer
+│   ├── CallFailed                    no attempt answered; carries the recorded failure
+│   └── CallCancelled                 its callers left and it took too long to finish without them
 └── ProviderError                     a call to a provider failed
     ├── RetryableProviderError        may be repeated here or elsewhere, not before `retry_after_s`
     │   ├── ProviderUnreachable       no connection, or lost before an answer began
@@ -28,6 +41,8 @@ seen a part of another answer.
 
 from typing import ClassVar
 
+from synod.common.values import Failure
+
 
 class GatewayError(Exception):
     """Root of everything this service raises on purpose."""
@@ -41,12 +56,92 @@ class InvalidToolArguments(GatewayError):
     """The text of a tool call's arguments is no JSON object."""
 
 
+class StoreUnavailable(GatewayError):
+    """The store of recorded answers cannot be reached; whether the last write happened is unknown."""
+
+
+class CallRefused(GatewayError):
+    """The call was not begun."""
+
+
+class UnknownModel(CallRefused):
+    def __init__(self, model: str, near: tuple[str, ...]) -> None:
+        super().__init__(f"no model '{model}'")
+        self.model = model
+        self.near = near
+
+
+class ModelUnavailable(CallRefused):
+    """`remedy` says what to set so that the model can be called."""
+
+    def __init__(self, model: str, remedy: str) -> None:
+        super().__init__(f"model '{model}' cannot be called here: {remedy}")
+        self.model = model
+        self.remedy = remedy
+
+
+class RequestIdReused(CallRefused):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id '{request_id}' stands for another request; use a new one for new content")
+        self.request_id = request_id
+
+
+class AnswerExpired(CallRefused):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"the answer to request_id '{request_id}' is no longer kept; ask again with a new request_id")
+        self.request_id = request_id
+
+
+class TooManyCalls(CallRefused):
+    def __init__(self, calls_max: int) -> None:
+        super().__init__(f"{calls_max} model calls are in flight, which is the most this gateway takes; repeat later")
+
+
+class GatewayStopping(CallRefused):
+    def __init__(self) -> None:
+        super().__init__("the gateway is stopping; repeat the call with the same request_id")
+
+
+class LedgerRefused(CallRefused):
+    """`answer` is the ledger's own error, which is passed on to the caller unchanged."""
+
+    def __init__(self, reason: str, answer: Exception) -> None:
+        super().__init__(str(answer))
+        self.reason = reason
+        self.answer = answer
+
+
+class LedgerUnavailable(CallRefused):
+    pass
+
+
+class CallEnded(GatewayError):
+    """The call was begun and has ended without an answer."""
+
+
+class CallFailed(CallEnded):
+    """`retry_after_s` is the wait a provider asked for, known only to the caller that met it."""
+
+    def __init__(self, failure: Failure, retry_after_s: float | None = None) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.retry_after_s = retry_after_s
+
+
+class CallCancelled(CallEnded):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"request_id '{request_id}' was cancelled because nobody waited for its answer; use a new request_id"
+        )
+
+
 class ProviderError(GatewayError):
     """A call to a provider failed.
 
     `status` is the HTTP status (None without one), `code` the provider's own word for the error, `request_id` the
     provider's id of the request, `retry_after_s` the wait it asks for in seconds. `provider` and `content_delivered`
-    are filled in by the adapter as the error leaves it.
+    are filled in by the adapter as the error leaves it. `dispatched` is False only if nothing can have reached the
+    provider.
     """
 
     retryable: ClassVar[bool] = False
@@ -68,6 +163,7 @@ class ProviderError(GatewayError):
         self.retry_after_s = retry_after_s
         self.provider = ""
         self.content_delivered = False
+        self.dispatched = True
 
     def __str__(self) -> str:
         facts = (self.provider, f"status {self.status}" if self.status else "", self.code or "", self.message)

@@ -10,6 +10,7 @@ import aiohttp
 from llm_gateway.errors import (
     DeadlineExceeded,
     MalformedResponse,
+    ProviderError,
     ProviderTimedOut,
     ProviderUnreachable,
     StreamInterrupted,
@@ -98,7 +99,9 @@ class Transport:
                     url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout
                 )
         except aiohttp.ServerTimeoutError:
-            raise ProviderTimedOut(f"no connection to {url} within {self._limits.connect_s} s") from None
+            raise _never_sent(ProviderTimedOut(f"no connection to {url} within {self._limits.connect_s} s")) from None
+        except aiohttp.ClientConnectorError as error:
+            raise _never_sent(ProviderUnreachable(f"{url}: {error}")) from None
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the provider answered") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -111,6 +114,12 @@ async def open_session(connections_max: int = 1000) -> AsyncIterator[aiohttp.Cli
     connector = aiohttp.TCPConnector(limit=connections_max, limit_per_host=0)
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         yield session
+
+
+def _never_sent(error: ProviderError) -> ProviderError:
+    """Without a connection nothing was asked, so nothing can be billed."""
+    error.dispatched = False
+    return error
 
 
 def _timed_out(until: float, deadline: float, limits: TransportLimits) -> DeadlineExceeded | ProviderTimedOut:

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from synod.cost_ledger.v1 import cost_ledger_pb2 as synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&synod/llm_gateway/v1/llm_gateway.proto\x12\x14synod.llm_gateway.v1\x1a&synod/cost_ledger/v1/cost_ledger.proto\"^\n\x07Message\x12(\n\x04role\x18\x01 \x01(\x0e\x32\x1a.synod.llm_gateway.v1.Role\x12)\n\x05parts\x18\x02 \x03(\x0b\x32\x1a.synod.llm_gateway.v1.Part\"\xd5\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x33\n\ttool_call\x18\x02 \x01(\x0b\x32\x1e.synod.llm_gateway.v1.ToolCallH\x00\x12\x37\n\x0btool_result\x18\x03 \x01(\x0b\x32 .synod.llm_gateway.v1.ToolResultH\x00\x12\x34\n\treasoning\x18\x04 \x01(\x0b\x32\x1f.synod.llm_gateway.v1.ReasoningH\x00\x12\x11\n\x07refusal\x18\x05 \x01(\tH\x00\x42\x06\n\x04part\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"S\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\">\n\tReasoning\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x10\n\x08provider\x18\x03 \x01(\t\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"O\n\x0cOutputFormat\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"\x84\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\x08messages\x18\x03 \x03(\x0b\x32\x1d.synod.llm_gateway.v1.Message\x12)\n\x05tools\x18\x04 \x03(\x0b\x32\x1a.synod.llm_gateway.v1.Tool\x12\x13\n\x0btool_choice\x18\x05 \x01(\t\x12\x39\n\routput_format\x18\x06 \x01(\x0b\x32\".synod.llm_gateway.v1.OutputFormat\x12\x19\n\x11max_output_tokens\x18\x07 \x01(\x05\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x18\n\x0btemperature\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x36\n\x0b\x61ttribution\x18\n \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\x17\n\x0f\x66\x61llback_models\x18\x0b \x03(\tB\x0e\n\x0c_temperature\"\x83\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x07message\x18\x02 \x01(\x0b\x32\x1d.synod.llm_gateway.v1.Message\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12*\n\x05usage\x18\x04 \x01(\x0b\x32\x1b.synod.llm_gateway.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x12\x1c\n\x14provider_response_id\x18\x06 \x01(\t\x12\x16\n\x0ereservation_id\x18\x07 \x01(\t\x12\x10\n\x08replayed\x18\x08 \x01(\x08\x12\x11\n\tsimulated\x18\t \x01(\x08\"t\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12.\n\x05lines\x18\x03 \x03(\x0b\x32\x1f.synod.cost_ledger.v1.UsageLine\x12\x0e\n\x06source\x18\x04 \x01(\t\"G\n\rStreamRequest\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32%.synod.llm_gateway.v1.GenerateRequest\"\xc2\x02\n\x0bStreamEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x36\n\x07started\x18\x02 \x01(\x0b\x32#.synod.llm_gateway.v1.StreamStartedH\x00\x12\x14\n\ntext_delta\x18\x03 \x01(\tH\x00\x12>\n\x0ftool_call_delta\x18\x04 \x01(\x0b\x32#.synod.llm_gateway.v1.ToolCallDeltaH\x00\x12\x19\n\x0freasoning_delta\x18\x05 \x01(\tH\x00\x12;\n\tcompleted\x18\x06 \x01(\x0b\x32&.synod.llm_gateway.v1.GenerateResponseH\x00\x12\x32\n\x05\x65rror\x18\x07 \x01(\x0b\x32!.synod.llm_gateway.v1.StreamErrorH\x00\x42\x07\n\x05\x65vent\"G\n\rStreamStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x16\n\x0ereservation_id\x18\x03 \x01(\t\"Q\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0f\x61rguments_delta\x18\x04 \x01(\t\"A\n\x0bStreamError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\x7f\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x08messages\x18\x02 \x03(\x0b\x32\x1d.synod.llm_gateway.v1.Message\x12)\n\x05tools\x18\x03 \x03(\x0b\x32\x1a.synod.llm_gateway.v1.Tool\";\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x0e\n\x06method\x18\x02 \x01(\t\"%\n\x11ListModelsRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.synod.llm_gateway.v1.Model\"\xd2\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07\x64ialect\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x03\x12\x19\n\x11output_tokens_max\x18\x05 \x01(\x03\x12\x14\n\x0c\x63\x61pabilities\x18\x06 \x03(\t\x12\x11\n\tavailable\x18\x07 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x08 \x01(\t\x12\x11\n\tsimulated\x18\t \x01(\x08\x12\x0f\n\x07\x61liases\x18\n \x03(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\x32\x80\x03\n\nLlmGateway\x12Y\n\x08Generate\x12%.synod.llm_gateway.v1.GenerateRequest\x1a&.synod.llm_gateway.v1.GenerateResponse\x12R\n\x06Stream\x12#.synod.llm_gateway.v1.StreamRequest\x1a!.synod.llm_gateway.v1.StreamEvent0\x01\x12\x62\n\x0b\x43ountTokens\x12(.synod.llm_gateway.v1.CountTokensRequest\x1a).synod.llm_gateway.v1.CountTokensResponse\x12_\n\nListModels\x12\'.synod.llm_gateway.v1.ListModelsRequest\x1a(.synod.llm_gateway.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&synod/llm_gateway/v1/llm_gateway.proto\x12\x14synod.llm_gateway.v1\x1a&synod/cost_ledger/v1/cost_ledger.proto\"^\n\x07Message\x12(\n\x04role\x18\x01 \x01(\x0e\x32\x1a.synod.llm_gateway.v1.Role\x12)\n\x05parts\x18\x02 \x03(\x0b\x32\x1a.synod.llm_gateway.v1.Part\"\xd5\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x33\n\ttool_call\x18\x02 \x01(\x0b\x32\x1e.synod.llm_gateway.v1.ToolCallH\x00\x12\x37\n\x0btool_result\x18\x03 \x01(\x0b\x32 .synod.llm_gateway.v1.ToolResultH\x00\x12\x34\n\treasoning\x18\x04 \x01(\x0b\x32\x1f.synod.llm_gateway.v1.ReasoningH\x00\x12\x11\n\x07refusal\x18\x05 \x01(\tH\x00\x42\x06\n\x04part\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"S\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x10\n\x08is_error\x18\x04 \x01(\x08\">\n\tReasoning\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x10\n\x08provider\x18\x03 \x01(\t\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"O\n\x0cOutputFormat\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x13\n\x0bjson_schema\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"\x84\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\x08messages\x18\x03 \x03(\x0b\x32\x1d.synod.llm_gateway.v1.Message\x12)\n\x05tools\x18\x04 \x03(\x0b\x32\x1a.synod.llm_gateway.v1.Tool\x12\x13\n\x0btool_choice\x18\x05 \x01(\t\x12\x39\n\routput_format\x18\x06 \x01(\x0b\x32\".synod.llm_gateway.v1.OutputFormat\x12\x19\n\x11max_output_tokens\x18\x07 \x01(\x05\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x18\n\x0btemperature\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x36\n\x0b\x61ttribution\x18\n \x01(\x0b\x32!.synod.cost_ledger.v1.Attribution\x12\x17\n\x0f\x66\x61llback_models\x18\x0b \x03(\tB\x0e\n\x0c_temperature\"\x95\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x07message\x18\x02 \x01(\x0b\x32\x1d.synod.llm_gateway.v1.Message\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12*\n\x05usage\x18\x04 \x01(\x0b\x32\x1b.synod.llm_gateway.v1.Usage\x12\r\n\x05model\x18\x05 \x01(\t\x12\x1c\n\x14provider_response_id\x18\x06 \x01(\t\x12\x16\n\x0ereservation_id\x18\x07 \x01(\t\x12\x10\n\x08replayed\x18\x08 \x01(\x08\x12\x11\n\tsimulated\x18\t \x01(\x08\x12\x10\n\x08warnings\x18\n \x03(\t\"t\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12.\n\x05lines\x18\x03 \x03(\x0b\x32\x1f.synod.cost_ledger.v1.UsageLine\x12\x0e\n\x06source\x18\x04 \x01(\t\"G\n\rStreamRequest\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32%.synod.llm_gateway.v1.GenerateRequest\"\xc2\x02\n\x0bStreamEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x36\n\x07started\x18\x02 \x01(\x0b\x32#.synod.llm_gateway.v1.StreamStartedH\x00\x12\x14\n\ntext_delta\x18\x03 \x01(\tH\x00\x12>\n\x0ftool_call_delta\x18\x04 \x01(\x0b\x32#.synod.llm_gateway.v1.ToolCallDeltaH\x00\x12\x19\n\x0freasoning_delta\x18\x05 \x01(\tH\x00\x12;\n\tcompleted\x18\x06 \x01(\x0b\x32&.synod.llm_gateway.v1.GenerateResponseH\x00\x12\x32\n\x05\x65rror\x18\x07 \x01(\x0b\x32!.synod.llm_gateway.v1.StreamErrorH\x00\x42\x07\n\x05\x65vent\"G\n\rStreamStarted\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x16\n\x0ereservation_id\x18\x03 \x01(\t\"Q\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0f\x61rguments_delta\x18\x04 \x01(\t\"A\n\x0bStreamError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\x7f\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x08messages\x18\x02 \x03(\x0b\x32\x1d.synod.llm_gateway.v1.Message\x12)\n\x05tools\x18\x03 \x03(\x0b\x32\x1a.synod.llm_gateway.v1.Tool\";\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x0e\n\x06method\x18\x02 \x01(\t\"%\n\x11ListModelsRequest\x12\x10\n\x08provider\x18\x01 \x01(\t\"A\n\x12ListModelsResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.synod.llm_gateway.v1.Model\"\xd2\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\x0f\n\x07\x64ialect\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x03\x12\x19\n\x11output_tokens_max\x18\x05 \x01(\x03\x12\x14\n\x0c\x63\x61pabilities\x18\x06 \x03(\t\x12\x11\n\tavailable\x18\x07 \x01(\x08\x12\x1a\n\x12unavailable_reason\x18\x08 \x01(\t\x12\x11\n\tsimulated\x18\t \x01(\x08\x12\x0f\n\x07\x61liases\x18\n \x03(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\x32\x80\x03\n\nLlmGateway\x12Y\n\x08Generate\x12%.synod.llm_gateway.v1.GenerateRequest\x1a&.synod.llm_gateway.v1.GenerateResponse\x12R\n\x06Stream\x12#.synod.llm_gateway.v1.StreamRequest\x1a!.synod.llm_gateway.v1.StreamEvent0\x01\x12\x62\n\x0b\x43ountTokens\x12(.synod.llm_gateway.v1.CountTokensRequest\x1a).synod.llm_gateway.v1.CountTokensResponse\x12_\n\nListModels\x12\'.synod.llm_gateway.v1.ListModelsRequest\x1a(.synod.llm_gateway.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'synod.llm_gateway.v1.llm_gateway_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2677
-  _globals['_ROLE']._serialized_end=2772
+  _globals['_ROLE']._serialized_start=2695
+  _globals['_ROLE']._serialized_end=2790
   _globals['_MESSAGE']._serialized_start=104
   _globals['_MESSAGE']._serialized_end=198
   _globals['_PART']._serialized_start=201
@@ -51,29 +51,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=777
   _globals['_GENERATEREQUEST']._serialized_end=1165
   _globals['_GENERATERESPONSE']._serialized_start=1168
-  _globals['_GENERATERESPONSE']._serialized_end=1427
-  _globals['_USAGE']._serialized_start=1429
-  _globals['_USAGE']._serialized_end=1545
-  _globals['_STREAMREQUEST']._serialized_start=1547
-  _globals['_STREAMREQUEST']._serialized_end=1618
-  _globals['_STREAMEVENT']._serialized_start=1621
-  _globals['_STREAMEVENT']._serialized_end=1943
-  _globals['_STREAMSTARTED']._serialized_start=1945
-  _globals['_STREAMSTARTED']._serialized_end=2016
-  _globals['_TOOLCALLDELTA']._serialized_start=2018
-  _globals['_TOOLCALLDELTA']._serialized_end=2099
-  _globals['_STREAMERROR']._serialized_start=2101
-  _globals['_STREAMERROR']._serialized_end=2166
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2168
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2295
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2297
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2356
-  _globals['_LISTMODELSREQUEST']._serialized_start=2358
-  _globals['_LISTMODELSREQUEST']._serialized_end=2395
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2397
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2462
-  _globals['_MODEL']._serialized_start=2465
-  _globals['_MODEL']._serialized_end=2675
-  _globals['_LLMGATEWAY']._serialized_start=2775
-  _globals['_LLMGATEWAY']._serialized_end=3159
+  _globals['_GENERATERESPONSE']._serialized_end=1445
+  _globals['_USAGE']._serialized_start=1447
+  _globals['_USAGE']._serialized_end=1563
+  _globals['_STREAMREQUEST']._serialized_start=1565
+  _globals['_STREAMREQUEST']._serialized_end=1636
+  _globals['_STREAMEVENT']._serialized_start=1639
+  _globals['_STREAMEVENT']._serialized_end=1961
+  _globals['_STREAMSTARTED']._serialized_start=1963
+  _globals['_STREAMSTARTED']._serialized_end=2034
+  _globals['_TOOLCALLDELTA']._serialized_start=2036
+  _globals['_TOOLCALLDELTA']._serialized_end=2117
+  _globals['_STREAMERROR']._serialized_start=2119
+  _globals['_STREAMERROR']._serialized_end=2184
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2186
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2313
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2315
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2374
+  _globals['_LISTMODELSREQUEST']._serialized_start=2376
+  _globals['_LISTMODELSREQUEST']._serialized_end=2413
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2415
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2480
+  _globals['_MODEL']._serialized_start=2483
+  _globals['_MODEL']._serialized_end=2693
+  _globals['_LLMGATEWAY']._serialized_start=2793
+  _globals['_LLMGATEWAY']._serialized_end=3177
 # @@protoc_insertion_point(module_scope)

@@ -314,6 +314,7 @@ class GenerateResponse(_message.Message):
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     finish_reason: _builtins.str
     """stop, length, tool_calls, content_filter, refusal, cancelled."""
@@ -329,6 +330,10 @@ class GenerateResponse(_message.Message):
     def message(self) -> Global___Message: ...
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parameters of the request that the model does not take and that were left out, and counts not believed."""
+
     def __init__(
         self,
         *,
@@ -341,10 +346,11 @@ class GenerateResponse(_message.Message):
         reservation_id: _builtins.str = ...,
         replayed: _builtins.bool = ...,
         simulated: _builtins.bool = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "message", b"message", "model", b"model", "provider_response_id", b"provider_response_id", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "message", b"message", "model", b"model", "provider_response_id", b"provider_response_id", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

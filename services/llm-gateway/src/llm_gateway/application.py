@@ -1,0 +1,122 @@
+"""Use cases of llm-gateway: answer, stream, count, list. Calls run apart from their callers, one for each request id."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from eventlog.records import Context
+from synod.common.ids import derived_id
+
+from llm_gateway import counting
+from llm_gateway.catalogue import Catalogue, ModelCard
+from llm_gateway.domain import Answer, Message, ToolSpec
+from llm_gateway.errors import GatewayStopping, RequestIdReused, TooManyCalls
+from llm_gateway.execution import Asked, Execution, Recorder, Tools
+from llm_gateway.flight import CallEvent, Flight
+
+ACTOR: Final = "llm-gateway"
+
+
+class Gateway:
+    """Model calls of all tenants. A caller who leaves does not stop a call: its answer is paid for and goes on record."""
+
+    def __init__(self, catalogue: Catalogue, tools: Tools) -> None:
+        self._catalogue = catalogue
+        self._tools = tools
+        self._flights: dict[str, Flight] = {}
+        self._draining: dict[str, asyncio.TimerHandle] = {}
+        self._stopping = False
+
+    async def generate(self, asked: Asked, context: Context, left_s: float | None) -> Answer:
+        """The whole answer. `left_s` is the time the caller has. Raises CallRefused, CallEnded."""
+        with self._attached(asked, context, left_s, stream=False) as flight:
+            return await flight.answer()
+
+    async def stream(self, asked: Asked, context: Context, left_s: float | None) -> AsyncGenerator[CallEvent, None]:
+        """The answer as it is produced; the last event is Answer or Broken. Raises, before the first, as generate."""
+        with self._attached(asked, context, left_s, stream=True) as flight:
+            async for event in flight.events():
+                yield event
+
+    def count_tokens(self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
+        """An upper bound of the input tokens. Raises UnknownModel, ModelUnavailable."""
+        self._catalogue.target(model)
+        return counting.input_bound(messages, tools)
+
+    def models(self, provider: str = "") -> tuple[ModelCard, ...]:
+        return self._catalogue.cards(provider)
+
+    async def end_orphans(self, orphans: Sequence[tuple[str, Context]]) -> None:
+        """Ends what an earlier process left running: calls by id, with the context to record it under."""
+        for id, context in orphans:
+            if id not in self._flights:
+                call = (await self._tools.aggregates.load(id)).state
+                await Recorder(id, context, self._tools).end_orphan(call)
+
+    async def close(self) -> None:
+        """Ends all calls in flight with an unknown outcome, and waits until that is recorded."""
+        self._stopping = True
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        for flight in flights:
+            await flight.landed()
+
+    @contextmanager
+    def _attached(self, asked: Asked, context: Context, left_s: float | None, *, stream: bool) -> Iterator[Flight]:
+        """The call in flight for this request, joined or started; left again when the block ends."""
+        id = call_id(context.tenant, asked.request_id)
+        flight = self._flights.get(id) or self._start(id, asked, context, stream=stream)
+        if flight.request_sha256 != asked.sha256:
+            raise RequestIdReused(asked.request_id)
+        flight.want_until(None if left_s is None else asyncio.get_running_loop().time() + left_s)
+        flight.callers += 1
+        self._undrain(id)
+        try:
+            yield flight
+        finally:
+            flight.callers -= 1
+            if not flight.callers and self._flights.get(id) is flight:
+                self._drain(id, flight)
+
+    def _start(self, id: str, asked: Asked, context: Context, *, stream: bool) -> Flight:
+        targets = [self._catalogue.target(model) for model in (asked.model, *asked.fallback_models)]
+        self._admit()
+        flight = Flight(asked.sha256, asyncio.get_running_loop().time() + self._tools.terms.call_max_s)
+        execution = Execution(id, asked, targets, context, flight, self._tools, stream=stream)
+        self._flights[id] = flight
+        self._tools.telemetry.in_flight.set(len(self._flights))
+        flight.carry(asyncio.create_task(execution.run(), name=f"model call {id}"), lambda: self._landed(id))
+        return flight
+
+    def _admit(self) -> None:
+        if self._stopping:
+            raise GatewayStopping
+        if len(self._flights) >= self._tools.terms.calls_max:
+            raise TooManyCalls(self._tools.terms.calls_max)
+
+    def _landed(self, id: str) -> None:
+        self._undrain(id)
+        self._flights.pop(id, None)
+        self._tools.telemetry.in_flight.set(len(self._flights))
+
+    def _drain(self, id: str, flight: Flight) -> None:
+        """Nobody waits: go on for a while, unless too many calls do so already."""
+        terms = self._tools.terms
+        if len(self._draining) >= terms.drains_max:
+            flight.abandon()
+            return
+        self._draining[id] = asyncio.get_running_loop().call_later(terms.drain_s, flight.abandon)
+        self._tools.telemetry.draining.set(len(self._draining))
+
+    def _undrain(self, id: str) -> None:
+        timer = self._draining.pop(id, None)
+        if timer is not None:
+            timer.cancel()
+        self._tools.telemetry.draining.set(len(self._draining))
+
+
+def call_id(tenant: str, request_id: str) -> str:
+    """Follows from what the caller names, so that a repeat finds the same call."""
+    return derived_id("mc", tenant, request_id)

@@ -1,0 +1,462 @@
+"""One call carried out: reserve, record the intent, ask the provider, record the outcome. Every step is an event before
+the next one begins, so that a crash between two of them leaves a state from which someone else goes on.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+from eventlog.aggregates import Aggregates
+from eventlog.errors import LogUnavailable, QueueFull
+from eventlog.records import Context
+from servicekit.clock import Clock
+from servicekit.retry import Backoff
+from synod.common.event import Event
+from synod.common.values import Attribution, Failure, UsageLine
+from synod.llm_gateway.events import (
+    ModelCallAccepted,
+    ModelCallAttemptStarted,
+    ModelCallCancelled,
+    ModelCallCompleted,
+)
+
+from llm_gateway import calls, counting, domain, retrying
+from llm_gateway.calls import Call
+from llm_gateway.catalogue import Target
+from llm_gateway.domain import Answer, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
+from llm_gateway.errors import (
+    AnswerExpired,
+    CallCancelled,
+    CallFailed,
+    LedgerRefused,
+    LedgerUnavailable,
+    ProviderError,
+    StoreUnavailable,
+)
+from llm_gateway.flight import Began, Delta, Flight
+from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results
+from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
+from llm_gateway.telemetry import Telemetry
+
+RECORD_ATTEMPTS_MAX: Final = 8
+RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
+RESERVATION_GRACE_S: Final = 60.0
+CRASHED: Final = Failure(
+    reason="GATEWAY_STOPPED",
+    message="the gateway stopped before the outcome of the attempt was known",
+    retryable=True,
+)
+ABANDONED: Final = Failure(
+    reason="CALL_ABANDONED",
+    message="the call's callers left and it took too long to finish without them",
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller asks for. `sha256` is of the whole request, so that a request id can be told to mean the same.
+
+    `attribution` says whose cost it is. `request.model` is not used: each attempt has a target of its own.
+    """
+
+    request_id: str
+    model: str
+    fallback_models: tuple[str, ...]
+    request: ModelRequest
+    attribution: Attribution
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Limits of calls. Times in seconds; see Settings."""
+
+    output_tokens_default: int = 4096
+    call_max_s: float = 900.0
+    drain_s: float = 120.0
+    drains_max: int = 100
+    calls_max: int = 1000
+    retry: RetryTerms = field(default_factory=RetryTerms)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What carrying out a call needs."""
+
+    ledger: Ledger
+    aggregates: Aggregates[Call, Event]
+    results: Results
+    codec: AnswerCodec
+    clock: Clock
+    telemetry: Telemetry
+    retry_budget: RetryBudget
+    terms: Terms
+    draw: Callable[[], float] = random.random
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at one target; `began_s` is when it was started, on the clock of the event loop."""
+
+    number: int
+    target: Target
+    reservation_id: str
+    input_tokens_max: int
+    output_tokens_max: int
+    began_s: float
+
+
+class Execution:
+    """Carries out one call, once."""
+
+    def __init__(
+        self,
+        id: str,
+        asked: Asked,
+        targets: Sequence[Target],
+        context: Context,
+        flight: Flight,
+        tools: Tools,
+        *,
+        stream: bool,
+    ) -> None:
+        self._id = id
+        self._asked = asked
+        self._targets = tuple(targets)
+        self._context = context
+        self._flight = flight
+        self._tools = tools
+        self._stream = stream
+        self._attempt: Attempt | None = None
+        self._recorder = Recorder(id, context, tools)
+
+    async def run(self) -> Answer:
+        """The answer, new or on record. Raises CallRefused, CallEnded, or what the log or the store raise."""
+        try:
+            call = await self._found()
+            if call.ended:
+                return await self._recorded(call)
+            return await self._carry_out(call)
+        except asyncio.CancelledError:
+            await self._interrupted()
+            if self._flight.abandoned:
+                raise CallCancelled(self._asked.request_id) from None
+            raise
+
+    async def _found(self) -> Call:
+        """The call as recorded; an attempt that somebody left behind is ended first."""
+        call = (await self._tools.aggregates.load(self._id)).state
+        calls.check_same(call, self._asked.request_id, self._asked.sha256)
+        return await self._recorder.end_orphan(call) if call.running else call
+
+    async def _recorded(self, call: Call) -> Answer:
+        """What an ended call ended with."""
+        if call.phase == "cancelled":
+            raise CallCancelled(self._asked.request_id)
+        if call.failure is not None:
+            raise CallFailed(call.failure)
+        kept = await self._tools.results.find(self._id)
+        if kept is None:
+            raise AnswerExpired(self._asked.request_id)
+        return replace(self._tools.codec.load(kept.answer), replayed=True)
+
+    async def _carry_out(self, call: Call) -> Answer:
+        self._tools.retry_budget.earn()
+        telemetry, request = self._tools.telemetry, self._request(self._targets[0])
+        began_s = _now()
+        with telemetry.call(self._targets[0].id, request, self._asked.attribution, stream=self._stream) as span:
+            try:
+                answer = await self._tried(call)
+            except CallFailed as error:
+                telemetry.ended(self._targets[0].id, error.failure.reason, _now() - began_s)
+                raise
+            telemetry.answered(span, answer, _now() - began_s, self._first_content_s())
+        return answer
+
+    async def _tried(self, call: Call) -> Answer:
+        """One attempt after another, until one answers or none may follow."""
+        number, target, tries = call.attempt + 1, 0, 1
+        # A refusal goes to the caller as it is; a call that was accepted before stays open for a repeat.
+        await self._reserve(number, self._targets[0])
+        while True:
+            attempt = await self._begin(number, self._targets[target])
+            try:
+                response = await self._ask(attempt)
+            except ProviderError as error:
+                error.content_delivered = self._flight.began is not None
+                following = self._next(error, Tried(target, len(self._targets), tries, self._left_s()))
+                await self._attempt_failed(attempt, error, last=following is None)
+                if following is None:
+                    raise CallFailed(retrying.failure_of(error), error.retry_after_s) from error
+                await asyncio.sleep(following.delay_s)
+                tries = tries + 1 if following.target == target else 1
+                number, target = number + 1, following.target
+                await self._reserve_again(number, self._targets[target], error)
+            else:
+                return await self._completed(attempt, response)
+
+    def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
+        following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        return following if following is not None and self._tools.retry_budget.spend() else None
+
+    # --- reservations ---
+
+    async def _reserve_again(self, number: int, target: Target, cause: ProviderError) -> None:
+        """A further attempt that may not be made ends the call."""
+        try:
+            await self._reserve(number, target)
+        except LedgerRefused as error:
+            await self._give_up(Failure(reason=error.reason, message=str(error)))
+            raise
+        except LedgerUnavailable as error:
+            failure = retrying.failure_of(cause)
+            told = failure.model_copy(update={"message": f"{failure.message}; and no further attempt: {error}"})
+            await self._give_up(told)
+            raise CallFailed(told, cause.retry_after_s) from error
+
+    async def _reserve(self, number: int, target: Target) -> None:
+        request = self._request(target)
+        reservation = Reservation(
+            id=self._reservation_id(number),
+            attribution=self._attribution(target),
+            model=target.id,
+            input_tokens_max=counting.request_bound(request),
+            output_tokens_max=request.max_output_tokens or 0,
+            ttl_s=self._tools.terms.call_max_s + RESERVATION_GRACE_S,
+        )
+        await self._tools.ledger.reserve(reservation, self._context)
+
+    # --- attempts ---
+
+    async def _begin(self, number: int, target: Target) -> Attempt:
+        """Records the intent; only then may the provider be asked."""
+        request = self._request(target)
+        bounds = counting.request_bound(request), request.max_output_tokens or 0
+        attempt = Attempt(number, target, self._reservation_id(number), *bounds, _now())
+        accepted = ModelCallAccepted(
+            request_id=self._asked.request_id,
+            model=self._asked.model,
+            attribution=self._asked.attribution,
+            request_sha256=self._asked.sha256,
+            input_tokens_max=attempt.input_tokens_max,
+            output_tokens_max=attempt.output_tokens_max,
+        )
+        started = ModelCallAttemptStarted(
+            request_id=self._asked.request_id,
+            attempt=number,
+            model=target.id,
+            provider=target.provider.name,
+            reservation_id=attempt.reservation_id,
+            attribution=self._attribution(target),
+        )
+        self._attempt = attempt
+        await self._recorder.append(lambda call: calls.begin(call, accepted, started))
+        return attempt
+
+    async def _ask(self, attempt: Attempt) -> ModelResponse:
+        request, provider = self._request(attempt.target), attempt.target.provider
+        if not self._stream:
+            return await provider.generate(request, self._flight.ends_at)
+        async with aclosing(provider.stream(request, self._flight.ends_at)) as parts:
+            async for part in parts:
+                if isinstance(part, Completed):
+                    return part.response
+                self._received(attempt, part)
+        raise AssertionError("a provider's stream ends in Completed or raises")
+
+    def _received(self, attempt: Attempt, part: StreamPart) -> None:
+        """Content is shown; all else is kept back, so that an attempt may still fail without anybody noticing."""
+        match part:
+            case UsageUpdated():
+                self._flight.usage = part.usage
+            case domain.TextDelta() | domain.RefusalDelta() | domain.ReasoningDelta() | domain.ToolCallDelta():
+                self._show(attempt, part)
+            case _:
+                return
+
+    def _show(self, attempt: Attempt, delta: Delta) -> None:
+        self._flight.show(Began(attempt.target.id, attempt.number, attempt.reservation_id), delta)
+
+    # --- outcomes ---
+
+    async def _attempt_failed(self, attempt: Attempt, error: ProviderError, *, last: bool) -> None:
+        failure, billed = retrying.failure_of(error), retrying.billed(error)
+        self._tools.telemetry.attempt_failed(self._id, attempt.target.id, attempt.number, failure.reason, billed)
+        await self._recorder.append(lambda call: calls.fail_attempt(call, attempt.number, failure, billed, last=last))
+        self._attempt = None
+
+    async def _give_up(self, failure: Failure) -> None:
+        await self._recorder.append(lambda call: calls.give_up(call, failure))
+
+    async def _completed(self, attempt: Attempt, response: ModelResponse) -> Answer:
+        """The answer goes on record before the event that says so: without it the event would promise too much."""
+        answer = self._answer(attempt, response)
+        data = self._tools.codec.dump(answer)
+        event = self._completed_event(attempt, answer, data)
+        await _unbroken(self._recorder.complete(Kept(data, event.model_dump_json().encode()), event))
+        return answer
+
+    def _answer(self, attempt: Attempt, response: ModelResponse) -> Answer:
+        counted = min(counting.output_bound(response.message), attempt.output_tokens_max)
+        usage = response.usage or counting.plain_usage(attempt.input_tokens_max, counted)
+        return Answer(
+            request_id=self._asked.request_id,
+            message=response.message,
+            finish_reason=response.finish_reason,
+            usage=usage,
+            usage_source="provider_final" if response.usage else "gateway_counted",
+            model=attempt.target.id,
+            provider_response_id=response.provider_response_id,
+            reservation_id=attempt.reservation_id,
+            warnings=response.warnings,
+            simulated=response.simulated or attempt.target.simulated,
+        )
+
+    def _completed_event(self, attempt: Attempt, answer: Answer, data: bytes) -> ModelCallCompleted:
+        return ModelCallCompleted(
+            request_id=answer.request_id,
+            attempt=attempt.number,
+            model=answer.model,
+            provider=attempt.target.provider.name,
+            reservation_id=answer.reservation_id,
+            attribution=self._attribution(attempt.target),
+            input_tokens=answer.usage.input_tokens,
+            output_tokens=answer.usage.output_tokens,
+            usage=usage_lines(answer.usage),
+            usage_source=answer.usage_source,
+            finish_reason=answer.finish_reason,
+            response_sha256=hashlib.sha256(data).hexdigest(),
+            provider_response_id=answer.provider_response_id,
+            duration_ms=_milliseconds(_now() - attempt.began_s),
+            first_content_ms=_milliseconds(self._first_content_s() or 0.0),
+            simulated=answer.simulated,
+        )
+
+    async def _interrupted(self) -> None:
+        """Cancelled in the middle: because nobody waits, or because the process stops. The call must not stay running.
+
+        What was delivered to a caller who left is charged as counted here. Otherwise what the provider bills is unknown.
+        """
+        attempt = self._attempt
+        if attempt is None:
+            if self._flight.abandoned:
+                await self._give_up(ABANDONED)
+        elif self._flight.abandoned and self._flight.began is not None:
+            event = self._cancelled_event(attempt)
+            await self._recorder.append(lambda call: calls.end(call, event))
+        else:
+            last = self._flight.abandoned
+            failure = ABANDONED if last else CRASHED
+            await self._recorder.append(
+                lambda call: calls.fail_attempt(call, attempt.number, failure, "unknown", last=last)
+            )
+
+    def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
+        reported = self._flight.usage
+        input_tokens = reported.input_tokens if reported else attempt.input_tokens_max
+        counted = min(counting.delivered_bound(self._flight.deltas), attempt.output_tokens_max)
+        output_tokens = max(counted, reported.output_tokens if reported else 0)
+        return ModelCallCancelled(
+            request_id=self._asked.request_id,
+            attempt=attempt.number,
+            reservation_id=attempt.reservation_id,
+            usage=usage_lines(counting.plain_usage(input_tokens, output_tokens)),
+            usage_source="gateway_counted",
+        )
+
+    # --- values ---
+
+    def _request(self, target: Target) -> ModelRequest:
+        limit = self._asked.request.max_output_tokens or self._tools.terms.output_tokens_default
+        return replace(self._asked.request, model=target.model, max_output_tokens=limit)
+
+    def _attribution(self, target: Target) -> Attribution:
+        return self._asked.attribution.model_copy(update={"model": target.id})
+
+    def _reservation_id(self, number: int) -> str:
+        return f"{self._id}:{number}"
+
+    def _left_s(self) -> float:
+        return self._flight.wanted_until - _now()
+
+    def _first_content_s(self) -> float | None:
+        shown_at, attempt = self._flight.first_content_at, self._attempt
+        return None if shown_at is None or attempt is None else shown_at - attempt.began_s
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """Writes what happened to one call, and does not give up at the first difficulty: the outcome is worth money."""
+
+    id: str
+    context: Context
+    tools: Tools
+
+    async def append(self, decide: Callable[[Call], Sequence[Event]]) -> Call:
+        """The call after what was decided. Raises LogUnavailable, QueueFull once patience is over."""
+        executed = await self._patiently(lambda: self.tools.aggregates.execute(self.id, decide, self.context))
+        return executed.state
+
+    async def complete(self, kept: Kept, event: ModelCallCompleted) -> Call:
+        await self._patiently(lambda: self.tools.results.keep(self.id, kept))
+        return await self.append(lambda call: calls.end(call, event))
+
+    async def end_orphan(self, call: Call) -> Call:
+        """Ends the attempt that somebody left running: by its answer if that is on record, else as unknown."""
+        running = call.running
+        if running is None:
+            return call
+        kept = await self.tools.results.find(self.id)
+        event = ModelCallCompleted.model_validate_json(kept.completed) if kept else None
+        if event is not None and event.attempt == running.attempt:
+            return await self.append(lambda call: calls.end(call, event))
+        self.tools.telemetry.attempt_failed(self.id, running.model, running.attempt, CRASHED.reason, "unknown")
+        return await self.append(lambda call: calls.fail_attempt(call, running.attempt, CRASHED, "unknown"))
+
+    async def _patiently(self, write: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(RECORD_ATTEMPTS_MAX):
+            try:
+                return await write()
+            except (LogUnavailable, QueueFull, StoreUnavailable) as error:
+                if attempt + 1 == RECORD_ATTEMPTS_MAX:
+                    self.tools.telemetry.not_recorded(self.id, error)
+                    raise
+            await asyncio.sleep(RECORD_BACKOFF.delay_s(attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+
+async def _unbroken(recording: Coroutine[None, None, object]) -> None:
+    """Records to the end what is known already, even if the task is cancelled meanwhile."""
+    task = asyncio.ensure_future(recording)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
+
+
+def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:
+    """The lines as events have them: without how long a cache entry lives, and video as the images it is priced as."""
+    return tuple(
+        UsageLine(
+            direction=line.direction,
+            modality="image" if line.modality == "video" else line.modality,
+            cache=line.cache,
+            reasoning=line.reasoning,
+            quantity=line.quantity,
+        )
+        for line in usage.lines
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

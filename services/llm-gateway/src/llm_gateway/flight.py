@@ -1,0 +1,178 @@
+"""A call in flight: what it has delivered so far, who waits for it, and when it stops waiting for them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+from synod.common.values import Failure
+
+from llm_gateway.domain import (
+    Answer,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamPart,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from llm_gateway.errors import CallEnded, CallFailed
+
+FLUSH_S: Final = 0.015
+FLUSH_BYTES: Final = 256
+
+Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The first content is there; `attempt` delivers it, and no other will."""
+
+    model: str
+    attempt: int
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Ends a stream that had delivered content."""
+
+    failure: Failure
+
+
+CallEvent: TypeAlias = Began | Delta | Answer | Broken
+
+
+class Flight:
+    """One call being carried out by `task`, shared by all who asked for it.
+
+    Deltas are joined before they are shown: the first is shown at once, later ones after FLUSH_S or FLUSH_BYTES,
+    because a gRPC message costs more than the tokens in it. Times are on the clock of the event loop.
+    """
+
+    def __init__(self, request_sha256: str, ends_at: float) -> None:
+        self.request_sha256 = request_sha256
+        self.ends_at = ends_at
+        self.wanted_until = 0.0
+        self.callers = 0
+        self.abandoned = False
+        self.began: Began | None = None
+        self.usage: Usage | None = None
+        self.first_content_at: float | None = None
+        self._shown: list[Began | Delta] = []
+        self._pending: list[Delta] = []
+        self._pending_bytes = 0
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._grown = asyncio.Event()
+        self._task: asyncio.Task[Answer] | None = None
+
+    @property
+    def deltas(self) -> tuple[Delta, ...]:
+        """All content so far, shown or not."""
+        return (*(part for part in self._shown if not isinstance(part, Began)), *self._pending)
+
+    def carry(self, task: asyncio.Task[Answer], landed: Callable[[], None]) -> None:
+        """The task that carries the call out; `landed` is called when it is done."""
+        self._task = task
+
+        def done(task: asyncio.Task[Answer]) -> None:
+            self._flush()
+            self._grown.set()
+            landed()
+            if not task.cancelled():
+                task.exception()  # who waited has it; when nobody did, it is in the log
+
+        task.add_done_callback(done)
+
+    def want_until(self, deadline: float | None) -> None:
+        """A caller waits until `deadline`, or as long as the call may take."""
+        self.wanted_until = max(self.wanted_until, min(deadline or self.ends_at, self.ends_at))
+
+    def show(self, began: Began, delta: Delta) -> None:
+        """Deliver content of the attempt `began`."""
+        if self.began is None:
+            self.began = began
+            self.first_content_at = asyncio.get_running_loop().time()
+            self._shown.append(began)
+            self._pending.append(delta)
+            self._flush()
+        else:
+            self._join(delta)
+
+    async def answer(self) -> Answer:
+        """Raises what the call ended with."""
+        assert self._task is not None
+        return await asyncio.shield(self._task)
+
+    async def events(self) -> AsyncIterator[CallEvent]:
+        """What was delivered from the start, then what comes, then the end. Raises only before the first event."""
+        seen = 0
+        while True:
+            grown = self._grown
+            while seen < len(self._shown):
+                yield self._shown[seen]
+                seen += 1
+            if self._task is not None and self._task.done() and seen == len(self._shown):
+                break
+            await grown.wait()
+        try:
+            yield await self.answer()
+        except CallFailed as error:
+            if not seen:
+                raise
+            yield Broken(error.failure)
+        except CallEnded as error:
+            if not seen:
+                raise
+            yield Broken(Failure(reason="CALL_CANCELLED", message=str(error)))
+
+    def abandon(self) -> None:
+        """Nobody waits any more: end the call."""
+        self.abandoned = True
+        self.cancel()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def landed(self) -> None:
+        """Wait for the end, whatever it is."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _join(self, delta: Delta) -> None:
+        joined = _joined(self._pending[-1], delta) if self._pending else None
+        if joined is not None:
+            self._pending[-1] = joined
+        else:
+            self._pending.append(delta)
+        self._pending_bytes += len(delta.arguments if isinstance(delta, ToolCallDelta) else delta.text)
+        if self._pending_bytes >= FLUSH_BYTES:
+            self._flush()
+        elif self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        self._shown.extend(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._grown.set()
+        self._grown = asyncio.Event()
+
+
+def is_delta(part: StreamPart) -> bool:
+    return isinstance(part, TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta)
+
+
+def _joined(before: Delta, after: Delta) -> Delta | None:
+    """One delta that says what both say; None when they belong to different things."""
+    if isinstance(before, ToolCallDelta):
+        if not isinstance(after, ToolCallDelta) or before.index != after.index:
+            return None
+        return replace(before, arguments=before.arguments + after.arguments)
+    if isinstance(after, ToolCallDelta) or type(before) is not type(after):
+        return None
+    return replace(before, text=before.text + after.text)

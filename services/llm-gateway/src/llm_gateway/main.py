@@ -1,0 +1,161 @@
+"""The composition root of llm-gateway."""
+
+import re
+from typing import Final
+
+from eventlog.aggregates import Aggregates
+from eventlog.codec import Codec
+from pydantic import SecretStr
+from servicekit.app import run
+from servicekit.host import Host
+from synod.common.event import Event
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod.llm_gateway.events import EVENTS
+from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
+
+from llm_gateway import calls
+from llm_gateway.application import Gateway
+from llm_gateway.calls import Call
+from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.clients import GrpcLedger
+from llm_gateway.execution import Terms, Tools
+from llm_gateway.projections import ModelCallsView, Queries
+from llm_gateway.providers import catalog
+from llm_gateway.providers.catalog import Now
+from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.transport import Transport, open_session
+from llm_gateway.results import PostgresResults
+from llm_gateway.retrying import RetryBudget, RetryTerms
+from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
+from llm_gateway.settings import Settings
+from llm_gateway.telemetry import Telemetry
+from llm_gateway.translate import ERRORS, AnswerRecords
+
+SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-usage|no-end|html)")
+"""The simulator's model, and those that fail on demand."""
+ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
+
+
+async def compose(host: Host[Settings]) -> None:
+    settings = host.settings
+    log = await host.open_log()
+    aggregates: Aggregates[Call, Event] = Aggregates(log, "model-call", Call, calls.evolve, Codec(EVENTS), host.clock)
+    results = PostgresResults(host.pool, host.clock, settings.answers_kept_s)
+    await results.prepare()
+    transport = Transport(await host.stack.enter_async_context(open_session()))
+    catalogue = Catalogue(provider_entries(settings, transport, host.clock.now), settings.model_aliases)
+    listed = frozenset(card.id for card in catalogue.cards())
+    tools = Tools(
+        ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
+        aggregates=aggregates,
+        results=results,
+        codec=AnswerRecords(),
+        clock=host.clock,
+        telemetry=Telemetry(host.tracer, host.metrics.registry, host.log_, listed),
+        retry_budget=RetryBudget(),
+        terms=terms(settings),
+    )
+    gateway = Gateway(catalogue, tools)
+    queries = Queries(host.pool)
+
+    async def end_orphans() -> None:
+        await gateway.end_orphans(await queries.running())
+
+    host.add_view(ModelCallsView())
+    host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
+    host.add_task("orphans", end_orphans)
+    host.add_task("results", results.purge_forever)
+    host.on_stop(gateway.close)
+
+
+def terms(settings: Settings) -> Terms:
+    return Terms(
+        output_tokens_default=settings.output_tokens_default,
+        call_max_s=settings.call_max_s,
+        drain_s=settings.drain_s,
+        drains_max=settings.drains_max,
+        calls_max=settings.calls_max,
+        retry=RetryTerms(attempts_max=settings.attempts_max),
+    )
+
+
+def provider_entries(settings: Settings, transport: Transport, now: Now) -> tuple[ProviderEntry, ...]:
+    """Every provider that can be configured, those that are not with what to set."""
+    return (
+        _simulator(settings, transport, now),
+        _openai(settings, transport, now),
+        _anthropic(settings, transport, now),
+        _own_server("ollama", "OLLAMA_HOST", _ollama_url(settings.ollama_host), None, transport, now),
+        _own_server("vllm", "SYNOD_VLLM_URL", settings.vllm_url, settings.vllm_api_key, transport, now),
+        _own_server(
+            "openai-compatible",
+            "SYNOD_OPENAI_COMPATIBLE_URL",
+            settings.openai_compatible_url,
+            settings.openai_compatible_api_key,
+            transport,
+            now,
+        ),
+    )
+
+
+def _simulator(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    provider: Provider | None = None
+    if settings.simulator_url:
+        url = settings.simulator_url.rstrip("/") + "/v1"
+        provider = catalog.openai_compatible(
+            transport, now, name="simulator", base_url=url, api_key="simulator", profile=catalog.OPENAI
+        )
+    models = (KnownModel("sim-1"),)
+    remedy = "start the provider simulator and set SYNOD_SIMULATOR_URL"
+    return ProviderEntry(
+        "simulator", "openai-chat", catalog.OPENAI, provider, remedy, models, SIMULATOR_MODELS, simulated=True
+    )
+
+
+def _openai(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    provider: Provider | None = None
+    if key := _secret(settings.openai_api_key):
+        provider = catalog.openai(transport, now, key, settings.openai_base_url)
+    return ProviderEntry(
+        "openai", "openai-chat", catalog.OPENAI, provider, "set OPENAI_API_KEY", hosted_models("openai")
+    )
+
+
+def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    provider: Provider | None = None
+    if key := _secret(settings.anthropic_api_key):
+        provider = catalog.anthropic(transport, now, key, settings.anthropic_base_url)
+    models = hosted_models("anthropic")
+    return ProviderEntry(
+        "anthropic", "anthropic-messages", catalog.ANTHROPIC, provider, "set ANTHROPIC_API_KEY", models
+    )
+
+
+def _own_server(
+    name: str, variable: str, url: str, key: SecretStr | None, transport: Transport, now: Now
+) -> ProviderEntry:
+    """A server that runs whatever its owner loaded: any name of a model is passed on."""
+    profile = catalog.VLLM if name == "vllm" else catalog.OPENAI_COMPATIBLE
+    provider: Provider | None = None
+    if url:
+        provider = catalog.openai_compatible(
+            transport, now, name=name, base_url=url, api_key=_secret(key), profile=profile
+        )
+    return ProviderEntry(name, "openai-compatible", profile, provider, f"set {variable}", accepts=ANY_MODEL)
+
+
+def _ollama_url(host: str) -> str:
+    """OLLAMA_HOST as Ollama itself reads it: a host with or without scheme and port."""
+    if not host:
+        return ""
+    origin = host.rstrip("/") if "://" in host else f"http://{host}"
+    scheme, _, place = origin.partition("://")
+    return f"{scheme}://{place}/v1" if ":" in place else f"{scheme}://{place}:11434/v1"
+
+
+def _secret(value: SecretStr | None) -> str:
+    return value.get_secret_value() if value else ""
+
+
+def main() -> int:
+    return run(Settings, compose)

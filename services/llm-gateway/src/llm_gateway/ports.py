@@ -1,0 +1,60 @@
+"""What the gateway needs of the world. Fakes are in testing.py."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from eventlog.records import Context
+from synod.common.values import Attribution
+
+from llm_gateway.domain import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An upper bound to hold before an attempt: tokens, for `ttl_s` seconds. `model` is "provider/model"."""
+
+    id: str
+    attribution: Attribution
+    model: str
+    input_tokens_max: int
+    output_tokens_max: int
+    ttl_s: float
+
+
+class Ledger(Protocol):
+    """Says whether money may be spent."""
+
+    async def reserve(self, reservation: Reservation, context: Context) -> None:
+        """Hold the bound, in the name of the context's actor; the same reservation again is no second one.
+
+        Raises LedgerRefused, LedgerUnavailable.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An answer on record. `completed` is the terminal event, as JSON, that belongs to it."""
+
+    answer: bytes
+    completed: bytes
+
+
+class Results(Protocol):
+    """Answers kept for repeats of their requests, until they expire. The owner of the store closes it."""
+
+    async def keep(self, call_id: str, kept: Kept) -> None:
+        """A second answer to the same call replaces the first. Raises StoreUnavailable."""
+        ...
+
+    async def find(self, call_id: str) -> Kept | None:
+        """None when there is none or it has expired. Raises StoreUnavailable."""
+        ...
+
+
+class AnswerCodec(Protocol):
+    """Between an answer and the bytes on record: the same answer, the same bytes."""
+
+    def dump(self, answer: Answer) -> bytes: ...
+
+    def load(self, data: bytes) -> Answer: ...

@@ -1,0 +1,59 @@
+"""gRPC in: translate, call, translate."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from servicekit.clock import Clock
+from servicekit.context import current_call, current_principal, event_context
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+from synod.llm_gateway.v1 import llm_gateway_pb2_grpc
+
+from llm_gateway import translate
+from llm_gateway.application import Gateway
+
+PERMISSIONS: Final = {
+    "Generate": "models.generate",
+    "Stream": "models.generate",
+    "CountTokens": "models.read",
+    "ListModels": "models.read",
+}
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+@dataclass(frozen=True, slots=True)
+class LlmGatewayRpc(llm_gateway_pb2_grpc.LlmGatewayServicer):
+    gateway: Gateway
+    clock: Clock
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        asked = translate.to_asked(request, current_principal().tenant)
+        answer = await self.gateway.generate(asked, event_context(correlation=asked.attribution.run_id), self._left_s())
+        return translate.from_answer(answer)
+
+    async def Stream(self, request: pb.StreamRequest, context: Context) -> AsyncIterator[pb.StreamEvent]:
+        asked = translate.to_asked(request.request, current_principal().tenant)
+        events = self.gateway.stream(asked, event_context(correlation=asked.attribution.run_id), self._left_s())
+        sequence = 0
+        async with aclosing(events):
+            async for event in events:
+                sequence += 1
+                yield translate.from_event(sequence, event)
+
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        messages, tools = translate.to_messages(request.messages), translate.to_tools(request.tools)
+        tokens = self.gateway.count_tokens(request.model, messages, tools)
+        return pb.CountTokensResponse(input_tokens=tokens, method="upper_bound")
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(
+            models=[translate.from_card(card) for card in self.gateway.models(request.provider)]
+        )
+
+    def _left_s(self) -> float | None:
+        """What the caller's deadline leaves, in seconds."""
+        deadline = current_call().deadline
+        return None if deadline is None else deadline - self.clock.monotonic()

@@ -1,0 +1,62 @@
+"""Settings of llm-gateway, read once from the environment.
+
+Providers are configured by the variables their own tools use (OPENAI_API_KEY, ANTHROPIC_API_KEY, OLLAMA_HOST); all
+else is SYNOD_*.
+"""
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+from servicekit.limits import Limits
+from servicekit.settings import ServiceSettings
+
+
+def _by(variable: str, field: str) -> AliasChoices:
+    """Read from the environment under the provider's own name, and given in code under the field's."""
+    return AliasChoices(variable, field)
+
+
+class Settings(ServiceSettings):
+    model_config = SettingsConfigDict(nested_model_default_partial_update=True)
+
+    service: str = "llm-gateway"
+    grpc_port: int = 7103
+    http_port: int = 7203
+    # A model may think for minutes; the kit's default is meant for calls that only touch a database.
+    limits: Limits = Limits(rpc_default_s=300, rpc_max_s=900)
+
+    openai_api_key: SecretStr | None = Field(None, validation_alias=_by("OPENAI_API_KEY", "openai_api_key"))
+    openai_base_url: str = Field(
+        "https://api.openai.com/v1", validation_alias=_by("OPENAI_BASE_URL", "openai_base_url")
+    )
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias=_by("ANTHROPIC_API_KEY", "anthropic_api_key"))
+    anthropic_base_url: str = Field(
+        "https://api.anthropic.com", validation_alias=_by("ANTHROPIC_BASE_URL", "anthropic_base_url")
+    )
+    ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
+    vllm_url: str = ""
+    """Base URL of a vLLM server, with /v1; its models are called vllm/<name>."""
+    vllm_api_key: SecretStr | None = None
+    openai_compatible_url: str = ""
+    """Base URL of any other server of the OpenAI chat format, with /v1; openai-compatible/<name>."""
+    openai_compatible_api_key: SecretStr | None = None
+    simulator_url: str = ""
+    """Origin of the provider simulator; simulator/sim-1."""
+
+    model_aliases: dict[str, str] = Field(default_factory=dict)
+    """Alias to "provider/model", for example {"small": "openai/gpt-5-mini"}."""
+
+    output_tokens_default: int = Field(default=4096, ge=1, le=1_000_000)
+    """Reserved and asked for when a request gives no max_output_tokens."""
+    attempts_max: int = Field(default=3, ge=1, le=10)
+    """Attempts at one model."""
+    call_max_s: float = Field(default=900, gt=0)
+    """The longest a call may take, whatever its callers' deadlines."""
+    drain_s: float = Field(default=120, gt=0)
+    """How long a call goes on after its last caller has left, so that what was paid for is recorded."""
+    drains_max: int = Field(default=100, ge=0)
+    """Calls that go on without a caller at once; a further one is ended at once."""
+    calls_max: int = Field(default=1000, ge=1)
+    """Calls in flight at once."""
+    ledger_timeout_s: float = Field(default=5, gt=0)
+    answers_kept_s: float = Field(default=86_400, gt=0)
+    """How long an answer is kept for repeats of its request."""

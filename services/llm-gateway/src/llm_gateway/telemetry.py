@@ -1,0 +1,113 @@
+"""What is told about model calls: a span each, metrics with bounded labels, log lines without content."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from servicekit.telemetry import Logger
+from synod.common.values import Attribution
+
+from llm_gateway import genai
+from llm_gateway.domain import Answer, ModelRequest
+from llm_gateway.errors import GatewayError
+
+_UNLISTED: Final = "other"
+
+
+class Telemetry:
+    """Labels are providers and listed models; a model that its owner named counts as "other"."""
+
+    def __init__(self, tracer: Tracer, registry: CollectorRegistry, log: Logger, listed: frozenset[str]) -> None:
+        self._tracer = tracer
+        self._log = log
+        self._listed = listed
+        names = ("provider", "model")
+        self._seconds = Histogram(
+            genai.OPERATION_DURATION,
+            "Time from a call to its answer, attempts included",
+            (*names, "outcome"),
+            registry=registry,
+            buckets=genai.DURATION_BUCKETS_S,
+        )
+        self._first_chunk = Histogram(
+            genai.TIME_TO_FIRST_CHUNK,
+            "Time from an attempt to its first content",
+            names,
+            registry=registry,
+            buckets=genai.DURATION_BUCKETS_S,
+        )
+        self._tokens = Histogram(
+            genai.TOKEN_USAGE,
+            "Tokens of answered calls",
+            (*names, "type"),
+            registry=registry,
+            buckets=genai.TOKEN_BUCKETS,
+        )
+        self._attempts_failed = Counter(
+            "model_call_attempts_failed_total", "Attempts that failed", (*names, "reason", "billed"), registry=registry
+        )
+        self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
+        self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
+
+    @contextmanager
+    def call(self, model: str, request: ModelRequest, attribution: Attribution, *, stream: bool) -> Iterator[Span]:
+        """The span of a call. It ends in an error when the block raises."""
+        attributes: dict[str, str | int | bool] = {
+            genai.OPERATION: genai.CHAT,
+            genai.PROVIDER: _provider(model),
+            genai.REQUEST_MODEL: model,
+            genai.REQUEST_MAX_TOKENS: request.max_output_tokens or 0,
+            genai.REQUEST_STREAM: stream,
+            genai.AGENT_NAME: attribution.agent,
+            genai.CONVERSATION_ID: attribution.conversation_id,
+        }
+        name = f"{genai.CHAT} {model}"
+        with self._tracer.start_as_current_span(
+            name, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except GatewayError as error:
+                span.set_attribute(genai.ERROR_TYPE, type(error).__name__)
+                span.set_status(StatusCode.ERROR)
+                raise
+
+    def answered(self, span: Span, answer: Answer, seconds: float, first_content_s: float | None) -> None:
+        span.set_attributes(
+            {
+                genai.RESPONSE_ID: answer.provider_response_id,
+                genai.RESPONSE_MODEL: answer.model,
+                genai.RESPONSE_FINISH_REASONS: (answer.finish_reason,),
+                genai.INPUT_TOKENS: answer.usage.input_tokens,
+                genai.OUTPUT_TOKENS: answer.usage.output_tokens,
+            }
+        )
+        labels = self._labels(answer.model)
+        self._seconds.labels(*labels, "completed").observe(seconds)
+        self._tokens.labels(*labels, "input").observe(answer.usage.input_tokens)
+        self._tokens.labels(*labels, "output").observe(answer.usage.output_tokens)
+        if first_content_s is not None:
+            self._first_chunk.labels(*labels).observe(first_content_s)
+
+    def ended(self, model: str, outcome: str, seconds: float) -> None:
+        """A call ended without an answer."""
+        self._seconds.labels(*self._labels(model), outcome).observe(seconds)
+
+    def attempt_failed(self, call_id: str, model: str, attempt: int, reason: str, billed: str) -> None:
+        self._attempts_failed.labels(*self._labels(model), reason, billed).inc()
+        self._log.warning(
+            "model_call_attempt_failed", call=call_id, model=model, attempt=attempt, reason=reason, billed=billed
+        )
+
+    def not_recorded(self, call_id: str, error: Exception) -> None:
+        """The outcome of a call could not be written; it stays open until it is found again."""
+        self._log.error("model_call_not_recorded", error=error, call=call_id)
+
+    def _labels(self, model: str) -> tuple[str, str]:
+        return _provider(model), model if model in self._listed else _UNLISTED
+
+
+def _provider(model: str) -> str:
+    return model.partition("/")[0]

@@ -1,0 +1,47 @@
+"""Fakes of the ports, for tests of what stands on them. The fake of a provider is in providers/testing.py."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from eventlog.records import Context
+
+from llm_gateway.errors import StoreUnavailable
+from llm_gateway.ports import Kept, Reservation
+
+
+class FakeLedger:
+    """Reserves whatever is asked and remembers it; `refusals` are raised first, one per reservation."""
+
+    def __init__(self, refusals: Iterable[Exception | None] = ()) -> None:
+        self.reservations: list[Reservation] = []
+        self.refusals = deque(refusals)
+
+    async def reserve(self, reservation: Reservation, context: Context) -> None:
+        await asyncio.sleep(0)
+        refusal = self.refusals.popleft() if self.refusals else None
+        if refusal is not None:
+            raise refusal
+        self.reservations.append(reservation)
+
+
+class MemoryResults:
+    """Results that never expire. It fails as often as `failures` says, then works."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.kept: dict[str, Kept] = {}
+        self.failures = failures
+
+    async def keep(self, call_id: str, kept: Kept) -> None:
+        await self._reach()
+        self.kept[call_id] = kept
+
+    async def find(self, call_id: str) -> Kept | None:
+        await self._reach()
+        return self.kept.get(call_id)
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("the store is down")

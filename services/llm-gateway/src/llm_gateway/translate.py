@@ -1,0 +1,404 @@
+"""Between protobuf and the domain: the only file that knows both."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Final, get_args
+
+import orjson
+from google.protobuf.duration_pb2 import Duration
+from servicekit.errors import (
+    AlreadyExists,
+    ErrorMap,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+)
+from synod.common.values import Attribution
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from llm_gateway import errors
+from llm_gateway.catalogue import ModelCard
+from llm_gateway.domain import (
+    Answer,
+    Cache,
+    FinishReason,
+    JsonObject,
+    Message,
+    Modality,
+    ModelRequest,
+    Opaque,
+    OutputFormat,
+    Part,
+    Reasoning,
+    ReasoningDelta,
+    Refusal,
+    RefusalDelta,
+    Role,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+    ToolResult,
+    ToolSpec,
+    Usage,
+    UsageLine,
+    UsageSource,
+)
+from llm_gateway.execution import Asked, usage_lines
+from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.ports import Reservation
+
+REQUEST_ID_MAX: Final = 128
+FALLBACKS_MAX: Final = 5
+OUTPUT_TOKENS_MAX: Final = 1_000_000
+MESSAGES_MAX: Final = 10_000
+TOOLS_MAX: Final = 256
+
+_ROLES: Final[dict["pb.Role.ValueType", Role]] = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+    pb.ROLE_TOOL: "tool",
+}
+_ROLE_VALUES: Final = {name: value for value, name in _ROLES.items()} | {"developer": pb.ROLE_SYSTEM}
+_FINISH_REASONS: Final[dict[str, FinishReason]] = {name: name for name in get_args(FinishReason)}
+_USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args(UsageSource)}
+_MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modality)}
+_CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
+_CHOICES: Final = ("auto", "none", "required")
+_FORMATS: Final = ("text", "json_object", "json_schema")
+
+
+# --- errors ---
+
+
+def _unknown_model(error: errors.UnknownModel) -> ServiceError:
+    near = f"did you mean {', '.join(error.near)}? " if error.near else ""
+    return NotFound("model", error.model, remedy=f"{near}ListModels has all names", reason="UNKNOWN_MODEL")
+
+
+def _failed(error: errors.CallFailed) -> ServiceError:
+    failure, after_s = error.failure, error.retry_after_s
+    match failure.reason:
+        case "RATE_LIMITED" | "BUDGET_EXHAUSTED":
+            return ResourceExhausted(failure.message, after_s, reason=failure.reason)
+        case "PROVIDER_UNAVAILABLE":
+            return Unavailable(failure.message, after_s, reason=failure.reason)
+        case _:
+            return FailedPrecondition(failure.message, reason=failure.reason)
+
+
+def _ledger_answer(error: errors.LedgerRefused) -> ServiceError:
+    if isinstance(error.answer, ServiceError):
+        return error.answer
+    return FailedPrecondition(str(error), reason=error.reason)
+
+
+ERRORS: Final = (
+    ErrorMap()
+    .add(errors.UnknownModel, _unknown_model)
+    .add(
+        errors.ModelUnavailable,
+        lambda error: FailedPrecondition(str(error), reason="MODEL_UNAVAILABLE", metadata={"model": error.model}),
+    )
+    .add(
+        errors.RequestIdReused,
+        lambda error: AlreadyExists("model call", error.request_id, remedy=str(error), reason="REQUEST_ID_REUSED"),
+    )
+    .add(errors.AnswerExpired, lambda error: FailedPrecondition(str(error), reason="ANSWER_EXPIRED"))
+    .add(errors.TooManyCalls, lambda error: ResourceExhausted(str(error), 1.0, reason="TOO_MANY_CALLS"))
+    .add(errors.GatewayStopping, lambda error: Unavailable(str(error), 1.0, reason="STOPPING"))
+    .add(errors.LedgerRefused, _ledger_answer)
+    .add(errors.LedgerUnavailable, lambda error: Unavailable(str(error), 1.0, reason="LEDGER_UNAVAILABLE"))
+    .add(errors.StoreUnavailable, lambda error: Unavailable(str(error), 1.0, reason="STORE_UNAVAILABLE"))
+    .add(errors.CallFailed, _failed)
+    .add(errors.CallCancelled, lambda error: FailedPrecondition(str(error), reason="CALL_CANCELLED"))
+)
+
+
+# --- in ---
+
+
+def to_asked(request: pb.GenerateRequest, tenant: str) -> Asked:
+    """Raises InvalidArgument naming field, value and remedy."""
+    _check_request(request)
+    return Asked(
+        request_id=request.request_id,
+        model=request.model,
+        fallback_models=tuple(request.fallback_models),
+        request=to_model_request(request),
+        attribution=to_attribution(request.attribution, tenant),
+        sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
+    )
+
+
+def to_model_request(request: pb.GenerateRequest) -> ModelRequest:
+    tools = to_tools(request.tools)
+    return ModelRequest(
+        model=request.model,
+        messages=to_messages(request.messages),
+        tools=tools,
+        tool_choice=_choice(request.tool_choice, tools),
+        output_format=_format(request.output_format),
+        max_output_tokens=request.max_output_tokens or None,
+        stop=tuple(request.stop),
+        temperature=request.temperature if request.HasField("temperature") else None,
+    )
+
+
+def to_messages(messages: Iterable[pb.Message]) -> tuple[Message, ...]:
+    return tuple(_message(f"messages[{index}]", message) for index, message in enumerate(messages))
+
+
+def to_tools(tools: Iterable[pb.Tool]) -> tuple[ToolSpec, ...]:
+    found = tuple(_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools))
+    names = [tool.name for tool in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidArgument("tools", name, "is there more than once; name each tool once")
+    return found
+
+
+def to_attribution(message: ledger_pb.Attribution, tenant: str) -> Attribution:
+    """Always of the caller's tenant."""
+    if message.tenant_id not in ("", tenant):
+        raise InvalidArgument("attribution.tenant_id", message.tenant_id, f"must be empty or the caller's, {tenant}")
+    return Attribution(
+        tenant_id=tenant,
+        project_id=message.project_id,
+        agent=message.agent,
+        conversation_id=message.conversation_id,
+        run_id=message.run_id,
+        root_run_id=message.root_run_id,
+        user_id=message.user_id,
+        model=message.model,
+        tool=message.tool,
+    )
+
+
+def _check_request(request: pb.GenerateRequest) -> None:
+    if not 1 <= len(request.request_id) <= REQUEST_ID_MAX:
+        raise InvalidArgument(
+            "request_id",
+            request.request_id,
+            f"must have 1 to {REQUEST_ID_MAX} characters; it makes a repeat harmless, use any unique text",
+        )
+    if not 1 <= len(request.messages) <= MESSAGES_MAX:
+        raise InvalidArgument("messages", len(request.messages), f"give 1 to {MESSAGES_MAX} messages")
+    if len(request.tools) > TOOLS_MAX:
+        raise InvalidArgument("tools", len(request.tools), f"give at most {TOOLS_MAX} tools")
+    if not 0 <= request.max_output_tokens <= OUTPUT_TOKENS_MAX:
+        raise InvalidArgument(
+            "max_output_tokens", request.max_output_tokens, f"must be 0 (for the default) to {OUTPUT_TOKENS_MAX}"
+        )
+    if request.HasField("temperature") and not 0 <= request.temperature <= 2:
+        raise InvalidArgument("temperature", request.temperature, "must be from 0 to 2")
+    if len(request.fallback_models) > FALLBACKS_MAX:
+        raise InvalidArgument("fallback_models", len(request.fallback_models), f"give at most {FALLBACKS_MAX}")
+
+
+def _message(field: str, message: pb.Message) -> Message:
+    if message.role not in _ROLES:
+        raise InvalidArgument(f"{field}.role", message.role, "must be system, user, assistant or tool")
+    parts = tuple(_part(f"{field}.parts[{index}]", part) for index, part in enumerate(message.parts))
+    return Message(_ROLES[message.role], parts)
+
+
+def _part(field: str, part: pb.Part) -> Part:
+    match part.WhichOneof("part"):
+        case "text":
+            return Text(part.text)
+        case "tool_call":
+            return ToolCall(part.tool_call.id, part.tool_call.name, part.tool_call.arguments_json)
+        case "tool_result":
+            result = part.tool_result
+            return ToolResult(result.tool_call_id, result.content, result.is_error)
+        case "reasoning":
+            return Reasoning(part.reasoning.text, part.reasoning.provider, part.reasoning.signature)
+        case "refusal":
+            return Refusal(part.refusal)
+        case _:
+            raise InvalidArgument(field, "", "is empty; set text, tool_call, tool_result, reasoning or refusal")
+
+
+def _tool(field: str, tool: pb.Tool) -> ToolSpec:
+    if not tool.name:
+        raise InvalidArgument(f"{field}.name", "", "must not be empty")
+    return ToolSpec(tool.name, tool.description, _schema(f"{field}.parameters_json", tool.parameters_json))
+
+
+def _schema(field: str, text: str) -> JsonObject:
+    try:
+        schema: object = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError as error:
+        raise InvalidArgument(field, text, f"is not JSON: {error}") from None
+    if not isinstance(schema, Mapping):
+        raise InvalidArgument(field, text, "must be a JSON Schema, that is a JSON object")
+    return schema
+
+
+def _choice(text: str, tools: tuple[ToolSpec, ...]) -> ToolChoice:
+    match text:
+        case "" | "auto":
+            return ToolChoice()
+        case "none":
+            return ToolChoice("none")
+        case "required":
+            return ToolChoice("required")
+        case _ if any(tool.name == text for tool in tools):
+            return ToolChoice("tool", text)
+        case _:
+            names = ", ".join((*_CHOICES, *(tool.name for tool in tools)))
+            raise InvalidArgument("tool_choice", text, f"must be one of {names}")
+
+
+def _format(format: pb.OutputFormat) -> OutputFormat:
+    match format.kind:
+        case "" | "text":
+            return OutputFormat()
+        case "json_object":
+            return OutputFormat("json_object")
+        case "json_schema":
+            schema = _schema("output_format.json_schema", format.json_schema)
+            return OutputFormat("json_schema", format.name or "answer", schema, format.strict)
+        case _:
+            raise InvalidArgument("output_format.kind", format.kind, f"must be one of {', '.join(_FORMATS)}")
+
+
+# --- out ---
+
+
+def from_answer(answer: Answer) -> pb.GenerateResponse:
+    return pb.GenerateResponse(
+        request_id=answer.request_id,
+        message=_from_message(answer.message),
+        finish_reason=answer.finish_reason,
+        usage=_from_usage(answer.usage, answer.usage_source),
+        model=answer.model,
+        provider_response_id=answer.provider_response_id,
+        reservation_id=answer.reservation_id,
+        replayed=answer.replayed,
+        simulated=answer.simulated,
+        warnings=answer.warnings,
+    )
+
+
+def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
+    match event:
+        case Began():
+            started = pb.StreamStarted(model=event.model, attempt=event.attempt, reservation_id=event.reservation_id)
+            return pb.StreamEvent(sequence=sequence, started=started)
+        case TextDelta() | RefusalDelta():
+            return pb.StreamEvent(sequence=sequence, text_delta=event.text)
+        case ReasoningDelta():
+            return pb.StreamEvent(sequence=sequence, reasoning_delta=event.text)
+        case ToolCallDelta():
+            delta = pb.ToolCallDelta(index=event.index, id=event.id, name=event.name, arguments_delta=event.arguments)
+            return pb.StreamEvent(sequence=sequence, tool_call_delta=delta)
+        case Answer():
+            return pb.StreamEvent(sequence=sequence, completed=from_answer(event))
+        case Broken(failure):
+            broken = pb.StreamError(reason=failure.reason, message=failure.message, retryable=failure.retryable)
+            return pb.StreamEvent(sequence=sequence, error=broken)
+
+
+def from_card(card: ModelCard) -> pb.Model:
+    return pb.Model(
+        id=card.id,
+        provider=card.provider,
+        dialect=card.dialect,
+        context_tokens=card.context_tokens,
+        capabilities=card.capabilities,
+        available=not card.remedy,
+        unavailable_reason=card.remedy,
+        simulated=card.simulated,
+        aliases=card.aliases,
+    )
+
+
+def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
+    ttl = Duration()
+    ttl.FromMilliseconds(round(reservation.ttl_s * 1000))
+    return ledger_pb.ReserveRequest(
+        reservation_id=reservation.id,
+        attribution=ledger_pb.Attribution(**reservation.attribution.model_dump()),
+        model=reservation.model,
+        input_tokens_max=reservation.input_tokens_max,
+        output_tokens_max=reservation.output_tokens_max,
+        ttl=ttl,
+    )
+
+
+class AnswerRecords:
+    """Answers on record are GenerateResponse messages; the same answer gives the same bytes."""
+
+    def dump(self, answer: Answer) -> bytes:
+        return from_answer(answer).SerializeToString(deterministic=True)
+
+    def load(self, data: bytes) -> Answer:
+        return to_answer(pb.GenerateResponse.FromString(data))
+
+
+def to_answer(response: pb.GenerateResponse) -> Answer:
+    return Answer(
+        request_id=response.request_id,
+        message=_message("message", response.message),
+        finish_reason=_FINISH_REASONS[response.finish_reason],
+        usage=_to_usage(response.usage),
+        usage_source=_USAGE_SOURCES[response.usage.source],
+        model=response.model,
+        provider_response_id=response.provider_response_id,
+        reservation_id=response.reservation_id,
+        warnings=tuple(response.warnings),
+        simulated=response.simulated,
+        replayed=response.replayed,
+    )
+
+
+def _from_message(message: Message) -> pb.Message:
+    return pb.Message(role=_ROLE_VALUES[message.role], parts=[_from_part(part) for part in message.parts])
+
+
+def _from_part(part: Part) -> pb.Part:
+    match part:
+        case Text():
+            return pb.Part(text=part.text)
+        case ToolCall():
+            return pb.Part(tool_call=pb.ToolCall(id=part.id, name=part.name, arguments_json=part.arguments))
+        case ToolResult():
+            result = pb.ToolResult(tool_call_id=part.call_id, content=part.text, is_error=part.is_error)
+            return pb.Part(tool_result=result)
+        case Refusal():
+            return pb.Part(refusal=part.text)
+        case Reasoning():
+            return pb.Part(reasoning=pb.Reasoning(text=part.text, signature=part.payload, provider=part.dialect))
+        case Opaque():
+            # It only has to come back to its dialect byte for byte, which reasoning does too.
+            return pb.Part(reasoning=pb.Reasoning(signature=part.payload, provider=part.dialect))
+        case _:
+            raise TypeError(f"no model answers with {type(part).__name__}")
+
+
+def _from_usage(usage: Usage, source: UsageSource) -> pb.Usage:
+    lines = [ledger_pb.UsageLine(**line.model_dump()) for line in usage_lines(usage)]
+    return pb.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, lines=lines, source=source)
+
+
+def _to_usage(usage: pb.Usage) -> Usage:
+    return Usage.of(_to_usage_line(line) for line in usage.lines)
+
+
+def _to_usage_line(line: ledger_pb.UsageLine) -> UsageLine:
+    # Only this service writes what is read here, from the same closed sets of words.
+    return UsageLine(
+        direction="input" if line.direction == "input" else "output",
+        quantity=line.quantity,
+        modality=_MODALITIES[line.modality],
+        cache=_CACHES[line.cache],
+        reasoning=line.reasoning,
+    )
