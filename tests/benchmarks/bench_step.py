@@ -1,0 +1,114 @@
+"""Durable agent steps without a model: each tool call intended, carried out and recorded before the next begins.
+
+One process of agent-runtime with PostgreSQL, NATS and gRPC as in production; models and tools answer at once, so that
+what is measured is the runtime's own work. A step is one model answer or one tool call, each recorded with its intent.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+
+from agent_runtime.clients import NatsTokens
+from agent_runtime.main import compose_with
+from agent_runtime.ports import Ports
+from agent_runtime.settings import Settings
+from agent_runtime.testing import (
+    FakeConsensus,
+    FakeLedger,
+    FakeModels,
+    FakeRegistry,
+    FakeTools,
+    an_agent,
+    scripted,
+)
+from harness import Load, Report, Row, Size, nats_server, postgres
+from servicekit.host import Host
+from servicekit.testing import serve_in_process, settings_for
+from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
+from synod.agent_runtime.v1.agent_runtime_pb2_grpc import AgentRuntimeStub
+from synod.common.ids import new_id
+
+TOOL_CALLS = 20
+# Each tool call is asked for by a model answer; one more answer ends the run.
+STEPS = 2 * TOOL_CALLS + 1
+RUNS = {"small": 40, "full": 400}
+PEER = Path(__file__).parent / "peers" / "langgraph_steps.py"
+
+
+async def measure(size: Size) -> Report:
+    async with postgres() as dsn:
+        alone = await ours(dsn, runs=max(5, RUNS[size] // 10), at_once=1)
+        many = await ours(dsn, runs=RUNS[size], at_once=16)
+        peer_alone = await asyncio.to_thread(langgraph, dsn, 1, max(5, RUNS[size] // 10))
+        peer_many = await asyncio.to_thread(langgraph, dsn, 16, RUNS[size])
+    name = "LangGraph, PostgreSQL checkpointer, durability sync"
+    rows = (
+        Row("1 run at a time", "steps/s", "1/s", steps_per_second(alone), None, name, peer_alone),
+        Row("16 runs at a time", "steps/s", "1/s", steps_per_second(many), None, name, peer_many),
+        Row("16 runs at a time", "times the peer", "x", ratio(many, peer_many), 10),
+        Row("1 run at a time", "run of 41 steps p50", "ms", alone.percentile_ms(50)),
+        Row("1 run at a time", "run of 41 steps p99", "ms", alone.percentile_ms(99)),
+    )
+    return Report("step", "intent and outcome of every step flushed to disk (fsync on)", rows)
+
+
+def steps_per_second(load: Load) -> float:
+    return STEPS * load.per_second
+
+
+def ratio(load: Load, peer: float | None) -> float:
+    return steps_per_second(load) / peer if peer else 0.0
+
+
+async def ours(dsn: str, runs: int, at_once: int) -> Load:
+    models = FakeModels(scripted({"ann": [*([[("double", {"number": 2})]] * TOOL_CALLS), "done"]}))
+    tools = FakeTools({"double": lambda arguments: {"result": arguments["number"]}})
+    registry = FakeRegistry()
+    registry.add(an_agent("ann", tools=("double",), max_turns=TOOL_CALLS + 1))
+
+    async def compose(host: Host[Settings]) -> None:
+        ports = Ports(models, tools, registry, FakeLedger(), FakeConsensus(), NatsTokens(host.nats))
+        await compose_with(host, ports)
+
+    async with nats_server() as url:
+        settings = settings_for(Settings, dsn, url)
+        async with serve_in_process(compose, settings) as served:
+            stub = AgentRuntimeStub(served.channel)
+            return await batch(stub, runs, at_once)
+
+
+async def batch(stub: AgentRuntimeStub, runs: int, at_once: int) -> Load:
+    """So many runs, so many at a time, each timed from its start to its recorded end."""
+    load, loop = Load(), asyncio.get_running_loop()
+    waiting = deque(range(runs))
+    start = loop.time()
+
+    async def caller() -> None:
+        while waiting:
+            waiting.popleft()
+            begun = loop.time()
+            request = pb.StartRunRequest(request_id=new_id("req"), definition="ann", input="go")
+            run = await stub.StartRun(request)
+            async for _ in stub.WatchRun(pb.WatchRunRequest(id=run.id)):
+                pass
+            load.latencies_s.append(loop.time() - begun)
+
+    await asyncio.gather(*(caller() for _ in range(at_once)))
+    load.took_s = loop.time() - start
+    return load
+
+
+def langgraph(dsn: str, at_once: int, runs: int) -> float | None:
+    """Steps a second of the peer, in an environment of its own; None where it is not installed (see its file)."""
+    python = Path("build/bench/peers/langgraph/bin/python")
+    if not python.exists():
+        return None
+    command = [python, PEER, dsn, str(at_once), str(runs), str(STEPS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"the peer failed: {done.stderr[-500:]}", file=sys.stderr)
+        return None
+    return float(json.loads(done.stdout)["steps_per_second"])
