@@ -69,6 +69,6 @@ async def test_calculates_and_answers_the_recorded_result_the_second_time(stub: 
 async def test_queries_an_uploaded_file_with_sql(stub: ToolExecutorStub) -> None:
     await grant(stub, "sql_query")
     await stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="data/prices.csv", content=PRICES))
-    query = {"sql": "select model from 'data/prices.csv' where usd > 2"}
+    query = {"sql": "select model from prices where usd > 2"}
     answer = await stub.Execute(execute("c1", "sql_query", query))
     assert "large" in answer.result_json, answer
