@@ -1,6 +1,7 @@
 """Background tasks come back after a crash, and everyone knows."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from servicekit.clock import SystemClock
@@ -83,3 +84,25 @@ async def test_two_tasks_may_not_share_a_name(tasks: Tasks) -> None:
     with pytest.raises(ValueError, match="'one' runs already"):
         tasks.start("one", asyncio.Event().wait)
     await tasks.stop(1)
+
+
+async def test_stop_cancels_again_when_a_cancellation_got_lost(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("servicekit.tasks.CANCEL_AGAIN_S", 0.01)
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    tasks.start("deaf", work)
+    await asyncio.wait_for(started.wait(), 5)
+    await tasks.stop(5)
+    assert ended.is_set()
+    assert "task_abandoned" not in caplog.text

@@ -19,8 +19,8 @@ class Limits(BaseModel):
     """The longest deadline a unary call may have. Streams end by their client."""
     rpc_concurrent_max: PositiveInt = 10_000
     """Calls and open streams at once; further ones are refused with RESOURCE_EXHAUSTED."""
-    message_bytes_max: PositiveInt = 16 * 1024 * 1024
-    """The largest gRPC message, in and out."""
+    message_bytes_max: PositiveInt = 16 * 1024 * 1024 + 64 * 1024
+    """The largest gRPC message, in and out: a file of 16 MiB and what is said about it."""
     tokens_cached_max: PositiveInt = 4096
     """Verified bearer tokens kept, so that a signature is checked once and not per call."""
 

@@ -13,6 +13,10 @@ Work = Callable[[], Awaitable[object]]
 STEADY_S = 30.0
 """A task that ran this long before it crashed is restarted as if for the first time."""
 
+CANCEL_AGAIN_S = 1.0
+"""A cancellation may get lost: asyncio.wait_for of Python 3.11, which the connection pool waits with, swallows one that
+comes together with its result."""
+
 
 class Tasks:
     """Runs each task until it returns or `stop` cancels it. A task that returns is done and not started again."""
@@ -33,13 +37,15 @@ class Tasks:
 
     async def stop(self, grace_s: float) -> None:
         """Cancel all tasks and wait until they have put down what they hold, at most `grace_s`."""
-        tasks = [task for task in self._running.values() if not task.done()]
+        tasks = {task for task in self._running.values() if not task.done()}
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + grace_s
+        while tasks and (left_s := give_up_at - loop.time()) > 0:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=min(CANCEL_AGAIN_S, left_s))
         for task in tasks:
-            task.cancel()
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace_s)
-            for task in late:
-                self._log.warning("task_abandoned", task=task.get_name(), grace_s=grace_s)
+            self._log.warning("task_abandoned", task=task.get_name(), grace_s=grace_s)
         self._running.clear()
 
     async def _supervise(self, name: str, work: Work) -> None:

@@ -1,0 +1,5 @@
+import sys
+
+from tool_executor.main import main
+
+sys.exit(main())

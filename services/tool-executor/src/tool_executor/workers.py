@@ -1,0 +1,68 @@
+"""Which workers are alive. A worker holds a lock in the database for as long as its process lives; PostgreSQL gives it
+up when the process is gone, however it went.
+
+A worker that loses its connection counts as dead until it has a new one. Nothing is done twice by that: a pure or
+idempotent call may be, and of an at-most-once call the outcome is recorded as unknown.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+CHECK_S: Final = 5.0
+
+
+class Workers(Protocol):
+    """Knows which workers' processes live."""
+
+    async def alive(self, worker: str) -> bool: ...
+
+
+@dataclass(slots=True)
+class PostgresWorkers:
+    """Workers of one database. ``enter`` before the first call, then ``stay`` for as long as the process lives."""
+
+    dsn: str
+    pool: AsyncConnectionPool
+    worker: str
+    _connection: AsyncConnection | None = field(default=None)
+
+    async def enter(self) -> None:
+        connection = await AsyncConnection.connect(self.dsn, autocommit=True)
+        await connection.execute("select pg_advisory_lock(%s)", (_key(self.worker),))
+        self._connection = connection
+
+    async def stay(self) -> None:
+        """Raises psycopg.OperationalError when the connection is lost; started again, it makes a new one."""
+        if self._connection is None:
+            await self.enter()
+        assert self._connection is not None
+        try:
+            while True:
+                await self._connection.execute("select 1")
+                await asyncio.sleep(CHECK_S)
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def alive(self, worker: str) -> bool:
+        # Shared, so that two who ask do not take each other for the worker.
+        ask = "select pg_try_advisory_xact_lock_shared(%s)"
+        async with self.pool.connection() as connection, connection.transaction():
+            row = await (await connection.execute(ask, (_key(worker),))).fetchone()
+        assert row is not None
+        return not row[0]
+
+
+def _key(worker: str) -> int:
+    """The lock of a worker: 64 bits, signed as PostgreSQL wants them."""
+    return int.from_bytes(hashlib.sha256(worker.encode()).digest()[:8], "big", signed=True)
