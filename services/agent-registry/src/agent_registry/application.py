@@ -22,6 +22,7 @@ from synod.agent_registry.events import EVENTS, Health, PrincipalKind
 from synod.common.definitions import AgentDefinition
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
+from synod.common.subjects import SHARED_TENANT
 
 from agent_registry import definitions, domain, keys, ports, roles
 from agent_registry.definitions import Checked, Known
@@ -38,8 +39,6 @@ from agent_registry.errors import (
 )
 from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page, PrincipalRecord
 
-SYSTEM_TENANT: Final = "sys"
-"""The tenant of events that belong to no tenant of a person, such as those of service principals."""
 SERVICE: Final = "agent-registry"
 KEY_FILE: Final = "key file"
 OWNER: Final = "owner"
@@ -179,7 +178,7 @@ class Identity:
         return max(position, await self._ensure_key(owner_id, presented, context))
 
     async def _establish_service(self, service: str, sha256: str) -> int:
-        context = Context(tenant=SYSTEM_TENANT, actor=SERVICE)
+        context = Context(tenant=SHARED_TENANT, actor=SERVICE)
         principal_id = f"svc-{service}"
         command = domain.CreatePrincipal(principal_id, ANY_TENANT, service, "service", ("service",))
         position = await self._ensure(command, context)

@@ -33,6 +33,7 @@ from synod.agent_registry.events import (
 )
 from synod.common.definitions import AgentDefinition, TeamDefinition
 from synod.common.event import Event
+from synod.common.subjects import SHARED_TENANT
 from synod.tool_executor.events import ToolRegistered
 
 from agent_registry import definitions
@@ -380,7 +381,7 @@ class ToolQueries:
     async def tools(self, tenant: str) -> frozenset[str]:
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
-                "SELECT DISTINCT name FROM view_tools.tools WHERE tenant IN (%s, 'sys')", (tenant,)
+                "SELECT DISTINCT name FROM view_tools.tools WHERE tenant IN (%s, %s)", (tenant, SHARED_TENANT)
             )
             return frozenset(name for (name,) in await cursor.fetchall())
 

@@ -46,6 +46,7 @@ class Simulator:
                 web.post("/v1/messages/count_tokens", _count_tokens),
                 web.post("/v1/embeddings", self._embeddings),
                 web.get("/v1/models", _models),
+                web.get("/ready", _ready),
                 web.get("/simulator/usage", self._read_usage),
                 web.delete("/simulator/usage", self._clear_usage),
                 web.get("/simulator/faults", self._read_faults),
@@ -118,6 +119,11 @@ async def _count_tokens(request: web.Request) -> web.StreamResponse:
     except BadRequest as error:
         return json_response(dialect.error(400, str(error), None), status=400)
     return json_response({"input_tokens": count_input(texts)})
+
+
+async def _ready(_: web.Request) -> web.StreamResponse:
+    """Who started the simulator learns here that it answers."""
+    return json_response({"ready": True})
 
 
 async def _models(request: web.Request) -> web.StreamResponse:

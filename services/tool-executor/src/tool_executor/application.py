@@ -16,6 +16,7 @@ from eventlog.records import ANY, Append, Context, StreamId
 from pydantic import JsonValue
 from synod.common.event import Event
 from synod.common.ids import derived_id
+from synod.common.subjects import SHARED_TENANT
 from synod.common.values import Attribution
 from synod.tool_executor.events import (
     SandboxCapabilitiesProbed,
@@ -40,8 +41,6 @@ from tool_executor.workers import Workers
 from tool_executor.workspaces import Workspaces
 
 SERVICE: Final = "tool-executor"
-SHARED_TENANT: Final = "system"
-"""Whose the events of the catalogue are: the tools that ship with the executor are there for every tenant."""
 LOOK_AGAIN_S: Final = 1.0
 """How soon a caller who waits for a call in another process looks whether that process lives."""
 ANSWER_MARGIN_S: Final = 0.5

@@ -1,6 +1,8 @@
 """NATS subjects and stream names. A tenant is a prefix, so one permission line isolates it."""
 
 ROOT = "synod"
+SHARED_TENANT = "system"
+"""The tenant of what belongs to every tenant, such as the catalogue of tools."""
 
 
 def event_subject(tenant: str, service: str, aggregate: str, stream_id: str, event_type: str) -> str:
