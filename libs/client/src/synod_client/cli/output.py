@@ -15,7 +15,9 @@ from rich.table import Table
 
 from synod_client.errors import Broken, BudgetExhausted, NotAllowed, NotFound, Refused, SynodError, TryAgain
 
-console = Console()
+# A pipe has no width of its own: wide enough there that tables are not folded.
+_PIPE_WIDTH = 140
+console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 errors = Console(stderr=True)
 
 

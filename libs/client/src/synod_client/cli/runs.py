@@ -184,9 +184,8 @@ async def _follow(synod: Synod, run_id: str, after: int, as_json: bool) -> int:
 
 def print_update(update: RunUpdate) -> None:
     clock = update.at.ToDatetime().strftime("%H:%M:%S.%f")[:-3]
-    console.print(
-        f"[dim]{clock}[/dim] [cyan]{escape(update.agent):<16}[/cyan] {escape(update.summary)}", highlight=False
-    )
+    line = f"[dim]{clock}[/dim] [cyan]{escape(update.agent):<16}[/cyan] {escape(update.summary)}"
+    console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
 
 
 def _state(item: Run) -> str:
