@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from llm_gateway.domain import ModelRequest
-from llm_gateway.errors import MalformedResponse, UnsupportedParameter
+from llm_gateway.errors import AuthenticationRejected, MalformedResponse, ProviderUnreachable, UnsupportedParameter
 from llm_gateway.providers import catalog
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
@@ -17,6 +17,7 @@ from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import ProviderContract, asked, collect, in_time
 from llm_gateway.providers.transport import Transport, TransportLimits, open_session
+from provider_simulator.faults import Fault
 from provider_simulator.testing import FIXED_NOW, RunningSimulator
 
 CLOSED_PORT_ORIGIN = "http://127.0.0.1:9"
@@ -149,3 +150,25 @@ async def _server_of(answer: bytes) -> AsyncIterator[str]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_key_that_a_server_quotes_does_not_get_into_the_error(
+    transport: Transport, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(status=401, message="no such key: sk-secret"))
+    provider = catalog.openai(transport, lambda: FIXED_NOW, "sk-secret", simulator.openai_base_url)
+
+    with pytest.raises(AuthenticationRejected) as caught:
+        await provider.generate(asked(), in_time())
+
+    assert "no such key: ***" in str(caught.value)
+    assert "sk-secret" not in str(caught.value)
+
+
+async def test_a_refused_connection_is_known_never_to_have_been_asked(transport: Transport) -> None:
+    provider = catalog.openai(transport, lambda: FIXED_NOW, "key", CLOSED_PORT_ORIGIN)
+
+    with pytest.raises(ProviderUnreachable) as caught:
+        await provider.generate(asked(), in_time())
+
+    assert not caught.value.dispatched

@@ -3,10 +3,16 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import grpc
 import pytest
+from eventlog.codec import Codec
+from eventlog.postgres import PostgresEventLog
+from eventlog.records import Append, Context, StreamId
 from grpc.aio import AioRpcError
+from launcher.testing import RunningNats
+from llm_gateway.application import call_id
 from llm_gateway.main import compose
 from llm_gateway.settings import Settings
 from provider_simulator.testing import RunningSimulator
@@ -16,10 +22,13 @@ from servicekit.errors import (
     trailers,
 )
 from servicekit.testing import Served, serve_in_process, settings_for
+from synod.common.event import Event
+from synod.common.values import Attribution
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerServicer, add_CostLedgerServicer_to_server
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
+from synod.llm_gateway.events import EVENTS, ModelCallAccepted, ModelCallAttemptStarted
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 
@@ -66,11 +75,11 @@ async def ledger() -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-def settings(postgres_dsn: str, nats_url: str, ledger: Ledger, simulator: RunningSimulator) -> Settings:
+def settings(postgres_dsn: str, fresh_nats: RunningNats, ledger: Ledger, simulator: RunningSimulator) -> Settings:
     return settings_for(
         Settings,
         postgres_dsn,
-        nats_url,
+        fresh_nats.url,
         peers={"cost-ledger": ledger.address},
         simulator_url=simulator.origin,
         openai_api_key=None,
@@ -145,3 +154,287 @@ async def test_a_stream_begins_delivers_and_completes_once(stub: LlmGatewayStub)
     assert "".join(event.text_delta for event in events) == "one two three"
     assert [event.WhichOneof("event") for event in events].count("completed") == 1
     assert events[-1].completed.message.parts[0].text == "one two three"
+
+
+async def test_tools_are_called_by_name_with_json(stub: LlmGatewayStub) -> None:
+    script = '1. call lookup with {"city": "Zürich"}\nanswer: {{1.degrees}} degrees'
+    tools = [pb.Tool(name="lookup", description="Temperature.", parameters_json='{"type": "object"}')]
+    asked = request(script=script, tools=tools)
+    events = [event async for event in stub.Stream(streamed(asked))]
+
+    call = events[-1].completed.message.parts[0].tool_call
+    assert (call.name, call.arguments_json) == ("lookup", '{"city":"Zürich"}')
+    assert events[-1].completed.finish_reason == "tool_calls"
+    assert "".join(event.tool_call_delta.arguments_delta for event in events) == call.arguments_json
+
+    result = pb.ToolResult(tool_call_id=call.id, name="lookup", content='{"degrees": 21}')
+    following = request("req2", script, tools=tools)
+    following.messages.extend(
+        [events[-1].completed.message, pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])]
+    )
+    assert (await stub.Generate(following)).message.parts[0].text == "21 degrees"
+
+
+async def test_a_model_that_its_provider_does_not_know_is_refused_in_its_words(stub: LlmGatewayStub) -> None:
+    error = await refused(stub.Generate(request(model="anthropic/claude-opus-5")))
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "PROVIDER_REFUSED"
+    assert "anthropic: status 404" in error.message
+
+
+async def test_a_repeat_is_answered_from_the_record_and_charged_once(
+    stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    first = await stub.Generate(request())
+    again = await stub.Generate(request())
+    (streamed_again,) = [event async for event in stub.Stream(streamed(request()))]
+
+    assert again.replayed
+    assert not first.replayed
+    assert streamed_again.completed == again
+    again.replayed = False
+    assert again == first
+    assert (len(ledger.reserved), simulator.usage.total().requests) == (1, 1)
+
+
+async def test_other_content_under_the_same_request_id_is_refused(stub: LlmGatewayStub) -> None:
+    await stub.Generate(request())
+    error = await refused(stub.Generate(request(script="answer: other")))
+    assert isinstance(error, AlreadyExists)
+    assert error.reason == "REQUEST_ID_REUSED"
+    assert "use a new one for new content" in error.message
+
+
+async def test_a_rate_limit_is_waited_for_and_tried_again(
+    service: Served[Settings], stub: LlmGatewayStub, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(status=429, headers={"retry-after-ms": "50"}))
+
+    answer = await stub.Generate(request())
+
+    assert answer.reservation_id.endswith(":2")
+    assert (await event_types(service))[2:4] == ["ModelCallAttemptFailed", "ModelCallAttemptStarted"]
+
+
+async def test_a_rate_limit_beyond_the_deadline_says_when_to_come_back(
+    stub: LlmGatewayStub, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(status=429, retry_after="3600"))
+
+    error = await refused(stub.Generate(request(), timeout=20))
+
+    assert isinstance(error, ResourceExhausted)
+    assert (error.reason, error.retry_after_s) == ("RATE_LIMITED", 3600)
+
+
+async def test_a_fallback_answers_for_a_model_that_is_down(stub: LlmGatewayStub, simulator: RunningSimulator) -> None:
+    asked = request(model="simulator/sim-401", fallback_models=["scout"])
+
+    answer = await stub.Generate(asked)
+
+    assert answer.model == "simulator/sim-1"
+    assert simulator.usage.totals["sim-401"].failed == 1
+
+
+async def test_a_stream_that_breaks_after_content_ends_in_one_error(
+    service: Served[Settings], stub: LlmGatewayStub
+) -> None:
+    asked = request(model="simulator/sim-cut", script="answer: one two three four five six")
+
+    events = [event async for event in stub.Stream(streamed(asked))]
+
+    kinds = [event.WhichOneof("event") for event in events]
+    assert (kinds[0], kinds[-1]) == ("started", "error")
+    assert (events[-1].error.reason, events[-1].error.retryable) == ("PROVIDER_UNAVAILABLE", True)
+    assert (await event_types(service))[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+async def test_a_caller_who_leaves_does_not_stop_what_is_paid_for(
+    service: Served[Settings], stub: LlmGatewayStub, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(frame_delay_s=0.005))
+    asked = request(script="answer: " + "word " * 50)
+    stream = stub.Stream(streamed(asked))
+    assert (await stream.read()).WhichOneof("event") == "started"
+    stream.cancel()
+
+    async with asyncio.timeout(WAIT_S):
+        while (await event_types(service))[-1] != "ModelCallCompleted":
+            continue
+    answer = await stub.Generate(asked)
+    assert answer.message.parts[0].text.count("word") == 50
+    assert simulator.usage.total().answered == 1
+
+
+async def test_a_call_past_its_deadline_says_so_and_is_answered_later(
+    stub: LlmGatewayStub, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(first_byte_delay_s=0.5))
+    error = await refused(stub.Generate(request(), timeout=0.2))
+    assert isinstance(error, DeadlineExceeded)
+    assert "repeat with a longer one (same request id)" in error.message
+
+    answer = await stub.Generate(request(), timeout=WAIT_S)
+
+    assert answer.message.parts[0].text == "Hello!"
+    assert simulator.usage.total().requests == 1
+
+
+async def test_an_exhausted_budget_reaches_the_caller_unchanged(
+    service: Served[Settings], stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    ledger.refusals.append(BudgetExhausted("bdg_1", available=5, required=900))
+
+    error = await refused(stub.Generate(request()))
+
+    assert isinstance(error, BudgetExhausted)
+    assert (error.budget_id, error.available, error.required) == ("bdg_1", 5, 900)
+    assert error.domain == "synod.cost-ledger"
+    assert simulator.usage.total().requests == 0
+    assert await event_types(service) == []
+
+
+async def test_a_ledger_that_stumbles_is_asked_again(stub: LlmGatewayStub, ledger: Ledger) -> None:
+    ledger.refusals.extend([Unavailable("starting", 0.1)] * 2)
+    assert (await stub.Generate(request())).finish_reason == "stop"
+
+
+async def test_without_a_ledger_nothing_is_spent(
+    stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    ledger.refusals.extend([Unavailable("down", 0.1)] * 50)
+
+    error = await refused(stub.Generate(request()))
+
+    assert isinstance(error, Unavailable)
+    assert error.reason == "LEDGER_UNAVAILABLE"
+    assert simulator.usage.total().requests == 0
+
+
+async def test_refusals_name_what_is_wrong_and_what_to_do(stub: LlmGatewayStub) -> None:
+    message = [pb.Message(role=pb.ROLE_USER, parts=[pb.Part()])]
+    cases = [
+        (request(model="simulator/sim1"), NotFound, "did you mean simulator/sim-1"),
+        (request(model="sim-1"), NotFound, "did you mean simulator/sim-1"),
+        (request(model="openai/gpt-5-mini"), FailedPrecondition, "set OPENAI_API_KEY"),
+        (request(model="ollama/qwen3"), FailedPrecondition, "set OLLAMA_HOST"),
+        (request(fallback_models=["nope"]), NotFound, "no model 'nope'"),
+        (request(""), InvalidArgument, "request_id"),
+        (request("r" * 129), InvalidArgument, "1 to 128 characters"),
+        (request(messages=[]), InvalidArgument, "messages"),
+        (request(messages=message), InvalidArgument, "messages[0].parts[0]"),
+        (request(messages=[pb.Message()]), InvalidArgument, "messages[0].role"),
+        (request(tools=[pb.Tool(name="x", parameters_json="{")]), InvalidArgument, "tools[0].parameters_json"),
+        (request(tools=[pb.Tool(name="x", parameters_json="[]")]), InvalidArgument, "JSON object"),
+        (request(tools=[pb.Tool(name="x"), pb.Tool(name="x")]), InvalidArgument, "more than once"),
+        (request(tool_choice="lookup"), InvalidArgument, "must be one of auto, none, required"),
+        (request(output_format=pb.OutputFormat(kind="xml")), InvalidArgument, "output_format.kind"),
+        (request(temperature=3), InvalidArgument, "must be from 0 to 2"),
+        (request(max_output_tokens=-1), InvalidArgument, "max_output_tokens"),
+        (request(fallback_models=["scout"] * 6), InvalidArgument, "at most 5"),
+        (request(attribution=ledger_pb.Attribution(tenant_id="x")), InvalidArgument, "attribution.tenant_id"),
+    ]
+    for asked, kind, words in cases:
+        error = await refused(stub.Generate(asked))
+        assert isinstance(error, kind), asked
+        assert words in error.message
+
+
+async def test_a_provider_that_refuses_is_quoted(stub: LlmGatewayStub) -> None:
+    error = await refused(stub.Generate(request(model="simulator/sim-400")))
+    assert isinstance(error, FailedPrecondition)
+    assert error.reason == "PROVIDER_REFUSED"
+    assert "status 400" in error.message
+
+
+async def test_models_are_listed_with_what_is_missing(stub: LlmGatewayStub) -> None:
+    models = {model.id: model for model in (await stub.ListModels(pb.ListModelsRequest())).models}
+
+    assert models["simulator/sim-1"].simulated
+    assert list(models["simulator/sim-1"].aliases) == ["scout"]
+    assert models["anthropic/claude-opus-5"].available
+    assert models["openai/gpt-5-mini"].unavailable_reason == "set OPENAI_API_KEY"
+    only = await stub.ListModels(pb.ListModelsRequest(provider="anthropic"))
+    assert {model.provider for model in only.models} == {"anthropic"}
+
+
+async def test_tokens_are_bounded_without_asking_anybody(stub: LlmGatewayStub, simulator: RunningSimulator) -> None:
+    asked = request()
+    counted = await stub.CountTokens(pb.CountTokensRequest(model=asked.model, messages=asked.messages))
+
+    assert counted.method == "upper_bound"
+    assert counted.input_tokens >= (await stub.Generate(asked)).usage.input_tokens
+    assert simulator.usage.total().requests == 1
+
+
+async def test_no_event_holds_content_or_a_key(service: Served[Settings], stub: LlmGatewayStub) -> None:
+    await stub.Generate(request(script="answer: a secret word"))
+    await refused(stub.Generate(request("other", model="anthropic/claude-opus-5")))
+
+    events = (await EventLogStub(service.channel).Read(log_pb.ReadRequest(page_size=100))).events
+
+    text = b"".join(event.SerializeToString() for event in events)
+    assert b"secret word" not in text
+    assert b"key-of-a-test" not in text
+
+
+async def test_views_equal_views_rebuilt_from_the_log(service: Served[Settings], stub: LlmGatewayStub) -> None:
+    await stub.Generate(request())
+    await refused(stub.Generate(request("failing", model="simulator/sim-400")))
+    log = EventLogStub(service.channel)
+
+    (view,) = (await log.ListViews(log_pb.ListViewsRequest())).views
+
+    assert view.name == "model_calls"
+    assert (await log.VerifyView(log_pb.VerifyViewRequest(name=view.name))).equal
+    assert (await log.Verify(log_pb.VerifyRequest())).ok
+
+
+async def test_a_call_cut_short_by_a_stop_is_answered_after_the_next_start(
+    settings: Settings, simulator: RunningSimulator, ledger: Ledger
+) -> None:
+    simulator.faults.plan(Fault(first_byte_delay_s=30))
+    async with serve_in_process(compose, settings) as first:
+        caller = asyncio.ensure_future(LlmGatewayStub(first.channel).Generate(request()))
+        async with asyncio.timeout(WAIT_S):
+            while len(await event_types(first)) < 2:
+                continue
+        caller.cancel()
+    async with serve_in_process(compose, settings) as second:
+        answer = await LlmGatewayStub(second.channel).Generate(request())
+        assert answer.reservation_id.endswith(":2")
+        assert (await event_types(second))[2] == "ModelCallAttemptFailed"
+
+
+async def test_a_start_ends_the_attempts_that_a_crash_left_running(settings: Settings) -> None:
+    log = await PostgresEventLog.open(settings.postgres_dsn.get_secret_value())
+    codec: Codec[Event] = Codec(EVENTS)
+    attribution = Attribution(tenant_id="local", run_id="run_1")
+    accepted = ModelCallAccepted(
+        request_id="req",
+        model="simulator/sim-1",
+        attribution=attribution,
+        request_sha256="aa",
+        input_tokens_max=1,
+        output_tokens_max=1,
+    )
+    started = ModelCallAttemptStarted(
+        request_id="req",
+        attempt=1,
+        model="simulator/sim-1",
+        provider="simulator",
+        reservation_id="mc:1",
+        attribution=attribution,
+    )
+    new = tuple(codec.encode(event, at=datetime.now(UTC)) for event in (accepted, started))
+    await log.append(
+        Append(StreamId("model-call", call_id("local", "req")), 0, new, Context("local", "usr_ada", "run_1"))
+    )
+    await log.close()
+
+    async with serve_in_process(compose, settings) as service, asyncio.timeout(WAIT_S):
+        while (await event_types(service))[-1] != "ModelCallAttemptFailed":
+            continue
+        (ended,) = (await EventLogStub(service.channel).Read(log_pb.ReadRequest(after_position=2))).events
+        assert (ended.tenant, ended.correlation_id, ended.actor) == ("local", "run_1", "llm-gateway")
+        assert b'"billed":"unknown"' in ended.data

@@ -263,12 +263,16 @@ class Execution:
         request, provider = self._request(attempt.target), attempt.target.provider
         if not self._stream:
             return await provider.generate(request, self._flight.ends_at)
+        response: ModelResponse | None = None
         async with aclosing(provider.stream(request, self._flight.ends_at)) as parts:
+            # Read to its end and not only to its answer: a connection left in the middle cannot be used again.
             async for part in parts:
                 if isinstance(part, Completed):
-                    return part.response
-                self._received(attempt, part)
-        raise AssertionError("a provider's stream ends in Completed or raises")
+                    response = part.response
+                else:
+                    self._received(attempt, part)
+        assert response is not None, "a provider's stream ends in Completed or raises"
+        return response
 
     def _received(self, attempt: Attempt, part: StreamPart) -> None:
         """Content is shown; all else is kept back, so that an attempt may still fail without anybody noticing."""

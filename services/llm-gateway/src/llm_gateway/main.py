@@ -85,7 +85,7 @@ def provider_entries(settings: Settings, transport: Transport, now: Now) -> tupl
         _simulator(settings, transport, now),
         _openai(settings, transport, now),
         _anthropic(settings, transport, now),
-        _own_server("ollama", "OLLAMA_HOST", _ollama_url(settings.ollama_host), None, transport, now),
+        _own_server("ollama", "OLLAMA_HOST", ollama_url(settings.ollama_host), None, transport, now),
         _own_server("vllm", "SYNOD_VLLM_URL", settings.vllm_url, settings.vllm_api_key, transport, now),
         _own_server(
             "openai-compatible",
@@ -144,7 +144,7 @@ def _own_server(
     return ProviderEntry(name, "openai-compatible", profile, provider, f"set {variable}", accepts=ANY_MODEL)
 
 
-def _ollama_url(host: str) -> str:
+def ollama_url(host: str) -> str:
     """OLLAMA_HOST as Ollama itself reads it: a host with or without scheme and port."""
     if not host:
         return ""

@@ -102,7 +102,13 @@ class HttpProvider:
 
     def _failure(self, reply: HttpReply, body: bytes) -> ProviderError:
         request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
-        return self._dialect.failure(reply.status, body, request_id, retry_after_s(reply.headers, self._now()))
+        after_s = retry_after_s(reply.headers, self._now())
+        return self._dialect.failure(reply.status, self._without_key(body), request_id, after_s)
+
+    def _without_key(self, body: bytes) -> bytes:
+        """Some servers quote the key they refuse; messages of errors go into events and to callers."""
+        key = self._endpoint.api_key.encode()
+        return body.replace(key, b"***") if key else body
 
 
 def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterator[StreamPart]:

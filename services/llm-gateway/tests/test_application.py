@@ -1,0 +1,730 @@
+"""Calls from the first request to their one end: with fakes of provider, ledger and store, on a log in memory."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+import pytest
+from eventlog.aggregates import Aggregates
+from eventlog.clock import SystemClock
+from eventlog.codec import Codec
+from eventlog.errors import LogUnavailable
+from eventlog.memory import MemoryEventLog
+from eventlog.records import Append, Appended, Context
+from llm_gateway import calls, errors
+from llm_gateway.application import Gateway, call_id
+from llm_gateway.calls import Call
+from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
+from llm_gateway.domain import (
+    Answer,
+    Completed,
+    Message,
+    ModelRequest,
+    ModelResponse,
+    StreamPart,
+    Text,
+    TextDelta,
+    Usage,
+    UsageLine,
+    UsageUpdated,
+)
+from llm_gateway.execution import Asked, Terms, Tools
+from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.providers.catalog import OPENAI
+from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.testing import FakeProvider
+from llm_gateway.retrying import RetryBudget, RetryTerms
+from llm_gateway.telemetry import Telemetry
+from llm_gateway.testing import FakeLedger, MemoryResults
+from llm_gateway.translate import AnswerRecords
+from opentelemetry.trace import NoOpTracer
+from prometheus_client import CollectorRegistry
+from servicekit.telemetry import Logger
+from synod.common.event import Event
+from synod.common.values import Attribution
+from synod.llm_gateway.events import (
+    EVENTS,
+    ModelCallAttemptFailed,
+    ModelCallAttemptStarted,
+    ModelCallCancelled,
+    ModelCallCompleted,
+)
+
+WAIT_S = 5
+CONTEXT = Context(tenant="local", actor="usr_ada", correlation="run_1")
+USAGE = Usage.of((UsageLine("input", 7), UsageLine("output", 3)))
+HELLO = ModelResponse(Message("assistant", (Text("hello"),)), "stop", "stop", USAGE, "resp_1", "m")
+REQUEST = ModelRequest("", (Message("user", (Text("Hi"),)),), max_output_tokens=100)
+AT_ONCE = RetryTerms(initial_s=0.0, max_s=0.0)
+RETRYABLE = (
+    errors.ProviderUnreachable,
+    errors.ProviderTimedOut,
+    errors.ProviderConflict,
+    errors.ProviderRateLimited,
+    errors.ProviderOverloaded,
+    errors.ProviderFailed,
+    errors.StreamInterrupted,
+    errors.MalformedResponse,
+)
+FINAL = (
+    errors.RequestRejected,
+    errors.UnsupportedParameter,
+    errors.AuthenticationRejected,
+    errors.PaymentRequired,
+    errors.PermissionRejected,
+    errors.ModelNotFound,
+    errors.DeadlineExceeded,
+)
+
+
+def asked(request_id: str = "req", *, fallback: tuple[str, ...] = (), sha256: str = "same") -> Asked:
+    attribution = Attribution(tenant_id="local", agent="scout", run_id="run_1")
+    return Asked(request_id, "fake/m", fallback, REQUEST, attribution, sha256)
+
+
+class HeldProvider:
+    """Streams `words`, then waits to be released; with `error` it ends in that instead of an answer."""
+
+    name = "fake"
+
+    def __init__(self, words: tuple[str, ...] = (), error: errors.ProviderError | None = None) -> None:
+        self.words = words
+        self.error = error
+        self.asked = 0
+        self.reached = asyncio.Event()
+        self.released = asyncio.Event()
+
+    async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse:
+        self.asked += 1
+        self.reached.set()
+        await self.released.wait()
+        return HELLO
+
+    async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
+        self.asked += 1
+        yield UsageUpdated(Usage.of((UsageLine("input", 7),)))
+        for word in self.words:
+            yield TextDelta(word)
+        self.reached.set()
+        await self.released.wait()
+        if self.error is not None:
+            raise self.error
+        yield Completed(HELLO)
+
+
+@dataclass
+class World:
+    """A gateway over fakes, of which a second one can be made on the same log and store, as after a crash."""
+
+    provider: Provider
+    other: Provider = field(default_factory=FakeProvider)
+    ledger: FakeLedger = field(default_factory=FakeLedger)
+    log: MemoryEventLog = field(default_factory=MemoryEventLog)
+    results: MemoryResults = field(default_factory=MemoryResults)
+    terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
+    registry: CollectorRegistry = field(init=False)
+    gateway: Gateway = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gateway = self.start()
+
+    def start(self) -> Gateway:
+        entries = (
+            ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),)),
+            ProviderEntry("other", "openai-chat", OPENAI, self.other, models=(KnownModel("m"),)),
+            ProviderEntry("off", "openai-chat", OPENAI, None, "set OFF_KEY", models=(KnownModel("m"),)),
+        )
+        clock = SystemClock()
+        self.registry = CollectorRegistry()
+        aggregates: Aggregates[Call, Event] = Aggregates(
+            self.log, "model-call", Call, calls.evolve, Codec(EVENTS), clock
+        )
+        tools = Tools(
+            ledger=self.ledger,
+            aggregates=aggregates,
+            results=self.results,
+            codec=AnswerRecords(),
+            clock=clock,
+            telemetry=Telemetry(NoOpTracer(), self.registry, Logger("test"), frozenset({"fake/m"})),
+            retry_budget=RetryBudget(),
+            terms=self.terms,
+        )
+        return Gateway(Catalogue(entries), tools)
+
+    def draining(self) -> float:
+        return self.registry.get_sample_value("model_calls_draining") or 0.0
+
+    async def events(self) -> list[Event]:
+        codec: Codec[Event] = Codec(EVENTS)
+        decoded = [codec.decode(stored) for stored in await self.log.read()]
+        return [event for event in decoded if isinstance(event, Event)]
+
+    async def types(self) -> list[str]:
+        return [event.type_name() for event in await self.events()]
+
+    async def generate(self, call: Asked | None = None, left_s: float | None = None) -> Answer:
+        async with asyncio.timeout(WAIT_S):
+            return await self.gateway.generate(call or asked(), CONTEXT, left_s)
+
+    async def stream(self, call: Asked | None = None) -> list[CallEvent]:
+        async with asyncio.timeout(WAIT_S):
+            return [event async for event in self.gateway.stream(call or asked(), CONTEXT, None)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for offers no event
+            await asyncio.sleep(0)
+
+
+async def logged(world: World, last: str) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while (await world.types())[-1:] != [last]:  # noqa: ASYNC110 - the log in memory offers no event
+            await asyncio.sleep(0)
+
+
+ANSWERED = ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
+
+
+# --- the way that goes well ---
+
+
+async def test_an_answer_is_reserved_accepted_and_completed_once() -> None:
+    world = World(FakeProvider([HELLO]))
+
+    answer = await world.generate()
+
+    assert answer.message == HELLO.message
+    assert await world.types() == ANSWERED
+    (reserved,) = world.ledger.reservations
+    completed = (await world.events())[-1]
+    assert isinstance(completed, ModelCallCompleted)
+    assert reserved.id == answer.reservation_id == completed.reservation_id == f"{call_id('local', 'req')}:1"
+    assert (completed.input_tokens, completed.output_tokens, completed.usage_source) == (7, 3, "provider_final")
+    assert (completed.attribution.model, completed.attribution.agent) == ("fake/m", "scout")
+
+
+async def test_a_stream_shows_its_beginning_its_content_and_one_answer() -> None:
+    events = await World(FakeProvider([HELLO])).stream()
+
+    began, delta, answer = events
+    assert began == Began("fake/m", 1, f"{call_id('local', 'req')}:1")
+    assert delta == TextDelta("hello")
+    assert isinstance(answer, Answer)
+
+
+async def test_without_usage_an_upper_bound_is_counted() -> None:
+    world = World(FakeProvider([replace(HELLO, usage=None)]))
+
+    answer = await world.generate()
+
+    assert answer.usage_source == "gateway_counted"
+    assert answer.usage.input_tokens == world.ledger.reservations[0].input_tokens_max
+    assert 0 < answer.usage.output_tokens <= 100
+
+
+async def test_a_limit_that_was_not_given_is_reserved_and_asked_for() -> None:
+    provider = FakeProvider([HELLO])
+    world = World(provider, terms=Terms(output_tokens_default=50))
+
+    await world.generate(replace(asked(), request=replace(REQUEST, max_output_tokens=None)))
+
+    assert world.ledger.reservations[0].output_tokens_max == 50
+    assert provider.requests[0].max_output_tokens == 50
+
+
+# --- the same request again ---
+
+
+async def test_a_repeat_gets_the_answer_on_record() -> None:
+    provider = FakeProvider([HELLO])
+    world = World(provider)
+    first = await world.generate()
+
+    again = await world.generate()
+    streamed = await world.stream()
+
+    assert again == replace(first, replayed=True)
+    assert streamed == [again]
+    assert len(provider.requests) == len(world.ledger.reservations) == 1
+    assert await world.types() == ANSWERED
+
+
+async def test_a_second_request_joins_the_call_in_flight() -> None:
+    provider = HeldProvider(("he", "llo"))
+    world = World(provider)
+    first = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    second = asyncio.create_task(world.stream())
+    third = asyncio.create_task(world.generate())
+    await asyncio.sleep(0)
+    provider.released.set()
+
+    assert await first == await second
+    assert await third == (await first)[-1]
+    assert provider.asked == 1
+    assert await world.types() == ANSWERED
+
+
+async def test_other_content_under_the_same_request_id_is_refused() -> None:
+    provider = HeldProvider()
+    world = World(provider)
+    first = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+
+    with pytest.raises(errors.RequestIdReused, match="'req' stands for another request"):
+        await world.generate(asked(sha256="other"))
+    provider.released.set()
+    await first
+    with pytest.raises(errors.RequestIdReused):
+        await world.generate(asked(sha256="other"))
+    assert await world.types() == ANSWERED
+
+
+async def test_two_tenants_may_use_the_same_request_id() -> None:
+    world = World(FakeProvider([HELLO, HELLO]))
+    await world.generate()
+
+    other = replace(CONTEXT, tenant="other")
+    answer = await world.gateway.generate(asked(sha256="other"), other, None)
+
+    assert not answer.replayed
+
+
+async def test_an_answer_that_has_expired_is_not_asked_for_again() -> None:
+    world = World(FakeProvider([HELLO]))
+    await world.generate()
+    world.results.kept.clear()
+
+    with pytest.raises(errors.AnswerExpired, match="ask again with a new request_id"):
+        await world.generate()
+
+
+async def test_a_failed_call_stays_failed() -> None:
+    world = World(FakeProvider([errors.RequestRejected("too long", status=400)]))
+
+    for _ in range(2):
+        with pytest.raises(errors.CallFailed, match="too long"):
+            await world.generate()
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+# --- attempts that fail ---
+
+
+@pytest.mark.parametrize("kind", RETRYABLE)
+async def test_a_passing_failure_is_tried_again_under_a_reservation_of_its_own(
+    kind: type[errors.ProviderError],
+) -> None:
+    world = World(FakeProvider([kind("trouble"), HELLO]))
+
+    answer = await world.generate()
+
+    assert answer.reservation_id.endswith(":2")
+    assert [reserved.id[-2:] for reserved in world.ledger.reservations] == [":1", ":2"]
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", *ANSWERED[1:]]
+
+
+@pytest.mark.parametrize("kind", FINAL)
+async def test_a_final_failure_ends_the_call(kind: type[errors.ProviderError]) -> None:
+    provider = FakeProvider([kind("no")])
+    world = World(provider)
+
+    with pytest.raises(errors.CallFailed) as caught:
+        await world.generate()
+
+    assert caught.value.failure.reason in ("PROVIDER_REFUSED", "PROVIDER_UNAVAILABLE")
+    assert not caught.value.failure.retryable
+    assert (await world.types())[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+async def test_attempts_at_one_model_are_limited() -> None:
+    provider = FakeProvider([errors.ProviderOverloaded("busy", status=529)] * 3)
+    world = World(provider)
+
+    with pytest.raises(errors.CallFailed, match="busy") as caught:
+        await world.generate()
+
+    assert caught.value.failure.reason == "PROVIDER_UNAVAILABLE"
+    assert len(provider.requests) == 3
+    assert (await world.types()).count("ModelCallFailed") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "billed"),
+    [
+        (errors.ProviderRateLimited("slow down", status=429), "no"),
+        (errors.RequestRejected("bad", status=400), "no"),
+        (errors.ProviderOverloaded("busy", status=529), "no"),
+        (errors.ProviderFailed("broken", status=500), "unknown"),
+        (errors.StreamInterrupted("cut"), "unknown"),
+        (errors.ProviderTimedOut("silence"), "unknown"),
+    ],
+)
+async def test_a_reservation_is_given_back_only_on_proof(error: errors.ProviderError, billed: str) -> None:
+    world = World(FakeProvider([error]), terms=Terms(retry=RetryTerms(attempts_max=1)))
+
+    with pytest.raises(errors.CallFailed):
+        await world.generate()
+
+    failed = next(event for event in await world.events() if isinstance(event, ModelCallAttemptFailed))
+    assert failed.billed == billed
+
+
+async def test_a_fallback_is_asked_when_a_model_cannot_be_reached() -> None:
+    other = FakeProvider([HELLO], name="other")
+    world = World(FakeProvider([errors.ProviderUnreachable("gone")] * 3), other)
+
+    answer = await world.generate(asked(fallback=("other/m",)))
+
+    assert answer.model == "other/m"
+    started = [event for event in await world.events() if isinstance(event, ModelCallAttemptStarted)]
+    assert [(event.model, event.attempt) for event in started] == [
+        *(("fake/m", number) for number in (1, 2, 3)),
+        ("other/m", 4),
+    ]
+    assert world.ledger.reservations[-1].model == "other/m"
+
+
+async def test_a_fallback_is_asked_at_once_when_the_account_is_refused() -> None:
+    world = World(FakeProvider([errors.AuthenticationRejected("key", status=401)]), FakeProvider([HELLO], "other"))
+
+    assert (await world.generate(asked(fallback=("other/m",)))).model == "other/m"
+
+
+async def test_a_rejected_request_is_not_taken_elsewhere() -> None:
+    other = FakeProvider([HELLO], "other")
+    world = World(FakeProvider([errors.RequestRejected("bad", status=400)]), other)
+
+    with pytest.raises(errors.CallFailed):
+        await world.generate(asked(fallback=("other/m",)))
+    assert not other.requests
+
+
+async def test_a_wait_beyond_the_deadline_fails_at_once_and_says_how_long() -> None:
+    world = World(FakeProvider([errors.ProviderRateLimited("slow down", status=429, retry_after_s=3600)]))
+
+    with pytest.raises(errors.CallFailed) as caught:
+        await world.generate(left_s=30)
+
+    assert (caught.value.failure.reason, caught.value.retry_after_s) == ("RATE_LIMITED", 3600)
+
+
+async def test_a_storm_of_failures_runs_out_of_retries() -> None:
+    provider = FakeProvider([errors.ProviderOverloaded("busy", status=503)] * 100)
+    world = World(provider)
+
+    for number in range(20):
+        with pytest.raises(errors.CallFailed):
+            await world.generate(asked(f"req{number}"))
+
+    assert len(provider.requests) <= 20 + 10 + 20 * 0.1
+
+
+async def test_nothing_is_retried_once_content_was_shown() -> None:
+    provider = HeldProvider(("he",), errors.StreamInterrupted("cut"))
+    provider.released.set()
+    world = World(provider)
+
+    events = await world.stream()
+
+    assert [type(event) for event in events] == [Began, TextDelta, Broken]
+    assert provider.asked == 1
+    failed = [event for event in await world.events() if isinstance(event, ModelCallAttemptFailed)]
+    assert failed[0].billed == "unknown"
+    assert (await world.types())[-1] == "ModelCallFailed"
+
+
+async def test_a_failure_before_content_is_raised_not_shown() -> None:
+    provider = HeldProvider((), errors.RequestRejected("bad", status=400))
+    provider.released.set()
+
+    with pytest.raises(errors.CallFailed, match="bad"):
+        await World(provider).stream()
+
+
+# --- the ledger ---
+
+
+async def test_a_refusal_of_the_ledger_reaches_the_caller_and_nothing_else_happens() -> None:
+    provider, refusal = FakeProvider([HELLO]), errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError("empty"))
+    world = World(provider, ledger=FakeLedger([refusal]))
+
+    with pytest.raises(errors.LedgerRefused) as caught:
+        await world.generate()
+
+    assert caught.value is refusal
+    assert not provider.requests
+    assert await world.types() == []
+    assert (await world.generate()).message == HELLO.message
+
+
+async def test_without_the_ledger_nothing_is_spent() -> None:
+    provider = FakeProvider([HELLO])
+    world = World(provider, ledger=FakeLedger([errors.LedgerUnavailable("down")]))
+
+    with pytest.raises(errors.LedgerUnavailable):
+        await world.generate()
+
+    assert not provider.requests
+
+
+async def test_a_retry_that_the_budget_does_not_cover_ends_the_call() -> None:
+    refusal = errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError("empty"))
+    world = World(FakeProvider([errors.ProviderFailed("broken")]), ledger=FakeLedger([None, refusal]))
+
+    with pytest.raises(errors.LedgerRefused):
+        await world.generate()
+    with pytest.raises(errors.CallFailed) as caught:
+        await world.generate()
+
+    assert caught.value.failure.reason == "BUDGET_EXHAUSTED"
+    assert (await world.types()).count("ModelCallFailed") == 1
+
+
+# --- callers who leave ---
+
+
+async def leave(world: World, provider: HeldProvider) -> None:
+    """Ask for a stream, read until the provider has been reached, and go."""
+    async with aclosing(world.gateway.stream(asked(), CONTEXT, None)) as events:
+        if provider.words:
+            await anext(events)
+        else:
+            reading = asyncio.ensure_future(anext(events))
+            await provider.reached.wait()
+            reading.cancel()
+            await asyncio.wait([reading])
+    await provider.reached.wait()
+
+
+@pytest.mark.parametrize("words", [(), ("he",), ("he", "llo")])
+async def test_a_caller_who_leaves_does_not_stop_the_call(words: tuple[str, ...]) -> None:
+    provider = HeldProvider(words)
+    world = World(provider)
+    await leave(world, provider)
+
+    provider.released.set()
+    await logged(world, "ModelCallCompleted")
+
+    assert (await world.generate()).message == HELLO.message
+    assert await world.types() == ANSWERED
+    assert provider.asked == 1
+
+
+async def test_a_cancelled_caller_does_not_stop_the_call() -> None:
+    provider = HeldProvider()
+    world = World(provider)
+    caller = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+
+    provider.released.set()
+    await logged(world, "ModelCallCompleted")
+
+    assert await world.types() == ANSWERED
+
+
+async def test_draining_ends_after_its_time_and_charges_what_was_delivered() -> None:
+    provider = HeldProvider(("hello",))
+    world = World(provider, terms=Terms(drain_s=0.01))
+    await leave(world, provider)
+
+    await logged(world, "ModelCallCancelled")
+
+    cancelled = (await world.events())[-1]
+    assert isinstance(cancelled, ModelCallCancelled)
+    assert [(line.direction, line.quantity) for line in cancelled.usage] == [("input", 7), ("output", 5)]
+    with pytest.raises(errors.CallCancelled, match="use a new request_id"):
+        await world.generate()
+
+
+async def test_draining_without_content_leaves_the_bill_unknown() -> None:
+    provider = HeldProvider()
+    world = World(provider, terms=Terms(drain_s=0.01))
+    await leave(world, provider)
+
+    await logged(world, "ModelCallFailed")
+
+    failed = (await world.events())[-2]
+    assert isinstance(failed, ModelCallAttemptFailed)
+    assert failed.billed == "unknown"
+
+
+async def test_more_drains_than_allowed_end_at_once() -> None:
+    provider = HeldProvider(("hello",))
+    world = World(provider, terms=Terms(drains_max=0))
+    await leave(world, provider)
+
+    await logged(world, "ModelCallCancelled")
+
+    assert provider.asked == 1
+
+
+async def test_who_comes_back_while_a_call_drains_gets_its_answer() -> None:
+    provider = HeldProvider(("hello",))
+    world = World(provider)
+    await leave(world, provider)
+    assert world.draining() == 1
+
+    again = asyncio.create_task(world.stream())
+    await until(lambda: world.draining() == 0)
+    provider.released.set()
+
+    assert [type(event) for event in await again] == [Began, TextDelta, Answer]
+
+
+# --- crashes ---
+
+
+async def crash(world: World, provider: HeldProvider) -> None:
+    """Bring a call to the middle of its attempt and forget the gateway, as a killed process does."""
+    caller = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+    world.log, dead = await copied(world.log), caller
+    world.gateway = world.start()
+    dead.cancel()
+    await asyncio.wait([dead])
+
+
+async def copied(log: MemoryEventLog) -> MemoryEventLog:
+    """The log as a crash left it, which the process that is dead cannot write to."""
+    copy = MemoryEventLog()
+    codec: Codec[Event] = Codec(EVENTS)
+    for stored in await log.read():
+        event = codec.decode(stored)
+        assert isinstance(event, Event)
+        new = codec.encode(event, id=stored.id, at=stored.occurred_at)
+        await copy.append(Append(stored.stream, stored.version - 1, (new,), CONTEXT))
+    return copy
+
+
+async def test_a_repeat_after_a_crash_ends_the_old_attempt_as_unknown_and_makes_a_new_one() -> None:
+    provider = HeldProvider()
+    world = World(provider)
+    await crash(world, provider)
+    provider.released.set()
+
+    answer = await world.generate()
+
+    assert answer.reservation_id.endswith(":2")
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", *ANSWERED[1:]]
+    failed = (await world.events())[2]
+    assert isinstance(failed, ModelCallAttemptFailed)
+    assert (failed.attempt, failed.billed, failed.failure.reason) == (1, "unknown", "GATEWAY_STOPPED")
+
+
+async def test_a_start_ends_the_attempts_that_a_crash_left_running() -> None:
+    provider = HeldProvider()
+    world = World(provider)
+    await crash(world, provider)
+    orphan = [(call_id("local", "req"), CONTEXT)]
+
+    await world.gateway.end_orphans(orphan)
+    await world.gateway.end_orphans(orphan)
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed"]
+
+
+async def test_an_answer_on_record_before_the_crash_completes_the_call() -> None:
+    provider = FakeProvider([HELLO])
+    world = World(provider)
+    first = await world.generate()
+    whole = await world.log.read()
+    world.log = MemoryEventLog()
+    codec: Codec[Event] = Codec(EVENTS)
+    for stored in whole[:2]:
+        event = codec.decode(stored)
+        assert isinstance(event, Event)
+        await world.log.append(
+            Append(stored.stream, stored.version - 1, (codec.encode(event, at=stored.occurred_at),), CONTEXT)
+        )
+    world.gateway = world.start()
+
+    again = await world.generate()
+
+    assert again == replace(first, replayed=True)
+    assert len(provider.requests) == 1
+    assert (await world.log.read())[-1].data == whole[-1].data
+
+
+async def test_a_stop_ends_attempts_as_unknown_and_leaves_the_call_to_its_repeat() -> None:
+    provider = HeldProvider()
+    world = World(provider)
+    caller = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+
+    await world.gateway.close()
+    await asyncio.wait([caller])
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed"]
+    with pytest.raises(errors.GatewayStopping):
+        await world.generate(asked("another"))
+    world.gateway = world.start()
+    provider.released.set()
+    assert (await world.generate()).message == HELLO.message
+
+
+class StumblingLog(MemoryEventLog):
+    """Fails the append number `fails_at`, counted from 1, after it was stored: the answer is lost."""
+
+    def __init__(self, fails_at: int) -> None:
+        super().__init__()
+        self.fails_at = fails_at
+        self.appends = 0
+
+    async def append(self, *appends: Append) -> Appended:
+        self.appends += 1
+        appended = await super().append(*appends)
+        if self.appends == self.fails_at:
+            raise LogUnavailable("the connection was lost")
+        return appended
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+async def test_an_append_whose_answer_was_lost_is_not_repeated(fails_at: int) -> None:
+    world = World(FakeProvider([HELLO]), log=StumblingLog(fails_at))
+
+    await world.generate()
+
+    assert await world.types() == ANSWERED
+
+
+async def test_a_store_that_stumbles_is_tried_again() -> None:
+    world = World(FakeProvider([HELLO]), results=MemoryResults(failures=2))
+
+    assert (await world.generate()).message == HELLO.message
+    assert await world.types() == ANSWERED
+
+
+# --- what is refused ---
+
+
+async def test_an_unknown_model_is_refused_before_anything_is_recorded() -> None:
+    world = World(FakeProvider([HELLO]))
+
+    with pytest.raises(errors.UnknownModel) as caught:
+        await world.generate(replace(asked(), model="fake/mm"))
+
+    assert caught.value.near[0] == "fake/m"
+    assert await world.types() == []
+
+
+async def test_a_model_without_a_key_says_what_to_set() -> None:
+    with pytest.raises(errors.ModelUnavailable, match="set OFF_KEY"):
+        await World(FakeProvider()).generate(replace(asked(), model="off/m"))
+
+
+async def test_more_calls_than_allowed_are_refused() -> None:
+    provider = HeldProvider()
+    world = World(provider, terms=Terms(calls_max=1))
+    first = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+
+    with pytest.raises(errors.TooManyCalls, match="repeat later"):
+        await world.generate(asked("second"))
+    provider.released.set()
+    await first

@@ -1,0 +1,148 @@
+"""Given events of a call, when something happens, then these events."""
+
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llm_gateway.calls import Call, begin, check_same, end, evolve, fail_attempt, give_up
+from llm_gateway.errors import RequestIdReused
+from synod.common.event import Event
+from synod.common.values import Attribution, Failure
+from synod.llm_gateway.events import (
+    ModelCallAccepted,
+    ModelCallAttemptFailed,
+    ModelCallAttemptStarted,
+    ModelCallCancelled,
+    ModelCallCompleted,
+    ModelCallFailed,
+)
+
+FAILURE = Failure(reason="PROVIDER_UNAVAILABLE", message="gone", retryable=True)
+ACCEPTED = ModelCallAccepted(
+    request_id="req",
+    model="fake/m",
+    attribution=Attribution(),
+    request_sha256="aa",
+    input_tokens_max=10,
+    output_tokens_max=20,
+)
+CANCELLED = ModelCallCancelled(
+    request_id="req", attempt=1, reservation_id="mc:1", usage=(), usage_source="gateway_counted"
+)
+
+
+def started(attempt: int = 1) -> ModelCallAttemptStarted:
+    return ModelCallAttemptStarted(
+        request_id="req",
+        attempt=attempt,
+        model="fake/m",
+        provider="fake",
+        reservation_id=f"mc:{attempt}",
+        attribution=Attribution(),
+    )
+
+
+def failed(attempt: int = 1) -> ModelCallAttemptFailed:
+    return ModelCallAttemptFailed(
+        request_id="req", attempt=attempt, model="fake/m", reservation_id=f"mc:{attempt}", failure=FAILURE, billed="no"
+    )
+
+
+def completed(attempt: int = 1) -> ModelCallCompleted:
+    return ModelCallCompleted(
+        request_id="req",
+        attempt=attempt,
+        model="fake/m",
+        provider="fake",
+        reservation_id=f"mc:{attempt}",
+        attribution=Attribution(),
+        input_tokens=1,
+        output_tokens=1,
+        usage=(),
+        usage_source="provider_final",
+        finish_reason="stop",
+        response_sha256="bb",
+        duration_ms=5,
+    )
+
+
+def given_(*events: Event) -> Call:
+    return reduce(evolve, events, Call())
+
+
+def test_the_first_attempt_accepts_the_call() -> None:
+    assert begin(given_(), ACCEPTED, started()) == (ACCEPTED, started())
+
+
+def test_a_further_attempt_only_starts() -> None:
+    assert begin(given_(ACCEPTED, started(), failed()), ACCEPTED, started(2)) == (started(2),)
+
+
+def test_an_attempt_is_started_once() -> None:
+    assert begin(given_(ACCEPTED, started()), ACCEPTED, started()) == ()
+    assert begin(given_(ACCEPTED, started(), failed()), ACCEPTED, started(1)) == ()
+
+
+def test_other_content_is_refused_in_every_phase() -> None:
+    for call in (given_(ACCEPTED, started()), given_(ACCEPTED, started(), completed())):
+        with pytest.raises(RequestIdReused):
+            check_same(call, "req", "other")
+
+
+def test_a_failed_attempt_leaves_the_call_waiting() -> None:
+    events = fail_attempt(given_(ACCEPTED, started()), 1, FAILURE, "no")
+    assert events == (failed(),)
+    assert given_(ACCEPTED, started(), *events).phase == "waiting"
+
+
+def test_the_last_failed_attempt_ends_the_call() -> None:
+    events = fail_attempt(given_(ACCEPTED, started()), 1, FAILURE, "no", last=True)
+    assert events == (failed(), ModelCallFailed(request_id="req", failure=FAILURE))
+    assert given_(ACCEPTED, started(), *events).failure == FAILURE
+
+
+def test_an_attempt_that_was_ended_by_another_has_no_outcome() -> None:
+    call = given_(ACCEPTED, started(), failed(), started(2))
+    assert fail_attempt(call, 1, FAILURE, "unknown") == ()
+    assert end(call, completed(1)) == ()
+    assert end(call, completed(2)) == (completed(2),)
+
+
+def test_only_a_waiting_call_is_given_up() -> None:
+    assert give_up(given_(), FAILURE) == ()
+    assert give_up(given_(ACCEPTED, started()), FAILURE) == ()
+    assert give_up(given_(ACCEPTED, started(), failed()), FAILURE) == (
+        ModelCallFailed(request_id="req", failure=FAILURE),
+    )
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["begin", "fail", "last", "complete", "cancel", "give_up"]), st.integers(1, 4))
+)
+
+
+@given(STEPS)
+def test_whatever_happens_there_is_at_most_one_end_and_it_is_the_last_event(steps: list[tuple[str, int]]) -> None:
+    call, events = Call(), list[Event]()
+    for step, attempt in steps:
+        match step:
+            case "begin":
+                new = begin(call, ACCEPTED, started(attempt))
+            case "fail" | "last":
+                new = fail_attempt(call, attempt, FAILURE, "unknown", last=step == "last")
+            case "complete":
+                new = end(call, completed(attempt))
+            case "cancel":
+                new = end(call, CANCELLED.model_copy(update={"attempt": attempt}))
+            case _:
+                new = give_up(call, FAILURE)
+        events.extend(new)
+        call = reduce(evolve, new, call)
+    ends = [
+        index
+        for index, event in enumerate(events)
+        if isinstance(event, ModelCallCompleted | ModelCallFailed | ModelCallCancelled)
+    ]
+    assert ends in ([], [len(events) - 1])
+    assert call.ended == bool(ends)

@@ -1,0 +1,80 @@
+import re
+
+import pytest
+from llm_gateway.catalogue import Catalogue, ProviderEntry, hosted_models
+from llm_gateway.errors import ModelUnavailable, UnknownModel
+from llm_gateway.main import ANY_MODEL, SIMULATOR_MODELS
+from llm_gateway.providers.catalog import ANTHROPIC, OPENAI, OPENAI_COMPATIBLE
+from llm_gateway.providers.testing import FakeProvider
+
+ENTRIES = (
+    ProviderEntry("simulator", "openai-chat", OPENAI, FakeProvider(), accepts=SIMULATOR_MODELS, simulated=True),
+    ProviderEntry("openai", "openai-chat", OPENAI, FakeProvider(), models=hosted_models("openai")),
+    ProviderEntry(
+        "anthropic", "anthropic-messages", ANTHROPIC, None, "set ANTHROPIC_API_KEY", hosted_models("anthropic")
+    ),
+    ProviderEntry("ollama", "openai-compatible", OPENAI_COMPATIBLE, FakeProvider(), accepts=ANY_MODEL),
+)
+CATALOGUE = Catalogue(ENTRIES, {"small": "openai/gpt-5-mini"})
+
+
+def test_hosted_models_come_from_the_price_book_with_their_context() -> None:
+    models = {model.name: model.context_tokens for model in hosted_models("anthropic")}
+    assert models["claude-opus-5"] == 1_000_000
+    assert all(models.values())
+
+
+def test_only_chat_models_are_listed() -> None:
+    names = [model.name for model in hosted_models("openai")]
+    assert "gpt-5-mini" in names
+    assert not [name for name in names if re.search(r"audio|image|embedding|realtime|codex|tts", name)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "id", "name"),
+    [
+        ("openai/gpt-5-mini", "openai/gpt-5-mini", "gpt-5-mini"),
+        ("small", "openai/gpt-5-mini", "gpt-5-mini"),
+        ("openai/gpt-4o-2024-08-06", "openai/gpt-4o-2024-08-06", "gpt-4o-2024-08-06"),
+        ("ollama/library/qwen3:8b", "ollama/library/qwen3:8b", "library/qwen3:8b"),
+        ("simulator/sim-429", "simulator/sim-429", "sim-429"),
+    ],
+)
+def test_a_model_is_found_by_its_name(asked: str, id: str, name: str) -> None:
+    target = CATALOGUE.target(asked)
+    assert (target.id, target.model, target.simulated) == (id, name, asked.startswith("simulator"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("openai/gpt-5-mni", "openai/gpt-5-mini"),
+        ("gpt-5-mini", "openai/gpt-5-mini"),
+        ("openai/claude-opus-5", "anthropic/claude-opus-5"),
+        ("smal", "small"),
+        ("openai/", "openai/o1"),
+    ],
+)
+def test_an_unknown_model_names_those_that_are_near(asked: str, near: str) -> None:
+    with pytest.raises(UnknownModel) as caught:
+        CATALOGUE.target(asked)
+    assert near in caught.value.near
+
+
+@pytest.mark.parametrize("asked", ["", "/", "nothing/like-it", "simulator/sim-2", "openai/gpt-4o-mini-turbo-x"])
+def test_a_name_that_is_no_model_is_refused(asked: str) -> None:
+    with pytest.raises(UnknownModel):
+        CATALOGUE.target(asked)
+
+
+def test_a_model_without_a_key_is_listed_with_what_to_set() -> None:
+    with pytest.raises(ModelUnavailable, match="set ANTHROPIC_API_KEY"):
+        CATALOGUE.target("anthropic/claude-opus-5")
+    (card,) = [card for card in CATALOGUE.cards("anthropic") if card.id == "anthropic/claude-opus-5"]
+    assert (card.remedy, card.context_tokens) == ("set ANTHROPIC_API_KEY", 1_000_000)
+
+
+def test_cards_carry_aliases_and_capabilities() -> None:
+    (card,) = [card for card in CATALOGUE.cards("openai") if card.id == "openai/gpt-5-mini"]
+    assert card.aliases == ("small",)
+    assert {"tools", "streaming", "json_schema"} <= set(card.capabilities)

@@ -1,0 +1,104 @@
+"""What callers see of a call in flight, and in how many pieces."""
+
+import asyncio
+
+from llm_gateway.domain import Answer, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage, UsageLine
+from llm_gateway.errors import CallFailed
+from llm_gateway.flight import FLUSH_BYTES, Began, Broken, CallEvent, Delta, Flight
+from synod.common.values import Failure
+
+WAIT_S = 5
+BEGAN = Began("fake/m", 1, "mc:1")
+USAGE = Usage.of((UsageLine("input", 1),))
+ANSWER = Answer("req", Message("assistant", (Text("x"),)), "stop", USAGE, "provider_final", "fake/m", "r", "mc:1")
+
+
+def flight() -> tuple[Flight, asyncio.Future[Answer]]:
+    made = Flight("aa", asyncio.get_running_loop().time() + 60)
+    outcome: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    async def carry_out() -> Answer:
+        return await outcome
+
+    made.carry(asyncio.create_task(carry_out()), lambda: None)
+    return made, outcome
+
+
+async def shown(*deltas: Delta) -> list[CallEvent]:
+    """What a caller sees of deltas that come all at once."""
+    made, outcome = flight()
+    for delta in deltas:
+        made.show(BEGAN, delta)
+    outcome.set_result(ANSWER)
+    async with asyncio.timeout(WAIT_S):
+        return [event async for event in made.events()]
+
+
+async def test_the_first_delta_is_shown_at_once_and_the_others_joined() -> None:
+    events = await shown(*(TextDelta(word) for word in ("a", "b", "c")))
+    assert events == [BEGAN, TextDelta("a"), TextDelta("bc"), ANSWER]
+
+
+async def test_deltas_of_different_things_are_not_joined() -> None:
+    deltas = (
+        TextDelta("a"),
+        TextDelta("b"),
+        ReasoningDelta("c"),
+        ToolCallDelta(0, "1", "calc", "{"),
+        ToolCallDelta(0, "", "", "}"),
+        ToolCallDelta(1, "2", "calc", "{}"),
+    )
+    assert await shown(*deltas) == [
+        BEGAN,
+        TextDelta("a"),
+        TextDelta("b"),
+        ReasoningDelta("c"),
+        ToolCallDelta(0, "1", "calc", "{}"),
+        ToolCallDelta(1, "2", "calc", "{}"),
+        ANSWER,
+    ]
+
+
+async def test_many_bytes_do_not_wait() -> None:
+    made, outcome = flight()
+    events = made.events()
+    made.show(BEGAN, TextDelta("a"))
+    made.show(BEGAN, TextDelta("b" * FLUSH_BYTES))
+    seen = [await anext(events) for _ in range(3)]
+    assert seen[-1] == TextDelta("b" * FLUSH_BYTES)
+    outcome.set_result(ANSWER)
+    assert await anext(events) == ANSWER
+
+
+async def test_few_bytes_are_shown_after_a_moment_without_more_coming() -> None:
+    made, outcome = flight()
+    events = made.events()
+    made.show(BEGAN, TextDelta("a"))
+    made.show(BEGAN, TextDelta("b"))
+    async with asyncio.timeout(WAIT_S):
+        seen = [await anext(events) for _ in range(3)]
+    assert seen == [BEGAN, TextDelta("a"), TextDelta("b")]
+    outcome.set_result(ANSWER)
+    assert await anext(events) == ANSWER
+
+
+async def test_a_late_caller_sees_everything_from_the_start() -> None:
+    made, outcome = flight()
+    made.show(BEGAN, TextDelta("a"))
+    early = [event async for event in _first(made, 2)]
+    outcome.set_result(ANSWER)
+    assert [event async for event in made.events()] == [*early, ANSWER]
+
+
+async def test_a_failure_after_content_is_the_last_event() -> None:
+    made, outcome = flight()
+    made.show(BEGAN, TextDelta("a"))
+    failure = Failure(reason="PROVIDER_UNAVAILABLE", message="cut", retryable=True)
+    outcome.set_exception(CallFailed(failure))
+    assert [event async for event in made.events()] == [BEGAN, TextDelta("a"), Broken(failure)]
+
+
+async def _first(made: Flight, count: int):  # type: ignore[no-untyped-def]
+    events = made.events()
+    for _ in range(count):
+        yield await anext(events)

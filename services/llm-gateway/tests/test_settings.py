@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+from llm_gateway.main import ollama_url, provider_entries
+from llm_gateway.providers.transport import Transport, open_session
+from llm_gateway.settings import Settings
+from provider_simulator.testing import FIXED_NOW
+from servicekit.settings import load_settings
+
+NEEDED = {"SYNOD_POSTGRES_DSN": "dsn", "SYNOD_NATS_URL": "nats", "SYNOD_AUTH_PUBLIC_KEY_FILE": "key.pem"}
+PROVIDERS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OLLAMA_HOST")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROVIDERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in NEEDED.items():
+        monkeypatch.setenv(name, value)
+
+
+async def available(settings: Settings) -> set[str]:
+    async with open_session() as session:
+        entries = provider_entries(settings, Transport(session), lambda: FIXED_NOW)
+        return {entry.name for entry in entries if entry.provider is not None}
+
+
+async def test_without_keys_no_provider_can_be_called() -> None:
+    assert await available(load_settings(Settings)) == set()
+
+
+async def test_providers_are_configured_by_their_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-one")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-two")
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1")
+    monkeypatch.setenv("SYNOD_SIMULATOR_URL", "http://127.0.0.1:7199")
+    monkeypatch.setenv("SYNOD_VLLM_URL", "http://127.0.0.1:8000/v1")
+    settings = load_settings(Settings)
+
+    assert await available(settings) == {"openai", "anthropic", "ollama", "simulator", "vllm"}
+    assert "sk-one" not in repr(settings)
+    assert settings.auth_public_key_file == Path("key.pem")
+
+
+def test_one_limit_is_overridden_without_losing_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNOD_LIMITS__STARTUP_S", "5")
+    limits = load_settings(Settings).limits
+    assert (limits.startup_s, limits.rpc_default_s, limits.rpc_max_s) == (5, 300, 900)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:11434/v1"),
+        ("127.0.0.1:8080", "http://127.0.0.1:8080/v1"),
+        ("https://models.example", "https://models.example:11434/v1"),
+        ("http://127.0.0.1:11434/", "http://127.0.0.1:11434/v1"),
+    ],
+)
+def test_the_host_of_ollama_is_read_as_ollama_reads_it(host: str, url: str) -> None:
+    assert ollama_url(host) == url
