@@ -45,6 +45,7 @@ async def test_killed_worker_changes_nothing(running, synod: Synod, moment: str)
             if update.type == moment:
                 running.system.kill("agent-runtime")
                 break
+        await asyncio.to_thread(running.call, running.system.wait_ready("agent-runtime"))
         disturbed = await finished(synod, started.id)
     assert disturbed.result_sha256 == undisturbed.result_sha256
     await assert_done_once(synod, disturbed)

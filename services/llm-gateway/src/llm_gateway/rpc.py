@@ -31,12 +31,16 @@ class LlmGatewayRpc(llm_gateway_pb2_grpc.LlmGatewayServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         asked = translate.to_asked(request, current_principal().tenant)
-        answer = await self.gateway.generate(asked, event_context(correlation=asked.attribution.run_id), self._left_s())
+        answer = await self.gateway.generate(
+            asked, event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id), self._left_s()
+        )
         return translate.from_answer(answer)
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> AsyncIterator[pb.StreamEvent]:
         asked = translate.to_asked(request.request, current_principal().tenant)
-        events = self.gateway.stream(asked, event_context(correlation=asked.attribution.run_id), self._left_s())
+        events = self.gateway.stream(
+            asked, event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id), self._left_s()
+        )
         sequence = 0
         async with aclosing(events):
             async for event in events:
