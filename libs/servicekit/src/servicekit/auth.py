@@ -128,6 +128,12 @@ class Authenticator:
             raise PermissionDenied(permission, verified.principal.id)
         return _in_tenant(verified.principal, metadata.get(TENANT), metadata.get(ACTOR))
 
+    def identify(self, metadata: Mapping[str, str]) -> Principal:
+        """Who calls, whatever it may do: for an edge that passes the caller's token on. Raises Unauthenticated."""
+        verified = self._verified(_bearer(metadata))
+        self._refuse_expired(verified)
+        return verified.principal
+
     def _verified(self, token: str) -> _Verified:
         if found := self._cache.get(token):
             self._cache.move_to_end(token)

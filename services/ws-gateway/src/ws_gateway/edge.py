@@ -1,0 +1,213 @@
+"""The public side: the HTTP application, and the server that runs it inside this process."""
+
+import asyncio
+import mimetypes
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Final
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from servicekit.dependencies import PortTaken
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ws_gateway import asyncapi
+from ws_gateway.dialogue import Backstage
+from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
+from ws_gateway.rest.requests import BEARER, KEY
+from ws_gateway.sessions import Meters
+from ws_gateway.settings import Settings
+from ws_gateway.ws import GOING_AWAY, WebSockets
+
+ROUTERS: Final = (
+    agents.router,
+    runs.router,
+    conversations.router,
+    events.router,
+    money.router,
+    catalogue.router,
+    proposals.router,
+    system.router,
+)
+PAGES: Final = {"/": "index.html", "/docs": "docs.html"} | {
+    f"/pages/{name}": name for name in ("app.js", "style.css", "docs.js")
+}
+SECURITY: Final = {
+    # Everything comes from here and nothing from elsewhere; the page works without any other network.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+VERSION: Final = version("synod-ws-gateway")
+
+
+def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
+    """REST under /api/v1, the protocol at /ws, the page, and the two documents that describe them."""
+    app = FastAPI(title="Synod", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.backstage = back
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(BEARER), Depends(KEY)])
+    for router in ROUTERS:
+        api.include_router(router, responses={"default": {"model": problems.Problem}})
+    app.include_router(api)
+    sockets = WebSockets(back, frozenset(settings.edge_origins))
+
+    @app.websocket("/ws")
+    async def websocket(socket: WebSocket) -> None:
+        await sockets.serve(socket)
+
+    _add_pages(app)
+    problems.add_handlers(app, back.log_)
+    app.add_middleware(Outer, meters=meters, body_bytes_max=settings.edge.body_bytes_max)
+    return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    described = asyncapi.document(VERSION)
+
+    @app.get("/asyncapi.json", include_in_schema=False)
+    async def asyncapi_document() -> Response:
+        return JSONResponse(described)
+
+    for path, name in PAGES.items():
+        app.add_api_route(path, _page(name), include_in_schema=False)
+
+
+def _page(name: str) -> "object":
+    content = files("ws_gateway").joinpath("pages", name).read_bytes()
+    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+    async def page() -> Response:
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    return page
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """Around every request: headers that keep browsers safe, a limit on bodies, and a count."""
+
+    app: ASGIApp
+    meters: Meters
+    body_bytes_max: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answer = _Guarded(self.meters, scope["method"], send)
+        body = _Body(receive, self.body_bytes_max)
+        if int(Headers(scope=scope).get("content-length", "0")) > self.body_bytes_max:
+            await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, answer)
+            return
+        try:
+            await self.app(scope, body, answer)
+        except BodyTooLarge:
+            await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, answer)
+
+
+class BodyTooLarge(BaseException):
+    """A body without a length grew beyond the limit. No Exception: the framework would answer for it, and wrongly."""
+
+
+@dataclass(slots=True)
+class _Body:
+    """Counts what arrives."""
+
+    receive: Receive
+    bytes_max: int
+    bytes: int = 0
+
+    async def __call__(self) -> Message:
+        message = await self.receive()
+        self.bytes += len(message.get("body", b""))
+        if self.bytes > self.bytes_max:
+            raise BodyTooLarge
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    """Adds the headers to an answer, and counts it."""
+
+    meters: Meters
+    method: str
+    send: Send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.meters.requests.labels(self.method, str(message["status"])).inc()
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY.items():
+                headers.setdefault(name, value)
+        await self.send(message)
+
+
+class _Server(uvicorn.Server):
+    """Signals are the host's: it stops this server as one of its tasks."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@dataclass(slots=True)
+class Edge:
+    """Listens from the moment it is made, so that a port that is taken ends the start with a clear word."""
+
+    app: FastAPI
+    back: Backstage
+    settings: Settings
+    listener: socket.socket = field(init=False)
+
+    def __post_init__(self) -> None:
+        host, port = self.settings.edge_host, self.settings.edge_port
+        try:
+            self.listener = socket.create_server((host, port), backlog=4096)
+        except OSError as error:
+            raise PortTaken("SYNOD_EDGE_PORT", host, port, error.strerror) from error
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    async def run(self) -> None:
+        """Serve until cancelled; then say goodbye to every client and let requests finish."""
+        server = _Server(self._config())
+        serving = asyncio.create_task(server.serve([self.listener.dup()]))
+        try:
+            await asyncio.shield(serving)
+        finally:
+            self.back.register.end_all(GOING_AWAY, "the gateway stops; connect again with your offsets")
+            server.should_exit = True
+            await asyncio.wait([serving])
+
+    async def close(self) -> None:
+        self.listener.close()
+
+    def _config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            self.app,
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            ws_max_size=self.settings.edge.frame_bytes_fatal,
+            ws_ping_interval=self.settings.edge.heartbeat_s,
+            ws_ping_timeout=2 * self.settings.edge.heartbeat_s,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=max(1, int(self.settings.shutdown_grace_s / 2)),
+        )

@@ -1,0 +1,1 @@
+"""The core of the WebSocket edge without sockets: messages, channels, recovery and the policy for slow consumers."""

@@ -1,0 +1,53 @@
+"""The composition root of ws-gateway."""
+
+from eventlog.codec import Codec
+from servicekit.app import run
+from servicekit.auth import Authenticator, load_public_key
+from servicekit.host import Host
+from synod.ws_gateway.events import EVENTS
+from synod.ws_gateway.v1.ws_gateway_pb2_grpc import add_WsGatewayServicer_to_server
+
+from ws_gateway.application import Sessions
+from ws_gateway.callers import Callers
+from ws_gateway.clients import Services
+from ws_gateway.dialogue import Backstage
+from ws_gateway.edge import Edge, application
+from ws_gateway.monitoring import Monitoring
+from ws_gateway.projections import Queries, SessionsView
+from ws_gateway.rpc import PERMISSIONS, WsGatewayRpc
+from ws_gateway.sessions import Meters, Register
+from ws_gateway.settings import Settings
+from ws_gateway.subscriptions import Feeds
+from ws_gateway.translate import ERRORS
+
+
+async def compose(host: Host[Settings]) -> None:
+    settings, limits = host.settings, host.settings.edge
+    log = await host.open_log()
+    meters = Meters(host.metrics.registry)
+    register = Register(Sessions(log, Codec(EVENTS), host.clock), meters, limits.connections_max)
+    services = Services(host, log)
+    authenticator = Authenticator(
+        load_public_key(settings.auth_public_key_file), host.clock, cache_max=settings.limits.tokens_cached_max
+    )
+    feeds = Feeds(host.nats, host.log_, limits.recovery_positions_max, limits.recovery_events_max)
+    back = Backstage(
+        callers=Callers(authenticator, services, host.clock, limits.keys_cached_max),
+        services=services,
+        feeds=feeds,
+        monitoring=Monitoring(host.nats, register, host.health, host.clock, host.clock.monotonic()),
+        register=register,
+        limits=limits,
+        log_=host.log_,
+    )
+    edge = Edge(application(back, settings, meters), back, settings)
+    host.add_view(SessionsView())
+    host.add_rpc(add_WsGatewayServicer_to_server, WsGatewayRpc(register, Queries(host.pool)), PERMISSIONS, ERRORS)
+    host.add_task("edge", edge.run)
+    host.on_stop(feeds.close)
+    host.on_stop(edge.close)
+    host.log_.info("edge", address=f"http://{settings.edge_host}:{edge.port}")
+
+
+def main() -> int:
+    return run(Settings, compose)

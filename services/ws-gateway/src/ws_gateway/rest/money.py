@@ -1,0 +1,69 @@
+"""What was spent, and what may be. Amounts are nano-USD."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from ws_gateway.resources import Budget, Item, Page, Scope, Spend
+from ws_gateway.rest.requests import PAGE_DEFAULT, Cursor, Limit, Reference, Services
+
+router = APIRouter(tags=["money"])
+
+
+class SetBudget(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scope: Scope = Scope()
+    limit_nano_usd: int = Field(ge=0)
+    hard: bool = Field(default=True, description="refuse what does not fit; a soft budget only warns")
+    window: Literal["lifetime", "day", "month"] = "lifetime"
+
+
+class Interval(BaseModel):
+    """From (inclusive) and until (exclusive), UTC or with an offset."""
+
+    since: datetime | None
+    until: datetime | None
+
+
+def interval(
+    since: Annotated[AwareDatetime | None, Query(alias="from")] = None,
+    until: Annotated[AwareDatetime | None, Query()] = None,
+) -> Interval:
+    return Interval(since=since, until=until)
+
+
+def scope(agent: str = "", run_id: str = "", root_run_id: str = "", model: str = "", tool: str = "") -> Scope:
+    return Scope(agent=agent, run_id=run_id, root_run_id=root_run_id, model=model, tool=tool)
+
+
+@router.get("/spend")
+async def query_spend(
+    services: Services,
+    when: Annotated[Interval, Depends(interval)],
+    which: Annotated[Scope, Depends(scope)],
+    group_by: Annotated[
+        list[str] | None,
+        Query(description="agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id or day"),
+    ] = None,
+) -> Item[Spend]:
+    """What was spent, grouped by any attribution."""
+    return Item(data=await services.spend(group_by or ("agent",), which, when.since, when.until))
+
+
+@router.get("/budgets")
+async def list_budgets(services: Services, cursor: Cursor = "", limit: Limit = PAGE_DEFAULT) -> Page[Budget]:
+    return await services.budgets(cursor, limit)
+
+
+@router.get("/budgets/{budget_id}")
+async def get_budget(services: Services, budget_id: Reference) -> Item[Budget]:
+    return Item(data=await services.budget(budget_id))
+
+
+@router.put("/budgets/{budget_id}")
+async def set_budget(services: Services, budget_id: Reference, body: SetBudget) -> Item[Budget]:
+    """Creates the budget or changes its limit."""
+    return Item(data=await services.set_budget(budget_id, body.scope, body.limit_nano_usd, body.hard, body.window))

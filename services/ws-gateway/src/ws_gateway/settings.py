@@ -1,0 +1,51 @@
+"""Settings of ws-gateway, read once from the environment."""
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from servicekit.settings import ServiceSettings
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class EdgeLimits(BaseModel):
+    """Every limit of the edge, named with its unit. Override one by SYNOD_EDGE__<NAME>."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    body_bytes_max: PositiveInt = MIB
+    """The largest body of an HTTP request."""
+    connections_max: PositiveInt = 10_000
+    """WebSocket connections at once; a further one is closed with 4429."""
+    frame_bytes_max: PositiveInt = 64 * KIB
+    """The largest frame that is read; a larger one is answered with an error."""
+    frame_bytes_fatal: PositiveInt = MIB
+    """A frame larger than this is not even received: the connection is closed with 1009."""
+    violations_max: PositiveInt = 10
+    """Frames that break the protocol before the connection is closed with 4400."""
+    auth_wait_s: PositiveFloat = 10
+    """How long a connection may wait before it says who it is; then it is closed with 4401."""
+    heartbeat_s: PositiveFloat = 10
+    monitoring_s: PositiveFloat = 3
+    """Between two updates of the channel monitoring."""
+    channels_max: PositiveInt = 64
+    """Channels a connection may follow at once."""
+    chats_max: PositiveInt = 8
+    """Turns a connection may have running at once."""
+    outbox_frames_max: PositiveInt = 2_000
+    outbox_bytes_max: PositiveInt = 8 * MIB
+    """What may wait for a client that reads slowly."""
+    recovery_positions_max: PositiveInt = 20_000
+    """How far behind a subscription may be and still be brought up to date; further back, read the log by REST."""
+    recovery_events_max: PositiveInt = 1_000
+    keys_cached_max: PositiveInt = 4_096
+    sse_keepalive_s: PositiveFloat = 15
+
+
+class Settings(ServiceSettings):
+    service: str = "ws-gateway"
+    grpc_port: int = 7107
+    http_port: int = 7207
+    edge_host: str = "127.0.0.1"
+    edge_port: int = Field(default=8080, ge=0, le=65535)
+    edge_origins: tuple[str, ...] = ()
+    """Origins of pages that may open a WebSocket, besides those of this machine, such as https://synod.example.org."""
+    edge: EdgeLimits = EdgeLimits()
