@@ -55,6 +55,8 @@ lock: setup ## Resolve requirements.lock anew, for development and for each serv
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	    --constraint requirements.lock $(LIBS:%=--no-emit-package synod-%) --no-emit-package synod-$$s \
 	    services/$$s/pyproject.toml -o services/$$s/requirements.lock; done
+	echo hatchling | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	  --constraint requirements.lock - -o deploy/images/build.lock
 	grep -A200 '^uv==' requirements.lock | awk 'NR==1 || /^    --hash/ {print; next} {exit}' > deploy/dev/bootstrap.lock
 
 .PHONY: clean
@@ -97,3 +99,44 @@ prices: setup ## Export every model and price of genai-prices to build/model-sco
 .PHONY: bench
 bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JSON in build/bench
 	$(BIN)/python tests/benchmarks/run.py --size $(SIZE) $(if $(ONLY),--only $(ONLY))
+
+# Either command of Compose will do; the images are built one after the other.
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
+COMPOSE_DEV := $(COMPOSE) --file compose.yaml --file deploy/compose/compose.dev.yaml
+SECRETS := deploy/compose/secrets
+START_S := 180
+
+.PHONY: nats-conf
+nats-conf: setup ## Write deploy/nats/nats.conf from the permissions in libs/launcher
+	$(BIN)/python -m launcher.containers nats > deploy/nats/nats.conf
+
+.PHONY: images
+images: ## Build the image of every service
+	REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) $(COMPOSE) build
+
+.PHONY: compose-secrets
+compose-secrets: setup ## Make the keys and passwords of the containers in deploy/compose/secrets
+	$(BIN)/python -m launcher.containers secrets $(SECRETS)
+
+.PHONY: compose-up
+compose-up: compose-secrets images ## Start everything in containers; the edge is at http://127.0.0.1:8080
+	$(COMPOSE) up --detach --remove-orphans
+	@$(COMPOSE_READY)
+	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
+
+.PHONY: compose-down
+compose-down: ## Stop the containers and keep their data (VOLUMES=1 deletes it)
+	$(COMPOSE_DEV) down --remove-orphans $(if $(VOLUMES),--volumes)
+
+.PHONY: compose-demo
+compose-demo: compose-secrets images ## Run the example team on the containers and prove what it did
+	$(COMPOSE_DEV) up --detach --remove-orphans
+	@$(COMPOSE_READY)
+	SYNOD_PORT_BASE=$${SYNOD_PORT_PREFIX:-71}00 $(BIN)/synod demo --running --data $(SECRETS)
+
+# The gateway is the last to be ready: it waits for the others.
+define COMPOSE_READY
+for _ in $$(seq $(START_S)); do \
+  $(COMPOSE) exec -T ws-gateway python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
+done; $(COMPOSE) ps; echo "compose: not ready after $(START_S) s; see $(COMPOSE) logs"; exit 1
+endef

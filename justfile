@@ -12,6 +12,22 @@ bench *args:
 clean *args:
     @make clean {{args}}
 
+# Run the example team on the containers and prove what it did
+compose-demo *args:
+    @make compose-demo {{args}}
+
+# Stop the containers and keep their data (VOLUMES=1 deletes it)
+compose-down *args:
+    @make compose-down {{args}}
+
+# Make the keys and passwords of the containers in deploy/compose/secrets
+compose-secrets *args:
+    @make compose-secrets {{args}}
+
+# Start everything in containers; the edge is at http://127.0.0.1:8080
+compose-up *args:
+    @make compose-up {{args}}
+
 # Run the example team on real input and prove what it did
 demo *args:
     @make demo {{args}}
@@ -24,6 +40,10 @@ format *args:
 help *args:
     @make help {{args}}
 
+# Build the image of every service
+images *args:
+    @make images {{args}}
+
 # Check style and formatting
 lint *args:
     @make lint {{args}}
@@ -31,6 +51,10 @@ lint *args:
 # Resolve requirements.lock anew, for development and for each service
 lock *args:
     @make lock {{args}}
+
+# Write deploy/nats/nats.conf from the permissions in libs/launcher
+nats-conf *args:
+    @make nats-conf {{args}}
 
 # Export every model and price of genai-prices to build/model-scout/prices.csv
 prices *args:

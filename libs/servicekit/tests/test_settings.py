@@ -1,7 +1,9 @@
 """The environment becomes one frozen object, or a list of all that is wrong with it."""
 
+from pathlib import Path
+
 import pytest
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from servicekit.settings import ServiceSettings, SettingsInvalid, load_settings
 
 GOOD = {
@@ -52,3 +54,48 @@ def test_settings_are_frozen_and_do_not_show_passwords(monkeypatch: pytest.Monke
     with pytest.raises(ValidationError):
         settings.grpc_port = 1
     assert "secret" not in repr(settings)
+
+
+class WithKeys(ServiceSettings):
+    """A field that is a path, and one that has the name of another program's variable."""
+
+    signing_key_file: Path
+    signing_key: str = ""
+    provider_key: SecretStr | None = Field(None, validation_alias=AliasChoices("PROVIDER_KEY", "provider_key"))
+
+
+def test_a_secret_is_read_from_the_file_that_its_variable_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "dsn").write_text("postgresql://u:from-file@db/ledger\n")
+    (tmp_path / "provider").write_text("key-from-file")
+    files = {"SYNOD_POSTGRES_DSN_FILE": str(tmp_path / "dsn"), "PROVIDER_KEY_FILE": str(tmp_path / "provider")}
+    with_environment(monkeypatch, SYNOD_POSTGRES_DSN=None, SYNOD_SIGNING_KEY_FILE="/keys/signing.pem", **files)
+    settings = load_settings(WithKeys)
+    assert settings.postgres_dsn.get_secret_value() == "postgresql://u:from-file@db/ledger"
+    assert settings.provider_key is not None
+    assert settings.provider_key.get_secret_value() == "key-from-file"
+
+
+def test_a_field_that_is_a_path_is_not_read_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_environment(monkeypatch, SYNOD_SIGNING_KEY_FILE="/keys/signing.pem")
+    settings = load_settings(WithKeys)
+    assert (settings.signing_key_file, settings.signing_key) == (Path("/keys/signing.pem"), "")
+
+
+def test_every_file_that_cannot_be_read_is_named_and_no_content_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "missing")
+    files = {"SYNOD_POSTGRES_DSN_FILE": missing, "SYNOD_NATS_PASSWORD_FILE": missing}
+    with_environment(monkeypatch, SYNOD_POSTGRES_DSN=None, **files)
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings(ServiceSettings)
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == sorted(files)
+    assert missing in str(caught.value)
+
+
+def test_a_secret_given_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_environment(monkeypatch, SYNOD_POSTGRES_DSN_FILE=str(tmp_path / "dsn"))
+    with pytest.raises(SettingsInvalid, match="SYNOD_POSTGRES_DSN and SYNOD_POSTGRES_DSN_FILE are both set"):
+        load_settings(ServiceSettings)

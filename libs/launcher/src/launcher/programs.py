@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
 from launcher.databases import provision
@@ -31,9 +31,13 @@ def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
 
 
 def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
-    users = tuple(_nats_user(service.name, credentials.nats[service.name]) for service in layout.services)
-    observer = NatsUser(OBSERVER, credentials.nats[OBSERVER], _OBSERVER_PUBLISHES, ("synod.>", "_INBOX.>"))
-    return EmbeddedNats(layout.data / NATS, layout.nats_port, (*users, observer))
+    return EmbeddedNats(layout.data / NATS, layout.nats_port, nats_users(layout.services, credentials.nats))
+
+
+def nats_users(services: Iterable[Service], passwords: Mapping[str, str]) -> tuple[NatsUser, ...]:
+    """Who may connect and what each may say and hear: every service, and the observer."""
+    users = tuple(_nats_user(service.name, passwords[service.name]) for service in services)
+    return (*users, NatsUser(OBSERVER, passwords[OBSERVER], _OBSERVER_PUBLISHES, ("synod.>", "_INBOX.>")))
 
 
 def programs(layout: Layout, credentials: Credentials) -> tuple[Program, ...]:

@@ -1,22 +1,25 @@
 """Configuration, read once from the environment into a frozen object."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from servicekit.limits import Limits
 
 PREFIX = "SYNOD_"
+FILE_SUFFIX = "_FILE"
 S = TypeVar("S", bound="ServiceSettings")
 
 
 class ServiceSettings(BaseSettings):
     """What every service is told. A service subclasses it, gives `service` and its ports a default, and adds its own.
 
-    Each field is read from SYNOD_<FIELD>; limits from SYNOD_LIMITS__<NAME>; peers as JSON.
+    Each field is read from SYNOD_<FIELD>; limits from SYNOD_LIMITS__<NAME>; peers as JSON. SYNOD_<FIELD>_FILE names a
+    file that holds the value instead, so that no secret stands in an environment, which is inherited and printed.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="ignore")
@@ -39,6 +42,17 @@ class ServiceSettings(BaseSettings):
     shutdown_grace_s: float = Field(default=10, gt=0)
     limits: Limits = Limits()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _EnvironmentAndFiles(settings_cls)
+
 
 class SettingsInvalid(Exception):
     """The environment does not make a configuration. `problems` has one readable line per variable."""
@@ -52,6 +66,8 @@ def load_settings(settings_type: type[S]) -> S:
     """Read the environment. Raises SettingsInvalid naming every variable at fault, not only the first."""
     try:
         return settings_type()
+    except _FilesInvalid as error:
+        raise SettingsInvalid(error.problems) from error
     except ValidationError as error:
         raise SettingsInvalid(tuple(_problem(item["loc"], item["msg"]) for item in error.errors())) from error
 
@@ -61,3 +77,52 @@ def _problem(location: tuple[int | str, ...], message: str) -> str:
     if variable not in os.environ and message == "Field required":
         return f"{variable} is not set"
     return f"{variable}: {message}"
+
+
+class _FilesInvalid(Exception):
+    """Variables that name files whose contents cannot be had; no ValueError, which the settings would wrap."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class _EnvironmentAndFiles(EnvSettingsSource):
+    """The environment, in which <NAME>_FILE stands for <NAME> with that file's content, without its last line end.
+
+    A field that is itself a path, such as signing_key_file, has the variable of that name to itself.
+    """
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        variables = super()._load_env_vars()
+        contents: dict[str, str | None] = {}
+        problems: list[str] = []
+        for name in self._kept_in_files(variables):
+            try:
+                contents[name] = _content(name, variables)
+            except _FilesInvalid as error:
+                problems.extend(error.problems)
+        if problems:
+            raise _FilesInvalid(tuple(problems))
+        return {**variables, **contents}
+
+    def _kept_in_files(self, variables: Mapping[str, str | None]) -> Iterator[str]:
+        """The variables of fields, in lower case, that a variable with the suffix stands for."""
+        fields = self.settings_cls.model_fields.items()
+        known = {variable for name, field in fields for _, variable, _ in self._extract_field_info(field, name)}
+        for name in sorted(known):
+            file_variable = name + FILE_SUFFIX.lower()
+            if file_variable in variables and file_variable not in known:
+                yield name
+
+
+def _content(name: str, variables: Mapping[str, str | None]) -> str:
+    file_variable = name + FILE_SUFFIX.lower()
+    if name in variables:
+        raise _FilesInvalid((f"{name.upper()} and {file_variable.upper()} are both set; set one of them",))
+    path = Path(variables[file_variable] or "")
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{file_variable.upper()}: {path} cannot be read ({error})"
+        raise _FilesInvalid((problem,)) from error

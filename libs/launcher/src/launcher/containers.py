@@ -1,0 +1,134 @@
+"""What the same system needs in containers: its secrets as files, and NATS's configuration with its users.
+
+    python -m launcher.containers secrets DIRECTORY    makes what is missing, keeps what is there
+    python -m launcher.containers nats                 prints deploy/nats/nats.conf
+
+DIRECTORY/keys holds what keys.py makes, for people and the synod command. DIRECTORY/files holds what containers are
+given, one secret in one file:
+
+| file | what | who is given it |
+|---|---|---|
+| public.pem, signing.pem, service-keys.json, dev.key, <service>.key | as in keys.py | as in keys.py |
+| <service>.dsn | the address of its database, with the password of its role | that service |
+| <service>.nats | the password of its NATS user | that service |
+| openai.key, anthropic.key | OPENAI_API_KEY and ANTHROPIC_API_KEY of the caller, empty if never set | llm-gateway |
+| postgres.password, postgres.roles | the superuser's; a line "role password" for each service | PostgreSQL |
+| nats.passwords | the variables of nats.conf | NATS |
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from launcher.keys import OBSERVER, SUPERUSER, Credentials, ensure_keys
+from launcher.layout import SERVICES, Service
+from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser
+from launcher.programs import nats_users
+
+POSTGRES_ADDRESS = "postgres:5432"
+PROVIDER_KEYS: Mapping[str, str] = {"openai.key": "OPENAI_API_KEY", "anthropic.key": "ANTHROPIC_API_KEY"}
+NATS_HEAD = f"""\
+# Made by `make nats-conf` from the users and permissions in libs/launcher; edit those.
+# A service publishes no events but its own, so that a reader may trust who wrote what it reads.
+include "passwords.conf"
+
+server_name: synod
+listen: "0.0.0.0:4222"
+http: "127.0.0.1:8222"
+max_payload: {PAYLOAD_BYTES_MAX}
+jetstream {{ store_dir: "/data", max_mem: {MEMORY_STORE_BYTES_MAX} }}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.what == "nats":
+        sys.stdout.write(nats_configuration())
+    else:
+        write_secrets(options.directory, os.environ)
+    return 0
+
+
+def write_secrets(
+    directory: Path, environment: Mapping[str, str], services: tuple[Service, ...] = SERVICES
+) -> Credentials:
+    """Makes the secrets that are missing, and the files of containers anew from all of them.
+
+    A container reads its files as a user that this machine does not know, so they are readable by all; `directory` is
+    closed to everybody else, and a container is given its own files only.
+    """
+    keys, files = directory / "keys", directory / "files"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    for part in (keys, files):
+        part.mkdir(exist_ok=True)
+    credentials = ensure_keys(keys, (service.name for service in services))
+    contents = dict(_contents(keys, credentials, services)) | _provider_keys(files, environment)
+    for name, text in contents.items():
+        _write(files / name, text)
+    return credentials
+
+
+def nats_configuration(services: tuple[Service, ...] = SERVICES) -> str:
+    """nats.conf, whose passwords are variables of a file beside it."""
+    names = (*(service.name for service in services), OBSERVER)
+    users = nats_users(services, dict.fromkeys(names, ""))
+    return NATS_HEAD + "\nauthorization {\n  users: [\n" + "".join(map(_nats_entry, users)) + "  ]\n}\n"
+
+
+def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...]) -> Iterator[tuple[str, str]]:
+    for name in ("public.pem", "signing.pem", "service-keys.json", "dev.key"):
+        yield name, (keys / name).read_text()
+    for service in services:
+        yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
+        yield f"{service.name}.dsn", _dsn(service, credentials.postgres[service.module])
+        yield f"{service.name}.nats", credentials.nats[service.name]
+    roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
+    yield "postgres.password", credentials.postgres[SUPERUSER]
+    yield "postgres.roles", "".join(roles)
+    yield "nats.passwords", "".join(f"{_variable(name)}: {json.dumps(word)}\n" for name, word in credentials.nats.items())
+
+
+def _provider_keys(files: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Those that the caller has; the others stay as they are, or become empty files, which mean none."""
+    given = {file: environment[variable] for file, variable in PROVIDER_KEYS.items() if environment.get(variable)}
+    missing = {file: "" for file in PROVIDER_KEYS if not (files / file).exists()}
+    return missing | given
+
+
+def _dsn(service: Service, password: str) -> str:
+    return f"postgresql://{service.module}:{quote(password, safe='')}@{POSTGRES_ADDRESS}/{service.module}"
+
+
+def _nats_entry(user: NatsUser) -> str:
+    lines = [f"    {{ user: {json.dumps(user.name)}, password: ${_variable(user.name)}, permissions: {{"]
+    for verb, subjects in (("publish", user.publish), ("subscribe", user.subscribe)):
+        lines += [f"        {verb}: {{ allow: [", *(f"          {json.dumps(subject)}" for subject in subjects), "        ] }"]
+    return "\n".join((*lines, "    } }\n"))
+
+
+def _variable(user: str) -> str:
+    return f"password_{user.replace('-', '_')}"
+
+
+def _write(file: Path, text: str) -> None:
+    # In place, for a running container sees this file, not one that replaces it.
+    file.touch()
+    file.write_text(text)
+    file.chmod(0o644)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m launcher.containers", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("secrets", help="make the secrets as files").add_argument("directory", type=Path)
+    commands.add_parser("nats", help="print the configuration of NATS")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Every service's image is made the same way: its Dockerfile is one text with the service's own names and ports."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from launcher.layout import PORT_BASE, SERVICES, Layout, Service
+
+ROOT = Path(__file__).parents[2]
+MODEL, *OTHERS = SERVICES
+LIBRARIES = ("synod-contracts", "synod-eventlog", "synod-servicekit")
+
+
+def dockerfile(service: Service) -> str:
+    return (ROOT / "services" / service.name / "Dockerfile").read_text()
+
+
+def renamed(text: str, old: Service, new: Service) -> str:
+    layout = Layout(Path(), PORT_BASE)
+    names = {old.name: new.name, old.module: new.module}
+    ports = {layout.grpc_port(old): layout.grpc_port(new), layout.http_port(old): layout.http_port(new)}
+    for before, after in (names | ports).items():
+        text = text.replace(str(before), str(after))
+    return text
+
+
+@pytest.mark.parametrize("service", OTHERS, ids=lambda service: service.name)
+def test_dockerfiles_differ_in_names_and_ports_only(service: Service) -> None:
+    assert dockerfile(service) == renamed(dockerfile(MODEL), MODEL, service)
+
+
+def test_an_image_runs_without_root_and_stops_on_sigterm() -> None:
+    lines = dockerfile(MODEL).rpartition("\nFROM ")[2].splitlines()
+    assert "USER 10001:10001" in lines
+    assert "STOPSIGNAL SIGTERM" in lines
+    assert 'CMD ["python", "-m", "agent_registry"]' in lines
+
+
+def test_nothing_is_installed_without_a_hash_or_from_source() -> None:
+    from_index = [line for line in dockerfile(MODEL).splitlines() if "pip" in line and "requirements.lock" in line]
+    assert from_index
+    assert all("--require-hashes" in line and "--only-binary :all:" in line for line in from_index)
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_a_service_uses_exactly_the_libraries_that_its_image_holds(service: Service) -> None:
+    project = tomllib.loads((ROOT / "services" / service.name / "pyproject.toml").read_text())["project"]
+    assert {name for name in project["dependencies"] if name.startswith("synod-")} == set(LIBRARIES)
+    assert "libs/contracts libs/eventlog libs/servicekit" in dockerfile(service)
+
+
+def test_a_file_that_no_image_needs_is_not_sent_to_the_engine() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert not any(rule.startswith(("!deploy/compose", "!.git", "!.venv")) for rule in rules)
