@@ -1,3 +1,5 @@
+"""Runs tool-executor: python -m tool_executor."""
+
 import sys
 
 from tool_executor.main import main

@@ -1,3 +1,5 @@
+"""Runs ws-gateway: python -m ws_gateway."""
+
 import sys
 
 from ws_gateway.main import main
