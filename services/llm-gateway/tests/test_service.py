@@ -1,5 +1,6 @@
 """The service as its clients see it: real gRPC, PostgreSQL and NATS, the provider simulator, a ledger that can refuse."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,18 @@ from launcher.testing import RunningNats
 from llm_gateway.application import call_id
 from llm_gateway.main import compose
 from llm_gateway.settings import Settings
+from provider_simulator.faults import Fault
 from provider_simulator.testing import RunningSimulator
 from servicekit.errors import (
+    AlreadyExists,
+    BudgetExhausted,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
     ServiceError,
+    Unavailable,
     from_rpc_error,
     trailers,
 )
