@@ -172,3 +172,11 @@ async def test_a_refused_connection_is_known_never_to_have_been_asked(transport:
         await provider.generate(asked(), in_time())
 
     assert not caught.value.dispatched
+
+
+@pytest.mark.parametrize(("model", "warned"), [("gpt-5-mini", True), ("o3-2025-04-16", True), ("gpt-4o", False)])
+async def test_models_of_openai_that_reason_are_not_told_how_to_sample(model: str, warned: bool) -> None:
+    families = catalog.OPENAI_FAMILIES
+    profile = Endpoint("openai", "http://127.0.0.1", "key", catalog.OPENAI, families).profile_of(model)
+
+    assert ("temperature" not in profile.parameters) == warned

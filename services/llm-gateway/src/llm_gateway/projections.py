@@ -1,24 +1,36 @@
 """What can be asked about model calls: one row each, and which were left running."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+from eventlog.codec import Codec
 from eventlog.records import Context, StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
+from synod.common.event import Event
+from synod.llm_gateway.events import (
+    EVENTS,
+    ModelCallAccepted,
+    ModelCallAttemptFailed,
+    ModelCallAttemptStarted,
+    ModelCallCancelled,
+    ModelCallCompleted,
+    ModelCallFailed,
+)
 
 from llm_gateway.application import ACTOR
 
 Connection = AsyncConnection[Any]
 
+_CODEC: Final[Codec[Event]] = Codec(EVENTS)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCallRow:
-    """`model` is the one asked for until an attempt ran, then the one that ran last. Times of tokens are zero until known."""
+    """`model` is the one asked for until an attempt ran, then the one that ran last. Tokens are zero until known."""
 
     id: str
     tenant: str
@@ -53,61 +65,70 @@ class ModelCallsView:
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
+        accepted = [_accepted(event) for event in events if event.type == "ModelCallAccepted"]
+        changes: dict[str, _Change] = {}
         for event in events:
-            await self._apply(connection, event)
-
-    async def _apply(self, connection: Connection, event: StoredEvent) -> None:
-        match event.type:
-            case "ModelCallAccepted":
-                await _accepted(connection, event)
-            case "ModelCallAttemptStarted":
-                data = json.loads(event.data)
-                sql = "update model_calls set state = 'running', attempts = %s, model = %s where id = %s"
-                await connection.execute(sql, (data["attempt"], data["model"], event.stream.id))
-            case "ModelCallAttemptFailed":
-                await connection.execute("update model_calls set state = 'waiting' where id = %s", (event.stream.id,))
-            case "ModelCallCompleted":
-                await _completed(connection, event)
-            case "ModelCallFailed" | "ModelCallCancelled":
-                state = "failed" if event.type == "ModelCallFailed" else "cancelled"
-                sql = "update model_calls set state = %s, ended_at = %s where id = %s"
-                await connection.execute(sql, (state, event.occurred_at, event.stream.id))
-            case _:
-                return
+            changes[event.stream.id] = _changed(changes.get(event.stream.id, _Change()), event)
+        async with connection.cursor() as cursor:
+            await cursor.executemany(_INSERT, accepted)
+            await cursor.executemany(_UPDATE, [(*astuple(change), id) for id, change in changes.items()])
 
 
-async def _accepted(connection: Connection, event: StoredEvent) -> None:
-    data = json.loads(event.data)
-    attribution = data["attribution"]
-    await connection.execute(
-        "insert into model_calls (id, tenant, request_id, run_id, agent, state, model, accepted_at)"
-        " values (%s, %s, %s, %s, %s, 'waiting', %s, %s)",
-        (
-            event.stream.id,
-            event.tenant,
-            data["request_id"],
-            attribution["run_id"],
-            attribution["agent"],
-            data["model"],
-            event.occurred_at,
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a batch of events changes in one row, in the order of _UPDATE; None leaves a column as it is."""
+
+    state: str | None = None
+    model: str | None = None
+    attempts: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    duration_ms: int | None = None
+    ended_at: datetime | None = None
 
 
-async def _completed(connection: Connection, event: StoredEvent) -> None:
-    data = json.loads(event.data)
-    await connection.execute(
-        "update model_calls set state = 'completed', model = %s, input_tokens = %s, output_tokens = %s,"
-        " duration_ms = %s, ended_at = %s where id = %s",
-        (
-            data["model"],
-            data["input_tokens"],
-            data["output_tokens"],
-            data["duration_ms"],
-            event.occurred_at,
-            event.stream.id,
-        ),
-    )
+_INSERT: Final = """
+    insert into model_calls (id, tenant, request_id, run_id, agent, state, model, accepted_at)
+    values (%s, %s, %s, %s, %s, 'waiting', %s, %s)
+"""
+_UPDATE: Final = """
+    update model_calls set
+        state = coalesce(%s, state), model = coalesce(%s, model), attempts = coalesce(%s, attempts),
+        input_tokens = coalesce(%s, input_tokens), output_tokens = coalesce(%s, output_tokens),
+        duration_ms = coalesce(%s, duration_ms), ended_at = coalesce(%s, ended_at)
+    where id = %s
+"""
+
+
+def _accepted(event: StoredEvent) -> tuple[object, ...]:
+    accepted = ModelCallAccepted.model_validate_json(event.data)
+    owner = accepted.attribution
+    ids = (event.stream.id, event.tenant, accepted.request_id, owner.run_id, owner.agent)
+    return (*ids, accepted.model, event.occurred_at)
+
+
+def _changed(change: _Change, stored: StoredEvent) -> _Change:
+    match _CODEC.decode(stored):
+        case ModelCallAttemptStarted() as event:
+            return replace(change, state="running", model=event.model, attempts=event.attempt)
+        case ModelCallAttemptFailed():
+            return replace(change, state="waiting")
+        case ModelCallCompleted() as event:
+            return replace(
+                change,
+                state="completed",
+                model=event.model,
+                input_tokens=event.input_tokens,
+                output_tokens=event.output_tokens,
+                duration_ms=event.duration_ms,
+                ended_at=stored.occurred_at,
+            )
+        case ModelCallFailed():
+            return replace(change, state="failed", ended_at=stored.occurred_at)
+        case ModelCallCancelled():
+            return replace(change, state="cancelled", ended_at=stored.occurred_at)
+        case _:
+            return change
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,15 @@ VLLM = CapabilityProfile(
     files=False,
 )
 
+OPENAI_FAMILIES = dict.fromkeys(("o1", "o3", "o4", "gpt-5", "gpt-6"), OPENAI_REASONING)
+"""Models that reason refuse to be told how to sample."""
+
 Now = Callable[[], datetime]
 
 
 def openai(transport: Transport, now: Now, api_key: str, base_url: str = OPENAI_BASE_URL) -> HttpProvider:
-    return HttpProvider(Endpoint("openai", base_url, api_key, OPENAI), OpenAiChatDialect(), transport, now)
+    endpoint = Endpoint("openai", base_url, api_key, OPENAI, OPENAI_FAMILIES)
+    return HttpProvider(endpoint, OpenAiChatDialect(), transport, now)
 
 
 def anthropic(transport: Transport, now: Now, api_key: str, base_url: str = ANTHROPIC_BASE_URL) -> HttpProvider:

@@ -17,7 +17,7 @@ _SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a provider is and how to speak to it. `profiles` holds the models that differ from `profile`."""
+    """Where a provider is and how to speak to it. `profiles` holds families that differ, by how their names begin."""
 
     name: str
     base_url: str
@@ -27,7 +27,9 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def profile_of(self, model: str) -> CapabilityProfile:
-        return self.profiles.get(model, self.profile)
+        families = (name for name in self.profiles if model.startswith(name))
+        family = max(families, key=len, default="")
+        return self.profiles.get(family, self.profile)
 
 
 class HttpProvider:

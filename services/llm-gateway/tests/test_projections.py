@@ -1,0 +1,92 @@
+"""One row a call, whatever the batches in which its events come."""
+
+from datetime import UTC, datetime
+
+import pytest
+from eventlog.codec import Codec
+from eventlog.memory import MemoryEventLog
+from eventlog.projections import Projector
+from eventlog.records import Append, Context, StreamId
+from eventlog.sources import LogSource
+from llm_gateway.projections import ModelCallsView, Queries
+from psycopg_pool import AsyncConnectionPool
+from synod.common.event import Event
+from synod.common.values import Attribution, Failure
+from synod.llm_gateway.events import (
+    EVENTS,
+    ModelCallAccepted,
+    ModelCallAttemptFailed,
+    ModelCallAttemptStarted,
+    ModelCallCompleted,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CODEC: Codec[Event] = Codec(EVENTS)
+OWNER = Attribution(tenant_id="local", run_id="run_1", agent="scout")
+ACCEPTED = ModelCallAccepted(
+    request_id="req", model="scout", attribution=OWNER, request_sha256="aa", input_tokens_max=1, output_tokens_max=1
+)
+
+
+def started(attempt: int) -> Event:
+    return ModelCallAttemptStarted(
+        request_id="req",
+        attempt=attempt,
+        model="fake/m",
+        provider="fake",
+        reservation_id=f"mc:{attempt}",
+        attribution=OWNER,
+    )
+
+
+FAILED = ModelCallAttemptFailed(
+    request_id="req",
+    attempt=1,
+    model="fake/m",
+    reservation_id="mc:1",
+    failure=Failure(reason="RATE_LIMITED", message="slow down"),
+    billed="no",
+)
+COMPLETED = ModelCallCompleted(
+    request_id="req",
+    attempt=2,
+    model="fake/m",
+    provider="fake",
+    reservation_id="mc:2",
+    attribution=OWNER,
+    input_tokens=7,
+    output_tokens=3,
+    usage=(),
+    usage_source="provider_final",
+    finish_reason="stop",
+    response_sha256="bb",
+    duration_ms=5,
+)
+WHOLE = (ACCEPTED, started(1), FAILED, started(2), COMPLETED)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (1, 1, 1, 1, 1), (2, 3), (4, 1)])
+async def test_a_row_says_how_a_call_went(postgres_dsn: str, sizes: tuple[int, ...]) -> None:
+    log, rest = MemoryEventLog(), list(WHOLE)
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        projector = Projector(pool, ModelCallsView(), LogSource(log, "llm-gateway"))
+        for size in sizes:
+            new = tuple(CODEC.encode(event, at=NOW) for event in rest[:size])
+            await log.append(Append(StreamId("model-call", "mc"), 5 - len(rest), new, Context("local", "usr_ada")))
+            rest = rest[size:]
+            await projector.catch_up()
+        async with pool.connection() as connection:
+            sql = "select state, model, attempts, input_tokens, output_tokens, duration_ms, ended_at from view_model_calls.model_calls"
+            rows = await (await connection.execute(sql)).fetchall()
+
+    assert rows == [("completed", "fake/m", 2, 7, 3, 5, NOW)]
+
+
+async def test_running_calls_are_found_with_whom_they_belong_to(postgres_dsn: str) -> None:
+    log = MemoryEventLog()
+    new = tuple(CODEC.encode(event, at=NOW) for event in (ACCEPTED, started(1)))
+    await log.append(Append(StreamId("model-call", "mc"), 0, new, Context("local", "usr_ada")))
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        await Projector(pool, ModelCallsView(), LogSource(log, "llm-gateway")).catch_up()
+
+        assert await Queries(pool).running() == [("mc", Context("local", "llm-gateway", "run_1"))]
