@@ -5,19 +5,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 
 import grpc
 import pytest
+import pytest_asyncio
 from eventlog.codec import Codec
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import Append, Context, StreamId
 from grpc.aio import AioRpcError
-from launcher.testing import RunningNats
+from launcher.testing import RunningNats, RunningPostgres
 from llm_gateway.application import call_id
 from llm_gateway.main import compose
 from llm_gateway.settings import Settings
 from provider_simulator.faults import Fault
-from provider_simulator.testing import RunningSimulator
+from provider_simulator.testing import RunningSimulator, running_simulator
 from servicekit.errors import (
     AlreadyExists,
     BudgetExhausted,
@@ -31,6 +33,7 @@ from servicekit.errors import (
     from_rpc_error,
     trailers,
 )
+from servicekit.peers import PeerChannel
 from servicekit.testing import Served, serve_in_process, settings_for
 from synod.common.event import Event
 from synod.common.values import Attribution
@@ -43,6 +46,10 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 
 WAIT_S = 10
+TENANTS = count(1)
+
+# One service for all tests of this file, each in a tenant of its own.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass
@@ -78,18 +85,38 @@ async def serving(ledger: Ledger) -> AsyncIterator[Ledger]:
         await server.stop(0)
 
 
-@pytest.fixture
-async def ledger() -> AsyncIterator[Ledger]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_ledger() -> AsyncIterator[Ledger]:
     async with serving(Ledger()) as running:
         yield running
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_simulator() -> AsyncIterator[RunningSimulator]:
+    async with running_simulator() as running:
+        yield running
+
+
 @pytest.fixture
-def settings(postgres_dsn: str, fresh_nats: RunningNats, ledger: Ledger, simulator: RunningSimulator) -> Settings:
+def ledger(shared_ledger: Ledger) -> Ledger:
+    shared_ledger.reserved.clear()
+    shared_ledger.refusals.clear()
+    shared_ledger.tenants.clear()
+    return shared_ledger
+
+
+@pytest.fixture
+def simulator(shared_simulator: RunningSimulator) -> RunningSimulator:
+    shared_simulator.faults.clear()
+    shared_simulator.usage.clear()
+    return shared_simulator
+
+
+def settings_of(dsn: str, nats_url: str, ledger: Ledger, simulator: RunningSimulator) -> Settings:
     return settings_for(
         Settings,
-        postgres_dsn,
-        fresh_nats.url,
+        dsn,
+        nats_url,
         peers={"cost-ledger": ledger.address},
         simulator_url=simulator.origin,
         openai_api_key=None,
@@ -100,15 +127,36 @@ def settings(postgres_dsn: str, fresh_nats: RunningNats, ledger: Ledger, simulat
     )
 
 
-@pytest.fixture
-async def service(settings: Settings) -> AsyncIterator[Served[Settings]]:
-    async with serve_in_process(compose, settings) as served:
-        yield served
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(
+    postgres_server: RunningPostgres, nats_url: str, shared_ledger: Ledger, shared_simulator: RunningSimulator
+) -> AsyncIterator[Served[Settings]]:
+    with postgres_server.fresh_database() as dsn:
+        settings = settings_of(dsn, nats_url, shared_ledger, shared_simulator)
+        async with serve_in_process(compose, settings) as served:
+            yield served
 
 
 @pytest.fixture
-def stub(service: Served[Settings]) -> LlmGatewayStub:
-    return LlmGatewayStub(service.channel)
+def own_settings(postgres_dsn: str, fresh_nats: RunningNats, ledger: Ledger, simulator: RunningSimulator) -> Settings:
+    """For a service that the test itself starts and stops."""
+    return settings_of(postgres_dsn, fresh_nats.url, ledger, simulator)
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"tenant-{next(TENANTS)}"
+
+
+@pytest.fixture
+def channel(service: Served[Settings], tenant: str) -> PeerChannel:
+    return service.connect(service.token(tenant=tenant))
+
+
+@pytest.fixture
+def stub(channel: PeerChannel, ledger: Ledger, simulator: RunningSimulator) -> LlmGatewayStub:
+    """A client in a tenant of its own, of a gateway whose ledger and simulator have forgotten all before."""
+    return LlmGatewayStub(channel)
 
 
 def request(request_id: str = "req", script: str = "answer: {{input}}!", **more: object) -> pb.GenerateRequest:
@@ -134,13 +182,13 @@ async def refused(call: object) -> ServiceError:
     return from_rpc_error(caught.value)
 
 
-async def event_types(service: Served[Settings]) -> list[str]:
-    answer = await EventLogStub(service.channel).Read(log_pb.ReadRequest(page_size=100))
+async def event_types(channel: PeerChannel) -> list[str]:
+    answer = await EventLogStub(channel).Read(log_pb.ReadRequest(page_size=100))
     return [event.type for event in answer.events]
 
 
 async def test_an_answer_is_reserved_before_and_recorded_after(
-    service: Served[Settings], stub: LlmGatewayStub, ledger: Ledger
+    channel: PeerChannel, stub: LlmGatewayStub, ledger: Ledger, tenant: str
 ) -> None:
     answer = await stub.Generate(request())
 
@@ -150,10 +198,10 @@ async def test_an_answer_is_reserved_before_and_recorded_after(
     assert sum(line.quantity for line in answer.usage.lines if line.direction == "input") == answer.usage.input_tokens
     (reserved,) = ledger.reserved
     assert reserved.reservation_id == answer.reservation_id
-    assert (reserved.model, reserved.attribution.agent, ledger.tenants) == ("simulator/sim-1", "scout", ["local"])
+    assert (reserved.model, reserved.attribution.agent, ledger.tenants) == ("simulator/sim-1", "scout", [tenant])
     assert reserved.input_tokens_max >= answer.usage.input_tokens
     assert reserved.output_tokens_max == 4096
-    assert await event_types(service) == ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
+    assert await event_types(channel) == ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
 
 
 async def test_a_stream_begins_delivers_and_completes_once(stub: LlmGatewayStub) -> None:
@@ -216,14 +264,14 @@ async def test_other_content_under_the_same_request_id_is_refused(stub: LlmGatew
 
 
 async def test_a_rate_limit_is_waited_for_and_tried_again(
-    service: Served[Settings], stub: LlmGatewayStub, simulator: RunningSimulator
+    channel: PeerChannel, stub: LlmGatewayStub, simulator: RunningSimulator
 ) -> None:
     simulator.faults.plan(Fault(status=429, headers={"retry-after-ms": "50"}))
 
     answer = await stub.Generate(request())
 
     assert answer.reservation_id.endswith(":2")
-    assert (await event_types(service))[2:4] == ["ModelCallAttemptFailed", "ModelCallAttemptStarted"]
+    assert (await event_types(channel))[2:4] == ["ModelCallAttemptFailed", "ModelCallAttemptStarted"]
 
 
 async def test_a_rate_limit_beyond_the_deadline_says_when_to_come_back(
@@ -246,9 +294,7 @@ async def test_a_fallback_answers_for_a_model_that_is_down(stub: LlmGatewayStub,
     assert simulator.usage.totals["sim-401"].failed == 1
 
 
-async def test_a_stream_that_breaks_after_content_ends_in_one_error(
-    service: Served[Settings], stub: LlmGatewayStub
-) -> None:
+async def test_a_stream_that_breaks_after_content_ends_in_one_error(channel: PeerChannel, stub: LlmGatewayStub) -> None:
     asked = request(model="simulator/sim-cut", script="answer: one two three four five six")
 
     events = [event async for event in stub.Stream(streamed(asked))]
@@ -256,11 +302,11 @@ async def test_a_stream_that_breaks_after_content_ends_in_one_error(
     kinds = [event.WhichOneof("event") for event in events]
     assert (kinds[0], kinds[-1]) == ("started", "error")
     assert (events[-1].error.reason, events[-1].error.retryable) == ("PROVIDER_UNAVAILABLE", True)
-    assert (await event_types(service))[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
+    assert (await event_types(channel))[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
 
 
 async def test_a_caller_who_leaves_does_not_stop_what_is_paid_for(
-    service: Served[Settings], stub: LlmGatewayStub, simulator: RunningSimulator
+    channel: PeerChannel, stub: LlmGatewayStub, simulator: RunningSimulator
 ) -> None:
     simulator.faults.plan(Fault(frame_delay_s=0.005))
     asked = request(script="answer: " + "word " * 50)
@@ -269,7 +315,7 @@ async def test_a_caller_who_leaves_does_not_stop_what_is_paid_for(
     stream.cancel()
 
     async with asyncio.timeout(WAIT_S):
-        while (await event_types(service))[-1] != "ModelCallCompleted":
+        while (await event_types(channel))[-1] != "ModelCallCompleted":
             continue
     answer = await stub.Generate(asked)
     assert answer.message.parts[0].text.count("word") == 50
@@ -291,7 +337,7 @@ async def test_a_call_past_its_deadline_says_so_and_is_answered_later(
 
 
 async def test_an_exhausted_budget_reaches_the_caller_unchanged(
-    service: Served[Settings], stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
+    channel: PeerChannel, stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
 ) -> None:
     ledger.refusals.append(BudgetExhausted("bdg_1", available=5, required=900))
 
@@ -301,7 +347,7 @@ async def test_an_exhausted_budget_reaches_the_caller_unchanged(
     assert (error.budget_id, error.available, error.required) == ("bdg_1", 5, 900)
     assert error.domain == "synod.cost-ledger"
     assert simulator.usage.total().requests == 0
-    assert await event_types(service) == []
+    assert await event_types(channel) == []
 
 
 async def test_a_ledger_that_stumbles_is_asked_again(stub: LlmGatewayStub, ledger: Ledger) -> None:
@@ -377,21 +423,21 @@ async def test_tokens_are_bounded_without_asking_anybody(stub: LlmGatewayStub, s
     assert simulator.usage.total().requests == 1
 
 
-async def test_no_event_holds_content_or_a_key(service: Served[Settings], stub: LlmGatewayStub) -> None:
+async def test_no_event_holds_content_or_a_key(channel: PeerChannel, stub: LlmGatewayStub) -> None:
     await stub.Generate(request(script="answer: a secret word"))
     await refused(stub.Generate(request("other", model="anthropic/claude-opus-5")))
 
-    events = (await EventLogStub(service.channel).Read(log_pb.ReadRequest(page_size=100))).events
+    events = (await EventLogStub(channel).Read(log_pb.ReadRequest(page_size=100))).events
 
     text = b"".join(event.SerializeToString() for event in events)
     assert b"secret word" not in text
     assert b"key-of-a-test" not in text
 
 
-async def test_views_equal_views_rebuilt_from_the_log(service: Served[Settings], stub: LlmGatewayStub) -> None:
+async def test_views_equal_views_rebuilt_from_the_log(channel: PeerChannel, stub: LlmGatewayStub) -> None:
     await stub.Generate(request())
     await refused(stub.Generate(request("failing", model="simulator/sim-400")))
-    log = EventLogStub(service.channel)
+    log = EventLogStub(channel)
 
     (view,) = (await log.ListViews(log_pb.ListViewsRequest())).views
 
@@ -401,23 +447,23 @@ async def test_views_equal_views_rebuilt_from_the_log(service: Served[Settings],
 
 
 async def test_a_call_cut_short_by_a_stop_is_answered_after_the_next_start(
-    settings: Settings, simulator: RunningSimulator, ledger: Ledger
+    own_settings: Settings, simulator: RunningSimulator
 ) -> None:
     simulator.faults.plan(Fault(first_byte_delay_s=30))
-    async with serve_in_process(compose, settings) as first:
+    async with serve_in_process(compose, own_settings) as first:
         caller = asyncio.ensure_future(LlmGatewayStub(first.channel).Generate(request()))
         async with asyncio.timeout(WAIT_S):
-            while len(await event_types(first)) < 2:
+            while len(await event_types(first.channel)) < 2:
                 continue
         caller.cancel()
-    async with serve_in_process(compose, settings) as second:
+    async with serve_in_process(compose, own_settings) as second:
         answer = await LlmGatewayStub(second.channel).Generate(request())
         assert answer.reservation_id.endswith(":2")
-        assert (await event_types(second))[2] == "ModelCallAttemptFailed"
+        assert (await event_types(second.channel))[2] == "ModelCallAttemptFailed"
 
 
-async def test_a_start_ends_the_attempts_that_a_crash_left_running(settings: Settings) -> None:
-    log = await PostgresEventLog.open(settings.postgres_dsn.get_secret_value())
+async def test_a_start_ends_the_attempts_that_a_crash_left_running(own_settings: Settings) -> None:
+    log = await PostgresEventLog.open(own_settings.postgres_dsn.get_secret_value())
     codec: Codec[Event] = Codec(EVENTS)
     attribution = Attribution(tenant_id="local", run_id="run_1")
     accepted = ModelCallAccepted(
@@ -442,8 +488,8 @@ async def test_a_start_ends_the_attempts_that_a_crash_left_running(settings: Set
     )
     await log.close()
 
-    async with serve_in_process(compose, settings) as service, asyncio.timeout(WAIT_S):
-        while (await event_types(service))[-1] != "ModelCallAttemptFailed":
+    async with serve_in_process(compose, own_settings) as service, asyncio.timeout(WAIT_S):
+        while (await event_types(service.channel))[-1] != "ModelCallAttemptFailed":
             continue
         (ended,) = (await EventLogStub(service.channel).Read(log_pb.ReadRequest(after_position=2))).events
         assert (ended.tenant, ended.correlation_id, ended.actor) == ("local", "run_1", "llm-gateway")
