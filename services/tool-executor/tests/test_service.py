@@ -1,21 +1,78 @@
 """The service as its clients see it: real gRPC, PostgreSQL and NATS, real tools in real sandboxes."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
+from eventlog.codec import Codec
+from eventlog.records import NO_STREAM, Append, Context, Filter, StreamId
 from launcher.testing import RunningNats
-from servicekit.errors import ServiceError, from_rpc_error
+from servicekit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    ServiceError,
+    from_rpc_error,
+)
 from servicekit.testing import Served, serve_in_process, settings_for
+from synod.common.event import Event
+from synod.common.values import Attribution
+from synod.eventlog.v1 import eventlog_pb2 as log_pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
+from synod.tool_executor.events import EVENTS, EffectClass, ToolCallRequested, ToolCallStarted
 from synod.tool_executor.v1 import tool_executor_pb2 as pb
 from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
-from tool_executor.main import compose
+from tool_executor import arguments
+from tool_executor.application import call_stream
+from tool_executor.main import compose, compose_with
+from tool_executor.sandboxes.probe import Capabilities
+from tool_executor.sandboxes.probe import capabilities as capabilities_of
 from tool_executor.settings import Settings
+from tool_executor.tools.catalogue import catalogue
+from tool_executor.tools.network import Network
+from tool_executor.tools.tool import Arguments, Effect, NetworkTool, Result
+from tool_executor.workspaces import FILE_BYTES_MAX, FILES_MAX
 
+WAIT_S = 20
 PRICES = b"model,usd\nsmall,1\nlarge,5\n"
+BUSY = {"code": "while True: pass"}
+
+
+class PayArguments(Arguments):
+    cents: int
+
+
+class PayResult(Result):
+    receipt: str
+
+
+async def never_ending(_: PayArguments, __: Network) -> PayResult:
+    await asyncio.Event().wait()
+    return PayResult(receipt="never")
+
+
+PAY = NetworkTool(
+    name="pay",
+    version="1.0.0",
+    title="Pay",
+    description="Pays, and does not come back.",
+    arguments=PayArguments,
+    result=PayResult,
+    effect=Effect.AT_MOST_ONCE,
+    run=never_ending,
+    self_tests=(),
+)
 
 
 def settings(postgres_dsn: str, nats: RunningNats, state_dir: Path, **values: Any) -> Settings:
@@ -23,14 +80,27 @@ def settings(postgres_dsn: str, nats: RunningNats, state_dir: Path, **values: An
 
 
 @pytest.fixture
-async def service(postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path) -> AsyncIterator[Served[Settings]]:
-    async with serve_in_process(compose, settings(postgres_dsn, fresh_nats, tmp_path)) as served:
+async def service(
+    postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path, capabilities: Capabilities
+) -> AsyncIterator[Served[Settings]]:
+    composed = partial(compose_with, tools=(*catalogue(), PAY), capabilities=capabilities)
+    async with serve_in_process(composed, settings(postgres_dsn, fresh_nats, tmp_path)) as served:
         yield served
 
 
 @pytest.fixture
 def stub(service: Served[Settings]) -> ToolExecutorStub:
     return ToolExecutorStub(service.channel)
+
+
+@asynccontextmanager
+async def another(
+    service: Served[Settings], capabilities: Capabilities, **values: Any
+) -> AsyncIterator[Served[Settings]]:
+    """A second process of the same service, as far as the log and the database can tell."""
+    composed = partial(compose_with, tools=(*catalogue(), PAY), capabilities=capabilities)
+    async with serve_in_process(composed, service.host.settings.model_copy(update=values), key=service.key) as served:
+        yield served
 
 
 def execute(call_id: str, tool: str, arguments: object, **more: str) -> pb.ExecuteRequest:
@@ -46,6 +116,54 @@ async def refusal(call: Awaitable[object]) -> ServiceError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)
+
+
+async def events_of(service: Served[Settings], *types: str) -> list[Event]:
+    log = service.host.history.log
+    assert log is not None
+    stored = await log.read(where=Filter(types=frozenset(types)))
+    decoded = [Codec[Event](EVENTS).decode(event) for event in stored]
+    return [event for event in decoded if isinstance(event, Event)]
+
+
+async def running(stub: ToolExecutorStub, call_id: str) -> None:
+    """Wait until a call runs."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                call = await stub.GetToolCall(pb.GetToolCallRequest(call_id=call_id))
+            except grpc.aio.AioRpcError:
+                continue
+            if call.state == pb.TOOL_CALL_STATE_RUNNING:
+                return
+
+
+async def left_open(
+    service: Served[Settings], call_id: str, tool: str, given: object, effect: EffectClass
+) -> pb.ExecuteRequest:
+    """What a worker leaves that dies while the tool runs; answers the request that it was serving."""
+    parsed = arguments.parse(json.dumps(given))
+    requested = ToolCallRequested(
+        call_id=call_id,
+        tool=tool,
+        tool_version="1.0.0",
+        tool_digest="",
+        agent="analyst",
+        workspace_id="run_1",
+        arguments_json=parsed.text,
+        arguments_sha256=parsed.sha256,
+        effect=effect,
+        grant_id="grt_1",
+        attribution=Attribution(),
+    )
+    started = ToolCallStarted(call_id=call_id, attempt=1, worker="wrk_dead", isolation="L2")
+    codec, now = Codec[Event](EVENTS), datetime.now(UTC)
+    events = tuple(codec.encode(event, at=now) for event in (requested, started))
+    log = service.host.history.log
+    assert log is not None
+    stream = StreamId("tool-call", call_stream("local", call_id))
+    await log.append(Append(stream, NO_STREAM, events, Context(tenant="local", actor="usr_test")))
+    return execute(call_id, tool, given)
 
 
 async def test_lists_tools_with_schemas_and_what_the_sandboxes_can_do(stub: ToolExecutorStub) -> None:
@@ -72,3 +190,367 @@ async def test_queries_an_uploaded_file_with_sql(stub: ToolExecutorStub) -> None
     query = {"sql": "select model from prices where usd > 2"}
     answer = await stub.Execute(execute("c1", "sql_query", query))
     assert "large" in answer.result_json, answer
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------------
+
+
+async def test_denied_is_the_default_and_the_message_says_how_to_allow(stub: ToolExecutorStub) -> None:
+    await grant(stub, "csv_profile")
+    error = await refusal(stub.Execute(execute("c1", "calc", {"expression": "1"})))
+    assert isinstance(error, PermissionDenied)
+    assert error.reason == "TOOL_NOT_GRANTED"
+    assert "agent 'analyst' may not use the tool 'calc'" in error.message
+    assert "GrantTool" in error.message
+    assert isinstance(await refusal(stub.GetToolCall(pb.GetToolCallRequest(call_id="c1"))), NotFound)
+
+
+async def test_a_grant_holds_at_once_and_a_revoked_one_no_longer(stub: ToolExecutorStub) -> None:
+    given = await grant(stub, "calc", agent="*")
+    assert (await stub.Execute(execute("c1", "calc", {"expression": "1"}))).state == pb.TOOL_CALL_STATE_SUCCEEDED
+    assert [each.id for each in (await stub.ListGrants(pb.ListGrantsRequest())).grants] == [given.id]
+    revoked = await stub.RevokeGrant(pb.RevokeGrantRequest(id=given.id))
+    assert revoked.HasField("revoked_at")
+    error = await refusal(stub.Execute(execute("c2", "calc", {"expression": "1"})))
+    assert error.reason == "TOOL_NOT_GRANTED"
+    assert not (await stub.ListGrants(pb.ListGrantsRequest(agent="*"))).grants
+
+
+async def test_a_late_repeat_of_a_request_does_not_revive_a_grant(stub: ToolExecutorStub) -> None:
+    request = pb.GrantToolRequest(agent="analyst", tool="calc", request_id="req_1")
+    given = await stub.GrantTool(request)
+    await stub.RevokeGrant(pb.RevokeGrantRequest(id=given.id))
+    assert (await stub.GrantTool(request)).HasField("revoked_at")
+    assert not (await grant(stub, "calc")).HasField("revoked_at")
+
+
+async def test_every_problem_of_the_arguments_is_listed(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    error = await refusal(stub.Execute(execute("c1", "calc", {"expression": 5, "exact": "yes", "extra": 1})))
+    assert isinstance(error, InvalidArgument)
+    assert error.reason == "INVALID_ARGUMENTS"
+    for part in ("$.expression: 5 is not of type 'string'", "$.exact: 'yes' is not of type 'boolean'", "'extra'"):
+        assert part in error.message
+
+
+async def test_refusals_name_what_is_wrong(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    fine = {"expression": "1"}
+    cases = [
+        (stub.Execute(execute("c1", "clac", fine)), NotFound, "did you mean calc?"),
+        (stub.Execute(execute("c1", "calc@9.0.0", fine)), NotFound, "calc@1.0.0"),
+        (stub.GrantTool(pb.GrantToolRequest(agent="a", tool="sql_qery")), NotFound, "sql_query"),
+        (stub.GetTool(pb.GetToolRequest(reference="file_writ")), NotFound, "file_write"),
+        (stub.Execute(execute("", "calc", fine)), InvalidArgument, "call_id"),
+        (stub.Execute(execute("c1", "calc", fine, workspace_id="../up")), InvalidArgument, "workspace_id"),
+        (stub.Execute(execute("c1", "calc", [1])), InvalidArgument, "JSON object"),
+        (stub.RevokeGrant(pb.RevokeGrantRequest(id="grt_none")), NotFound, "grt_none"),
+        (stub.CancelToolCall(pb.CancelToolCallRequest(call_id="none")), NotFound, "none"),
+    ]
+    for call, kind, words in cases:
+        error = await refusal(call)
+        assert isinstance(error, kind), error
+        assert words in error.message
+
+
+async def test_a_call_id_with_other_arguments_is_a_conflict(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    await stub.Execute(execute("c1", "calc", {"expression": "1"}))
+    error = await refusal(stub.Execute(execute("c1", "calc", {"expression": "2"})))
+    assert isinstance(error, AlreadyExists)
+    assert error.reason == "IDEMPOTENCY_CONFLICT"
+
+
+async def test_an_agent_acts_as_itself_only(service: Served[Settings]) -> None:
+    token = service.token(["tools.execute"], id="agt_1", kind="agent")
+    error = await refusal(ToolExecutorStub(service.connect(token)).Execute(execute("c1", "calc", {})))
+    assert isinstance(error, PermissionDenied)
+    assert "agt_1 may not use tools as 'analyst'" in error.message
+
+
+async def test_a_tool_that_needs_more_isolation_than_there_is_does_not_run(
+    postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path
+) -> None:
+    weak = capabilities_of(0, {"landlock": "ENOSYS: Function not implemented"})
+    composed = partial(compose_with, tools=catalogue(), capabilities=weak)
+    async with serve_in_process(composed, settings(postgres_dsn, fresh_nats, tmp_path)) as served:
+        stub = ToolExecutorStub(served.channel)
+        await grant(stub)
+        error = await refusal(stub.Execute(execute("c1", "python_exec", {"code": "result = 1"})))
+        assert isinstance(error, FailedPrecondition)
+        assert error.reason == "SANDBOX_UNAVAILABLE"
+        assert "landlock: ENOSYS" in error.message
+        assert "sandbox" in served.host.health.problems
+        assert not await events_of(served, "ToolCallRequested")
+
+
+async def test_too_many_calls_are_refused_and_told_when_to_come_back(
+    service: Served[Settings], capabilities: Capabilities
+) -> None:
+    async with another(service, capabilities, calls_per_agent_max=1) as narrow:
+        stub = ToolExecutorStub(narrow.channel)
+        await grant(stub)
+        busy = asyncio.create_task(stub.Execute(execute("c1", "pay", {"cents": 1})))
+        await running(stub, "c1")
+        error = await refusal(stub.Execute(execute("c2", "calc", {"expression": "1"})))
+        await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
+        await busy
+        assert isinstance(error, ResourceExhausted)
+        assert error.retry_after_s == 1.0
+        assert "agent 'analyst' runs 1" in error.message
+        assert (await stub.Execute(execute("c2", "calc", {"expression": "1"}))).state == pb.TOOL_CALL_STATE_SUCCEEDED
+
+
+# --- calls in flight ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_call_twice_at_once_runs_once(service: Served[Settings], stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    request = execute("c1", "python_exec", {"code": "import random\nresult = random.random()"})
+    answers = await asyncio.gather(*(stub.Execute(request) for _ in range(5)))
+    assert len({answer.result_json for answer in answers}) == 1
+    assert sorted(answer.replayed for answer in answers) == [False, True, True, True, True]
+    assert len(await events_of(service, "ToolCallStarted")) == 1
+
+
+async def test_a_caller_that_leaves_does_not_stop_its_tool(stub: ToolExecutorStub, service: Served[Settings]) -> None:
+    await grant(stub)
+    request = execute("c1", "python_exec", {"code": "import time\ntime.sleep(0.3)\nresult = 'done'"})
+    leaving = asyncio.create_task(stub.Execute(request))
+    await running(stub, "c1")
+    leaving.cancel()
+    answer = await stub.Execute(request)
+    assert (answer.state, answer.attempt, answer.replayed) == (pb.TOOL_CALL_STATE_SUCCEEDED, 1, True)
+    assert "done" in answer.result_json
+
+
+async def test_a_call_out_of_time_is_answered_as_timed_out(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    answer = await stub.Execute(execute("c1", "python_exec", BUSY), timeout=3)
+    assert (answer.state, answer.failure.kind) == (pb.TOOL_CALL_STATE_TIMED_OUT, "LIMIT_WALL")
+    assert answer.took.ToMilliseconds() >= 2000
+    again = await stub.Execute(execute("c1", "python_exec", BUSY))
+    assert (again.state, again.replayed) == (pb.TOOL_CALL_STATE_TIMED_OUT, True)
+
+
+async def test_a_failed_tool_is_an_answer_with_its_kind(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    answer = await stub.Execute(execute("c1", "calc", {"expression": "1 / 0"}))
+    assert (answer.state, answer.failure.kind) == (pb.TOOL_CALL_STATE_FAILED, "DIVISION_BY_ZERO")
+
+
+async def test_cancelling_ends_a_running_call(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    call = asyncio.create_task(stub.Execute(execute("c1", "python_exec", BUSY)))
+    await running(stub, "c1")
+    cancelled = await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
+    assert cancelled.state == (await call).state == pb.TOOL_CALL_STATE_CANCELLED
+    assert "usr_test" in cancelled.failure.message
+
+
+async def test_of_a_cancelled_effect_the_outcome_is_unknown_until_somebody_says(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    call = asyncio.create_task(stub.Execute(execute("c1", "pay", {"cents": 5})))
+    await running(stub, "c1")
+    await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
+    assert (await call).state == pb.TOOL_CALL_STATE_OUTCOME_UNKNOWN
+    said = pb.ReconcileToolCallRequest(call_id="c1", happened=True, result_json='{"receipt":"r7"}', reason="statement")
+    assert (await stub.ReconcileToolCall(said)).state == pb.TOOL_CALL_STATE_SUCCEEDED
+    again = await stub.Execute(execute("c1", "pay", {"cents": 5}))
+    assert (json.loads(again.result_json), again.replayed) == ({"receipt": "r7"}, True)
+    other = pb.ReconcileToolCallRequest(call_id="c1", happened=False, reason="changed my mind")
+    assert (await refusal(stub.ReconcileToolCall(other))).reason == "OUTCOME_KNOWN"
+
+
+async def test_a_call_that_runs_in_another_process_is_joined_and_cancelled_from_here(
+    service: Served[Settings], stub: ToolExecutorStub, capabilities: Capabilities
+) -> None:
+    async with another(service, capabilities) as second:
+        there = ToolExecutorStub(second.channel)
+        await grant(stub)
+        request = execute("c1", "python_exec", BUSY)
+        first = asyncio.create_task(stub.Execute(request))
+        await running(stub, "c1")
+        joined = asyncio.create_task(there.Execute(request))
+        cancelled = await there.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
+        async with asyncio.timeout(WAIT_S):
+            states = {cancelled.state, (await first).state, (await joined).state}
+        assert states == {pb.TOOL_CALL_STATE_CANCELLED}
+        assert len(await events_of(service, "ToolCallStarted")) == 1
+
+
+# --- calls that a dead worker has left ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "effect"),
+    [
+        ("calc", {"expression": "6 * 7"}, "pure"),
+        ("file_write", {"path": "a.txt", "content": "hello"}, "idempotent"),
+    ],
+)
+async def test_a_repeatable_call_of_a_dead_worker_is_run_again(
+    service: Served[Settings], stub: ToolExecutorStub, tool: str, given: object, effect: EffectClass
+) -> None:
+    await grant(stub)
+    request = await left_open(service, "c1", tool, given, effect)
+    answer = await stub.Execute(request)
+    assert (answer.state, answer.attempt, answer.replayed) == (pb.TOOL_CALL_STATE_SUCCEEDED, 2, False)
+    assert (await stub.Execute(request)).replayed
+
+
+async def test_an_at_most_once_call_of_a_dead_worker_is_never_run_again(
+    service: Served[Settings], stub: ToolExecutorStub
+) -> None:
+    await grant(stub)
+    request = await left_open(service, "c1", "pay", {"cents": 5}, "at_most_once")
+    answer = await stub.Execute(request)
+    assert (answer.state, answer.attempt) == (pb.TOOL_CALL_STATE_OUTCOME_UNKNOWN, 1)
+    assert "worker died" in answer.failure.message
+    said = pb.ReconcileToolCallRequest(call_id="c1", happened=False, reason="the bank has no trace of it")
+    assert (await stub.ReconcileToolCall(said)).failure.kind == "EFFECT_DID_NOT_HAPPEN"
+    assert len(await events_of(service, "ToolCallStarted")) == 1
+
+
+async def test_what_dead_workers_left_is_found_when_the_service_starts(
+    service: Served[Settings], capabilities: Capabilities
+) -> None:
+    await left_open(service, "c1", "pay", {"cents": 5}, "at_most_once")
+    await left_open(service, "c2", "calc", {"expression": "1"}, "pure")
+    async with another(service, capabilities), asyncio.timeout(WAIT_S):
+        while not (found := await events_of(service, "ToolCallOutcomeUnknown")):
+            continue
+    assert [event.model_dump()["call_id"] for event in found] == ["c1"]
+
+
+async def test_a_call_that_the_service_stops_is_run_again_by_the_next(
+    service: Served[Settings], stub: ToolExecutorStub, capabilities: Capabilities
+) -> None:
+    await grant(stub)
+    request = execute("c1", "python_exec", {"code": "import time\ntime.sleep(1)\nresult = 1"})
+    async with another(service, capabilities, shutdown_grace_s=0.2) as stopping:
+        there = ToolExecutorStub(stopping.channel)
+        lost = asyncio.create_task(there.Execute(request))
+        await running(stub, "c1")
+    await asyncio.wait({lost})
+    assert lost.cancelled() or lost.exception()
+    answer = await stub.Execute(request)
+    assert (answer.state, answer.attempt) == (pb.TOOL_CALL_STATE_SUCCEEDED, 2)
+
+
+# --- workspaces ---------------------------------------------------------------------------------------------------------
+
+
+async def test_tools_and_clients_see_the_same_files(stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    written = await stub.Execute(execute("c1", "file_write", {"path": "out/report.md", "content": "# Report"}))
+    assert [artefact.path for artefact in written.artefacts] == ["out/report.md"]
+    found = await stub.GetFile(pb.GetFileRequest(workspace_id="run_1", path="out/report.md"))
+    assert (found.content, found.file.sha256) == (b"# Report", written.artefacts[0].sha256)
+    listed = await stub.ListFiles(pb.ListFilesRequest(workspace_id="run_1"))
+    assert [file.path for file in listed.files] == ["out/report.md"]
+
+
+async def test_a_file_of_the_largest_size_goes_in_and_out(stub: ToolExecutorStub) -> None:
+    content = bytes(FILE_BYTES_MAX)
+    put = await stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="zeros.bin", content=content))
+    assert put.size_bytes == FILE_BYTES_MAX
+    assert (await stub.GetFile(pb.GetFileRequest(workspace_id="run_1", path="zeros.bin"))).content == content
+    larger = pb.PutFileRequest(workspace_id="run_1", path="more.bin", content=content + b"x")
+    assert (await refusal(stub.PutFile(larger))).reason == "TOO_LARGE"
+
+
+async def test_no_path_leads_out_of_a_workspace(stub: ToolExecutorStub, tmp_path: Path) -> None:
+    await stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="a.txt", content=b"a"))
+    (tmp_path / "workspaces/local/run_1/link").symlink_to("/etc")
+    for path in ("../other/a.txt", "/etc/passwd", "link/passwd", "", "a.txt/b"):
+        error = await refusal(stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path=path, content=b"x")))
+        assert isinstance(error, InvalidArgument), path
+        assert error.reason == "INVALID_PATH"
+        assert (
+            await refusal(stub.GetFile(pb.GetFileRequest(workspace_id="run_1", path=path)))
+        ).reason == "INVALID_PATH"
+
+
+async def test_a_workspace_holds_a_bounded_number_of_files(stub: ToolExecutorStub, tmp_path: Path) -> None:
+    await stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="0.txt", content=b""))
+    for number in range(1, FILES_MAX):
+        (tmp_path / f"workspaces/local/run_1/{number}.txt").touch()
+    error = await refusal(stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="more.txt", content=b"")))
+    assert "1000 files" in error.message
+    await stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="0.txt", content=b"replaced"))
+
+
+async def test_tenants_do_not_see_each_other(service: Served[Settings], stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    await stub.PutFile(pb.PutFileRequest(workspace_id="run_1", path="a.txt", content=b"a"))
+    await stub.Execute(execute("c1", "calc", {"expression": "1"}))
+    stranger = ToolExecutorStub(service.connect(service.token(tenant="other")))
+    get = pb.GetFileRequest(workspace_id="run_1", path="a.txt")
+    assert isinstance(await refusal(stranger.GetFile(get)), NotFound)
+    assert not (await stranger.ListFiles(pb.ListFilesRequest(workspace_id="run_1"))).files
+    assert not (await stranger.ListGrants(pb.ListGrantsRequest())).grants
+    assert isinstance(await refusal(stranger.GetToolCall(pb.GetToolCallRequest(call_id="c1"))), NotFound)
+    error = await refusal(stranger.Execute(execute("c1", "calc", {"expression": "1"})))
+    assert error.reason == "TOOL_NOT_GRANTED"
+
+
+# --- the log and its views ----------------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_attributed_and_belongs_to_its_run(service: Served[Settings], stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    request = execute("c1", "calc", {"expression": "1"})
+    request.attribution.run_id, request.attribution.root_run_id = "run_2", "run_1"
+    request.attribution.tenant_id = "somebody else"
+    await stub.Execute(request)
+    (done,) = await events_of(service, "ToolCallCompleted")
+    attribution = done.model_dump()["attribution"]
+    assert (attribution["tenant_id"], attribution["run_id"], attribution["tool"]) == ("local", "run_2", "calc")
+    log = service.host.history.log
+    assert log is not None
+    assert len(await log.read(where=Filter(correlation="run_1"))) == 3
+
+
+async def test_the_catalogue_is_registered_once(
+    service: Served[Settings], stub: ToolExecutorStub, capabilities: Capabilities
+) -> None:
+    async with another(service, capabilities):
+        registered = await events_of(service, "ToolRegistered")
+    assert len(registered) == len(catalogue()) + 1
+    assert len(await events_of(service, "SandboxCapabilitiesProbed")) == 2
+
+
+async def test_a_version_that_runs_here_no_more_can_still_be_looked_up(
+    service: Served[Settings], postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path
+) -> None:
+    async with serve_in_process(compose, settings(postgres_dsn, fresh_nats, tmp_path)) as without_pay:
+        stub = ToolExecutorStub(without_pay.channel)
+        assert "pay" not in {tool.name for tool in (await stub.ListTools(pb.ListToolsRequest())).tools}
+        async with asyncio.timeout(WAIT_S):
+            found = await stub.GetTool(pb.GetToolRequest(reference="pay@1.0.0"))
+        assert found.effect == pb.EFFECT_CLASS_AT_MOST_ONCE
+
+
+async def test_calls_are_counted_by_tool(service: Served[Settings], stub: ToolExecutorStub) -> None:
+    await grant(stub)
+    await stub.Execute(execute("c1", "calc", {"expression": "1"}))
+    async with httpx2.AsyncClient() as client:
+        text = (await client.get(f"{service.http_url}/metrics")).text
+    assert 'tool_calls_total{outcome="succeeded",tool="calc"} 1.0' in text
+
+
+async def test_views_equal_views_rebuilt_from_the_log(service: Served[Settings], stub: ToolExecutorStub) -> None:
+    given = await grant(stub)
+    await grant(stub, "calc", agent="other")
+    await stub.Execute(execute("c1", "calc", {"expression": "1"}))
+    await stub.Execute(execute("c2", "calc", {"expression": "1 / 0"}))
+    await stub.Execute(await left_open(service, "c3", "pay", {"cents": 5}, "at_most_once"))
+    await stub.RevokeGrant(pb.RevokeGrantRequest(id=given.id))
+    log = EventLogStub(service.channel)
+    views = (await log.ListViews(log_pb.ListViewsRequest())).views
+    assert {view.name for view in views} == {"tool_calls", "grants", "tools"}
+    for view in views:
+        assert (await log.VerifyView(log_pb.VerifyViewRequest(name=view.name))).equal
+        assert not (await log.ListParkedEvents(log_pb.ListParkedEventsRequest(view=view.name))).parked
+    assert (await log.Verify(log_pb.VerifyRequest())).ok

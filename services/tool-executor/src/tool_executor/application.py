@@ -28,7 +28,7 @@ from synod.tool_executor.events import (
 from tool_executor import arguments, domain
 from tool_executor.arguments import Arguments
 from tool_executor.domain import Attempt, Reconcile, ToolCall
-from tool_executor.errors import CallCancelled, CallUnknown
+from tool_executor.errors import CallCancelled, CallUnknown, WallLimit
 from tool_executor.flights import Flights
 from tool_executor.grants import GrantIndex
 from tool_executor.manifests import Catalogue, Offer
@@ -45,6 +45,8 @@ LOOK_AGAIN_S: Final = 1.0
 """How soon a caller who waits for a call in another process looks whether that process lives."""
 ANSWER_MARGIN_S: Final = 0.5
 """What a tool is given less than its caller waits, so that a call that runs out of time is still answered."""
+OVERRUN_S: Final = 0.2
+"""What a runner is given beyond a call's deadline to end it in its own words."""
 
 Decide = Callable[[ToolCall], Sequence[Event]]
 
@@ -195,7 +197,9 @@ class ToolExecutor:
         grant_id = self._parts.grants.find(context.tenant, order.agent, offer.tool.name)
         requested = _requested(order, offer.manifest, given, grant_id)
         job = await self._job(id, requested, offer, order.time_left_s, context)
-        return await self._start(job, lambda state: domain.start(state, requested, job.attempt))
+        return await self._parts.flights.start(
+            self._start(job, lambda state: domain.start(state, requested, job.attempt))
+        )
 
     async def _begin_again(self, id: str, state: ToolCall, order: Order, context: Context) -> bool:
         """Another attempt of a call whose worker has died; False if there must not be one, or somebody else was faster."""
@@ -207,7 +211,7 @@ class ToolExecutor:
         offer = self._parts.catalogue.find(f"{requested.tool}@{requested.tool_version}")
         self._parts.grants.find(context.tenant, requested.agent, requested.tool)
         job = await self._job(id, requested, offer, order.time_left_s, context)
-        return await self._start(job, lambda now: domain.start_again(now, lost, job.attempt))
+        return await self._parts.flights.start(self._start(job, lambda now: domain.start_again(now, lost, job.attempt)))
 
     async def _job(
         self, id: str, requested: ToolCallRequested, offer: Offer, time_left_s: float | None, context: Context
@@ -240,7 +244,11 @@ class ToolExecutor:
     async def _run(self, job: _Job) -> ToolResult:
         parts, tool = self._parts, job.offer.tool
         with parts.telemetry.attempt(tool.name, job.call_id, job.context.correlation, job.agent):
-            return await parts.runner.run(tool, job.arguments.value, job.directory, job.deadline_s)
+            try:
+                async with asyncio.timeout(job.deadline_s + OVERRUN_S):
+                    return await parts.runner.run(tool, job.arguments.value, job.directory, job.deadline_s)
+            except TimeoutError as error:
+                raise WallLimit(f"the call, its sandbox included, took longer than {job.deadline_s:g} s") from error
 
     async def _land(self, job: _Job, number: int, work: "asyncio.Task[ToolResult]", took_ms: int) -> ToolCall:
         """Record how an attempt ended. Raises CallCancelled when the executor stops and the call remains open."""

@@ -38,6 +38,7 @@ class Flights:
     clock: Clock
     log_: Logger
     _flights: dict[str, Flight] = field(default_factory=dict)
+    _starting: set["asyncio.Task[bool]"] = field(default_factory=set)
 
     def get(self, id: str) -> Flight | None:
         return self._flights.get(id)
@@ -46,6 +47,13 @@ class Flights:
         """How long a call has been running here; 0 for one that does not."""
         flight = self._flights.get(id)
         return round((self.clock.monotonic() - flight.began) * 1000) if flight else 0
+
+    async def start(self, start: Coroutine[Any, Any, bool]) -> bool:
+        """Await ``start``, which goes on if the caller leaves: what it has recorded as started must also be launched."""
+        task = asyncio.create_task(start, name="start of a tool call")
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        return await asyncio.shield(task)
 
     def launch(self, id: str, work: Work, land: Land, held: ExitStack) -> None:
         """Run ``work``; then ``land`` records its end. ``held`` is closed when all is done."""
@@ -57,11 +65,15 @@ class Flights:
     async def stop(self, id: str) -> None:
         """End a call's process; it is gone, and its end recorded, when this returns."""
         if flight := self._flights.get(id):
-            flight.work.cancel()
+            if not flight.work.cancelling():
+                # Once: a second time would interrupt the work while it puts down what it holds.
+                flight.work.cancel()
             await asyncio.wait({flight.landed})
 
     async def close(self, grace_s: float) -> None:
         """Let what runs finish for ``grace_s``, then stop it."""
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=grace_s)
         if landing := {flight.landed for flight in self._flights.values()}:
             await asyncio.wait(landing, timeout=grace_s)
         await asyncio.gather(*(self.stop(id) for id in tuple(self._flights)))

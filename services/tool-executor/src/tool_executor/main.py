@@ -17,7 +17,7 @@ from tool_executor.manifests import Catalogue
 from tool_executor.projections import GrantsView, Queries, ToolCallsView, ToolsView
 from tool_executor.recovery import Recovery
 from tool_executor.rpc import PERMISSIONS, ToolExecutorRpc
-from tool_executor.sandboxes.probe import probe
+from tool_executor.sandboxes.probe import Capabilities, probe
 from tool_executor.sandboxes.sandbox import Level
 from tool_executor.settings import Settings
 from tool_executor.slots import Slots
@@ -31,13 +31,12 @@ from tool_executor.workspaces import Workspaces
 
 
 async def compose(host: Host[Settings]) -> None:
-    await compose_with(catalogue(), host)
+    await compose_with(host, catalogue(), await asyncio.to_thread(probe))
 
 
-async def compose_with(tools: tuple[Tool, ...], host: Host[Settings]) -> None:
-    """The service with these tools."""
+async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabilities: Capabilities) -> None:
+    """The service with these tools, on a machine that can do this."""
     settings, log, codec, worker = host.settings, await host.open_log(), Codec(EVENTS), new_id("wrk")
-    capabilities = await asyncio.to_thread(probe)
     if capabilities.best < Level.L2:
         host.health.degrade("sandbox", f"best level is {capabilities.best.name}: {capabilities.fix}")
     runner = Runner(capabilities, RunnerLimits(calls_max=settings.calls_max))

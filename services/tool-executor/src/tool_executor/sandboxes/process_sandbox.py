@@ -123,9 +123,12 @@ class SubprocessSandbox(_ProcessSandbox):
 
 async def _started(profile: Profile, directory: Path) -> ZygoteProcess:
     zygote = ZygoteProcess(profile, directory)
+    starting = asyncio.create_task(zygote.start(), name=f"zygote {profile.name}")
     try:
-        await zygote.start()
+        # Shielded, because asyncio loses sight of a process if it is cancelled while it makes one.
+        await asyncio.shield(starting)
     except BaseException:
+        await asyncio.gather(starting, return_exceptions=True)
         await zygote.stop()
         raise
     return zygote
