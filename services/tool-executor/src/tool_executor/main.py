@@ -26,7 +26,7 @@ from tool_executor.tools.catalogue import catalogue
 from tool_executor.tools.runner import Runner, RunnerLimits
 from tool_executor.tools.tool import Tool
 from tool_executor.translate import ERRORS
-from tool_executor.workers import PostgresWorkers
+from tool_executor.workers import PostgresWorkers, private_directory
 from tool_executor.workspaces import Workspaces
 
 
@@ -39,8 +39,12 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
     settings, log, codec, worker = host.settings, await host.open_log(), Codec(EVENTS), new_id("wrk")
     if capabilities.best < Level.L2:
         host.health.degrade("sandbox", f"best level is {capabilities.best.name}: {capabilities.fix}")
-    runner = Runner(capabilities, RunnerLimits(calls_max=settings.calls_max))
     workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, worker)
+    await workers.enter()
+    # Stopped in reverse: calls end, then their sandboxes, and the worker is dead when nothing of it runs any more.
+    host.on_stop(workers.leave)
+    directory = await private_directory(settings.state_dir / "sandboxes", worker, workers)
+    runner = Runner(capabilities, RunnerLimits(calls_max=settings.calls_max), state_dir=directory)
     parts = Parts(
         log=log,
         codec=codec,
@@ -55,11 +59,8 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
         telemetry=Telemetry(host.tracer, host.metrics.registry),
         worker=worker,
     )
-    # Stopped in reverse: calls end, then their sandboxes, and the worker is dead when nothing of it runs any more.
-    host.on_stop(workers.leave)
     host.on_stop(runner.aclose)
     host.on_stop(partial(parts.flights.close, settings.shutdown_grace_s / 2))
-    await workers.enter()
     await parts.grants.catch_up()
     await announce(parts)
     _serve(host, parts)

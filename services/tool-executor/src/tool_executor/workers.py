@@ -7,7 +7,9 @@ idempotent call may be, and of an at-most-once call the outcome is recorded as u
 
 import asyncio
 import hashlib
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 from psycopg import AsyncConnection
@@ -61,6 +63,16 @@ class PostgresWorkers:
             row = await (await connection.execute(ask, (_key(worker),))).fetchone()
         assert row is not None
         return not row[0]
+
+
+async def private_directory(root: Path, worker: str, workers: Workers) -> Path:
+    """A directory for this worker alone. Those of dead workers, with what their calls have left, are removed."""
+    own = root / worker
+    own.mkdir(mode=0o700, parents=True)
+    for found in root.iterdir():
+        if found != own and not await workers.alive(found.name):
+            shutil.rmtree(found, ignore_errors=True)
+    return own
 
 
 def _key(worker: str) -> int:
