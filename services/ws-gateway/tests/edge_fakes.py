@@ -208,7 +208,9 @@ class Ledger(ledger_grpc.CostLedgerServicer):
 
     async def QuerySpend(self, request, context):
         await self.fake.take("QuerySpend", request, context)
-        rows = [ledger_pb.SpendRow(group=["analyst"], cost_nano_usd=1_234_000, input_tokens=10, output_tokens=5, calls=1)]
+        rows = [
+            ledger_pb.SpendRow(group=["analyst"], cost_nano_usd=1_234_000, input_tokens=10, output_tokens=5, calls=1)
+        ]
         return ledger_pb.QuerySpendResponse(rows=rows, total_nano_usd=1_234_000)
 
     async def SetBudget(self, request, context):
@@ -266,7 +268,9 @@ class Models(llm_grpc.LlmGatewayServicer):
 
     async def ListModels(self, request, context):
         await self.fake.take("ListModels", request, context)
-        return llm_pb.ListModelsResponse(models=[llm_pb.Model(id="simulator/sim-1", provider="simulator", simulated=True)])
+        return llm_pb.ListModelsResponse(
+            models=[llm_pb.Model(id="simulator/sim-1", provider="simulator", simulated=True)]
+        )
 
 
 @dataclass

@@ -303,4 +303,3 @@ def _page(kind: type[R], messages: Sequence[Message], cursor: str = "") -> Page[
 
 def _event_page(events: tuple[LoggedEvent, ...], considered: int, head: int) -> EventPage:
     return EventPage(data=events, next_cursor=str(considered) if considered < head else None, head_position=head)
-

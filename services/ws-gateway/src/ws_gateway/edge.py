@@ -49,6 +49,7 @@ SECURITY: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
 VERSION: Final = version("synod-ws-gateway")
 
 
@@ -108,12 +109,21 @@ class Outer:
         answer = _Guarded(self.meters, scope["method"], send)
         body = _Body(receive, self.body_bytes_max)
         if int(Headers(scope=scope).get("content-length", "0")) > self.body_bytes_max:
-            await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, answer)
+            await self._refuse(scope, receive, answer)
             return
         try:
             await self.app(scope, body, answer)
         except BodyTooLarge:
-            await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, answer)
+            await self._refuse(scope, receive, answer)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads on for a while before it answers: a client that is cut off while it sends does not see the answer."""
+        read, more = 0, True
+        while more and read < DRAIN_BYTES_MAX:
+            message = await receive()
+            read += len(message.get("body", b""))
+            more = bool(message.get("more_body", False))
+        await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, send)
 
 
 class BodyTooLarge(BaseException):

@@ -26,6 +26,7 @@ from ws_gateway.translate import from_stored
 
 BATCH_EVENTS: Final = 500
 IDLE_S: Final = 5.0
+CANCEL_AGAIN_S: Final = 0.1
 _AWAY: Final = (nats.errors.Error, TimeoutError, OSError)
 _RETRY: Final = Backoff(initial_s=0.1, max_s=2)
 
@@ -63,10 +64,11 @@ class Feed:
             self._task = asyncio.create_task(self._run(), name=f"feed {self.source.name}")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            # A cancellation that meets an answer just arriving is lost in asyncio.wait_for (before Python 3.12).
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
     async def kept(self) -> tuple[int, int, str]:
         """First and last position of the stream, and its epoch."""

@@ -1,9 +1,9 @@
 """The WebSocket adapter: frames in, frames out, a heartbeat, and close codes. What messages mean is the dialogue's.
 
-    1001  the gateway stops; come back with your offsets     4401  not authenticated, or not any more
-    1009  a frame larger than is received at all             4403  the origin may not connect, or an operator said so
-    4400  too many frames that break the protocol            4408  the client reads too slowly; recover by offset
-                                                             4429  too many connections
+1001  the gateway stops; come back with your offsets     4401  not authenticated, or not any more
+1009  a frame larger than is received at all             4403  the origin may not connect, or an operator said so
+4400  too many frames that break the protocol            4408  the client reads too slowly; recover by offset
+                                                         4429  too many connections
 """
 
 import asyncio

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from ws_gateway.errors import FrameRefused
 from ws_gateway.resources import AgentMetrics, LoggedEvent, SystemMetrics
 
-FrameId = Annotated[str, Field(min_length=1, max_length=128, description="chosen by the client; answers name it in ref")]
+FrameId = Annotated[
+    str, Field(min_length=1, max_length=128, description="chosen by the client; answers name it in ref")
+]
 Text = Annotated[str, Field(min_length=1, max_length=32_768)]
 
 
