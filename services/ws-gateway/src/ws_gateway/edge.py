@@ -3,7 +3,7 @@
 import asyncio
 import mimetypes
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -84,7 +84,7 @@ def _add_pages(app: FastAPI) -> None:
         app.add_api_route(path, _page(name), include_in_schema=False)
 
 
-def _page(name: str) -> "object":
+def _page(name: str) -> Callable[[], Awaitable[Response]]:
     content = files("ws_gateway").joinpath("pages", name).read_bytes()
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
 

@@ -140,7 +140,7 @@ class Connection:
                 heartbeat_s=self.back.limits.heartbeat_s,
             )
         )
-        works = (self._read_all(dialogue), self._write_all(live), self._beat(dialogue))
+        works = (self._ended(), self._read_all(dialogue), self._write_all(live), self._beat(dialogue))
         tasks = [asyncio.create_task(work) for work in works]
         try:
             return await self._first_end(tasks)
@@ -152,12 +152,15 @@ class Connection:
 
     async def _first_end(self, tasks: list["asyncio.Task[None]"]) -> tuple[int, str]:
         """How it ends: as somebody decided, or by the defect of a task."""
-        await asyncio.wait([self._ending, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done() and (error := task.exception()):
                 self.back.log_.error("connection_failed", error=error)
                 self.end(1011, "the gateway failed; its log has the cause")
         return await self._ending
+
+    async def _ended(self) -> None:
+        await asyncio.wait([self._ending])
 
     async def _read_all(self, dialogue: Dialogue) -> None:
         while True:
