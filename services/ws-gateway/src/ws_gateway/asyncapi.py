@@ -60,4 +60,4 @@ def _names(models: Messages) -> list[JsonValue]:
 
 
 def _key(model: type[Incoming] | type[Outgoing]) -> str:
-    return model.__name__.rstrip("_")
+    return model.__name__

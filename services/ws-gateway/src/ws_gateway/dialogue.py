@@ -74,7 +74,7 @@ class Dialogue:
 
     def refuse(self, refused: FrameRefused, ref: str = "") -> None:
         self.say(
-            protocol.SystemError_(
+            protocol.ErrorFrame(
                 id=self.next_id(),
                 ref=refused.ref or ref,
                 code=refused.code,
@@ -351,7 +351,7 @@ class Dialogue:
     def _answer_error(self, error: Exception, ref: str) -> None:
         code, text = self._told(error)
         field = getattr(refusal(error), "field", "")
-        self.say(protocol.SystemError_(id=self.next_id(), ref=ref, code=code, message=text, field=field))
+        self.say(protocol.ErrorFrame(id=self.next_id(), ref=ref, code=code, message=text, field=field))
 
     def _told(self, error: Exception) -> tuple[str, str]:
         """The code and the words for an error; a defect gets an id that is also in the log."""

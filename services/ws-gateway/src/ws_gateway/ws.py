@@ -25,7 +25,7 @@ VIOLATIONS: Final = 4400
 FORBIDDEN: Final = 4403
 GOING_AWAY: Final = 1001
 REASON_BYTES_MAX: Final = 123
-CLOSE_S: Final = 1.0
+CLOSE_S: Final = 5.0
 NOT_SENT: Final = frozenset({1005, 1006})
 """Codes that say that no close frame came; they are never sent in one (RFC 6455, 7.4.1)."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -214,7 +214,7 @@ class Connection:
 
     async def _say_now(self, code: str, text: str, ref: str = "", field: str = "") -> None:
         """An error before there is a dialogue."""
-        error = protocol.SystemError_(id=f"pre:{self.violations}", ref=ref, code=code, message=text, field=field)
+        error = protocol.ErrorFrame(id=f"pre:{self.violations}", ref=ref, code=code, message=text, field=field)
         await self.socket.send_text(protocol.write(error).decode())
 
     async def _close(self, code: int, reason: str) -> None:

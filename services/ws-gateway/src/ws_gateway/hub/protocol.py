@@ -288,7 +288,7 @@ class ServerPong(Outgoing):
     type: Literal["pong"] = "pong"
 
 
-class SystemError_(Outgoing):
+class ErrorFrame(Outgoing):
     """What was wrong with the frame named in ref, in which field, and what to do."""
 
     type: Literal["system_error"] = "system_error"
@@ -315,7 +315,7 @@ OUTGOING: Final[tuple[type[Outgoing], ...]] = (
     Acknowledged,
     ServerPing,
     ServerPong,
-    SystemError_,
+    ErrorFrame,
 )
 
 _INCOMING: Final[TypeAdapter[AnyIncoming]] = TypeAdapter(AnyIncoming)
