@@ -13,7 +13,7 @@ from launcher.testing import RunningPostgres, running_nats
 # In importlib mode the directory of the tests is not on the path, and the two modules are theirs alone.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from edge_world import System, running  # noqa: E402 - after the path is set
+from edge_world import System, running
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

@@ -17,7 +17,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from servicekit.auth import Principal, issue
-from servicekit.errors import BudgetExhausted, NotFound, ServiceError, Unauthenticated, trailers
+from servicekit.errors import BudgetExhausted, NotFound, ServiceError, Unauthenticated, Unavailable, trailers
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
 from synod.agent_runtime.v1 import agent_runtime_pb2 as runtime_pb
@@ -97,6 +97,7 @@ class FakeServices:
     agents: list[registry_pb.Agent] = field(default_factory=list)
     updates: list[runtime_pb.RunUpdate] = field(default_factory=list)
     hold_run: asyncio.Event | None = None
+    break_watch_after: int = 0
     run: runtime_pb.Run = field(default_factory=a_run)
     asked: list[Asked] = field(default_factory=list)
 
@@ -183,6 +184,9 @@ class Runtime(runtime_grpc.AgentRuntimeServicer):
         for found in self.fake.updates:
             if found.type == "Token" or found.cursor > request.after_cursor:
                 yield found
+            if found.cursor and found.cursor == self.fake.break_watch_after:
+                self.fake.break_watch_after = 0
+                await refuse(context, Unavailable("the service is stopping", 0.1))
         if self.fake.hold_run is not None:
             await self.fake.hold_run.wait()
 
@@ -208,7 +212,9 @@ class Ledger(ledger_grpc.CostLedgerServicer):
 
     async def QuerySpend(self, request, context):
         await self.fake.take("QuerySpend", request, context)
-        rows = [ledger_pb.SpendRow(group=["analyst"], cost_nano_usd=1_234_000, input_tokens=10, output_tokens=5, calls=1)]
+        rows = [
+            ledger_pb.SpendRow(group=["analyst"], cost_nano_usd=1_234_000, input_tokens=10, output_tokens=5, calls=1)
+        ]
         return ledger_pb.QuerySpendResponse(rows=rows, total_nano_usd=1_234_000)
 
     async def SetBudget(self, request, context):
@@ -266,7 +272,9 @@ class Models(llm_grpc.LlmGatewayServicer):
 
     async def ListModels(self, request, context):
         await self.fake.take("ListModels", request, context)
-        return llm_pb.ListModelsResponse(models=[llm_pb.Model(id="simulator/sim-1", provider="simulator", simulated=True)])
+        return llm_pb.ListModelsResponse(
+            models=[llm_pb.Model(id="simulator/sim-1", provider="simulator", simulated=True)]
+        )
 
 
 @dataclass

@@ -22,7 +22,6 @@ from ws_gateway.clients import PEERS
 from ws_gateway.main import compose
 from ws_gateway.settings import EdgeLimits, Settings
 
-
 WAIT_S = 10
 Frame = dict[str, object]
 

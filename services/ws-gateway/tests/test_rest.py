@@ -22,7 +22,12 @@ from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 AGENT = registry_pb.Agent(
-    id="agt_1", name="analyst", definition_name="analyst", definition_version=1, state="AGENT_STATE_IDLE", capabilities=["sql"]
+    id="agt_1",
+    name="analyst",
+    definition_name="analyst",
+    definition_version=1,
+    state="AGENT_STATE_IDLE",
+    capabilities=["sql"],
 )
 
 
@@ -63,9 +68,7 @@ async def test_token_is_taken_as_it_is(system: System) -> None:
 
 
 async def test_key_in_its_own_header_is_read(system: System) -> None:
-    async with system.http.get(
-        "/api/v1/agents", headers={"X-API-Key": fakes.API_KEY, "Authorization": ""}
-    ) as answer:
+    async with system.http.get("/api/v1/agents", headers={"X-API-Key": fakes.API_KEY, "Authorization": ""}) as answer:
         assert answer.status == 200
 
 
@@ -143,7 +146,9 @@ async def test_every_resource_has_one_form(system: System, path: str) -> None:
 
 
 async def test_spend_is_asked_and_told_in_nano_usd(system: System) -> None:
-    body = await get(system, "/spend", params={"group_by": "agent", "root_run_id": "run_1", "from": "2026-01-01T00:00:00Z"})
+    body = await get(
+        system, "/spend", params={"group_by": "agent", "root_run_id": "run_1", "from": "2026-01-01T00:00:00Z"}
+    )
     assert body["data"]["rows"][0] == {
         "group": ["analyst"], "cost_nano_usd": 1_234_000, "pending_nano_usd": 0, "input_tokens": 10, "output_tokens": 5, "calls": 1,
     }  # fmt: skip
@@ -161,7 +166,9 @@ async def test_orders_reach_their_services(system: System) -> None:
         assert (await answer.json())["data"]["state"] == "cancelled"
     async with system.http.post(f"/api/v1/runs/{fakes.RUN_ID}/replay") as answer:
         assert (await answer.json())["data"]["equal"] is True
-    async with system.http.post("/api/v1/agents", data=b"kind: Agent", headers={"Content-Type": "application/yaml"}) as answer:
+    async with system.http.post(
+        "/api/v1/agents", data=b"kind: Agent", headers={"Content-Type": "application/yaml"}
+    ) as answer:
         assert answer.status == 201
         assert (await answer.json())["data"][0]["name"] == "analyst"
     async with system.http.post("/api/v1/conversations", json={"agent": "analyst"}) as answer:

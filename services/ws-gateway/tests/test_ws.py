@@ -10,6 +10,7 @@ from servicekit.errors import NotFound
 from synod.ws_gateway.v1 import ws_gateway_pb2 as pb
 from synod.ws_gateway.v1.ws_gateway_pb2_grpc import WsGatewayStub
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EVENTS = "events:agent-runtime"
@@ -209,14 +210,19 @@ async def test_after_unsubscribe_nothing_comes(system: System) -> None:
 
 
 async def test_many_clients_share_one_reader_of_a_stream(system: System) -> None:
+    async def consumers() -> int | None:
+        return (await system.served.host.nats.jetstream().stream_info("EVT_AGENT_RUNTIME")).state.consumer_count
+
     async with system.client() as first, system.client() as second:
-        for client in (first, second):
-            await client.ask("subscribe", "subscribed", channel=EVENTS)
+        await first.ask("subscribe", "subscribed", channel=EVENTS)
+        await system.append()
+        await first.next("publication")
+        alone = await consumers()
+        await second.ask("subscribe", "subscribed", channel=EVENTS)
         position = await system.append()
-        for client in (first, second):
-            assert offsets(await publications(client, 1)) == [position]
-        stream = await system.served.host.nats.jetstream().stream_info("EVT_AGENT_RUNTIME")
-        assert stream.state.consumer_count == 1
+        assert offsets(await publications(first, 1)) == offsets(await publications(second, 1)) == [position]
+        # Not more than before; fewer when the reader of an earlier test has just gone.
+        assert (await consumers() or 0) <= (alone or 0)
 
 
 # Runs and monitoring
@@ -227,9 +233,48 @@ async def test_run_is_followed_to_its_end(system: System) -> None:
     async with system.client() as client:
         await client.ask("subscribe", "subscribed", channel=f"run:{fakes.RUN_ID}", offset=3)
         end = await client.next("unsubscribed")
-    told = [(frame["type"], frame.get("offset")) for frame in client.got if frame["type"] in ("agent_event", "run_token")]
+    told = [
+        (frame["type"], frame.get("offset")) for frame in client.got if frame["type"] in ("agent_event", "run_token")
+    ]
     assert told == [("run_token", None), ("agent_event", 7)]
     assert end["code"] == "RUN_ENDED"
+
+
+async def test_watching_goes_on_where_a_broken_connection_left_it(system: System) -> None:
+    system.fake.updates = [fakes.update(cursor, "StepStarted") for cursor in (3, 7, 9)]
+    system.fake.break_watch_after = 7
+    async with system.client() as client:
+        await client.ask("subscribe", "subscribed", channel=f"run:{fakes.RUN_ID}")
+        await client.next("unsubscribed")
+    assert offsets([frame for frame in client.got if frame["type"] == "agent_event"]) == [3, 7, 9]
+
+
+async def test_who_reads_too_slowly_is_closed_with_4408_and_can_come_back(system: System) -> None:
+    async with system.client(max_queue=1) as client:
+        await client.ask("subscribe", "subscribed", channel=EVENTS)
+        start = await system.log.head()
+        for _ in range(120):
+            last = await system.append(text="x" * 300_000)
+        await until(lambda: _published(system, last))
+        got: list[int] = []
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                got += offsets(await publications(client, 1))
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4408
+    assert got == list(range(start + 1, start + 1 + len(got)))
+    assert got[-1] < last
+    async with system.client(max_size=None) as client:
+        joined = await client.ask("subscribe", "subscribed", channel=EVENTS, offset=last - 2)
+        assert offsets(joined["publications"]) == [last - 1, last]  # type: ignore[arg-type]
+        await client.ask("unsubscribe", "unsubscribed", channel=EVENTS)
+        more = await client.ask("subscribe", "subscribed", channel=EVENTS, offset=start)
+        assert more["recovered"] is False
+
+
+async def _published(system: System, position: int) -> bool:
+    stream = await system.served.host.nats.jetstream().stream_info("EVT_AGENT_RUNTIME")
+    return stream.state.last_seq >= position
 
 
 async def test_monitoring_comes_again_and_again(system: System) -> None:
@@ -300,7 +345,12 @@ async def _open_sessions(stub: WsGatewayStub) -> bool:
         ('{"type": "ping"}', "INVALID_FIELD", "", "field 'id' of ping: field required"),
         ('{"type": "subscribe", "id": "7", "channel": 5}', "INVALID_FIELD", "7", "valid string"),
         ('{"type": "ping", "id": "7", "x": 1}', "INVALID_FIELD", "7", "field 'x' of ping"),
-        (json.dumps({"type": "client_log", "id": "7", "message": "x" * 70_000}), "FRAME_TOO_LARGE", "", "at most 65536"),
+        (
+            json.dumps({"type": "client_log", "id": "7", "message": "x" * 70_000}),
+            "FRAME_TOO_LARGE",
+            "",
+            "at most 65536",
+        ),
         ('{"type": "subscribe", "id": "7", "channel": "events:x"}', "UNKNOWN_CHANNEL", "7", "there is no service 'x'"),
         ('{"type": "unsubscribe", "id": "7", "channel": "monitoring"}', "NOT_SUBSCRIBED", "7", "is not followed"),
         ('{"type": "subscribe", "id": "7", "channel": "run:run_9"}', "NOT_FOUND", "7", "run_9"),
@@ -344,9 +394,13 @@ async def test_every_live_frame_is_described_by_the_asyncapi_document(system: Sy
     schemas = described["components"]["schemas"]
     sent = described["operations"]["send"]["messages"]
     messages = described["channels"]["edge"]["messages"]
-    by_type = {messages[ref["$ref"].rsplit("/", 1)[-1]]["name"]: messages[ref["$ref"].rsplit("/", 1)[-1]] for ref in sent}
+    by_type = {
+        messages[ref["$ref"].rsplit("/", 1)[-1]]["name"]: messages[ref["$ref"].rsplit("/", 1)[-1]] for ref in sent
+    }
     kinds = {str(frame["type"]) for frame in system.frames}
     assert kinds >= {"authenticated", "publication", "subscribed", "agent_event", "run_token", "chat_response_token", "monitoring_update"}  # fmt: skip
     for frame in system.frames:
         name = by_type[str(frame["type"])]["payload"]["$ref"].rsplit("/", 1)[-1]
-        Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}).validate(frame)
+        Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}).validate(
+            frame
+        )

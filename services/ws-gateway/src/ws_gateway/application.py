@@ -18,16 +18,10 @@ class Sessions:
         self._sessions: Aggregates[Session, Event] = Aggregates(log, "session", Session, domain.evolve, codec, clock)
 
     async def open(self, command: Open, context: Context) -> None:
-        await self._sessions.execute(
-            command.session_id, lambda state: domain.open_session(state, command), context
-        )
+        await self._sessions.execute(command.session_id, lambda state: domain.open_session(state, command), context)
 
     async def close(self, command: Close, context: Context) -> None:
-        await self._sessions.execute(
-            command.session_id, lambda state: domain.close_session(state, command), context
-        )
+        await self._sessions.execute(command.session_id, lambda state: domain.close_session(state, command), context)
 
     async def report_error(self, command: ReportError, context: Context) -> None:
-        await self._sessions.execute(
-            command.session_id, lambda state: domain.report_error(state, command), context
-        )
+        await self._sessions.execute(command.session_id, lambda state: domain.report_error(state, command), context)

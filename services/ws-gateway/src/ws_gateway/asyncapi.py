@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 from ws_gateway.hub.protocol import INCOMING, OUTGOING, Incoming, Outgoing
 
 Json = dict[str, JsonValue]
+Messages = tuple[type[Incoming] | type[Outgoing], ...]
 _REF: Final = "#/components/schemas/{model}"
 _CHANNEL: Final = "#/channels/edge"
 
@@ -43,19 +44,20 @@ def name_of(model: type[Incoming] | type[Outgoing]) -> str:
 
 
 def _messages() -> Json:
+    every: Messages = (*INCOMING, *OUTGOING)
     return {
         _key(model): {
             "name": name_of(model),
             "summary": " ".join((model.__doc__ or "").split()),
             "payload": {"$ref": _REF.format(model=model.__name__)},
         }
-        for model in (*INCOMING, *OUTGOING)
+        for model in every
     }
 
 
-def _names(models: tuple[type[Incoming], ...] | tuple[type[Outgoing], ...]) -> list[JsonValue]:
+def _names(models: Messages) -> list[JsonValue]:
     return [{"$ref": f"{_CHANNEL}/messages/{_key(model)}"} for model in models]
 
 
 def _key(model: type[Incoming] | type[Outgoing]) -> str:
-    return model.__name__.rstrip("_")
+    return model.__name__

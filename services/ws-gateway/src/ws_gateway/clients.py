@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import grpc
 from eventlog.log import EventLog
@@ -49,6 +49,9 @@ from ws_gateway.resources import (
     Tool,
     View,
 )
+
+if TYPE_CHECKING:  # the generated stubs know this class in their types only
+    from synod.eventlog.v1.eventlog_pb2_grpc import EventLogAsyncStub
 
 R = TypeVar("R", bound=Resource)
 Metadata = tuple[tuple[str, str], ...]
@@ -147,8 +150,7 @@ class CallerServices:
 
     async def runs(self, cursor: str, limit: int, roots_only: bool, state: str) -> Page[Run]:
         wanted = translate.to_state("state", state, translate.RUN_STATES)
-        request = runtime_pb.ListRunsRequest(page_size=limit, page_token=cursor, roots_only=roots_only)
-        request.state = runtime_pb.RunState.Name(wanted)  # type: ignore[assignment]
+        request = runtime_pb.ListRunsRequest(page_size=limit, page_token=cursor, roots_only=roots_only, state=wanted)
         answer = await self.services.runtime.ListRuns(request, metadata=self.metadata)
         return _page(Run, answer.runs, answer.next_page_token)
 
@@ -232,8 +234,7 @@ class CallerServices:
 
     async def proposals(self, cursor: str, limit: int, state: str, run_id: str) -> Page[Proposal]:
         wanted = translate.to_state("state", state, translate.PROPOSAL_STATES)
-        request = consensus_pb.ListProposalsRequest(page_size=limit, page_token=cursor, run_id=run_id)
-        request.state = consensus_pb.ProposalState.Name(wanted)  # type: ignore[assignment]
+        request = consensus_pb.ListProposalsRequest(page_size=limit, page_token=cursor, run_id=run_id, state=wanted)
         answer = await self.services.consensus.ListProposals(request, metadata=self.metadata)
         return _page(Proposal, answer.proposals, answer.next_page_token)
 
@@ -278,7 +279,7 @@ class CallerServices:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
-    def _log(self, service: str) -> EventLogStub:
+    def _log(self, service: str) -> "EventLogAsyncStub":
         if service not in self.services.logs:
             raise InvalidArgument("service", service, f"must be one of {', '.join(SERVICES)}")
         return self.services.logs[service]
@@ -303,4 +304,3 @@ def _page(kind: type[R], messages: Sequence[Message], cursor: str = "") -> Page[
 
 def _event_page(events: tuple[LoggedEvent, ...], considered: int, head: int) -> EventPage:
     return EventPage(data=events, next_cursor=str(considered) if considered < head else None, head_position=head)
-

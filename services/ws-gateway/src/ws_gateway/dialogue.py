@@ -74,7 +74,7 @@ class Dialogue:
 
     def refuse(self, refused: FrameRefused, ref: str = "") -> None:
         self.say(
-            protocol.SystemError_(
+            protocol.ErrorFrame(
                 id=self.next_id(),
                 ref=refused.ref or ref,
                 code=refused.code,
@@ -113,7 +113,9 @@ class Dialogue:
     async def _dispatch(self, message: Incoming) -> None:
         match message:
             case protocol.Auth():
-                raise FrameRefused("ALREADY_AUTHENTICATED", "this connection is authenticated; open another one", "type")
+                raise FrameRefused(
+                    "ALREADY_AUTHENTICATED", "this connection is authenticated; open another one", "type"
+                )
             case protocol.CreateStream():
                 await self._create_stream(message)
             case protocol.StreamChat():
@@ -233,9 +235,7 @@ class Dialogue:
             followed = ", ".join(self._following) or "none"
             raise ChannelRefused("NOT_SUBSCRIBED", f"channel '{message.channel}' is not followed; followed: {followed}")
         await leave()
-        self.say(
-            protocol.Unsubscribed(id=self.next_id(), ref=message.id, channel=message.channel, code="UNSUBSCRIBED")
-        )
+        self.say(protocol.Unsubscribed(id=self.next_id(), ref=message.id, channel=message.channel, code="UNSUBSCRIBED"))
 
     async def _follow_events(self, message: protocol.Subscribe, channel: Channel) -> None:
         caller = await self.caller()
@@ -351,7 +351,7 @@ class Dialogue:
     def _answer_error(self, error: Exception, ref: str) -> None:
         code, text = self._told(error)
         field = getattr(refusal(error), "field", "")
-        self.say(protocol.SystemError_(id=self.next_id(), ref=ref, code=code, message=text, field=field))
+        self.say(protocol.ErrorFrame(id=self.next_id(), ref=ref, code=code, message=text, field=field))
 
     def _told(self, error: Exception) -> tuple[str, str]:
         """The code and the words for an error; a defect gets an id that is also in the log."""

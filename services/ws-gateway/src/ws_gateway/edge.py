@@ -3,7 +3,7 @@
 import asyncio
 import mimetypes
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -49,6 +49,7 @@ SECURITY: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
 VERSION: Final = version("synod-ws-gateway")
 
 
@@ -83,7 +84,7 @@ def _add_pages(app: FastAPI) -> None:
         app.add_api_route(path, _page(name), include_in_schema=False)
 
 
-def _page(name: str) -> "object":
+def _page(name: str) -> Callable[[], Awaitable[Response]]:
     content = files("ws_gateway").joinpath("pages", name).read_bytes()
     media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
 
@@ -108,12 +109,21 @@ class Outer:
         answer = _Guarded(self.meters, scope["method"], send)
         body = _Body(receive, self.body_bytes_max)
         if int(Headers(scope=scope).get("content-length", "0")) > self.body_bytes_max:
-            await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, answer)
+            await self._refuse(scope, receive, answer)
             return
         try:
             await self.app(scope, body, answer)
         except BodyTooLarge:
-            await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, answer)
+            await self._refuse(scope, receive, answer)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads on for a while before it answers: a client that is cut off while it sends does not see the answer."""
+        read, more = 0, True
+        while more and read < DRAIN_BYTES_MAX:
+            message = await receive()
+            read += len(message.get("body", b""))
+            more = bool(message.get("more_body", False))
+        await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, send)
 
 
 class BodyTooLarge(BaseException):

@@ -17,7 +17,7 @@ from ws_gateway.projections import Queries, SessionsView
 from ws_gateway.rpc import PERMISSIONS, WsGatewayRpc
 from ws_gateway.sessions import Meters, Register
 from ws_gateway.settings import Settings
-from ws_gateway.subscriptions import Feeds
+from ws_gateway.subscriptions import Feeds, HistoryLimit
 from ws_gateway.translate import ERRORS
 
 
@@ -30,7 +30,8 @@ async def compose(host: Host[Settings]) -> None:
     authenticator = Authenticator(
         load_public_key(settings.auth_public_key_file), host.clock, cache_max=settings.limits.tokens_cached_max
     )
-    feeds = Feeds(host.nats, host.log_, limits.recovery_positions_max, limits.recovery_events_max)
+    history_limit = HistoryLimit(limits.recovery_events_max, limits.recovery_bytes_max)
+    feeds = Feeds(host.nats, host.log_, limits.recovery_positions_max, history_limit)
     back = Backstage(
         callers=Callers(authenticator, services, host.clock, limits.keys_cached_max),
         services=services,

@@ -63,9 +63,7 @@ class Monitoring:
         services.caller.require(PERMISSION)
         peers = tuple([await _ask(services, name) for name in PEERS])
         healthy = self.health.status == "ok" and all(peer.ok for peer in peers)
-        return SystemHealth(
-            status="ok" if healthy else "degraded", problems=self.health.problems, services=peers
-        )
+        return SystemHealth(status="ok" if healthy else "degraded", problems=self.health.problems, services=peers)
 
     def _process(self) -> ProcessLoad:
         usage = resource.getrusage(resource.RUSAGE_SELF)

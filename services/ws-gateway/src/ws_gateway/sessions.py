@@ -53,7 +53,9 @@ class Meters:
         self.frames_sent = Counter("edge_frames_sent_total", "Frames sent", registry=registry)
         self.frames_dropped = Counter("edge_frames_dropped_total", "Frames that found no room", registry=registry)
         self.reports = Counter("edge_client_reports_total", "Reports of pages", ("kind",), registry=registry)
-        self.violations = Counter("edge_violations_total", "Frames that break the protocol", ("code",), registry=registry)
+        self.violations = Counter(
+            "edge_violations_total", "Frames that break the protocol", ("code",), registry=registry
+        )
         self.requests = Counter("edge_requests_total", "HTTP requests", ("method", "status"), registry=registry)
 
 

@@ -36,6 +36,8 @@ class EdgeLimits(BaseModel):
     recovery_positions_max: PositiveInt = 20_000
     """How far behind a subscription may be and still be brought up to date; further back, read the log by REST."""
     recovery_events_max: PositiveInt = 1_000
+    recovery_bytes_max: PositiveInt = 4 * MIB
+    """What a subscription is given at once when it comes back; it must fit into the outbox."""
     keys_cached_max: PositiveInt = 4_096
     sse_keepalive_s: PositiveFloat = 15
 

@@ -26,6 +26,7 @@ from ws_gateway.translate import from_stored
 
 BATCH_EVENTS: Final = 500
 IDLE_S: Final = 5.0
+CANCEL_AGAIN_S: Final = 0.1
 _AWAY: Final = (nats.errors.Error, TimeoutError, OSError)
 _RETRY: Final = Backoff(initial_s=0.1, max_s=2)
 
@@ -38,6 +39,17 @@ class Caught:
     offset: int
     epoch: str
     publications: tuple[Publication, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLimit:
+    """What fits into one answer. Who missed more reloads by REST."""
+
+    events_max: int
+    bytes_max: int
+
+    def allows(self, events: int, size: int) -> bool:
+        return events <= self.events_max and size <= self.bytes_max
 
 
 @dataclass(slots=True)
@@ -63,10 +75,11 @@ class Feed:
             self._task = asyncio.create_task(self._run(), name=f"feed {self.source.name}")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        task, self._task = self._task, None
+        while task is not None and not task.done():
+            # A cancellation that meets an answer just arriving is lost in asyncio.wait_for (before Python 3.12).
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
     async def kept(self) -> tuple[int, int, str]:
         """First and last position of the stream, and its epoch."""
@@ -77,22 +90,25 @@ class Feed:
         created = info.created.strftime("%Y%m%dT%H%M%S.%fZ") if info.created else "unknown"
         return info.state.first_seq, info.state.last_seq, f"{self.source.stream}@{created}"
 
-    async def history(self, tenant: str, planned: Plan, events_max: int) -> tuple[Publication, ...] | None:
-        """What a tenant missed; None when it is more than `events_max` or can no longer be had."""
+    async def history(self, tenant: str, planned: Plan, limit: HistoryLimit) -> tuple[Publication, ...] | None:
+        """What a tenant missed; None when it is more than the limit or can no longer be had."""
         reader, position = self.source.reader(None), planned.after
         missed: list[Publication] = []
+        size = 0
         try:
-            while position < planned.until and len(missed) <= events_max:
+            while position < planned.until and limit.allows(len(missed), size):
                 page = await reader.read(position, min(BATCH_EVENTS, planned.until - position))
                 if page.position == position:
                     return None
-                missed += [self.publication(event) for event in page.events if event.tenant == tenant]
+                own = [event for event in page.events if event.tenant == tenant]
+                missed += map(self.publication, own)
+                size += sum(len(event.data) for event in own)
                 position = page.position
         except SourceTruncated:
             return None
         finally:
             await _close_quietly(reader)
-        return tuple(missed) if len(missed) <= events_max else None
+        return tuple(missed) if limit.allows(len(missed), size) else None
 
     def publication(self, event: StoredEvent) -> Publication:
         return Publication(
@@ -148,7 +164,7 @@ class Feeds:
     client: Client
     log_: Logger
     positions_max: int
-    events_max: int
+    history_limit: HistoryLimit
     _feeds: dict[str, Feed] = field(default_factory=dict)
 
     async def catch_up(self, service: str, follower: Follower, offset: int | None, epoch: str) -> Caught:
@@ -166,7 +182,7 @@ class Feeds:
             # Nothing is awaited between the plan and the join: what the plan does not cover, the follower holds.
             planned = plan(offset, epoch, Kept(present, first, feed.fanout.position), self.positions_max)
             feed.fanout.join(follower)
-        missed = await feed.history(follower.tenant, planned, self.events_max)
+        missed = await feed.history(follower.tenant, planned, self.history_limit)
         if missed is None:
             return Caught(False, planned.until, present, ())
         return Caught(planned.recovered, planned.until, present, missed)

@@ -21,6 +21,7 @@ from ws_gateway.projections import SessionRow
 from ws_gateway.resources import LoggedEvent, Resource, Scope
 
 R = TypeVar("R", bound=Resource)
+N = TypeVar("N", bound=int)
 
 ERRORS = (
     ErrorMap()
@@ -82,12 +83,12 @@ def to_attribution(scope: Scope) -> ledger_pb.Attribution:
     return ledger_pb.Attribution(**scope.model_dump())
 
 
-def to_state(field: str, name: str, known: Mapping[str, int]) -> int:
+def to_state(field: str, name: str, known: Mapping[str, N]) -> N:
     """The number of a state's word; "" for any. Raises InvalidArgument naming the words there are."""
     if name and name not in known:
         words = ", ".join(word for word in known if word != "unspecified")
         raise InvalidArgument(field, name, f"must be one of {words}")
-    return known.get(name, 0)
+    return known[name or "unspecified"]
 
 
 def to_timestamp(moment: datetime | None) -> Timestamp | None:

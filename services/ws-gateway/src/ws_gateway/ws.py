@@ -1,9 +1,9 @@
 """The WebSocket adapter: frames in, frames out, a heartbeat, and close codes. What messages mean is the dialogue's.
 
-    1001  the gateway stops; come back with your offsets     4401  not authenticated, or not any more
-    1009  a frame larger than is received at all             4403  the origin may not connect, or an operator said so
-    4400  too many frames that break the protocol            4408  the client reads too slowly; recover by offset
-                                                             4429  too many connections
+1001  the gateway stops; come back with your offsets     4401  not authenticated, or not any more
+1009  a frame larger than is received at all             4403  the origin may not connect, or an operator said so
+4400  too many frames that break the protocol            4408  the client reads too slowly; recover by offset
+                                                         4429  too many connections
 """
 
 import asyncio
@@ -25,7 +25,7 @@ VIOLATIONS: Final = 4400
 FORBIDDEN: Final = 4403
 GOING_AWAY: Final = 1001
 REASON_BYTES_MAX: Final = 123
-CLOSE_S: Final = 1.0
+CLOSE_S: Final = 5.0
 NOT_SENT: Final = frozenset({1005, 1006})
 """Codes that say that no close frame came; they are never sent in one (RFC 6455, 7.4.1)."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -140,7 +140,7 @@ class Connection:
                 heartbeat_s=self.back.limits.heartbeat_s,
             )
         )
-        works = (self._read_all(dialogue), self._write_all(live), self._beat(dialogue))
+        works = (self._ended(), self._read_all(dialogue), self._write_all(live), self._beat(dialogue))
         tasks = [asyncio.create_task(work) for work in works]
         try:
             return await self._first_end(tasks)
@@ -152,12 +152,15 @@ class Connection:
 
     async def _first_end(self, tasks: list["asyncio.Task[None]"]) -> tuple[int, str]:
         """How it ends: as somebody decided, or by the defect of a task."""
-        await asyncio.wait([self._ending, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done() and (error := task.exception()):
                 self.back.log_.error("connection_failed", error=error)
                 self.end(1011, "the gateway failed; its log has the cause")
         return await self._ending
+
+    async def _ended(self) -> None:
+        await asyncio.wait([self._ending])
 
     async def _read_all(self, dialogue: Dialogue) -> None:
         while True:
@@ -211,7 +214,7 @@ class Connection:
 
     async def _say_now(self, code: str, text: str, ref: str = "", field: str = "") -> None:
         """An error before there is a dialogue."""
-        error = protocol.SystemError_(id=f"pre:{self.violations}", ref=ref, code=code, message=text, field=field)
+        error = protocol.ErrorFrame(id=f"pre:{self.violations}", ref=ref, code=code, message=text, field=field)
         await self.socket.send_text(protocol.write(error).decode())
 
     async def _close(self, code: int, reason: str) -> None:

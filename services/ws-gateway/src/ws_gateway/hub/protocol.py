@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from ws_gateway.errors import FrameRefused
 from ws_gateway.resources import AgentMetrics, LoggedEvent, SystemMetrics
 
-FrameId = Annotated[str, Field(min_length=1, max_length=128, description="chosen by the client; answers name it in ref")]
+FrameId = Annotated[
+    str, Field(min_length=1, max_length=128, description="chosen by the client; answers name it in ref")
+]
 Text = Annotated[str, Field(min_length=1, max_length=32_768)]
 
 
@@ -286,7 +288,7 @@ class ServerPong(Outgoing):
     type: Literal["pong"] = "pong"
 
 
-class SystemError_(Outgoing):
+class ErrorFrame(Outgoing):
     """What was wrong with the frame named in ref, in which field, and what to do."""
 
     type: Literal["system_error"] = "system_error"
@@ -313,7 +315,7 @@ OUTGOING: Final[tuple[type[Outgoing], ...]] = (
     Acknowledged,
     ServerPing,
     ServerPong,
-    SystemError_,
+    ErrorFrame,
 )
 
 _INCOMING: Final[TypeAdapter[AnyIncoming]] = TypeAdapter(AnyIncoming)

@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from servicekit.errors import InvalidArgument
 
+from ws_gateway.clients import PEERS
 from ws_gateway.hub.channels import SERVICES
 from ws_gateway.resources import EventPage, Page, View
-from ws_gateway.clients import PEERS
 from ws_gateway.rest.requests import PAGE_DEFAULT, Limit, Reference, Services
 
 router = APIRouter(tags=["events"])

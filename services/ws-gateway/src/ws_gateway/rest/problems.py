@@ -53,7 +53,11 @@ MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1.0
 _ANSWERS: Final[tuple[tuple[type[ServiceError], int, str], ...]] = (
     (InvalidArgument, 400, "correct the field and repeat"),
-    (Unauthenticated, 401, "send the header 'Authorization: Bearer <API key or token>' with a credential that is valid"),
+    (
+        Unauthenticated,
+        401,
+        "send the header 'Authorization: Bearer <API key or token>' with a credential that is valid",
+    ),
     (BudgetExhausted, 402, "raise the budget, or wait for its next window"),
     (PermissionDenied, 403, "ask an administrator of the tenant for a role with this permission"),
     (NotFound, 404, "check the name; the list of this resource has those there are"),

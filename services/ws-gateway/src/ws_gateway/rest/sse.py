@@ -1,7 +1,7 @@
 """Server-sent events (WHATWG HTML, 9.2): `id` is the cursor with which a broken stream goes on (Last-Event-ID)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from servicekit.errors import InvalidArgument, ServiceError
 from starlette.responses import StreamingResponse
 
-from ws_gateway.dialogue import Backstage
 from ws_gateway.callers import Caller
+from ws_gateway.dialogue import Backstage
 from ws_gateway.rest.problems import defect, known, problem_of
 from ws_gateway.sessions import GONE
 
@@ -81,7 +81,7 @@ async def _session(
         live.ended = (GONE, "the stream has ended")
 
 
-async def _kept_alive(events: AsyncIterator[ServerEvent], pause_s: float) -> AsyncIterator[bytes]:
+async def _kept_alive(events: AsyncIterator[ServerEvent], pause_s: float) -> AsyncGenerator[bytes, None]:
     """The events encoded, and a comment whenever there was none for a while, so that proxies keep the line open."""
     following = asyncio.ensure_future(anext(events))
     try:
