@@ -1,6 +1,8 @@
 """The connection to NATS."""
 
-from typing import Final
+import asyncio
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import nats
@@ -10,6 +12,7 @@ from nats.aio.client import Client
 from synod_client.endpoints import Login
 from synod_client.errors import NotAllowed, SynodError, TryAgain
 
+Result = TypeVar("Result")
 RECONNECT_WAIT_S: Final = 0.2
 CONNECT_TIMEOUT_S: Final = 2
 CLIENT_INBOX: Final = "_INBOX_client"
@@ -39,6 +42,25 @@ async def connect(url: str, login: Login) -> Client:
     # The limit above is for the first connection, which a person waits for.
     client.options["max_reconnect_attempts"] = -1
     return client
+
+
+async def whole(request: Awaitable[Result]) -> Result:
+    """Awaits a request to NATS such that it can be cancelled at any moment.
+
+    nats-py waits with asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives together with the answer.
+    """
+    before = cancellations()
+    try:
+        return await request
+    finally:
+        if cancellations() > before:
+            raise asyncio.CancelledError
+
+
+def cancellations() -> int:
+    """How often the present task was cancelled, lost ones included."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def _explained(error: Exception, url: str, login: Login) -> SynodError:

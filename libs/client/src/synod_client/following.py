@@ -24,6 +24,7 @@ from synod.common.event import Event
 from synod.common.ids import new_id
 from synod.common.subjects import event_stream
 
+from synod_client.bus import whole
 from synod_client.connection import Connection
 from synod_client.errors import Refused
 
@@ -68,7 +69,7 @@ async def follow(
     reader = _Reader(client, event_stream(service), after)
     try:
         while True:
-            for message in await reader.read():
+            for message in await whole(reader.read()):
                 recorded = decode(service, message)
                 if not types or recorded.type in types:
                     yield recorded

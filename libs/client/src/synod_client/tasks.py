@@ -38,6 +38,7 @@ from synod.common.event import Value
 from synod.common.subjects import command_stream, command_subject
 from synod.common.values import Failure
 
+from synod_client.bus import cancellations, whole
 from synod_client.errors import InvalidInput, TaskFailed, TryAgain
 
 AGENTS: Final = "agents"
@@ -91,7 +92,7 @@ class Delivery:
     message: Msg
 
     async def done(self) -> None:
-        await self.message.ack_sync()
+        await whole(self.message.ack_sync())
 
     async def given_back(self) -> None:
         """Another process, or this one, gets it now; while NATS is away, when it has been silent for long enough."""
@@ -122,10 +123,14 @@ class Queue:
 
     async def take(self, timeout_s: float) -> Delivery | None:
         """The next task, or None if there is none within the time. Raises nats.errors.Error when NATS is away."""
+        before = cancellations()
         try:
             (message,) = await self._subscription.fetch(1, timeout=timeout_s)
         except (nats.errors.TimeoutError, TimeoutError):
             return None
+        if cancellations() > before:
+            await message.nak()
+            raise asyncio.CancelledError
         try:
             task = Task.model_validate_json(message.data)
         except ValidationError:
@@ -187,13 +192,13 @@ class Tasks:
             # The server would drop a task that killed its process; we count ourselves, and answer.
             max_deliver=-1,
         )
-        await self._jetstream.add_consumer(TASKS, config)
+        await whole(self._jetstream.add_consumer(TASKS, config))
         return Queue(await self._jetstream.pull_subscribe_bind(durable=durable, stream=TASKS))
 
     async def answer_to(self, task_id: str) -> Answer | None:
         """The stored answer."""
         try:
-            found = await self._jetstream.get_last_msg(ANSWERS, self._answer_subject(task_id), direct=True)
+            found = await whole(self._jetstream.get_last_msg(ANSWERS, self._answer_subject(task_id), direct=True))
         except nats.js.errors.NotFoundError:
             return None
         return Answer.model_validate_json(found.data or b"")
@@ -202,7 +207,7 @@ class Tasks:
         """Stores the answer, unless there is one. Raises nats.errors.Error or TimeoutError if that is not certain."""
         subject, payload = self._answer_subject(answer.task_id), answer.model_dump_json().encode()
         try:
-            await self._jetstream.publish(subject, payload, stream=ANSWERS, headers=dict(_FIRST_ONLY))
+            await whole(self._jetstream.publish(subject, payload, stream=ANSWERS, headers=dict(_FIRST_ONLY)))
         except nats.js.errors.APIError as error:
             if error.err_code != _WRONG_LAST_SEQUENCE:
                 raise
@@ -210,7 +215,7 @@ class Tasks:
     async def _put(self, agent: str, task: Task) -> None:
         headers = {"Nats-Msg-Id": task.id}
         payload = task.model_dump_json(exclude={"delivery"}).encode()
-        await self._jetstream.publish(self._task_subject(agent), payload, stream=TASKS, headers=headers)
+        await whole(self._jetstream.publish(self._task_subject(agent), payload, stream=TASKS, headers=headers))
 
     async def _answered(self, task_id: str, subscription: Subscription) -> Answer:
         while True:
@@ -253,9 +258,9 @@ class Tasks:
     async def _ensure(self, config: StreamConfig) -> None:
         assert config.name
         try:
-            await self._jetstream.stream_info(config.name)
+            await whole(self._jetstream.stream_info(config.name))
         except nats.js.errors.NotFoundError:
-            await self._jetstream.add_stream(config)
+            await whole(self._jetstream.add_stream(config))
 
     def _task_subject(self, agent: str) -> str:
         return command_subject(self._tenant, AGENTS, agent)
