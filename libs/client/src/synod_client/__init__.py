@@ -1,5 +1,6 @@
 """The Python SDK of Synod and, in synod_client.cli, the synod command."""
 
+from synod_client.agent import Agent
 from synod_client.client import Synod
 from synod_client.connection import Limits
 from synod_client.endpoints import Endpoints
@@ -10,11 +11,16 @@ from synod_client.errors import (
     NotAllowed,
     NotFound,
     Refused,
+    Replaced,
     SynodError,
+    TaskFailed,
     TryAgain,
 )
+from synod_client.following import Recorded
+from synod_client.tasks import Task
 
 __all__ = [
+    "Agent",
     "Broken",
     "BudgetExhausted",
     "Endpoints",
@@ -22,8 +28,12 @@ __all__ = [
     "Limits",
     "NotAllowed",
     "NotFound",
+    "Recorded",
     "Refused",
+    "Replaced",
     "Synod",
     "SynodError",
+    "Task",
+    "TaskFailed",
     "TryAgain",
 ]

@@ -6,8 +6,7 @@
 ...     finished = await synod.wait(run.id)
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -29,7 +28,9 @@ from synod.tool_executor.v1 import tool_executor_pb2_grpc as tools_grpc
 
 from synod_client.connection import Connection, Limits
 from synod_client.endpoints import Endpoints
-from synod_client.errors import TryAgain
+from synod_client.errors import Refused
+from synod_client.following import Recorded, follow
+from synod_client.tasks import Tasks
 
 ENDED = frozenset({runtime_pb.RUN_STATE_COMPLETED, runtime_pb.RUN_STATE_FAILED, runtime_pb.RUN_STATE_CANCELLED})
 _PAGE = 500
@@ -78,6 +79,35 @@ class Synod:
         request = registry_pb.DiscoverAgentsRequest(capabilities=capabilities, limit=limit)
         return list((await self.connection.call(self._registry.DiscoverAgents, request)).agents)
 
+    async def agent(self, name: str) -> registry_pb.Agent:
+        """An agent by name or id."""
+        return await self.connection.call(self._registry.GetAgent, registry_pb.GetAgentRequest(agent=name))
+
+    async def register(self, name: str, capabilities: Iterable[str], request_id: str = "") -> registry_pb.Agent:
+        """A new incarnation of an agent outside, the same one for the same request_id. See synod_client.agent."""
+        request = registry_pb.RegisterExternalAgentRequest(
+            name=name, capabilities=capabilities, request_id=request_id or new_id("req")
+        )
+        return await self.connection.call(self._registry.RegisterExternalAgent, request)
+
+    async def beat(self, agent_id: str, incarnation: int, busy: int) -> registry_pb.HeartbeatResponse:
+        """Says that an agent outside is alive and how many tasks it has in hand."""
+        request = registry_pb.HeartbeatRequest(agent_id=agent_id, incarnation=incarnation, busy=busy)
+        return await self.connection.call(self._registry.Heartbeat, request)
+
+    async def ask(self, agent: str, text: str, *, timeout_s: float = 60.0, task_id: str = "") -> str:
+        """The answer of an agent outside to a task. See synod_client.tasks for what is guaranteed.
+
+        Repeat with the same task_id to wait on for the same task. Raises NotFound for a name that no agent has, TaskFailed
+        with what the handler raised, and TryAgain (ANSWER_LATE) when the time is over; the task is then done all the same.
+        """
+        found = await self.agent(agent)
+        if not found.external:
+            raise Refused(f"'{agent}' runs inside Synod; start a run with it (start, or `synod run`)", "NOT_EXTERNAL")
+        tasks = Tasks(await self.connection.nats("client"), self.connection.tenant)
+        answer = await tasks.ask(found.name, text, task_id or new_id("tsk"), self.connection.principal, timeout_s)
+        return answer.result()
+
     # Runs
 
     async def start(
@@ -100,21 +130,17 @@ class Synod:
         request = runtime_pb.ListRunsRequest(page_size=limit, roots_only=roots_only)
         return list((await self.connection.call(self._runtime.ListRuns, request)).runs)
 
-    async def watch(self, run_id: str, *, after: int = 0, tokens: bool = False) -> AsyncIterator[runtime_pb.RunUpdate]:
-        """What happens in a run and the runs below it until it has ended; resumes at its cursor when a connection breaks."""
-        cursor, failures = after, 0
-        while True:
+    def watch(self, run_id: str, *, after: int = 0, tokens: bool = False) -> AsyncGenerator[runtime_pb.RunUpdate, None]:
+        """What happens in a run and the runs below it until it has ended, after a cursor (RunUpdate.cursor).
+
+        Resumes at its cursor when a connection breaks. Tokens have no cursor: those of that moment may be missing.
+        """
+
+        def open_after(cursor: int) -> AsyncGenerator[runtime_pb.RunUpdate, None]:
             request = runtime_pb.WatchRunRequest(id=run_id, after_cursor=cursor, tokens=tokens)
-            try:
-                async for update in self.connection.stream(self._runtime.WatchRun, request):
-                    cursor, failures = max(cursor, update.cursor), 0
-                    yield update
-                return
-            except TryAgain:
-                failures += 1
-                if failures > self.connection.limits.attempts:
-                    raise
-                await asyncio.sleep(self.connection.limits.backoff_max_s * failures / 4)
+            return self.connection.stream(self._runtime.WatchRun, request)
+
+        return self.connection.resumed(open_after, after, lambda update: update.cursor)
 
     async def wait(self, run_id: str) -> runtime_pb.Run:
         """The run when it has ended."""
@@ -228,23 +254,20 @@ class Synod:
         request = eventlog_pb.ReadRequest(after_position=after, page_size=limit, filter=where)
         return await self.connection.call(self._log(service).Read, request)
 
-    async def subscribe(
+    def subscribe(
         self, service: str, *, after: int = 0, where: eventlog_pb.EventFilter | None = None
-    ) -> AsyncIterator[eventlog_pb.Event]:
+    ) -> AsyncGenerator[eventlog_pb.Event, None]:
         """Events after a position, then every new one, without gap or duplicate also over broken connections."""
-        cursor, failures = after, 0
-        while True:
+
+        def open_after(cursor: int) -> AsyncGenerator[eventlog_pb.Event, None]:
             request = eventlog_pb.SubscribeRequest(after_position=cursor, filter=where)
-            try:
-                async for event in self.connection.stream(self._log(service).Subscribe, request):
-                    cursor, failures = event.position, 0
-                    yield event
-                return
-            except TryAgain:
-                failures += 1
-                if failures > self.connection.limits.attempts:
-                    raise
-                await asyncio.sleep(self.connection.limits.backoff_max_s * failures / 4)
+            return self.connection.stream(self._log(service).Subscribe, request)
+
+        return self.connection.resumed(open_after, after, lambda event: event.position, endless=True)
+
+    def follow(self, service: str, *, after: int = 0, types: Collection[str] = ()) -> AsyncGenerator[Recorded, None]:
+        """The same over NATS, decoded: costs the service nothing however many follow. See synod_client.following."""
+        return follow(self.connection, service, after, frozenset(types))
 
     async def verify_log(self, service: str) -> eventlog_pb.VerifyResponse:
         """Positions contiguous, hash chain unbroken."""
@@ -264,7 +287,7 @@ class Synod:
         return await self.connection.call(self._log(service).VerifyView, request, timeout_s=_REBUILD_TIMEOUT_S)
 
     @property
-    def services(self) -> Iterable[str]:
+    def services(self) -> tuple[str, ...]:
         return tuple(self.connection.endpoints.services)
 
     @property

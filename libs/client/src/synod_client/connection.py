@@ -1,52 +1,56 @@
-"""Channels to the services, with identity, deadlines and retries."""
+"""Channels to the services and connections to NATS, with identity, deadlines and retries."""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from nats.aio.client import Client
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
 
-from synod_client.endpoints import Endpoints
+from synod_client.bus import connect
+from synod_client.endpoints import Endpoints, Login
 from synod_client.errors import SynodError, TryAgain, from_rpc
 
 Reply = TypeVar("Reply")
+Message = TypeVar("Message")
 _RENEW_AT = 0.8
 _MESSAGE_BYTES_MAX = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Time for one call, and how often a call that may be repeated is."""
+    """Time for one call, and how often one that may be repeated is: while the service is unavailable."""
 
     timeout_s: float = 30.0
     attempts: int = 4
     backoff_first_s: float = 0.1
     backoff_max_s: float = 2.0
-
-
-class Stub(Protocol):
-    """Any generated stub class."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None: ...
+    stream_attempts: int = 10
+    """How often in a row a broken stream is opened again without a message in between."""
 
 
 @dataclass
 class Connection:
-    """One per process is enough. Owns its channels; close() ends them."""
+    """One per process is enough. Owns its channels and connections; close() ends them."""
 
     endpoints: Endpoints
     limits: Limits = field(default_factory=Limits)
-    _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
-    _token: str = ""
-    _renew_at: float = 0.0
-    _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    monotonic: Callable[[], float] = time.monotonic
     tenant: str = ""
+    """Of the API key; known after the first call."""
     principal: str = ""
+    _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
+    _token: str = field(default="", repr=False)
+    _renew_at: float = float("-inf")
+    _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _nats: dict[str, Client] = field(default_factory=dict)
+    _connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def channel(self, service: str) -> grpc.aio.Channel:
         if service not in self._channels:
@@ -54,42 +58,91 @@ class Connection:
             self._channels[service] = grpc.aio.insecure_channel(self.endpoints.address(service), options=options)
         return self._channels[service]
 
+    async def nats(self, login: Login) -> Client:
+        """The connection of this user of NATS, opened on first use; reconnects by itself. Raises TryAgain, NotAllowed."""
+        async with self._connecting:
+            if login not in self._nats:
+                self._nats[login] = await connect(self.endpoints.nats_url(login), login)
+        return self._nats[login]
+
     async def close(self) -> None:
-        await asyncio.gather(*(channel.close(None) for channel in self._channels.values()))
+        await asyncio.gather(
+            *(channel.close(None) for channel in self._channels.values()),
+            *(client.close() for client in self._nats.values()),
+        )
 
     async def call(
         self, method: Callable[..., Awaitable[Reply]], request: Any, *, timeout_s: float | None = None
     ) -> Reply:
         """A call that may be repeated: it only reads, or its request carries an idempotency key."""
-        for attempt in range(self.limits.attempts):
+        attempt = 0
+        while True:
             try:
                 return await self._once(method, request, timeout_s)
             except TryAgain as error:
-                if attempt + 1 == self.limits.attempts or error.code is not grpc.StatusCode.UNAVAILABLE:
+                attempt += 1
+                if attempt == self.limits.attempts or error.code is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                await asyncio.sleep(self._pause(attempt, error))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                await asyncio.sleep(self.pause_s(attempt, error.retry_after_s))
 
-    async def stream(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
-        """The messages of a server stream; a broken one raises and is the caller's to resume from its cursor."""
+    async def stream(self, method: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+        """The messages of a server stream; one that breaks raises TryAgain."""
+        call = method(request, metadata=await self.metadata())
         try:
-            async for message in method(request, metadata=await self.metadata()):
+            async for message in call:
                 yield message
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from error
+            raise self._explained(from_rpc(error)) from error
+        finally:
+            call.cancel()
+
+    async def resumed(
+        self,
+        open_after: Callable[[int], AsyncGenerator[Message, None]],
+        cursor: int,
+        cursor_of: Callable[[Message], int],
+        *,
+        endless: bool = False,
+    ) -> AsyncGenerator[Message, None]:
+        """The messages of a stream that is opened again after its last cursor when it breaks, or ends though ``endless``.
+
+        Raises TryAgain when that has failed too often in a row.
+        """
+        failures = 0
+        while True:
+            try:
+                async with aclosing(open_after(cursor)) as messages:
+                    async for message in messages:
+                        cursor, failures = max(cursor, cursor_of(message)), 0
+                        yield message
+                if not endless:
+                    return
+                reason = TryAgain("the service ended the stream", "STREAM_ENDED")
+            except TryAgain as error:
+                reason = error
+            failures += 1
+            if failures > self.limits.stream_attempts:
+                raise reason
+            await asyncio.sleep(self.pause_s(failures, reason.retry_after_s))
 
     async def metadata(self) -> tuple[tuple[str, str], ...]:
         """The token, renewed when four fifths of its life are over."""
         async with self._renewing:
-            if time.monotonic() >= self._renew_at:
+            if self.monotonic() >= self._renew_at:
                 await self._authenticate()
         return (("authorization", f"Bearer {self._token}"),)
 
+    def pause_s(self, attempt: int, floor_s: float | None = None) -> float:
+        """Full jitter under a cap that grows with the attempt (1, 2, ...), but never less than the service asked for."""
+        cap = min(self.limits.backoff_max_s, self.limits.backoff_first_s * 2 ** (attempt - 1))
+        return max(floor_s or 0.0, random.uniform(0, cap))
+
     async def _once(self, method: Callable[..., Awaitable[Reply]], request: Any, timeout_s: float | None) -> Reply:
+        metadata = await self.metadata()
         try:
-            return await method(request, timeout=timeout_s or self.limits.timeout_s, metadata=await self.metadata())
+            return await method(request, timeout=timeout_s or self.limits.timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error) from error
+            raise self._explained(from_rpc(error)) from error
 
     async def _authenticate(self) -> None:
         stub = registry_grpc.AgentRegistryStub(self.channel("agent-registry"))
@@ -99,15 +152,15 @@ class Connection:
         except grpc.aio.AioRpcError as error:
             raise self._explained(from_rpc(error)) from error
         self._token, self.tenant, self.principal = answer.token, answer.principal.tenant_id, answer.principal.id
-        self._renew_at = time.monotonic() + _RENEW_AT * max(0.0, answer.expires_at.seconds - time.time())
+        self._renew_at = self.monotonic() + _RENEW_AT * max(0.0, answer.expires_at.seconds - time.time())
 
     def _explained(self, error: SynodError) -> SynodError:
-        if error.code is grpc.StatusCode.UNAVAILABLE:
-            address = self.endpoints.address("agent-registry")
-            return TryAgain(f"nothing answers at {address}; start Synod with `synod up`", "NOT_RUNNING", error.code)
-        return error
-
-    def _pause(self, attempt: int, error: TryAgain) -> float:
-        """Full jitter under a growing cap, but never less than the service asked for."""
-        cap = min(self.limits.backoff_max_s, self.limits.backoff_first_s * 2**attempt)
-        return max(error.retry_after_s or 0.0, random.uniform(0, cap))
+        """What a person can do about a service that nothing was heard of; a service's own words stay as they are."""
+        if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason:
+            return TryAgain("the service did not answer in time; try again", "DEADLINE_EXCEEDED", error.code)
+        if error.code is not grpc.StatusCode.UNAVAILABLE or error.reason:
+            return error
+        service = self.endpoints.service_at(error.message)
+        where = f"{service} at {self.endpoints.address(service)}" if service else "the service"
+        text = f"{where} does not answer; is Synod running? `synod up` starts it and shows the state of every service"
+        return TryAgain(text, "NOT_RUNNING", error.code)

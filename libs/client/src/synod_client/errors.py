@@ -5,7 +5,9 @@ SynodError
 │   ├── InvalidInput   a field has a value that is not taken
 │   ├── NotFound
 │   ├── NotAllowed     no valid key, or not the permission
-│   └── BudgetExhausted
+│   ├── BudgetExhausted
+│   └── Replaced       another process registered under this agent's name
+├── TaskFailed         an agent outside could not do what it was asked; its handler raises this, its asker catches it
 ├── TryAgain           it may work later; ``retry_after_s`` says when, if the service knows
 └── Broken             the service failed; the message carries the id under which it logged why
 """
@@ -53,6 +55,14 @@ class BudgetExhausted(Refused):
     """A hard budget has not enough left."""
 
 
+class Replaced(Refused):
+    """Another process registered under this agent's name; this one takes no more tasks."""
+
+
+class TaskFailed(SynodError):
+    """An agent outside could not do its task. ``TaskFailed(message, reason)`` in a handler is what the asker catches."""
+
+
 class TryAgain(SynodError):
     """Not now."""
 
@@ -73,6 +83,8 @@ _BY_CODE: dict[grpc.StatusCode, type[SynodError]] = {
     grpc.StatusCode.UNAVAILABLE: TryAgain,
     grpc.StatusCode.RESOURCE_EXHAUSTED: TryAgain,
     grpc.StatusCode.ABORTED: TryAgain,
+    # A server that stops cancels its streams; our own cancelling never becomes an error of this kind.
+    grpc.StatusCode.CANCELLED: TryAgain,
     grpc.StatusCode.DEADLINE_EXCEEDED: TryAgain,
 }
 

@@ -90,7 +90,10 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
     yield "postgres.password", credentials.postgres[SUPERUSER]
     yield "postgres.roles", "".join(roles)
-    yield "nats.passwords", "".join(f"{_variable(name)}: {json.dumps(word)}\n" for name, word in credentials.nats.items())
+    yield (
+        "nats.passwords",
+        "".join(f"{_variable(name)}: {json.dumps(word)}\n" for name, word in credentials.nats.items()),
+    )
 
 
 def _provider_keys(files: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -107,7 +110,11 @@ def _dsn(service: Service, password: str) -> str:
 def _nats_entry(user: NatsUser) -> str:
     lines = [f"    {{ user: {json.dumps(user.name)}, password: ${_variable(user.name)}, permissions: {{"]
     for verb, subjects in (("publish", user.publish), ("subscribe", user.subscribe)):
-        lines += [f"        {verb}: {{ allow: [", *(f"          {json.dumps(subject)}" for subject in subjects), "        ] }"]
+        lines += [
+            f"        {verb}: {{ allow: [",
+            *(f"          {json.dumps(subject)}" for subject in subjects),
+            "        ] }",
+        ]
     return "\n".join((*lines, "    } }\n"))
 
 

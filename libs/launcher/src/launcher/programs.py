@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
 from launcher.databases import provision
-from launcher.keys import OBSERVER, SUPERUSER, Credentials
+from launcher.keys import CLIENT, OBSERVER, SUPERUSER, Credentials
 from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
 from launcher.nats import EmbeddedNats, NatsUser
 from launcher.postgres import DURABLE, VOLATILE, EmbeddedPostgres
@@ -35,9 +35,11 @@ def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
 
 
 def nats_users(services: Iterable[Service], passwords: Mapping[str, str]) -> tuple[NatsUser, ...]:
-    """Who may connect and what each may say and hear: every service, and the observer."""
+    """Who may connect and what each may say and hear: every service, the observer, and programs of users."""
     users = tuple(_nats_user(service.name, passwords[service.name]) for service in services)
-    return (*users, NatsUser(OBSERVER, passwords[OBSERVER], _OBSERVER_PUBLISHES, ("synod.>", "_INBOX.>")))
+    observer = NatsUser(OBSERVER, passwords[OBSERVER], _OBSERVER_PUBLISHES, ("synod.>", "_INBOX.>"))
+    client = NatsUser(CLIENT, passwords[CLIENT], _CLIENT_PUBLISHES, _CLIENT_SUBSCRIBES)
+    return (*users, observer, client)
 
 
 def programs(layout: Layout, credentials: Credentials) -> tuple[Program, ...]:
@@ -165,6 +167,15 @@ _OBSERVER_PUBLISHES = (
     *("$JS.ACK.>", "$JS.FC.>"),
 )
 """What a reader of streams must ask JetStream, and nothing that changes them."""
+
+_CLIENT_PUBLISHES = (
+    *("synod.*.cmd.agents.*", "synod.*.ans.agents.*", "$JS.ACK.CMD_AGENTS.>", "$JS.API.DIRECT.GET.ANS_AGENTS.>"),
+    *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE") for stream in ("CMD_AGENTS", "ANS_AGENTS")),
+    *("$JS.API.CONSUMER.DURABLE.CREATE.CMD_AGENTS.>", "$JS.API.CONSUMER.CREATE.CMD_AGENTS.>"),
+    *("$JS.API.CONSUMER.INFO.CMD_AGENTS.>", "$JS.API.CONSUMER.MSG.NEXT.CMD_AGENTS.>"),
+)
+_CLIENT_SUBSCRIBES = ("synod.*.ans.agents.*", "_INBOX_client.>")
+"""Tasks of agents outside, their answers (the SDK's synod_client.tasks), and no other inbox than its own."""
 
 
 def _local(is_ready: Callable[[int], bool]) -> Callable[[int], Awaitable[Readiness]]:

@@ -11,7 +11,7 @@ from typing import Self
 
 from launcher.datadir import claimed
 from launcher.errors import DataLocked
-from launcher.keys import OBSERVER, Credentials, ensure_keys
+from launcher.keys import CLIENT, NATS_CLIENTS, OBSERVER, Credentials, ensure_keys, nats_file, write_secret
 from launcher.layout import Layout
 from launcher.logs import Logs, Record
 from launcher.nats import NatsUser, url
@@ -21,7 +21,8 @@ from launcher.programs import postgres_of, programs
 from launcher.supervisor import OnChange, Status, Supervisor
 
 SYSTEM_FILE = "system.json"
-"""In the data directory while the system is up: {"endpoints": {...}, "dev_key_file": ...}, for the synod command."""
+"""In the data directory while the system is up: {"endpoints": {...}, "dev_key_file": ..., "nats_observer_file": ...,
+"nats_client_file": ...}, for the synod command and the SDK."""
 FORMER_SERVER_TIMEOUT_S = 30.0
 
 
@@ -87,7 +88,12 @@ class System:
     @property
     def observer_url(self) -> str:
         """The NATS address of a user that may read all events and publish none."""
-        return url(self.layout.nats_port, NatsUser(OBSERVER, self.credentials.nats[OBSERVER]))
+        return self._nats_url(OBSERVER)
+
+    @property
+    def client_url(self) -> str:
+        """The NATS address of a user that carries tasks to agents outside and their answers, and nothing else."""
+        return self._nats_url(CLIENT)
 
     @property
     def credentials(self) -> Credentials:
@@ -145,11 +151,17 @@ class System:
             await asyncio.sleep(POLL_S)
 
     def _publish(self) -> None:
+        keys = self.layout.keys
+        for user in NATS_CLIENTS:
+            write_secret(nats_file(keys, user), self._nats_url(user))
+        files = {f"nats_{user}_file": str(nats_file(keys, user)) for user in NATS_CLIENTS}
+        published = {"endpoints": dict(self.endpoints), "dev_key_file": str(keys / "dev.key"), **files}
         file = self.layout.data / SYSTEM_FILE
-        file.write_text(
-            json.dumps({"endpoints": dict(self.endpoints), "dev_key_file": str(self.layout.keys / "dev.key")}, indent=2)
-        )
+        file.write_text(json.dumps(published, indent=2))
         self._held.callback(file.unlink, missing_ok=True)
+
+    def _nats_url(self, user: str) -> str:
+        return url(self.layout.nats_port, NatsUser(user, self.credentials.nats[user]))
 
     @property
     def _running(self) -> Supervisor:

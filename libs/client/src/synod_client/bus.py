@@ -1,0 +1,77 @@
+"""The connection to NATS."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+
+from synod_client.endpoints import Login
+from synod_client.errors import NotAllowed, SynodError, TryAgain
+
+Result = TypeVar("Result")
+RECONNECT_WAIT_S: Final = 0.2
+CONNECT_TIMEOUT_S: Final = 2
+CLIENT_INBOX: Final = "_INBOX_client"
+"""Where answers to the user ``client`` go; it may listen to no other inbox."""
+
+
+async def connect(url: str, login: Login) -> Client:
+    """A connection that reconnects for ever. Raises TryAgain if nothing answers now, NotAllowed for a wrong login."""
+    failures: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        # connect() itself only says that there are no servers; the reason is told here.
+        failures[:] = [error]
+
+    try:
+        client = await nats.connect(
+            url,
+            name=f"synod-{login}",
+            max_reconnect_attempts=1,
+            reconnect_time_wait=RECONNECT_WAIT_S,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            error_cb=note,
+            inbox_prefix=CLIENT_INBOX if login == "client" else "_INBOX",
+        )
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise _explained(failures[-1] if failures else error, url, login) from error
+    # The limit above is for the first connection, which a person waits for.
+    client.options["max_reconnect_attempts"] = -1
+    return client
+
+
+async def whole(request: Awaitable[Result]) -> Result:
+    """Awaits a request to NATS such that it can be cancelled at any moment.
+
+    nats-py waits with asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives together with the answer.
+    """
+    before = cancellations()
+    try:
+        return await request
+    finally:
+        if cancellations() > before:
+            raise asyncio.CancelledError
+
+
+def cancellations() -> int:
+    """How often the present task was cancelled, lost ones included."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+def _explained(error: Exception, url: str, login: Login) -> SynodError:
+    parts = urlsplit(url)
+    where = f"NATS at {parts.hostname}:{parts.port or 4222}"
+    if isinstance(error, nats.errors.AuthorizationError) or "uthorization" in str(error):
+        return NotAllowed(
+            f"{where} refuses the login of '{login}'; set SYNOD_NATS_URL=nats://user:password@host:port, or use the data "
+            "directory of the running system (--data, SYNOD_DATA)",
+            "NATS_LOGIN",
+        )
+    return TryAgain(
+        f"{where} does not answer ({error}); start Synod with `synod up`, or set SYNOD_NATS_URL", "NOT_RUNNING"
+    )
