@@ -140,3 +140,9 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     file.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     with pytest.raises(KeyFileInvalid, match="holds a ECPublicKey, not an Ed25519 public key"):
         load_public_key(file)
+
+
+def test_an_edge_learns_who_calls_whatever_they_may_do(key: Ed25519PrivateKey, clock: FakeClock) -> None:
+    nobody = Principal("usr_1", "local", "user")
+    token = issue(key, nobody, timedelta(minutes=5), now=clock.now())
+    assert Authenticator(key.public_key(), clock).identify(bearer(token)) == nobody

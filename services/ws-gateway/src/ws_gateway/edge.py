@@ -212,7 +212,7 @@ class Edge:
             ws_per_message_deflate=False,
             ws_max_size=self.settings.edge.frame_bytes_fatal,
             ws_ping_interval=self.settings.edge.heartbeat_s,
-            ws_ping_timeout=2 * self.settings.edge.heartbeat_s,
+            ws_ping_timeout=self.settings.edge.pong_wait_s,
             lifespan="off",
             access_log=False,
             log_config=None,

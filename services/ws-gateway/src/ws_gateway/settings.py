@@ -24,6 +24,8 @@ class EdgeLimits(BaseModel):
     auth_wait_s: PositiveFloat = 10
     """How long a connection may wait before it says who it is; then it is closed with 4401."""
     heartbeat_s: PositiveFloat = 10
+    pong_wait_s: PositiveFloat = 20
+    """How long a client may leave a ping of the WebSocket protocol itself unanswered; then it is taken for dead."""
     monitoring_s: PositiveFloat = 3
     """Between two updates of the channel monitoring."""
     channels_max: PositiveInt = 64

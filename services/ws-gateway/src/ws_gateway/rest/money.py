@@ -28,14 +28,14 @@ class Interval(BaseModel):
     until: datetime | None
 
 
-def interval(
+async def interval(
     since: Annotated[AwareDatetime | None, Query(alias="from")] = None,
     until: Annotated[AwareDatetime | None, Query()] = None,
 ) -> Interval:
     return Interval(since=since, until=until)
 
 
-def scope(agent: str = "", run_id: str = "", root_run_id: str = "", model: str = "", tool: str = "") -> Scope:
+async def scope(agent: str = "", run_id: str = "", root_run_id: str = "", model: str = "", tool: str = "") -> Scope:
     return Scope(agent=agent, run_id=run_id, root_run_id=root_run_id, model=model, tool=tool)
 
 

@@ -18,7 +18,7 @@ BEARER: Final = HTTPBearer(auto_error=False, description="An API key or a token.
 KEY: Final = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key.")
 
 
-def backstage(request: Request) -> Backstage:
+async def backstage(request: Request) -> Backstage:
     found = request.app.state.backstage
     assert isinstance(found, Backstage)
     return found

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fastapi import Request
@@ -49,11 +49,11 @@ class Streamed:
 
     channels: tuple[str, ...]
     frames_dropped: int = 0
-    task: "asyncio.Task[object] | None" = None
+    ended: "asyncio.Future[tuple[int, str]]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def end(self, code: int, reason: str) -> None:
-        if self.task is not None:
-            self.task.cancel(reason)
+        if not self.ended.done():
+            self.ended.set_result((code, reason))
 
 
 def stream(
@@ -69,25 +69,28 @@ async def _session(
     request: Request, back: Backstage, caller: Caller, channel: str, events: AsyncIterator[ServerEvent]
 ) -> AsyncIterator[bytes]:
     remote = f"{request.client.host}:{request.client.port}" if request.client else "unknown"
-    connection = Streamed((channel,), task=asyncio.current_task())
+    connection = Streamed((channel,))
     async with back.register.session(caller, "sse", remote, connection) as live:
-        async with aclosing(_kept_alive(events, back.limits.sse_keepalive_s)) as chunks:
+        async with aclosing(_kept_alive(events, connection, back.limits.sse_keepalive_s)) as chunks:
             try:
                 async for chunk in chunks:
                     yield chunk
                     back.register.count_sent(live)
             except Exception as error:  # noqa: BLE001 - the edge of a stream: told to the client
                 yield _failure(request, known(error) or defect(error, back.log_)).encode()
-        live.ended = (GONE, "the stream has ended")
+        live.ended = connection.ended.result() if connection.ended.done() else (GONE, "the stream has ended")
 
 
-async def _kept_alive(events: AsyncIterator[ServerEvent], pause_s: float) -> AsyncGenerator[bytes, None]:
+async def _kept_alive(
+    events: AsyncIterator[ServerEvent], connection: Streamed, pause_s: float
+) -> AsyncGenerator[bytes, None]:
     """The events encoded, and a comment whenever there was none for a while, so that proxies keep the line open."""
     following = asyncio.ensure_future(anext(events))
+    ending = asyncio.ensure_future(_ended(connection))
     try:
-        while True:
-            done, _ = await asyncio.wait([following], timeout=pause_s)
-            if not done:
+        while not ending.done():
+            await asyncio.wait([following, ending], timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
                 yield KEEPALIVE
                 continue
             try:
@@ -98,7 +101,12 @@ async def _kept_alive(events: AsyncIterator[ServerEvent], pause_s: float) -> Asy
             following = asyncio.ensure_future(anext(events))
     finally:
         following.cancel()
-        await asyncio.wait([following])
+        ending.cancel()
+        await asyncio.wait([following, ending])
+
+
+async def _ended(connection: Streamed) -> None:
+    await asyncio.wait([connection.ended])
 
 
 def _failure(request: Request, error: ServiceError) -> ServerEvent:

@@ -1,0 +1,44 @@
+"""A gateway that stops says goodbye to everybody, and its log says how each connection ended."""
+
+import asyncio
+
+import aiohttp
+import edge_fakes as fakes
+from edge_world import WAIT_S, running, until
+from eventlog.postgres import PostgresEventLog
+from launcher.testing import RunningNats
+from servicekit.clock import SystemClock
+from synod.ws_gateway.events import SessionClosed
+from websockets.asyncio.client import connect
+
+HEADERS = {"X-API-Key": fakes.API_KEY}
+
+
+async def test_stop_ends_every_connection_and_keeps_how_it_ended(postgres_dsn: str, fresh_nats: RunningNats) -> None:
+    async with aiohttp.ClientSession(headers=HEADERS) as http:
+        async with running(postgres_dsn, fresh_nats.url) as system:
+            system.fake.hold_run = asyncio.Event()
+            system.fake.updates = [fakes.update(3, "RunStarted")]
+            socket = await connect(system.url.replace("http", "ws") + "/ws", additional_headers=HEADERS)
+            await socket.recv()
+            stream = asyncio.create_task(read_all(http, f"{system.url}/api/v1/runs/{fakes.RUN_ID}/updates"))
+            await until(lambda: bool(system.fake.requests("WatchRun")))
+        assert "event: update" in await asyncio.wait_for(stream, WAIT_S)
+    await asyncio.wait_for(socket.wait_closed(), WAIT_S)
+    assert socket.close_code == 1001
+    assert await closings(postgres_dsn) == [1001, 1001]
+
+
+async def read_all(http: aiohttp.ClientSession, url: str) -> str:
+    """Everything that a stream of updates says until it ends."""
+    async with http.get(url) as answer:
+        return await answer.text()
+
+
+async def closings(dsn: str) -> list[int]:
+    log = await PostgresEventLog.open(dsn, clock=SystemClock())
+    try:
+        events = await log.read()
+    finally:
+        await log.close()
+    return [SessionClosed.model_validate_json(event.data).code for event in events if event.type == "SessionClosed"]
