@@ -61,6 +61,9 @@ class ProjectorLimits:
     """How often an event is tried alone before it is parked."""
     chases_max: int = 10
     """How often a copy runs after a live view that moves on, before it holds it."""
+    pace_s: float = 0.02
+    """Under steady load a view is folded this often at most: what comes meanwhile shares one transaction. The first event
+    after a rest is folded at once."""
     idle_wait_s: float = 1.0
     retry_pause_s: float = 0.05
     retry_pause_max_s: float = 2.0
@@ -93,15 +96,16 @@ class Folder:
             if not await self.step(upto=position):
                 await self.reader.wait(self.position, self._limits.idle_wait_s)
 
-    async def step(self, upto: int | None = None) -> bool:
-        """Fold the next page, cut at `upto`; False if there is none.
+    async def step(self, upto: int | None = None) -> int:
+        """Fold the next page, cut at `upto`; how many positions of the source that was, 0 if there is none.
 
         Raises what AWAY lists while source or database are away, ViewSuperseded if the copy is no longer this view's.
         """
         await self._learn()
         page = _cut(await self.reader.read(self.position, self._limits.batch_events), upto)
-        if page.position <= self.position:
-            return False
+        before = self.position
+        if page.position <= before:
+            return 0
         try:
             await self._fold(page)
         except (*AWAY, ViewSuperseded):
@@ -109,7 +113,7 @@ class Folder:
         except Exception as error:  # noqa: BLE001  # a view may fail in any way: the event at fault is found and parked
             _log.warning("view %s: a batch failed, folding one by one: %r", self._view.name, error)
             await self._fold_one_by_one(page)
-        return True
+        return page.position - before
 
     async def _fold_one_by_one(self, page: Page) -> None:
         for event in page.events:

@@ -94,10 +94,13 @@ class Projector:
             pause_s = self._limits.retry_pause_s
             while True:
                 try:
-                    if not await folder.step():
-                        await folder.reader.wait(folder.position, self._limits.idle_wait_s)
+                    folded = await folder.step()
                     self._signal.advance(folder.position)
                     pause_s = self._limits.retry_pause_s
+                    if not folded:
+                        await folder.reader.wait(folder.position, self._limits.idle_wait_s)
+                    elif folded < self._limits.batch_events:
+                        await asyncio.sleep(self._limits.pace_s)
                 except AWAY as error:
                     _log.warning("view %s waits for its source or its database: %r", self.view.name, error)
                     await asyncio.sleep(pause_s)
