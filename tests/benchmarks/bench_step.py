@@ -8,7 +8,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections import deque
+from collections import defaultdict
 from pathlib import Path
 
 from agent_runtime.clients import NatsTokens
@@ -30,6 +30,8 @@ from servicekit.testing import serve_in_process, settings_for
 from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
 from synod.agent_runtime.v1.agent_runtime_pb2_grpc import AgentRuntimeStub
 from synod.common.ids import new_id
+from synod.eventlog.v1 import eventlog_pb2 as log_pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 
 TOOL_CALLS = 20
 # Each tool call is asked for by a model answer; one more answer ends the run.
@@ -73,24 +75,34 @@ async def ours(dsn: str, runs: int, at_once: int) -> Load:
     async with nats_server() as url:
         settings = settings_for(Settings, dsn, url)
         async with serve_in_process(compose, settings) as served:
-            stub = AgentRuntimeStub(served.channel)
-            return await batch(stub, runs, at_once)
+            ended = asyncio.create_task(endings(EventLogStub(served.channel), waiting := defaultdict(asyncio.Event)))
+            try:
+                return await batch(AgentRuntimeStub(served.channel), waiting, runs, at_once)
+            finally:
+                ended.cancel()
 
 
-async def batch(stub: AgentRuntimeStub, runs: int, at_once: int) -> Load:
+Waiting = defaultdict[str, asyncio.Event]
+
+
+async def endings(log: EventLogStub, waiting: Waiting) -> None:
+    """One subscription to the log tells when runs have ended, as any service that starts runs would listen."""
+    request = log_pb.SubscribeRequest(filter=log_pb.EventFilter(types=["RunCompleted"]))
+    async for event in log.Subscribe(request):
+        waiting[event.stream.removeprefix("run/")].set()
+
+
+async def batch(stub: AgentRuntimeStub, waiting: Waiting, runs: int, at_once: int) -> Load:
     """So many runs, so many at a time, each timed from its start to its recorded end."""
     load, loop = Load(), asyncio.get_running_loop()
-    waiting = deque(range(runs))
+    left = iter(range(runs))
     start = loop.time()
 
     async def caller() -> None:
-        while waiting:
-            waiting.popleft()
+        for _ in left:
             begun = loop.time()
-            request = pb.StartRunRequest(request_id=new_id("req"), definition="ann", input="go")
-            run = await stub.StartRun(request)
-            async for _ in stub.WatchRun(pb.WatchRunRequest(id=run.id)):
-                pass
+            run = await stub.StartRun(pb.StartRunRequest(request_id=new_id("req"), definition="ann", input="go"))
+            await waiting[run.id].wait()
             load.latencies_s.append(loop.time() - begun)
 
     await asyncio.gather(*(caller() for _ in range(at_once)))
