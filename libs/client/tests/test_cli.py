@@ -387,6 +387,18 @@ def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> N
     assert (tail.returncode, problems) == (Exit.INTERRUPTED, "")
 
 
+def test_ctrl_c_ends_a_chat_that_waits_for_its_person(fakes: FakeSystem, data: Path) -> None:
+    fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
+    environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([SYNOD, "chat", "helper"], env=environment, text=True, **pipes) as chat:
+        assert chat.stdout is not None
+        assert chat.stdout.read(len("you ")) == "you "
+        chat.send_signal(signal.SIGINT)
+        _, problems = chat.communicate(timeout=20)
+    assert (chat.returncode, problems) == (Exit.INTERRUPTED, "")
+
+
 def test_completion_is_there_for_shells_and_knows_the_services() -> None:
     environment = {
         "_SYNOD_COMPLETE": "complete_bash",

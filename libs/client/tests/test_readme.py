@@ -97,9 +97,7 @@ async def cancelled_run(bus: Any) -> AsyncIterator[RunCancelled]:
     await client.close()
 
 
-async def test_ends_of_runs_are_followed(
-    system: FakeSystem, cancelled_run: RunCancelled, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_ends_of_runs_are_followed(system: FakeSystem, cancelled_run: RunCancelled) -> None:
     printed: asyncio.Queue[tuple[object, ...]] = asyncio.Queue()
     names = await run(FOLLOW)
     names["print"] = lambda *values: printed.put_nowait(values)
