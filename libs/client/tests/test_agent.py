@@ -267,9 +267,7 @@ async def test_a_registry_that_is_away_does_not_stop_the_agent(
         assert not agent.done()
 
 
-async def test_a_task_is_acknowledged_only_after_its_answer_is_stored(
-    synod: Synod, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_task_is_acknowledged_only_after_its_answer_is_stored(synod: Synod, name: str) -> None:
     """An agent that dies between answering and acknowledging: the next delivery finds the answer and works no more."""
     tasks = await tasks_of(synod)
     queue = await tasks.queue(name)

@@ -108,6 +108,15 @@ async def test_the_observers_address_is_all_that_a_subscriber_needs(make_layout:
         await client.close()
 
 
+async def test_addresses_with_logins_are_in_files_that_only_their_owner_reads(make_layout: MakeLayout) -> None:
+    layout = make_layout()
+    async with System(layout) as system:
+        published = json.loads((layout.data / "system.json").read_text())
+        files = [Path(published[name]) for name in ("nats_observer_file", "nats_client_file")]
+        assert [file.read_text() for file in files] == [system.observer_url, system.client_url]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
 async def test_keys_are_made_for_each_service_and_readable_by_their_owner_only(make_layout: MakeLayout) -> None:
     layout = make_layout(*PAIR)
     async with System(layout):

@@ -15,6 +15,8 @@ from synod_client.errors import NotAllowed, SynodError, TryAgain
 Result = TypeVar("Result")
 RECONNECT_WAIT_S: Final = 0.2
 CONNECT_TIMEOUT_S: Final = 2
+REQUEST_TIMEOUT_S: Final = 2.0
+"""For an answer of JetStream; a request that a broken connection swallowed is made again after it."""
 CLIENT_INBOX: Final = "_INBOX_client"
 """Where answers to the user ``client`` go; it may listen to no other inbox."""
 

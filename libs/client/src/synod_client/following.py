@@ -24,7 +24,7 @@ from synod.common.event import Event
 from synod.common.ids import new_id
 from synod.common.subjects import event_stream
 
-from synod_client.bus import whole
+from synod_client.bus import REQUEST_TIMEOUT_S, whole
 from synod_client.connection import Connection
 from synod_client.errors import Refused
 
@@ -101,7 +101,7 @@ class _Reader:
 
     def __init__(self, client: Client, stream: str, position: int) -> None:
         self._client = client
-        self._jetstream = client.jetstream()
+        self._jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._stream = stream
         self._position = position
         self._subscription: _Subscription | None = None

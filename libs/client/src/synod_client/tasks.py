@@ -38,7 +38,7 @@ from synod.common.event import Value
 from synod.common.subjects import command_stream, command_subject
 from synod.common.values import Failure
 
-from synod_client.bus import cancellations, whole
+from synod_client.bus import REQUEST_TIMEOUT_S, cancellations, whole
 from synod_client.errors import InvalidInput, TaskFailed, TryAgain
 
 AGENTS: Final = "agents"
@@ -148,7 +148,7 @@ class Tasks:
 
     def __init__(self, client: Client, tenant: str) -> None:
         self._client = client
-        self._jetstream = client.jetstream()
+        self._jetstream = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._tenant = tenant
 
     async def ask(self, agent: str, text: str, task_id: str, asked_by: str, timeout_s: float) -> Answer:

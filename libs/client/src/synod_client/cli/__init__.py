@@ -4,34 +4,55 @@ import typer
 
 from synod_client.cli import agents, decisions, events, money, runs, system
 
+EXIT_CODES = """Exit codes:
+
+\b
+  0  done
+  1  what was asked did not come true: a run failed, a log is broken, a replay differs
+  2  wrong usage
+  3  refused; repeating does not help
+  4  no valid key, or not the permission
+  5  not found
+  6  unavailable now; try again
+  7  a service failed
+  8  a budget is exhausted
+130  interrupted
+"""
+
 app = typer.Typer(
     name="synod",
     help="Teams of AI agents under control: run them, see what they did and why, what it cost, and prove it.\n\n"
-    "Exit codes: 0 done, 1 what was asked did not come true, 2 wrong usage, 3 refused, 4 not allowed, 5 not found, "
-    "6 unavailable, 7 a service failed, 8 budget exhausted.",
+    f"First `synod up`, then for example `synod run` in another terminal.\n\n{EXIT_CODES}",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command("up")(system.up)
-app.command("demo")(system.demo)
-app.command("define")(agents.define)
-app.command("agents")(agents.agents)
-app.command("models")(agents.models)
-app.command("run")(runs.start)
-app.command("runs")(runs.runs)
-app.command("chat")(runs.chat)
-app.command("watch")(runs.watch)
-app.command("cancel")(runs.cancel)
-app.command("replay")(runs.replay)
-app.command("spend")(money.spend)
-app.command("propose")(decisions.propose)
-app.command("vote")(decisions.vote)
-app.command("proposals")(decisions.proposals)
-app.add_typer(money.budget_app, name="budget")
-app.add_typer(agents.tools_app, name="tools")
-app.add_typer(events.events_app, name="events")
-app.add_typer(events.views_app, name="views")
+
+SYSTEM = "The system"
+WORK = "Agents and their work"
+CONTROL = "Money and decisions"
+PROOF = "What happened, and the proof"
+
+app.command("up", rich_help_panel=SYSTEM)(system.up)
+app.command("demo", rich_help_panel=SYSTEM)(system.demo)
+app.command("define", rich_help_panel=WORK)(agents.define)
+app.command("agents", rich_help_panel=WORK)(agents.agents)
+app.command("models", rich_help_panel=WORK)(agents.models)
+app.add_typer(agents.tools_app, name="tools", rich_help_panel=WORK)
+app.command("run", rich_help_panel=WORK)(runs.start)
+app.command("runs", rich_help_panel=WORK)(runs.runs)
+app.command("watch", rich_help_panel=WORK)(runs.watch)
+app.command("cancel", rich_help_panel=WORK)(runs.cancel)
+app.command("chat", rich_help_panel=WORK)(runs.chat)
+app.command("ask", rich_help_panel=WORK)(agents.ask)
+app.command("spend", rich_help_panel=CONTROL)(money.spend)
+app.add_typer(money.budget_app, name="budget", rich_help_panel=CONTROL)
+app.command("propose", rich_help_panel=CONTROL)(decisions.propose)
+app.command("vote", rich_help_panel=CONTROL)(decisions.vote)
+app.command("proposals", rich_help_panel=CONTROL)(decisions.proposals)
+app.add_typer(events.events_app, name="events", rich_help_panel=PROOF)
+app.add_typer(events.views_app, name="views", rich_help_panel=PROOF)
+app.command("replay", rich_help_panel=PROOF)(runs.replay)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import typer
 from synod.agent_registry.v1.agent_registry_pb2 import AgentHealth, AgentState
 from synod.tool_executor.v1.tool_executor_pb2 import EffectClass
 
-from synod_client.cli.output import enum_name, moment, print_messages, print_table
+from synod_client.cli.output import console, enum_name, moment, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
 
@@ -71,6 +71,25 @@ def agents(
         ]
         columns = ("agent", "definition", "state", "health", "busy>", "done>", "failed>", "capabilities")
         return print_table("", columns, rows)
+
+    run(command, data)
+
+
+def ask(
+    agent: Annotated[str, typer.Argument(help="Name of an agent that lives in a process outside.")],
+    text: Annotated[str, typer.Argument(help="The task.")],
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the answer.", min=0.1)] = 60.0,
+    task_id: Annotated[str, typer.Option("--task", help="Wait on for this task instead of a new one.")] = "",
+    data: Data = None,
+) -> None:
+    """Ask an agent outside and print its answer. Exits with 1 when it cannot do the task.
+
+    Example: synod ask translator "good day"
+    """
+
+    async def command(synod: Synod) -> None:
+        answer = await synod.ask(agent, text, timeout_s=timeout_s, task_id=task_id)
+        console.print(answer, markup=False, highlight=False, soft_wrap=True)
 
     run(command, data)
 

@@ -1,9 +1,11 @@
 """propose, vote, proposals: deciding together."""
 
+import json
 from typing import Annotated
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.markup import escape
 from synod.consensus.v1.consensus_pb2 import (
     Proposal,
     ProposalState,
@@ -21,10 +23,22 @@ from synod_client.client import Synod
 RULES = {name.removeprefix("RULE_KIND_").lower(): value for name, value in RuleKind.items() if value}
 
 
+def known_rule(name: str) -> str:
+    if name not in RULES:
+        raise typer.BadParameter(f"'{name}' is no rule; rules are {', '.join(RULES)}")
+    return name
+
+
+def _complete_rule(incomplete: str) -> list[str]:
+    return [name for name in RULES if name.startswith(incomplete)]
+
+
 def propose(
     title: Annotated[str, typer.Argument(help="What is to be decided.")],
     voters: Annotated[list[str], typer.Option("--voter", help="Who may vote; repeatable. NAME or NAME=WEIGHT.")],
-    rule: Annotated[str, typer.Option(help=f"One of {', '.join(RULES)}.")] = "majority",
+    rule: Annotated[
+        str, typer.Option(help=f"{', '.join(RULES)}.", callback=known_rule, autocompletion=_complete_rule)
+    ] = "majority",
     threshold: Annotated[int, typer.Option(help="Weight needed under rule threshold.")] = 0,
     options: Annotated[list[str] | None, typer.Option("--option", help="Default: approve, reject.")] = None,
     minutes: Annotated[int, typer.Option(help="Until the deadline.", min=1)] = 10,
@@ -36,10 +50,10 @@ def propose(
 ) -> None:
     """Open a proposal; its electorate is frozen now.
 
-    Example: synod propose "Raise the rate" --voter ada --voter ben --voter eve --set rate=0.2
+    Example: synod propose "Raise it?" --voter ada --voter ben --set rate=0.2
     """
-    if rule not in RULES:
-        raise typer.BadParameter(f"'{rule}' is no rule; rules are {', '.join(RULES)}", param_hint="--rule")
+    electorate = [_voter(text) for text in voters]
+    changes = _change(change) if change else None
 
     async def command(synod: Synod) -> None:
         deadline = Timestamp()
@@ -48,12 +62,11 @@ def propose(
         request = ProposeRequest(
             title=title,
             options=options or [],
-            electorate=[_voter(text) for text in voters],
+            electorate=electorate,
             rule=Rule(kind=RuleKind.ValueType(RULES[rule]), threshold=threshold),
             deadline=deadline,
+            change=changes,
         )
-        if change:
-            request.change.CopyFrom(_change(change))
         _print(await synod.propose(request), as_json)
 
     run(command, data)
@@ -69,7 +82,7 @@ def vote(
 ) -> None:
     """Cast a vote.
 
-    Example: synod vote prp_01k9... approve --as ada --reason "checked the figures"
+    Example: synod vote prp_01k9... approve --as ada --reason "checked"
     """
 
     async def command(synod: Synod) -> None:
@@ -106,16 +119,22 @@ def _voter(text: str) -> Voter:
 
 
 def _change(text: str) -> VariableChange:
-    name, found, value = text.partition("=")
-    if not found:
-        raise typer.BadParameter(f"'{text}' is not NAME=JSON, such as rate=0.2", param_hint="--set")
+    name, _, value = text.partition("=")
+    try:
+        json.loads(value)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"'{text}' is not NAME=JSON, such as rate=0.2 or model='\"sim-1\"'", param_hint="--set"
+        ) from error
     return VariableChange(variable=name, value_json=value)
 
 
 def _print(item: Proposal, as_json: bool) -> None:
     if as_json:
         return print_json(as_dict(item))
-    print_table(f"{item.id}  {item.title}", ("state", "outcome", "tally"), [(_state(item), item.outcome, _tally(item))])
+    print_table(
+        escape(f"{item.id}  {item.title}"), ("state", "outcome", "tally"), [(_state(item), item.outcome, _tally(item))]
+    )
     if item.ballots:
         rows = [(ballot.voter_id, ballot.option, ballot.weight, ballot.reason) for ballot in item.ballots]
         print_table("", ("voter", "vote", "weight>", "reason"), rows)

@@ -6,14 +6,37 @@ from typing import Annotated
 import typer
 from synod.eventlog.v1.eventlog_pb2 import Event, EventFilter, VerifyResponse
 
-from synod_client.cli.output import Exit, as_dict, console, moment, print_json, print_table
+from synod_client.cli.output import Exit, as_dict, console, errors, moment, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
+from synod_client.endpoints import SERVICES
 
 events_app = typer.Typer(help="Read, follow and verify the logs of the services.", no_args_is_help=True)
 views_app = typer.Typer(help="What is folded from the logs: list, rebuild, verify.", no_args_is_help=True)
 
-Service = Annotated[str, typer.Argument(help="agent-registry, agent-runtime, llm-gateway, tool-executor, ...")]
+
+def known_service(name: str) -> str:
+    if name not in SERVICES:
+        raise typer.BadParameter(f"'{name}' is no service; services are {', '.join(SERVICES)}")
+    return name
+
+
+def known_services(names: list[str] | None) -> list[str]:
+    return [known_service(name) for name in names or SERVICES]
+
+
+def _complete_service(incomplete: str) -> list[str]:
+    return [name for name in SERVICES if name.startswith(incomplete)]
+
+
+Service = Annotated[
+    str,
+    typer.Argument(help=f"{', '.join(SERVICES)}.", callback=known_service, autocompletion=_complete_service),
+]
+Services = Annotated[
+    list[str] | None,
+    typer.Argument(help="Default: all.", callback=known_services, autocompletion=_complete_service),
+]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; repeatable.")]
 RunId = Annotated[str, typer.Option("--run", help="Only events of this run.")]
 Stream = Annotated[str, typer.Option("--stream", help='Only this stream, "<aggregate>/<id>".')]
@@ -36,14 +59,16 @@ def events_read(
         for event in page.events:
             print_event(event, as_json)
         if not as_json:
-            console.print(f"[dim]{len(page.events)} events; head is {page.head_position}[/dim]")
+            errors.print(
+                f"[dim]{len(page.events)} events; the log's head is at {page.head_position}[/dim]", highlight=False
+            )
 
     run(command, data)
 
 
 @events_app.command("tail")
 def events_tail(
-    service: Service, after: Annotated[int, typer.Option("--after", help="Default: only new events.")] = -1,
+    service: Service, after: Annotated[int | None, typer.Option("--after", help="Default: only new events.", min=0)] = None,
     types: Types = None, run_id: RunId = "", stream: Stream = "", as_json: AsJson = False, data: Data = None,
 ) -> None:  # fmt: skip
     """Follow a log: every event as it is appended, until interrupted.
@@ -53,7 +78,7 @@ def events_tail(
     where = _filter(types, run_id, stream)
 
     async def command(synod: Synod) -> None:
-        start = after if after >= 0 else (await synod.read(service, limit=1)).head_position
+        start = after if after is not None else (await synod.read(service, limit=1)).head_position
         async for event in synod.subscribe(service, after=start, where=where):
             print_event(event, as_json)
 
@@ -62,7 +87,7 @@ def events_tail(
 
 @events_app.command("verify")
 def events_verify(
-    service: Annotated[list[str] | None, typer.Argument(help="Services; default all.")] = None,
+    service: Services = None,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -72,7 +97,7 @@ def events_verify(
     """
 
     async def command(synod: Synod) -> int:
-        names = service or list(synod.services)
+        names = service or synod.services
         found = {name: await synod.verify_log(name) for name in names}
         if as_json:
             print_json({name: as_dict(item) for name, item in found.items()})
@@ -106,8 +131,9 @@ def views_list(as_json: AsJson = False, data: Data = None) -> None:
 
 @views_app.command("rebuild")
 def views_rebuild(
-    service: Service, view: Annotated[str, typer.Argument(help="Name of the view.")], data: Data = None
-) -> None:
+    service: Service, view: Annotated[str, typer.Argument(help="Name of the view.")],
+    as_json: AsJson = False, data: Data = None,
+) -> None:  # fmt: skip
     """Build a view anew beside the live one and swap it in.
 
     Example: synod views rebuild cost-ledger spend
@@ -115,15 +141,18 @@ def views_rebuild(
 
     async def command(synod: Synod) -> None:
         done = await synod.rebuild_view(service, view)
+        if as_json:
+            return print_json(as_dict(done))
         took = done.took.seconds + done.took.nanos / 1e9
         console.print(f"{service}/{view}: {done.events_folded} events in {took:.2f} s, live at {done.view.position}")
+        return None
 
     run(command, data)
 
 
 @views_app.command("verify")
 def views_verify(
-    service: Annotated[list[str] | None, typer.Argument(help="Services; default all.")] = None,
+    service: Services = None,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -133,7 +162,7 @@ def views_verify(
     """
 
     async def command(synod: Synod) -> int:
-        names = service or list(synod.services)
+        names = service or synod.services
         found = [(name, await synod.verify_view(name, view.name)) for name in names for view in await synod.views(name)]
         if as_json:
             print_json([{"service": name, **as_dict(item)} for name, item in found])

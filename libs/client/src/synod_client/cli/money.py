@@ -1,5 +1,6 @@
 """spend and budget: what it cost, and what it may cost."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -9,6 +10,15 @@ from synod.cost_ledger.v1.cost_ledger_pb2 import Attribution, Budget
 from synod_client.cli.output import as_dict, print_json, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
+
+
+class Window(StrEnum):
+    """Over which time a budget is counted."""
+
+    LIFETIME = "lifetime"
+    DAY = "day"
+    MONTH = "month"
+
 
 budget_app = typer.Typer(help="Limits of spending.", no_args_is_help=True)
 
@@ -49,7 +59,7 @@ def budget_set(
     agent: Annotated[str, typer.Option(help="Only costs of this agent.")] = "",
     model: Annotated[str, typer.Option(help="Only costs of this model.")] = "",
     run_id: Annotated[str, typer.Option("--run", help="Only costs of this run and the runs below it.")] = "",
-    window: Annotated[str, typer.Option(help="lifetime, day or month (UTC).")] = "lifetime",
+    window: Annotated[Window, typer.Option(help="What the limit is for; days and months are UTC.")] = Window.LIFETIME,
     soft: Annotated[bool, typer.Option("--soft", help="Warn instead of refuse.")] = False,
     as_json: AsJson = False,
     data: Data = None,

@@ -11,18 +11,22 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from synod_client.errors import Broken, BudgetExhausted, NotAllowed, NotFound, Refused, SynodError, TryAgain
+from synod_client.errors import Broken, BudgetExhausted, NotAllowed, NotFound, Refused, SynodError, TaskFailed, TryAgain
 
 # A pipe has no width of its own: wide enough there that tables are not folded.
 _PIPE_WIDTH = 140
 console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 errors = Console(stderr=True)
+_WIDE = 1000
+"""Columns of a table that no terminal shows: whole lines for grep and awk."""
 
 
 class Exit(IntEnum):
-    """0 done; 1 what was asked did not come true; 2 wrong usage; 3 to 8 say why a service did not do it."""
+    """0 done; 1 what was asked did not come true; 2 wrong usage; 3 to 8 say why a service did not do it; 130 Ctrl-C."""
 
     DONE = 0
     NOT_TRUE = 1
@@ -33,10 +37,13 @@ class Exit(IntEnum):
     UNAVAILABLE = 6
     BROKEN = 7
     BUDGET = 8
+    INTERRUPTED = 130
 
 
 def exit_code(error: SynodError) -> Exit:
     match error:
+        case TaskFailed():
+            return Exit.NOT_TRUE
         case BudgetExhausted():
             return Exit.BUDGET
         case NotFound():
@@ -53,7 +60,7 @@ def exit_code(error: SynodError) -> Exit:
 
 def print_error(error: SynodError) -> None:
     """The message, then each field's problem on a line of its own."""
-    errors.print(f"[red]error[/red] {error.message}", highlight=False, soft_wrap=True)
+    errors.print(f"[red]error[/red] {escape(error.message)}", highlight=False, soft_wrap=True)
     for field, problem in error.details.items():
         if problem not in error.message:
             errors.print(f"  {field}: {problem}", highlight=False, soft_wrap=True, markup=False)
@@ -73,13 +80,14 @@ def print_messages(messages: Sequence[Message]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns whose name ends in ``>`` are aligned to the right."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    """Columns whose name ends in ``>`` are aligned to the right. The title may hold markup, cells are taken as they are."""
+    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console.print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    shown_on = console if console.is_terminal else Console(width=_WIDE)
+    shown_on.print(table)
 
 
 def moment(timestamp: Timestamp) -> str:

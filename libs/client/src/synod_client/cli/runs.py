@@ -1,5 +1,6 @@
 """run, chat, watch, replay: work, and what became of it."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def start(
 ) -> None:
     """Start a run and watch it to its end. Exits with 1 when it fails.
 
-    Example: synod run analyst "Profile prices.csv" --file build/model-scout/prices.csv --budget 0.10
+    Example: synod run analyst "Profile it" --file prices.csv --budget 0.10
     """
     limit = _nano_usd(budget)
 
@@ -40,7 +41,7 @@ def start(
             await synod.put_file(workspace, path.name, path.read_bytes())
         started = await synod.start(definition, text, budget_nano_usd=limit, workspace_id=workspace)
         if detach:
-            print_json(as_dict(started)) if as_json else console.print(started.id)
+            print_json(as_dict(started)) if as_json else console.print(started.id, highlight=False)
             return Exit.DONE
         return await _follow(synod, started.id, 0, as_json)
 
@@ -86,6 +87,7 @@ def runs(
 def cancel(
     run_id: Annotated[str, typer.Argument(help="Id of a run.")],
     reason: Annotated[str, typer.Option("--reason", help="Kept with the event.")] = "cancelled by hand",
+    as_json: AsJson = False,
     data: Data = None,
 ) -> None:
     """Cancel a run and every run below it.
@@ -94,7 +96,10 @@ def cancel(
     """
 
     async def command(synod: Synod) -> None:
-        console.print(f"{run_id} {_state(await synod.cancel(run_id, reason))}")
+        ended = await synod.cancel(run_id, reason)
+        if as_json:
+            return print_json(as_dict(ended))
+        return console.print(f"{ended.id} {_state(ended)}", markup=False, highlight=False)
 
     run(command, data)
 
@@ -139,7 +144,7 @@ def chat(
         conversation = await synod.converse(definition)
         given = iter(message or ())
         while True:
-            text = next(given, "") if message else console.input("[bold]you[/bold] ")
+            text = next(given, "") if message else _typed()
             if not text.strip():
                 return Exit.DONE
             if await _turn(synod, conversation.id, text) is not Exit.DONE:
@@ -156,7 +161,7 @@ async def _turn(synod: Synod, conversation_id: str, text: str) -> Exit:
         if update.type == "Token":
             streamed = True
             console.print(update.summary, end="", markup=False, highlight=False)
-        elif update.type == "ModelCallSucceeded" and update.data["simulated"]:
+        elif update.type == "ModelCallSucceeded" and _is_simulated(update):
             console.print(" [dim](simulated)[/dim]", end="")
     ended = await synod.run(started.id)
     if ended.state != RUN_STATE_COMPLETED:
@@ -165,6 +170,25 @@ async def _turn(synod: Synod, conversation_id: str, text: str) -> Exit:
         return Exit.NOT_TRUE
     console.print("" if streamed else escape(ended.output))
     return Exit.DONE
+
+
+def _typed() -> str:
+    """What a person types; empty at the end of the input.
+
+    Waiting here blocks the event loop, which would keep the first Ctrl-C to itself; so it is given back for the while.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return console.input("[bold]you[/bold] ")
+    except EOFError:
+        console.print()
+        return ""
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_simulated(update: RunUpdate) -> bool:
+    return "simulated" in update.data and bool(update.data["simulated"])
 
 
 async def _follow(synod: Synod, run_id: str, after: int, as_json: bool) -> int:

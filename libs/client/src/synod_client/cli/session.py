@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from synod_client.cli.output import exit_code, print_error
+from synod_client.cli.output import Exit, exit_code, print_error
 from synod_client.client import Synod
 from synod_client.endpoints import Endpoints
 from synod_client.errors import SynodError
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", envvar="SYNOD_DATA", help="Directory of a system on this machine. Default: .synod"),
+    typer.Option("--data", envvar="SYNOD_DATA", help="Directory of a system here. Default: ~/.local/share/synod"),
 ]
 
 
@@ -27,7 +27,7 @@ def run(command: Callable[[Synod], Awaitable[int | None]], data: Path | None = N
         print_error(error)
         raise typer.Exit(exit_code(error)) from error
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(Exit.INTERRUPTED) from None
     raise typer.Exit(code or 0)
 
 

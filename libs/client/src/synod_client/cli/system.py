@@ -10,7 +10,9 @@ from synod_client.cli.output import Exit, errors, exit_code, print_error
 from synod_client.cli.session import Data
 from synod_client.errors import SynodError
 
-PortBase = Annotated[int, typer.Option("--port-base", help="Services listen on PORT+1 to PORT+7, see `synod up`.")]
+PortBase = Annotated[
+    int, typer.Option("--port-base", help="Services listen on this + 1 to + 7, NATS on + 42, HTTP on + 980.")
+]
 
 
 def up(
@@ -59,6 +61,8 @@ def demo(
     except SynodError as error:
         print_error(error)
         raise typer.Exit(exit_code(error)) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
     except LauncherError as error:
         errors.print(f"error {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(Exit.UNAVAILABLE) from error

@@ -1,0 +1,410 @@
+"""The synod command as a person and a program meet it, against services that answer as the test says."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
+from synod.agent_runtime.v1 import agent_runtime_pb2 as runtime_pb
+from synod.consensus.v1 import consensus_pb2 as consensus_pb
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod.eventlog.v1 import eventlog_pb2 as log_pb
+from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
+from synod_client import SynodError, errors
+from synod_client.cli import app
+from synod_client.cli.output import Exit, exit_code
+from synod_client.endpoints import SERVICES
+from synod_client.testing import FakeSystem, Fault
+from typer.main import get_command
+from typer.testing import CliRunner
+
+SYNOD = str(Path(sys.executable).parent / "synod")
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def data(fakes: FakeSystem, tmp_path: Path) -> Path:
+    fakes.write(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def synod(data: Path) -> Command:
+    """Runs `synod ...` in this process."""
+
+    def invoke(*arguments: str, input: str | None = None) -> Any:
+        environment = {"SYNOD_DATA": str(data), "COLUMNS": "200", "SYNOD_API_KEY": None, "SYNOD_PORT_BASE": None}
+        return CliRunner().invoke(app, list(arguments), input=input, env=environment)
+
+    return invoke
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it."""
+    for name, command in (group or get_command(app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+# Help and usage
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_command_shows_an_example_on_one_line_that_its_options_accept(
+    path: tuple[str, ...], command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    (example,) = re.findall(r"Example: (synod .*?)\s*\n", shown)
+    words = shlex.split(example)
+    assert words[1 : len(path) + 1] == list(path)
+    monkeypatch.chdir(tmp_path)
+    for name in [word for word in words if word.endswith((".csv", ".yaml"))] + [
+        "deploy/examples/model-scout/agents.yaml"
+    ]:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    context = command.make_context(" ".join(path), words[len(path) + 1 :])
+    assert context.params
+
+
+def test_help_documents_every_exit_code() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+    documented = {int(code) for code in re.findall(r"^ +(\d+)  \w", shown, re.MULTILINE)}
+    assert documented == {int(code) for code in Exit}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidInput, 3),
+        (errors.Replaced, 3),
+        (errors.NotAllowed, 4),
+        (errors.NotFound, 5),
+        (errors.TryAgain, 6),
+        (errors.Broken, 7),
+        (errors.BudgetExhausted, 8),
+        (errors.TaskFailed, 1),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error: type[SynodError], code: int) -> None:
+    assert exit_code(error("no")) == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "helper", "hi", "--budget", "1x"], "'1x' is not an amount in US dollars"),
+        (["run", "helper", "hi", "--file", "nowhere.csv"], "nowhere.csv' does not exist"),
+        (["budget", "set", "daily", "five"], "'five' is not an amount in US dollars"),
+        (["budget", "set", "daily", "5", "--window", "week"], "'week' is not one of 'lifetime', 'day', 'month'"),
+        (["propose", "x", "--voter", "ada", "--rule", "ranked"], "'ranked' is no rule; rules are majority, two_thirds"),
+        (["propose", "x", "--voter", "ada=heavy"], "'ada=heavy' is not NAME or NAME=WEIGHT"),
+        (["propose", "x", "--voter", "ada", "--set", "rate"], "'rate' is not NAME=JSON"),
+        (["events", "read", "ledger"], "'ledger' is no service; services are agent-registry"),
+        (["events", "verify", "ledger"], "'ledger' is no service"),
+        (["events", "read", "cost-ledger", "--limit", "0"], "'--limit': Input should be greater than or equal to 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_names_the_value_and_what_is_right(
+    synod: Command, fakes: FakeSystem, arguments: list[str], words: str
+) -> None:
+    refused = synod(*arguments)
+    assert refused.exit_code == Exit.USAGE
+    assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", refused.stderr).split())
+    assert not fakes.asked
+
+
+def test_a_system_that_is_not_running_is_told_with_how_to_start_it(tmp_path: Path) -> None:
+    environment = {"SYNOD_DATA": str(tmp_path), "SYNOD_API_KEY": "syn_key", "SYNOD_PORT_BASE": "1"}
+    absent = CliRunner().invoke(app, ["runs"], env=environment)
+    assert absent.exit_code == Exit.UNAVAILABLE
+    assert "agent-registry at 127.0.0.1:2 does not answer" in absent.stderr
+    assert "`synod up` starts it" in absent.stderr
+    keyless = CliRunner().invoke(app, ["runs"], env={**environment, "SYNOD_API_KEY": None})
+    assert (keyless.exit_code, keyless.stdout) == (Exit.NOT_ALLOWED, "")
+    assert "no API key: set SYNOD_API_KEY, or start a system" in keyless.stderr
+
+
+def test_a_refusal_is_on_stderr_with_every_fields_problem(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer(
+        "agent-registry", "DiscoverAgents", Fault(grpc.StatusCode.NOT_FOUND, "no agent can [sql]", "NOT_FOUND")
+    )
+    refused = synod("agents", "--can", "sql")
+    assert (refused.exit_code, refused.stdout) == (Exit.NOT_FOUND, "")
+    assert refused.stderr == "error no agent can [sql]\n"
+
+
+# Tables and JSON
+
+
+def test_a_table_is_for_people_and_json_for_programs(synod: Command, fakes: FakeSystem) -> None:
+    run = runtime_pb.Run(id="run_1", definition_name="helper", state=runtime_pb.RUN_STATE_COMPLETED, model_calls=2)
+    run.started_at.FromSeconds(1_767_225_600)
+    fakes.answer("agent-runtime", "ListRuns", runtime_pb.ListRunsResponse(runs=[run]))
+    header, row = synod("runs").stdout.splitlines()
+    assert header.split() == ["run", "definition", "state", "model", "calls", "tool", "calls", "started"]
+    assert row.split() == ["run_1", "helper", "completed", "2", "0", "2026-01-01", "00:00:00Z"]
+    (item,) = json.loads(synod("runs", "--json", "--all").stdout)
+    assert (item["id"], item["state"], item["tool_calls"]) == ("run_1", "RUN_STATE_COMPLETED", 0)
+    assert [request.roots_only for request in fakes.requests("ListRuns")] == [True, False]
+
+
+def test_cells_are_shown_as_they_are_and_on_one_line_when_piped(synod: Command, fakes: FakeSystem) -> None:
+    agent = registry_pb.Agent(name="helper", capabilities=["[red]sql", *(f"capability-{n}" for n in range(30))])
+    fakes.answer("agent-registry", "ListAgents", registry_pb.ListAgentsResponse(agents=[agent]))
+    _, row = synod("agents").stdout.splitlines()
+    assert "[red]sql" in row
+    assert "capability-29" in row
+
+
+def test_all_pages_of_agents_are_listed(synod: Command, fakes: FakeSystem) -> None:
+    pages = [
+        registry_pb.ListAgentsResponse(agents=[registry_pb.Agent(name="ada")], next_page_token="more"),
+        registry_pb.ListAgentsResponse(agents=[registry_pb.Agent(name="ben")]),
+    ]
+    fakes.answer("agent-registry", "ListAgents", *pages)
+    assert [agent["name"] for agent in json.loads(synod("agents", "--json").stdout)] == ["ada", "ben"]
+    assert [request.page_token for request in fakes.requests("ListAgents")] == ["", "more"]
+
+
+def test_definitions_of_several_files_are_registered_together(
+    synod: Command, fakes: FakeSystem, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("kind: Agent")
+    second.write_text("kind: Team")
+    found = registry_pb.Definition(kind="Agent", name="a", version=1, digest="d" * 64, created=True)
+    fakes.answer("agent-registry", "Define", registry_pb.DefineResponse(definitions=[found]))
+    shown = synod("define", "--check", str(first), str(second))
+    assert shown.stdout.splitlines()[1].split() == ["Agent", "a", "1", "d" * 12, "new"]
+    (request,) = fakes.requests("Define")
+    assert (request.yaml, request.validate_only) == ("kind: Agent\n---\nkind: Team", True)
+
+
+def test_spend_is_grouped_as_asked_and_shown_in_dollars(synod: Command, fakes: FakeSystem) -> None:
+    row = ledger_pb.SpendRow(group=["analyst", "sim-1"], cost_nano_usd=1_500_000, calls=3, input_tokens=10)
+    found = ledger_pb.QuerySpendResponse(rows=[row], total_nano_usd=1_500_000)
+    fakes.answer("cost-ledger", "QuerySpend", found)
+    title, _, shown = synod("spend", "--by", "agent", "--by", "model", "--run", "run_1").stdout.splitlines()
+    assert title.strip() == "Total $0.0015"
+    assert shown.split() == ["analyst", "sim-1", "$0.0015", "3", "10", "0"]
+    (request,) = fakes.requests("QuerySpend")
+    assert (list(request.group_by), request.filter.root_run_id) == (["agent", "model"], "run_1")
+
+
+def test_a_budget_is_set_in_dollars(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="daily", limit_nano_usd=5_000_000_000))
+    shown = synod("budget", "set", "daily", "5", "--window", "day", "--soft", "--agent", "analyst")
+    assert "$5.00" in shown.stdout
+    (request,) = fakes.requests("SetBudget")
+    assert (request.limit_nano_usd, request.window, request.hard) == (5_000_000_000, "day", False)
+    assert request.scope.agent == "analyst"
+
+
+def test_a_proposal_carries_weights_rule_and_change(synod: Command, fakes: FakeSystem) -> None:
+    opened = consensus_pb.Proposal(id="prp_1", title="[raise] it", state=consensus_pb.PROPOSAL_STATE_OPEN)
+    fakes.answer("consensus", "Propose", opened)
+    shown = synod(
+        "propose", "[raise] it", "--voter", "ada=2", "--voter", "ben", "--rule", "two_thirds", "--set", "rate=0.2"
+    )
+    assert shown.exit_code == Exit.DONE
+    assert "prp_1  [raise] it" in shown.stdout
+    (request,) = fakes.requests("Propose")
+    assert [(voter.id, voter.weight) for voter in request.electorate] == [("ada", 2), ("ben", 1)]
+    assert request.rule.kind == consensus_pb.RULE_KIND_TWO_THIRDS
+    assert (request.change.variable, request.change.value_json) == ("rate", "0.2")
+    assert request.request_id
+
+
+def test_a_tool_is_granted(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("tool-executor", "GrantTool", tools_pb.Grant(id="grn_1", agent="analyst", tool="calc"))
+    assert "grn_1" in synod("tools", "grant", "analyst", "calc").stdout
+
+
+# Runs
+
+
+def run_that_ends(fakes: FakeSystem, **ended: Any) -> None:
+    started = runtime_pb.Run(id="run_1", definition_name="helper")
+    update = runtime_pb.RunUpdate(cursor=1, agent="helper", type="RunStarted", summary="starts [now]")
+    fakes.answer("agent-runtime", "StartRun", started)
+    fakes.answer("agent-runtime", "WatchRun", [update])
+    fakes.answer("agent-runtime", "GetRun", runtime_pb.Run(id="run_1", definition_name="helper", **ended))
+
+
+def test_a_run_is_watched_to_its_end(synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
+    run_that_ends(fakes, state=runtime_pb.RUN_STATE_COMPLETED, output="42 [sic]")
+    fakes.answer("tool-executor", "PutFile", tools_pb.WorkspaceFile(path="prices.csv"))
+    (tmp_path / "prices.csv").write_text("model,price")
+    shown = synod("run", "helper", "add", "--budget", "0.10", "--file", str(tmp_path / "prices.csv"))
+    assert shown.exit_code == Exit.DONE
+    first, progress, answer = shown.stdout.splitlines()
+    assert (first, answer) == ("run_1", "42 [sic]")
+    assert progress.endswith("starts [now]")
+    (started,), (put,) = fakes.requests("StartRun"), fakes.requests("PutFile")
+    assert (started.definition, started.input, started.budget_nano_usd) == ("helper", "add", 100_000_000)
+    assert (put.path, put.content, put.workspace_id) == ("prices.csv", b"model,price", started.workspace_id)
+
+
+def test_a_run_that_fails_exits_with_1_and_says_why_on_stderr(synod: Command, fakes: FakeSystem) -> None:
+    failure = runtime_pb.RunFailure(reason="UNKNOWN_MODEL", message="no model [x]")
+    run_that_ends(fakes, state=runtime_pb.RUN_STATE_FAILED, failure=failure)
+    failed = synod("run", "helper", "add")
+    assert failed.exit_code == Exit.NOT_TRUE
+    assert failed.stderr == "failed UNKNOWN_MODEL: no model [x]\n"
+
+
+def test_a_run_as_json_is_one_object_a_line_and_the_run_last(synod: Command, fakes: FakeSystem) -> None:
+    run_that_ends(fakes, state=runtime_pb.RUN_STATE_COMPLETED, output="42")
+    lines = [json.loads(line) for line in synod("run", "helper", "add", "--json").stdout.splitlines()]
+    assert [lines[0]["cursor"], lines[-1]["output"]] == ["1", "42"]
+
+
+def test_a_detached_run_prints_its_id_and_nothing_more(synod: Command, fakes: FakeSystem) -> None:
+    run_that_ends(fakes)
+    assert synod("run", "helper", "add", "--detach").stdout == "run_1\n"
+    assert not fakes.requests("WatchRun")
+
+
+def test_a_replay_that_differs_exits_with_1(synod: Command, fakes: FakeSystem) -> None:
+    equal = runtime_pb.ReplayRunResponse(equal=True, runs=1, events=9)
+    fakes.answer("agent-runtime", "ReplayRun", equal, runtime_pb.ReplayRunResponse(first_difference="event 7"))
+    assert synod("replay", "run_1").exit_code == Exit.DONE
+    different = synod("replay", "run_1")
+    assert different.exit_code == Exit.NOT_TRUE
+    assert different.stdout.startswith("different: event 7")
+
+
+def test_chat_shows_tokens_as_they_come_and_marks_the_simulator(synod: Command, fakes: FakeSystem) -> None:
+    called = runtime_pb.RunUpdate(cursor=4, type="ModelCallSucceeded")
+    called.data["simulated"] = True
+    tokens = [runtime_pb.RunUpdate(type="Token", summary=text) for text in ("good ", "[day]")]
+    plain = runtime_pb.RunUpdate(cursor=5, type="ModelCallSucceeded")
+    fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
+    fakes.answer("agent-runtime", "SendMessage", runtime_pb.Run(id="run_1", definition_name="helper"))
+    fakes.answer("agent-runtime", "WatchRun", [*tokens, called], [plain])
+    fakes.answer("agent-runtime", "GetRun", runtime_pb.Run(state=runtime_pb.RUN_STATE_COMPLETED, output="whole answer"))
+    shown = synod("chat", "helper", "-m", "hello", "-m", "again")
+    assert shown.exit_code == Exit.DONE
+    assert shown.stdout == "helper good [day] (simulated)\nhelper whole answer\n"
+    assert [request.text for request in fakes.requests("SendMessage")] == ["hello", "again"]
+    assert all(request.tokens for request in fakes.requests("WatchRun"))
+
+
+@pytest.mark.parametrize("typed", ["", "\n", "hello\n"], ids=["nothing", "an empty line", "one line, then the end"])
+def test_chat_ends_with_an_empty_line_or_the_end_of_its_input(synod: Command, fakes: FakeSystem, typed: str) -> None:
+    fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
+    fakes.answer("agent-runtime", "SendMessage", runtime_pb.Run(id="run_1", definition_name="helper"))
+    fakes.answer("agent-runtime", "WatchRun", [runtime_pb.RunUpdate(cursor=1)])
+    fakes.answer("agent-runtime", "GetRun", runtime_pb.Run(state=runtime_pb.RUN_STATE_COMPLETED, output="hi"))
+    shown = synod("chat", "helper", input=typed)
+    assert shown.exit_code == Exit.DONE
+    assert ("helper hi" in shown.stdout) == ("hello" in typed)
+
+
+def test_a_chat_whose_run_fails_says_why(synod: Command, fakes: FakeSystem) -> None:
+    failure = runtime_pb.RunFailure(reason="BUDGET_EXHAUSTED", message="nothing left")
+    fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
+    fakes.answer("agent-runtime", "SendMessage", runtime_pb.Run(id="run_1", definition_name="helper"))
+    fakes.answer("agent-runtime", "WatchRun", [runtime_pb.RunUpdate(cursor=1)])
+    fakes.answer("agent-runtime", "GetRun", runtime_pb.Run(state=runtime_pb.RUN_STATE_FAILED, failure=failure))
+    failed = synod("chat", "helper", "-m", "hello")
+    assert (failed.exit_code, failed.stderr) == (Exit.NOT_TRUE, "BUDGET_EXHAUSTED nothing left\n")
+
+
+# Logs and views
+
+
+def test_verify_asks_every_service_and_exits_with_1_when_one_log_is_broken(synod: Command, fakes: FakeSystem) -> None:
+    for service in SERVICES:
+        fakes.answer(service, "Verify", log_pb.VerifyResponse(ok=True, events=7, head_hash=b"\xab" * 32))
+    whole = synod("events", "verify")
+    assert whole.exit_code == Exit.DONE
+    assert [line.split()[:3] for line in whole.stdout.splitlines()[1:]] == [[name, "7", "holds"] for name in SERVICES]
+    fakes.answer("cost-ledger", "Verify", log_pb.VerifyResponse(broken_position=3, reason="hash differs"))
+    broken = synod("events", "verify")
+    assert broken.exit_code == Exit.NOT_TRUE
+    assert "BROKEN at 3: hash differs" in broken.stdout
+    assert synod("events", "verify", "consensus").exit_code == Exit.DONE
+    assert json.loads(synod("events", "verify", "cost-ledger", "--json").stdout)["cost-ledger"]["ok"] is False
+
+
+def test_events_are_read_with_a_filter_and_printed_whole(synod: Command, fakes: FakeSystem) -> None:
+    event = log_pb.Event(position=3, stream="run/run_1", version=2, type="RunStarted", data=b'{"input": "[1]"}')
+    fakes.answer("agent-runtime", "Read", log_pb.ReadResponse(events=[event], head_position=9))
+    shown = synod("events", "read", "agent-runtime", "--type", "RunStarted", "--run", "run_1", "--after", "2")
+    assert "RunStarted run/run_1#2" in shown.stdout
+    assert '{"input": "[1]"}' in shown.stdout
+    assert shown.stderr == "1 events; the log's head is at 9\n"
+    (line,) = synod("events", "read", "agent-runtime", "--json").stdout.splitlines()
+    assert json.loads(line)["data"] == {"input": "[1]"}
+    request = fakes.requests("Read")[0]
+    assert (request.after_position, list(request.filter.types), request.filter.correlation_id) == (
+        2,
+        ["RunStarted"],
+        "run_1",
+    )
+
+
+def test_views_are_compared_with_what_their_events_say(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer(
+        "cost-ledger", "ListViews", log_pb.ListViewsResponse(views=[log_pb.View(name="spend", source="cost-ledger")])
+    )
+    fakes.answer("cost-ledger", "VerifyView", log_pb.VerifyViewResponse(name="spend", differing_tables=["lines"]))
+    fakes.answer("cost-ledger", "RebuildView", log_pb.RebuildViewResponse(events_folded=12))
+    differs = synod("views", "verify", "cost-ledger")
+    assert differs.exit_code == Exit.NOT_TRUE
+    assert "DIFFERS: lines" in differs.stdout
+    assert "cost-ledger/spend: 12 events" in synod("views", "rebuild", "cost-ledger", "spend").stdout
+
+
+# As a process
+
+
+def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> None:
+    event = log_pb.Event(position=1, stream="run/run_1", type="RunStarted", data=b"{}")
+    fakes.answer("agent-runtime", "Subscribe", lambda _: [event])
+    command = [SYNOD, "events", "tail", "agent-runtime", "--after", "0", "--json"]
+    environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        assert json.loads(tail.stdout.readline())["type"] == "RunStarted"
+        tail.send_signal(signal.SIGINT)
+        _, problems = tail.communicate(timeout=20)
+    assert (tail.returncode, problems) == (Exit.INTERRUPTED, "")
+
+
+def test_ctrl_c_ends_a_chat_that_waits_for_its_person(fakes: FakeSystem, data: Path) -> None:
+    fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
+    environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([SYNOD, "chat", "helper"], env=environment, text=True, **pipes) as chat:
+        assert chat.stdout is not None
+        assert chat.stdout.read(len("you ")) == "you "
+        chat.send_signal(signal.SIGINT)
+        _, problems = chat.communicate(timeout=20)
+    assert (chat.returncode, problems) == (Exit.INTERRUPTED, "")
+
+
+def test_completion_is_there_for_shells_and_knows_the_services() -> None:
+    environment = {
+        "_SYNOD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "synod events read co",
+        "COMP_CWORD": "3",
+        "PATH": "/usr/bin:/bin",
+    }
+    found = subprocess.run([SYNOD], env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert found.stdout.split() == ["cost-ledger", "consensus"]
