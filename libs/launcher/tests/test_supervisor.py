@@ -12,7 +12,7 @@ from launcher.keys import ensure_keys
 from launcher.layout import Layout, Service
 from launcher.logs import Logs
 from launcher.processes import Command, Warden
-from launcher.programs import environment, programs
+from launcher.programs import environment, needed, programs
 from launcher.supervisor import Program, Readiness, State, Status, Supervisor
 
 from .conftest import BROKEN, NEEDY, QUICK, STEADY, STUBBORN, MakeLayout, runs
@@ -213,7 +213,18 @@ def test_a_service_is_given_its_own_secrets_only(make_layout: MakeLayout) -> Non
     assert "OPENAI_API_KEY" not in steady
     assert "AWS_SECRET" not in given
     assert steady["SYNOD_LOG_LEVEL"] == "DEBUG"
-    assert json.loads(steady["SYNOD_PEERS"]) == {"llm-gateway": layout.grpc_address(gateway)}
+    assert json.loads(steady["SYNOD_PEERS"]) == {}
+
+
+def test_a_service_is_given_the_peers_that_it_and_they_need(make_layout: MakeLayout) -> None:
+    first, second, third = (
+        Service("first", 1),
+        Service("second", 2, needs=("first",)),
+        Service("third", 3, needs=("second",)),
+    )
+    layout = make_layout(first, second, third)
+    assert [service.name for service in needed(layout, third)] == ["second", "first"]
+    assert needed(layout, first) == ()
 
 
 def _child_of(run: Run) -> int:

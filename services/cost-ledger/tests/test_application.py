@@ -98,6 +98,17 @@ async def test_a_denied_reservation_may_be_asked_for_again_when_the_budget_was_r
     assert (await ledger.reserve(request(), ACME)).state == "held"
 
 
+async def test_a_first_price_is_set_once_and_never_over_the_tenants_own(ledger: CostLedger) -> None:
+    await ledger.set_first_prices({"sim/one": (100, 400)}, ACME)
+    (price,) = await ledger.list_prices("sim", "", 10, ACME)
+    assert price.price.rates == flat_card(100, 400, 100, 100)
+    own = SetPrice("sim", "one", 7, 7, 7, 7)
+    await ledger.set_price(own, ACME)
+    await ledger.set_first_prices({"sim/one": (100, 400)}, ACME)
+    (price,) = await ledger.list_prices("sim", "", 10, ACME)
+    assert price.price.rates == flat_card(7, 7, 7, 7)
+
+
 async def test_a_tenants_own_price_replaces_the_books_in_the_list(ledger: CostLedger) -> None:
     await ledger.set_price(SetPrice("openai", "gpt-5.5", 1, 2, 1, 1), ACME)
     await ledger.set_price(SetPrice("simulator", "sim-1", 3, 4, 3, 3), ACME)

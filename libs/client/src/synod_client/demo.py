@@ -32,8 +32,6 @@ from synod_client.endpoints import Endpoints
 TEAM = "model-scout"
 QUESTION = "Which models would serve this monthly workload cheapest under its constraints?"
 BUDGET = "0.50"
-# The simulator's price is the tenant's own: that of a small model, so that costs are of a real size. Pico-USD per token.
-SIMULATOR_PRICE = (100_000, 400_000)
 PROVIDERS = ("provider-simulator", "llm-gateway", "tool-executor")
 
 
@@ -129,7 +127,6 @@ async def _prepare(synod: Synod, options: Options, outcome: Outcome) -> str:
             console.print(f"  {item.kind} {item.name}@{item.version} [dim]{item.digest[:12]}[/dim]", highlight=False)
             for tool in json.loads(item.spec_json)["spec"].get("tools", ()):
                 await synod.grant(item.name, tool)
-        await synod.set_price("simulator", "sim-1", *SIMULATOR_PRICE)
         workspace = new_id("ws")
         for path in (prices, options.example / "workload.json"):
             await synod.put_file(workspace, path.name, path.read_bytes())

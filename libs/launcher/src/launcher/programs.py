@@ -14,6 +14,8 @@ from launcher.processes import Command
 from launcher.supervisor import Program, Readiness
 
 POSTGRES, NATS = "postgres", "nats"
+SIMULATOR_PRICES = {"simulator/sim-1": (100_000, 400_000)}
+"""No price book has the simulator: that of a small model, so that costs are of a real size. Pico-USD per token, in and out."""
 PROBE_TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 64 * 1024
 INHERITED = frozenset(
@@ -100,6 +102,8 @@ def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
             }
         case name if name == EDGE:
             return {"SYNOD_EDGE_HOST": "127.0.0.1", "SYNOD_EDGE_PORT": str(layout.edge_port)}
+        case "cost-ledger" if layout.simulator:
+            return {"SYNOD_FIRST_PRICES": json.dumps(SIMULATOR_PRICES)}
         case "llm-gateway" if layout.simulator:
             return {"SYNOD_SIMULATOR_URL": layout.simulator_url}
         case _:

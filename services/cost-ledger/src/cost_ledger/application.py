@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -192,6 +193,15 @@ class CostLedger:
         executed = await self.books.execute(price, context)
         name = f"{price.provider}/{price.model}"
         return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
+
+    async def set_first_prices(self, prices: Mapping[str, tuple[int, int]], context: Context) -> None:
+        """Gives the tenant a price for each named model that it has none of its own for."""
+        own = (await self.books.read(context.tenant)).prices
+        for name, (input_pico, output_pico) in prices.items():
+            provider, _, model = name.partition("/")
+            if name not in own:
+                price = SetPrice(provider, model, input_pico, output_pico, input_pico, input_pico)
+                await self.set_price(price, context)
 
     async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
         """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""

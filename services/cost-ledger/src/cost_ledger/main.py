@@ -2,6 +2,7 @@
 
 import asyncio
 
+from eventlog.records import Context
 from eventlog.sources import StreamSource
 from servicekit.app import run
 from servicekit.host import Host
@@ -33,6 +34,8 @@ async def compose(host: Host[Settings]) -> None:
     servicer = CostLedgerRpc(ledger, queries, Freshness(log, views, sources))
     host.add_rpc(add_CostLedgerServicer_to_server, servicer, PERMISSIONS, ERRORS)
     host.add_task("expiry", Expiry(ledger).run)
+    context = Context(tenant=host.settings.first_prices_tenant, actor=host.settings.service)
+    await ledger.set_first_prices(host.settings.first_prices, context)
 
 
 def main() -> int:
