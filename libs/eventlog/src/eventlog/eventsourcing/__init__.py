@@ -10,5 +10,6 @@ from eventlog.eventsourcing.factory import EventLogFactory
 from eventlog.eventsourcing.importing import Imported, import_events
 from eventlog.eventsourcing.names import register_type
 from eventlog.eventsourcing.safety import refuse_unsafe
+from eventlog.eventsourcing.settings import environment
 
-__all__ = ["EventLogFactory", "Imported", "acting", "import_events", "refuse_unsafe", "register_type"]
+__all__ = ["EventLogFactory", "Imported", "acting", "environment", "import_events", "refuse_unsafe", "register_type"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eventsourcing.utils import Environment, resolve_topic
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from eventlog.eventsourcing.names import to_token
 from eventlog.records import Context, require_token
@@ -26,7 +26,8 @@ class AdapterSettings:
     dsn: str
     """Where PostgreSQL is; a password from a topic is asked for once, when the settings are read."""
     schema: str
-    """EVENTLOG_SCHEMA: one application, one log, one schema. Default: `eventlog_` and the application's name."""
+    """EVENTLOG_SCHEMA: one application, one log, one schema. Default: `eventlog_` and the application's name, with
+    POSTGRES_SCHEMA before it if that is set."""
     aggregate: str
     """EVENTLOG_AGGREGATE: the first half of every stream's name. Default: `aggregate`."""
     first_version: Literal[0, 1]
@@ -56,6 +57,19 @@ class AdapterSettings:
             raise OSError(str(error)) from error
 
 
+def environment(dsn: str) -> dict[str, str]:
+    """What an application's `env` needs to stand on the log in the database that `dsn` names (libpq's forms)."""
+    named = conninfo_to_dict(dsn)
+    return {
+        "PERSISTENCE_MODULE": "eventlog.eventsourcing",
+        "POSTGRES_DBNAME": str(named["dbname"]),
+        "POSTGRES_HOST": str(named["host"]),
+        "POSTGRES_PORT": str(named.get("port") or "5432"),
+        "POSTGRES_USER": str(named["user"]),
+        "POSTGRES_PASSWORD": str(named.get("password") or ""),
+    }
+
+
 def _dsn(environment: Environment) -> str:
     password_topic = environment.get("POSTGRES_GET_PASSWORD_TOPIC")
     password = resolve_topic(password_topic)() if password_topic else environment.get("POSTGRES_PASSWORD")
@@ -69,8 +83,9 @@ def _dsn(environment: Environment) -> str:
 
 
 def _schema(environment: Environment) -> str:
-    default = f"eventlog_{environment.name.lower()}" if environment.name else "eventlog"
-    schema = environment.get("EVENTLOG_SCHEMA") or default
+    beside = (environment.get("POSTGRES_SCHEMA") or "public").strip()
+    parts = ["" if beside == "public" else beside, "eventlog", environment.name.lower()]
+    schema = environment.get("EVENTLOG_SCHEMA") or "_".join(part for part in parts if part)
     if len(schema.encode()) > SCHEMA_BYTES_MAX:
         raise ValueError(f"schema {schema!r} has more than {SCHEMA_BYTES_MAX} bytes, set EVENTLOG_SCHEMA")
     return schema
