@@ -18,10 +18,13 @@ async def measure(size: Size) -> Report:
     seconds = SECONDS[size]
     async with postgres() as dsn:
         peer = await asyncio.to_thread(save, dsn, min(seconds, 5.0))
+        threads = await asyncio.to_thread(save, dsn, min(seconds, 5.0), 32)
+        adapter = await asyncio.to_thread(save, dsn, min(seconds, 5.0), 32, "eventlog.eventsourcing")
         one = await ours(dsn, 1, min(seconds, 5.0))
         many = await ours(dsn, 64, seconds)
         crowd = await ours(dsn, 256, min(seconds, 5.0))
     name = "stock eventsourcing, 1 event a save, 8 threads"
+    same = "same Application on its stock recorder"
     rows = (
         Row("1 caller", "events/s", "1/s", one.per_second, None, name, peer.per_second),
         Row("1 caller", "latency p50", "ms", one.percentile_ms(50)),
@@ -30,6 +33,10 @@ async def measure(size: Size) -> Report:
         Row("64 callers", "latency p99", "ms", many.percentile_ms(99), 10, name, peer.percentile_ms(99)),
         Row("256 callers", "events/s", "1/s", crowd.per_second),
         Row("256 callers", "latency p99", "ms", crowd.percentile_ms(99)),
+        Row("library, 32 threads", "events/s", "1/s", adapter.per_second, None, same, threads.per_second),
+        Row(
+            "library, 32 threads", "latency p99", "ms", adapter.percentile_ms(99), None, same, threads.percentile_ms(99)
+        ),
     )
     return Report("append", "flushed to disk (fsync on, synchronous_commit on) before each answer", rows)
 

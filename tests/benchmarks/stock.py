@@ -42,9 +42,9 @@ def settings(dsn: str) -> dict[str, str]:
     }
 
 
-def save(dsn: str, seconds: float) -> Load:
-    """Eight threads, one event a save."""
-    application = Application[UUID](env=settings(dsn))
+def save(dsn: str, seconds: float, threads: int = 8, persistence: str = "eventsourcing.postgres") -> Load:
+    """One event a save, by the library's own Application on the recorder of a persistence module."""
+    application = Application[UUID](env=settings(dsn) | {"PERSISTENCE_MODULE": persistence})
     load, start = Load(), time.perf_counter()
     until = start + seconds
 
@@ -55,11 +55,11 @@ def save(dsn: str, seconds: float) -> Load:
             application.save(recorded)
             load.latencies_s.append(time.perf_counter() - begun)
 
-    threads = [threading.Thread(target=caller) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    callers = [threading.Thread(target=caller) for _ in range(threads)]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join()
     load.took_s = time.perf_counter() - start
     application.close()
     return load
