@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from launcher.keys import OBSERVER, SUPERUSER, Credentials, ensure_keys
-from launcher.layout import SERVICES, Service
+from launcher.layout import AUTHORITY, SERVICES, Service
 from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser
 from launcher.programs import nats_users
 
@@ -84,7 +84,8 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
     for name in ("public.pem", "signing.pem", "service-keys.json", "dev.key"):
         yield name, (keys / name).read_text()
     for service in services:
-        yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
+        if service.name != AUTHORITY:  # it signs tokens itself
+            yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
         yield f"{service.name}.dsn", _dsn(service, credentials.postgres[service.module])
         yield f"{service.name}.nats", credentials.nats[service.name]
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
