@@ -111,8 +111,8 @@ nats-conf: setup ## Write deploy/nats/nats.conf from the permissions in libs/lau
 	$(BIN)/python -m launcher.containers nats > deploy/nats/nats.conf
 
 .PHONY: images
-images: ## Build the image of every service
-	REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) $(COMPOSE) build
+images: ## Build the image of every service (REVISION=... labels them)
+	$(COMPOSE) build
 
 .PHONY: compose-secrets
 compose-secrets: setup ## Make the keys and passwords of the containers in deploy/compose/secrets

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from launcher.keys import OBSERVER, SUPERUSER, Credentials, ensure_keys
+from launcher.keys import NATS_CLIENTS, SUPERUSER, Credentials, ensure_keys
 from launcher.layout import AUTHORITY, SERVICES, Service
 from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser
 from launcher.programs import nats_users
@@ -75,7 +75,7 @@ def write_secrets(
 
 def nats_configuration(services: tuple[Service, ...] = SERVICES) -> str:
     """nats.conf, whose passwords are variables of a file beside it."""
-    names = (*(service.name for service in services), OBSERVER)
+    names = (*(service.name for service in services), *NATS_CLIENTS)
     users = nats_users(services, dict.fromkeys(names, ""))
     return NATS_HEAD + "\nauthorization {\n  users: [\n" + "".join(map(_nats_entry, users)) + "  ]\n}\n"
 
