@@ -10,6 +10,7 @@ import nats
 import psycopg
 import pytest
 from launcher.containers import nats_configuration, write_secrets
+from launcher.keys import NATS_CLIENTS
 from launcher.layout import Service
 from launcher.nats import binary
 from launcher.processes import Command, free_port, start, stop, wait_until
@@ -89,7 +90,7 @@ async def test_a_server_takes_the_configuration_and_refuses_another_services_eve
 
 def test_the_configuration_has_the_launchers_permissions() -> None:
     text = nats_configuration(SERVICES)
-    for user in nats_users(SERVICES, dict.fromkeys(("agent-registry", "cost-ledger", "observer"), "")):
+    for user in nats_users(SERVICES, dict.fromkeys(("agent-registry", "cost-ledger", *NATS_CLIENTS), "")):
         entry = text.partition(f"user: {json.dumps(user.name)},")[2].partition("user: ")[0]
         publish, _, subscribe = entry.partition("subscribe:")
         assert tuple(_strings(publish)) == user.publish

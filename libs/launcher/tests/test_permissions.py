@@ -9,7 +9,7 @@ import nats
 import psycopg
 import pytest
 from launcher.databases import provision
-from launcher.keys import OBSERVER
+from launcher.keys import NATS_CLIENTS, OBSERVER
 from launcher.layout import SERVICES
 from launcher.nats import EmbeddedNats
 from launcher.postgres import new_password
@@ -20,7 +20,7 @@ from nats.aio.client import Client
 NAMES = tuple(service.name for service in SERVICES)
 DATABASES = tuple(service.module for service in SERVICES)
 DEADLINE_S = 10.0
-PASSWORDS = dict.fromkeys((*NAMES, OBSERVER), "password")
+PASSWORDS = dict.fromkeys((*NAMES, *NATS_CLIENTS), "password")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,15 @@ async def test_a_service_publishes_its_own_events_and_no_others(shared_nats: Run
             await client.publish(subject, b"{}")
         assert await refusals(refused, len(others)) == [refusal(subject) for subject in others]
         assert refused.empty()
+
+
+@pytest.mark.parametrize("user", NATS_CLIENTS)
+async def test_who_is_no_service_publishes_no_event(shared_nats: RunningNats, user: str) -> None:
+    subjects = sorted(event_of(name) for name in NAMES)
+    async with connected(shared_nats, user) as (client, refused):
+        for subject in subjects:
+            await client.publish(subject, b"{}")
+        assert await refusals(refused, len(subjects)) == [refusal(subject) for subject in subjects]
 
 
 @pytest.mark.parametrize("subject", [event_of(NAMES[0]), "synod.acme.cmd.agent-runtime.run", "synod.sys.consensus.hb"])
