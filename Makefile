@@ -111,8 +111,8 @@ nats-conf: setup ## Write deploy/nats/nats.conf from the permissions in libs/lau
 	$(BIN)/python -m launcher.containers nats > deploy/nats/nats.conf
 
 .PHONY: images
-images: ## Build the image of every service
-	REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) $(COMPOSE) build
+images: ## Build the image of every service (REVISION=... labels them)
+	$(COMPOSE) build
 
 .PHONY: compose-secrets
 compose-secrets: setup ## Make the keys and passwords of the containers in deploy/compose/secrets
@@ -132,7 +132,7 @@ compose-down: ## Stop the containers and keep their data (VOLUMES=1 deletes it)
 compose-demo: compose-secrets images ## Run the example team on the containers and prove what it did
 	$(COMPOSE_DEV) up --detach --remove-orphans
 	@$(COMPOSE_READY)
-	SYNOD_PORT_BASE=$${SYNOD_PORT_PREFIX:-71}00 $(BIN)/synod demo --running --data $(SECRETS)
+	$(if $(SYNOD_PORT_PREFIX),SYNOD_PORT_BASE=$(SYNOD_PORT_PREFIX)00) $(BIN)/synod demo --running --data $(SECRETS)
 
 # The gateway is the last to be ready: it waits for the others.
 define COMPOSE_READY

@@ -40,7 +40,7 @@ format *args:
 help *args:
     @make help {{args}}
 
-# Build the image of every service
+# Build the image of every service (REVISION=... labels them)
 images *args:
     @make images {{args}}
 

@@ -36,6 +36,12 @@ def test_an_image_runs_without_root_and_stops_on_sigterm() -> None:
     assert 'CMD ["python", "-m", "agent_registry"]' in lines
 
 
+def test_an_image_is_built_with_and_without_buildkit() -> None:
+    """None of these is known to the builder of older engines."""
+    features = ("# syntax", "--mount", "--link", "--chmod", "--parents", "<<")
+    assert not [feature for feature in features if feature in dockerfile(MODEL)]
+
+
 def test_nothing_is_installed_without_a_hash_or_from_source() -> None:
     from_index = [line for line in dockerfile(MODEL).splitlines() if "pip" in line and "requirements.lock" in line]
     assert from_index

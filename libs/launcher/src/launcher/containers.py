@@ -3,7 +3,8 @@
     python -m launcher.containers secrets DIRECTORY    makes what is missing, keeps what is there
     python -m launcher.containers nats                 prints deploy/nats/nats.conf
 
-DIRECTORY/keys holds what keys.py makes, for people and the synod command. DIRECTORY/files holds what containers are
+DIRECTORY/keys holds what keys.py makes, for people and the synod command, which takes DIRECTORY as its --data.
+DIRECTORY/files holds what containers are
 given, one secret in one file:
 
 | file | what | who is given it |
@@ -24,9 +25,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from launcher.keys import OBSERVER, SUPERUSER, Credentials, ensure_keys
-from launcher.layout import SERVICES, Service
-from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser
+from launcher.keys import NATS_CLIENTS, SUPERUSER, Credentials, ensure_keys, nats_file, write_secret
+from launcher.layout import AUTHORITY, NATS_OFFSET, PORT_BASE, SERVICES, Service
+from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser, url
 from launcher.programs import nats_users
 
 POSTGRES_ADDRESS = "postgres:5432"
@@ -67,6 +68,9 @@ def write_secrets(
     for part in (keys, files):
         part.mkdir(exist_ok=True)
     credentials = ensure_keys(keys, (service.name for service in services))
+    for user in NATS_CLIENTS:
+        login = NatsUser(user, credentials.nats[user])
+        write_secret(nats_file(keys, user), url(PORT_BASE + NATS_OFFSET, login))
     contents = dict(_contents(keys, credentials, services)) | _provider_keys(files, environment)
     for name, text in contents.items():
         _write(files / name, text)
@@ -75,7 +79,7 @@ def write_secrets(
 
 def nats_configuration(services: tuple[Service, ...] = SERVICES) -> str:
     """nats.conf, whose passwords are variables of a file beside it."""
-    names = (*(service.name for service in services), OBSERVER)
+    names = (*(service.name for service in services), *NATS_CLIENTS)
     users = nats_users(services, dict.fromkeys(names, ""))
     return NATS_HEAD + "\nauthorization {\n  users: [\n" + "".join(map(_nats_entry, users)) + "  ]\n}\n"
 
@@ -84,7 +88,8 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
     for name in ("public.pem", "signing.pem", "service-keys.json", "dev.key"):
         yield name, (keys / name).read_text()
     for service in services:
-        yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
+        if service.name != AUTHORITY:  # it signs tokens itself
+            yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
         yield f"{service.name}.dsn", _dsn(service, credentials.postgres[service.module])
         yield f"{service.name}.nats", credentials.nats[service.name]
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)

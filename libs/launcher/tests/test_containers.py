@@ -1,0 +1,101 @@
+"""Secrets as files, and a configuration of NATS that is the launcher's own."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import nats
+import psycopg
+import pytest
+from launcher.containers import nats_configuration, write_secrets
+from launcher.keys import NATS_CLIENTS
+from launcher.layout import Service
+from launcher.nats import binary
+from launcher.processes import Command, free_port, start, stop, wait_until
+from launcher.programs import nats_users
+
+SERVICES = (Service("agent-registry", 1), Service("cost-ledger", 5))
+
+
+def test_a_secret_stays_when_the_files_are_made_again(tmp_path: Path) -> None:
+    write_secrets(tmp_path, {}, SERVICES)
+    first = {file.name: file.read_text() for file in (tmp_path / "files").iterdir()}
+    write_secrets(tmp_path, {}, SERVICES)
+    assert {file.name: file.read_text() for file in (tmp_path / "files").iterdir()} == first
+
+
+def test_others_on_this_machine_cannot_enter_and_containers_can_read(tmp_path: Path) -> None:
+    write_secrets(tmp_path / "secrets", {}, SERVICES)
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "secrets" / "files").iterdir()} == {0o644}
+
+
+def test_the_address_of_a_database_holds_the_password_of_its_role(tmp_path: Path) -> None:
+    credentials = write_secrets(tmp_path, {}, SERVICES)
+    dsn = psycopg.conninfo.conninfo_to_dict((tmp_path / "files" / "cost-ledger.dsn").read_text())
+    expected = {"user": "cost_ledger", "dbname": "cost_ledger", "host": "postgres", "port": "5432"}
+    assert dsn == {**expected, "password": credentials.postgres["cost_ledger"]}
+    roles = dict(line.split() for line in (tmp_path / "files" / "postgres.roles").read_text().splitlines())
+    assert roles == {service.module: credentials.postgres[service.module] for service in SERVICES}
+
+
+def test_a_providers_key_is_kept_until_another_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "files" / "openai.key"
+    write_secrets(tmp_path, {}, SERVICES)
+    empty = file.read_text()
+    write_secrets(tmp_path, {"OPENAI_API_KEY": "sk-1"}, SERVICES)
+    write_secrets(tmp_path, {}, SERVICES)
+    assert (empty, file.read_text()) == ("", "sk-1")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """A NATS that reads nats.conf as the container does: its port, and the passwords by user."""
+    credentials = write_secrets(tmp_path / "secrets", {}, SERVICES)
+    port = free_port()
+    here = nats_configuration(SERVICES).replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/data", str(tmp_path))
+    (tmp_path / "nats.conf").write_text(here.replace("127.0.0.1:8222", "127.0.0.1:-1"))
+    (tmp_path / "passwords.conf").write_text((tmp_path / "secrets" / "files" / "nats.passwords").read_text())
+    log = tmp_path / "log"
+    process = start(Command((str(binary()), "--config", str(tmp_path / "nats.conf")), directory=tmp_path), log)
+    try:
+        wait_until(lambda: "Server is ready" in log.read_text(), process, log, 10.0, "nats-server")
+        yield port, dict(credentials.nats)
+    finally:
+        stop(process, signal.SIGTERM, 10.0)
+
+
+async def test_a_server_takes_the_configuration_and_refuses_another_services_events(
+    server: tuple[int, dict[str, str]],
+) -> None:
+    port, passwords = server
+    refused: asyncio.Queue[str] = asyncio.Queue()
+
+    async def on_error(error: Exception) -> None:
+        refused.put_nowait(str(error).lower())
+
+    address = f"nats://127.0.0.1:{port}"
+    client = await nats.connect(address, user="cost-ledger", password=passwords["cost-ledger"], error_cb=on_error)
+    try:
+        await client.publish("synod.local.evt.cost-ledger.budget.1.BudgetSet", b"{}")
+        await client.publish("synod.local.evt.agent-registry.agent.1.AgentDefined", b"{}")
+        async with asyncio.timeout(10):
+            assert "synod.local.evt.agent-registry.agent.1.agentdefined" in await refused.get()
+        assert refused.empty()
+    finally:
+        await client.close()
+
+
+def test_the_configuration_has_the_launchers_permissions() -> None:
+    text = nats_configuration(SERVICES)
+    for user in nats_users(SERVICES, dict.fromkeys(("agent-registry", "cost-ledger", *NATS_CLIENTS), "")):
+        entry = text.partition(f"user: {json.dumps(user.name)},")[2].partition("user: ")[0]
+        publish, _, subscribe = entry.partition("subscribe:")
+        assert tuple(_strings(publish)) == user.publish
+        assert tuple(_strings(subscribe)) == user.subscribe
+
+
+def _strings(text: str) -> Iterator[str]:
+    return (json.loads(line.strip()) for line in text.splitlines() if line.strip().startswith('"'))

@@ -1,0 +1,148 @@
+"""compose.yaml is the system that the launcher runs, closed where containers can be closed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from launcher.keys import ensure_keys
+from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
+from launcher.programs import NATS, POSTGRES, environment, needed
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev.yaml").read_text())
+CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
+CALLERS_OF_TOOLS = {"agent-runtime", EDGE}
+
+each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+each_container = pytest.mark.parametrize("name", CONTAINERS)
+
+
+def neighbours(name: str) -> set[str]:
+    """The containers that share a network with this one."""
+    networks = set(CONTAINERS[name]["networks"])
+    return {other for other, found in CONTAINERS.items() if networks & set(found["networks"])} - {name}
+
+
+def of_the_image(service: Service) -> set[str]:
+    """The variables that the Dockerfile sets."""
+    return set(re.findall(r"\b(SYNOD_[A-Z_]+)=", (ROOT / "services" / service.name / "Dockerfile").read_text()))
+
+
+def test_every_program_of_the_launcher_is_a_container() -> None:
+    assert set(CONTAINERS) == {POSTGRES, NATS, SIMULATOR, *(service.name for service in SERVICES)}
+
+
+@each_service
+def test_a_service_is_told_what_the_launcher_tells_it(service: Service, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, simulator=True, environment={})
+    credentials = ensure_keys(tmp_path, (each.name for each in SERVICES))
+    expected = {
+        f"{name}_FILE" if name in IN_A_FILE else name
+        for name in environment(layout, credentials, service)
+        if name.startswith("SYNOD_")
+    }
+    told = set(CONTAINERS[service.name]["environment"]) | of_the_image(service)
+    assert expected <= told
+    extra = {"SYNOD_GRPC_HOST", "SYNOD_LOG_LEVEL", "OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"}
+    assert told - expected <= extra
+
+
+@each_service
+def test_a_service_waits_for_what_it_needs_and_knows_its_peers(service: Service) -> None:
+    layout, container = Layout(Path()), CONTAINERS[service.name]
+    peers = {other.name: f"{other.name}:{layout.grpc_port(other)}" for other in needed(layout, service)}
+    assert json.loads(container["environment"]["SYNOD_PEERS"]) == peers
+    simulator = {SIMULATOR} if service.name == "llm-gateway" else set()
+    assert set(container["depends_on"]) == {POSTGRES, NATS, *service.needs} | simulator
+    assert all(wanted == {"condition": "service_healthy"} for wanted in container["depends_on"].values())
+
+
+@each_service
+def test_a_service_reaches_all_that_it_calls(service: Service) -> None:
+    called = {other.name for other in needed(Layout(Path()), service)}
+    assert called | {POSTGRES, NATS} <= neighbours(service.name)
+
+
+@each_service
+def test_a_service_is_given_its_own_secrets_only(service: Service) -> None:
+    given = [each if isinstance(each, str) else each["source"] for each in CONTAINERS[service.name]["secrets"]]
+    own = {"public.pem", f"{service.name}.dsn", f"{service.name}.nats"}
+    special = {
+        AUTHORITY: {"signing.pem", "service-keys.json", "dev.key"},
+        "llm-gateway": {"llm-gateway.key", "openai.key", "anthropic.key"},
+    }
+    assert set(given) == own | special.get(service.name, {f"{service.name}.key"})
+
+
+@each_container
+def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
+    container = CONTAINERS[name]
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "network_mode", "pid", "devices"} & set(container)
+    assert {"mem_limit", "cpus", "pids_limit", "logging"} <= set(container)
+    assert ("cap_add" in container) == (name == POSTGRES)
+
+
+@each_container
+def test_no_secret_stands_in_an_environment(name: str) -> None:
+    names = CONTAINERS[name].get("environment", {})
+    secret = [each for each in names if re.search(r"PASSWORD|DSN|_KEY|SECRET|TOKEN", each)]
+    assert all(each.endswith("_FILE") for each in secret)
+
+
+def test_only_the_edge_is_published_and_on_loopback() -> None:
+    published = {name: container["ports"] for name, container in CONTAINERS.items() if "ports" in container}
+    assert published == {EDGE: ["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"]}
+    development = [port for each in DEVELOPMENT["services"].values() for port in each["ports"]]
+    assert development
+    assert all(port.startswith("127.0.0.1:") for port in development)
+
+
+def test_only_the_gateways_have_a_way_out() -> None:
+    open_networks = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
+    outside = {name: open_networks & set(each["networks"]) for name, each in CONTAINERS.items()}
+    assert {name: found for name, found in outside.items() if found} == {EDGE: {"edge"}, "llm-gateway": {"outside"}}
+    assert len({name for name in CONTAINERS if "outside" in CONTAINERS[name]["networks"]}) == 1
+
+
+def test_tool_executor_reaches_nothing_but_servers_authority_and_its_callers() -> None:
+    assert neighbours("tool-executor") == {NATS, POSTGRES, AUTHORITY} | CALLERS_OF_TOOLS
+
+
+def test_publishing_for_development_connects_no_container_with_another() -> None:
+    for name, container in DEVELOPMENT["services"].items():
+        assert container["networks"] == [f"publish-{name}"]
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    assert all(each["driver_opts"][masquerade] == "false" for each in DEVELOPMENT["networks"].values())
+
+
+def test_every_secret_that_is_named_is_made_and_every_one_made_is_used(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launcher.containers", "secrets", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=30)
+    used = {
+        each if isinstance(each, str) else each["source"]
+        for container in CONTAINERS.values()
+        for each in container.get("secrets", ())
+    }
+    assert {file.name for file in (tmp_path / "files").iterdir()} == set(COMPOSE["secrets"]) == used
+    assert all(each["file"] == f"deploy/compose/secrets/files/{name}" for name, each in COMPOSE["secrets"].items())
+
+
+def test_no_secret_can_be_committed() -> None:
+    assert "deploy/compose/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_configuration_of_nats_is_current() -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "launcher.containers", "nats"], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert (ROOT / "deploy/nats/nats.conf").read_text() == made.stdout, "run `make nats-conf`"
