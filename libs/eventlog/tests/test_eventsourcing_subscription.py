@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,7 +21,14 @@ from eventlog.records import Context, StreamId
 from eventlog.sql import statements
 from eventlog.testing import an_append
 from eventlog.writer import GroupWriter
-from eventsourcing.persistence import InterfaceError, ProgrammingError, StoredEvent, Subscription
+from eventsourcing.persistence import (
+    InterfaceError,
+    Notification,
+    OperationalError,
+    ProgrammingError,
+    StoredEvent,
+    Subscription,
+)
 from launcher.testing import RunningPostgres
 from synod.common.ids import new_id, uuid7
 
@@ -107,6 +115,26 @@ def test_a_subscription_outlives_its_connections(
             recorder.insert_events([an_event()])
             assert ids(subscription, 1) == [position]
             cut_connections(database)
+
+
+class UnreachableOnce(EventLogApplicationRecorder):
+    """Cannot reach the database at the first reading."""
+
+    failed = False
+
+    def select_notifications(self, *args: Any, **kwargs: Any) -> Sequence[Notification]:
+        if not self.failed:
+            self.failed = True
+            raise OperationalError("the log cannot be read")
+        return super().select_notifications(*args, **kwargs)
+
+
+def test_a_database_that_is_away_for_long_delays_a_subscription_only(recorder: EventLogApplicationRecorder) -> None:
+    unreachable = UnreachableOnce(recorder.application)
+    unreachable.insert_events([an_event()])
+    with unreachable.subscribe() as subscription:
+        assert ids(subscription, 1) == [1]
+    assert unreachable.failed
 
 
 def test_chosen_topics_arrive_and_others_do_not(recorder: EventLogApplicationRecorder) -> None:
