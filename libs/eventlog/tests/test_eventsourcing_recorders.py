@@ -1,6 +1,8 @@
 """What our recorders promise beyond the library's own cases."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
@@ -343,3 +345,16 @@ def long_aggregate(database: str) -> Iterator[Callable[..., list[int]]]:
         recorder.insert_events([an_event(aggregate_id, version) for version in versions])
     yield lambda **selection: [each.originator_version for each in recorder.select_events(aggregate_id, **selection)]
     application.thread.close()
+
+
+def test_a_forgotten_application_closes_even_after_a_conflict(database: str) -> None:
+    recorder, old = EventLogApplicationRecorder(opened(database)), an_event()
+    recorder.insert_events([old])
+    with pytest.raises(IntegrityError):
+        recorder.insert_events([old])
+    thread = weakref.ref(recorder.application.thread)
+
+    del recorder
+    gc.collect()
+
+    assert thread() is None

@@ -16,6 +16,8 @@ any other                           -> DatabaseError      do not retry
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from eventsourcing.persistence import (
     DatabaseError,
     DataError,
@@ -35,6 +37,8 @@ from eventlog.errors import (
     QueueFull,
     VersionConflict,
 )
+
+E = TypeVar("E", bound=Exception)
 
 _LIBRARY_ERRORS: tuple[tuple[tuple[type[Exception], ...], type[PersistenceError]], ...] = (
     ((VersionConflict, DuplicateEventId), IntegrityError),
@@ -62,8 +66,18 @@ class ImportMismatch(EventLogError):
 
 
 def as_library_error(error: EventLogError | ValueError) -> PersistenceError:
-    """The library's error that tells its caller the same."""
-    for own, library in _LIBRARY_ERRORS:
-        if isinstance(error, own):
-            return library(str(error))
-    return DatabaseError(str(error))
+    """The library's error that tells its caller the same.
+
+    Raise it `from without_traceback(error)`.
+    """
+    kind = next((library for own, library in _LIBRARY_ERRORS if isinstance(error, own)), DatabaseError)
+    return kind(str(error))
+
+
+def without_traceback(error: E) -> E:
+    """The log's error as a cause.
+
+    The log may hold the error until its next commit; with a traceback that would hold the caller's frames too, and keep
+    an application open that nobody needs any more.
+    """
+    return error.with_traceback(None)

@@ -13,7 +13,7 @@ from eventsourcing.utils import Environment, EnvType, resolve_topic
 
 from eventlog.clock import SystemClock
 from eventlog.errors import EventLogError
-from eventlog.eventsourcing.errors import as_library_error
+from eventlog.eventsourcing.errors import as_library_error, without_traceback
 from eventlog.eventsourcing.names import TYPE_NAMES
 from eventlog.eventsourcing.recorders import (
     Application,
@@ -96,6 +96,6 @@ def _open_thread(settings: AdapterSettings) -> LogThread:
     try:
         return LogThread(lambda: PostgresEventLog.open(settings.dsn, schema=settings.schema))
     except EventLogError as error:
-        raise as_library_error(error) from error
+        raise as_library_error(error) from without_traceback(error)
     except psycopg.Error as error:
         raise DatabaseError(f"the log in schema {settings.schema!r} cannot be opened: {error}") from error

@@ -31,7 +31,7 @@ from synod.common.ids import derived_uuid, uuid7
 from eventlog.clock import Clock
 from eventlog.errors import EventLogError, LogUnavailable, VersionConflict
 from eventlog.eventsourcing.context import acting_context
-from eventlog.eventsourcing.errors import as_library_error
+from eventlog.eventsourcing.errors import as_library_error, without_traceback
 from eventlog.eventsourcing.names import to_token
 from eventlog.eventsourcing.subscription import LogSubscription
 from eventlog.eventsourcing.thread import LogThread
@@ -64,7 +64,7 @@ class Application:
         try:
             return self.thread.call(work)
         except (EventLogError, ValueError) as error:
-            raise as_library_error(error) from error
+            raise as_library_error(error) from without_traceback(error)
 
 
 class EventLogAggregateRecorder(AggregateRecorder):
@@ -118,9 +118,9 @@ class EventLogAggregateRecorder(AggregateRecorder):
             return self.application.thread.call(lambda log: log.append(*requested))
         except LogUnavailable as error:
             self._unanswered.remember(content, call)
-            raise as_library_error(error) from error
+            raise as_library_error(error) from without_traceback(error)
         except (EventLogError, ValueError) as error:
-            raise as_library_error(error) from error
+            raise as_library_error(error) from without_traceback(error)
 
     def _appends(self, events: Sequence[LibraryEvent], times: Sequence[datetime], call: str) -> tuple[Append, ...]:
         context = acting_context(self.application.context)

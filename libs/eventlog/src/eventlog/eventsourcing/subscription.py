@@ -11,7 +11,7 @@ from typing import Final
 from eventsourcing.persistence import ApplicationRecorder, Notification, OperationalError, Subscription
 
 from eventlog.errors import LogClosed
-from eventlog.eventsourcing.errors import as_library_error
+from eventlog.eventsourcing.errors import as_library_error, without_traceback
 from eventlog.eventsourcing.thread import LogThread
 
 PAGE_NOTIFICATIONS: Final = 500
@@ -78,6 +78,6 @@ class LogSubscription(Subscription[ApplicationRecorder]):
                 self._waiting.cancel()
             return self._waiting.result()
         except LogClosed as error:
-            raise as_library_error(error) from error
+            raise as_library_error(error) from without_traceback(error)
         finally:
             self._waiting = None
