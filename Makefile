@@ -55,6 +55,8 @@ lock: setup ## Resolve requirements.lock anew, for development and for each serv
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	    --constraint requirements.lock $(LIBS:%=--no-emit-package synod-%) --no-emit-package synod-$$s \
 	    services/$$s/pyproject.toml -o services/$$s/requirements.lock; done
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+	  --constraint requirements.lock $(LIBS:%=--no-emit-package synod-%) libs/servicekit/pyproject.toml -o deploy/images/common.lock
 	echo hatchling | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 	  --constraint requirements.lock - -o deploy/images/build.lock
 	grep -A200 '^uv==' requirements.lock | awk 'NR==1 || /^    --hash/ {print; next} {exit}' > deploy/dev/bootstrap.lock

@@ -43,9 +43,21 @@ def test_an_image_is_built_with_and_without_buildkit() -> None:
 
 
 def test_nothing_is_installed_without_a_hash_or_from_source() -> None:
-    from_index = [line for line in dockerfile(MODEL).splitlines() if "pip" in line and "requirements.lock" in line]
-    assert from_index
+    from_index = [line for line in dockerfile(MODEL).splitlines() if "install" in line and ".lock" in line]
+    assert len(from_index) == 3
     assert all("--require-hashes" in line and "--only-binary :all:" in line for line in from_index)
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_what_every_service_needs_is_what_this_one_needs(service: Service) -> None:
+    """The layer that all images share holds no other version, and nothing that a service does without."""
+    own = ROOT / "services" / service.name / "requirements.lock"
+    assert pins(ROOT / "deploy/images/common.lock") <= pins(own)
+
+
+def pins(lock: Path) -> set[str]:
+    """name==version of each package, without hashes and markers."""
+    return {line.split()[0] for line in lock.read_text().splitlines() if "==" in line and not line.startswith(" ")}
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
