@@ -384,8 +384,13 @@ def test_same_content_is_the_same_version() -> None:
     second = domain.define(one, domain.Define("analyst", "Agent", "b" * 64, "{}"))
     two = fold(one, domain.evolve_definition, second)
     assert [event.definition_version for event in (*first, *second)] == [1, 2]  # type: ignore[attr-defined]
-    assert domain.define(two, domain.Define("analyst", "Agent", "a" * 64, "{}")) == ()
-    assert two.version_of("a" * 64) == 1
+    assert domain.define(two, domain.Define("analyst", "Agent", "b" * 64, "{}")) == ()
+
+
+def test_going_back_to_older_content_is_a_new_version() -> None:
+    two = Definition("Agent", ("a" * 64, "b" * 64))
+    (again,) = domain.define(two, domain.Define("analyst", "Agent", "a" * 64, "{}"))
+    assert again.definition_version == 3  # type: ignore[attr-defined]
 
 
 def test_a_name_keeps_its_kind() -> None:

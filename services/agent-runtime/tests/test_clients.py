@@ -23,7 +23,7 @@ from servicekit.errors import (
 )
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
-from synod.agent_runtime.events import Message, TextPart, ToolCallPart, ToolResultPart, ToolSpec
+from synod.agent_runtime.events import Ballot, Message, TextPart, ToolCallPart, ToolResultPart, ToolSpec
 from synod.common.definitions import ModelPolicy
 from synod.common.values import Failure
 from synod.consensus.v1 import consensus_pb2 as consensus_pb
@@ -97,7 +97,7 @@ class Peer(
         await self._answer(request, context)
         return self.proposal
 
-    async def Vote(self, request: Any, context: Any) -> consensus_pb.Proposal:
+    async def CastVotes(self, request: Any, context: Any) -> consensus_pb.Proposal:
         await self._answer(request, context)
         return self.proposal
 
@@ -288,8 +288,8 @@ async def test_a_proposal_carries_its_rule_and_its_decision_comes_back(peer: Pee
 async def test_a_vote_that_was_cast_already_is_accepted(peer: Peer, channel: grpc.aio.Channel) -> None:
     consensus = GrpcConsensus(consensus_grpc.ConsensusStub(channel))
     peer.refusal = FailedPrecondition("voted", reason="ALREADY_VOTED")
-    await consensus.vote("prop_1", "ann", "yes", "because")
+    await consensus.vote("prop_1", [Ballot(voter="ann", run_id="run_1", option="yes", reason="because")])
     peer.refusal = FailedPrecondition("who?", reason="NOT_A_VOTER")
     with pytest.raises(CallFailed, match="NOT_A_VOTER"):
-        await consensus.vote("prop_1", "eve", "yes", "because")
-    assert [request.voter_id for request in peer.asked] == ["ann", "eve"]
+        await consensus.vote("prop_1", [Ballot(voter="eve", run_id="run_2", option="yes", reason="because")])
+    assert [request.votes[0].voter_id for request in peer.asked] == ["ann", "eve"]

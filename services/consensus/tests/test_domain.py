@@ -57,16 +57,24 @@ def fold(*events: Event) -> Proposal:
 
 
 def cast(state: Proposal, voter: str, option: str = "approve", reason: str = "") -> Proposal:
-    return reduce(evolve, vote(state, Cast(voter, option, reason)), state)
+    return reduce(evolve, vote(state, [Cast(voter, option, reason)]), state)
 
 
 def test_two_of_three_decide_by_majority_and_dissent_is_named() -> None:
     state = cast(cast(fold(proposal("a", "b", "c")), "a"), "b", "reject")
-    cast_, decided = vote(state, Cast("c", "approve", "checked"))
+    cast_, decided = vote(state, [Cast("c", "approve", "checked")])
     assert isinstance(cast_, VoteCast)
     assert isinstance(decided, ProposalDecided)
     assert decided.outcome == "approve"
     assert "against: b" in decided.explanation
+
+
+def test_votes_cast_together_are_all_counted_before_the_end() -> None:
+    *_, decided = vote(
+        fold(proposal("a", "b", "c")), [Cast("a", "approve", ""), Cast("b", "approve", ""), Cast("c", "reject", "")]
+    )
+    assert isinstance(decided, ProposalDecided)
+    assert [entry.weight for entry in decided.tally] == [2, 1]
 
 
 def test_half_is_no_majority() -> None:
@@ -115,7 +123,7 @@ def test_majority_waits_for_a_voter_who_could_still_veto() -> None:
 
 def test_late_vote_is_recorded_and_not_counted() -> None:
     state = cast(fold(proposal("a", "b", rule="threshold", threshold=1)), "a")
-    (late,) = vote(state, Cast("b", "reject", "too late"))
+    (late,) = vote(state, [Cast("b", "reject", "too late")])
     assert isinstance(late, LateVoteRecorded)
     assert len(evolve(state, late).counted) == 1
 
@@ -132,17 +140,17 @@ def test_deadline_closes_only_when_it_has_come() -> None:
 
 def test_same_vote_again_is_no_event_and_another_is_refused() -> None:
     state = cast(fold(proposal("a", "b", "c")), "a")
-    assert vote(state, Cast("a", "approve", "")) == ()
+    assert vote(state, [Cast("a", "approve", "")]) == []
     with pytest.raises(AlreadyVoted, match="'a' has voted 'approve'"):
-        vote(state, Cast("a", "reject", ""))
+        vote(state, [Cast("a", "reject", "")])
 
 
 def test_stranger_and_strange_option_are_refused() -> None:
     state = fold(proposal("a", "b"))
     with pytest.raises(NotAVoter, match="its electorate is a, b"):
-        vote(state, Cast("mallory", "approve", ""))
+        vote(state, [Cast("mallory", "approve", "")])
     with pytest.raises(OptionUnknown, match="options are approve, reject"):
-        vote(state, Cast("a", "maybe", ""))
+        vote(state, [Cast("a", "maybe", "")])
 
 
 def test_same_proposal_again_is_no_event_and_other_content_is_refused() -> None:
@@ -186,7 +194,7 @@ def test_one_decision_whatever_the_order_of_votes(weights: list[int], rule: Rule
     ends = 0
     for voter in data.draw(st.permutations(voters)):
         option = data.draw(st.sampled_from(("approve", "reject")))
-        events = vote(state, Cast(voter.id, option, ""))
+        events = vote(state, [Cast(voter.id, option, "")])
         ends += sum(isinstance(event, ProposalDecided | ProposalUndecided) for event in events)
         state = reduce(evolve, events, state)
     assert ends <= 1

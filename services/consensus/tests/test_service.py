@@ -58,6 +58,16 @@ async def test_votes_decide_and_are_kept_with_their_reasons(stub: ConsensusStub)
     assert late.ballots[-1].late
 
 
+async def test_votes_cast_together_keep_their_dissent_in_the_tally(stub: ConsensusStub) -> None:
+    opened = await stub.Propose(proposal())
+    votes = [ballot("", "a"), ballot("", "b"), ballot("", "c", "reject")]
+    decided = await stub.CastVotes(pb.CastVotesRequest(proposal_id=opened.id, votes=votes))
+    assert [(entry.option, entry.weight) for entry in decided.tally] == [("approve", 2), ("reject", 1)]
+    assert not any(cast.late for cast in decided.ballots)
+    again = await stub.CastVotes(pb.CastVotesRequest(proposal_id=opened.id, votes=votes))
+    assert len(again.ballots) == 3
+
+
 async def test_repeated_request_opens_one_proposal(stub: ConsensusStub) -> None:
     first, second = await stub.Propose(proposal("same")), await stub.Propose(proposal("same"))
     assert first.id == second.id

@@ -270,7 +270,7 @@ class Definitions:
 
     async def _foreseen(self, tenant: str, item: Checked) -> DefinitionRecord:
         definition = (await self._definitions.load(_stream_id(tenant, item.name))).state
-        return _record(item, definition.version_of(item.digest) or len(definition.digests) + 1)
+        return _record(item, len(definition.digests) + (0 if definition.is_newest(item.digest) else 1))
 
     async def _register(self, tenant: str, checked: Sequence[Checked]) -> list[DefinitionRecord]:
         for attempt in count(1):

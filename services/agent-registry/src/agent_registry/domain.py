@@ -211,8 +211,8 @@ class Definition:
     kind: DefinitionKind | None = None
     digests: tuple[str, ...] = ()
 
-    def version_of(self, digest: str) -> int | None:
-        return self.digests.index(digest) + 1 if digest in self.digests else None
+    def is_newest(self, digest: str) -> bool:
+        return bool(self.digests) and self.digests[-1] == digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,10 @@ class Define:
 
 
 def define(definition: Definition, command: Define) -> Events:
-    """Nothing when a version with the same content exists. Raises KindTaken."""
+    """Nothing when the newest version has the same content; going back to older content is a new version. Raises KindTaken."""
     if definition.kind is not None and definition.kind != command.kind:
         raise KindTaken(command.name, definition.kind)
-    if definition.version_of(command.digest) is not None:
+    if definition.is_newest(command.digest):
         return ()
     return (
         AgentDefined(

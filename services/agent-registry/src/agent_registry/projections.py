@@ -190,7 +190,7 @@ class DefinitionQueries(_Folded):
         return found[0] if found else None
 
     async def by_digest(self, tenant: str, digest: str) -> DefinitionRecord | None:
-        found = await self._records("WHERE tenant = %s AND digest = %s", (tenant, digest))
+        found = await self._records("WHERE tenant = %s AND digest = %s ORDER BY version DESC LIMIT 1", (tenant, digest))
         return found[0] if found else None
 
     async def definitions(self, tenant: str, page: Page, all_versions: bool) -> Sequence[DefinitionRecord]:

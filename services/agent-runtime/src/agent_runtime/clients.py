@@ -4,7 +4,7 @@ CallInterrupted, and is repeated under the same id by whoever called.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -18,7 +18,7 @@ from servicekit.host import Host
 from servicekit.settings import S
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
-from synod.agent_runtime.events import ToolSpec
+from synod.agent_runtime.events import Ballot, ToolSpec
 from synod.common.ids import derived_id
 from synod.common.subjects import token_subject
 from synod.common.values import Failure
@@ -202,10 +202,9 @@ class GrpcConsensus:
     async def propose(self, proposal: Proposal) -> str:
         return (await asked(self.stub.Propose(translate.to_propose(proposal)))).id
 
-    async def vote(self, proposal_id: str, voter: str, option: str, reason: str) -> None:
-        request = consensus_pb.VoteRequest(proposal_id=proposal_id, voter_id=voter, option=option, reason=reason)
+    async def vote(self, proposal_id: str, ballots: Sequence[Ballot]) -> None:
         try:
-            await self.stub.Vote(request)
+            await self.stub.CastVotes(translate.to_votes(proposal_id, ballots))
         except grpc.aio.AioRpcError as error:
             refusal = from_rpc_error(error)
             if not isinstance(refusal, FailedPrecondition) or refusal.reason != "ALREADY_VOTED":

@@ -7,12 +7,12 @@ the same call may be repeated with the same id, because every one of them is ide
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
-from synod.agent_runtime.events import Message, OptionTally, ToolSpec
+from synod.agent_runtime.events import Ballot, Message, OptionTally, ToolSpec
 from synod.common.definitions import ModelPolicy
 from synod.common.values import Failure
 
@@ -157,8 +157,8 @@ class Consensus(Protocol):
         """Id of the proposal; the same for the same request id."""
         ...
 
-    async def vote(self, proposal_id: str, voter: str, option: str, reason: str) -> None:
-        """A vote that is cast already, or comes after the decision, is accepted and changes nothing."""
+    async def vote(self, proposal_id: str, ballots: Sequence[Ballot]) -> None:
+        """All ballots as one. What is cast already, or comes after the decision, is accepted and changes nothing."""
         ...
 
     async def decision(self, proposal_id: str) -> Decision | None:

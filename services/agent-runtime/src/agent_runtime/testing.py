@@ -18,7 +18,7 @@ from eventlog.clock import Clock
 from eventlog.log import EventLog
 from eventlog.memory import MemoryEventLog
 from eventlog.records import EVERYTHING, Append, Appended, Context, Filter, Snapshot, StoredEvent, StreamId, Verified
-from synod.agent_runtime.events import Message, OptionTally, TextPart, ToolCallPart, ToolSpec
+from synod.agent_runtime.events import Ballot, Message, OptionTally, TextPart, ToolCallPart, ToolSpec
 from synod.common.definitions import AgentDefinition, TeamDefinition, canonical_json, digest
 from synod.common.ids import derived_id, new_id
 from synod.common.values import Failure
@@ -285,9 +285,11 @@ class FakeConsensus:
         self.faults.place()
         return proposal_id
 
-    async def vote(self, proposal_id: str, voter: str, option: str, reason: str) -> None:
+    async def vote(self, proposal_id: str, ballots: Sequence[Ballot]) -> None:
         self.faults.place()
-        self.votes[proposal_id].setdefault(voter, option)
+        for ballot in ballots:
+            self.votes[proposal_id].setdefault(ballot.voter, ballot.option)
+        self.faults.place()
 
     async def decision(self, proposal_id: str) -> Decision | None:
         counts = Counter(self.votes[proposal_id].values())

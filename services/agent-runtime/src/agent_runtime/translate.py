@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -20,6 +21,7 @@ from servicekit.errors import (
 )
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_runtime.events import (
+    Ballot,
     Message,
     OptionTally,
     Part,
@@ -379,6 +381,11 @@ _RULES: Final[dict[str, consensus_pb.RuleKind.ValueType]] = {
     "threshold": consensus_pb.RULE_KIND_THRESHOLD,
     "veto": consensus_pb.RULE_KIND_VETO,
 }
+
+
+def to_votes(proposal_id: str, ballots: Sequence[Ballot]) -> consensus_pb.CastVotesRequest:
+    votes = [consensus_pb.VoteRequest(voter_id=one.voter, option=one.option, reason=one.reason) for one in ballots]
+    return consensus_pb.CastVotesRequest(proposal_id=proposal_id, votes=votes)
 
 
 def to_propose(proposal: Proposal) -> consensus_pb.ProposeRequest:

@@ -89,9 +89,9 @@ class Consensus:
         self.deadline_added.set()
         return executed.state
 
-    async def vote(self, proposal_id: str, cast: Cast, context: Context) -> Proposal:
+    async def vote(self, proposal_id: str, votes: Sequence[Cast], context: Context) -> Proposal:
         await self.proposal(context.tenant, proposal_id)
-        return await self._decide(proposal_id, lambda state: domain.vote(state, cast), context)
+        return await self._decide(proposal_id, lambda state: domain.vote(state, votes), context)
 
     async def close(self, proposal_id: str, context: Context) -> Proposal:
         """Ends the voting if its deadline has come."""

@@ -136,22 +136,20 @@ def replace_deadline(opened: ProposalOpened, deadline: datetime) -> ProposalOpen
     return opened.model_copy(update={"deadline": deadline})
 
 
-def vote(state: Proposal, command: Cast) -> Sequence[Event]:
-    """Casts a vote and, when it settles the matter, decides. After the end the vote is recorded as late."""
-    opened = _opened(state)
-    voter = next((voter for voter in opened.electorate if voter.id == command.voter_id), None)
-    if voter is None:
-        raise NotAVoter(opened.proposal_id, command.voter_id, tuple(voter.id for voter in opened.electorate))
-    if command.option not in opened.options:
-        raise OptionUnknown(command.option, opened.options)
-    if len(command.reason.encode()) > REASON_BYTES_MAX:
-        raise InvalidProposal("reason", f"{command.reason[:40]}...", f"is longer than {REASON_BYTES_MAX} bytes")
-    before = next((ballot for ballot in state.ballots if ballot.voter.id == voter.id), None)
-    if before is not None:
-        if before.option == command.option and before.reason == command.reason:
-            return ()
-        raise AlreadyVoted(opened.proposal_id, voter.id, before.option)
-    return _cast(state, opened, voter, command)
+def vote(state: Proposal, commands: Sequence[Cast]) -> Sequence[Event]:
+    """Casts votes and, when they settle the matter, decides: after all of them, so that dissent among them counts.
+
+    A vote that stands already is no event. After the end votes are recorded as late.
+    """
+    opened, after = _opened(state), state
+    events: list[Event] = []
+    for command in commands:
+        cast = _cast(after, opened, command)
+        if cast is not None:
+            events.append(cast)
+            after = evolve(after, cast)
+    end = _ending(after) if events and state.state == "open" else None
+    return events if end is None else [*events, end]
 
 
 def close(state: Proposal, now: datetime) -> Sequence[Event]:
@@ -183,21 +181,34 @@ def needed_weight(rule: Rule, total: int) -> int:
             return rule.threshold
 
 
-def _cast(state: Proposal, opened: ProposalOpened, voter: Voter, command: Cast) -> Sequence[Event]:
-    if state.state != "open":
-        late = LateVoteRecorded(
-            proposal_id=opened.proposal_id, voter_id=voter.id, option=command.option, reason=command.reason
-        )
-        return (late,)
-    cast = VoteCast(
-        proposal_id=opened.proposal_id,
-        voter_id=voter.id,
-        option=command.option,
-        reason=command.reason,
-        weight=voter.weight,
-    )
-    end = _ending(evolve(state, cast))
-    return (cast,) if end is None else (cast, end)
+def _cast(state: Proposal, opened: ProposalOpened, command: Cast) -> VoteCast | LateVoteRecorded | None:
+    """The vote as an event, None when it stands already. Raises when it may not be cast."""
+    voter = _entitled(opened, command)
+    before = next((ballot for ballot in state.ballots if ballot.voter.id == voter.id), None)
+    if before is not None:
+        if before.option == command.option and before.reason == command.reason:
+            return None
+        raise AlreadyVoted(opened.proposal_id, voter.id, before.option)
+    facts = {
+        "proposal_id": opened.proposal_id,
+        "voter_id": voter.id,
+        "option": command.option,
+        "reason": command.reason,
+    }
+    if state.state == "open":
+        return VoteCast(**facts, weight=voter.weight)
+    return LateVoteRecorded(**facts)
+
+
+def _entitled(opened: ProposalOpened, command: Cast) -> Voter:
+    voter = next((voter for voter in opened.electorate if voter.id == command.voter_id), None)
+    if voter is None:
+        raise NotAVoter(opened.proposal_id, command.voter_id, tuple(voter.id for voter in opened.electorate))
+    if command.option not in opened.options:
+        raise OptionUnknown(command.option, opened.options)
+    if len(command.reason.encode()) > REASON_BYTES_MAX:
+        raise InvalidProposal("reason", f"{command.reason[:40]}...", f"is longer than {REASON_BYTES_MAX} bytes")
+    return voter
 
 
 def _ending(state: Proposal) -> ProposalDecided | ProposalUndecided | None:

@@ -21,6 +21,7 @@ from consensus.projections import Queries
 PERMISSIONS: Final = {
     "Propose": "proposals.create",
     "Vote": "proposals.vote",
+    "CastVotes": "proposals.vote",
     "GetProposal": "proposals.read",
     "ListProposals": "proposals.read",
     "WatchProposal": "proposals.read",
@@ -50,8 +51,14 @@ class ConsensusRpc(consensus_pb2_grpc.ConsensusServicer):
 
     async def Vote(self, request: pb.VoteRequest, context: Context) -> pb.Proposal:
         _check_voter(request.voter_id)
-        state = await self.consensus.vote(request.proposal_id, translate.to_cast(request), event_context())
+        state = await self.consensus.vote(request.proposal_id, (translate.to_cast(request),), event_context())
         return await self._proposal(state)
+
+    async def CastVotes(self, request: pb.CastVotesRequest, context: Context) -> pb.Proposal:
+        votes = translate.to_casts(request)
+        for vote in votes:
+            _check_voter(vote.voter_id)
+        return await self._proposal(await self.consensus.vote(request.proposal_id, votes, event_context()))
 
     async def GetProposal(self, request: pb.GetProposalRequest, context: Context) -> pb.Proposal:
         return await self._proposal(await self.consensus.proposal(current_principal().tenant, request.id))

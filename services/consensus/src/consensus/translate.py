@@ -14,6 +14,7 @@ from consensus.projections import ProposalRow, VariableRow
 from consensus.variables import Variable
 
 DEFAULT_DEADLINE = timedelta(minutes=10)
+VOTES_MAX = 1000
 
 _RULES: dict["pb.RuleKind.ValueType", RuleKind] = {
     pb.RULE_KIND_UNSPECIFIED: "majority",
@@ -69,6 +70,17 @@ def to_propose(request: pb.ProposeRequest, tenant: str, actor: str, now: datetim
 
 def to_cast(request: pb.VoteRequest) -> Cast:
     return Cast(request.voter_id, request.option, request.reason)
+
+
+def to_casts(request: pb.CastVotesRequest) -> tuple[Cast, ...]:
+    if not 1 <= len(request.votes) <= VOTES_MAX:
+        raise InvalidArgument("votes", len(request.votes), f"give 1 to {VOTES_MAX}")
+    for vote in request.votes:
+        if vote.proposal_id not in ("", request.proposal_id):
+            raise InvalidArgument(
+                "votes.proposal_id", vote.proposal_id, f"leave it empty or name {request.proposal_id}"
+            )
+    return tuple(to_cast(vote) for vote in request.votes)
 
 
 def to_declared(request: pb.DeclareVariableRequest) -> VariableDeclared:

@@ -17,7 +17,6 @@ from eventlog.codec import Codec
 from eventlog.log import EventLog
 from eventlog.records import ANY, Append
 from synod.agent_runtime.events import (
-    Ballot,
     BallotsCast,
     RunCancelRequested,
     RunClaimed,
@@ -247,16 +246,11 @@ class Worker:
         # The proposal's id must be on record before the first ballot: its decision may come with the last one.
         if not await session.commit():
             return
-        for ballot in directive.ballots:
-            await self._cast(directive.proposal_id, ballot)
+        if directive.ballots:
+            await self.calls.patiently(lambda: self._consensus.vote(directive.proposal_id, directive.ballots))
         state = session.state
         session.observe(
             BallotsCast(run_id=state.id, epoch=state.epoch, step=directive.step, proposal_id=directive.proposal_id)
-        )
-
-    async def _cast(self, proposal_id: str, ballot: Ballot) -> None:
-        await self.calls.patiently(
-            lambda: self._consensus.vote(proposal_id, ballot.voter, ballot.option, ballot.reason)
         )
 
     async def _observe_decision(self, session: Session, directive: AwaitDecision) -> None:

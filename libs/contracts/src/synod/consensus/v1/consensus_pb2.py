@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"synod/consensus/v1/consensus.proto\x12\x12synod.consensus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x05Voter\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\x12\x0c\n\x04veto\x18\x03 \x01(\x08\"E\n\x04Rule\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.synod.consensus.v1.RuleKind\x12\x11\n\tthreshold\x18\x02 \x01(\x05\"\x9b\x02\n\x0eProposeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x03(\t\x12-\n\nelectorate\x18\x05 \x03(\x0b\x32\x19.synod.consensus.v1.Voter\x12&\n\x04rule\x18\x06 \x01(\x0b\x32\x18.synod.consensus.v1.Rule\x12,\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06\x63hange\x18\x08 \x01(\x0b\x32\".synod.consensus.v1.VariableChange\x12\x0e\n\x06run_id\x18\t \x01(\t\"6\n\x0eVariableChange\x12\x10\n\x08variable\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\"T\n\x0bVoteRequest\x12\x13\n\x0bproposal_id\x18\x01 \x01(\t\x12\x10\n\x08voter_id\x18\x02 \x01(\t\x12\x0e\n\x06option\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x85\x01\n\x06\x42\x61llot\x12\x10\n\x08voter_id\x18\x01 \x01(\t\x12\x0e\n\x06option\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x0c\n\x04late\x18\x05 \x01(\x08\x12+\n\x07\x63\x61st_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x05Tally\x12\x0e\n\x06option\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"\xac\x04\n\x08Proposal\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x03(\t\x12-\n\nelectorate\x18\x05 \x03(\x0b\x32\x19.synod.consensus.v1.Voter\x12&\n\x04rule\x18\x06 \x01(\x0b\x32\x18.synod.consensus.v1.Rule\x12,\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05state\x18\x08 \x01(\x0e\x32!.synod.consensus.v1.ProposalState\x12\x0f\n\x07outcome\x18\t \x01(\t\x12(\n\x05tally\x18\n \x03(\x0b\x32\x19.synod.consensus.v1.Tally\x12+\n\x07\x62\x61llots\x18\x0b \x03(\x0b\x32\x1a.synod.consensus.v1.Ballot\x12\x13\n\x0b\x65xplanation\x18\x0c \x01(\t\x12\x32\n\x06\x63hange\x18\r \x01(\x0b\x32\".synod.consensus.v1.VariableChange\x12\x0e\n\x06run_id\x18\x0e \x01(\t\x12-\n\topened_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndecided_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x11 \x01(\x03\" \n\x12GetProposalRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x7f\n\x14ListProposalsRequest\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.synod.consensus.v1.ProposalState\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"a\n\x15ListProposalsResponse\x12/\n\tproposals\x18\x01 \x03(\x0b\x32\x1c.synod.consensus.v1.Proposal\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x14WatchProposalRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\nFloatRange\x12\x0b\n\x03min\x18\x01 \x01(\x01\x12\x0b\n\x03max\x18\x02 \x01(\x01\"\xd0\x01\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12-\n\x05range\x18\x03 \x01(\x0b\x32\x1e.synod.consensus.v1.FloatRange\x12\x0f\n\x07\x63hoices\x18\x04 \x03(\t\x12\x12\n\nvalue_json\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x13\n\x0bproposal_id\x18\x07 \x01(\t\x12.\n\nchanged_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb1\x01\n\x16\x44\x65\x63lareVariableRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x0b\x66loat_range\x18\x02 \x01(\x0b\x32\x1e.synod.consensus.v1.FloatRangeH\x00\x12.\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x1b.synod.consensus.v1.ChoicesH\x00\x12\x1a\n\x12initial_value_json\x18\x04 \x01(\tB\x06\n\x04type\"\x1a\n\x07\x43hoices\x12\x0f\n\x07options\x18\x01 \x03(\t\"\"\n\x12GetVariableRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14ListVariablesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x15ListVariablesResponse\x12/\n\tvariables\x18\x01 \x03(\x0b\x32\x1c.synod.consensus.v1.Variable\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14WatchVariableRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*\x9d\x01\n\x08RuleKind\x12\x19\n\x15RULE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12RULE_KIND_MAJORITY\x10\x01\x12\x18\n\x14RULE_KIND_TWO_THIRDS\x10\x02\x12\x17\n\x13RULE_KIND_UNANIMOUS\x10\x03\x12\x17\n\x13RULE_KIND_THRESHOLD\x10\x04\x12\x12\n\x0eRULE_KIND_VETO\x10\x05*\x82\x01\n\rProposalState\x12\x1e\n\x1aPROPOSAL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13PROPOSAL_STATE_OPEN\x10\x01\x12\x1a\n\x16PROPOSAL_STATE_DECIDED\x10\x02\x12\x1c\n\x18PROPOSAL_STATE_UNDECIDED\x10\x03\x32\xa8\x06\n\tConsensus\x12K\n\x07Propose\x12\".synod.consensus.v1.ProposeRequest\x1a\x1c.synod.consensus.v1.Proposal\x12\x45\n\x04Vote\x12\x1f.synod.consensus.v1.VoteRequest\x1a\x1c.synod.consensus.v1.Proposal\x12S\n\x0bGetProposal\x12&.synod.consensus.v1.GetProposalRequest\x1a\x1c.synod.consensus.v1.Proposal\x12\x64\n\rListProposals\x12(.synod.consensus.v1.ListProposalsRequest\x1a).synod.consensus.v1.ListProposalsResponse\x12Y\n\rWatchProposal\x12(.synod.consensus.v1.WatchProposalRequest\x1a\x1c.synod.consensus.v1.Proposal0\x01\x12[\n\x0f\x44\x65\x63lareVariable\x12*.synod.consensus.v1.DeclareVariableRequest\x1a\x1c.synod.consensus.v1.Variable\x12S\n\x0bGetVariable\x12&.synod.consensus.v1.GetVariableRequest\x1a\x1c.synod.consensus.v1.Variable\x12\x64\n\rListVariables\x12(.synod.consensus.v1.ListVariablesRequest\x1a).synod.consensus.v1.ListVariablesResponse\x12Y\n\rWatchVariable\x12(.synod.consensus.v1.WatchVariableRequest\x1a\x1c.synod.consensus.v1.Variable0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"synod/consensus/v1/consensus.proto\x12\x12synod.consensus.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x05Voter\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\x12\x0c\n\x04veto\x18\x03 \x01(\x08\"E\n\x04Rule\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.synod.consensus.v1.RuleKind\x12\x11\n\tthreshold\x18\x02 \x01(\x05\"\x9b\x02\n\x0eProposeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x03(\t\x12-\n\nelectorate\x18\x05 \x03(\x0b\x32\x19.synod.consensus.v1.Voter\x12&\n\x04rule\x18\x06 \x01(\x0b\x32\x18.synod.consensus.v1.Rule\x12,\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06\x63hange\x18\x08 \x01(\x0b\x32\".synod.consensus.v1.VariableChange\x12\x0e\n\x06run_id\x18\t \x01(\t\"6\n\x0eVariableChange\x12\x10\n\x08variable\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\"T\n\x0bVoteRequest\x12\x13\n\x0bproposal_id\x18\x01 \x01(\t\x12\x10\n\x08voter_id\x18\x02 \x01(\t\x12\x0e\n\x06option\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"W\n\x10\x43\x61stVotesRequest\x12\x13\n\x0bproposal_id\x18\x01 \x01(\t\x12.\n\x05votes\x18\x02 \x03(\x0b\x32\x1f.synod.consensus.v1.VoteRequest\"\x85\x01\n\x06\x42\x61llot\x12\x10\n\x08voter_id\x18\x01 \x01(\t\x12\x0e\n\x06option\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x05\x12\x0c\n\x04late\x18\x05 \x01(\x08\x12+\n\x07\x63\x61st_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x05Tally\x12\x0e\n\x06option\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\"\xac\x04\n\x08Proposal\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\x12\x0f\n\x07options\x18\x04 \x03(\t\x12-\n\nelectorate\x18\x05 \x03(\x0b\x32\x19.synod.consensus.v1.Voter\x12&\n\x04rule\x18\x06 \x01(\x0b\x32\x18.synod.consensus.v1.Rule\x12,\n\x08\x64\x65\x61\x64line\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05state\x18\x08 \x01(\x0e\x32!.synod.consensus.v1.ProposalState\x12\x0f\n\x07outcome\x18\t \x01(\t\x12(\n\x05tally\x18\n \x03(\x0b\x32\x19.synod.consensus.v1.Tally\x12+\n\x07\x62\x61llots\x18\x0b \x03(\x0b\x32\x1a.synod.consensus.v1.Ballot\x12\x13\n\x0b\x65xplanation\x18\x0c \x01(\t\x12\x32\n\x06\x63hange\x18\r \x01(\x0b\x32\".synod.consensus.v1.VariableChange\x12\x0e\n\x06run_id\x18\x0e \x01(\t\x12-\n\topened_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ndecided_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x11 \x01(\x03\" \n\x12GetProposalRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x7f\n\x14ListProposalsRequest\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.synod.consensus.v1.ProposalState\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"a\n\x15ListProposalsResponse\x12/\n\tproposals\x18\x01 \x03(\x0b\x32\x1c.synod.consensus.v1.Proposal\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x14WatchProposalRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\nFloatRange\x12\x0b\n\x03min\x18\x01 \x01(\x01\x12\x0b\n\x03max\x18\x02 \x01(\x01\"\xd0\x01\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12-\n\x05range\x18\x03 \x01(\x0b\x32\x1e.synod.consensus.v1.FloatRange\x12\x0f\n\x07\x63hoices\x18\x04 \x03(\t\x12\x12\n\nvalue_json\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x13\n\x0bproposal_id\x18\x07 \x01(\t\x12.\n\nchanged_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb1\x01\n\x16\x44\x65\x63lareVariableRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x0b\x66loat_range\x18\x02 \x01(\x0b\x32\x1e.synod.consensus.v1.FloatRangeH\x00\x12.\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x1b.synod.consensus.v1.ChoicesH\x00\x12\x1a\n\x12initial_value_json\x18\x04 \x01(\tB\x06\n\x04type\"\x1a\n\x07\x43hoices\x12\x0f\n\x07options\x18\x01 \x03(\t\"\"\n\x12GetVariableRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14ListVariablesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x15ListVariablesResponse\x12/\n\tvariables\x18\x01 \x03(\x0b\x32\x1c.synod.consensus.v1.Variable\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14WatchVariableRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*\x9d\x01\n\x08RuleKind\x12\x19\n\x15RULE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12RULE_KIND_MAJORITY\x10\x01\x12\x18\n\x14RULE_KIND_TWO_THIRDS\x10\x02\x12\x17\n\x13RULE_KIND_UNANIMOUS\x10\x03\x12\x17\n\x13RULE_KIND_THRESHOLD\x10\x04\x12\x12\n\x0eRULE_KIND_VETO\x10\x05*\x82\x01\n\rProposalState\x12\x1e\n\x1aPROPOSAL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13PROPOSAL_STATE_OPEN\x10\x01\x12\x1a\n\x16PROPOSAL_STATE_DECIDED\x10\x02\x12\x1c\n\x18PROPOSAL_STATE_UNDECIDED\x10\x03\x32\xf9\x06\n\tConsensus\x12K\n\x07Propose\x12\".synod.consensus.v1.ProposeRequest\x1a\x1c.synod.consensus.v1.Proposal\x12\x45\n\x04Vote\x12\x1f.synod.consensus.v1.VoteRequest\x1a\x1c.synod.consensus.v1.Proposal\x12O\n\tCastVotes\x12$.synod.consensus.v1.CastVotesRequest\x1a\x1c.synod.consensus.v1.Proposal\x12S\n\x0bGetProposal\x12&.synod.consensus.v1.GetProposalRequest\x1a\x1c.synod.consensus.v1.Proposal\x12\x64\n\rListProposals\x12(.synod.consensus.v1.ListProposalsRequest\x1a).synod.consensus.v1.ListProposalsResponse\x12Y\n\rWatchProposal\x12(.synod.consensus.v1.WatchProposalRequest\x1a\x1c.synod.consensus.v1.Proposal0\x01\x12[\n\x0f\x44\x65\x63lareVariable\x12*.synod.consensus.v1.DeclareVariableRequest\x1a\x1c.synod.consensus.v1.Variable\x12S\n\x0bGetVariable\x12&.synod.consensus.v1.GetVariableRequest\x1a\x1c.synod.consensus.v1.Variable\x12\x64\n\rListVariables\x12(.synod.consensus.v1.ListVariablesRequest\x1a).synod.consensus.v1.ListVariablesResponse\x12Y\n\rWatchVariable\x12(.synod.consensus.v1.WatchVariableRequest\x1a\x1c.synod.consensus.v1.Variable0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'synod.consensus.v1.consensus_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RULEKIND']._serialized_start=2371
-  _globals['_RULEKIND']._serialized_end=2528
-  _globals['_PROPOSALSTATE']._serialized_start=2531
-  _globals['_PROPOSALSTATE']._serialized_end=2661
+  _globals['_RULEKIND']._serialized_start=2460
+  _globals['_RULEKIND']._serialized_end=2617
+  _globals['_PROPOSALSTATE']._serialized_start=2620
+  _globals['_PROPOSALSTATE']._serialized_end=2750
   _globals['_VOTER']._serialized_start=91
   _globals['_VOTER']._serialized_end=140
   _globals['_RULE']._serialized_start=142
@@ -46,36 +46,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VARIABLECHANGE']._serialized_end=553
   _globals['_VOTEREQUEST']._serialized_start=555
   _globals['_VOTEREQUEST']._serialized_end=639
-  _globals['_BALLOT']._serialized_start=642
-  _globals['_BALLOT']._serialized_end=775
-  _globals['_TALLY']._serialized_start=777
-  _globals['_TALLY']._serialized_end=816
-  _globals['_PROPOSAL']._serialized_start=819
-  _globals['_PROPOSAL']._serialized_end=1375
-  _globals['_GETPROPOSALREQUEST']._serialized_start=1377
-  _globals['_GETPROPOSALREQUEST']._serialized_end=1409
-  _globals['_LISTPROPOSALSREQUEST']._serialized_start=1411
-  _globals['_LISTPROPOSALSREQUEST']._serialized_end=1538
-  _globals['_LISTPROPOSALSRESPONSE']._serialized_start=1540
-  _globals['_LISTPROPOSALSRESPONSE']._serialized_end=1637
-  _globals['_WATCHPROPOSALREQUEST']._serialized_start=1639
-  _globals['_WATCHPROPOSALREQUEST']._serialized_end=1673
-  _globals['_FLOATRANGE']._serialized_start=1675
-  _globals['_FLOATRANGE']._serialized_end=1713
-  _globals['_VARIABLE']._serialized_start=1716
-  _globals['_VARIABLE']._serialized_end=1924
-  _globals['_DECLAREVARIABLEREQUEST']._serialized_start=1927
-  _globals['_DECLAREVARIABLEREQUEST']._serialized_end=2104
-  _globals['_CHOICES']._serialized_start=2106
-  _globals['_CHOICES']._serialized_end=2132
-  _globals['_GETVARIABLEREQUEST']._serialized_start=2134
-  _globals['_GETVARIABLEREQUEST']._serialized_end=2168
-  _globals['_LISTVARIABLESREQUEST']._serialized_start=2170
-  _globals['_LISTVARIABLESREQUEST']._serialized_end=2231
-  _globals['_LISTVARIABLESRESPONSE']._serialized_start=2233
-  _globals['_LISTVARIABLESRESPONSE']._serialized_end=2330
-  _globals['_WATCHVARIABLEREQUEST']._serialized_start=2332
-  _globals['_WATCHVARIABLEREQUEST']._serialized_end=2368
-  _globals['_CONSENSUS']._serialized_start=2664
-  _globals['_CONSENSUS']._serialized_end=3472
+  _globals['_CASTVOTESREQUEST']._serialized_start=641
+  _globals['_CASTVOTESREQUEST']._serialized_end=728
+  _globals['_BALLOT']._serialized_start=731
+  _globals['_BALLOT']._serialized_end=864
+  _globals['_TALLY']._serialized_start=866
+  _globals['_TALLY']._serialized_end=905
+  _globals['_PROPOSAL']._serialized_start=908
+  _globals['_PROPOSAL']._serialized_end=1464
+  _globals['_GETPROPOSALREQUEST']._serialized_start=1466
+  _globals['_GETPROPOSALREQUEST']._serialized_end=1498
+  _globals['_LISTPROPOSALSREQUEST']._serialized_start=1500
+  _globals['_LISTPROPOSALSREQUEST']._serialized_end=1627
+  _globals['_LISTPROPOSALSRESPONSE']._serialized_start=1629
+  _globals['_LISTPROPOSALSRESPONSE']._serialized_end=1726
+  _globals['_WATCHPROPOSALREQUEST']._serialized_start=1728
+  _globals['_WATCHPROPOSALREQUEST']._serialized_end=1762
+  _globals['_FLOATRANGE']._serialized_start=1764
+  _globals['_FLOATRANGE']._serialized_end=1802
+  _globals['_VARIABLE']._serialized_start=1805
+  _globals['_VARIABLE']._serialized_end=2013
+  _globals['_DECLAREVARIABLEREQUEST']._serialized_start=2016
+  _globals['_DECLAREVARIABLEREQUEST']._serialized_end=2193
+  _globals['_CHOICES']._serialized_start=2195
+  _globals['_CHOICES']._serialized_end=2221
+  _globals['_GETVARIABLEREQUEST']._serialized_start=2223
+  _globals['_GETVARIABLEREQUEST']._serialized_end=2257
+  _globals['_LISTVARIABLESREQUEST']._serialized_start=2259
+  _globals['_LISTVARIABLESREQUEST']._serialized_end=2320
+  _globals['_LISTVARIABLESRESPONSE']._serialized_start=2322
+  _globals['_LISTVARIABLESRESPONSE']._serialized_end=2419
+  _globals['_WATCHVARIABLEREQUEST']._serialized_start=2421
+  _globals['_WATCHVARIABLEREQUEST']._serialized_end=2457
+  _globals['_CONSENSUS']._serialized_start=2753
+  _globals['_CONSENSUS']._serialized_end=3642
 # @@protoc_insertion_point(module_scope)

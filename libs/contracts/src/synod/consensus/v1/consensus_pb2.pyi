@@ -233,6 +233,31 @@ class VoteRequest(_message.Message):
 Global___VoteRequest: _TypeAlias = VoteRequest  # noqa: Y015
 
 @_typing.final
+class CastVotesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSAL_ID_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    proposal_id: _builtins.str
+    @_builtins.property
+    def votes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VoteRequest]:
+        """At most 1000; each with an empty proposal_id or this one."""
+
+    def __init__(
+        self,
+        *,
+        proposal_id: _builtins.str = ...,
+        votes: _abc.Iterable[Global___VoteRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proposal_id", b"proposal_id", "votes", b"votes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CastVotesRequest: _TypeAlias = CastVotesRequest  # noqa: Y015
+
+@_typing.final
 class Ballot(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -45,6 +45,11 @@ class ConsensusStub:
                 request_serializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.VoteRequest.SerializeToString,
                 response_deserializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.Proposal.FromString,
                 _registered_method=True)
+        self.CastVotes = channel.unary_unary(
+                '/synod.consensus.v1.Consensus/CastVotes',
+                request_serializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.CastVotesRequest.SerializeToString,
+                response_deserializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.Proposal.FromString,
+                _registered_method=True)
         self.GetProposal = channel.unary_unary(
                 '/synod.consensus.v1.Consensus/GetProposal',
                 request_serializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.GetProposalRequest.SerializeToString,
@@ -96,6 +101,14 @@ class ConsensusServicer:
     def Vote(self, request, context):
         """One vote per voter. FAILED_PRECONDITION (NOT_A_VOTER, ALREADY_VOTED); a vote after the decision is recorded as late
         and does not count. Permission: proposals.vote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CastVotes(self, request, context):
+        """Several votes as one: all of them are counted before the voting can end, so that no dissent among them comes too late.
+        A vote that stands already is skipped. Errors as for Vote; then none is cast. Permission: proposals.vote.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +174,11 @@ def add_ConsensusServicer_to_server(servicer, server):
             'Vote': grpc.unary_unary_rpc_method_handler(
                     servicer.Vote,
                     request_deserializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.VoteRequest.FromString,
+                    response_serializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.Proposal.SerializeToString,
+            ),
+            'CastVotes': grpc.unary_unary_rpc_method_handler(
+                    servicer.CastVotes,
+                    request_deserializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.CastVotesRequest.FromString,
                     response_serializer=synod_dot_consensus_dot_v1_dot_consensus__pb2.Proposal.SerializeToString,
             ),
             'GetProposal': grpc.unary_unary_rpc_method_handler(
@@ -253,6 +271,33 @@ class Consensus:
             target,
             '/synod.consensus.v1.Consensus/Vote',
             synod_dot_consensus_dot_v1_dot_consensus__pb2.VoteRequest.SerializeToString,
+            synod_dot_consensus_dot_v1_dot_consensus__pb2.Proposal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CastVotes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.consensus.v1.Consensus/CastVotes',
+            synod_dot_consensus_dot_v1_dot_consensus__pb2.CastVotesRequest.SerializeToString,
             synod_dot_consensus_dot_v1_dot_consensus__pb2.Proposal.FromString,
             options,
             channel_credentials,

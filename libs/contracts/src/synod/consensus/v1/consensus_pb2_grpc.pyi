@@ -39,6 +39,10 @@ class ConsensusStub:
     """One vote per voter. FAILED_PRECONDITION (NOT_A_VOTER, ALREADY_VOTED); a vote after the decision is recorded as late
     and does not count. Permission: proposals.vote.
     """
+    CastVotes: _grpc.UnaryUnaryMultiCallable[_consensus_pb2.CastVotesRequest, _consensus_pb2.Proposal]
+    """Several votes as one: all of them are counted before the voting can end, so that no dissent among them comes too late.
+    A vote that stands already is skipped. Errors as for Vote; then none is cast. Permission: proposals.vote.
+    """
     GetProposal: _grpc.UnaryUnaryMultiCallable[_consensus_pb2.GetProposalRequest, _consensus_pb2.Proposal]
     """Permission: proposals.read."""
     ListProposals: _grpc.UnaryUnaryMultiCallable[_consensus_pb2.ListProposalsRequest, _consensus_pb2.ListProposalsResponse]
@@ -64,6 +68,10 @@ class ConsensusAsyncStub(ConsensusStub):
     Vote: _aio.UnaryUnaryMultiCallable[_consensus_pb2.VoteRequest, _consensus_pb2.Proposal]  # type: ignore[assignment]
     """One vote per voter. FAILED_PRECONDITION (NOT_A_VOTER, ALREADY_VOTED); a vote after the decision is recorded as late
     and does not count. Permission: proposals.vote.
+    """
+    CastVotes: _aio.UnaryUnaryMultiCallable[_consensus_pb2.CastVotesRequest, _consensus_pb2.Proposal]  # type: ignore[assignment]
+    """Several votes as one: all of them are counted before the voting can end, so that no dissent among them comes too late.
+    A vote that stands already is skipped. Errors as for Vote; then none is cast. Permission: proposals.vote.
     """
     GetProposal: _aio.UnaryUnaryMultiCallable[_consensus_pb2.GetProposalRequest, _consensus_pb2.Proposal]  # type: ignore[assignment]
     """Permission: proposals.read."""
@@ -97,6 +105,15 @@ class ConsensusServicer:
     ) -> _typing.Union[_consensus_pb2.Proposal, _abc.Awaitable[_consensus_pb2.Proposal]]:
         """One vote per voter. FAILED_PRECONDITION (NOT_A_VOTER, ALREADY_VOTED); a vote after the decision is recorded as late
         and does not count. Permission: proposals.vote.
+        """
+
+    def CastVotes(
+        self,
+        request: _consensus_pb2.CastVotesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_consensus_pb2.Proposal, _abc.Awaitable[_consensus_pb2.Proposal]]:
+        """Several votes as one: all of them are counted before the voting can end, so that no dissent among them comes too late.
+        A vote that stands already is skipped. Errors as for Vote; then none is cast. Permission: proposals.vote.
         """
 
     def GetProposal(
