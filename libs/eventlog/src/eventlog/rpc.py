@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
 
+from eventlog.checkpoints import Attestation
 from eventlog.errors import (
     EventLogError,
     FoldFailed,
@@ -28,6 +29,7 @@ from eventlog.errors import (
 from eventlog.log import EventLog
 from eventlog.projections import Projector, ViewStatus
 from eventlog.records import Filter, StoredEvent, StreamId
+from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
 from eventlog.view_tables import Parked
 
@@ -192,6 +194,28 @@ def to_event(event: StoredEvent) -> pb.Event:
         data=event.data,
         hash=event.hash,
         previous_hash=event.previous_hash,
+        data_subject=event.data_subject,
+    )
+
+
+def to_checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        log=checkpoint.log,
+        position=checkpoint.position,
+        head_hash=checkpoint.head_hash,
+        root_hash=checkpoint.root_hash,
+        signed_at=_timestamp(checkpoint.signed_at),
+        key_id=checkpoint.key_id,
+        signature=checkpoint.signature,
+    )
+
+
+def to_attestation(attestation: Attestation) -> pb.GetInclusionProofResponse:
+    proof = attestation.proof
+    return pb.GetInclusionProofResponse(
+        event=to_event(attestation.event),
+        proof=pb.InclusionProof(position=proof.position, size=proof.size, path=proof.path),
+        checkpoint=to_checkpoint(attestation.checkpoint),
     )
 
 
