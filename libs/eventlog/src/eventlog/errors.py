@@ -14,7 +14,9 @@ EventLogError
 ├── CheckpointMissing  no checkpoint covers the position yet: wait for the next one
 ├── EventMissing       the log has no event at the position
 ├── KeyUnusable        a key file or variable does not hold a key: correct the configuration
-├── SubjectLocked      personal data cannot be sealed without its subject's key: open the vault, name the subject
+├── SubjectLocked      personal data needs the key of its subject: open a vault, name the subject
+├── SealBroken         a sealed field is not what its key sealed: verify the log
+├── NotConfigured      the process was started without the key that is needed: set it
 ├── RelayDiverged      stream and log tell different histories: stop and alarm
 ├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
 ├── UnknownView        no view of this name is served here
@@ -144,6 +146,23 @@ class SubjectLocked(EventLogError):
     def __init__(self, type_name: str, problem: str) -> None:
         super().__init__(f"event type {type_name} holds personal data: {problem}")
         self.type_name = type_name
+
+
+class SealBroken(EventLogError):
+    """The sealed field `pointer` of the event at `position` does not open with its subject's key."""
+
+    def __init__(self, position: int, pointer: str) -> None:
+        super().__init__(f"the sealed field {pointer} of the event at position {position} was changed or moved")
+        self.position = position
+        self.pointer = pointer
+
+
+class NotConfigured(EventLogError):
+    """`feature` (checkpoints, vault) is off in this process."""
+
+    def __init__(self, feature: str, remedy: str) -> None:
+        super().__init__(f"{feature} are off here: {remedy}")
+        self.feature = feature
 
 
 class RelayDiverged(EventLogError):

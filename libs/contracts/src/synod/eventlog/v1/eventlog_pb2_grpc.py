@@ -28,7 +28,7 @@ if _version_not_supported:
 class EventLogStub:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
     FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
-    CHECKPOINTS_OFF or VAULT_OFF) where the service was started without the key that a method needs.
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def __init__(self, channel):
@@ -97,7 +97,7 @@ class EventLogStub:
 class EventLogServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
     FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
-    CHECKPOINTS_OFF or VAULT_OFF) where the service was started without the key that a method needs.
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def Read(self, request, context):
@@ -251,7 +251,7 @@ def add_EventLogServicer_to_server(servicer, server):
 class EventLog:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
     FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
-    CHECKPOINTS_OFF or VAULT_OFF) where the service was started without the key that a method needs.
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class EventLogStub:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
     FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
-    CHECKPOINTS_OFF or VAULT_OFF) where the service was started without the key that a method needs.
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     @_typing.overload
@@ -71,7 +71,7 @@ class EventLogStub:
 class EventLogAsyncStub(EventLogStub):
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
     FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
-    CHECKPOINTS_OFF or VAULT_OFF) where the service was started without the key that a method needs.
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -109,7 +109,7 @@ class EventLogAsyncStub(EventLogStub):
 class EventLogServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
     FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
-    CHECKPOINTS_OFF or VAULT_OFF) where the service was started without the key that a method needs.
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def Read(
