@@ -27,7 +27,7 @@ class Invited(Event):
     email: str = Field(json_schema_extra={"personal": True})
     born: Annotated[date | None, Personal()] = None
     addresses: tuple[Address, ...] = ()
-    by_name: dict[str, Address] = {}
+    by_name: dict[str, Address] = Field(default_factory=dict)
 
 
 class Counted(Event):

@@ -1,9 +1,12 @@
 """Personal fields of an event, encrypted one by one with the key of the person they are about. Pure functions.
 
-In the stored JSON a sealed field holds "[erased]", and one more member, "$sealed", maps its JSON pointer (RFC 6901) to
-the ciphertext: so a reader who knows nothing of keys reads an erased event, and no payload can be mistaken for a seal,
-because no field of a model is called "$sealed". The ciphertext is base64 of nonce (12 bytes) ‖ AES-256-GCM, bound to the
-event's id and the pointer, so that it cannot be moved.
+In the stored JSON a sealed field holds "[erased]", and one more member stands beside the fields:
+
+    "$sealed": {"key": "<id of the key>", "fields": {"<JSON pointer, RFC 6901>": "<base64 of nonce ‖ AES-256-GCM>"}}
+
+So a reader who knows nothing of keys reads an erased event, and no payload can be mistaken for a seal, because no field
+of a model is called "$sealed". The ciphertext is bound to the event's id and the pointer, so that it cannot be moved. The
+key's id tells what a destroyed key sealed from what the same person's next key did.
 
 The nonce is HMAC-SHA256 over id, pointer and text under a key of its own, not a random number: whoever repeats an append
 after a crash must produce the same bytes, or the log would refuse the retry as another fact under the same id. A nonce
@@ -30,6 +33,7 @@ from eventlog.records import StoredEvent
 
 SEALED: Final = "$sealed"
 KEY_BYTES: Final = 32
+_KEY_ID_BYTES: Final = 8
 _NONCE_BYTES: Final = 12
 _MARK: Final = b'"$sealed"'
 
@@ -40,6 +44,7 @@ class SubjectKey:
     def __init__(self, tenant: str, subject: str, key: bytes) -> None:
         self.tenant = tenant
         self.subject = subject
+        self.key_id = hmac.digest(key, b"synod.eventlog.key-id.v1", "sha256")[:_KEY_ID_BYTES].hex()
         self._cipher = AESGCM(key)
         self._nonce_key = hmac.digest(key, b"synod.eventlog.nonce.v1", "sha256")
 
@@ -81,7 +86,7 @@ def sealed_json(event: BaseModel, event_id: UUID, key: SubjectKey) -> bytes:
         text = _dumps(_value_at(document, path))
         seals[pointer] = b64encode(key.seal(text, _bound_to(event_id, pointer))).decode()
         _put(document, path, ERASED)
-    return _dumps({**document, SEALED: seals})
+    return _dumps({**document, SEALED: {"key": key.key_id, "fields": seals}})
 
 
 def opened_json(event: StoredEvent, keys: Keyring) -> bytes:
@@ -90,8 +95,8 @@ def opened_json(event: StoredEvent, keys: Keyring) -> bytes:
         return event.data
     document = json.loads(event.data)
     seals, key = document.pop(SEALED, {}), keys.key_of(event)
-    if key is not None:
-        for pointer, sealed in seals.items():
+    if key is not None and key.key_id == seals.get("key"):
+        for pointer, sealed in seals["fields"].items():
             _put(document, _path(document, pointer), json.loads(_opened(event, pointer, sealed, key)))
     return _dumps(document)
 

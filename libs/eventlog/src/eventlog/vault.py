@@ -83,7 +83,7 @@ class LocalMasterKey:
     async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         try:
             return self._cipher.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], context)
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
             raise KeyUnusable(self._source, "it does not unwrap a key of this database") from error
 
 
@@ -179,7 +179,7 @@ class Vault:
     async def erase(self, tenant: str, subject: str, *, actor: str, reason: str) -> Erasure:
         """Destroy the key of a person, drop the snapshots of every stream that names them, and record it in the log.
 
-        Safe to repeat, and to be repeated after a crash. What is sealed for the same person later gets a new key.
+        Safe to repeat, and to be repeated after a crash. Who comes back gets a new key; the past stays erased.
         Views that copied personal data are the caller's to rebuild, as EventLogServicer does.
         """
         context = Context(tenant, actor)
