@@ -72,7 +72,10 @@ def consistency(leaves: list[bytes], old: int) -> ConsistencyProof:
 
 
 def root(leaves: list[bytes]) -> bytes:
-    return subtree([leaf_hash(leaf) for leaf in leaves])
+    tree = CompactRange()
+    for leaf in leaves:
+        tree.append(leaf_hash(leaf))
+    return tree.root()
 
 
 @pytest.mark.parametrize("size", range(1, 9))
@@ -151,6 +154,25 @@ def test_every_node_is_told_once_when_its_last_leaf_comes(size: int) -> None:
         node: tree_hash(leaves[node.number << node.level : (node.number + 1) << node.level]) for node in told
     }
     assert {node for node in perfect_nodes(0, size) if node.level > 0} <= told.keys()
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_a_whole_subtree_may_be_added_at_once(level: int, before: int) -> None:
+    leaves = some_leaves((before + 1) << level)
+    one_by_one, at_once = CompactRange(), CompactRange()
+    for leaf in leaves[: before << level]:
+        at_once.append(leaf_hash(leaf))
+    told = [node for leaf in leaves for node in one_by_one.append(leaf_hash(leaf))]
+    above = at_once.push(level, subtree([leaf_hash(leaf) for leaf in leaves[before << level :]]))
+    assert (at_once.size, at_once.root()) == (one_by_one.size, tree_hash(leaves))
+    assert above == told[len(told) - len(above) :]
+
+
+def test_a_subtree_follows_only_a_multiple_of_its_size() -> None:
+    tree = CompactRange()
+    tree.append(b"x")
+    with pytest.raises(ValueError, match="cannot follow 1 leaves"):
+        tree.push(3, b"y")
 
 
 @given(st.data())

@@ -7,6 +7,7 @@ was signed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from eventlog.merkle import CompactRange, Node, leaf_hash, perfect_nodes, subtre
 Connection = AsyncConnection[Any]
 
 STORED_LEVEL: Final = 8
-PAGE_HASHES: Final = 4_096
+PAGE_HASHES: Final = 1_024
 HASH_BYTES: Final = 32
 
 _TABLE = """
@@ -69,9 +70,9 @@ class HashTree:
         """
         completed: list[tuple[Node, bytes]] = []
         while tree.size < size:
-            page = await self._event_hashes(connection, tree.size, min(size, tree.size + PAGE_HASHES))
-            for event_hash in page:
-                completed += [node for node in tree.append(leaf_hash(event_hash)) if node[0].level >= STORED_LEVEL]
+            upto = min(size, (tree.size // PAGE_HASHES + 1) * PAGE_HASHES)
+            completed += _grown(tree, await self._event_hashes(connection, tree.size, upto))
+            await asyncio.sleep(0)  # appends go first
         return completed
 
     async def store(self, connection: Connection, nodes: Sequence[tuple[Node, bytes]]) -> None:
@@ -119,6 +120,23 @@ class HashTree:
         if len(joined) != count * HASH_BYTES:
             raise TreeDamaged(f"an event of {after + 1} to {upto} has no hash of {HASH_BYTES} bytes")
         return [joined[start : start + HASH_BYTES] for start in range(0, len(joined), HASH_BYTES)]
+
+
+def _grown(tree: CompactRange, event_hashes: Sequence[bytes]) -> list[tuple[Node, bytes]]:
+    """Add some events' hashes, whole blocks at once; the nodes completed from the stored level on."""
+    leaves = [leaf_hash(event_hash) for event_hash in event_hashes]
+    block = 1 << STORED_LEVEL
+    completed: list[tuple[Node, bytes]] = []
+    start = 0
+    while start < len(leaves):
+        if tree.size % block == 0 and start + block <= len(leaves):
+            node, root = Node(STORED_LEVEL, tree.size >> STORED_LEVEL), subtree(leaves[start : start + block])
+            completed += [(node, root), *tree.push(STORED_LEVEL, root)]
+            start += block
+        else:
+            completed += [node for node in tree.append(leaves[start]) if node[0].level >= STORED_LEVEL]
+            start += 1
+    return completed
 
 
 def _within(leaves: list[bytes], node: Node) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -34,7 +34,7 @@ from eventlog.errors import (
 from eventlog.folding import PersonalView
 from eventlog.log import EventLog
 from eventlog.projections import Projector, ViewStatus
-from eventlog.records import Filter, StoredEvent, StreamId
+from eventlog.records import Filter, StoredEvent, StreamId, require_text, require_token
 from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
 from eventlog.vault import Vault
@@ -43,6 +43,8 @@ from eventlog.view_tables import Parked
 PAGE_EVENTS_DEFAULT = 100
 PAGE_EVENTS_MAX = 1_000
 IDLE_WAIT_S = 5.0
+OPERATOR = "operator"
+"""Who acts where the server knows no callers."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -151,9 +153,10 @@ class EventLogServicer(_Servicer):
 
     async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:
         async with self._errors(context):
-            if not request.tenant or not request.data_subject:
-                raise InvalidField("data_subject" if request.tenant else "tenant", "must not be empty")
-            return await self.erase(request, "operator")
+            _check("tenant", request.tenant, require_token)
+            _check("data_subject", request.data_subject, require_text)
+            _check("reason", request.reason or "-", require_text)
+            return await self.erase(request, OPERATOR)
 
     async def erase(self, request: pb.EraseSubjectRequest, actor: str) -> pb.EraseSubjectResponse:
         """Erase a person in the name of `actor`, and rebuild the views that may hold their data in the clear."""
@@ -317,6 +320,15 @@ def _page_size(requested: int) -> int:
     if not 0 <= requested <= PAGE_EVENTS_MAX:
         raise InvalidField("page_size", f"must be 0 to {PAGE_EVENTS_MAX}, got {requested}")
     return requested or PAGE_EVENTS_DEFAULT
+
+
+def _check(field: str, value: str, require: Callable[[str, str], None]) -> None:
+    try:
+        require(field, value)
+    except ValueError as error:
+        raise InvalidField(field, str(error)) from error
+    if not value:
+        raise InvalidField(field, "must not be empty")
 
 
 def _after(position: int) -> int:
