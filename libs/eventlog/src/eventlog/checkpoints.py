@@ -324,7 +324,11 @@ class _Statements:
 
         select = f"select {_COLUMNS} from {{schema}}.checkpoints"
         self.create = render(_TABLES)
-        self.lock = render("select pg_advisory_xact_lock(hashtextextended({lock}, 0))")
+        # Statistics of a young table must not talk the planner out of the order that the index has.
+        self.lock = render(
+            "select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),"
+            " pg_advisory_xact_lock(hashtextextended({lock}, 0))"
+        )
         self.head = render("select position, hash from {schema}.head")
         self.hash_at = render("select hash from {schema}.events where position = %s")
         self.latest = render(f"{select} order by position desc limit 1")

@@ -11,11 +11,13 @@ from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.errors import (
     EventMissing,
     EventTooLarge,
+    KeyUnusable,
     LogClosed,
     LogUnavailable,
     NotParked,
     QueueFull,
     RebuildRunning,
+    SubjectLocked,
     UnknownView,
     VersionConflict,
 )
@@ -70,6 +72,8 @@ LOG_ERRORS = (
     .add(LogClosed, lambda error: Unavailable("the service is stopping; repeat the call", 1.0, reason="STOPPING"))
     .add(UnknownView, lambda error: NotFound("view", error.name, reason="VIEW_NOT_FOUND"))
     .add(NotParked, lambda error: NotFound("parked event", str(error), reason="NOT_PARKED"))
+    .add(SubjectLocked, lambda error: FailedPrecondition(str(error), reason="PERSONAL_DATA_LOCKED"))
+    .add(KeyUnusable, lambda error: FailedPrecondition(str(error), reason="KEY_UNUSABLE"))
     .add(RebuildRunning, lambda error: FailedPrecondition(str(error), reason="REBUILD_RUNNING"))
 )
 """How the errors of the event log look to the callers of a service."""
