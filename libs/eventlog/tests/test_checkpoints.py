@@ -370,10 +370,13 @@ async def check(folder: Path, event: str, proof: str, checkpoint: str, public_pe
     return program.returncode or 0, output.decode()
 
 
-def documents(attestation: Attestation) -> dict[str, str]:
+def documents(attestation: Attestation, *, whole: bool = False) -> dict[str, str]:
+    """The three documents; `whole` with the fields that are empty, as some programs write them."""
     response = to_attestation(attestation)
     return {
-        name: MessageToJson(getattr(response, name), preserving_proto_field_name=True)
+        name: MessageToJson(
+            getattr(response, name), preserving_proto_field_name=True, always_print_fields_with_no_presence=whole
+        )
         for name in ("event", "proof", "checkpoint")
     }
 
@@ -395,6 +398,7 @@ async def test_a_third_party_checks_an_event_with_the_script_and_the_public_key_
     assert (status, output) == (0, "the event is in the log as it was signed\n")
     plain = await bench.checkpoints.prove(17)
     assert (await check(tmp_path, **documents(plain), public_pem=KEY.public_pem))[0] == 0
+    assert (await check(tmp_path, **documents(plain, whole=True), public_pem=KEY.public_pem))[0] == 0
     exported = documents(plain) | {"checkpoint": plain.checkpoint.to_json()}
     assert (await check(tmp_path, **exported, public_pem=KEY.public_pem))[0] == 0
 
