@@ -342,6 +342,53 @@ def test_verify_asks_every_service_and_exits_with_1_when_one_log_is_broken(synod
     assert json.loads(synod("events", "verify", "cost-ledger", "--json").stdout)["cost-ledger"]["ok"] is False
 
 
+def test_verify_shows_how_far_a_log_is_signed(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("consensus", "Verify", log_pb.VerifyResponse(ok=True, events=7, checkpoints=2, attested_position=5))
+    assert synod("events", "verify", "consensus").stdout.splitlines()[1].split()[-1] == "5"
+
+
+def test_checkpoints_are_printed_a_line_each(synod: Command, fakes: FakeSystem) -> None:
+    page = [log_pb.Checkpoint(log="consensus", position=position) for position in (5, 9)]
+    last = log_pb.ListCheckpointsResponse()
+    fakes.answer("consensus", "ListCheckpoints", log_pb.ListCheckpointsResponse(checkpoints=page), last)
+    lines = synod("events", "checkpoints", "consensus").stdout.splitlines()
+    assert [json.loads(line)["position"] for line in lines] == ["5", "9"]
+    assert [request.after_position for request in fakes.requests("ListCheckpoints")] == [0, 9]
+
+
+def test_a_proof_is_written_as_three_files(synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
+    proof = log_pb.InclusionProof(position=17, size=20, path=[b"x" * 32])
+    checkpoint = log_pb.Checkpoint(position=20, key_id="abcd")
+    answer = log_pb.GetInclusionProofResponse(event=log_pb.Event(position=17), proof=proof, checkpoint=checkpoint)
+    fakes.answer("consensus", "GetInclusionProof", answer)
+    assert "signed by key abcd" in synod("events", "prove", "consensus", "17", "--out", str(tmp_path / "p")).stdout
+    written = {
+        name: json.loads((tmp_path / "p" / f"{name}.json").read_text()) for name in ("event", "proof", "checkpoint")
+    }
+    assert {name: document["position"] for name, document in written.items()} == {
+        "event": "17",
+        "proof": "17",
+        "checkpoint": "20",
+    }
+
+
+def test_a_person_is_erased_in_every_service_that_holds_personal_data(synod: Command, fakes: FakeSystem) -> None:
+    for service in SERVICES:
+        fakes.answer(service, "EraseSubject", Fault(grpc.StatusCode.FAILED_PRECONDITION, "no key", "NOT_CONFIGURED"))
+    done = log_pb.EraseSubjectResponse(position=9, key_destroyed=True, views_rebuilt=["emails"])
+    fakes.answer("consensus", "EraseSubject", done)
+    erased = json.loads(synod("erase", "person-1", "--reason", "asked", "--json").stdout)
+    assert erased == [
+        {"service": "consensus", "key": "destroyed", "snapshots_dropped": 0, "views_rebuilt": "emails", "position": 9}
+    ]
+    assert {request.data_subject for request in fakes.requests("EraseSubject")} == {"person-1"}
+
+
+def test_an_erasure_that_is_refused_is_not_passed_over(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("consensus", "EraseSubject", Fault(grpc.StatusCode.PERMISSION_DENIED, "not you", "PERMISSION_DENIED"))
+    assert synod("erase", "person-1", "--reason", "asked", "--service", "consensus").exit_code == Exit.NOT_ALLOWED
+
+
 def test_events_are_read_with_a_filter_and_printed_whole(synod: Command, fakes: FakeSystem) -> None:
     event = log_pb.Event(position=3, stream="run/run_1", version=2, type="RunStarted", data=b'{"input": "[1]"}')
     fakes.answer("agent-runtime", "Read", log_pb.ReadResponse(events=[event], head_position=9))

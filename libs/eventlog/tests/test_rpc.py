@@ -7,12 +7,15 @@ from typing import Any
 
 import grpc
 import pytest
+from eventlog.checkpoints import Checkpoints
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import Context, StoredEvent, StreamId
 from eventlog.rpc import EventLogServicer
+from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
 from eventlog.testing import a_stream, an_append, an_event
+from eventlog.vault import LocalMasterKey, Vault
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from psycopg import AsyncConnection
@@ -22,7 +25,9 @@ from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub, add_EventLogServic
 
 
 class Types:
-    """The types seen; chokes on Bad."""
+    """The types seen; chokes on Bad. Says that it may hold personal data."""
+
+    personal = True
 
     name = "types"
     version = 4
@@ -41,6 +46,11 @@ class Served:
     log: PostgresEventLog
     projector: Projector
     stub: Any
+    checkpoints: Checkpoints
+    vault: Vault
+
+
+KEY = SigningKey.generate()
 
 
 @pytest.fixture
@@ -53,9 +63,13 @@ async def served(postgres_dsn: str) -> AsyncIterator[Served]:
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         projector = Projector(pool, Types(), LogSource(log, "orders"))
-        add_EventLogServicer_to_server(EventLogServicer(log, [projector], service="orders"), server)
+        checkpoints, vault = Checkpoints(pool, log, "orders", KEY), Vault(pool, log, LocalMasterKey(b"m" * 32, "test"))
+        await checkpoints.prepare()
+        await vault.prepare()
+        servicer = EventLogServicer(log, [projector], service="orders", checkpoints=checkpoints, vault=vault)
+        add_EventLogServicer_to_server(servicer, server)
         await server.start()
-        yield Served(log, projector, EventLogStub(channel))
+        yield Served(log, projector, EventLogStub(channel), checkpoints, vault)
         await server.stop(0)
 
 
@@ -133,6 +147,91 @@ async def test_verify_tells_the_range_and_the_head_hash(served: Served) -> None:
     assert response.head_hash == (await served.log.read())[-1].hash
     missing = await served.stub.Verify(pb.VerifyRequest(last_position=7))
     assert (missing.ok, missing.broken_position, missing.reason) == (False, 6, "the event is missing")
+
+
+async def test_verify_compares_with_the_signed_checkpoints(served: Served) -> None:
+    for _ in range(2):
+        await served.log.append(an_append(a_stream(), *[an_event() for _ in range(5)]))
+        await served.checkpoints.make()
+    await served.log.append(an_append(a_stream()))
+    response = await served.stub.Verify(pb.VerifyRequest())
+    assert (response.ok, response.checkpoints, response.attested_position) == (True, 2, 10)
+
+
+async def test_checkpoints_are_listed_as_they_were_signed(served: Served) -> None:
+    for _ in range(3):
+        await served.log.append(an_append(a_stream()))
+        await served.checkpoints.make()
+    page = (await served.stub.ListCheckpoints(pb.ListCheckpointsRequest(after_position=1, page_size=1))).checkpoints
+    second = (await served.checkpoints.page())[1]
+    assert [checkpoint.position for checkpoint in page] == [2]
+    assert (page[0].log, page[0].signature, page[0].root_hash) == ("orders", second.signature, second.root_hash)
+
+
+async def test_an_event_comes_with_its_proof(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), *[an_event() for _ in range(5)]))
+    proof = pb.GetInclusionProofRequest(position=3)
+    with pytest.raises(grpc.aio.AioRpcError) as early:
+        await served.stub.GetInclusionProof(proof)
+    await served.checkpoints.make()
+    response = await served.stub.GetInclusionProof(proof)
+    with pytest.raises(grpc.aio.AioRpcError) as missing:
+        await served.stub.GetInclusionProof(pb.GetInclusionProofRequest(position=6))
+    assert reason(early.value) == (grpc.StatusCode.UNAVAILABLE, "CHECKPOINT_MISSING")
+    assert reason(missing.value) == (grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND")
+    assert (response.event.position, response.proof.size, len(response.proof.path)) == (3, 5, 3)
+    assert response.checkpoint.position == 5
+
+
+async def test_erasing_a_person_destroys_the_key_and_rebuilds_the_views_that_hold_their_data(served: Served) -> None:
+    await served.projector.catch_up()
+    await served.vault.key("acme", "person-1")
+    erase = pb.EraseSubjectRequest(tenant="acme", data_subject="person-1", reason="asked")
+    erased = await served.stub.EraseSubject(erase)
+    again = await served.stub.EraseSubject(erase)
+    assert (erased.key_destroyed, erased.position, list(erased.views_rebuilt)) == (True, 1, ["types"])
+    assert (again.key_destroyed, again.position) == (False, 2)
+    (first, _) = await served.log.read()
+    assert (first.type, first.tenant, first.data_subject) == ("SubjectErased", "acme", "person-1")
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.EraseSubjectRequest(data_subject="person-1"), "tenant"),
+        (pb.EraseSubjectRequest(tenant="acme"), "data_subject"),
+        (pb.EraseSubjectRequest(tenant="two words", data_subject="person-1"), "tenant"),
+        (pb.EraseSubjectRequest(tenant="acme", data_subject="a\nb"), "data_subject"),
+    ],
+)
+async def test_nobody_in_particular_is_not_erased(served: Served, request_: pb.EraseSubjectRequest, field: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.EraseSubject(request_)
+    assert reason(refused.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert details(refused.value, BadRequest)[0].field_violations[0].field == field
+    assert await served.log.head() == 0
+
+
+async def test_what_needs_a_key_says_so_without_one(postgres_dsn: str) -> None:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    async with (
+        await PostgresEventLog.open(postgres_dsn) as log,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        add_EventLogServicer_to_server(EventLogServicer(log, [], service="orders"), server)
+        await server.start()
+        stub: Any = EventLogStub(channel)
+        for method, request in (
+            (stub.ListCheckpoints, pb.ListCheckpointsRequest()),
+            (stub.GetInclusionProof, pb.GetInclusionProofRequest(position=1)),
+            (stub.EraseSubject, pb.EraseSubjectRequest(tenant="acme", data_subject="p")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await method(request)
+            assert reason(refused.value) == (grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED")
+        assert (await stub.Verify(pb.VerifyRequest())).ok
+        await server.stop(0)
 
 
 async def test_a_range_that_ends_before_it_starts_is_refused(served: Served) -> None:

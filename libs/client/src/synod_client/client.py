@@ -270,9 +270,24 @@ class Synod:
         return follow(self.connection, service, after, frozenset(types))
 
     async def verify_log(self, service: str) -> eventlog_pb.VerifyResponse:
-        """Positions contiguous, hash chain unbroken."""
+        """Positions contiguous, hash chain unbroken, and the log what every signed checkpoint says."""
         request = eventlog_pb.VerifyRequest()
         return await self.connection.call(self._log(service).Verify, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def checkpoints(self, service: str, *, after: int = 0) -> list[eventlog_pb.Checkpoint]:
+        """A page of the signed checkpoints of a log, with greater positions than `after`."""
+        request = eventlog_pb.ListCheckpointsRequest(after_position=after, page_size=_PAGE)
+        return list((await self.connection.call(self._log(service).ListCheckpoints, request)).checkpoints)
+
+    async def inclusion_proof(self, service: str, position: int) -> eventlog_pb.GetInclusionProofResponse:
+        """An event with the proof that it is in the signed log."""
+        request = eventlog_pb.GetInclusionProofRequest(position=position)
+        return await self.connection.call(self._log(service).GetInclusionProof, request)
+
+    async def erase_subject(self, service: str, subject: str, reason: str) -> eventlog_pb.EraseSubjectResponse:
+        """Destroy the key of a person's data in one service, for ever. Safe to repeat."""
+        request = eventlog_pb.EraseSubjectRequest(data_subject=subject, reason=reason)
+        return await self.connection.call(self._log(service).EraseSubject, request, timeout_s=_REBUILD_TIMEOUT_S)
 
     async def views(self, service: str) -> list[eventlog_pb.View]:
         return list((await self.connection.call(self._log(service).ListViews, eventlog_pb.ListViewsRequest())).views)

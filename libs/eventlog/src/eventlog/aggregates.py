@@ -22,6 +22,8 @@ from eventlog.codec import Codec, EventModel, UnknownEvent
 from eventlog.errors import UnknownEventType, VersionConflict
 from eventlog.log import EventLog
 from eventlog.records import Append, Context, NewEvent, StreamId
+from eventlog.sealing import NO_KEYS, SubjectKey
+from eventlog.vault import Vault
 
 S = TypeVar("S")
 E = TypeVar("E", bound=EventModel)
@@ -46,10 +48,15 @@ class SnapshotPolicy(Generic[S]):
 
 @dataclass(frozen=True)
 class Loaded(Generic[S]):
-    """A state and the version of the stream it stands for; version 0 is the initial state."""
+    """A state and the version of the stream it stands for; version 0 is the initial state.
+
+    `personal`: folded from personal data that could be read. Such a state is kept nowhere, neither in the cache nor in
+    a snapshot: an erasure would not reach it there.
+    """
 
     state: S
     version: int
+    personal: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Aggregates(Generic[S, E]):
 
     The cache holds `cache` states, least recently used out first, and is brought up to date by reading only what is
     newer. Commands on one aggregate take turns within a process; between processes the expected version decides.
+    With a `vault`, personal fields are sealed and opened; without one they cannot be appended, and read as ERASED.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class Aggregates(Generic[S, E]):
         *,
         cache: int = 1024,
         snapshots: SnapshotPolicy[S] | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self._log = log
         self._aggregate = aggregate
@@ -90,6 +99,7 @@ class Aggregates(Generic[S, E]):
         self._cache_max = cache
         self._cache: OrderedDict[str, Loaded[S]] = OrderedDict()
         self._snapshots = snapshots
+        self._vault = vault
         self._saving: set[asyncio.Task[None]] = set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -103,8 +113,10 @@ class Aggregates(Generic[S, E]):
         while True:
             page = await self._log.read_stream(stream, after=loaded.version, limit=_PAGE_EVENTS)
             if page:
-                events = [self._known(self._codec.decode(stored)) for stored in page]
-                loaded = Loaded(self._fold(loaded.state, events), page[-1].version)
+                keys = NO_KEYS if self._vault is None else await self._vault.keys(page)
+                events = [self._known(self._codec.decode(stored, keys)) for stored in page]
+                personal = loaded.personal or bool(keys.keys)
+                loaded = Loaded(self._fold(loaded.state, events), page[-1].version, personal)
             if len(page) < _PAGE_EVENTS:
                 return self._remember(id, loaded)
 
@@ -144,20 +156,32 @@ class Aggregates(Generic[S, E]):
         if not events:
             return Executed(loaded.state, loaded.version, 0, ())
         stream = StreamId(self._aggregate, id)
-        new = self._encode(events, event_ids)
+        new, personal = await self._encode(events, event_ids, context.tenant)
         appended = await self._log.append(Append(stream, loaded.version, new, context))
         if appended.duplicate:
             newest = await self.load(id)
             return Executed(newest.state, newest.version, appended.position, ())
         (version,) = appended.versions
-        after = self._remember(id, Loaded(self._fold(loaded.state, events), version))
+        folded = Loaded(self._fold(loaded.state, events), version, loaded.personal or personal)
+        after = self._remember(id, folded)
         self._save_snapshot(stream, loaded.version, after)
         return Executed(after.state, version, appended.position, events)
 
-    def _encode(self, events: tuple[E, ...], event_ids: EventIds | None) -> tuple[NewEvent, ...]:
+    async def _encode(
+        self, events: tuple[E, ...], event_ids: EventIds | None, tenant: str
+    ) -> tuple[tuple[NewEvent, ...], bool]:
+        """The events as they are stored, and whether any holds personal data."""
         at = self._clock.now()
-        ids = _ids(event_ids, len(events))
-        return tuple(self._codec.encode(event, id=id, at=at) for event, id in zip(events, ids, strict=True))
+        keys = [await self._key(event, tenant) for event in events]
+        encoded = [
+            self._codec.encode(event, id=id, at=at, key=key)
+            for event, id, key in zip(events, _ids(event_ids, len(events)), keys, strict=True)
+        ]
+        return tuple(encoded), any(key is not None for key in keys)
+
+    async def _key(self, event: E, tenant: str) -> SubjectKey | None:
+        subject = self._codec.sealed_for(event)
+        return None if subject is None or self._vault is None else await self._vault.key(tenant, subject)
 
     def _fold(self, state: S, events: Sequence[E]) -> S:
         for event in events:
@@ -177,6 +201,8 @@ class Aggregates(Generic[S, E]):
         return Loaded(self._initial(), 0)
 
     def _remember(self, id: str, loaded: Loaded[S]) -> Loaded[S]:
+        if loaded.personal:
+            return loaded
         kept = self._cache.get(id)
         if kept is None or kept.version < loaded.version:
             self._cache[id] = kept = loaded
@@ -188,7 +214,7 @@ class Aggregates(Generic[S, E]):
     def _save_snapshot(self, stream: StreamId, before: int, after: Loaded[S]) -> None:
         """Save beside the caller's way: a snapshot is worth no command's time."""
         policy = self._snapshots
-        if policy is None or before // policy.every == after.version // policy.every:
+        if policy is None or after.personal or before // policy.every == after.version // policy.every:
             return
         saving = self._log.save_snapshot(stream, after.version, policy.fold, policy.dump(after.state))
         task = asyncio.create_task(saving, name=f"snapshot {stream}")

@@ -5,6 +5,12 @@ a head of fixed size, big-endian (position, version, type version, both times in
 all that follows), then the bytes in this order: stream, id, type, tenant, data subject, causation, correlation, actor,
 traceparent, data. Text is UTF-8, an id is its 16 bytes, an absent value has the length 0xFFFFFFFF. Lengths before bytes
 make the form unambiguous: no two different events share it.
+
+There is no second chain per stream. The log chain commits to every event's stream and version, and no position can be
+left out; so whoever holds the log knows each stream complete and in order (versions 1, 2, 3, ... are an index of the
+table). A chain per stream would cost a column and a hash for each event, and prove nothing more: to somebody who is
+shown one stream only, neither chain can prove that its last event is the newest; an inclusion proof for each event
+(merkle.py) proves the rest.
 """
 
 from __future__ import annotations
@@ -98,6 +104,11 @@ class Verifier:
     def position(self) -> int:
         """The last position found good."""
         return self._position
+
+    @property
+    def hash(self) -> bytes:
+        """The hash of the event at `position`."""
+        return self._hash
 
     def check(self, events: Iterable[StoredEvent]) -> None:
         for event in events:

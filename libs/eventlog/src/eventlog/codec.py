@@ -13,11 +13,13 @@ from datetime import datetime
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 from uuid import UUID
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 from synod.common.ids import uuid7
+from synod.common.personal import data_subject_of, holds_personal_data
 
-from eventlog.errors import UnknownEventType
+from eventlog.errors import SubjectLocked, UnknownEventType
 from eventlog.records import NewEvent, StoredEvent
+from eventlog.sealing import NO_KEYS, Keyring, SubjectKey, opened_json, sealed_json
 
 
 class EventModel(Protocol):
@@ -61,29 +63,67 @@ class Codec(Generic[E]):
         """The names of the types known."""
         return frozenset(self._classes)
 
-    def encode(self, event: E, *, id: UUID | None = None, at: datetime, data_subject: str | None = None) -> NewEvent:
-        """The event as it is stored, under a new UUIDv7 unless an id is given; UnknownEventType if not its own."""
+    def encode(
+        self,
+        event: E,
+        *,
+        id: UUID | None = None,
+        at: datetime,
+        data_subject: str | None = None,
+        key: SubjectKey | None = None,
+    ) -> NewEvent:
+        """The event as it is stored, under a new UUIDv7 unless an id is given; UnknownEventType if not its own.
+
+        `data_subject` is by default what the event's field marked DataSubject says. With fields marked Personal the
+        `key` of that person is needed (Vault.key), and they are sealed; SubjectLocked without it.
+        """
         cls = type(event)
         name = cls.type_name()
         if self._classes.get(name) is not cls:
             raise UnknownEventType(name, cls.VERSION, f"{cls.__module__}.{cls.__qualname__} is not of this codec")
-        return NewEvent(name, cls.VERSION, event.model_dump_json().encode(), id or uuid7(), at, data_subject)
+        event_id, subject = id or uuid7(), data_subject or self._subject(event)
+        return NewEvent(name, cls.VERSION, self._data(event, event_id, subject, key), event_id, at, subject)
 
-    def decode(self, stored: StoredEvent) -> E | UnknownEvent:
-        """The event in its newest form. UnknownEventType for a version newer than its class or without upcaster;
-        pydantic.ValidationError for data that does not fit.
+    def sealed_for(self, event: E) -> str | None:
+        """The person whose key `encode` needs; None if the event holds nothing personal. SubjectLocked if it does but
+        names nobody.
+        """
+        if not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
+            return None
+        subject = self._subject(event)
+        if subject is None:
+            raise SubjectLocked(type(event).type_name(), "mark the field that names the person with DataSubject")
+        return subject
+
+    def decode(self, stored: StoredEvent, keys: Keyring = NO_KEYS) -> E | UnknownEvent:
+        """The event in its newest form. A personal field whose key is not in `keys` (Vault.keys) is ERASED.
+
+        UnknownEventType for a version newer than its class or without upcaster; pydantic.ValidationError for data that
+        does not fit; SealBroken for a seal that does not fit its key.
         """
         cls = self._classes.get(stored.type)
         if cls is None:
             return UnknownEvent(stored.type, stored.type_version, stored.data)
+        data = opened_json(stored, keys)
         if stored.type_version == cls.VERSION:
-            return cls.model_validate_json(stored.data)
-        return cls.model_validate_json(self._lift(stored, cls.VERSION))
+            return cls.model_validate_json(data)
+        return cls.model_validate_json(self._lift(stored, data, cls.VERSION))
 
-    def _lift(self, stored: StoredEvent, newest: int) -> bytes:
+    def _subject(self, event: E) -> str | None:
+        return data_subject_of(event) if isinstance(event, BaseModel) else None
+
+    def _data(self, event: E, event_id: UUID, subject: str | None, key: SubjectKey | None) -> bytes:
+        if not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
+            return event.model_dump_json().encode()
+        if key is None or key.subject != subject:
+            given = "none is given" if key is None else f"that of {key.subject} is given"
+            raise SubjectLocked(event.type_name(), f"the key of {subject or 'its subject'} is needed, {given}")
+        return sealed_json(event, event_id, key)
+
+    def _lift(self, stored: StoredEvent, data: bytes, newest: int) -> bytes:
         if stored.type_version > newest:
             raise UnknownEventType(stored.type, stored.type_version, f"this release knows up to version {newest}")
-        fields: dict[str, JsonValue] = json.loads(stored.data)
+        fields: dict[str, JsonValue] = json.loads(data)
         for version in range(stored.type_version, newest):
             upcast = self._upcasters.get((stored.type, version))
             if upcast is None:

@@ -10,6 +10,13 @@ EventLogError
 ├── LogUnavailable     the outcome is unknown: retry with the same event ids
 ├── LogClosed          the log was closed by its owner
 ├── ChainBroken        the history was tampered with or damaged: stop and alarm
+├── HistoryRewritten   the log is not what was signed before: stop and alarm
+├── CheckpointMissing  no checkpoint covers the position yet: wait for the next one
+├── EventMissing       the log has no event at the position
+├── KeyUnusable        a key file or variable does not hold a key: correct the configuration
+├── SubjectLocked      personal data needs the key of its subject: open a vault, name the subject
+├── SealBroken         a sealed field is not what its key sealed: verify the log
+├── NotConfigured      the process was started without the key that is needed: set it
 ├── RelayDiverged      stream and log tell different histories: stop and alarm
 ├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
 ├── UnknownView        no view of this name is served here
@@ -99,6 +106,63 @@ class ChainBroken(EventLogError):
         super().__init__(f"the history is broken at position {position}: {reason}")
         self.position = position
         self.reason = reason
+
+
+class HistoryRewritten(EventLogError):
+    """The log does not continue the history that the checkpoint at `position` attests to. Nothing more is signed."""
+
+    def __init__(self, position: int, problem: str) -> None:
+        super().__init__(f"the log is not the one signed at position {position}: {problem}; verify it, and keep a copy")
+        self.position = position
+
+
+class CheckpointMissing(EventLogError):
+    """No checkpoint stands at `position`, or at any later one."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"no signed checkpoint covers position {position} yet, repeat after the next one")
+        self.position = position
+
+
+class EventMissing(EventLogError):
+    """The log ends before `position`, or its event is gone."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the log has no event at position {position}")
+        self.position = position
+
+
+class KeyUnusable(EventLogError):
+    """What `source` names does not hold the key that is needed."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(f"{source}: {problem}")
+        self.source = source
+
+
+class SubjectLocked(EventLogError):
+    """An event of `type_name` holds personal data, and the key of its subject was not given."""
+
+    def __init__(self, type_name: str, problem: str) -> None:
+        super().__init__(f"event type {type_name} holds personal data: {problem}")
+        self.type_name = type_name
+
+
+class SealBroken(EventLogError):
+    """The sealed field `pointer` of the event at `position` does not open with its subject's key."""
+
+    def __init__(self, position: int, pointer: str) -> None:
+        super().__init__(f"the sealed field {pointer} of the event at position {position} was changed or moved")
+        self.position = position
+        self.pointer = pointer
+
+
+class NotConfigured(EventLogError):
+    """`feature` (checkpoints, vault) is off in this process."""
+
+    def __init__(self, feature: str, remedy: str) -> None:
+        super().__init__(f"{feature} are off here: {remedy}")
+        self.feature = feature
 
 
 class RelayDiverged(EventLogError):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import nats.errors
 import psycopg
@@ -38,6 +38,9 @@ class View(Protocol):
     view; `types` are the events it wants (None: all); `tables` is DDL with unqualified names. `apply` folds one batch
     into the tables, which unqualified names mean, inside the transaction that moves the position. It must depend on
     nothing but the events and the tables, and write nowhere else. What it raises parks an event.
+
+    A view that copies what a Vault opened says so by an attribute `personal = True` (PersonalView): an erasure then
+    rebuilds it.
     """
 
     @property
@@ -50,6 +53,14 @@ class View(Protocol):
     def tables(self) -> str: ...
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None: ...
+
+
+@runtime_checkable
+class PersonalView(View, Protocol):
+    """A view whose tables may hold personal data in the clear."""
+
+    @property
+    def personal(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

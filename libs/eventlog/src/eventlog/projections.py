@@ -162,6 +162,13 @@ class Projector:
             self._signal.advance(folder.position)
             return folder.position
 
+    async def forget(self) -> int:
+        """Rebuild without keeping what was live before: nothing erased since stays in any table of the view."""
+        folded = await self.rebuild()
+        async with self._transaction() as connection:
+            await ViewTables(f"{self._live.schema}__old").drop(connection)
+        return folded
+
     async def verify(self) -> ViewVerified:
         """Fold the view anew aside, compare it with the live one at the same position, and drop it."""
         async with self._copy("verify") as copy, self._folder(copy) as folder:

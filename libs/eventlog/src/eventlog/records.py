@@ -183,6 +183,7 @@ class Verified:
     """The finding over positions `first` to `last`: how many events hold, and where the history first breaks, if any.
 
     `head_hash` is the hash of the last event that holds: publish it, and nobody can rewrite what came before.
+    `checkpoints` counts the signed checkpoints that hold, the last of them at position `attested_to`.
     """
 
     first: int
@@ -192,6 +193,8 @@ class Verified:
     broken_at: int | None = None
     reason: str = ""
     head_hash: bytes = b""
+    checkpoints: int = 0
+    attested_to: int = 0
 
     def or_raise(self) -> Verified:
         """This finding if it is good; ChainBroken if not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -16,24 +16,35 @@ from google.rpc.status_pb2 import Status
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
 
+from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.errors import (
+    CheckpointMissing,
     EventLogError,
+    EventMissing,
     FoldFailed,
+    HistoryRewritten,
+    KeyUnusable,
     LogClosed,
     LogUnavailable,
+    NotConfigured,
     NotParked,
     RebuildRunning,
     UnknownView,
 )
+from eventlog.folding import PersonalView
 from eventlog.log import EventLog
 from eventlog.projections import Projector, ViewStatus
-from eventlog.records import Filter, StoredEvent, StreamId
+from eventlog.records import Filter, StoredEvent, StreamId, require_text, require_token
+from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
+from eventlog.vault import Vault
 from eventlog.view_tables import Parked
 
 PAGE_EVENTS_DEFAULT = 100
 PAGE_EVENTS_MAX = 1_000
 IDLE_WAIT_S = 5.0
+OPERATOR = "operator"
+"""Who acts where the server knows no callers."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,6 +53,11 @@ _STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
     (NotParked, grpc.StatusCode.NOT_FOUND, "PARKED_EVENT_NOT_FOUND"),
     (FoldFailed, grpc.StatusCode.FAILED_PRECONDITION, "FOLD_FAILED"),
     (RebuildRunning, grpc.StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
+    (NotConfigured, grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED"),
+    (EventMissing, grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"),
+    (CheckpointMissing, grpc.StatusCode.UNAVAILABLE, "CHECKPOINT_MISSING"),
+    (HistoryRewritten, grpc.StatusCode.DATA_LOSS, "HISTORY_REWRITTEN"),
+    (KeyUnusable, grpc.StatusCode.FAILED_PRECONDITION, "KEY_UNUSABLE"),
     (LogUnavailable, grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE"),
     (LogClosed, grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED"),
 )
@@ -59,12 +75,23 @@ class InvalidField(EventLogError):
 class EventLogServicer(_Servicer):
     """Serves `log` and the views of `projectors`, which may still grow. `service` is the domain in error details.
 
+    With `checkpoints`, Verify compares with them and events are proven by them; with a `vault`, persons are erased.
     Authorisation is the server's: every method names its permission in the contract.
     """
 
-    def __init__(self, log: EventLog, projectors: Iterable[Projector], *, service: str = "eventlog") -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        projectors: Iterable[Projector],
+        *,
+        service: str = "eventlog",
+        checkpoints: Checkpoints | None = None,
+        vault: Vault | None = None,
+    ) -> None:
         self._log = log
         self._projectors = projectors
+        self._checkpoints = checkpoints
+        self._vault = vault
         self._domain = f"synod.{service}"
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
@@ -95,7 +122,7 @@ class EventLogServicer(_Servicer):
                 raise InvalidField("first_position", f"must be 0 or more, got {first}")
             if last is not None and last < first:
                 raise InvalidField("last_position", f"must be 0 or at least first_position {first}, got {last}")
-            verified = await self._log.verify(first, last)
+            verified = await (self._checkpoints or self._log).verify(first, last)
             return pb.VerifyResponse(
                 ok=verified.ok,
                 first_position=verified.first,
@@ -104,7 +131,47 @@ class EventLogServicer(_Servicer):
                 broken_position=verified.broken_at or 0,
                 reason=verified.reason,
                 head_hash=verified.head_hash,
+                checkpoints=verified.checkpoints,
+                attested_position=verified.attested_to,
             )
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
+        async with self._errors(context):
+            limit, after = _page_size(request.page_size), _after(request.after_position)
+            page = await self._signed().page(after, limit=limit)
+            return pb.ListCheckpointsResponse(checkpoints=map(to_checkpoint, page))
+
+    async def GetInclusionProof(
+        self, request: pb.GetInclusionProofRequest, context: Context
+    ) -> pb.GetInclusionProofResponse:
+        async with self._errors(context):
+            return to_attestation(await self.prove(request.position))
+
+    async def prove(self, position: int) -> Attestation:
+        """The event at a position with its proof; whoever restricts callers looks here which tenant's it is."""
+        return await self._signed().prove(position)
+
+    async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:
+        async with self._errors(context):
+            _check("tenant", request.tenant, require_token)
+            _check("data_subject", request.data_subject, require_text)
+            _check("reason", request.reason or "-", require_text)
+            return await self.erase(request, OPERATOR)
+
+    async def erase(self, request: pb.EraseSubjectRequest, actor: str) -> pb.EraseSubjectResponse:
+        """Erase a person in the name of `actor`, and rebuild the views that may hold their data in the clear."""
+        if self._vault is None:
+            raise NotConfigured("keys of persons", "start the service with a master key")
+        erasure = await self._vault.erase(request.tenant, request.data_subject, actor=actor, reason=request.reason)
+        holding = [p for p in self._projectors if isinstance(p.view, PersonalView) and p.view.personal]
+        for projector in holding:
+            await projector.forget()
+        return pb.EraseSubjectResponse(
+            position=erasure.position,
+            key_destroyed=erasure.key_destroyed,
+            snapshots_dropped=erasure.snapshots_dropped,
+            views_rebuilt=[projector.view.name for projector in holding],
+        )
 
     async def ListViews(self, request: pb.ListViewsRequest, context: Context) -> pb.ListViewsResponse:
         async with self._errors(context):
@@ -146,6 +213,11 @@ class EventLogServicer(_Servicer):
         async with self._errors(context):
             await self._projector(request.view).redrive(request.position, skip=request.skip)
             return pb.RedriveParkedEventResponse()
+
+    def _signed(self) -> Checkpoints:
+        if self._checkpoints is None:
+            raise NotConfigured("checkpoints", "start the service with a signing key")
+        return self._checkpoints
 
     def _projector(self, name: str) -> Projector:
         for projector in self._projectors:
@@ -192,6 +264,28 @@ def to_event(event: StoredEvent) -> pb.Event:
         data=event.data,
         hash=event.hash,
         previous_hash=event.previous_hash,
+        data_subject=event.data_subject,
+    )
+
+
+def to_checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        log=checkpoint.log,
+        position=checkpoint.position,
+        head_hash=checkpoint.head_hash,
+        root_hash=checkpoint.root_hash,
+        signed_at=_timestamp(checkpoint.signed_at),
+        key_id=checkpoint.key_id,
+        signature=checkpoint.signature,
+    )
+
+
+def to_attestation(attestation: Attestation) -> pb.GetInclusionProofResponse:
+    proof = attestation.proof
+    return pb.GetInclusionProofResponse(
+        event=to_event(attestation.event),
+        proof=pb.InclusionProof(position=proof.position, size=proof.size, path=proof.path),
+        checkpoint=to_checkpoint(attestation.checkpoint),
     )
 
 
@@ -226,6 +320,15 @@ def _page_size(requested: int) -> int:
     if not 0 <= requested <= PAGE_EVENTS_MAX:
         raise InvalidField("page_size", f"must be 0 to {PAGE_EVENTS_MAX}, got {requested}")
     return requested or PAGE_EVENTS_DEFAULT
+
+
+def _check(field: str, value: str, require: Callable[[str, str], None]) -> None:
+    try:
+        require(field, value)
+    except ValueError as error:
+        raise InvalidField(field, str(error)) from error
+    if not value:
+        raise InvalidField(field, "must not be empty")
 
 
 def _after(position: int) -> int:

@@ -248,6 +248,8 @@ class _Start(Generic[S]):
             log_=log,
             relaying=Tasks(self.clock, self.phases.health, self.metrics, log, _TASK_RETRY),
             grace_s=settings.shutdown_grace_s,
+            checkpoint_key_file=settings.checkpoint_key_file,
+            master_key_file=settings.master_key_file,
         )
 
     async def serve(self, host: Host[S]) -> None:

@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.errors import (
+    EventMissing,
     EventTooLarge,
+    KeyUnusable,
     LogClosed,
     LogUnavailable,
     NotParked,
     QueueFull,
     RebuildRunning,
+    SubjectLocked,
     UnknownView,
     VersionConflict,
 )
@@ -22,9 +27,12 @@ from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.relay import Relay
 from eventlog.rpc import Context, EventLogServicer
+from eventlog.signing import Checkpoint, SigningKey
 from eventlog.sources import LogSource, Source
+from eventlog.vault import FileMasterKey, Vault
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
+from synod.common.subjects import checkpoint_subject
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import add_EventLogServicer_to_server
 from typing_extensions import override
@@ -64,6 +72,8 @@ LOG_ERRORS = (
     .add(LogClosed, lambda error: Unavailable("the service is stopping; repeat the call", 1.0, reason="STOPPING"))
     .add(UnknownView, lambda error: NotFound("view", error.name, reason="VIEW_NOT_FOUND"))
     .add(NotParked, lambda error: NotFound("parked event", str(error), reason="NOT_PARKED"))
+    .add(SubjectLocked, lambda error: FailedPrecondition(str(error), reason="PERSONAL_DATA_LOCKED"))
+    .add(KeyUnusable, lambda error: FailedPrecondition(str(error), reason="KEY_UNUSABLE"))
     .add(RebuildRunning, lambda error: FailedPrecondition(str(error), reason="REBUILD_RUNNING"))
 )
 """How the errors of the event log look to the callers of a service."""
@@ -73,6 +83,9 @@ EVENTLOG_PERMISSIONS = {
     "Read": "events.read",
     "Subscribe": "events.read",
     "Verify": "events.verify",
+    "ListCheckpoints": "events.read",
+    "GetInclusionProof": "events.read",
+    "EraseSubject": "events.erase",
     "ListViews": "views.read",
     "RebuildView": "views.rebuild",
     "VerifyView": "views.read",
@@ -96,6 +109,22 @@ class TenantEventLog(EventLogServicer):
             async for event in events:
                 yield event
 
+    @override
+    async def prove(self, position: int) -> Attestation:
+        attestation = await super().prove(position)
+        if current_principal().tenant not in (ANY_TENANT, attestation.event.tenant):
+            raise EventMissing(position)  # for this caller
+        return attestation
+
+    @override
+    async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:
+        request.tenant = _own_tenant(request.tenant, "erase persons")
+        return await super().EraseSubject(request, context)
+
+    @override
+    async def erase(self, request: pb.EraseSubjectRequest, actor: str) -> pb.EraseSubjectResponse:
+        return await super().erase(request, current_principal().actor)
+
 
 @dataclass(slots=True)
 class History:
@@ -110,17 +139,40 @@ class History:
     log_: Logger
     relaying: Tasks
     grace_s: float
+    checkpoint_key_file: Path | None = None
+    master_key_file: Path | None = None
     log: PostgresEventLog | None = None
+    checkpoints: Checkpoints | None = None
+    vault: Vault | None = None
     relay: Relay | None = None
     projectors: list[Projector] = field(default_factory=list)
 
     async def open(self, limits: LogLimits | None = None) -> PostgresEventLog:
-        """The log, opened by the first call, and its relay started."""
+        """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault."""
         if self.log is None:
             self.log = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock)
             self.relay = Relay(self.log, self.client, self.service)
             self.relaying.start("relay", self.relay.run)
+            await self._open_vault(self.log)
+            await self._open_checkpoints(self.log)
         return self.log
+
+    async def _open_vault(self, log: PostgresEventLog) -> None:
+        if self.master_key_file is not None:
+            self.vault = Vault(self.pool, log, FileMasterKey(self.master_key_file), clock=self.clock)
+            await self.vault.prepare()
+
+    async def _open_checkpoints(self, log: PostgresEventLog) -> None:
+        if self.checkpoint_key_file is not None:
+            key = SigningKey.load(self.checkpoint_key_file)
+            self.checkpoints = Checkpoints(
+                self.pool, log, self.service, key, clock=self.clock, publish=self._publish_checkpoint
+            )
+            await self.checkpoints.prepare()
+            self.relaying.start("checkpoints", self.checkpoints.run)
+
+    async def _publish_checkpoint(self, checkpoint: Checkpoint) -> None:
+        await self.client.publish(checkpoint_subject(self.service), checkpoint.to_json().encode())
 
     async def drain(self) -> None:
         """Wait until all that was appended is published, at most `grace_s`; then stop the relay and close the log.
@@ -157,7 +209,9 @@ class History:
     def serve(self, server: RpcServer) -> None:
         """Add the EventLog contract over the log and its views."""
         if self.log:
-            servicer = TenantEventLog(self.log, self.projectors, service=self.service)
+            servicer = TenantEventLog(
+                self.log, self.projectors, service=self.service, checkpoints=self.checkpoints, vault=self.vault
+            )
             server.add(add_EventLogServicer_to_server, servicer, EVENTLOG_PERMISSIONS, LOG_ERRORS)
 
     async def measure(self) -> None:
@@ -178,15 +232,20 @@ class History:
 
 def _within_tenant(request: R) -> R:
     """The request, restricted to the caller's tenant. Raises PermissionDenied when it asks for another's events."""
-    principal, asked = current_principal(), request.filter.tenant
+    request.filter.tenant = _own_tenant(request.filter.tenant, "read the events")
+    return request
+
+
+def _own_tenant(asked: str, deed: str) -> str:
+    """The caller's tenant, or the one asked for by a caller of any. Raises PermissionDenied for another's."""
+    principal = current_principal()
     if principal.tenant == ANY_TENANT:
-        return request
+        return asked
     if asked not in ("", principal.tenant):
         raise PermissionDenied(
             f"tenant:{asked}",
             principal.id,
-            message=f"{principal.id} belongs to tenant {principal.tenant} and may not read the events of {asked}",
+            message=f"{principal.id} belongs to tenant {principal.tenant} and may not {deed} of {asked}",
             reason="TENANT_DENIED",
         )
-    request.filter.tenant = principal.tenant
-    return request
+    return principal.tenant

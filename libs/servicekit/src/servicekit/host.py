@@ -11,6 +11,7 @@ from eventlog.limits import Limits as LogLimits
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.sources import Source
+from eventlog.vault import Vault
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from opentelemetry.trace import Tracer
@@ -72,6 +73,11 @@ class Host(Generic[S]):
     def queue(self) -> Queue:
         """Where to send commands to other services."""
         return self.commands.queue
+
+    @property
+    def vault(self) -> Vault | None:
+        """The keys of personal data, to be given to Aggregates; None without master_key_file or before open_log."""
+        return self.history.vault
 
     @property
     def dead_letters(self) -> DeadLetters:

@@ -35,6 +35,10 @@ class ServiceSettings(BaseSettings):
     auth_public_key_file: Path
     service_key_file: Path | None = None
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""
+    checkpoint_key_file: Path | None = None
+    """Ed25519 private key (PEM) that signs checkpoints of the event log; without it none are made."""
+    master_key_file: Path | None = None
+    """32 bytes in base64 that wrap the keys of personal data; without it events with personal data are refused."""
     peers: dict[str, str] = {}
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None

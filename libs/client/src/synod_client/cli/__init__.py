@@ -2,7 +2,7 @@
 
 import typer
 
-from synod_client.cli import agents, decisions, events, money, runs, system
+from synod_client.cli import agents, decisions, events, money, proofs, runs, system
 
 EXIT_CODES = """Exit codes:
 
@@ -50,9 +50,12 @@ app.add_typer(money.budget_app, name="budget", rich_help_panel=CONTROL)
 app.command("propose", rich_help_panel=CONTROL)(decisions.propose)
 app.command("vote", rich_help_panel=CONTROL)(decisions.vote)
 app.command("proposals", rich_help_panel=CONTROL)(decisions.proposals)
+events.events_app.command("checkpoints")(proofs.checkpoints)
+events.events_app.command("prove")(proofs.prove)
 app.add_typer(events.events_app, name="events", rich_help_panel=PROOF)
 app.add_typer(events.views_app, name="views", rich_help_panel=PROOF)
 app.command("replay", rich_help_panel=PROOF)(runs.replay)
+app.command("erase", rich_help_panel=PROOF)(proofs.erase)
 
 
 def main() -> None:

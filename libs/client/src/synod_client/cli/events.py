@@ -91,7 +91,7 @@ def events_verify(
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
-    """Prove that positions are contiguous and hash chains unbroken. Exits with 1 at the first that is not.
+    """Prove that positions are contiguous, hash chains unbroken, and logs as they were signed. Exits with 1 if not.
 
     Example: synod events verify
     """
@@ -102,8 +102,11 @@ def events_verify(
         if as_json:
             print_json({name: as_dict(item) for name, item in found.items()})
         else:
-            rows = [(name, item.events, _verdict(item), item.head_hash.hex()[:16]) for name, item in found.items()]
-            print_table("", ("log", "events>", "chain", "head"), rows)
+            rows = [
+                (name, item.events, _verdict(item), item.head_hash.hex()[:16], item.attested_position or "")
+                for name, item in found.items()
+            ]
+            print_table("", ("log", "events>", "chain", "head", "signed to>"), rows)
         return Exit.DONE if all(item.ok for item in found.values()) else Exit.NOT_TRUE
 
     run(command, data)

@@ -31,6 +31,11 @@ def heartbeat_subject(service: str) -> str:
     return f"{ROOT}.sys.{service}.hb"
 
 
+def checkpoint_subject(service: str) -> str:
+    """Where the signed checkpoints of a service's log are published."""
+    return f"{ROOT}.sys.{service}.checkpoint"
+
+
 def event_stream(service: str) -> str:
     return f"EVT_{_upper(service)}"
 

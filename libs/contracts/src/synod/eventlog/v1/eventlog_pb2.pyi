@@ -42,6 +42,7 @@ class Event(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
+    DATA_SUBJECT_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """1, 2, 3, ... without a hole; equals the sequence in the JetStream stream."""
     stream: _builtins.str
@@ -67,6 +68,8 @@ class Event(_message.Message):
     hash: _builtins.bytes
     """SHA-256 over the event and the hash before it, 32 bytes."""
     previous_hash: _builtins.bytes
+    data_subject: _builtins.str
+    """Whom the personal data in it is about, a pseudonym; absent when there is none."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened, by the clock of the service that decided it."""
@@ -94,12 +97,15 @@ class Event(_message.Message):
         data: _builtins.bytes = ...,
         hash: _builtins.bytes = ...,
         previous_hash: _builtins.bytes = ...,
+        data_subject: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at", "recorded_at", b"recorded_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject", "data_subject", b"data_subject", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "causation_id", b"causation_id", "correlation_id", b"correlation_id", "data", b"data", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "position", b"position", "previous_hash", b"previous_hash", "recorded_at", b"recorded_at", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent", "type", b"type", "type_version", b"type_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject", "actor", b"actor", "causation_id", b"causation_id", "correlation_id", b"correlation_id", "data", b"data", "data_subject", b"data_subject", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "position", b"position", "previous_hash", b"previous_hash", "recorded_at", b"recorded_at", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent", "type", b"type", "type_version", b"type_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__data_subject: _TypeAlias = _typing.Literal["data_subject"]  # noqa: Y015
+    _WhichOneofArgType__data_subject: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_subject) -> _WhichOneofReturnType__data_subject | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
 
@@ -252,6 +258,8 @@ class VerifyResponse(_message.Message):
     BROKEN_POSITION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     HEAD_HASH_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    ATTESTED_POSITION_FIELD_NUMBER: _builtins.int
     ok: _builtins.bool
     first_position: _builtins.int
     last_position: _builtins.int
@@ -262,6 +270,10 @@ class VerifyResponse(_message.Message):
     """What does not hold there, in words."""
     head_hash: _builtins.bytes
     """Hash of the last event of the range."""
+    checkpoints: _builtins.int
+    """Signed checkpoints in the range that hold, 0 where none are made."""
+    attested_position: _builtins.int
+    """Position of the last of them."""
     def __init__(
         self,
         *,
@@ -272,14 +284,244 @@ class VerifyResponse(_message.Message):
         broken_position: _builtins.int = ...,
         reason: _builtins.str = ...,
         head_hash: _builtins.bytes = ...,
+        checkpoints: _builtins.int = ...,
+        attested_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_position", b"broken_position", "events", b"events", "first_position", b"first_position", "head_hash", b"head_hash", "last_position", b"last_position", "ok", b"ok", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_position", b"attested_position", "broken_position", b"broken_position", "checkpoints", b"checkpoints", "events", b"events", "first_position", b"first_position", "head_hash", b"head_hash", "last_position", b"last_position", "ok", b"ok", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """What the log was at one moment, signed with Ed25519 over the text that libs/eventlog/src/eventlog/signing.py shows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HEAD_HASH_FIELD_NUMBER: _builtins.int
+    ROOT_HASH_FIELD_NUMBER: _builtins.int
+    SIGNED_AT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """Name of the service whose log it is."""
+    position: _builtins.int
+    """Position of the last event, and the number of events."""
+    head_hash: _builtins.bytes
+    """Hash of the last event."""
+    root_hash: _builtins.bytes
+    """Merkle tree hash (RFC 6962) over the hashes of all events."""
+    key_id: _builtins.str
+    """First 16 hexadecimal digits of the SHA-256 of the public key."""
+    signature: _builtins.bytes
+    @_builtins.property
+    def signed_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        position: _builtins.int = ...,
+        head_hash: _builtins.bytes = ...,
+        root_hash: _builtins.bytes = ...,
+        signed_at: _timestamp_pb2.Timestamp | None = ...,
+        key_id: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signed_at", b"signed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_hash", b"head_hash", "key_id", b"key_id", "log", b"log", "position", b"position", "root_hash", b"root_hash", "signature", b"signature", "signed_at", b"signed_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_POSITION_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    after_position: _builtins.int
+    """Checkpoints with a greater position are returned; 0 starts at the beginning."""
+    page_size: _builtins.int
+    """1 to 1000; 0 means 100."""
+    def __init__(
+        self,
+        *,
+        after_position: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]: ...
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class GetInclusionProofRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInclusionProofRequest: _TypeAlias = GetInclusionProofRequest  # noqa: Y015
+
+@_typing.final
+class GetInclusionProofResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___Event: ...
+    @_builtins.property
+    def proof(self) -> Global___InclusionProof: ...
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The first checkpoint that covers the event."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___Event | None = ...,
+        proof: Global___InclusionProof | None = ...,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "event", b"event", "proof", b"proof"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "event", b"event", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInclusionProofResponse: _TypeAlias = GetInclusionProofResponse  # noqa: Y015
+
+@_typing.final
+class InclusionProof(_message.Message):
+    """The hashes of the siblings from the event's leaf to the root (RFC 9162, section 2.1.3)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    size: _builtins.int
+    """Number of events under the root."""
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        size: _builtins.int = ...,
+        path: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "position", b"position", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InclusionProof: _TypeAlias = InclusionProof  # noqa: Y015
+
+@_typing.final
+class EraseSubjectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    DATA_SUBJECT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Empty for the caller's own."""
+    data_subject: _builtins.str
+    """As in Event.data_subject."""
+    reason: _builtins.str
+    """Why, for the record: an event SubjectErased is appended."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        data_subject: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_subject", b"data_subject", "reason", b"reason", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseSubjectRequest: _TypeAlias = EraseSubjectRequest  # noqa: Y015
+
+@_typing.final
+class EraseSubjectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    KEY_DESTROYED_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_DROPPED_FIELD_NUMBER: _builtins.int
+    VIEWS_REBUILT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Position of the event SubjectErased."""
+    key_destroyed: _builtins.bool
+    """Whether there was a key: false if the subject was never named or was erased before."""
+    snapshots_dropped: _builtins.int
+    @_builtins.property
+    def views_rebuilt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Views that hold personal data and were folded anew without it."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        key_destroyed: _builtins.bool = ...,
+        snapshots_dropped: _builtins.int = ...,
+        views_rebuilt: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_destroyed", b"key_destroyed", "position", b"position", "snapshots_dropped", b"snapshots_dropped", "views_rebuilt", b"views_rebuilt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseSubjectResponse: _TypeAlias = EraseSubjectResponse  # noqa: Y015
 
 @_typing.final
 class ListViewsRequest(_message.Message):

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class EventLogStub:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
-    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs.
+    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def __init__(self, channel):
@@ -50,6 +51,21 @@ class EventLogStub:
                 '/synod.eventlog.v1.EventLog/Verify',
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyResponse.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/ListCheckpoints',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.GetInclusionProof = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/GetInclusionProof',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofResponse.FromString,
+                _registered_method=True)
+        self.EraseSubject = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/EraseSubject',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.FromString,
                 _registered_method=True)
         self.ListViews = channel.unary_unary(
                 '/synod.eventlog.v1.EventLog/ListViews',
@@ -80,7 +96,8 @@ class EventLogStub:
 
 class EventLogServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
-    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs.
+    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def Read(self, request, context):
@@ -98,7 +115,33 @@ class EventLogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Proves that positions are contiguous and that the hash chain holds. Permission: events.verify.
+        """Proves that positions are contiguous, that the hash chain holds, and that the log is what every signed checkpoint
+        says. Permission: events.verify.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """The signed checkpoints, oldest first. Permission: events.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInclusionProof(self, request, context):
+        """An event with the proof that it is in the log, which anyone checks with the public key alone
+        (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
+        until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
+        Permission: events.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseSubject(self, request, context):
+        """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
+        Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +200,21 @@ def add_EventLogServicer_to_server(servicer, server):
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyRequest.FromString,
                     response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyResponse.SerializeToString,
             ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'GetInclusionProof': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInclusionProof,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofResponse.SerializeToString,
+            ),
+            'EraseSubject': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseSubject,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.SerializeToString,
+            ),
             'ListViews': grpc.unary_unary_rpc_method_handler(
                     servicer.ListViews,
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListViewsRequest.FromString,
@@ -192,7 +250,8 @@ def add_EventLogServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EventLog:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
-    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs.
+    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     @staticmethod
@@ -266,6 +325,87 @@ class EventLog:
             '/synod.eventlog.v1.EventLog/Verify',
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyRequest.SerializeToString,
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/ListCheckpoints',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInclusionProof(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/GetInclusionProof',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseSubject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/EraseSubject',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

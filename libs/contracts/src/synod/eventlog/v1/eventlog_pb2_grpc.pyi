@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class EventLogStub:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
-    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs.
+    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     @_typing.overload
@@ -40,7 +41,21 @@ class EventLogStub:
     Subscribe: _grpc.UnaryStreamMultiCallable[_eventlog_pb2.SubscribeRequest, _eventlog_pb2.Event]
     """Events after a position, then every new one as it is appended, without gap or duplicate. Permission: events.read."""
     Verify: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyRequest, _eventlog_pb2.VerifyResponse]
-    """Proves that positions are contiguous and that the hash chain holds. Permission: events.verify."""
+    """Proves that positions are contiguous, that the hash chain holds, and that the log is what every signed checkpoint
+    says. Permission: events.verify.
+    """
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListCheckpointsRequest, _eventlog_pb2.ListCheckpointsResponse]
+    """The signed checkpoints, oldest first. Permission: events.read."""
+    GetInclusionProof: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.GetInclusionProofRequest, _eventlog_pb2.GetInclusionProofResponse]
+    """An event with the proof that it is in the log, which anyone checks with the public key alone
+    (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
+    until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
+    Permission: events.read.
+    """
+    EraseSubject: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]
+    """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
+    Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+    """
     ListViews: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListViewsRequest, _eventlog_pb2.ListViewsResponse]
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]
@@ -55,7 +70,8 @@ class EventLogStub:
 @_typing.type_check_only
 class EventLogAsyncStub(EventLogStub):
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
-    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs.
+    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -64,7 +80,21 @@ class EventLogAsyncStub(EventLogStub):
     Subscribe: _aio.UnaryStreamMultiCallable[_eventlog_pb2.SubscribeRequest, _eventlog_pb2.Event]  # type: ignore[assignment]
     """Events after a position, then every new one as it is appended, without gap or duplicate. Permission: events.read."""
     Verify: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyRequest, _eventlog_pb2.VerifyResponse]  # type: ignore[assignment]
-    """Proves that positions are contiguous and that the hash chain holds. Permission: events.verify."""
+    """Proves that positions are contiguous, that the hash chain holds, and that the log is what every signed checkpoint
+    says. Permission: events.verify.
+    """
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListCheckpointsRequest, _eventlog_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    """The signed checkpoints, oldest first. Permission: events.read."""
+    GetInclusionProof: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.GetInclusionProofRequest, _eventlog_pb2.GetInclusionProofResponse]  # type: ignore[assignment]
+    """An event with the proof that it is in the log, which anyone checks with the public key alone
+    (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
+    until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
+    Permission: events.read.
+    """
+    EraseSubject: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]  # type: ignore[assignment]
+    """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
+    Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+    """
     ListViews: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListViewsRequest, _eventlog_pb2.ListViewsResponse]  # type: ignore[assignment]
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]  # type: ignore[assignment]
@@ -78,7 +108,8 @@ class EventLogAsyncStub(EventLogStub):
 
 class EventLogServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
-    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs.
+    FAILED_PRECONDITION (reason REBUILD_RUNNING) while a rebuild of the same view runs; FAILED_PRECONDITION (reason
+    NOT_CONFIGURED) where the service was started without the key that a method needs.
     """
 
     def Read(
@@ -100,7 +131,36 @@ class EventLogServicer:
         request: _eventlog_pb2.VerifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_eventlog_pb2.VerifyResponse, _abc.Awaitable[_eventlog_pb2.VerifyResponse]]:
-        """Proves that positions are contiguous and that the hash chain holds. Permission: events.verify."""
+        """Proves that positions are contiguous, that the hash chain holds, and that the log is what every signed checkpoint
+        says. Permission: events.verify.
+        """
+
+    def ListCheckpoints(
+        self,
+        request: _eventlog_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.ListCheckpointsResponse, _abc.Awaitable[_eventlog_pb2.ListCheckpointsResponse]]:
+        """The signed checkpoints, oldest first. Permission: events.read."""
+
+    def GetInclusionProof(
+        self,
+        request: _eventlog_pb2.GetInclusionProofRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.GetInclusionProofResponse, _abc.Awaitable[_eventlog_pb2.GetInclusionProofResponse]]:
+        """An event with the proof that it is in the log, which anyone checks with the public key alone
+        (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
+        until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
+        Permission: events.read.
+        """
+
+    def EraseSubject(
+        self,
+        request: _eventlog_pb2.EraseSubjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.EraseSubjectResponse, _abc.Awaitable[_eventlog_pb2.EraseSubjectResponse]]:
+        """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
+        Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+        """
 
     def ListViews(
         self,

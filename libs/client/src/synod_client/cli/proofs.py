@@ -1,0 +1,90 @@
+"""Checkpoints and proofs for others to keep and check, and the erasure of a person."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synod_client.cli.events import Service
+from synod_client.cli.output import as_dict, print_json, print_table
+from synod_client.cli.session import AsJson, Data, run
+from synod_client.client import Synod
+from synod_client.errors import Refused
+
+_OFF = "NOT_CONFIGURED"
+"""The reason of a service that was started without a master key: it holds no personal data."""
+
+
+def checkpoints(
+    service: Service,
+    after: Annotated[int, typer.Option("--after", help="Checkpoints with a greater position.", min=0)] = 0,
+    data: Data = None,
+) -> None:
+    """Print the signed checkpoints of a log, one JSON document a line, to be kept where nobody can take them back.
+
+    Example: synod events checkpoints cost-ledger
+    """
+
+    async def command(synod: Synod) -> None:
+        position = after
+        while page := await synod.checkpoints(service, after=position):
+            for checkpoint in page:
+                typer.echo(json.dumps(as_dict(checkpoint)))
+            position = page[-1].position
+
+    run(command, data)
+
+
+def prove(
+    service: Service,
+    position: Annotated[int, typer.Argument(help="Position of the event.", min=1)],
+    out: Annotated[Path, typer.Option("--out", help="Directory for the three files.")] = Path(),
+    data: Data = None,
+) -> None:
+    """Write an event, its proof and the checkpoint over it, for a third party to check with verify_inclusion.py.
+
+    Example: synod events prove cost-ledger 17 --out proof
+    """
+
+    async def command(synod: Synod) -> None:
+        found = await synod.inclusion_proof(service, position)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, message in (("event", found.event), ("proof", found.proof), ("checkpoint", found.checkpoint)):
+            (out / f"{name}.json").write_text(json.dumps(as_dict(message), indent=2) + "\n")
+        typer.echo(f"{out}: event.json proof.json checkpoint.json; signed by key {found.checkpoint.key_id}")
+
+    run(command, data)
+
+
+def erase(
+    subject: Annotated[str, typer.Argument(help="Whom to forget, as the events name them.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],
+    service: Annotated[list[str] | None, typer.Option("--service", help="Only this service; repeatable.")] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Destroy the key of a person's data in every service, for ever: all copies of it become unreadable.
+
+    Example: synod erase person-17 --reason "asked by letter"
+    """
+
+    async def command(synod: Synod) -> None:
+        rows: list[tuple[object, ...]] = []
+        for name in service or synod.services:
+            try:
+                done = await synod.erase_subject(name, subject, reason)
+            except Refused as error:
+                if error.reason != _OFF:
+                    raise
+                continue
+            key = "destroyed" if done.key_destroyed else "there was none"
+            rows.append((name, key, done.snapshots_dropped, ", ".join(done.views_rebuilt), done.position))
+        if as_json:
+            return print_json([dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+        return print_table("", ("service", "key", "snapshots>", "views rebuilt", "recorded at>"), rows)
+
+    run(command, data)
+
+
+_COLUMNS = ("service", "key", "snapshots_dropped", "views_rebuilt", "position")

@@ -1,0 +1,112 @@
+"""The keys of a service's log: checkpoints are signed and published, persons are erased, each within its tenant."""
+
+import asyncio
+from base64 import b64encode
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from eventlog.records import ANY, Append, Context, StreamId
+from eventlog.signing import Checkpoint, SigningKey
+from eventlog.testing import an_event
+from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
+from servicekit.host import Host
+from servicekit.settings import ServiceSettings
+from servicekit.testing import serve_in_process, settings_for
+from synod.common.subjects import checkpoint_subject
+from synod.eventlog.v1 import eventlog_pb2 as pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
+
+
+class Settings(ServiceSettings):
+    service: str = "guest-book"
+
+
+async def compose(host: Host[Settings]) -> None:
+    await host.open_log()
+
+
+@pytest.fixture
+def key() -> SigningKey:
+    return SigningKey.generate()
+
+
+@pytest.fixture
+def files(tmp_path: Path, key: SigningKey) -> dict[str, Path]:
+    checkpoint_key, master_key = tmp_path / "checkpoints.pem", tmp_path / "master.key"
+    key.save(checkpoint_key)
+    master_key.write_text(b64encode(b"m" * 32).decode())
+    return {"checkpoint_key_file": checkpoint_key, "master_key_file": master_key}
+
+
+async def append(host: Host[Settings], tenant: str, data_subject: str | None = None) -> None:
+    event = replace(an_event(), data_subject=data_subject)
+    await host.history.log.append(Append(StreamId("guest", "1"), ANY, (event,), Context(tenant, "tester")))
+
+
+async def test_a_checkpoint_is_published_and_proves_an_event_to_its_tenant_only(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], key: SigningKey
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        host = service.host
+        published = await host.nats.subscribe(checkpoint_subject("guest-book"))
+        await host.nats.flush()
+        await append(host, "local")
+        await host.history.checkpoints.make()
+        message = await published.next_msg(10)
+        own: Any = EventLogStub(service.channel)
+        other: Any = EventLogStub(service.connect(service.token(tenant="rival")))
+        proven = await own.GetInclusionProof(pb.GetInclusionProofRequest(position=1))
+        verified = await own.Verify(pb.VerifyRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as hidden:
+            await other.GetInclusionProof(pb.GetInclusionProofRequest(position=1))
+    checkpoint = Checkpoint.from_json(message.data)
+    assert key.trusted.problem(checkpoint, "guest-book") == ""
+    assert (proven.event.tenant, proven.checkpoint.signature) == ("local", checkpoint.signature)
+    assert (verified.ok, verified.checkpoints) == (True, 1)
+    assert isinstance(from_rpc_error(hidden.value), NotFound)
+
+
+async def test_a_person_is_erased_by_who_may_and_in_the_own_tenant_only(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        vault = service.host.vault
+        assert vault is not None
+        await vault.key("local", "person-1")
+        own: Any = EventLogStub(service.channel)
+        reader: Any = EventLogStub(service.connect(service.token(["events.read"])))
+        rival: Any = EventLogStub(service.connect(service.token(tenant="rival")))
+        erase = pb.EraseSubjectRequest(data_subject="person-1", reason="asked")
+        with pytest.raises(grpc.aio.AioRpcError) as forbidden:
+            await reader.EraseSubject(erase)
+        with pytest.raises(grpc.aio.AioRpcError) as foreign:
+            await rival.EraseSubject(pb.EraseSubjectRequest(tenant="local", data_subject="person-1"))
+        elsewhere = await rival.EraseSubject(erase)
+        erased = await own.EraseSubject(erase)
+        records = await service.host.history.log.read()
+    assert isinstance(from_rpc_error(forbidden.value), PermissionDenied)
+    assert "may not erase persons of local" in from_rpc_error(foreign.value).message
+    assert (elsewhere.key_destroyed, erased.key_destroyed) == (False, True)
+    assert [(record.tenant, record.actor) for record in records] == [("rival", "usr_test"), ("local", "usr_test")]
+
+
+async def test_checkpoints_are_made_by_themselves(postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        host = service.host
+        await append_many(host, 10_000)
+        async with asyncio.timeout(30):
+            while (made := await host.history.checkpoints.latest()) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert made.position >= 10_000
+
+
+async def append_many(host: Host[Settings], count: int) -> None:
+    for _ in range(count // 1000):
+        events = tuple(an_event() for _ in range(1000))
+        await host.history.log.append(Append(StreamId("guest", "1"), ANY, events, Context("local", "tester")))
