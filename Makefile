@@ -9,6 +9,7 @@ LIBS   := contracts eventlog servicekit client launcher
 SERVICES := agent-registry agent-runtime llm-gateway tool-executor cost-ledger consensus ws-gateway
 SIZE   ?= small
 ONLY   ?=
+PORT_BASE ?= 7100
 BREAKING_AGAINST ?= HEAD
 
 .PHONY: help
@@ -88,11 +89,11 @@ proto-lint: ## Lint proto/ and refuse breaking changes against the last commit, 
 
 .PHONY: demo
 demo: setup ## Run the example team on real input and prove what it did
-	$(BIN)/synod demo
+	$(BIN)/synod demo --port-base $(PORT_BASE)
 
 .PHONY: up
 up: setup ## Start the whole system on this machine (Ctrl-C stops it)
-	$(BIN)/synod up
+	$(BIN)/synod up --port-base $(PORT_BASE)
 
 .PHONY: prices
 prices: setup ## Export every model and price of genai-prices to build/model-scout/prices.csv

@@ -64,7 +64,7 @@ async def test_run_over_budget_ends_before_it_spends(synod: Synod, command) -> N
     await synod.grant("calculator", "calc")
     await synod.set_price("simulator", "sim-1", 100_000, 400_000)
     found = command("run", "calculator", "go", "--budget", "0.000001")
-    assert found.returncode == 1
+    assert found.returncode == 8
     assert "BUDGET_EXHAUSTED" in found.stderr
 
 

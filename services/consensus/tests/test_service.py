@@ -130,7 +130,7 @@ async def test_refusals_name_what_is_wrong(stub: ConsensusStub) -> None:
         (
             lambda: stub.Propose(proposal("x", change=pb.VariableChange(variable="rat", value_json="1"))),
             NotFound,
-            "no variable 'rat'",
+            "there is no variable 'rat'",
         ),
     ]
     for call, kind, words in cases:

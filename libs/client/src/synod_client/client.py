@@ -246,6 +246,14 @@ class Synod:
         request = consensus_pb.ListProposalsRequest(page_size=_PAGE, run_id=run_id)
         return list((await self.connection.call(self._consensus.ListProposals, request)).proposals)
 
+    async def declare_variable(self, request: consensus_pb.DeclareVariableRequest) -> consensus_pb.Variable:
+        """A variable that only decided proposals change; the same declaration again changes nothing."""
+        return await self.connection.call(self._consensus.DeclareVariable, request)
+
+    async def variables(self) -> list[consensus_pb.Variable]:
+        request = consensus_pb.ListVariablesRequest(page_size=_PAGE)
+        return list((await self.connection.call(self._consensus.ListVariables, request)).variables)
+
     # The log of any service
 
     async def read(

@@ -118,8 +118,8 @@ class NotFound(ServiceError):
     code = grpc.StatusCode.NOT_FOUND
     default_reason = "NOT_FOUND"
 
-    def __init__(self, resource: str, id: str, *, remedy: str = "", reason: str = "") -> None:
-        text = f"no {resource} {id!r}" + (f"; {remedy}" if remedy else "")
+    def __init__(self, resource: str, id: str, *, remedy: str = "", message: str = "", reason: str = "") -> None:
+        text = message or f"no {resource} {id!r}" + (f"; {remedy}" if remedy else "")
         super().__init__(text, reason=reason, metadata={"resource": resource, "id": id})
 
     @property
@@ -137,8 +137,8 @@ class AlreadyExists(ServiceError):
     code = grpc.StatusCode.ALREADY_EXISTS
     default_reason = "ALREADY_EXISTS"
 
-    def __init__(self, resource: str, id: str, *, remedy: str = "", reason: str = "") -> None:
-        text = f"{resource} {id!r} exists already" + (f"; {remedy}" if remedy else "")
+    def __init__(self, resource: str, id: str, *, remedy: str = "", message: str = "", reason: str = "") -> None:
+        text = message or f"{resource} {id!r} exists already" + (f"; {remedy}" if remedy else "")
         super().__init__(text, reason=reason, metadata={"resource": resource, "id": id})
 
 

@@ -295,9 +295,7 @@ def _view_behind(error: ViewBehind) -> ServiceError:
 
 
 def _not_found(resource: str, id: str, error: RegistryError) -> NotFound:
-    found = NotFound(resource, id)
-    found.message = str(error)
-    return found
+    return NotFound(resource, id, message=str(error))
 
 
 def _violations(problems: Sequence[Problem]) -> list[Message]:

@@ -59,7 +59,7 @@ ERRORS: Final = (
     )
     .add(
         errors.DefinitionNotFound,
-        lambda error: NotFound("definition", error.reference, remedy=str(error), reason="DEFINITION_NOT_FOUND"),
+        lambda error: NotFound("definition", error.reference, message=str(error), reason="DEFINITION_NOT_FOUND"),
     )
     .add(errors.InvalidRequest, lambda error: InvalidArgument(error.field, error.value, error.problem))
     .add(

@@ -36,11 +36,12 @@ ERRORS = (
     ErrorMap()
     .add(errors.InvalidProposal, lambda error: InvalidArgument(error.field, error.value, error.problem))
     .add(errors.InvalidVariable, lambda error: InvalidArgument(error.field, error.value, error.problem))
-    .add(errors.ProposalUnknown, lambda error: NotFound("proposal", error.proposal_id, remedy="see ListProposals"))
-    .add(errors.VariableUnknown, lambda error: NotFound("variable", error.name, remedy=error.message))
-    .add(errors.VariableExists, lambda error: AlreadyExists("variable", error.name, remedy=error.message))
+    .add(errors.ProposalUnknown, lambda error: NotFound("proposal", error.proposal_id, message=error.message))
+    .add(errors.VariableUnknown, lambda error: NotFound("variable", error.name, message=error.message))
+    .add(errors.VariableExists, lambda error: AlreadyExists("variable", error.name, message=error.message))
     .add(
-        errors.RequestReused, lambda error: AlreadyExists("proposal of request", error.request_id, remedy=error.message)
+        errors.RequestReused,
+        lambda error: AlreadyExists("proposal of request", error.request_id, message=error.message),
     )
     .add(errors.NotAVoter, lambda error: FailedPrecondition(error.message, reason="NOT_A_VOTER"))
     .add(errors.AlreadyVoted, lambda error: FailedPrecondition(error.message, reason="ALREADY_VOTED"))

@@ -1,5 +1,8 @@
 """The synod command."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from synod_client.cli import agents, decisions, events, money, proofs, runs, system
@@ -28,6 +31,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"synod {version('synod-client')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What holds for every command; the help text is the app's."""
+
+
 SYSTEM = "The system"
 WORK = "Agents and their work"
 CONTROL = "Money and decisions"
@@ -50,6 +69,8 @@ app.add_typer(money.budget_app, name="budget", rich_help_panel=CONTROL)
 app.command("propose", rich_help_panel=CONTROL)(decisions.propose)
 app.command("vote", rich_help_panel=CONTROL)(decisions.vote)
 app.command("proposals", rich_help_panel=CONTROL)(decisions.proposals)
+app.add_typer(decisions.variables_app, name="variables", rich_help_panel=CONTROL)
+app.add_typer(money.prices_app, name="prices", rich_help_panel=CONTROL)
 events.events_app.command("checkpoints")(proofs.checkpoints)
 events.events_app.command("prove")(proofs.prove)
 app.add_typer(events.events_app, name="events", rich_help_panel=PROOF)

@@ -25,9 +25,10 @@ def define(
     Example: synod define deploy/examples/model-scout/agents.yaml
     """
 
+    # One request: the documents of all files may name each other.
+    text = "\n---\n".join(_text(path) for path in files)
+
     async def command(synod: Synod) -> None:
-        # One request: the documents of all files may name each other.
-        text = "\n---\n".join(path.read_text(encoding="utf-8") for path in files)
         found = await synod.define(text, validate_only=check)
         if as_json:
             return print_messages(found)
@@ -184,3 +185,11 @@ def tools_grants(
         return print_table("", ("grant", "agent", "tool", "granted", "revoked"), rows)
 
     run(command, data)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        raise typer.BadParameter(problem, param_hint="FILES") from error

@@ -7,11 +7,14 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.markup import escape
 from synod.consensus.v1.consensus_pb2 import (
+    DeclareVariableRequest,
+    FloatRange,
     Proposal,
     ProposalState,
     ProposeRequest,
     Rule,
     RuleKind,
+    Variable,
     VariableChange,
     Voter,
 )
@@ -20,6 +23,7 @@ from synod_client.cli.output import as_dict, enum_name, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
 
+variables_app = typer.Typer(help="Values that only decided proposals change.", no_args_is_help=True)
 RULES = {name.removeprefix("RULE_KIND_").lower(): value for name, value in RuleKind.items() if value}
 
 
@@ -109,6 +113,52 @@ def proposals(
         return print_table("", ("proposal", "title", "state", "outcome", "tally"), rows)
 
     run(command, data)
+
+
+@variables_app.command("declare")
+def variables_declare(
+    name: Annotated[str, typer.Argument(help="a-z, 0-9, '-' and '_'.")],
+    value: Annotated[str, typer.Argument(help="First value: a number, or one of the choices.")],
+    minimum: Annotated[float, typer.Option("--min", help="Of a number.")] = 0.0,
+    maximum: Annotated[float, typer.Option("--max", help="Of a number.")] = 1.0,
+    choices: Annotated[list[str] | None, typer.Option("--choice", help="Instead of a number; repeatable.")] = None,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Declare a variable that only decided proposals change.
+
+    Example: synod variables declare rate 0.5 --min 0 --max 1
+    """
+    request = DeclareVariableRequest(name=name, initial_value_json=json.dumps(value) if choices else value)
+    if choices:
+        request.choices.options.extend(choices)
+    else:
+        request.float_range.CopyFrom(FloatRange(min=minimum, max=maximum))
+
+    async def command(synod: Synod) -> None:
+        _print_variables([await synod.declare_variable(request)], as_json)
+
+    run(command, data)
+
+
+@variables_app.command("list")
+def variables_list(as_json: AsJson = False, data: Data = None) -> None:
+    """List variables with their value and the proposal that set it.
+
+    Example: synod variables list
+    """
+
+    async def command(synod: Synod) -> None:
+        _print_variables(await synod.variables(), as_json)
+
+    run(command, data)
+
+
+def _print_variables(found: list[Variable], as_json: bool) -> None:
+    if as_json:
+        return print_json([as_dict(item) for item in found])
+    rows = [(item.name, item.type, item.value_json, item.version, item.proposal_id) for item in found]
+    return print_table("", ("variable", "type", "value", "version>", "set by"), rows)
 
 
 def _voter(text: str) -> Voter:

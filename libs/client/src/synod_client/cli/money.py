@@ -21,6 +21,8 @@ class Window(StrEnum):
 
 
 budget_app = typer.Typer(help="Limits of spending.", no_args_is_help=True)
+prices_app = typer.Typer(help="Prices of models.", no_args_is_help=True)
+_NANO_PER_MILLION_IN_PICO = 1_000
 
 
 def spend(
@@ -52,6 +54,33 @@ def spend(
     run(command, data)
 
 
+@prices_app.command("set")
+def prices_set(
+    model: Annotated[str, typer.Argument(help="provider/model.")],
+    usd_in: Annotated[str, typer.Argument(help="US dollars per million input tokens, such as 0.10.")],
+    usd_out: Annotated[str, typer.Argument(help="US dollars per million output tokens.")],
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Give a model a price of your own, which wins over the price book.
+
+    Example: synod prices set ollama/qwen3 0.02 0.08
+    """
+    provider, found, name = model.partition("/")
+    if not found:
+        raise typer.BadParameter(f"'{model}' is not provider/model, such as ollama/qwen3", param_hint="MODEL")
+    rates = [_nano_usd(text, hint) for text, hint in ((usd_in, "USD_IN"), (usd_out, "USD_OUT"))]
+
+    async def command(synod: Synod) -> None:
+        # A nano-USD per million tokens is a thousandth of a pico-USD per token.
+        price = await synod.set_price(provider, name, *(rate // _NANO_PER_MILLION_IN_PICO for rate in rates))
+        if as_json:
+            return print_messages([price])
+        return print_table("", ("model", "USD in", "USD out"), [(model, usd_in, usd_out)])
+
+    run(command, data)
+
+
 @budget_app.command("set")
 def budget_set(
     budget_id: Annotated[str, typer.Argument(help="Name of the budget.")],
@@ -68,10 +97,7 @@ def budget_set(
 
     Example: synod budget set daily 5 --window day
     """
-    try:
-        amount = parse_usd(limit)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="LIMIT") from error
+    amount = _nano_usd(limit, "LIMIT")
 
     async def command(synod: Synod) -> None:
         scope = Attribution(agent=agent, model=model, root_run_id=run_id)
@@ -110,3 +136,10 @@ def _print(budgets: list[Budget], as_json: bool) -> None:
         for item in budgets
     ]
     return print_table("", ("budget", "scope", "window", "kind", "limit>", "spent>", "held>", "left>"), rows)
+
+
+def _nano_usd(text: str, hint: str) -> int:
+    try:
+        return parse_usd(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error

@@ -25,6 +25,10 @@ _WIDE = 1000
 """Columns of a table that no terminal shows: whole lines for grep and awk."""
 
 
+_IN_MESSAGE = frozenset({"field", "value", "problem", "resource", "id", "permission", "principal", "error_id"})
+"""Keys of google.rpc.ErrorInfo that services make their messages of."""
+
+
 class Exit(IntEnum):
     """0 done; 1 what was asked did not come true; 2 wrong usage; 3 to 8 say why a service did not do it; 130 Ctrl-C."""
 
@@ -59,10 +63,10 @@ def exit_code(error: SynodError) -> Exit:
 
 
 def print_error(error: SynodError) -> None:
-    """The message, then each field's problem on a line of its own."""
+    """The message, then each field's problem on a line of its own. What the message is made of is not said twice."""
     errors.print(f"[red]error[/red] {escape(error.message)}", highlight=False, soft_wrap=True)
     for field, problem in error.details.items():
-        if problem not in error.message:
+        if field not in _IN_MESSAGE and problem not in error.message:
             errors.print(f"  {field}: {problem}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -147,8 +147,8 @@ def chat(
             text = next(given, "") if message else _typed()
             if not text.strip():
                 return Exit.DONE
-            if await _turn(synod, conversation.id, text) is not Exit.DONE:
-                return Exit.NOT_TRUE
+            if (ended := await _turn(synod, conversation.id, text)) is not Exit.DONE:
+                return ended
 
     run(command, data)
 
@@ -167,7 +167,7 @@ async def _turn(synod: Synod, conversation_id: str, text: str) -> Exit:
     if ended.state != RUN_STATE_COMPLETED:
         console.print()
         errors.print(f"[red]{ended.failure.reason}[/red] {escape(ended.failure.message)}")
-        return Exit.NOT_TRUE
+        return _outcome(ended)
     console.print("" if streamed else escape(ended.output))
     return Exit.DONE
 
@@ -203,7 +203,13 @@ async def _follow(synod: Synod, run_id: str, after: int, as_json: bool) -> int:
         console.print(ended.output, markup=False, highlight=False, soft_wrap=True)
     else:
         errors.print(f"[red]{_state(ended)}[/red] {ended.failure.reason}: {escape(ended.failure.message)}")
-    return Exit.DONE if ended.state == RUN_STATE_COMPLETED else Exit.NOT_TRUE
+    return _outcome(ended)
+
+
+def _outcome(ended: Run) -> Exit:
+    if ended.state == RUN_STATE_COMPLETED:
+        return Exit.DONE
+    return Exit.BUDGET if ended.failure.reason == "BUDGET_EXHAUSTED" else Exit.NOT_TRUE
 
 
 def print_update(update: RunUpdate) -> None:
