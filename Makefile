@@ -143,3 +143,7 @@ for _ in $$(seq $(START_S)); do \
   $(COMPOSE) exec -T ws-gateway python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
 done; $(COMPOSE) ps; echo "compose: not ready after $(START_S) s; see $(COMPOSE) logs"; exit 1
 endef
+
+.PHONY: e2e
+e2e: setup ## Build the containers, start them and try to break them (needs a container engine; minutes)
+	SYNOD_E2E=1 $(BIN)/python -m pytest tests/e2e

@@ -32,6 +32,10 @@ compose-up *args:
 demo *args:
     @make demo {{args}}
 
+# Build the containers, start them and try to break them (needs a container engine; minutes)
+e2e *args:
+    @make e2e {{args}}
+
 # Format the code and apply safe fixes
 format *args:
     @make format {{args}}

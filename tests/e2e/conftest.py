@@ -1,0 +1,129 @@
+"""The system in containers, built and started once for all tests of this folder, under a project name of its own."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from launcher.errors import PortInUse
+from launcher.layout import SERVICES, Layout
+from launcher.ports import check_ports
+from synod_client import Endpoints, Synod
+
+ROOT = Path(__file__).parents[2]
+SECRETS = ROOT / "deploy" / "compose" / "secrets"
+FILES = ("compose.yaml", "deploy/compose/compose.dev.yaml")
+PROJECT = "synod-e2e"
+BUILD_S, START_S, COMMAND_S = 1500, 300, 180
+POLL_S = 0.5
+
+
+def missing() -> str:
+    """Why these tests cannot run here; empty if they can."""
+    if not os.environ.get("SYNOD_E2E"):
+        return "builds images and takes minutes; run `make e2e`"
+    if shutil.which("docker") is None:
+        return "needs a container engine: there is no `docker` on PATH"
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        return "needs a container engine: `docker info` fails, is it running?"
+    return "" if compose_command() else "needs Docker Compose: neither `docker compose` nor `docker-compose` works"
+
+
+def compose_command() -> tuple[str, ...]:
+    for command in (("docker", "compose"), ("docker-compose",)):
+        if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
+            return command
+    return ()
+
+
+class Containers:
+    """The project, and what a person would do to it."""
+
+    def __init__(self, port_base: int) -> None:
+        self.port_base = port_base
+        files = (part for file in FILES for part in ("--file", file))
+        self._command = (*compose_command(), "--project-name", PROJECT, *files)
+        ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": str(port_base + 980)}
+        self._environment = {**os.environ, **ports}
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints.discover({"SYNOD_PORT_BASE": str(self.port_base)}, SECRETS)
+
+    def compose(self, *arguments: str, timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
+        """Runs a command of Compose and answers what it printed; AssertionError with its words if it fails."""
+        command = (*self._command, *arguments)
+        done = subprocess.run(
+            command, cwd=ROOT, env=self._environment, capture_output=True, input=stdin, timeout=timeout_s, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
+        return done.stdout
+
+    def up(self) -> None:
+        self.compose("up", "--detach", timeout_s=START_S)
+        for service in SERVICES:
+            self.wait_ready(service.name)
+
+    def down(self) -> None:
+        self.compose("down", "--volumes", "--remove-orphans")
+
+    def crash(self, container: str) -> None:
+        """Kills it without a word. An engine does not restart what was killed by its own command."""
+        self.compose("kill", "-s", "SIGKILL", container)
+
+    def start(self, container: str) -> None:
+        self.compose("start", container)
+
+    def run(self, container: str, *command: str) -> str:
+        """What a command prints inside a running container."""
+        return self.compose("exec", "-T", container, *command).decode()
+
+    def wait_ready(self, service: str) -> None:
+        end = time.monotonic() + START_S
+        while True:
+            try:
+                self.run(service, "python", "-m", "servicekit.healthcheck")
+            except AssertionError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(POLL_S)
+            else:
+                return
+
+
+def free_port_base() -> int:
+    """A base, a multiple of 100, whose ports are all free now."""
+    for _ in range(50):
+        base = random.randrange(20_000, 60_000, 1_100)
+        try:
+            check_ports(base, Layout(Path(), base).ports())
+        except PortInUse:
+            continue
+        return base
+    raise RuntimeError("no free range of ports was found")
+
+
+@pytest.fixture(scope="session")
+def containers() -> Iterator[Containers]:
+    if reason := missing():
+        pytest.skip(reason)
+    subprocess.run([sys.executable, "-m", "launcher.containers", "secrets", str(SECRETS)], check=True, timeout=60)
+    started = Containers(free_port_base())
+    started.compose("build", timeout_s=BUILD_S)
+    started.down()
+    try:
+        started.up()
+        yield started
+    finally:
+        started.down()
+
+
+@pytest.fixture
+async def synod(containers: Containers) -> AsyncIterator[Synod]:
+    async with Synod.connect(containers.endpoints) as connected:
+        yield connected
