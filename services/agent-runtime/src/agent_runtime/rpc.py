@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
+from servicekit import paging
 from servicekit.context import current_principal, event_context
 from servicekit.errors import InvalidArgument
 from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
@@ -30,7 +29,6 @@ PERMISSIONS: Final = {
     "SendMessage": "conversations.send",
     "GetConversation": "conversations.read",
 }
-PAGE_DEFAULT, PAGE_MAX = 100, 1000
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -48,10 +46,10 @@ class AgentRuntimeRpc(agent_runtime_pb2_grpc.AgentRuntimeServicer):
         return translate.from_run(await self.runtime.get_run(current_principal().tenant, request.id))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
-        size, before = _page_size(request.page_size), _page_key(request.page_token)
+        size, before = paging.page_size(request.page_size), _before(request.page_token)
         wanted = translate.STATE_NAMES.get(request.state, "")
         rows = await self.queries.runs(current_principal().tenant, wanted, request.roots_only, before, size)
-        token = _token(page_key(rows[-1])) if len(rows) == size else ""
+        token = paging.next_page_token([page_key(row) for row in rows], size)
         return pb.ListRunsResponse(runs=[translate.from_row(row) for row in rows], next_page_token=token)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.RunUpdate]:
@@ -78,21 +76,8 @@ class AgentRuntimeRpc(agent_runtime_pb2_grpc.AgentRuntimeServicer):
         return translate.from_conversation(state)
 
 
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= PAGE_MAX:
-        raise InvalidArgument("page_size", asked, f"must be 0 (for {PAGE_DEFAULT}) to {PAGE_MAX}")
-    return asked or PAGE_DEFAULT
-
-
-def _token(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode()
-
-
-def _page_key(token: str) -> str:
-    try:
-        key = base64.urlsafe_b64decode(token.encode()).decode()
-    except (binascii.Error, ValueError):
-        key = "?"
+def _before(token: str) -> str:
+    key = paging.page_key(token)
     if key and len(key.split(" ")) != 2:
-        raise InvalidArgument("page_token", token, "is not one of ours; start without one")
+        raise InvalidArgument("page_token", token, "is not one of this method; pass none to begin")
     return key

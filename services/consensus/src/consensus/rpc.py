@@ -1,7 +1,5 @@
 """gRPC in: translate, call, translate."""
 
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +7,8 @@ from typing import Final
 import grpc
 from eventlog.clock import Clock
 from servicekit.context import current_principal, event_context
-from servicekit.errors import InvalidArgument, PermissionDenied
+from servicekit.errors import PermissionDenied
+from servicekit.paging import next_page_token, page_key, page_size
 from synod.consensus.v1 import consensus_pb2 as pb
 from synod.consensus.v1 import consensus_pb2_grpc
 
@@ -31,7 +30,6 @@ PERMISSIONS: Final = {
     "WatchVariable": "variables.read",
 }
 VOTE_FOR_OTHERS: Final = "proposals.vote_for_others"
-PAGE_DEFAULT, PAGE_MAX = 100, 1000
 NAMES_COMPARED: Final = 1000
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -64,15 +62,15 @@ class ConsensusRpc(consensus_pb2_grpc.ConsensusServicer):
         return await self._proposal(await self.consensus.proposal(current_principal().tenant, request.id))
 
     async def ListProposals(self, request: pb.ListProposalsRequest, context: Context) -> pb.ListProposalsResponse:
-        size = _page_size(request.page_size)
+        size = page_size(request.page_size)
         wanted = translate.STATE_NAMES.get(request.state, "")
-        before = _page_key(request.page_token)
+        before = page_key(request.page_token)
         tenant = current_principal().tenant
         rows = await self.queries.proposals(tenant, wanted, request.run_id, before, size)
         states = [(row, await self.consensus.proposal(tenant, row.id)) for row in rows]
         found = [translate.with_times(translate.from_proposal(state), row) for row, state in states]
         return pb.ListProposalsResponse(
-            proposals=found, next_page_token=_token(rows[-1].id if len(rows) == size else "")
+            proposals=found, next_page_token=next_page_token([row.id for row in rows], size)
         )
 
     async def WatchProposal(self, request: pb.WatchProposalRequest, context: Context) -> AsyncIterator[pb.Proposal]:
@@ -88,12 +86,12 @@ class ConsensusRpc(consensus_pb2_grpc.ConsensusServicer):
         return translate.from_variable(await self.consensus.variable(tenant, request.name, known))
 
     async def ListVariables(self, request: pb.ListVariablesRequest, context: Context) -> pb.ListVariablesResponse:
-        tenant, size = current_principal().tenant, _page_size(request.page_size)
-        rows = await self.queries.variables(tenant, _page_key(request.page_token), size)
+        tenant, size = current_principal().tenant, page_size(request.page_size)
+        rows = await self.queries.variables(tenant, page_key(request.page_token), size)
         states = [(row, await self.consensus.variable(tenant, row.name)) for row in rows]
         found = [translate.with_change_time(translate.from_variable(state), row) for row, state in states]
         return pb.ListVariablesResponse(
-            variables=found, next_page_token=_token(rows[-1].name if len(rows) == size else "")
+            variables=found, next_page_token=next_page_token([row.name for row in rows], size)
         )
 
     async def WatchVariable(self, request: pb.WatchVariableRequest, context: Context) -> AsyncIterator[pb.Variable]:
@@ -110,20 +108,3 @@ def _check_voter(voter_id: str) -> None:
     principal = current_principal()
     if principal.kind != "service" and voter_id != principal.id and not principal.may(VOTE_FOR_OTHERS):
         raise PermissionDenied(VOTE_FOR_OTHERS, principal.id, message=f"{principal.id} may not vote as '{voter_id}'")
-
-
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= PAGE_MAX:
-        raise InvalidArgument("page_size", asked, f"must be 0 (for {PAGE_DEFAULT}) to {PAGE_MAX}")
-    return asked or PAGE_DEFAULT
-
-
-def _token(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode()
-
-
-def _page_key(token: str) -> str:
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise InvalidArgument("page_token", token, "is not one of ours; start without one") from None

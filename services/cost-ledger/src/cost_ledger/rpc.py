@@ -7,6 +7,7 @@ from typing import Final
 
 import grpc
 from servicekit.context import event_context
+from servicekit.paging import page_key, page_size
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 
@@ -65,7 +66,7 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_budget(await self.ledger.get_budget(request.budget_id, event_context()))
 
     async def ListBudgets(self, request: pb.ListBudgetsRequest, context: Call) -> pb.ListBudgetsResponse:
-        size, after = translate.to_page_size(request.page_size), translate.to_page_key(request.page_token)
+        size, after = page_size(request.page_size), page_key(request.page_token)
         await self.freshness.own()
         found = await self.queries.budgets(event_context().tenant, after, size, self.ledger.clock.now())
         return translate.from_budgets(found, size)
@@ -77,7 +78,7 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_spend(await self.queries.spend(tenant, query))
 
     async def ListPrices(self, request: pb.ListPricesRequest, context: Call) -> pb.ListPricesResponse:
-        size, after = translate.to_page_size(request.page_size), translate.to_page_key(request.page_token)
+        size, after = page_size(request.page_size), page_key(request.page_token)
         found = await self.ledger.list_prices(request.provider, after, size, event_context())
         return translate.from_prices(found, size, self.ledger.prices.version)
 

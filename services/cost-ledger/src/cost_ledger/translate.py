@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,6 +18,7 @@ from servicekit.errors import (
     NotFound,
     ResourceExhausted,
 )
+from servicekit.paging import next_page_token
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Window
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
@@ -31,9 +30,6 @@ from cost_ledger.domain import Reservation, SetBudget, SetPrice, State
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
-
-PAGE_DEFAULT: Final = 100
-PAGE_MAX: Final = 1000
 
 _STATES: Final[dict[State, pb.ReservationState.ValueType]] = {
     "held": pb.RESERVATION_STATE_HELD,
@@ -156,20 +152,6 @@ def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribut
     )
 
 
-def to_page_size(asked: int) -> int:
-    if not 0 <= asked <= PAGE_MAX:
-        raise InvalidArgument("page_size", asked, f"must be from 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
-    return asked or PAGE_DEFAULT
-
-
-def to_page_key(token: str) -> str:
-    """The last name of the page before; empty for the first page."""
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise InvalidArgument("page_token", token, "is not one of ours; start again without one") from None
-
-
 def _usage_line(line: pb.UsageLine) -> UsageLine:
     fields = {
         "direction": line.direction,
@@ -241,7 +223,7 @@ def from_budget(status: BudgetStatus) -> pb.Budget:
 
 
 def from_budgets(found: Sequence[BudgetStatus], size: int) -> pb.ListBudgetsResponse:
-    token = _page_token(found[-1].budget.budget_id) if len(found) == size else ""
+    token = next_page_token([status.budget.budget_id for status in found], size)
     return pb.ListBudgetsResponse(budgets=[from_budget(status) for status in found], next_page_token=token)
 
 
@@ -279,7 +261,7 @@ def from_price(named: NamedPrice) -> pb.Price:
 
 
 def from_prices(found: Sequence[NamedPrice], size: int, version: str) -> pb.ListPricesResponse:
-    token = _page_token(found[-1].name) if len(found) == size else ""
+    token = next_page_token([named.name for named in found], size)
     return pb.ListPricesResponse(
         prices=[from_price(named) for named in found], next_page_token=token, price_version=version
     )
@@ -287,10 +269,6 @@ def from_prices(found: Sequence[NamedPrice], size: int, version: str) -> pb.List
 
 def from_attribution(attribution: Attribution) -> pb.Attribution:
     return pb.Attribution(**attribution.model_dump())
-
-
-def _page_token(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).decode()
 
 
 def _stamp(moment: datetime) -> Timestamp:

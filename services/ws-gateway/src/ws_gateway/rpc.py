@@ -1,13 +1,11 @@
 """gRPC in: translate, call, translate."""
 
-import base64
-import binascii
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
 from servicekit.context import current_principal
-from servicekit.errors import InvalidArgument
+from servicekit.paging import next_page_token, page_key, page_size
 from synod.ws_gateway.v1 import ws_gateway_pb2 as pb
 from synod.ws_gateway.v1 import ws_gateway_pb2_grpc
 
@@ -18,7 +16,6 @@ from ws_gateway.sessions import Register
 
 PERMISSIONS: Final = {"ListSessions": "sessions.read", "CloseSession": "sessions.close"}
 CLOSED_BY_OPERATOR: Final = 4403
-PAGE_DEFAULT, PAGE_MAX = 100, 1000
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -29,11 +26,11 @@ class WsGatewayRpc(ws_gateway_pb2_grpc.WsGatewayServicer):
     queries: Queries
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
-        size = _page_size(request.page_size)
+        size = page_size(request.page_size)
         tenant = current_principal().tenant
-        rows = await self.queries.sessions(tenant, request.closed, _page_key(request.page_token), size)
-        last = rows[-1].id if len(rows) == size else ""
-        return pb.ListSessionsResponse(sessions=[self._session(row) for row in rows], next_page_token=_token(last))
+        rows = await self.queries.sessions(tenant, request.closed, page_key(request.page_token), size)
+        token = next_page_token([row.id for row in rows], size)
+        return pb.ListSessionsResponse(sessions=[self._session(row) for row in rows], next_page_token=token)
 
     async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.Session:
         live = self.register.get(current_principal().tenant, request.id)
@@ -55,20 +52,3 @@ class WsGatewayRpc(ws_gateway_pb2_grpc.WsGatewayServicer):
             return translate.from_session(row, (), row.frames_sent, row.frames_dropped)
         connection = live.connection
         return translate.from_session(row, connection.channels, live.frames_sent, connection.frames_dropped)
-
-
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= PAGE_MAX:
-        raise InvalidArgument("page_size", asked, f"must be 0 (for {PAGE_DEFAULT}) to {PAGE_MAX}")
-    return asked or PAGE_DEFAULT
-
-
-def _token(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode()
-
-
-def _page_key(token: str) -> str:
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise InvalidArgument("page_token", token, "is not one of ours; start without one") from None
