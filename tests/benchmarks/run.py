@@ -14,7 +14,7 @@ NAMES = ("append", "relay", "rebuild", "step", "spawn")
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=NAMES, action="append", help="repeatable; default all")
-    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--size", choices=("tiny", "small", "full"), default="small")
     options = parser.parse_args(arguments)
     for name in options.only or NAMES:
         report = asyncio.run(importlib.import_module(f"bench_{name}").measure(options.size))

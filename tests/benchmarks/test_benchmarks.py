@@ -1,0 +1,26 @@
+"""Every benchmark runs and reports in the form that all keep. Its figures are for `make bench`, not for tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.system
+HERE = Path(__file__).parent
+NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_benchmark_runs_and_reports(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "run.py"), "--only", name, "--size", "tiny"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "build" / "bench" / f"{name}.json").read_text())
+    assert set(report) == {"name", "machine", "versions", "durability", "rows"}
+    assert report["name"] == name
+    assert report["durability"]
+    for row in report["rows"]:
+        assert set(row) == {"case", "metric", "unit", "value", "target", "peer", "peer_value"}
+        assert row["value"] > 0 or row["unit"] == "KiB"
