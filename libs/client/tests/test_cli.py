@@ -205,6 +205,35 @@ def test_spend_is_grouped_as_asked_and_shown_in_dollars(synod: Command, fakes: F
     assert (list(request.group_by), request.filter.root_run_id) == (["agent", "model"], "run_1")
 
 
+def test_a_price_is_set_in_dollars_per_million_tokens(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("cost-ledger", "SetPrice", ledger_pb.Price(provider="ollama", model="qwen3"))
+    shown = synod("prices", "set", "ollama/qwen3", "0.10", "0.4")
+    assert shown.exit_code == Exit.DONE
+    (asked,) = fakes.requests("SetPrice")
+    assert (asked.provider, asked.model) == ("ollama", "qwen3")
+    assert (asked.input_pico_usd, asked.output_pico_usd) == (100_000, 400_000)
+
+
+def test_a_variable_is_declared_as_a_number_or_a_choice(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("consensus", "DeclareVariable", consensus_pb.Variable(name="rate", value_json="0.5", version=1))
+    assert synod("variables", "declare", "rate", "0.5", "--max", "2").exit_code == Exit.DONE
+    assert synod("variables", "declare", "mode", "safe", "--choice", "safe", "--choice", "fast").exit_code == Exit.DONE
+    number, choice = fakes.requests("DeclareVariable")
+    assert (number.float_range.max, number.initial_value_json) == (2.0, "0.5")
+    assert (list(choice.choices.options), choice.initial_value_json) == (["safe", "fast"], '"safe"')
+
+
+def test_a_file_that_is_not_utf8_is_refused_by_name(synod: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe")
+    refused = synod("define", str(tmp_path / "bad.yaml"))
+    assert refused.exit_code == Exit.USAGE
+    assert "not UTF-8" in refused.stderr.replace("\n", " ")
+
+
+def test_version_is_told(synod: Command) -> None:
+    assert synod("--version").stdout.startswith("synod 0.")
+
+
 def test_a_budget_is_set_in_dollars(synod: Command, fakes: FakeSystem) -> None:
     fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="daily", limit_nano_usd=5_000_000_000))
     shown = synod("budget", "set", "daily", "5", "--window", "day", "--soft", "--agent", "analyst")
@@ -322,7 +351,7 @@ def test_a_chat_whose_run_fails_says_why(synod: Command, fakes: FakeSystem) -> N
     fakes.answer("agent-runtime", "WatchRun", [runtime_pb.RunUpdate(cursor=1)])
     fakes.answer("agent-runtime", "GetRun", runtime_pb.Run(state=runtime_pb.RUN_STATE_FAILED, failure=failure))
     failed = synod("chat", "helper", "-m", "hello")
-    assert (failed.exit_code, failed.stderr) == (Exit.NOT_TRUE, "BUDGET_EXHAUSTED nothing left\n")
+    assert (failed.exit_code, failed.stderr) == (Exit.BUDGET, "BUDGET_EXHAUSTED nothing left\n")
 
 
 # Logs and views
