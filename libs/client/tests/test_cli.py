@@ -455,7 +455,15 @@ def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> N
     fakes.answer("agent-runtime", "Subscribe", lambda _: [event])
     command = [SYNOD, "events", "tail", "agent-runtime", "--after", "0", "--json"]
     environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tail:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as tail:
         assert tail.stdout is not None
         assert json.loads(tail.stdout.readline())["type"] == "RunStarted"
         tail.send_signal(signal.SIGINT)

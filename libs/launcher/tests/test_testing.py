@@ -35,7 +35,14 @@ def test_killed_pytest_leaves_no_server_and_no_directory(tmp_path: Path, how: si
         os.devnull,
         str(tmp_path / "test_hang.py"),
     )
-    pytest_process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
+    pytest_process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     _wait_for(lambda: report.exists() and report.read_text().endswith("."))
     directory, *pids, _ = report.read_text().split()
 

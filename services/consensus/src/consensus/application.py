@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from eventlog.aggregates import Aggregates
 from eventlog.clock import Clock
@@ -77,6 +78,7 @@ class Consensus:
         )
         self.changes = Changes(log)
         self.deadline_added = asyncio.Event()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def propose(self, command: Propose, context: Context) -> Proposal:
         """Opens a proposal; its id follows from tenant and request id, so that a repeat is no second."""
@@ -148,7 +150,15 @@ class Consensus:
         variables.canonical(state.declared, command.change.value_json)
 
     async def _decide(self, proposal_id: str, decide: Decide, context: Context) -> Proposal:
-        """Appends what is decided, and with it the change of the variable that it carries: both or neither."""
+        """Appends what is decided, and with it the change of the variable that it carries: both or neither.
+
+        Votes on one proposal take turns in this process; between processes the expected version decides.
+        """
+        turn = self._turns.setdefault(proposal_id, asyncio.Lock())
+        async with turn:
+            return await self._decide_in_turn(proposal_id, decide, context)
+
+    async def _decide_in_turn(self, proposal_id: str, decide: Decide, context: Context) -> Proposal:
         for _ in range(RETRIES):
             loaded = await self._proposals.load(proposal_id)
             events = tuple(decide(loaded.state))
