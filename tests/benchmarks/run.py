@@ -6,6 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import uvloop
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 NAMES = ("append", "relay", "rebuild", "step", "spawn")
@@ -17,7 +19,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", choices=("tiny", "small", "full"), default="small")
     options = parser.parse_args(arguments)
     for name in options.only or NAMES:
-        report = asyncio.run(importlib.import_module(f"bench_{name}").measure(options.size))
+        # On the event loop that services run on.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            report = runner.run(importlib.import_module(f"bench_{name}").measure(options.size))
         report.show()
         print(f"wrote {report.write()}\n")
     return 0
