@@ -1,7 +1,7 @@
 """The connection to NATS."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,7 +27,7 @@ async def connect(url: str, login: Login) -> Client:
 
     async def note(error: Exception) -> None:
         # connect() itself only says that there are no servers; the reason is told here.
-        failures[:] = [error]
+        failures.append(error)
 
     try:
         client = await nats.connect(
@@ -40,7 +40,7 @@ async def connect(url: str, login: Login) -> Client:
             inbox_prefix=CLIENT_INBOX if login == "client" else "_INBOX",
         )
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise _explained(failures[-1] if failures else error, url, login) from error
+        raise _explained([*failures, error], url, login) from error
     # The limit above is for the first connection, which a person waits for.
     client.options["max_reconnect_attempts"] = -1
     return client
@@ -65,15 +65,21 @@ def cancellations() -> int:
     return task.cancelling() if task else 0
 
 
-def _explained(error: Exception, url: str, login: Login) -> SynodError:
+def _explained(failures: Sequence[Exception], url: str, login: Login) -> SynodError:
     parts = urlsplit(url)
     where = f"NATS at {parts.hostname}:{parts.port or 4222}"
-    if isinstance(error, nats.errors.AuthorizationError) or "uthorization" in str(error):
+    if any(_is_refusal(error) for error in failures):
         return NotAllowed(
             f"{where} refuses the login of '{login}'; set SYNOD_NATS_URL=nats://user:password@host:port, or use the data "
             "directory of the running system (--data, SYNOD_DATA)",
             "NATS_LOGIN",
         )
     return TryAgain(
-        f"{where} does not answer ({error}); start Synod with `synod up`, or set SYNOD_NATS_URL", "NOT_RUNNING"
+        f"{where} does not answer ({failures[0]}); start Synod with `synod up`, or set SYNOD_NATS_URL", "NOT_RUNNING"
     )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """A server that refuses a login says so and hangs up at once, which may come before what it said has been read."""
+    is_said = isinstance(error, nats.errors.AuthorizationError) or "uthorization" in str(error)
+    return is_said or isinstance(error, ConnectionResetError)
