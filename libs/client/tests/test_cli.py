@@ -453,7 +453,9 @@ def test_views_are_compared_with_what_their_events_say(synod: Command, fakes: Fa
 def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> None:
     event = log_pb.Event(position=1, stream="run/run_1", type="RunStarted", data=b"{}")
     fakes.answer("agent-runtime", "Subscribe", lambda _: [event])
-    command = [SYNOD, "events", "tail", "agent-runtime", "--after", "0", "--json"]
+    # A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", heard, SYNOD, "events", "tail", "agent-runtime", "--after", "0", "--json"]
     environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command,
@@ -461,8 +463,6 @@ def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> N
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as tail:
         assert tail.stdout is not None
         assert json.loads(tail.stdout.readline())["type"] == "RunStarted"
