@@ -4,10 +4,9 @@ import asyncio
 import json
 import os
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -164,7 +163,3 @@ async def closed_loop(callers: int, seconds: float, call: Callable[[int], Awaita
     await asyncio.gather(*(caller(number) for number in range(callers)))
     load.took_s = time.perf_counter() - start
     return load
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)

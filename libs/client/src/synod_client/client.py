@@ -32,7 +32,6 @@ from synod_client.errors import Refused
 from synod_client.following import Recorded, follow
 from synod_client.tasks import Tasks
 
-ENDED = frozenset({runtime_pb.RUN_STATE_COMPLETED, runtime_pb.RUN_STATE_FAILED, runtime_pb.RUN_STATE_CANCELLED})
 _PAGE = 500
 _REBUILD_TIMEOUT_S = 600.0
 
