@@ -317,9 +317,7 @@ async def test_session_is_listed_with_its_channels_and_closed_by_an_operator(sys
     stub = WsGatewayStub(system.served.channel)
     async with system.client() as client:
         await client.ask("subscribe", "subscribed", channel=EVENTS)
-        await until(lambda: _open_sessions(stub))
-        (session,) = (await stub.ListSessions(pb.ListSessionsRequest())).sessions
-        assert list(session.channels) == [EVENTS]
+        session = await _open_session_with(stub, [EVENTS])
         await stub.CloseSession(pb.CloseSessionRequest(id=session.id, reason="maintenance"))
         assert await client.closed() == (4403, "maintenance")
 
@@ -330,8 +328,16 @@ async def test_session_is_listed_with_its_channels_and_closed_by_an_operator(sys
     await until(closed)
 
 
-async def _open_sessions(stub: WsGatewayStub) -> bool:
-    return len((await stub.ListSessions(pb.ListSessionsRequest())).sessions) == 1
+async def _open_session_with(stub: WsGatewayStub, channels: list[str]) -> pb.Session:
+    """The one open session, as soon as the list, a view behind the log, shows it with these channels."""
+    found: list[pb.Session] = []
+
+    async def listed() -> bool:
+        found[:] = (await stub.ListSessions(pb.ListSessionsRequest())).sessions
+        return [list(session.channels) for session in found] == [channels]
+
+    await until(listed)
+    return found[0]
 
 
 # Frames that are wrong
