@@ -1,7 +1,6 @@
 """The system in containers, built and started once for all tests of this folder, under a project name of its own."""
 
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -10,9 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from launcher.errors import PortInUse
-from launcher.layout import SERVICES, Layout
-from launcher.ports import check_ports
+from launcher.layout import SERVICES
+from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
 
 ROOT = Path(__file__).parents[2]
@@ -96,24 +94,12 @@ class Containers:
                 return
 
 
-def free_port_base() -> int:
-    """A base, a multiple of 100, whose ports are all free now."""
-    for _ in range(50):
-        base = random.randrange(20_000, 60_000, 1_100)
-        try:
-            check_ports(base, Layout(Path(), base).ports())
-        except PortInUse:
-            continue
-        return base
-    raise RuntimeError("no free range of ports was found")
-
-
 @pytest.fixture(scope="session")
 def containers() -> Iterator[Containers]:
     if reason := missing():
         pytest.skip(reason)
     subprocess.run([sys.executable, "-m", "launcher.containers", "secrets", str(SECRETS)], check=True, timeout=60)
-    started = Containers(free_port_base())
+    started = Containers(free_port_base(step=100))
     started.compose("build", timeout_s=BUILD_S)
     started.down()
     try:

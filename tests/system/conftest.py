@@ -1,7 +1,6 @@
 """A whole system as its users have it: every service a process, started once for all tests of this folder."""
 
 import asyncio
-import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -10,10 +9,9 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import pytest
-from launcher.errors import PortInUse
 from launcher.layout import Layout
-from launcher.ports import check_ports
 from launcher.system import System
+from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
 
 ROOT = Path(__file__).parents[2]
@@ -42,18 +40,6 @@ class RunningSystem:
     @property
     def endpoints(self) -> Endpoints:
         return Endpoints.discover({}, self.system.layout.data)
-
-
-def free_port_base() -> int:
-    """A base whose ports are all free now."""
-    for _ in range(50):
-        base = random.randrange(20_000, 60_000, 1_100)
-        try:
-            check_ports(base, Layout(Path(), base, simulator=True).ports())
-        except PortInUse:
-            continue
-        return base
-    raise RuntimeError("no free range of ports was found")
 
 
 @pytest.fixture(scope="session")

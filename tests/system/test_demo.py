@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from launcher.testing import free_port_base
 
-from .conftest import ROOT, free_port_base
+from .conftest import ROOT
 
 pytestmark = pytest.mark.system
 

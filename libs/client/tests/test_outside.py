@@ -1,16 +1,14 @@
 """An agent outside with the real registry, keys and NATS of `synod up`."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from launcher.errors import PortInUse
 from launcher.layout import AUTHORITY, SERVICES, Layout
-from launcher.ports import check_ports
 from launcher.system import System
+from launcher.testing import free_port_base
 from synod.agent_registry.v1.agent_registry_pb2 import AGENT_HEALTH_ALIVE
 from synod_client import Agent, Endpoints, InvalidInput, Replaced, Synod, Task
 from synod_client.agent import Handler
@@ -22,13 +20,7 @@ DEADLINE_S = 20
 def free_layout(data: Path) -> Layout:
     """The registry alone, on ports that are free now."""
     services = tuple(service for service in SERVICES if service.name == AUTHORITY)
-    while True:
-        layout = Layout(data, random.randrange(20_000, 60_000, 1_100), services, durable=False)
-        try:
-            check_ports(layout.port_base, layout.ports())
-        except PortInUse:
-            continue
-        return layout
+    return Layout(data, free_port_base(), services, durable=False)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,13 +1,11 @@
 """Small systems of fake services."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launcher.errors import PortInUse
 from launcher.layout import Layout, Limits, Service
-from launcher.ports import check_ports
+from launcher.testing import free_port_base
 
 FAKES = Path(__file__).parent / "fakes"
 QUICK = Limits(
@@ -31,15 +29,14 @@ def make_layout(tmp_path: Path) -> MakeLayout:
     """Makes the layout of the services given, on free ports, in a directory of this test."""
 
     def make(*services: Service, limits: Limits = QUICK, **environment: str) -> Layout:
-        surroundings = {"PYTHONPATH": str(FAKES), "PATH": "/usr/bin:/bin", **environment}
-        while True:
-            base = random.randrange(10_000, 31_000)
-            layout = Layout(tmp_path / "data", base, services, environment=surroundings, limits=limits, durable=False)
-            try:
-                check_ports(base, layout.ports())
-            except PortInUse:
-                continue
-            return layout
+        return Layout(
+            tmp_path / "data",
+            free_port_base(),
+            services,
+            environment={"PYTHONPATH": str(FAKES), "PATH": "/usr/bin:/bin", **environment},
+            limits=limits,
+            durable=False,
+        )
 
     return make
 

@@ -9,7 +9,19 @@ from time import monotonic, sleep
 
 import pytest
 from launcher.errors import BinaryMissing, StartFailed
-from launcher.processes import Command, Warden, explain, run, start, stop, unprivileged, wait_until
+from launcher.processes import (
+    PORT_MIN,
+    Command,
+    Warden,
+    ephemeral_port_min,
+    explain,
+    free_port,
+    run,
+    start,
+    stop,
+    unprivileged,
+    wait_until,
+)
 
 from .conftest import runs
 
@@ -103,3 +115,7 @@ def ends(pid: int) -> bool:
     while runs(pid) and monotonic() < end:
         sleep(0.01)
     return not runs(pid)
+
+
+def test_a_free_port_is_none_that_a_connection_of_somebody_is_given() -> None:
+    assert all(PORT_MIN <= free_port() < ephemeral_port_min() for _ in range(100))

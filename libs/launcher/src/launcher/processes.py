@@ -1,5 +1,6 @@
 """A child process that cannot outlive us: what to run, as whom, and how it ends."""
 
+import errno
 import os
 import pwd
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from random import SystemRandom
 from time import monotonic, sleep
 
 from launcher import shield, warden
@@ -18,6 +20,9 @@ from launcher.errors import BinaryMissing, LauncherError, StartFailed
 NOBODY_UID = 65534
 POLL_S = 0.01
 """How often a condition of another process is looked at; processes give no other notice of being ready."""
+PORT_MIN = 10_000
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_CHANCE = SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +116,27 @@ def wait_until(
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on now; another process may still take it first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nothing listens on now; another process may still take it first.
+
+    The kernel gives it to nobody who asks for any port, as every connection that is made does.
+    """
+    while True:
+        port = _CHANCE.randrange(PORT_MIN, ephemeral_port_min())
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+        return port
+
+
+@cache
+def ephemeral_port_min() -> int:
+    """From here on the kernel gives ports to those who ask for any; where it leaves no room below, the end of ours."""
+    lowest = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.exists() else 32_768
+    return max(lowest, PORT_MIN + 10_000)
 
 
 def tail(log: Path, bytes_max: int = 2000) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import SystemRandom
 from secrets import token_hex
 
 import psycopg
@@ -27,10 +28,12 @@ import pytest
 from psycopg import sql
 
 from launcher import nats, processes
-from launcher.errors import StartFailed
+from launcher.errors import PortInUse, StartFailed
+from launcher.layout import EDGE_OFFSET, Layout
 from launcher.nats import EmbeddedNats
+from launcher.ports import check_ports
 from launcher.postgres import VOLATILE, EmbeddedPostgres, new_password
-from launcher.processes import Warden, free_port
+from launcher.processes import PORT_MIN, Warden, ephemeral_port_min, free_port
 
 OWNER = "tester"
 PORT_ATTEMPTS_MAX = 5
@@ -135,6 +138,17 @@ class RunningNats:
             processes.stop(self.process, how, WARDEN_GRACE_S)
             self.warden.release_group(self.process.pid)
             self.process = None
+
+
+def free_port_base(step: int = 20) -> int:
+    """A base for a whole system, a multiple of `step`, whose ports are free now and never given to who asks for any."""
+    while True:
+        base = SystemRandom().randrange(PORT_MIN, ephemeral_port_min() - EDGE_OFFSET, step)
+        try:
+            check_ports(base, Layout(Path(), base, simulator=True).ports())
+        except PortInUse:
+            continue
+        return base
 
 
 @contextmanager
