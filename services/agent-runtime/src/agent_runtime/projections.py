@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import ClassVar, Final, TypeVar
 
 from eventlog.records import StoredEvent
@@ -92,7 +93,7 @@ class RunsView:
         for event in events:
             rows[event.stream.id] = fold_run(rows.get(event.stream.id), event)
         async with connection.cursor() as writer:
-            await writer.executemany(_UPSERT, [asdict(row) for row in rows.values()])
+            await writer.executemany(_UPSERT, [_values(row) for row in rows.values()])
 
 
 def fold_run(row: RunRow | None, event: StoredEvent) -> RunRow:
@@ -165,8 +166,9 @@ def _list(value: object) -> list[object]:
 
 
 _COLUMNS: Final = tuple(column.name for column in fields(RunRow))
+_values: Final = attrgetter(*_COLUMNS)
 _UPSERT: Final = (
-    f"insert into runs ({', '.join(_COLUMNS)}) values ({', '.join(f'%({name})s' for name in _COLUMNS)})"
+    f"insert into runs ({', '.join(_COLUMNS)}) values ({', '.join('%s' for _ in _COLUMNS)})"
     f" on conflict (id) do update set {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[1:])}"
 )
 
