@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 from launcher.layout import Layout, Limits, Service
 from launcher.testing import free_port_base
 
 FAKES = Path(__file__).parent / "fakes"
+DEADLINE_S = 30.0
 QUICK = Limits(
     ready_timeout_s=20,
     stop_grace_s=1.0,
@@ -47,3 +49,11 @@ def runs(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def ends(pid: int) -> bool:
+    """True as soon as a process is gone; who was killed with its group needs a moment for it."""
+    end = monotonic() + DEADLINE_S
+    while runs(pid) and monotonic() < end:
+        sleep(0.01)
+    return not runs(pid)

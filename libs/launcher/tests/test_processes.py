@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic, sleep
 
 import pytest
 from launcher.errors import BinaryMissing, StartFailed
@@ -23,7 +22,7 @@ from launcher.processes import (
     wait_until,
 )
 
-from .conftest import runs
+from .conftest import ends, runs
 
 SLEEPER = (sys.executable, "-I", "-S", "-c", "import signal; signal.pause()")
 PARENT_OF_SLEEPER = """
@@ -54,7 +53,7 @@ def test_a_group_of_a_launcher_that_ended_is_killed_and_its_directory_removed(tm
         warden.watch_group(sleeper.pid)
         warden.watch_directory(directory)
         warden.close()
-        assert sleeper.wait(10) == -signal.SIGKILL
+        assert sleeper.wait(30) == -signal.SIGKILL
     assert not directory.exists()
 
 
@@ -108,13 +107,6 @@ def test_what_servers_say_when_they_fail_comes_with_a_remedy(output: str, remedy
     error = explain("/bin/postgres", 1, output)
     assert output in error.problem
     assert remedy in error.remedy
-
-
-def ends(pid: int) -> bool:
-    end = monotonic() + 10
-    while runs(pid) and monotonic() < end:
-        sleep(0.01)
-    return not runs(pid)
 
 
 def test_a_free_port_is_none_that_a_connection_of_somebody_is_given() -> None:

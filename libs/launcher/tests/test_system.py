@@ -14,10 +14,9 @@ from launcher.layout import Layout
 from launcher.supervisor import State
 from launcher.system import System
 
-from .conftest import BROKEN, NEEDY, STEADY, MakeLayout, runs
+from .conftest import BROKEN, DEADLINE_S, NEEDY, STEADY, MakeLayout, runs
 
 PAIR = (STEADY, NEEDY)
-DEADLINE_S = 10.0
 
 
 async def test_data_is_kept_over_restarts_and_emptied_when_asked(make_layout: MakeLayout) -> None:

@@ -43,11 +43,15 @@ def test_killed_pytest_leaves_no_server_and_no_directory(tmp_path: Path, how: si
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    _wait_for(lambda: report.exists() and report.read_text().endswith("."))
-    directory, *pids, _ = report.read_text().split()
+    try:
+        _wait_for(lambda: report.exists() and report.read_text().endswith("."))
+        pytest_process.send_signal(how)
+        pytest_process.wait(30)
+    finally:
+        pytest_process.kill()
+        pytest_process.wait()
 
-    pytest_process.send_signal(how)
-    pytest_process.wait(30)
+    directory, *pids, _ = report.read_text().split()
 
     _wait_for(lambda: not Path(directory).exists())
     _wait_for(lambda: not any(map(_runs, pids)))
@@ -60,7 +64,7 @@ def _runs(pid: str) -> bool:
         return False
 
 
-def _wait_for(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
+def _wait_for(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
     end = monotonic() + deadline_s
     while not condition():
         assert monotonic() < end, "the condition did not hold in time"

@@ -29,7 +29,9 @@ from servicekit.testing import serve_in_process, settings_for, write_public_key
 SLOW_SERVICE = Path(__file__).parent / "slow_service.py"
 CLOSED_DSN = "postgresql://ledger:secret@127.0.0.1:1/ledger"
 CLOSED_NATS = "nats://127.0.0.1:1"
-IMPATIENT = Limits(startup_s=0.05, peers_wait_s=0.05, probe_s=1)
+# Where nothing listens an attempt ends at once; where something does it may take its time.
+IMPATIENT = Limits(startup_s=0.05, peers_wait_s=0.05, probe_s=30)
+WAIT_S = 30
 
 
 class Settings(ServiceSettings):
@@ -104,7 +106,7 @@ async def test_a_start_that_waits_tells_ready_what_for_and_goes_on_when_it_comes
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110 - a log has no event to wait for
             await asyncio.sleep(0.01)
 
@@ -228,7 +230,7 @@ class Process:
     async def line(self, **wanted: Any) -> dict[str, Any]:
         """The next log line with these fields."""
         assert self.process.stderr
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             async for raw in self.process.stderr:
                 self.lines.append(json.loads(raw))
                 if wanted.items() <= self.lines[-1].items():
@@ -273,14 +275,14 @@ async def test_sigterm_drains_the_call_in_flight_and_refuses_new_ones(
             await client.close()
             kept = await call
         await service.line(event="phase", phase="stop", state="ok")
-        code = await asyncio.wait_for(service.process.wait(), 10)
+        code = await asyncio.wait_for(service.process.wait(), WAIT_S)
     assert (kept.value, code) == ("kept", EXIT_OK)
 
 
 async def test_a_process_without_settings_names_each_variable_and_exits_2() -> None:
     async with slow_service(SYNOD_GRPC_PORT="many") as service:
         missing = [(await service.line(event="phase", phase="settings"))["missing"] for _ in range(5)]
-        code = await asyncio.wait_for(service.process.wait(), 10)
+        code = await asyncio.wait_for(service.process.wait(), WAIT_S)
     assert code == EXIT_SETTINGS_INVALID
     assert "SYNOD_POSTGRES_DSN is not set" in missing
     assert any(line.startswith("SYNOD_GRPC_PORT: ") for line in missing)
@@ -297,6 +299,6 @@ async def test_a_process_that_lacks_its_database_says_so_and_exits_1(key_file: P
     }
     async with slow_service(**environment) as service:
         failed = await service.line(event="phase", phase="postgres", state="failed")
-        code = await asyncio.wait_for(service.process.wait(), 10)
+        code = await asyncio.wait_for(service.process.wait(), WAIT_S)
     assert code == EXIT_START_FAILED
     assert "PostgreSQL at 127.0.0.1:1/ledger does not answer" in failed["missing"]

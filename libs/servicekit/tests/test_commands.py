@@ -24,6 +24,7 @@ from synod.common import subjects
 
 QUICK = Backoff(initial_s=0.01, max_s=0.05)
 ADA = Principal("usr_ada", "local", "user")
+WAIT_S = 30
 
 
 class Greet(BaseModel):
@@ -49,7 +50,7 @@ class Recorder:
             raise self.error
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10), self.changed:
+        async with asyncio.timeout(WAIT_S), self.changed:
             await self.changed.wait_for(lambda: len(self.seen) >= count)
 
 
@@ -86,7 +87,7 @@ def serve(nats_url: str) -> Serve:
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
     """What `condition` answers once it is true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         # The state of a NATS server has no event to wait for.
         while not (answer := await condition()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -222,11 +223,12 @@ async def test_a_heartbeat_keeps_a_command_longer_than_its_ack_wait(serve: Serve
         started.set()
         await release.wait()
 
-    async with serve(work, ack_wait_s=0.3, concurrency=2) as commands:
+    # Long enough that a busy machine does not keep a heartbeat, every third of it, from being in time.
+    async with serve(work, ack_wait_s=1.5, concurrency=2) as commands:
         await send(commands)
-        await asyncio.wait_for(started.wait(), 5)
-        # Three times the ack wait, told by the redelivery of a command that nobody keeps.
-        await _passes_through_ack_waits(commands, 3)
+        await asyncio.wait_for(started.wait(), WAIT_S)
+        # Twice the ack wait, told by the redelivery of a command that nobody keeps.
+        await _passes_through_ack_waits(commands, 2)
         release.set()
         await until(lambda: _is_empty(commands))
     assert deliveries == [1]
@@ -240,7 +242,7 @@ async def _passes_through_ack_waits(commands: Commands, count: int) -> None:
     await jetstream.publish(other, b"x")
     subscription = await jetstream.pull_subscribe(other, durable="unkept", stream=stream, config=_like(config, other))
     for _ in range(count + 1):
-        (message,) = await subscription.fetch(1, timeout=5)
+        (message,) = await subscription.fetch(1, timeout=WAIT_S)
     await message.ack_sync()
     await subscription.unsubscribe()
 
@@ -256,7 +258,7 @@ async def test_a_command_whose_worker_died_in_its_last_delivery_is_dead_lettered
         stream, durable = subjects.command_stream(service), f"{service}-greet"
         await send(commands)
         dying = await commands._jetstream.pull_subscribe_bind(durable=durable, stream=stream)
-        await dying.fetch(1, timeout=5)
+        await dying.fetch(1, timeout=WAIT_S)
         await dying.unsubscribe()
         async with serve(handler, service, max_deliver=1, ack_wait_s=0.2) as survivors:
             (letter,) = await until(survivors.dead_letters.list)
@@ -286,7 +288,7 @@ async def test_stopping_waits_for_the_command_in_hand(serve: Serve) -> None:
 
     async with serve(work) as commands:
         await send(commands)
-        await asyncio.wait_for(started.wait(), 5)
+        await asyncio.wait_for(started.wait(), WAIT_S)
         stopping = asyncio.create_task(commands.stop())
         release.set()
         await stopping

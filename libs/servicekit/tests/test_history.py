@@ -56,7 +56,7 @@ async def test_a_checkpoint_is_published_and_proves_an_event_to_its_tenant_only(
         await host.nats.flush()
         await append(host, "local")
         await host.history.checkpoints.make()
-        message = await published.next_msg(10)
+        message = await published.next_msg(30)
         own: Any = EventLogStub(service.channel)
         other: Any = EventLogStub(service.connect(service.token(tenant="rival")))
         proven = await own.GetInclusionProof(pb.GetInclusionProofRequest(position=1))

@@ -21,6 +21,8 @@ from servicekit.testing import FakeClock
 from synod.agent_registry.v1 import agent_registry_pb2
 
 ADA = Principal("usr_ada", "acme", "user")
+CLOCKS_S = 0.01
+"""What is lost between Python's clock and gRPC's, which counts milliseconds of another."""
 
 
 def terms(token: str = "", **limits: Any) -> CallTerms:
@@ -89,20 +91,22 @@ async def test_a_call_within_a_call_gets_no_more_time_than_is_left(
     serve_echo: Any, echo_stub: Any, witness: Any
 ) -> None:
     async with serve_echo(witness) as echo, PeerChannel(echo.address, terms(echo.token())) as channel:
-        enter_call(Call(ADA, deadline=SystemClock().monotonic() + 2))
+        asked_at = SystemClock().monotonic()
+        enter_call(Call(ADA, deadline=asked_at + 5))
         await echo_stub(channel).Unary(text("x"), metadata=(("synod-tenant", "local"),))
-    left_s = witness.calls[0][0].deadline - SystemClock().monotonic()
-    # gRPC rounds the time it sends up to a coarser unit.
-    assert left_s < 3
+        answered_at = SystemClock().monotonic()
+    # gRPC sends the time that is left, below 10 s rounded up to hundredths; the peer counts it from its arrival.
+    assert witness.calls[0][0].deadline < answered_at + 5 + 0.01 + CLOCKS_S
 
 
 async def test_a_call_without_any_deadline_gets_the_limit_for_peers(
     serve_echo: Any, echo_stub: Any, witness: Any
 ) -> None:
     async with serve_echo(witness) as echo, _patient_channel(echo) as channel:
+        asked_at = SystemClock().monotonic()
         await echo_stub(channel).Unary(text("x"))
-    left_s = witness.calls[0][0].deadline - SystemClock().monotonic()
-    assert 0 < left_s < 8
+        answered_at = SystemClock().monotonic()
+    assert asked_at + 7 - CLOCKS_S < witness.calls[0][0].deadline < answered_at + 7 + 0.01 + CLOCKS_S
 
 
 def _patient_channel(echo: Any) -> PeerChannel:

@@ -16,6 +16,7 @@ from synod.eventlog.v1 import eventlog_pb2
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 
 README = Path(__file__).parents[1] / "README.md"
+WAIT_S = 30
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ async def test_a_trace_travels_from_the_call_through_the_command_to_the_stored_a
             trace_id = traceparent().split("-")[1]
             await stub.Sign(StringValue(value="Ada"))
         (view,) = service.host.history.projectors
-        assert await view.wait_for(1, 10) == 1
+        assert await view.wait_for(1, WAIT_S) == 1
         (stored,) = await service.host.history.log.read()
         guests = [guest.value async for guest in stub.List(StringValue())]
         subscription = await service.host.nats.jetstream().subscribe("synod.local.evt.guest-book.>")
-        published = from_message(await subscription.next_msg(10))
+        published = from_message(await subscription.next_msg(WAIT_S))
     assert stored.traceparent.split("-")[1] == trace_id
     assert (stored.tenant, stored.actor, stored.type) == ("local", "usr_test", "GuestSigned")
     assert published == stored
@@ -72,7 +73,7 @@ async def test_the_guest_book_refuses_by_rule_and_by_permission(book: Any, postg
 async def test_the_log_is_served_within_the_callers_tenant(book: Any, postgres_dsn: str, fresh_nats: Any) -> None:
     async with serve_in_process(book.compose, settings_for(book.Settings, postgres_dsn, fresh_nats.url)) as service:
         await guest_book(service.channel).Sign(StringValue(value="Ada"))
-        await service.host.history.log.wait_for(1, 10)
+        await service.host.history.log.wait_for(1, WAIT_S)
         own = EventLogStub(service.channel)
         other = EventLogStub(service.connect(service.token(tenant="rival")))
         everyone = EventLogStub(service.connect(service.token(tenant="*", kind="service")))
@@ -95,7 +96,7 @@ async def test_a_stop_publishes_all_that_was_appended(book: Any, postgres_dsn: s
         stub, history = guest_book(service.channel), service.host.history
         for number in range(20):
             await stub.Sign(StringValue(value=f"guest {number}"))
-        appended = await history.log.wait_for(20, 10)
+        appended = await history.log.wait_for(20, WAIT_S)
     assert (appended, history.relay.position) == (20, 20)
 
 
@@ -103,7 +104,7 @@ async def test_head_and_lag_are_measured(book: Any, postgres_dsn: str, fresh_nat
     async with serve_in_process(book.compose, settings_for(book.Settings, postgres_dsn, fresh_nats.url)) as service:
         host = service.host
         await guest_book(service.channel).Sign(StringValue(value="Ada"))
-        assert await host.history.projectors[0].wait_for(1, 10) == 1
+        assert await host.history.projectors[0].wait_for(1, WAIT_S) == 1
         await host.history.measure_once()
         values = [
             host.metrics.registry.get_sample_value(name, labels)

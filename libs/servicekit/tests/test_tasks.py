@@ -10,6 +10,8 @@ from servicekit.retry import Backoff
 from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics
 
+WAIT_S = 30
+
 
 @pytest.fixture
 def metrics() -> Metrics:
@@ -40,11 +42,11 @@ async def test_a_crashed_task_is_restarted_counted_and_named_in_health(
         await asyncio.Event().wait()
 
     tasks.start("spinner", work)
-    await asyncio.wait_for(steady.wait(), 5)
+    await asyncio.wait_for(steady.wait(), WAIT_S)
     assert health.status == "degraded"
     assert health.problems == {"spinner": "crashed: RuntimeError('lost the thread')"}
     assert metrics.registry.get_sample_value("task_restarts_total", {"task": "spinner"}) == 2
-    await tasks.stop(1)
+    await tasks.stop(WAIT_S)
 
 
 async def test_a_task_that_returns_is_done_and_well(tasks: Tasks, health: Health) -> None:
@@ -58,8 +60,8 @@ async def test_a_task_that_returns_is_done_and_well(tasks: Tasks, health: Health
         done.set()
 
     tasks.start("once", work)
-    await asyncio.wait_for(done.wait(), 5)
-    await tasks.stop(1)
+    await asyncio.wait_for(done.wait(), WAIT_S)
+    await tasks.stop(WAIT_S)
     assert (runs, health.status) == (2, "ok")
 
 
@@ -74,8 +76,8 @@ async def test_stop_lets_a_task_put_down_what_it_holds(tasks: Tasks) -> None:
             put_down.set()
 
     tasks.start("holder", work)
-    await asyncio.wait_for(started.wait(), 5)
-    await tasks.stop(5)
+    await asyncio.wait_for(started.wait(), WAIT_S)
+    await tasks.stop(WAIT_S)
     assert put_down.is_set()
 
 
@@ -83,7 +85,7 @@ async def test_two_tasks_may_not_share_a_name(tasks: Tasks) -> None:
     tasks.start("one", asyncio.Event().wait)
     with pytest.raises(ValueError, match="'one' runs already"):
         tasks.start("one", asyncio.Event().wait)
-    await tasks.stop(1)
+    await tasks.stop(WAIT_S)
 
 
 async def test_stop_cancels_again_when_a_cancellation_got_lost(
@@ -102,7 +104,7 @@ async def test_stop_cancels_again_when_a_cancellation_got_lost(
             ended.set()
 
     tasks.start("deaf", work)
-    await asyncio.wait_for(started.wait(), 5)
-    await tasks.stop(5)
+    await asyncio.wait_for(started.wait(), WAIT_S)
+    await tasks.stop(WAIT_S)
     assert ended.is_set()
     assert "task_abandoned" not in caplog.text

@@ -210,8 +210,16 @@ async def _get(port: int, path: str) -> tuple[str, str]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
-        answer = (await reader.read(ANSWER_BYTES_MAX)).decode(errors="replace")
+        answer = await _read_to_end(reader)
     finally:
         writer.close()
-    head, _, body = answer.partition("\r\n\r\n")
+    head, _, body = answer.decode(errors="replace").partition("\r\n\r\n")
     return head, body.strip()
+
+
+async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """Head and body may come in pieces; what is beyond the limit is left unread."""
+    answer = b""
+    while len(answer) < ANSWER_BYTES_MAX and (piece := await reader.read(ANSWER_BYTES_MAX - len(answer))):
+        answer += piece
+    return answer
