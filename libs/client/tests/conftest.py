@@ -16,8 +16,8 @@ from launcher.testing import RunningNats
 from synod_client import Endpoints, Limits, Synod
 from synod_client.testing import FakeSystem
 
-QUICK = Limits(timeout_s=5, attempts=3, backoff_first_s=0.001, backoff_max_s=0.002, stream_attempts=3)
-DEADLINE_S = 10.0
+QUICK = Limits(timeout_s=30, attempts=3, backoff_first_s=0.001, backoff_max_s=0.002, stream_attempts=3)
+DEADLINE_S = 30.0
 Found = TypeVar("Found")
 
 

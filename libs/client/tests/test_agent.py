@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import nats
 import pytest
+from eventlog.ending import end
 from synod.agent_registry.v1 import agent_registry_pb2 as pb
 from synod.common.ids import new_id
 from synod_client import Endpoints, InvalidInput, Limits, NotAllowed, NotFound, Refused, Replaced, Synod, TaskFailed
@@ -19,6 +20,7 @@ from synod_client.testing import FakeSystem, Fault
 
 QUICK = Limits(attempts=2, backoff_first_s=0.001, backoff_max_s=0.01)
 Until = Callable[..., Awaitable[Any]]
+WAIT_S = 30
 
 
 class Registry:
@@ -85,8 +87,7 @@ async def serving(synod: Synod, name: str, handler: Handler, **options: Any) -> 
         try:
             yield task
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
 
 
 async def upper(task: Task) -> str:
@@ -271,8 +272,8 @@ async def test_a_task_is_acknowledged_only_after_its_answer_is_stored(synod: Syn
     """An agent that dies between answering and acknowledging: the next delivery finds the answer and works no more."""
     tasks = await tasks_of(synod)
     queue = await tasks.queue(name)
-    asked = asyncio.create_task(tasks.ask(name, "once", f"tsk_{name}", "usr_test", 10))
-    delivery = await queue.take(5)
+    asked = asyncio.create_task(tasks.ask(name, "once", f"tsk_{name}", "usr_test", WAIT_S))
+    delivery = await queue.take(WAIT_S)
     assert delivery is not None
     await tasks.answer(answer_now(delivery.task, "dying", output="done by the dead"))
     assert (await asked).result() == "done by the dead"
@@ -294,8 +295,8 @@ async def test_a_task_is_acknowledged_only_after_its_answer_is_stored(synod: Syn
 async def test_of_two_answers_the_first_is_kept(synod: Synod, name: str) -> None:
     tasks = await tasks_of(synod)
     queue = await tasks.queue(name)
-    asked = asyncio.create_task(tasks.ask(name, "race", f"tsk_{name}", "usr_test", 10))
-    delivery = await queue.take(5)
+    asked = asyncio.create_task(tasks.ask(name, "race", f"tsk_{name}", "usr_test", WAIT_S))
+    delivery = await queue.take(WAIT_S)
     assert delivery is not None
     for output in ("first", "second"):
         await tasks.answer(answer_now(delivery.task, "racer", output=output))
@@ -309,10 +310,10 @@ async def test_of_two_answers_the_first_is_kept(synod: Synod, name: str) -> None
 
 async def test_a_task_that_kills_every_process_is_answered_at_last(synod: Synod, name: str) -> None:
     tasks = await tasks_of(synod)
-    asked = asyncio.create_task(tasks.ask(name, "poison", f"tsk_{name}", "usr_test", 10))
+    asked = asyncio.create_task(tasks.ask(name, "poison", f"tsk_{name}", "usr_test", WAIT_S))
     queue = await tasks.queue(name)
     for number in range(1, DELIVERIES_MAX + 1):
-        delivery = await queue.take(5)
+        delivery = await queue.take(WAIT_S)
         assert delivery is not None
         assert delivery.task.delivery == number
         await delivery.given_back()
@@ -361,11 +362,13 @@ async def test_the_clients_login_reaches_tasks_and_answers_and_nothing_else(bus:
     client = await nats.connect(bus.url("client"), error_cb=note, inbox_prefix="_INBOX_client")
     for subject in ("synod.local.evt.cost-ledger.x", "synod.local.cmd.agent-runtime.run", "$JS.API.STREAM.DELETE.X"):
         await client.publish(subject, b"{}")
-        assert f'violation for publish to "{subject}"' in (await asyncio.wait_for(refused.get(), 5)).lower().replace(
-            subject.lower(), subject
-        )
+        assert f'violation for publish to "{subject}"' in (
+            await asyncio.wait_for(refused.get(), WAIT_S)
+        ).lower().replace(subject.lower(), subject)
     await client.subscribe("synod.local.evt.>")
-    assert 'violation for subscription to "synod.local.evt.>"' in (await asyncio.wait_for(refused.get(), 5)).lower()
+    assert (
+        'violation for subscription to "synod.local.evt.>"' in (await asyncio.wait_for(refused.get(), WAIT_S)).lower()
+    )
     await client.close()
 
 

@@ -27,6 +27,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 SYNOD = str(Path(sys.executable).parent / "synod")
+# A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
+HEARING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+HEARING_SIGINT = (sys.executable, "-c", HEARING)
+WAIT_S = 30
 Command = Callable[..., Any]
 
 
@@ -453,9 +457,7 @@ def test_views_are_compared_with_what_their_events_say(synod: Command, fakes: Fa
 def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> None:
     event = log_pb.Event(position=1, stream="run/run_1", type="RunStarted", data=b"{}")
     fakes.answer("agent-runtime", "Subscribe", lambda _: [event])
-    # A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
-    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    command = [sys.executable, "-c", heard, SYNOD, "events", "tail", "agent-runtime", "--after", "0", "--json"]
+    command = [*HEARING_SIGINT, SYNOD, "events", "tail", "agent-runtime", "--after", "0", "--json"]
     environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command,
@@ -467,7 +469,7 @@ def test_ctrl_c_ends_a_tail_cleanly_with_130(fakes: FakeSystem, data: Path) -> N
         assert tail.stdout is not None
         assert json.loads(tail.stdout.readline())["type"] == "RunStarted"
         tail.send_signal(signal.SIGINT)
-        _, problems = tail.communicate(timeout=20)
+        _, problems = tail.communicate(timeout=WAIT_S)
     assert (tail.returncode, problems) == (Exit.INTERRUPTED, "")
 
 
@@ -475,11 +477,11 @@ def test_ctrl_c_ends_a_chat_that_waits_for_its_person(fakes: FakeSystem, data: P
     fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
     environment = {"SYNOD_DATA": str(data), "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([SYNOD, "chat", "helper"], env=environment, text=True, **pipes) as chat:
+    with subprocess.Popen([*HEARING_SIGINT, SYNOD, "chat", "helper"], env=environment, text=True, **pipes) as chat:
         assert chat.stdout is not None
         assert chat.stdout.read(len("you ")) == "you "
         chat.send_signal(signal.SIGINT)
-        _, problems = chat.communicate(timeout=20)
+        _, problems = chat.communicate(timeout=WAIT_S)
     assert (chat.returncode, problems) == (Exit.INTERRUPTED, "")
 
 

@@ -124,7 +124,7 @@ async def test_a_service_that_is_too_slow_is_not_waited_for(fakes: FakeSystem) -
     loop = asyncio.get_running_loop()
 
     def slow(_request: object) -> Run:
-        asyncio.run_coroutine_threadsafe(released.wait(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(released.wait(), loop).result(30)
         return Run()
 
     fakes.answer("agent-runtime", "GetRun", slow)

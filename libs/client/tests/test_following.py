@@ -9,6 +9,7 @@ from typing import Any
 import nats
 import pytest
 from eventlog.codec import Codec
+from eventlog.ending import end
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, NewEvent, StreamId
 from eventlog.relay import Relay
@@ -18,6 +19,7 @@ from synod.common.ids import uuid7
 from synod_client import Endpoints, InvalidInput, Limits, Recorded, Refused, Synod
 from synod_client.testing import FakeSystem
 
+WAIT_S = 30
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CODEC: Codec[Any] = Codec([RunCancelled])
 
@@ -51,8 +53,7 @@ class Runtime:
         try:
             yield
         finally:
-            relay.cancel()
-            await asyncio.gather(relay, return_exceptions=True)
+            await end(relay)
             await client.close()
 
 
@@ -72,7 +73,7 @@ async def synod(fakes: FakeSystem, fresh_nats: Any) -> AsyncIterator[Synod]:
 async def first(count: int, synod: Synod, **options: Any) -> list[Recorded]:
     """The next events that a follower sees."""
     events = synod.follow("agent-runtime", **options)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         seen = [await anext(events) for _ in range(count)]
     await events.aclose()
     return seen
@@ -92,7 +93,7 @@ async def test_a_follower_goes_on_after_its_cursor_and_sees_what_is_appended_lat
 ) -> None:
     await append(runtime.log, *map(cancelled, range(1, 4)))
     events = synod.follow("agent-runtime", after=2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert (await anext(events)).position == 3
         later = asyncio.ensure_future(anext(events))
         await append(runtime.log, cancelled(4))
@@ -122,7 +123,7 @@ async def test_nothing_is_lost_or_seen_twice_when_nats_is_killed_and_starts_agai
     await append(runtime.log, *map(cancelled, range(1, 301)))
     events = synod.follow("agent-runtime")
     seen: list[int] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         while len(seen) < 150:
             seen.append((await anext(events)).position)
         runtime.server.kill()
@@ -138,7 +139,7 @@ async def test_what_the_server_sent_into_a_broken_connection_is_asked_for_again(
     """The consumer believes that it delivered; silence afterwards must not be taken for the end of the log."""
     await append(runtime.log, cancelled(1))
     events = synod.follow("agent-runtime")
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(WAIT_S):
         assert (await anext(events)).position == 1
         rival = await nats.connect(runtime.server.url)
         (consumer,) = await rival.jetstream().consumers_info("EVT_AGENT_RUNTIME")
@@ -174,6 +175,5 @@ async def test_the_observers_login_is_all_that_a_follower_needs(fakes: FakeSyste
     await append(log, cancelled(1))
     async with Synod.connect(bus.endpoints(fakes)) as synod:
         assert [seen.position for seen in await first(1, synod)] == [1]
-    relay.cancel()
-    await asyncio.gather(relay, return_exceptions=True)
+    await end(relay)
     await service.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from eventlog.ending import end
 from launcher.layout import AUTHORITY, SERVICES, Layout
 from launcher.system import System
 from launcher.testing import free_port_base
@@ -14,7 +15,7 @@ from synod_client import Agent, Endpoints, InvalidInput, Replaced, Synod, Task
 from synod_client.agent import Handler
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 def free_layout(data: Path) -> Layout:
@@ -66,8 +67,7 @@ async def test_an_agent_is_registered_found_asked_and_replaced(endpoints: Endpoi
 
         with pytest.raises(InvalidInput, match="name"):
             await synod.register("Not A Name", [])
-        new.cancel()
-        await asyncio.gather(new, return_exceptions=True)
+        await end(new)
 
 
 async def test_the_registrys_events_are_followed_with_what_up_wrote(endpoints: Endpoints) -> None:

@@ -12,6 +12,7 @@ import grpc
 import nats
 import pytest
 from eventlog.codec import Codec
+from eventlog.ending import end
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.relay import Relay
@@ -79,8 +80,7 @@ async def test_the_translator_serves_and_is_asked(system: FakeSystem, capsys: py
     system.answer("agent-registry", "Heartbeat", registry_pb.HeartbeatResponse(interval_ms=1000))
     serving = asyncio.create_task((await run(SERVE))["serve"]())
     await run(ASK)
-    serving.cancel()
-    await asyncio.gather(serving, return_exceptions=True)
+    await end(serving)
     assert capsys.readouterr().out == "guten Tag\nUNKNOWN_PHRASE no translation for 'good night'\n"
 
 
@@ -92,8 +92,7 @@ async def cancelled_run(bus: Any) -> AsyncIterator[RunCancelled]:
     await log.append(Append(StreamId("run", "run_1"), ANY, (new,), Context(tenant="local", actor="ada")))
     relay = asyncio.create_task(Relay(log, client, "agent-runtime").run())
     yield event
-    relay.cancel()
-    await asyncio.gather(relay, return_exceptions=True)
+    await end(relay)
     await client.close()
 
 
@@ -102,9 +101,8 @@ async def test_ends_of_runs_are_followed(system: FakeSystem, cancelled_run: RunC
     names = await run(FOLLOW)
     names["print"] = lambda *values: printed.put_nowait(values)
     following = asyncio.create_task(names["print_ends"]())
-    assert await asyncio.wait_for(printed.get(), 10) == (1, cancelled_run)
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    assert await asyncio.wait_for(printed.get(), 30) == (1, cancelled_run)
+    await end(following)
 
 
 def test_the_table_of_exit_codes_is_the_programs() -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from eventlog.chain import sealed
 from eventlog.checkpoints import Attestation, CheckpointLimits, Checkpoints
+from eventlog.ending import end
 from eventlog.errors import CheckpointMissing, EventMissing, HistoryRewritten
 from eventlog.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
 from eventlog.postgres import PostgresEventLog
@@ -145,12 +146,12 @@ async def test_the_task_makes_one_after_so_many_events_or_so_long(bench: Bench) 
     task = asyncio.create_task(following.run())
     await bench.append(10)
     await until(lambda: len(bench.published) == 1)
-    task.cancel()
+    await end(task)
     slow = bench.another(limits=CheckpointLimits(every_s=0.01), publish=bench.checkpoints._publish)
     task = asyncio.create_task(slow.run())
     await bench.append(1)
     await until(lambda: len(bench.published) == 2)
-    task.cancel()
+    await end(task)
     assert [checkpoint.position for checkpoint in bench.published] == [10, 11]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import nats
 import psycopg
 import pytest
+from eventlog.ending import end
 from eventlog.errors import FoldFailed, NotParked, RebuildRunning, SourceTruncated, ViewSuperseded
 from eventlog.folding import ProjectorLimits
 from eventlog.postgres import PostgresEventLog
@@ -73,8 +74,7 @@ async def running(projector: Projector) -> AsyncIterator[Projector]:
     try:
         yield projector
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
     assert task.cancelled()
 
 
@@ -292,8 +292,7 @@ async def relayed(log: PostgresEventLog, client: Client, service: str) -> AsyncI
     try:
         yield relay
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import nats
 import pytest
 from eventlog.chain import link
+from eventlog.ending import end
 from eventlog.envelope import from_headers, to_headers
 from eventlog.errors import RelayDiverged
 from eventlog.memory import MemoryEventLog
@@ -53,8 +54,7 @@ async def running(relay: Relay) -> AsyncIterator[Relay]:
     try:
         yield relay
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
     assert task.cancelled()
 
 
@@ -165,8 +165,7 @@ async def test_rivals_that_crash_at_any_moment_publish_everything_exactly_once(
             task = asyncio.create_task(relay.run())
             start = await relay.wait_for(1, timeout_s=30)
             reached = await relay.wait_for(start + share, timeout_s=2)
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task)
             await own.close()
             resyncs += relay.resyncs
             if (

@@ -15,6 +15,7 @@ from eventlog.aggregates import Aggregates, SnapshotPolicy
 from eventlog.checkpoints import Checkpoints
 from eventlog.clock import SystemClock
 from eventlog.codec import Codec
+from eventlog.ending import end
 from eventlog.errors import KeyUnusable, SubjectLocked
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
@@ -199,8 +200,7 @@ async def test_a_person_is_erased_from_log_stream_view_and_snapshot_and_the_chai
     found = await checkpoints.verify()
     assert (found.ok, found.events, found.checkpoints) == (True, 3, 1)
 
-    relaying.cancel()
-    await asyncio.wait([relaying])
+    await end(relaying)
     await client.close()
 
 

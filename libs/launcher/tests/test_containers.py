@@ -61,7 +61,7 @@ def server(tmp_path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     log = tmp_path / "log"
     process = start(Command((str(binary()), "--config", str(tmp_path / "nats.conf")), directory=tmp_path), log)
     try:
-        wait_until(lambda: "Server is ready" in log.read_text(), process, log, 10.0, "nats-server")
+        wait_until(lambda: "Server is ready" in log.read_text(), process, log, 30.0, "nats-server")
         yield port, dict(credentials.nats)
     finally:
         stop(process, signal.SIGTERM, 10.0)
@@ -81,7 +81,7 @@ async def test_a_server_takes_the_configuration_and_refuses_another_services_eve
     try:
         await client.publish("synod.local.evt.cost-ledger.budget.1.BudgetSet", b"{}")
         await client.publish("synod.local.evt.agent-registry.agent.1.AgentDefined", b"{}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert "synod.local.evt.agent-registry.agent.1.agentdefined" in await refused.get()
         assert refused.empty()
     finally:

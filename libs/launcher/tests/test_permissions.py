@@ -19,7 +19,7 @@ from nats.aio.client import Client
 
 NAMES = tuple(service.name for service in SERVICES)
 DATABASES = tuple(service.module for service in SERVICES)
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 PASSWORDS = dict.fromkeys((*NAMES, *NATS_CLIENTS), "password")
 
 
@@ -92,7 +92,10 @@ async def test_an_observer_publishes_nothing(shared_nats: RunningNats, subject: 
 
 def test_nobody_connects_without_a_password(shared_nats: RunningNats) -> None:
     host, _, port = shared_nats.url.removeprefix("nats://").rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection, connection.makefile("rwb") as lines:
+    with (
+        socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection,
+        connection.makefile("rwb") as lines,
+    ):
         assert lines.readline().startswith(b"INFO ")
         lines.write(b"CONNECT {}\r\nPING\r\n")
         lines.flush()

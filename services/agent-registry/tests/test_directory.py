@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from agent_registry.application import CODEC
 from agent_registry.directory import Directory
+from eventlog.ending import end
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, StreamId
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from synod.agent_registry.events import (
 from synod.common.event import Event
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-DEADLINE_S = 5.0
+DEADLINE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -153,7 +154,7 @@ async def test_following_a_log_reaches_what_is_appended_later() -> None:
         await registry.create("b", "sql")
         await follower.reached(await registry.log.head())
     assert [entry.agent.id for entry in follower.discover("local", ["sql"], 10)] == ["a", "b"]
-    following.cancel()
+    await end(following)
 
 
 STEPS = st.lists(

@@ -19,6 +19,7 @@ from agent_registry.settings import Settings
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from eventlog.codec import Codec
+from eventlog.ending import end
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.relay import Relay
@@ -41,7 +42,7 @@ from synod.tool_executor.events import ToolRegistered
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 DEV_KEY = "syn_dev_" + "d" * 43
 LEDGER_KEY = "syn_svc-cost-ledger_" + "s" * 43
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "model-scout" / "agents.yaml"
@@ -129,9 +130,7 @@ async def world(
             # The clock is moved by hours, so the tests' own token lives for a year.
             channel = served.connect(served.token(ttl=timedelta(days=365)))
             yield World(served, clock, channel, tools, runtime)
-        for relay in relays:
-            relay.cancel()
-        await asyncio.gather(*relays, return_exceptions=True)
+        await end(*relays)
         await client.close()
 
 

@@ -25,6 +25,7 @@ from agent_runtime.testing import (
     scripted,
 )
 from eventlog.codec import Codec
+from eventlog.ending import end
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.relay import Relay
@@ -39,7 +40,7 @@ from synod.consensus.events import OptionTally, ProposalDecided
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 
-WAIT_S = 15
+WAIT_S = 30
 ENDED = (pb.RUN_STATE_COMPLETED, pb.RUN_STATE_FAILED, pb.RUN_STATE_CANCELLED)
 
 Serve = Callable[[], AbstractAsyncContextManager[Served[Settings]]]
@@ -211,7 +212,7 @@ async def publish_decision(service: Served[Settings], proposal_id: str, run_id: 
             await asyncio.wait([relay], timeout=0.05)
         while (await jetstream.stream_info("EVT_CONSENSUS")).state.last_seq < 1:
             await asyncio.wait([relay], timeout=0.05)
-    relay.cancel()
+    await end(relay)
 
 
 async def test_a_run_interrupted_by_the_death_of_its_process_goes_on_in_the_next(world: World) -> None:

@@ -32,7 +32,7 @@ from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SIM = "simulator/sim-1"
-WAIT_S = 10
+WAIT_S = 30
 VIEWS = {"spend", "budgets", "reservations", "model_usage", "tool_usage"}
 
 

@@ -16,6 +16,7 @@ from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
 from cost_ledger.testing import FakeHistory, FakePrices
 from eventlog.codec import Codec
+from eventlog.ending import end
 from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector
@@ -37,7 +38,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LOCAL = Context("local", "svc_llm-gateway", correlation="run_1")
 SIM = "simulator/sim-1"
 OWNER = Attribution(agent="writer", run_id="run_2", root_run_id="run_1", model=SIM)
-WAIT_S = 10
+WAIT_S = 30
 USAGE = (UsageLine(direction="input", quantity=30), UsageLine(direction="output", quantity=10))
 COST = 30 + 20
 
@@ -293,6 +294,5 @@ async def test_what_was_published_while_the_ledger_was_down_is_in_the_next_answe
     async with serve_in_process(compose, settings) as served:
         answer = await CostLedgerStub(served.channel).QuerySpend(pb.QuerySpendRequest())
     assert (answer.total_nano_usd, answer.rows[0].calls, answer.rows[0].pending_nano_usd) == (6 * COST, 6, 0)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end(running)
     await client.close()

@@ -51,7 +51,7 @@ from synod.llm_gateway.events import (
     ModelCallCompleted,
 )
 
-WAIT_S = 5
+WAIT_S = 30
 CONTEXT = Context(tenant="local", actor="usr_ada", correlation="run_1")
 USAGE = Usage.of((UsageLine("input", 7), UsageLine("output", 3)))
 HELLO = ModelResponse(Message("assistant", (Text("hello"),)), "stop", "stop", USAGE, "resp_1", "m")

@@ -7,7 +7,7 @@ from llm_gateway.errors import CallFailed
 from llm_gateway.flight import FLUSH_BYTES, Began, Broken, CallEvent, Delta, Flight
 from synod.common.values import Failure
 
-WAIT_S = 5
+WAIT_S = 30
 BEGAN = Began("fake/m", 1, "mc:1")
 USAGE = Usage.of((UsageLine("input", 1),))
 ANSWER = Answer("req", Message("assistant", (Text("x"),)), "stop", USAGE, "provider_final", "fake/m", "r", "mc:1")

@@ -45,7 +45,7 @@ from synod.llm_gateway.events import EVENTS, ModelCallAccepted, ModelCallAttempt
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 
-WAIT_S = 10
+WAIT_S = 30
 TENANTS = count(1)
 
 # One service for all tests of this file, each in a tenant of its own.
@@ -453,7 +453,8 @@ async def test_a_call_cut_short_by_a_stop_is_answered_after_the_next_start(
     async with serve_in_process(compose, own_settings) as first:
         caller = asyncio.ensure_future(LlmGatewayStub(first.channel).Generate(request()))
         async with asyncio.timeout(WAIT_S):
-            while len(await event_types(first.channel)) < 2:
+            # Until the provider has the request: else the fault that delays it would meet the next.
+            while len(await event_types(first.channel)) < 2 or simulator.faults.pending():
                 continue
         caller.cancel()
     async with serve_in_process(compose, own_settings) as second:

@@ -1,12 +1,12 @@
 """The simulator's own administration, and the simulator as a program."""
 
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 import pytest
+from launcher.processes import free_port
 from provider_simulator.testing import RunningSimulator
 
 DEADLINE_S = 20.0
@@ -96,7 +96,7 @@ async def test_a_cut_body_is_an_incomplete_payload(simulator: RunningSimulator, 
 
 
 async def test_the_program_serves_until_it_is_terminated(http: aiohttp.ClientSession) -> None:
-    port = _free_port()
+    port = free_port()
     program = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "provider_simulator", "--port", str(port), stdout=asyncio.subprocess.PIPE
     )
@@ -114,10 +114,3 @@ async def test_the_program_serves_until_it_is_terminated(http: aiohttp.ClientSes
     assert f"http://127.0.0.1:{port}/v1" in line.decode()
     assert answer["system_fingerprint"] == "synod-simulator"
     assert code == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

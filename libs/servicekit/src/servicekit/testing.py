@@ -122,14 +122,14 @@ async def serve_in_process(
 
 
 def settings_for(settings_type: type[S], postgres_dsn: str, nats_url: str, **values: Any) -> S:
-    """The settings of a service in a test: free ports, a short wait for what is missing, and `values`."""
+    """The settings of a service in a test: free ports, time enough for a slow machine, and `values`."""
     given: dict[str, Any] = {
         "grpc_port": 0,
         "http_port": 0,
         "postgres_dsn": postgres_dsn,
         "nats_url": nats_url,
         "auth_public_key_file": Path("unused.pem"),
-        "limits": Limits(startup_s=10, peers_wait_s=5),
+        "limits": Limits(startup_s=60, peers_wait_s=5, peer_deadline_s=60),
         "shutdown_grace_s": 5,
     }
     return settings_type(**(given | values))

@@ -3,7 +3,7 @@
 import asyncio
 import difflib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -43,12 +43,14 @@ class Changes:
     async def follow(self) -> None:
         """Runs for as long as the service does."""
         position = await self.log.head()
+        # What happened before, such as while this task had crashed, nobody tells the watchers: they are to look.
+        for watchers in self._watched.values():
+            _wake(watchers)
         while True:
             await self.log.wait_for(position + 1, FOLLOW_S)
             for event in await self.log.read(position, limit=_PAGE):
                 position = event.position
-                for woken in self._watched.get(event.stream, ()):
-                    woken.set()
+                _wake(self._watched.get(event.stream, ()))
 
     @contextmanager
     def watching(self, stream: StreamId) -> Iterator[asyncio.Event]:
@@ -188,6 +190,11 @@ class Consensus:
     def _encode(self, events: Sequence[Event]) -> tuple[NewEvent, ...]:
         now = self._clock.now()
         return tuple(self._codec.encode(event, id=uuid7(), at=now) for event in events)
+
+
+def _wake(watchers: Iterable[asyncio.Event]) -> None:
+    for woken in watchers:
+        woken.set()
 
 
 def proposal_id(tenant: str, request_id: str) -> str:

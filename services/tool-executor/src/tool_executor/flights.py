@@ -39,6 +39,7 @@ class Flights:
     log_: Logger
     _flights: dict[str, Flight] = field(default_factory=dict)
     _starting: set["asyncio.Task[bool]"] = field(default_factory=set)
+    _followed: int | None = None
 
     def get(self, id: str) -> Flight | None:
         return self._flights.get(id)
@@ -79,13 +80,18 @@ class Flights:
         await asyncio.gather(*(self.stop(id) for id in tuple(self._flights)))
 
     async def follow(self) -> None:
-        """Stop the calls whose end another process has recorded, because it cancelled them. Runs as the service does."""
-        position = await self.log.head()
+        """Stop the calls whose end another process has recorded, because it cancelled them. Runs as the service does.
+
+        Called again after a failure it goes on where it was.
+        """
+        if self._followed is None:
+            self._followed = await self.log.head()
         while True:
-            await self.log.wait_for(position + 1, FOLLOW_S)
-            position, events = await read_new(self.log, position, ENDS)
+            await self.log.wait_for(self._followed + 1, FOLLOW_S)
+            position, events = await read_new(self.log, self._followed, ENDS)
             for event in events:
                 await self.stop(event.stream.id)
+            self._followed = position
 
     async def _fly(self, id: str, flight: Flight, land: Land, held: ExitStack) -> ToolCall:
         with held:

@@ -11,6 +11,7 @@ from typing import Final
 
 import nats.errors
 import nats.js.errors
+from eventlog.ending import end
 from eventlog.errors import SourceTruncated
 from eventlog.records import StoredEvent
 from eventlog.sources import Reader, StreamSource
@@ -76,10 +77,8 @@ class Feed:
 
     async def stop(self) -> None:
         task, self._task = self._task, None
-        while task is not None and not task.done():
-            # A cancellation that meets an answer just arriving is lost in asyncio.wait_for (before Python 3.12).
-            task.cancel()
-            await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+        if task is not None:
+            await end(task, again_s=CANCEL_AGAIN_S)
 
     async def kept(self) -> tuple[int, int, str]:
         """First and last position of the stream, and its epoch."""

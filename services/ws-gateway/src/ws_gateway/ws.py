@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+from eventlog.ending import end
 from servicekit.errors import ResourceExhausted, ServiceError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -145,9 +146,7 @@ class Connection:
         try:
             return await self._first_end(tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks, again_s=CLOSE_S)
             await dialogue.close()
 
     async def _first_end(self, tasks: list["asyncio.Task[None]"]) -> tuple[int, str]:

@@ -71,6 +71,9 @@ class Feed:
     async def follow(self) -> None:
         """Runs for as long as the service does."""
         position = await self.log.head()
+        # What happened before, such as while this task had crashed, nobody tells the watchers: they are to look.
+        for root_run_id in self._inboxes:
+            self._tell(root_run_id)
         while True:
             await self.log.wait_for(position + 1, FOLLOW_S)
             for stored in await self.log.read(position, limit=PAGE_EVENTS):
