@@ -2,7 +2,8 @@
 
 A group is decided under the lock of the head: `Admission` starts from the head, the versions of the streams named and
 the stored events whose ids the group repeats, and admits request after request in the order of arrival. What it
-admitted is in `accepted`, numbered, hashed, ready to be stored. A refused request leaves no trace.
+admitted is in `accepted`, numbered, hashed, ready to be stored; `head` and `versions` are then as they will be. A refused
+request leaves no trace.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from eventlog.chain import sealed
+from eventlog.chain import link_facts
 from eventlog.errors import DuplicateEventId, EventTooLarge, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
@@ -47,7 +48,7 @@ class Admission:
     ) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
-        self._versions = versions
+        self.versions = versions
         self._known = known
         self._recorded_at = recorded_at
 
@@ -67,7 +68,7 @@ class Admission:
         last = 0
         versions = []
         for append in request:
-            version = self._versions.get(append.stream, 0)
+            version = self.versions.get(append.stream, 0)
             for event in append.events:
                 known = self._same(append.stream, event, complete)
                 version, last = known.version, max(last, known.position)
@@ -94,12 +95,12 @@ class Admission:
         for append in request:
             actual = ahead.get(append.stream)
             if actual is None:
-                actual = self._versions.get(append.stream, 0)
+                actual = self.versions.get(append.stream, 0)
             if append.expected is not ANY and append.expected != actual:
                 raise VersionConflict(append.stream, append.expected, actual)
             starts.append(actual)
             ahead[append.stream] = actual + len(append.events)
-        self._versions.update(ahead)
+        self.versions.update(ahead)
         return starts
 
     def _accept(self, append: Append, version: int) -> int:
@@ -109,8 +110,8 @@ class Admission:
         return version
 
     def _store(self, append: Append, event: NewEvent, version: int) -> None:
-        position, context = self.head.position + 1, append.context
-        unsealed = StoredEvent(
+        position, context, previous = self.head.position + 1, append.context, self.head.hash
+        facts = (
             position,
             append.stream,
             version,
@@ -126,10 +127,8 @@ class Admission:
             context.actor,
             context.traceparent,
             event.data,
-            previous_hash=b"",
-            hash=b"",
         )
-        stored = sealed(unsealed, self.head.hash)
+        stored = StoredEvent(*facts, previous, link_facts(previous, facts))
         self.accepted.append(stored)
         self._known[event.id] = stored
         self.head = Head(position, stored.hash)

@@ -61,6 +61,16 @@ parse_stream = lru_cache(maxsize=65_536)(StreamId.parse)
 """StreamId.parse for the hot path: a log names the same streams again and again."""
 
 
+@lru_cache(maxsize=65_536)
+def stream_bytes(stream: StreamId) -> bytes:
+    """The stream as UTF-8, for the hot path."""
+    return str(stream).encode()
+
+
+name_bytes = lru_cache(maxsize=4_096)(str.encode)
+"""The UTF-8 of what a log repeats in every event (types, tenants, actors), for the hot path."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """A fact not stored yet. `id` is its idempotency key; `occurred_at` is aware; `data` is stored as it is."""

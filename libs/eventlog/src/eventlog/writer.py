@@ -1,7 +1,9 @@
 """The one writer of a process: commits whatever waits as one transaction, again and again (group commit).
 
-A transaction is two round trips: lock the head and read what the decision needs; store and commit. The lock makes
-writers of several processes take turns, and each statement after it sees all that the others committed.
+As long as no other process writes, a transaction is one statement that stores what was decided on what the writer
+remembers (tail.py), unless the head has moved. Otherwise it is two round trips: lock the head and read what the decision
+needs; store and commit. The lock makes writers of several processes take turns, and each statement after it sees all that
+the others committed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from eventlog.errors import AppendRefused, EventLogError, LogClosed, LogUnavaila
 from eventlog.limits import Limits
 from eventlog.records import Appended, parse_stream
 from eventlog.sql import Statements, store_parameters
+from eventlog.tail import Tail
 
 Outcome = Appended | EventLogError
 
@@ -54,6 +57,7 @@ class GroupWriter:
         self._clock = clock
         self._on_commit = on_commit
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
+        self._tail = Tail(limits.streams_remembered_max)
         self._connection: AsyncConnection[TupleRow] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -86,6 +90,8 @@ class GroupWriter:
             taken = self._backlog.take(self._limits.group_events_max)
             for group in _split_by_bytes((w for w in taken if not w.answer.done()), self._limits.group_bytes_max):
                 await self._settle_or_fail(group)
+            # Those just answered go first: what they append next joins the next group instead of waiting it out.
+            await asyncio.sleep(0)
 
     async def _settle_or_fail(self, group: list[_Waiting]) -> None:
         try:
@@ -134,9 +140,40 @@ class GroupWriter:
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 
     async def _commit(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+        outcomes = await self._commit_from_memory(connection, requests)
+        return await self._commit_under_lock(connection, requests) if outcomes is None else outcomes
+
+    async def _commit_from_memory(
+        self, connection: AsyncConnection[TupleRow], requests: list[Request]
+    ) -> list[Outcome] | None:
+        """Decide on what is remembered, and store if it still holds: one round trip. None if nothing was stored.
+
+        Only a group of which nothing is refused: a refusal would have to be certain, and a repeated id be looked up.
+        """
+        basis = self._tail.basis(requests)
+        if basis is None:
+            return None
+        head, versions = basis
+        admission = Admission(head, versions, {}, self._clock.now())
+        try:
+            outcomes: list[Outcome] = [admission.admit(request) for request in requests]
+            stored = await connection.execute(
+                self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
+            )
+        except (EventLogError, psycopg.errors.UniqueViolation):
+            return None
+        if stored.rowcount == 0:
+            self._tail.overtaken()
+            return None
+        self._tail.confirm(admission.head, admission.versions)
+        self._on_commit(admission.head.position)
+        return outcomes
+
+    async def _commit_under_lock(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+        """Lock the head and read what the decision needs; store and commit: two round trips."""
         async with connection.pipeline() as pipeline:
             await connection.execute(b"begin", prepare=True)
-            head = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
+            locked = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
             versions = await connection.execute(
                 self._sql.versions, (arrays.texts(_streams(requests)),), prepare=True, binary=True
             )
@@ -144,8 +181,9 @@ class GroupWriter:
                 self._sql.known, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
             )
             await pipeline.sync()
+            head = _head(await locked.fetchone())
             admission = Admission(
-                _head(await head.fetchone()),
+                head,
                 {parse_stream(stream): version for stream, version in await versions.fetchall()},
                 {row[0]: _known(row) for row in await known.fetchall()},
                 self._clock.now(),
@@ -153,9 +191,10 @@ class GroupWriter:
             outcomes = [_decide(admission, request) for request in requests]
             if admission.accepted:
                 await connection.execute(
-                    self._sql.store, store_parameters(admission.accepted), prepare=True, binary=True
+                    self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
                 )
             await connection.execute(b"commit", prepare=True)
+        self._tail.learn(head, admission.head, admission.versions)
         self._on_commit(admission.head.position)
         return outcomes
 
@@ -173,6 +212,7 @@ class GroupWriter:
         return self._connection
 
     async def _disconnect(self) -> None:
+        self._tail.forget()
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
