@@ -4,17 +4,20 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import psycopg
 import pytest
 from eventlog.chain import sealed
-from eventlog.errors import AppendRefused, ChainBroken, LogClosed, LogUnavailable, QueueFull, VersionConflict
+from eventlog.errors import AppendRefused, ChainBroken, FenceLost, LogClosed, LogUnavailable, QueueFull, VersionConflict
+from eventlog.fences import take_fence
 from eventlog.limits import Limits
+from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import Append, Appended, StreamId
-from eventlog.testing import CONTEXT, EventLogContract, a_stream, an_append, an_event, positions
+from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
 
 HERE = Path(__file__).parent
 
@@ -157,6 +160,43 @@ async def test_a_forgotten_stream_is_not_taken_for_a_new_one(postgres_dsn: str) 
         await log.append(an_append(a_stream(), expected=0))
         with pytest.raises(VersionConflict):
             await log.append(Append(forgotten, 0, (), CONTEXT), an_append(a_stream(), expected=0))
+
+
+async def test_a_fence_taken_in_another_process_shuts_out_this_one(postgres_dsn: str, log: PostgresEventLog) -> None:
+    fence = await take_fence(log, "run-7", CONTEXT, NOON)
+    await log.append(replace(an_append(a_stream(), expected=0), fence=fence))
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, str(HERE / "appender.py"), postgres_dsn, "fence", "run-7", stdout=asyncio.subprocess.PIPE
+    )
+    answer, _ = await program.communicate()
+    assert answer.decode().strip() == "2"
+    with pytest.raises(FenceLost) as lost:
+        await log.append(replace(an_append(a_stream(), expected=0), fence=fence))
+    assert (lost.value.epoch, lost.value.current) == (1, 2)
+
+
+async def test_an_observer_hears_of_each_transaction(postgres_dsn: str) -> None:
+    observer = Hearing()
+    async with await PostgresEventLog.open(postgres_dsn, observer=observer) as log:
+        async with head_locked(postgres_dsn) as writer_waits:
+            first = asyncio.create_task(log.append(an_append(a_stream())))
+            await writer_waits()
+            others = [asyncio.create_task(log.append(an_append(a_stream(), an_event(), an_event()))) for _ in range(3)]
+            await until(lambda: log.backlog_events == 6)
+        await asyncio.gather(first, *others)
+        assert log.backlog_events == 0
+    assert [(group.requests, group.events) for group in observer.groups] == [(1, 1), (3, 6)]
+    assert all(group.seconds > 0 for group in observer.groups)
+
+
+class Hearing:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.groups: list[GroupCommitted] = []
+
+    def committed(self, group: GroupCommitted) -> None:
+        self.groups.append(group)
 
 
 async def test_a_waiter_wakes_for_what_another_process_appends(postgres_dsn: str, log: PostgresEventLog) -> None:

@@ -8,18 +8,26 @@ request leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from eventlog.chain import link_facts
-from eventlog.errors import DuplicateEventId, EventTooLarge, VersionConflict
+from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
 
 Request = Sequence[Append]
 """The appends of one caller: all of them are stored, or none."""
+
+
+def streams_of(request: Request) -> Iterator[StreamId]:
+    """Every stream whose version the decision depends on."""
+    for append in request:
+        yield append.stream
+        if append.fence is not None:
+            yield append.fence.stream
 
 
 class Known(NamedTuple):
@@ -55,7 +63,7 @@ class Admission:
     def admit(self, request: Request) -> Appended:
         """Number and hash the request's events.
 
-        Raises VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content.
+        Raises FenceLost, VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content.
         """
         ids = [event.id for append in request for event in append.events]
         if not self._known.keys().isdisjoint(ids):
@@ -90,6 +98,7 @@ class Admission:
 
     def _check_versions(self, request: Request) -> list[int]:
         """The version each append starts from, once all are as expected."""
+        self._check_fences(request)
         starts = []
         ahead: dict[StreamId, int] = {}
         for append in request:
@@ -102,6 +111,13 @@ class Admission:
             ahead[append.stream] = actual + len(append.events)
         self.versions.update(ahead)
         return starts
+
+    def _check_fences(self, request: Request) -> None:
+        for append in request:
+            if append.fence is not None:
+                current = self.versions.get(append.fence.stream, 0)
+                if append.fence.epoch != current:
+                    raise FenceLost(append.fence.name, append.fence.epoch, current)
 
     def _accept(self, append: Append, version: int) -> int:
         for event in append.events:

@@ -110,13 +110,30 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to append for `name` that whoever took it keeps until somebody takes the next epoch (see fences.py)."""
+
+    name: str
+    epoch: int
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream of those who took it: its version is the epoch that holds."""
+        return StreamId("fence", self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
-    """Events for one stream. Without events it only guards: the stream must be at `expected`."""
+    """Events for one stream. Without events it only guards: the stream must be at `expected`.
+
+    With a `fence`, the whole request is stored only if the fence still holds when it is committed.
+    """
 
     stream: StreamId
     expected: ExpectedVersion
     events: tuple[NewEvent, ...]
     context: Context
+    fence: Fence | None = None
 
 
 @dataclass(frozen=True, slots=True)

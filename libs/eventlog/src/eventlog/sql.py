@@ -115,7 +115,7 @@ def statements(schema: str) -> Statements:
         save_snapshot=render(
             "insert into {schema}.snapshots as kept (stream, fold, version, data) values (%b, %b, %b, %b)"
             " on conflict (stream, fold) do update set version = excluded.version, data = excluded.data"
-            " where kept.version < excluded.version"
+            " where kept.version <= excluded.version"
         ),
         load_snapshot=render("select version, data from {schema}.snapshots where stream = %b and fold = %b"),
     )

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from eventlog.admission import Head, Request
-from eventlog.records import NO_STREAM, StreamId
+from eventlog.records import NO_STREAM, Append, StreamId
 
 _REST_GROUPS_MAX = 64
 
@@ -36,13 +36,23 @@ class Tail:
         versions: dict[StreamId, int] = {}
         for request in requests:
             for append in request:
-                version = self._versions.get(append.stream)
-                if version is not None:
-                    versions[append.stream] = version
-                elif append.expected != NO_STREAM or not append.events:
+                if not self._recall(append, versions):
                     return None
-                # A stream that must be new is found out by the index of (stream, version), if it is not.
         return self._head, versions
+
+    def _recall(self, append: Append, versions: dict[StreamId, int]) -> bool:
+        version = self._versions.get(append.stream)
+        if version is not None:
+            versions[append.stream] = version
+        elif append.expected != NO_STREAM or not append.events:
+            # Unknown. One that must be new is found out by the index of (stream, version), if it is not.
+            return False
+        if append.fence is not None:
+            epoch = self._versions.get(append.fence.stream)
+            if epoch is None:
+                return False
+            versions[append.fence.stream] = epoch
+        return True
 
     def learn(self, before: Head, after: Head, versions: Mapping[StreamId, int]) -> None:
         """A commit moved the head from `before` to `after`; `versions` are those of all streams it named."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import random
@@ -20,11 +21,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from eventlog import arrays
-from eventlog.admission import Admission, Head, Known, Request, Size, check_request
+from eventlog.admission import Admission, Head, Known, Request, Size, check_request, streams_of
 from eventlog.backlog import Backlog
 from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, EventLogError, LogClosed, LogUnavailable
 from eventlog.limits import Limits
+from eventlog.observer import GroupCommitted, Observer, Unobserved
 from eventlog.records import Appended, parse_stream
 from eventlog.sql import Statements, store_parameters
 from eventlog.tail import Tail
@@ -46,16 +48,23 @@ class _Waiting:
 
 
 class GroupWriter:
-    """Owns one connection and one task. `on_commit` is told the new head after each commit."""
+    """Owns one connection and one task. `on_commit` is told the new head after each commit, `observer` its size."""
 
     def __init__(
-        self, dsn: str, statements: Statements, limits: Limits, clock: Clock, on_commit: Callable[[int], None]
+        self,
+        dsn: str,
+        statements: Statements,
+        limits: Limits,
+        clock: Clock,
+        on_commit: Callable[[int], None],
+        observer: Observer | None = None,
     ) -> None:
         self._dsn = dsn
         self._sql = statements
         self._limits = limits
         self._clock = clock
         self._on_commit = on_commit
+        self._observer = observer or Unobserved()
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._connection: AsyncConnection[TupleRow] | None = None
@@ -104,6 +113,7 @@ class GroupWriter:
 
     async def _settle(self, group: list[_Waiting]) -> None:
         """Answer every request of the group; one that the database refuses is found by trying each alone."""
+        begun = time.perf_counter()
         try:
             outcomes = await self._commit_when_connected([waiting.request for waiting in group])
         except LogUnavailable as error:
@@ -115,6 +125,9 @@ class GroupWriter:
                     await self._settle([waiting])
                 return
             outcomes = [_caused(AppendRefused(f"the database refused the append: {error}"), error)]
+        else:
+            events = sum(waiting.size.events for waiting in group)
+            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun))
         for waiting, outcome in zip(group, outcomes, strict=True):
             _answer(waiting.answer, outcome)
 
@@ -252,7 +265,7 @@ def _split_by_bytes(waiting: Iterable[_Waiting], bytes_max: int) -> list[list[_W
 
 
 def _streams(requests: list[Request]) -> set[str]:
-    return {str(append.stream) for request in requests for append in request}
+    return {str(stream) for request in requests for stream in streams_of(request)}
 
 
 def _ids(requests: list[Request]) -> list[UUID]:
