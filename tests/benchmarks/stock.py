@@ -2,6 +2,7 @@
 
 import threading
 import time
+from statistics import median
 from uuid import UUID
 
 import psycopg
@@ -63,6 +64,31 @@ def save(dsn: str, seconds: float, threads: int = 8, persistence: str = "eventso
     load.took_s = time.perf_counter() - start
     application.close()
     return load
+
+
+def open_long(dsn: str, events: int, openings: int) -> tuple[float, float]:
+    """Milliseconds (median) to get an aggregate of so many events from the repository, without and with a snapshot."""
+    application = Application[UUID](env=settings(dsn) | {"IS_SNAPSHOTTING_ENABLED": "y"})
+    recorded = Recorded()
+    for number in range(1, events):
+        recorded.record("x" * 250)
+        if number % 1_000 == 0:
+            application.save(recorded)
+    application.save(recorded)
+    whole = _opening_ms(application, recorded.id, max(3, openings // 5))
+    application.take_snapshot(recorded.id)
+    snapshot = _opening_ms(application, recorded.id, openings)
+    application.close()
+    return whole, snapshot
+
+
+def _opening_ms(application: Application[UUID], id: UUID, times: int) -> float:
+    took = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        application.repository.get(id)
+        took.append(1e3 * (time.perf_counter() - begun))
+    return median(took)
 
 
 class Counting(Projection[TrackingRecorder]):

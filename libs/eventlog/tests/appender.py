@@ -1,12 +1,16 @@
-"""A program that appends from a process of its own: `appender.py DSN STREAM COUNT` appends to a shared stream."""
+"""A program that appends from a process of its own.
+
+`appender.py DSN STREAM COUNT` appends to a shared stream; `appender.py DSN fence NAME` takes a fence and prints its epoch.
+"""
 
 import asyncio
 import sys
 
 from eventlog.errors import VersionConflict
+from eventlog.fences import take_fence
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import StreamId
-from eventlog.testing import a_stream, an_append
+from eventlog.testing import CONTEXT, NOON, a_stream, an_append
 
 
 async def contend(log: PostgresEventLog, stream: StreamId, count: int) -> None:
@@ -19,6 +23,11 @@ async def contend(log: PostgresEventLog, stream: StreamId, count: int) -> None:
             version = conflict.actual
 
 
+async def take(dsn: str, name: str) -> None:
+    async with await PostgresEventLog.open(dsn) as log:
+        print((await take_fence(log, name, CONTEXT, NOON)).epoch)
+
+
 async def main(dsn: str, stream: str, count: int) -> None:
     async with await PostgresEventLog.open(dsn) as log:
         others = [log.append(an_append(a_stream())) for _ in range(count)]
@@ -26,4 +35,7 @@ async def main(dsn: str, stream: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    if sys.argv[2] == "fence":
+        asyncio.run(take(sys.argv[1], sys.argv[3]))
+    else:
+        asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

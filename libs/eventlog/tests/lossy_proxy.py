@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-_COMMITTED = b"COMMIT\x00"  # the tag of CommandComplete
+_COMMITTED = (b"COMMIT\x00", b"INSERT 0 ")  # the tags of CommandComplete: a transaction's, or a lone statement's
 
 
 class LossyProxy:
@@ -54,7 +54,7 @@ class LossyProxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lossy: bool) -> None:
         while data := await reader.read(65_536):
-            if lossy and self.lose_commits and _COMMITTED in data:
+            if lossy and self.lose_commits and any(tag in data for tag in _COMMITTED):
                 self.lose_commits -= 1
                 return
             writer.write(data)

@@ -78,7 +78,13 @@ def log() -> SpiedLog:
 
 
 def counters(log: MemoryEventLog, **options: object) -> Aggregates[Counter, Counted]:
+    options = {"stopwatch": lambda: 0.0, **options}
     return Aggregates(log, "counter", Counter, evolve, Codec([Counted]), SystemClock(), **options)  # type: ignore[arg-type]
+
+
+async def filled(log: MemoryEventLog, events: int) -> None:
+    counted = [an_event("Counted", b'{"by":1}') for _ in range(events)]
+    await log.append(an_append(StreamId("counter", "c1"), *counted))
 
 
 async def test_an_aggregate_without_events_is_in_its_initial_state(log: SpiedLog) -> None:
@@ -175,6 +181,55 @@ async def test_a_load_from_a_snapshot_equals_the_full_fold(log: SpiedLog) -> Non
 
     assert from_snapshot == full
     assert log.events_read == 7
+
+
+async def test_a_long_stream_is_snapshot_by_whoever_loads_it_first(log: SpiedLog) -> None:
+    await filled(log, 30)
+    reader = counters(log, snapshots=SNAPSHOTS)
+    await reader.load("c1")
+    await reader.settle()
+    log.events_read = 0
+    assert (await counters(log, snapshots=SNAPSHOTS).load("c1")).state == Counter(30, 30)
+    assert log.events_read == 0
+
+
+@pytest.mark.parametrize(("fold_s", "events_read"), [(3.0, 0), (3.1, 5)])
+async def test_a_slow_fold_is_snapshot_however_few_its_events(log: SpiedLog, fold_s: float, events_read: int) -> None:
+    await filled(log, 5)
+    ticks = iter([10.0, 13.0])
+    reader = counters(log, snapshots=replace(SNAPSHOTS, fold_s=fold_s), stopwatch=lambda: next(ticks))
+    await reader.load("c1")
+    await reader.settle()
+    log.events_read = 0
+    await counters(log, snapshots=SNAPSHOTS).load("c1")
+    assert log.events_read == events_read
+
+
+async def test_a_snapshot_of_another_version_of_the_fold_is_not_used(log: SpiedLog) -> None:
+    await filled(log, 30)
+    former = counters(log, snapshots=replace(SNAPSHOTS, dump=lambda _: b"1 1"))
+    await former.load("c1")
+    await former.settle()
+    newer = replace(SNAPSHOTS, version=2)
+    assert (await counters(log, snapshots=SNAPSHOTS).load("c1")).state == Counter(1, 1)
+    assert (await counters(log, snapshots=newer).load("c1")).state == Counter(30, 30)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"no numbers", b"1 2 3", b"\xff"])
+async def test_an_unreadable_snapshot_is_folded_anew_and_replaced(log: SpiedLog, damaged: bytes) -> None:
+    await filled(log, 30)
+    await log.save_snapshot(StreamId("counter", "c1"), 30, SNAPSHOTS.key, damaged)
+    reader = counters(log, snapshots=replace(SNAPSHOTS, load=strictly))
+    assert (await reader.load("c1")).state == Counter(30, 30)
+    await reader.settle()
+    log.events_read = 0
+    assert (await counters(log, snapshots=SNAPSHOTS).load("c1")).state == Counter(30, 30)
+    assert log.events_read == 0
+
+
+def strictly(data: bytes) -> Counter:
+    total, steps = map(int, data.split())
+    return Counter(total, steps)
 
 
 async def test_an_event_that_cannot_be_folded_stops_the_load(log: SpiedLog) -> None:

@@ -4,17 +4,20 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import psycopg
 import pytest
 from eventlog.chain import sealed
-from eventlog.errors import AppendRefused, ChainBroken, LogClosed, LogUnavailable, QueueFull
+from eventlog.errors import AppendRefused, ChainBroken, FenceLost, LogClosed, LogUnavailable, QueueFull, VersionConflict
+from eventlog.fences import take_fence
 from eventlog.limits import Limits
+from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Appended, StreamId
-from eventlog.testing import EventLogContract, a_stream, an_append, an_event, positions
+from eventlog.records import Append, Appended, StreamId
+from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
 
 HERE = Path(__file__).parent
 
@@ -34,6 +37,15 @@ class TestPostgresEventLog(EventLogContract):
     @pytest.fixture
     async def log(self, postgres_dsn: str) -> AsyncIterator[PostgresEventLog]:
         async with await PostgresEventLog.open(postgres_dsn) as log:
+            yield log
+
+
+class TestPostgresEventLogThatRemembersOneStream(EventLogContract):
+    """Whatever its writer has forgotten is found out again."""
+
+    @pytest.fixture
+    async def log(self, postgres_dsn: str) -> AsyncIterator[PostgresEventLog]:
+        async with await PostgresEventLog.open(postgres_dsn, limits=Limits(streams_remembered_max=1)) as log:
             yield log
 
 
@@ -112,6 +124,79 @@ async def test_writers_in_two_processes_stay_contiguous(postgres_dsn: str, log: 
     assert positions(await log.read()) == list(range(1, 401))
     assert [event.version for event in await log.read_stream(stream)] == list(range(1, 201))
     assert (await log.verify()).ok
+
+
+async def test_writers_that_take_turns_on_a_stream_see_each_others_appends(postgres_dsn: str) -> None:
+    """Each remembers a version that is no longer true when it comes to its next turn."""
+    stream = a_stream()
+    async with await PostgresEventLog.open(postgres_dsn) as one, await PostgresEventLog.open(postgres_dsn) as other:
+        for version in range(0, 40, 4):
+            await one.append(an_append(stream, expected=version))
+            await one.append(an_append(stream, expected=version + 1))
+            await other.append(an_append(stream, expected=version + 2))
+            assert (await other.append(an_append(stream))).versions == (version + 4,)
+        assert [event.version for event in await one.read_stream(stream)] == list(range(1, 41))
+        assert (await one.verify()).ok
+
+
+async def test_a_version_that_another_writer_raised_is_the_one_a_conflict_names(postgres_dsn: str) -> None:
+    stream = a_stream()
+    async with await PostgresEventLog.open(postgres_dsn) as one, await PostgresEventLog.open(postgres_dsn) as other:
+        await one.append(an_append(stream))
+        await other.append(an_append(stream, an_event(), an_event()))
+        with pytest.raises(VersionConflict) as conflict:
+            await one.append(an_append(stream, expected=1))
+        assert conflict.value.actual == 3
+
+
+async def test_a_forgotten_stream_is_not_taken_for_a_new_one(postgres_dsn: str) -> None:
+    async with await PostgresEventLog.open(postgres_dsn, limits=Limits(streams_remembered_max=1)) as log:
+        forgotten = a_stream()
+        await log.append(an_append(forgotten))
+        await log.append(an_append(a_stream(), expected=0))
+        with pytest.raises(VersionConflict) as conflict:
+            await log.append(an_append(forgotten, expected=0))
+        assert conflict.value.actual == 1
+        await log.append(an_append(a_stream(), expected=0))
+        with pytest.raises(VersionConflict):
+            await log.append(Append(forgotten, 0, (), CONTEXT), an_append(a_stream(), expected=0))
+
+
+async def test_a_fence_taken_in_another_process_shuts_out_this_one(postgres_dsn: str, log: PostgresEventLog) -> None:
+    fence = await take_fence(log, "run-7", CONTEXT, NOON)
+    await log.append(replace(an_append(a_stream(), expected=0), fence=fence))
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, str(HERE / "appender.py"), postgres_dsn, "fence", "run-7", stdout=asyncio.subprocess.PIPE
+    )
+    answer, _ = await program.communicate()
+    assert answer.decode().strip() == "2"
+    with pytest.raises(FenceLost) as lost:
+        await log.append(replace(an_append(a_stream(), expected=0), fence=fence))
+    assert (lost.value.epoch, lost.value.current) == (1, 2)
+
+
+async def test_an_observer_hears_of_each_transaction(postgres_dsn: str) -> None:
+    observer = Hearing()
+    async with await PostgresEventLog.open(postgres_dsn, observer=observer) as log:
+        async with head_locked(postgres_dsn) as writer_waits:
+            first = asyncio.create_task(log.append(an_append(a_stream())))
+            await writer_waits()
+            others = [asyncio.create_task(log.append(an_append(a_stream(), an_event(), an_event()))) for _ in range(3)]
+            await until(lambda: log.backlog_events == 6)
+        await asyncio.gather(first, *others)
+        assert log.backlog_events == 0
+    assert [(group.requests, group.events) for group in observer.groups] == [(1, 1), (3, 6)]
+    assert all(group.seconds > 0 for group in observer.groups)
+
+
+class Hearing:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.groups: list[GroupCommitted] = []
+
+    def committed(self, group: GroupCommitted) -> None:
+        self.groups.append(group)
 
 
 async def test_a_waiter_wakes_for_what_another_process_appends(postgres_dsn: str, log: PostgresEventLog) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from eventlog.records import ANY, Append, Context, StreamId
@@ -110,3 +111,15 @@ async def append_many(host: Host[Settings], count: int) -> None:
     for _ in range(count // 1000):
         events = tuple(an_event() for _ in range(1000))
         await host.history.log.append(Append(StreamId("guest", "1"), ANY, events, Context("local", "tester")))
+
+
+async def test_commits_and_the_queue_of_the_log_are_measured(postgres_dsn: str, fresh_nats: Any) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with serve_in_process(compose, settings) as service, aiohttp.ClientSession(service.http_url) as client:
+        await append(service.host, "local")
+        async with client.get("/metrics") as response:
+            lines = (await response.text()).splitlines()
+    assert "eventlog_queue_events 0.0" in lines
+    assert {"eventlog_group_events_sum 1.0", "eventlog_group_events_count 1.0"} <= set(lines)
+    (seconds,) = [line for line in lines if line.startswith("eventlog_commit_seconds_sum")]
+    assert float(seconds.split()[1]) > 0

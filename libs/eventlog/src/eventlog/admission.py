@@ -2,23 +2,32 @@
 
 A group is decided under the lock of the head: `Admission` starts from the head, the versions of the streams named and
 the stored events whose ids the group repeats, and admits request after request in the order of arrival. What it
-admitted is in `accepted`, numbered, hashed, ready to be stored. A refused request leaves no trace.
+admitted is in `accepted`, numbered, hashed, ready to be stored; `head` and `versions` are then as they will be. A refused
+request leaves no trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from eventlog.chain import sealed
-from eventlog.errors import DuplicateEventId, EventTooLarge, VersionConflict
+from eventlog.chain import link_facts
+from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
 
 Request = Sequence[Append]
 """The appends of one caller: all of them are stored, or none."""
+
+
+def streams_of(request: Request) -> Iterator[StreamId]:
+    """Every stream whose version the decision depends on."""
+    for append in request:
+        yield append.stream
+        if append.fence is not None:
+            yield append.fence.stream
 
 
 class Known(NamedTuple):
@@ -47,14 +56,14 @@ class Admission:
     ) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
-        self._versions = versions
+        self.versions = versions
         self._known = known
         self._recorded_at = recorded_at
 
     def admit(self, request: Request) -> Appended:
         """Number and hash the request's events.
 
-        Raises VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content.
+        Raises FenceLost, VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content.
         """
         ids = [event.id for append in request for event in append.events]
         if not self._known.keys().isdisjoint(ids):
@@ -67,7 +76,7 @@ class Admission:
         last = 0
         versions = []
         for append in request:
-            version = self._versions.get(append.stream, 0)
+            version = self.versions.get(append.stream, 0)
             for event in append.events:
                 known = self._same(append.stream, event, complete)
                 version, last = known.version, max(last, known.position)
@@ -89,18 +98,26 @@ class Admission:
 
     def _check_versions(self, request: Request) -> list[int]:
         """The version each append starts from, once all are as expected."""
+        self._check_fences(request)
         starts = []
         ahead: dict[StreamId, int] = {}
         for append in request:
             actual = ahead.get(append.stream)
             if actual is None:
-                actual = self._versions.get(append.stream, 0)
+                actual = self.versions.get(append.stream, 0)
             if append.expected is not ANY and append.expected != actual:
                 raise VersionConflict(append.stream, append.expected, actual)
             starts.append(actual)
             ahead[append.stream] = actual + len(append.events)
-        self._versions.update(ahead)
+        self.versions.update(ahead)
         return starts
+
+    def _check_fences(self, request: Request) -> None:
+        for append in request:
+            if append.fence is not None:
+                current = self.versions.get(append.fence.stream, 0)
+                if append.fence.epoch != current:
+                    raise FenceLost(append.fence.name, append.fence.epoch, current)
 
     def _accept(self, append: Append, version: int) -> int:
         for event in append.events:
@@ -109,8 +126,8 @@ class Admission:
         return version
 
     def _store(self, append: Append, event: NewEvent, version: int) -> None:
-        position, context = self.head.position + 1, append.context
-        unsealed = StoredEvent(
+        position, context, previous = self.head.position + 1, append.context, self.head.hash
+        facts = (
             position,
             append.stream,
             version,
@@ -126,10 +143,8 @@ class Admission:
             context.actor,
             context.traceparent,
             event.data,
-            previous_hash=b"",
-            hash=b"",
         )
-        stored = sealed(unsealed, self.head.hash)
+        stored = StoredEvent(*facts, previous, link_facts(previous, facts))
         self.accepted.append(stored)
         self._known[event.id] = stored
         self.head = Head(position, stored.hash)

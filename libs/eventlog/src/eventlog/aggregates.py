@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Generic, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -38,12 +39,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SnapshotPolicy(Generic[S]):
-    """Save the state every `every` events under `fold`, a name that changes whenever the fold's result would."""
+    """Save the state every `every` events, and whenever folding took `fold_s` seconds or more.
+
+    It is kept under the name `fold` and its `version`: raise that whenever the fold's result changes. What `load` cannot
+    read (it raises ValueError, TypeError or LookupError), and what another version saved, is folded anew and replaced.
+    """
 
     fold: str
     dump: Callable[[S], bytes]
     load: Callable[[bytes], S]
     every: int = 50
+    fold_s: float = 0.02
+    version: int = 1
+
+    @property
+    def key(self) -> str:
+        """What the log keeps the snapshot under."""
+        return f"{self.fold}@{self.version}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ class Aggregates(Generic[S, E]):
     The cache holds `cache` states, least recently used out first, and is brought up to date by reading only what is
     newer. Commands on one aggregate take turns within a process; between processes the expected version decides.
     With a `vault`, personal fields are sealed and opened; without one they cannot be appended, and read as ERASED.
+    `stopwatch` tells seconds from any start.
     """
 
     def __init__(
@@ -89,6 +102,7 @@ class Aggregates(Generic[S, E]):
         cache: int = 1024,
         snapshots: SnapshotPolicy[S] | None = None,
         vault: Vault | None = None,
+        stopwatch: Callable[[], float] = perf_counter,
     ) -> None:
         self._log = log
         self._aggregate = aggregate
@@ -100,6 +114,7 @@ class Aggregates(Generic[S, E]):
         self._cache: OrderedDict[str, Loaded[S]] = OrderedDict()
         self._snapshots = snapshots
         self._vault = vault
+        self._stopwatch = stopwatch
         self._saving: set[asyncio.Task[None]] = set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -109,7 +124,8 @@ class Aggregates(Generic[S, E]):
         Raises UnknownEventType if its stream holds what the codec does not know: half a fold would be a wrong state.
         """
         stream = StreamId(self._aggregate, id)
-        loaded = self._cache.get(id) or await self._start(stream)
+        start = loaded = self._cache.get(id) or await self._start(stream)
+        begun = self._stopwatch()
         while True:
             page = await self._log.read_stream(stream, after=loaded.version, limit=_PAGE_EVENTS)
             if page:
@@ -118,6 +134,7 @@ class Aggregates(Generic[S, E]):
                 personal = loaded.personal or bool(keys.keys)
                 loaded = Loaded(self._fold(loaded.state, events), page[-1].version, personal)
             if len(page) < _PAGE_EVENTS:
+                self._save_after_folding(stream, start, loaded, self._stopwatch() - begun)
                 return self._remember(id, loaded)
 
     async def execute(
@@ -164,7 +181,7 @@ class Aggregates(Generic[S, E]):
         (version,) = appended.versions
         folded = Loaded(self._fold(loaded.state, events), version, loaded.personal or personal)
         after = self._remember(id, folded)
-        self._save_snapshot(stream, loaded.version, after)
+        self._save_after_appending(stream, loaded.version, after)
         return Executed(after.state, version, appended.position, events)
 
     async def _encode(
@@ -195,9 +212,12 @@ class Aggregates(Generic[S, E]):
 
     async def _start(self, stream: StreamId) -> Loaded[S]:
         if self._snapshots is not None:
-            snapshot = await self._log.load_snapshot(stream, self._snapshots.fold)
+            snapshot = await self._log.load_snapshot(stream, self._snapshots.key)
             if snapshot is not None:
-                return Loaded(self._snapshots.load(snapshot.data), snapshot.version)
+                try:
+                    return Loaded(self._snapshots.load(snapshot.data), snapshot.version)
+                except (ValueError, TypeError, LookupError) as error:
+                    _log.warning("snapshot of %s at version %d is unreadable: %r", stream, snapshot.version, error)
         return Loaded(self._initial(), 0)
 
     def _remember(self, id: str, loaded: Loaded[S]) -> Loaded[S]:
@@ -211,12 +231,22 @@ class Aggregates(Generic[S, E]):
             self._cache.popitem(last=False)
         return kept
 
-    def _save_snapshot(self, stream: StreamId, before: int, after: Loaded[S]) -> None:
-        """Save beside the caller's way: a snapshot is worth no command's time."""
+    def _save_after_folding(self, stream: StreamId, before: Loaded[S], after: Loaded[S], took_s: float) -> None:
+        """Spare the next one a long fold, also of a stream that is only read."""
+        policy, folded = self._snapshots, after.version - before.version
+        if policy is not None and folded > 0 and (folded >= policy.every or took_s >= policy.fold_s):
+            self._save_snapshot(stream, policy, after)
+
+    def _save_after_appending(self, stream: StreamId, before: int, after: Loaded[S]) -> None:
         policy = self._snapshots
-        if policy is None or after.personal or before // policy.every == after.version // policy.every:
+        if policy is not None and before // policy.every != after.version // policy.every:
+            self._save_snapshot(stream, policy, after)
+
+    def _save_snapshot(self, stream: StreamId, policy: SnapshotPolicy[S], after: Loaded[S]) -> None:
+        """Save beside the caller's way: a snapshot is worth no command's time."""
+        if after.personal:
             return
-        saving = self._log.save_snapshot(stream, after.version, policy.fold, policy.dump(after.state))
+        saving = self._log.save_snapshot(stream, after.version, policy.key, policy.dump(after.state))
         task = asyncio.create_task(saving, name=f"snapshot {stream}")
         self._saving.add(task)
         task.add_done_callback(self._saved)

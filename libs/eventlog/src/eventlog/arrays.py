@@ -9,17 +9,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 from uuid import UUID
 
 from psycopg import AsyncConnection, pq
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 
+from eventlog.records import StreamId
+
 _HEADER = struct.Struct("!iiIii")
 _NULL = b"\xff\xff\xff\xff"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 _LENGTH_8 = (8).to_bytes(4, "big")
 _LENGTH_16 = (16).to_bytes(4, "big")
@@ -60,6 +62,15 @@ def texts(values: Iterable[str | None]) -> Texts:
     return Texts(_array(25, [_sized(None if value is None else value.encode()) for value in values]))
 
 
+def names(values: Iterable[str]) -> Texts:
+    """Texts that repeat: each is encoded once."""
+    return Texts(_array(25, list(map(_sized_name, values))))
+
+
+def streams(values: Iterable[StreamId]) -> Texts:
+    return Texts(_array(25, list(map(_sized_stream, values))))
+
+
 def byteas(values: Iterable[bytes]) -> Byteas:
     return Byteas(_array(17, [_sized(value) for value in values]))
 
@@ -85,12 +96,23 @@ def _array(element_oid: int, items: list[bytes]) -> bytes:
     return _HEADER.pack(1, has_null, element_oid, len(items), 1) + b"".join(items)
 
 
+@lru_cache(maxsize=4_096)
+def _sized_name(value: str) -> bytes:
+    return _sized(value.encode())
+
+
+@lru_cache(maxsize=65_536)
+def _sized_stream(value: StreamId) -> bytes:
+    return _sized(str(value).encode())
+
+
 def _sized(value: bytes | None) -> bytes:
     return _NULL if value is None else len(value).to_bytes(4, "big") + value
 
 
 def _microseconds(value: datetime) -> bytes:
-    return ((value - _EPOCH) // _MICROSECOND).to_bytes(8, "big", signed=True)
+    since = value - _EPOCH
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds).to_bytes(8, "big", signed=True)
 
 
 def _dumper(array_oid: int) -> type[Dumper]:

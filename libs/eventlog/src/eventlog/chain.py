@@ -17,19 +17,38 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
+from uuid import UUID
 
-from eventlog.records import StoredEvent, Verified
+from eventlog.records import StoredEvent, StreamId, Verified, name_bytes, stream_bytes
 
 GENESIS: Final = bytes(32)
 """The hash before the first event."""
 
+Facts = tuple[
+    int,  # position
+    StreamId,
+    int,  # version
+    UUID,  # id
+    str,  # type
+    int,  # type version
+    str,  # tenant
+    str | None,  # data subject
+    datetime,  # occurred at
+    datetime,  # recorded at
+    UUID | None,  # causation
+    str,  # correlation
+    str,  # actor
+    str,  # traceparent
+    bytes,  # data
+]
+"""The columns of a StoredEvent, in its order, without the two hashes."""
+
 _HEAD: Final = struct.Struct(">qqiqq10I")
 _ABSENT: Final = 0xFFFFFFFF
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def sealed(event: StoredEvent, previous_hash: bytes) -> StoredEvent:
@@ -39,47 +58,53 @@ def sealed(event: StoredEvent, previous_hash: bytes) -> StoredEvent:
 
 def link(previous_hash: bytes, event: StoredEvent) -> bytes:
     """The hash of `event` as successor of `previous_hash`; the event's own two hashes are not read."""
-    return sha256(previous_hash + canonical(event)).digest()
+    return link_facts(previous_hash, event[:-2])
 
 
-def canonical(event: StoredEvent) -> bytes:
-    """The bytes that are hashed: all columns but the hashes."""
-    stream, type_name, tenant = str(event.stream).encode(), event.type.encode(), event.tenant.encode()
-    correlation, actor, traceparent = event.correlation.encode(), event.actor.encode(), event.traceparent.encode()
-    data_subject = b"" if event.data_subject is None else event.data_subject.encode()
-    causation = b"" if event.causation is None else event.causation.bytes
-    head = _HEAD.pack(
-        event.position,
-        event.version,
-        event.type_version,
-        _microseconds(event.occurred_at),
-        _microseconds(event.recorded_at),
-        len(stream),
-        len(event.id.bytes),
-        len(type_name),
-        len(tenant),
-        _ABSENT if event.data_subject is None else len(data_subject),
-        _ABSENT if event.causation is None else len(causation),
-        len(correlation),
-        len(actor),
-        len(traceparent),
-        len(event.data),
+def link_facts(previous_hash: bytes, facts: Facts) -> bytes:
+    """As `link`, for an event that has no hashes yet."""
+    return sha256(previous_hash + canonical(facts)).digest()
+
+
+def canonical(facts: Facts) -> bytes:
+    """The bytes that are hashed."""
+    # One unpacking instead of seventeen attributes, and names encoded once: this runs for every event appended or verified.
+    (
+        position,
+        stream_id,
+        version,
+        event_id,
+        type_name,
+        type_version,
+        tenant,
+        subject,
+        occurred_at,
+        recorded_at,
+        cause,
+        correlation,
+        actor,
+        traceparent,
+        data,
+    ) = facts
+    parts = (
+        stream_bytes(stream_id),
+        event_id.bytes,
+        name_bytes(type_name),
+        name_bytes(tenant),
+        b"" if subject is None else subject.encode(),
+        b"" if cause is None else cause.bytes,
+        correlation.encode(),
+        name_bytes(actor),
+        traceparent.encode(),
+        data,
     )
-    return b"".join(
-        (
-            head,
-            stream,
-            event.id.bytes,
-            type_name,
-            tenant,
-            data_subject,
-            causation,
-            correlation,
-            actor,
-            traceparent,
-            event.data,
-        )
-    )
+    lengths = list(map(len, parts))
+    if subject is None:
+        lengths[4] = _ABSENT
+    if cause is None:
+        lengths[5] = _ABSENT
+    times = _microseconds(occurred_at), _microseconds(recorded_at)
+    return b"".join((_HEAD.pack(position, version, type_version, *times, *lengths), *parts))
 
 
 class Verifier:
@@ -141,4 +166,5 @@ class Verifier:
 
 
 def _microseconds(value: datetime) -> int:
-    return (value - _EPOCH) // _MICROSECOND
+    since = value - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

@@ -2,6 +2,7 @@
 
 EventLogError
 ├── VersionConflict    decide again on the newer state
+├── FenceLost          somebody else took over: stop, do not retry
 ├── DuplicateEventId   the id stands for another fact: a bug in the caller, do not retry
 ├── EventTooLarge      store the payload elsewhere and append a reference
 ├── UnknownEventType   this release cannot write or read the type: deploy one that can
@@ -48,6 +49,16 @@ class VersionConflict(EventLogError):
         self.stream = stream
         self.expected = expected
         self.actual = actual
+
+
+class FenceLost(EventLogError):
+    """The fence was taken by somebody else: it is at epoch `current`, the append carried `epoch`."""
+
+    def __init__(self, name: str, epoch: int, current: int) -> None:
+        super().__init__(f"fence {name} is at epoch {current}, the append carries epoch {epoch}")
+        self.name = name
+        self.epoch = epoch
+        self.current = current
 
 
 class DuplicateEventId(EventLogError):

@@ -14,8 +14,8 @@ class EventLog(Protocol):
         """Store the events of all appends, or none; they are durable when this returns.
 
         Idempotent on event ids: a request whose ids are all stored with the same content succeeds as `duplicate`,
-        whatever its expected versions. Raises VersionConflict, DuplicateEventId, EventTooLarge, ValueError, QueueFull,
-        AppendRefused, LogUnavailable, LogClosed. After LogUnavailable retry with the same event ids.
+        whatever its expected versions and fences. Raises VersionConflict, FenceLost, DuplicateEventId, EventTooLarge,
+        ValueError, QueueFull, AppendRefused, LogUnavailable, LogClosed. After LogUnavailable retry with the same event ids.
         """
         ...
 

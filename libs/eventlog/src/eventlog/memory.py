@@ -7,7 +7,7 @@ from collections import defaultdict
 from itertools import islice
 from uuid import UUID
 
-from eventlog.admission import Admission, Head, Known, check_request
+from eventlog.admission import Admission, Head, Known, check_request, streams_of
 from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
@@ -33,7 +33,7 @@ class MemoryEventLog:
         check_request(appends, self._limits)
         self._require_open()
         await asyncio.sleep(0)  # as with a real log, others run while the caller waits
-        versions = {append.stream: len(self._streams[append.stream]) for append in appends}
+        versions = {stream: len(self._streams[stream]) for stream in streams_of(appends)}
         admission = Admission(self._head(), versions, self._known, self._clock.now())
         appended = admission.admit(appends)
         self._store(admission.accepted)
@@ -65,7 +65,7 @@ class MemoryEventLog:
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()
         kept = self._snapshots.get((stream, fold))
-        if kept is None or kept.version < version:
+        if kept is None or kept.version <= version:
             self._snapshots[stream, fold] = Snapshot(stream, version, fold, data)
 
     async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:

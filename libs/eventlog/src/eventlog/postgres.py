@@ -17,6 +17,7 @@ from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed, LogUnavailable
 from eventlog.limits import Limits
+from eventlog.observer import Observer
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
 from eventlog.signal import HeadSignal
 from eventlog.sql import Statements, statements, stored_event
@@ -31,11 +32,13 @@ class PostgresEventLog:
     Holds one connection for writing, one for notifications, and up to `limits.readers_max` for reading.
     """
 
-    def __init__(self, dsn: str, sql: Statements, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self, dsn: str, sql: Statements, limits: Limits, clock: Clock, observer: Observer | None = None
+    ) -> None:
         self._sql = sql
         self._limits = limits
         self._signal = HeadSignal()
-        self._writer = GroupWriter(dsn, sql, limits, clock, self._signal.advance)
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._signal.advance, observer)
         self._readers = AsyncConnectionPool(
             dsn,
             min_size=1,
@@ -50,15 +53,24 @@ class PostgresEventLog:
 
     @classmethod
     async def open(
-        cls, dsn: str, *, schema: str = "eventlog", limits: Limits | None = None, clock: Clock | None = None
+        cls,
+        dsn: str,
+        *,
+        schema: str = "eventlog",
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+        observer: Observer | None = None,
     ) -> PostgresEventLog:
-        """Open the log in `schema`, creating its tables if there are none; LogUnavailable if the database is."""
+        """Open the log in `schema`, creating its tables if there are none; LogUnavailable if the database is.
+
+        `observer` is told of every transaction that commits appends.
+        """
         sql = statements(schema)
         try:
             await _create_tables(dsn, sql, schema)
         except psycopg.OperationalError as error:
             raise LogUnavailable(f"the database cannot be reached: {error}") from error
-        log = cls(dsn, sql, limits or Limits(), clock or SystemClock())
+        log = cls(dsn, sql, limits or Limits(), clock or SystemClock(), observer)
         await log._readers.open(wait=True)
         log._writer.start()
         log._watch.start()

@@ -61,6 +61,16 @@ parse_stream = lru_cache(maxsize=65_536)(StreamId.parse)
 """StreamId.parse for the hot path: a log names the same streams again and again."""
 
 
+@lru_cache(maxsize=65_536)
+def stream_bytes(stream: StreamId) -> bytes:
+    """The stream as UTF-8, for the hot path."""
+    return str(stream).encode()
+
+
+name_bytes = lru_cache(maxsize=4_096)(str.encode)
+"""The UTF-8 of what a log repeats in every event (types, tenants, actors), for the hot path."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """A fact not stored yet. `id` is its idempotency key; `occurred_at` is aware; `data` is stored as it is."""
@@ -100,13 +110,30 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to append for `name` that whoever took it keeps until somebody takes the next epoch (see fences.py)."""
+
+    name: str
+    epoch: int
+
+    @property
+    def stream(self) -> StreamId:
+        """The stream of those who took it: its version is the epoch that holds."""
+        return StreamId("fence", self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class Append:
-    """Events for one stream. Without events it only guards: the stream must be at `expected`."""
+    """Events for one stream. Without events it only guards: the stream must be at `expected`.
+
+    With a `fence`, the whole request is stored only if the fence still holds when it is committed.
+    """
 
     stream: StreamId
     expected: ExpectedVersion
     events: tuple[NewEvent, ...]
     context: Context
+    fence: Fence | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,15 @@ out under that lock, so they are contiguous and become visible in order: a reade
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from psycopg.sql import SQL, Identifier, Literal
 
-from eventlog.arrays import Packed, bigints, byteas, texts, times, uuids
-from eventlog.records import Filter, StoredEvent, StreamId, parse_stream
+from eventlog.admission import Head
+from eventlog.arrays import Packed, bigints, byteas, names, streams, texts, times, uuids
+from eventlog.records import Filter, StoredEvent, parse_stream
 
 _TABLES = """
 create schema if not exists {schema};
@@ -115,17 +115,18 @@ def statements(schema: str) -> Statements:
         save_snapshot=render(
             "insert into {schema}.snapshots as kept (stream, fold, version, data) values (%b, %b, %b, %b)"
             " on conflict (stream, fold) do update set version = excluded.version, data = excluded.data"
-            " where kept.version < excluded.version"
+            " where kept.version <= excluded.version"
         ),
         load_snapshot=render("select version, data from {schema}.snapshots where stream = %b and fold = %b"),
     )
 
 
-def store_parameters(events: Sequence[StoredEvent]) -> list[object]:
-    """The parameters of `Statements.store` for events that follow each other."""
-    columns = list(islice(zip(*events, strict=True), 1, None))
-    packed: list[Packed] = [pack(column) for (_, _, pack), column in zip(_STORED, columns, strict=True)]
-    return [events[0].position - 1, *packed, events[-1].position, events[-1].hash]
+def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[object]:
+    """The parameters of `Statements.store` for events that follow each other and the head `before`."""
+    columns = list(zip(*events, strict=True))
+    packed: list[Packed] = [pack(columns[index]) for index, (_, _, pack) in _STORED]
+    last = events[-1]
+    return [last.position, last.hash, before.position, before.hash, before.position, last.recorded_at, *packed]
 
 
 def stored_event(row: Sequence[object]) -> StoredEvent:
@@ -134,37 +135,41 @@ def stored_event(row: Sequence[object]) -> StoredEvent:
     return StoredEvent(position, parse_stream(stream), *rest)  # type: ignore[arg-type]
 
 
-def _names(streams: Iterable[StreamId]) -> Packed:
-    return texts(map(str, streams))
-
-
-_STORED: tuple[tuple[str, str, Callable[[Any], Packed]], ...] = (
-    ("stream", "text", _names),
-    ("version", "bigint", bigints),
-    ("id", "uuid", uuids),
-    ("type", "text", texts),
-    ("type_version", "bigint", bigints),
-    ("tenant", "text", texts),
-    ("data_subject", "text", texts),
-    ("occurred_at", "timestamptz", times),
-    ("recorded_at", "timestamptz", times),
-    ("causation", "uuid", uuids),
-    ("correlation", "text", texts),
-    ("actor", "text", texts),
-    ("traceparent", "text", texts),
-    ("data", "bytea", byteas),
-    ("previous_hash", "bytea", byteas),
-    ("hash", "bytea", byteas),
+_STORED: tuple[tuple[int, tuple[str, str, Callable[[Any], Packed]]], ...] = tuple(
+    (StoredEvent._fields.index(column[0]), column)
+    for column in (
+        ("stream", "text", streams),
+        ("version", "bigint", bigints),
+        ("id", "uuid", uuids),
+        ("type", "text", names),
+        ("type_version", "bigint", bigints),
+        ("tenant", "text", names),
+        ("data_subject", "text", texts),
+        ("occurred_at", "timestamptz", times),
+        ("causation", "uuid", uuids),
+        ("correlation", "text", texts),
+        ("actor", "text", names),
+        ("traceparent", "text", texts),
+        ("data", "bytea", byteas),
+        ("previous_hash", "bytea", byteas),
+        ("hash", "bytea", byteas),
+    )
 )
 
 
 def _store_text() -> str:
-    names = ", ".join(name for name, _, _ in _STORED)
-    arrays = ", ".join(f"%b::{kind}[]" for _, kind, _ in _STORED)
+    """Moves the head, if it is where it is believed to be, and stores the events; stores nothing if it is not.
+
+    The events are joined to the head's row, so that their indexes are touched only once its lock is held.
+    """
+    columns = ", ".join(name for _, (name, _, _) in _STORED)
+    arrays = ", ".join(f"%b::{kind}[]" for _, (_, kind, _) in _STORED)
     return (
-        f"with stored as (insert into {{schema}}.events (position, {names})"
-        f" select %b::bigint + number, {names} from unnest({arrays}) with ordinality as e({names}, number))"
-        " update {schema}.head set position = %b, hash = %b returning pg_notify({channel_name}, position::text)"
+        "with moved as (update {schema}.head set position = %b, hash = %b where position = %b and hash = %b"
+        " returning pg_notify({channel_name}, position::text))"
+        f" insert into {{schema}}.events (position, recorded_at, {columns})"
+        f" select %b::bigint + number, %b::timestamptz, {columns}"
+        f" from moved cross join unnest({arrays}) with ordinality as e({columns}, number)"
     )
 
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 from synod.common.ids import uuid7
 
-from eventlog.errors import DuplicateEventId, EventTooLarge, VersionConflict
+from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, VersionConflict
+from eventlog.fences import take_fence
 from eventlog.log import EventLog
 from eventlog.records import (
     ANY,
@@ -26,6 +28,7 @@ from eventlog.records import (
     Appended,
     Context,
     ExpectedVersion,
+    Fence,
     Filter,
     NewEvent,
     StoredEvent,
@@ -147,6 +150,92 @@ class EventLogContract:
         stream = a_stream()
         appended = await log.append(an_append(stream, expected=0), an_append(stream, expected=1))
         assert appended.versions == (1, 2)
+
+    async def test_a_conflict_on_any_stream_of_a_request_stores_nothing_of_it(self, log: EventLog) -> None:
+        streams = [a_stream() for _ in range(4)]
+        await log.append(an_append(streams[2]))
+        for refused in (0, 1, 3):
+            expected = [0, 0, 1, 0]
+            expected[refused] = 9
+            with pytest.raises(VersionConflict) as conflict:
+                await log.append(*[an_append(s, expected=e) for s, e in zip(streams, expected, strict=True)])
+            assert conflict.value.stream == streams[refused]
+        assert await log.head() == 1
+        stored = await log.append(*[an_append(s, expected=e) for s, e in zip(streams, [0, 0, 1, 0], strict=True)])
+        assert (stored.position, stored.versions) == (5, (1, 1, 2, 1))
+
+    async def test_a_request_over_several_streams_is_repeated_as_a_whole(self, log: EventLog) -> None:
+        request = [an_append(a_stream(), an_event(), an_event(), expected=0), an_append(a_stream(), expected=0)]
+        first = await log.append(*request)
+        await log.append(an_append(request[0].stream))
+        assert await log.append(*request) == Appended(first.position, first.versions, duplicate=True)
+        with pytest.raises(DuplicateEventId, match="others are not"):
+            await log.append(*request, an_append(a_stream()))
+        assert await log.head() == 4
+
+    async def test_a_stored_id_is_refused_on_another_stream(self, log: EventLog) -> None:
+        event = an_event()
+        await log.append(an_append(a_stream(), event))
+        with pytest.raises(DuplicateEventId, match="other content"):
+            await log.append(an_append(a_stream(), event))
+        with pytest.raises(DuplicateEventId, match="twice"):
+            await log.append(*[an_append(a_stream(), same) for same in (an_event(),) * 2])
+        assert await log.head() == 1
+
+    async def test_requests_over_crossing_streams_are_each_stored_whole(self, log: EventLog) -> None:
+        left, right = a_stream(), a_stream()
+        racers = [log.append(an_append(a, expected=0), an_append(b, expected=0)) for a, b in [(left, right)] * 5]
+        racers += [log.append(an_append(b, expected=0), an_append(a, expected=0)) for a, b in [(left, right)] * 5]
+        results = await asyncio.gather(*racers, return_exceptions=True)
+        assert [type(result) for result in results].count(Appended) == 1
+        assert [len(await log.read_stream(stream)) for stream in (left, right)] == [1, 1]
+
+    async def test_an_append_under_the_epoch_that_holds_is_stored(self, log: EventLog) -> None:
+        fence = await take_fence(log, "run-7", CONTEXT, NOON)
+        assert fence == Fence("run-7", 1)
+        stream = a_stream()
+        assert (await log.append(replace(an_append(stream, expected=0), fence=fence))).versions == (1,)
+        assert (await log.append(replace(an_append(stream, expected=1), fence=fence))).versions == (2,)
+
+    async def test_the_next_epoch_shuts_out_every_earlier_one(self, log: EventLog) -> None:
+        stream = a_stream()
+        former, current = [await take_fence(log, "run-7", CONTEXT, NOON) for _ in range(2)]
+        with pytest.raises(FenceLost) as lost:
+            await log.append(replace(an_append(stream), fence=former))
+        assert (lost.value.name, lost.value.epoch, lost.value.current) == ("run-7", 1, 2)
+        await log.append(replace(an_append(stream, expected=0), fence=current))
+        assert len(await log.read_stream(stream)) == 1
+
+    async def test_a_lost_fence_refuses_all_streams_of_the_request(self, log: EventLog) -> None:
+        former, _ = [await take_fence(log, "run-7", CONTEXT, NOON) for _ in range(2)]
+        with pytest.raises(FenceLost):
+            await log.append(an_append(a_stream()), replace(an_append(a_stream()), fence=former))
+        assert await log.head() == 2
+
+    async def test_an_epoch_nobody_took_does_not_hold(self, log: EventLog) -> None:
+        with pytest.raises(FenceLost):
+            await log.append(replace(an_append(a_stream()), fence=Fence("run-7", 1)))
+
+    async def test_fences_of_other_names_do_not_meet(self, log: EventLog) -> None:
+        mine = await take_fence(log, "run-7", CONTEXT, NOON)
+        await take_fence(log, "run-8", CONTEXT, NOON)
+        assert (await log.append(replace(an_append(a_stream()), fence=mine))).position == 3
+
+    async def test_of_many_who_take_a_fence_at_once_each_gets_an_epoch_of_its_own(self, log: EventLog) -> None:
+        fences = await asyncio.gather(*[take_fence(log, "run-7", CONTEXT, NOON) for _ in range(10)])
+        assert sorted(fence.epoch for fence in fences) == list(range(1, 11))
+
+    async def test_a_repeated_taking_gets_the_same_epoch(self, log: EventLog) -> None:
+        event_id = uuid7()
+        epochs = [await take_fence(log, "run-7", CONTEXT, NOON, event_id=event_id) for _ in range(2)]
+        assert epochs == [Fence("run-7", 1)] * 2
+
+    async def test_what_was_stored_under_a_fence_stays_a_duplicate_when_it_is_lost(self, log: EventLog) -> None:
+        fence = await take_fence(log, "run-7", CONTEXT, NOON)
+        append = replace(an_append(a_stream(), expected=0), fence=fence)
+        await log.append(append)
+        await take_fence(log, "run-7", CONTEXT, NOON)
+        assert (await log.append(append)).duplicate
 
     async def test_an_append_of_stored_ids_succeeds_as_duplicate_whatever_it_expects(self, log: EventLog) -> None:
         append = an_append(a_stream(), an_event(), an_event(), expected=NO_STREAM)

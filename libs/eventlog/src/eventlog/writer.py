@@ -1,13 +1,16 @@
 """The one writer of a process: commits whatever waits as one transaction, again and again (group commit).
 
-A transaction is two round trips: lock the head and read what the decision needs; store and commit. The lock makes
-writers of several processes take turns, and each statement after it sees all that the others committed.
+As long as no other process writes, a transaction is one statement that stores what was decided on what the writer
+remembers (tail.py), unless the head has moved. Otherwise it is two round trips: lock the head and read what the decision
+needs; store and commit. The lock makes writers of several processes take turns, and each statement after it sees all that
+the others committed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import random
@@ -18,13 +21,15 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from eventlog import arrays
-from eventlog.admission import Admission, Head, Known, Request, Size, check_request
+from eventlog.admission import Admission, Head, Known, Request, Size, check_request, streams_of
 from eventlog.backlog import Backlog
 from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, EventLogError, LogClosed, LogUnavailable
 from eventlog.limits import Limits
+from eventlog.observer import GroupCommitted, Observer, Unobserved
 from eventlog.records import Appended, parse_stream
 from eventlog.sql import Statements, store_parameters
+from eventlog.tail import Tail
 
 Outcome = Appended | EventLogError
 
@@ -43,17 +48,25 @@ class _Waiting:
 
 
 class GroupWriter:
-    """Owns one connection and one task. `on_commit` is told the new head after each commit."""
+    """Owns one connection and one task. `on_commit` is told the new head after each commit, `observer` its size."""
 
     def __init__(
-        self, dsn: str, statements: Statements, limits: Limits, clock: Clock, on_commit: Callable[[int], None]
+        self,
+        dsn: str,
+        statements: Statements,
+        limits: Limits,
+        clock: Clock,
+        on_commit: Callable[[int], None],
+        observer: Observer | None = None,
     ) -> None:
         self._dsn = dsn
         self._sql = statements
         self._limits = limits
         self._clock = clock
         self._on_commit = on_commit
+        self._observer = observer or Unobserved()
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
+        self._tail = Tail(limits.streams_remembered_max)
         self._connection: AsyncConnection[TupleRow] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -86,6 +99,8 @@ class GroupWriter:
             taken = self._backlog.take(self._limits.group_events_max)
             for group in _split_by_bytes((w for w in taken if not w.answer.done()), self._limits.group_bytes_max):
                 await self._settle_or_fail(group)
+            # Those just answered go first: what they append next joins the next group instead of waiting it out.
+            await asyncio.sleep(0)
 
     async def _settle_or_fail(self, group: list[_Waiting]) -> None:
         try:
@@ -98,6 +113,7 @@ class GroupWriter:
 
     async def _settle(self, group: list[_Waiting]) -> None:
         """Answer every request of the group; one that the database refuses is found by trying each alone."""
+        begun = time.perf_counter()
         try:
             outcomes = await self._commit_when_connected([waiting.request for waiting in group])
         except LogUnavailable as error:
@@ -109,6 +125,9 @@ class GroupWriter:
                     await self._settle([waiting])
                 return
             outcomes = [_caused(AppendRefused(f"the database refused the append: {error}"), error)]
+        else:
+            events = sum(waiting.size.events for waiting in group)
+            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun))
         for waiting, outcome in zip(group, outcomes, strict=True):
             _answer(waiting.answer, outcome)
 
@@ -134,9 +153,40 @@ class GroupWriter:
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 
     async def _commit(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+        outcomes = await self._commit_from_memory(connection, requests)
+        return await self._commit_under_lock(connection, requests) if outcomes is None else outcomes
+
+    async def _commit_from_memory(
+        self, connection: AsyncConnection[TupleRow], requests: list[Request]
+    ) -> list[Outcome] | None:
+        """Decide on what is remembered, and store if it still holds: one round trip. None if nothing was stored.
+
+        Only a group of which nothing is refused: a refusal would have to be certain, and a repeated id be looked up.
+        """
+        basis = self._tail.basis(requests)
+        if basis is None:
+            return None
+        head, versions = basis
+        admission = Admission(head, versions, {}, self._clock.now())
+        try:
+            outcomes: list[Outcome] = [admission.admit(request) for request in requests]
+            stored = await connection.execute(
+                self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
+            )
+        except (EventLogError, psycopg.errors.UniqueViolation):
+            return None
+        if stored.rowcount == 0:
+            self._tail.overtaken()
+            return None
+        self._tail.confirm(admission.head, admission.versions)
+        self._on_commit(admission.head.position)
+        return outcomes
+
+    async def _commit_under_lock(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+        """Lock the head and read what the decision needs; store and commit: two round trips."""
         async with connection.pipeline() as pipeline:
             await connection.execute(b"begin", prepare=True)
-            head = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
+            locked = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
             versions = await connection.execute(
                 self._sql.versions, (arrays.texts(_streams(requests)),), prepare=True, binary=True
             )
@@ -144,8 +194,9 @@ class GroupWriter:
                 self._sql.known, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
             )
             await pipeline.sync()
+            head = _head(await locked.fetchone())
             admission = Admission(
-                _head(await head.fetchone()),
+                head,
                 {parse_stream(stream): version for stream, version in await versions.fetchall()},
                 {row[0]: _known(row) for row in await known.fetchall()},
                 self._clock.now(),
@@ -153,9 +204,10 @@ class GroupWriter:
             outcomes = [_decide(admission, request) for request in requests]
             if admission.accepted:
                 await connection.execute(
-                    self._sql.store, store_parameters(admission.accepted), prepare=True, binary=True
+                    self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
                 )
             await connection.execute(b"commit", prepare=True)
+        self._tail.learn(head, admission.head, admission.versions)
         self._on_commit(admission.head.position)
         return outcomes
 
@@ -173,6 +225,7 @@ class GroupWriter:
         return self._connection
 
     async def _disconnect(self) -> None:
+        self._tail.forget()
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
@@ -212,7 +265,7 @@ def _split_by_bytes(waiting: Iterable[_Waiting], bytes_max: int) -> list[list[_W
 
 
 def _streams(requests: list[Request]) -> set[str]:
-    return {str(append.stream) for request in requests for append in request}
+    return {str(stream) for request in requests for stream in streams_of(request)}
 
 
 def _ids(requests: list[Request]) -> list[UUID]:

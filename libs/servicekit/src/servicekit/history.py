@@ -23,6 +23,7 @@ from eventlog.errors import (
 )
 from eventlog.folding import View
 from eventlog.limits import Limits as LogLimits
+from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.relay import Relay
@@ -126,6 +127,17 @@ class TenantEventLog(EventLogServicer):
         return await super().erase(request, current_principal().actor)
 
 
+@dataclass(frozen=True, slots=True)
+class CommitMetrics:
+    """Counts what the log's writer commits."""
+
+    metrics: Metrics
+
+    def committed(self, group: GroupCommitted) -> None:
+        self.metrics.eventlog_group_events.observe(group.events)
+        self.metrics.eventlog_commit_seconds.observe(group.seconds)
+
+
 @dataclass(slots=True)
 class History:
     """One log, its relay and its views. The relay outlives all that appends, so that a stop leaves nothing unsent."""
@@ -150,7 +162,9 @@ class History:
     async def open(self, limits: LogLimits | None = None) -> PostgresEventLog:
         """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault."""
         if self.log is None:
-            self.log = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock)
+            observer = CommitMetrics(self.metrics)
+            self.log = log = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock, observer=observer)
+            self.metrics.eventlog_queue_events.set_function(lambda: log.backlog_events)
             self.relay = Relay(self.log, self.client, self.service)
             self.relaying.start("relay", self.relay.run)
             await self._open_vault(self.log)

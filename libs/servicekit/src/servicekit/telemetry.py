@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_GROUP_EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 _bound: ContextVar[dict[str, str]] = ContextVar("servicekit_log_fields", default={})  # noqa: B039 - never mutated
@@ -196,6 +197,15 @@ class Metrics:
             "task_restarts_total", "Supervised tasks restarted after a crash", ("task",), registry=registry
         )
         self.eventlog_head = Gauge("eventlog_head", "Position of the last event", registry=registry)
+        self.eventlog_queue_events = Gauge(
+            "eventlog_queue_events", "Events that wait to be committed", registry=registry
+        )
+        self.eventlog_group_events = Histogram(
+            "eventlog_group_events", "Events committed together", registry=registry, buckets=_GROUP_EVENTS
+        )
+        self.eventlog_commit_seconds = Histogram(
+            "eventlog_commit_seconds", "Time to commit a group durably", registry=registry, buckets=_SECONDS
+        )
         self.relay_lag = Gauge("relay_lag", "Events not yet published to JetStream", registry=registry)
         self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
         self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)
