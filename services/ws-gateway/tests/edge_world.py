@@ -125,7 +125,9 @@ async def running(dsn: str, nats_url: str, limits: EdgeLimits = LIMITS) -> Async
         async with fakes.serve(fake, log) as address:
             peers = dict.fromkeys(PEERS, address)
             port = free_port()
-            settings = settings_for(Settings, dsn, nats_url, peers=peers, edge_port=port, edge=limits)
+            settings = settings_for(
+                Settings, dsn, nats_url, peers=peers, edge_port=port, edge=limits, shutdown_grace_s=WAIT_S
+            )
             async with serve_in_process(compose, settings, key=key) as served:
                 url = f"http://127.0.0.1:{port}"
                 headers = {"Authorization": f"Bearer {fakes.API_KEY}"}

@@ -4,17 +4,31 @@ import asyncio
 
 import aiohttp
 import edge_fakes as fakes
+import pytest
 from edge_world import WAIT_S, running
 from eventlog.postgres import PostgresEventLog
 from launcher.testing import RunningNats
 from servicekit.clock import SystemClock
+from servicekit.tasks import CANCEL_AGAIN_S
 from synod.ws_gateway.events import SessionClosed
 from websockets.asyncio.client import connect
+from ws_gateway.ws import Connection
 
 HEADERS = {"X-API-Key": fakes.API_KEY}
 
 
-async def test_stop_ends_every_connection_and_keeps_how_it_ended(postgres_dsn: str, fresh_nats: RunningNats) -> None:
+@pytest.mark.parametrize("pause_s", [0, 2 * CANCEL_AGAIN_S])
+async def test_stop_ends_every_connection_and_keeps_how_it_ended(
+    postgres_dsn: str, fresh_nats: RunningNats, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    """Also those that take longer to close than the server and the supervisor of its task have patience."""
+
+    async def close_later(connection: Connection, code: int, reason: str) -> None:
+        await asyncio.sleep(pause_s)
+        await close_now(connection, code, reason)
+
+    close_now = Connection._close
+    monkeypatch.setattr(Connection, "_close", close_later)
     async with aiohttp.ClientSession(headers=HEADERS) as http:
         async with running(postgres_dsn, fresh_nats.url) as system:
             system.fake.hold_run = asyncio.Event()
