@@ -336,6 +336,25 @@ async def test_a_view_of_a_foreign_log_survives_the_loss_of_the_stream(
     await client.close()
 
 
+async def test_a_reader_that_waits_for_every_event_keeps_its_consumer(log: PostgresEventLog, client: Client) -> None:
+    """The server says after a batch that it is complete, which is not the answer to the next request."""
+    service = f"svc-{uuid7().hex}"
+    reader, consumers = StreamSource(client, service).reader(None), set()
+    async with relayed(log, client, service) as relay:
+        await append(log, 1)
+        await relay.wait_for(1, timeout_s=30)
+        assert (await reader.read(0, 100)).position == 1
+        for position in range(2, 7):
+            waiting = asyncio.create_task(reader.wait(position - 1, 30))
+            await append(log, 1)
+            await waiting
+            assert [event.position for event in (await reader.read(position - 1, 100)).events] == [position]
+            assert not (await reader.read(position, 100)).events
+            consumers |= {info.name for info in await client.jetstream().consumers_info(event_stream(service))}
+        await reader.close()
+    assert len(consumers) == 1
+
+
 async def test_a_stream_that_no_longer_holds_what_a_view_needs_is_named(client: Client) -> None:
     service = f"svc-{uuid7().hex}"
     js = client.jetstream()

@@ -57,6 +57,27 @@ def test_killed_pytest_leaves_no_server_and_no_directory(tmp_path: Path, how: si
     _wait_for(lambda: not any(map(_runs, pids)))
 
 
+WAITING_TEST = """
+import asyncio
+
+async def of_a_promise():
+    await asyncio.Event().wait()
+
+async def test_that_waits_for_ever():
+    await asyncio.create_task(of_a_promise(), name="the promised one")
+"""
+
+
+def test_a_test_out_of_time_shows_what_its_tasks_wait_for(tmp_path: Path) -> None:
+    (tmp_path / "test_wait.py").write_text(WAITING_TEST)
+    options = ("-p", "launcher.testing", "-c", os.devnull, "--asyncio-mode", "auto", "--timeout", "1")
+    command = (sys.executable, "-m", "pytest", *options, str(tmp_path / "test_wait.py"))
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False).stdout
+    _, _, tasks = said.partition("asyncio tasks")
+    assert "the promised one:" in tasks
+    assert "test_wait.py:5 in of_a_promise" in tasks
+
+
 def _runs(pid: str) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ import aiohttp
 import edge_fakes as fakes
 import nats
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from eventlog.ending import end
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, NewEvent, StreamId
 from eventlog.relay import Relay
@@ -22,7 +23,7 @@ from ws_gateway.clients import PEERS
 from ws_gateway.main import compose
 from ws_gateway.settings import EdgeLimits, Settings
 
-WAIT_S = 10
+WAIT_S = 30
 Frame = dict[str, object]
 
 
@@ -84,15 +85,18 @@ class System:
     served: Served[Settings]
     fake: fakes.FakeServices
     log: MemoryEventLog
+    relay: Relay
     http: aiohttp.ClientSession
     url: str
     frames: list[Frame] = field(default_factory=list)
 
     async def append(self, type: str = "RunStarted", tenant: str = "local", run: str = "run_1", **data: object) -> int:
-        """An event in the log of agent-runtime, which the relay publishes. Its position."""
+        """An event in the log of agent-runtime and, when this returns, in its stream. Its position."""
         event = NewEvent(type, 1, json.dumps(data).encode(), uuid7(), datetime.now(UTC))
         context = Context(tenant, "usr_test", correlation=run)
-        return (await self.log.append(Append(StreamId("run", run), ANY, (event,), context))).position
+        position = (await self.log.append(Append(StreamId("run", run), ANY, (event,), context))).position
+        assert await self.relay.wait_for(position, WAIT_S) >= position
+        return position
 
     @asynccontextmanager
     async def client(self, token: str | None = fakes.API_KEY, **options: object) -> AsyncIterator[Client]:
@@ -107,7 +111,7 @@ class System:
                 self.frames += client.got
 
 
-LIMITS = EdgeLimits(heartbeat_s=0.2, monitoring_s=0.1, violations_max=5, auth_wait_s=1, sse_keepalive_s=0.1)
+LIMITS = EdgeLimits(heartbeat_s=0.2, monitoring_s=0.1, violations_max=5, auth_wait_s=WAIT_S, sse_keepalive_s=0.1)
 
 
 @asynccontextmanager
@@ -115,19 +119,20 @@ async def running(dsn: str, nats_url: str, limits: EdgeLimits = LIMITS) -> Async
     key, log = Ed25519PrivateKey.generate(), MemoryEventLog()
     fake = fakes.FakeServices(key)
     client = await nats.connect(nats_url)
-    relaying = asyncio.create_task(Relay(log, client, "agent-runtime").run())
+    relay = Relay(log, client, "agent-runtime")
+    relaying = asyncio.create_task(relay.run())
     try:
         async with fakes.serve(fake, log) as address:
             peers = dict.fromkeys(PEERS, address)
             port = free_port()
-            settings = settings_for(Settings, dsn, nats_url, peers=peers, edge_port=port, edge=limits)
+            settings = settings_for(
+                Settings, dsn, nats_url, peers=peers, edge_port=port, edge=limits, shutdown_grace_s=WAIT_S
+            )
             async with serve_in_process(compose, settings, key=key) as served:
                 url = f"http://127.0.0.1:{port}"
                 headers = {"Authorization": f"Bearer {fakes.API_KEY}"}
                 async with aiohttp.ClientSession(url, headers=headers) as http:
-                    yield System(served, fake, log, http, url)
+                    yield System(served, fake, log, relay, http, url)
     finally:
-        relaying.cancel()
-        with suppress(asyncio.CancelledError):
-            await relaying
+        await end(relaying)
         await client.close()

@@ -141,6 +141,8 @@ class _StreamReader:
         self._source = source
         self._types = types
         self._consumer = ""
+        self._inbox = ""
+        self._requests = 0
         self._subscription: Subscription | None = None
         self._position = 0
         self._ahead: list[Msg] = []
@@ -195,7 +197,8 @@ class _StreamReader:
             num_replicas=1,
         )
         await self._client.jetstream().add_consumer(self._source.stream, config)
-        self._subscription = await self._client.subscribe(self._client.new_inbox())
+        self._inbox = self._client.new_inbox()
+        self._subscription = await self._client.subscribe(f"{self._inbox}.*")
         self._position = after
 
     async def _pull(self, request: dict[str, object], limit: int, timeout_s: float) -> list[Msg]:
@@ -203,13 +206,17 @@ class _StreamReader:
         assert self._subscription is not None
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._source.stream}.{self._consumer}"
         body = orjson.dumps({**request, "max_bytes": self.BYTES_MAX})
-        await self._client.publish(subject, body, reply=self._subscription.subject)
+        self._requests += 1
+        reply = f"{self._inbox}.{self._requests}"
+        await self._client.publish(subject, body, reply=reply)
         messages: list[Msg] = []
         try:
             while len(messages) < limit:
                 message = await self._subscription.next_msg(timeout=timeout_s)
                 status = (message.headers or {}).get("Status") if not message.data else None
                 if status is not None:
+                    if message.subject != reply:
+                        continue  # of an earlier request: that its batch is complete, or its time over
                     if status not in ("404", "408") and not messages:
                         await self.close()  # the consumer is gone
                     break

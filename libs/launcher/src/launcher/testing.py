@@ -10,8 +10,12 @@
 
 A server starts when the first test asks for it. Every worker of pytest-xdist has its own. When pytest ends, by whatever
 death, the kernel ends the servers and the warden removes their directories.
+
+A test that ran out of time shows what each of its asyncio tasks waits for: the stack of the thread shows the loop only.
 """
 
+import asyncio
+import gc
 import shutil
 import signal
 import subprocess
@@ -173,6 +177,22 @@ def running_nats(directory: Path, warden: Warden) -> Iterator[RunningNats]:
         yield server
     finally:
         server.stop()
+
+
+def pytest_exception_interact(call: pytest.CallInfo[object], report: pytest.TestReport | pytest.CollectReport) -> None:
+    if call.excinfo is not None and "from pytest-timeout" in str(call.excinfo.value):
+        tasks = [found for found in gc.get_objects() if isinstance(found, asyncio.Task) and not found.done()]
+        report.sections.append(("asyncio tasks", "\n".join(map(_what_it_awaits, tasks))))
+
+
+def _what_it_awaits(task: asyncio.Task[object]) -> str:
+    """Where a task stands, from its coroutine down to what it waits for."""
+    lines: list[str] = [f"{task.get_name()}:"]
+    awaited: object = task.get_coro()
+    while frame := getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None):
+        lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="session")

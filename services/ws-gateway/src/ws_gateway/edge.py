@@ -3,8 +3,8 @@
 import asyncio
 import mimetypes
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
@@ -198,12 +198,17 @@ class Edge:
         try:
             await asyncio.shield(serving)
         finally:
-            self.back.register.end_all(GOING_AWAY, "the gateway stops; connect again with your offsets")
-            server.should_exit = True
-            await asyncio.wait([serving])
+            await _to_its_end(self._goodbye(server, serving))
 
     async def close(self) -> None:
         self.listener.close()
+
+    async def _goodbye(self, server: "_Server", serving: "asyncio.Task[None]") -> None:
+        """Connections first, with our code: the server ends those that are left with its own, 1012."""
+        text = "the gateway stops; connect again with your offsets"
+        await self.back.register.end_all(GOING_AWAY, text, self.settings.shutdown_grace_s / 2)
+        server.should_exit = True
+        await asyncio.wait([serving])
 
     def _config(self) -> uvicorn.Config:
         return uvicorn.Config(
@@ -221,3 +226,12 @@ class Edge:
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, int(self.settings.shutdown_grace_s / 2)),
         )
+
+
+async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Await the work of stopping, however often it is told meanwhile to stop."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    task.result()

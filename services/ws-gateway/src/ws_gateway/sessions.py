@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,6 +67,8 @@ class Register:
     meters: Meters
     connections_max: int
     _live: dict[str, Live] = field(default_factory=dict)
+    _unfinished: int = 0
+    _finished: asyncio.Event = field(default_factory=asyncio.Event)
     sent: int = 0
     dropped: int = 0
 
@@ -90,6 +92,7 @@ class Register:
         context = context_of(caller)
         await self.sessions.open(Open(live.id, caller.principal.id, transport, remote), context)
         self._live[live.id] = live
+        self._unfinished += 1
         self.meters.sessions.labels(transport).inc()
         try:
             yield live
@@ -107,16 +110,26 @@ class Register:
         self.sent += 1
         self.meters.frames_sent.inc()
 
-    def end_all(self, code: int, reason: str) -> None:
+    async def end_all(self, code: int, reason: str, timeout_s: float) -> None:
+        """End every connection; returns when the end of each is in the log, or at the timeout."""
         for live in tuple(self._live.values()):
             live.connection.end(code, reason)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._unfinished:
+                    self._finished.clear()
+                    await self._finished.wait()
 
     async def _close(self, live: Live, context: Context) -> None:
         code, reason = live.ended
         dropped = live.connection.frames_dropped
         self.dropped += dropped
         self.meters.frames_dropped.inc(dropped)
-        await self.sessions.close(Close(live.id, code, reason, live.frames_sent, dropped), context)
+        try:
+            await self.sessions.close(Close(live.id, code, reason, live.frames_sent, dropped), context)
+        finally:
+            self._unfinished -= 1
+            self._finished.set()
 
 
 def context_of(caller: Caller) -> Context:
