@@ -42,10 +42,11 @@ class Known(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Position and hash of the last event."""
+    """Position and hash of the last event, and the last position that is archived."""
 
     position: int
     hash: bytes
+    archived_to: int = 0
 
 
 class Admission:
@@ -147,7 +148,7 @@ class Admission:
         stored = StoredEvent(*facts, previous, link_facts(previous, facts))
         self.accepted.append(stored)
         self._known[event.id] = stored
-        self.head = Head(position, stored.hash)
+        self.head = Head(position, stored.hash, self.head.archived_to)
 
 
 class Size(NamedTuple):

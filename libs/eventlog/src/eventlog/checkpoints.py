@@ -330,7 +330,7 @@ class _Statements:
             " pg_advisory_xact_lock(hashtextextended({lock}, 0))"
         )
         self.head = render("select position, hash from {schema}.head")
-        self.hash_at = render("select hash from {schema}.events where position = %s")
+        self.hash_at = render("select hash from {schema}.hashes where position = %s")
         self.latest = render(f"{select} order by position desc limit 1")
         self.page = render(f"{select} where position > %s order by position limit %s")
         self.last_before = render(f"{select} where position between 1 and %s order by position desc limit 1")

@@ -14,6 +14,8 @@ EventLogError
 ├── HistoryRewritten   the log is not what was signed before: stop and alarm
 ├── CheckpointMissing  no checkpoint covers the position yet: wait for the next one
 ├── EventMissing       the log has no event at the position
+├── ArchiveMissing     the oldest events are files: open the log with the directory that holds them
+├── ArchiveDamaged     an archived file is not what was written: restore it from a copy
 ├── KeyUnusable        a key file or variable does not hold a key: correct the configuration
 ├── SubjectLocked      personal data needs the key of its subject: open a vault, name the subject
 ├── SealBroken         a sealed field is not what its key sealed: verify the log
@@ -141,6 +143,21 @@ class EventMissing(EventLogError):
     def __init__(self, position: int) -> None:
         super().__init__(f"the log has no event at position {position}")
         self.position = position
+
+
+class ArchiveMissing(EventLogError):
+    """The log has archived events, or is to get some, and was opened without its archive."""
+
+    def __init__(self) -> None:
+        super().__init__("events of the log are archived: open it with archive=<the directory of their files>")
+
+
+class ArchiveDamaged(EventLogError):
+    """The file at `path` cannot be read, or does not hold what was archived."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"archive {path}: {problem}")
+        self.path = path
 
 
 class KeyUnusable(EventLogError):

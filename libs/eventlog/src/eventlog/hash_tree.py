@@ -45,7 +45,7 @@ class HashTree:
 
         self.tables = render(_TABLE)
         self._hashes = render(
-            "select count(*), string_agg(hash, ''::bytea order by position) from {schema}.events"
+            "select count(*), string_agg(hash, ''::bytea order by position) from {schema}.hashes"
             " where position > %s and position <= %s"
         )
         self._nodes = render(

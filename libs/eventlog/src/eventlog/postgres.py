@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 import psycopg
@@ -13,12 +14,14 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from eventlog import arrays
+from eventlog.archive import Archive, Archivist
 from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
-from eventlog.errors import LogClosed, LogUnavailable
+from eventlog.errors import ArchiveMissing, LogClosed, LogUnavailable
 from eventlog.limits import Limits
 from eventlog.observer import Observer
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.segments import Segment
 from eventlog.signal import HeadSignal
 from eventlog.sql import Statements, statements, stored_event
 from eventlog.writer import GroupWriter
@@ -33,12 +36,19 @@ class PostgresEventLog:
     """
 
     def __init__(
-        self, dsn: str, sql: Statements, limits: Limits, clock: Clock, observer: Observer | None = None
+        self,
+        dsn: str,
+        schema: str,
+        limits: Limits,
+        clock: Clock,
+        observer: Observer | None = None,
+        archive: Path | None = None,
     ) -> None:
+        sql = statements(schema)
         self._sql = sql
         self._limits = limits
         self._signal = HeadSignal()
-        self._writer = GroupWriter(dsn, sql, limits, clock, self._signal.advance, observer)
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._signal.advance, observer, self._archived_event)
         self._readers = AsyncConnectionPool(
             dsn,
             min_size=1,
@@ -48,7 +58,9 @@ class PostgresEventLog:
             configure=_prepare_reader,
             open=False,
         )
-        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal)
+        self._archive = Archive(archive)
+        self._archivist = Archivist(self, self._readers, schema, self._archive)
+        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal, self._archived_to)
         self._closed = False
 
     @classmethod
@@ -60,18 +72,24 @@ class PostgresEventLog:
         limits: Limits | None = None,
         clock: Clock | None = None,
         observer: Observer | None = None,
+        archive: Path | None = None,
     ) -> PostgresEventLog:
         """Open the log in `schema`, creating its tables if there are none; LogUnavailable if the database is.
 
-        `observer` is told of every transaction that commits appends.
+        `observer` is told of every transaction that commits appends. `archive` is the directory of archived events, the
+        same for every process; ArchiveMissing without it if there are any.
         """
-        sql = statements(schema)
         try:
-            await _create_tables(dsn, sql, schema)
+            await _create_tables(dsn, statements(schema), schema)
         except psycopg.OperationalError as error:
             raise LogUnavailable(f"the database cannot be reached: {error}") from error
-        log = cls(dsn, sql, limits or Limits(), clock or SystemClock(), observer)
+        log = cls(dsn, schema, limits or Limits(), clock or SystemClock(), observer, archive)
         await log._readers.open(wait=True)
+        try:
+            await log._open_archive()
+        except ArchiveMissing:
+            await log._readers.close()
+            raise
         log._writer.start()
         log._watch.start()
         return log
@@ -103,12 +121,22 @@ class PostgresEventLog:
         return await self._writer.submit(appends)
 
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
-        query, parameters = (self._sql.read, []) if where is EVERYTHING else self._sql.filtered(where)
-        return [stored_event(row) for row in await self._fetch(query, [after, *parameters, limit])]
+        border = self._archive.last  # before reading: it may move meanwhile
+        if after >= border:
+            return await self._read(after, limit, where)
+        archived = await self._archive.read(after, limit, where)
+        room = limit - len(archived)
+        return archived + await self._read(border, room, where) if room else archived
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         rows = await self._fetch(self._sql.read_stream, [str(stream), after, limit])
-        return [stored_event(row) for row in rows]
+        events = [stored_event(row) for row in rows]
+        if self._archive.last == 0 or (events and events[0].version == after + 1):
+            return events
+        archived = await self._read_archived_stream(stream, after, limit)
+        border = archived[-1].version if archived else after
+        # Some of the rows may have been archived between the two look-ups.
+        return (archived + [event for event in events if event.version > border])[:limit]
 
     async def head(self) -> int:
         ((position,),) = await self._fetch(self._sql.head, [])
@@ -137,6 +165,41 @@ class PostgresEventLog:
         rows = await self._fetch(self._sql.load_snapshot, [str(stream), fold])
         return Snapshot(stream, rows[0][0], fold, rows[0][1]) if rows else None
 
+    async def archive(self, *, keep_events: int, segment_events: int = 1_000_000) -> list[Segment]:
+        """Move the oldest events to files of `segment_events` each, as long as `keep_events` stay in the database.
+
+        Reading, verifying, proofs and rebuilding go on over both. The segments that were moved. Raises ArchiveMissing,
+        ArchiveDamaged (nothing is taken out of the database then).
+        """
+        self._require_open()
+        # Four polls: by then every process that is alive has heard of the files.
+        grace_s = 4 * self._limits.poll_interval_s
+        return await self._archivist.archive(keep_events=keep_events, segment_events=segment_events, grace_s=grace_s)
+
+    async def _read(self, after: int, limit: int, where: Filter) -> list[StoredEvent]:
+        query, parameters = (self._sql.read, []) if where is EVERYTHING else self._sql.filtered(where)
+        return [stored_event(row) for row in await self._fetch(query, [after, *parameters, limit])]
+
+    async def _read_archived_stream(self, stream: StreamId, after: int, limit: int) -> list[StoredEvent]:
+        rows = await self._fetch(self._sql.archived_in, [str(stream), after])
+        firsts = [row[0] for row in rows]
+        if not self._archive.knows(firsts):
+            await self._archivist.refresh()
+        return await self._archive.read_stream(stream, after, limit, firsts) if firsts else []
+
+    async def _archived_event(self, position: int) -> StoredEvent:
+        await self._archived_to(position)
+        (event,) = await self._archive.read(position - 1, 1)
+        return event
+
+    async def _archived_to(self, position: int) -> None:
+        if position > self._archive.last:
+            await self._archivist.refresh()
+
+    async def _open_archive(self) -> None:
+        await self._archivist.refresh()
+        self._archive.require_readable()
+
     async def _anchor(self, first: int) -> bytes:
         """The hash before `first`; a missing event there is found as a broken link."""
         rows = await self._fetch(self._sql.hash_at, [first - 1])
@@ -163,11 +226,19 @@ class PostgresEventLog:
 class HeadWatch:
     """Follows the head for other processes' appends: by notification, and by a poll where that is lost."""
 
-    def __init__(self, dsn: str, sql: Statements, poll_interval_s: float, signal: HeadSignal) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        sql: Statements,
+        poll_interval_s: float,
+        signal: HeadSignal,
+        on_archived: Callable[[int], Awaitable[None]],
+    ) -> None:
         self._dsn = dsn
         self._sql = sql
         self._poll_interval_s = poll_interval_s
         self._signal = signal
+        self._on_archived = on_archived
         self._task: asyncio.Task[None] | None = None
         self._connecting = False
         self._stopping = False
@@ -209,6 +280,8 @@ class HeadWatch:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             row = await (await connection.execute(self._sql.head)).fetchone()
             self._signal.advance(row[0] if row else 0)
+            archived = await (await connection.execute(self._sql.archived_last)).fetchone()
+            await self._on_archived(archived[0] if archived else 0)
             async for notification in connection.notifies(timeout=self._poll_interval_s):
                 self._signal.advance(int(notification.payload))
 

@@ -50,6 +50,9 @@ class StreamId:
     def __str__(self) -> str:
         return f"{self.aggregate}/{self.id}"
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # which says almost all, and a text knows its hash: streams are keys all over the hot path
+
     @classmethod
     def parse(cls, text: str) -> StreamId:
         """The stream written as `aggregate/id`; ValueError if it is anything else."""

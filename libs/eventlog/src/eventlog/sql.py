@@ -21,7 +21,8 @@ create schema if not exists {schema};
 create table if not exists {schema}.head (
     one boolean primary key default true check (one),
     position bigint not null,
-    hash bytea not null
+    hash bytea not null,
+    archived_to bigint not null default 0
 ) with (fillfactor = 10);
 create table if not exists {schema}.events (
     position bigint primary key,
@@ -50,6 +51,37 @@ create table if not exists {schema}.snapshots (
     data bytea not null,
     primary key (stream, fold)
 );
+create table if not exists {schema}.archived_segments (
+    first bigint primary key,
+    last bigint not null,
+    file text not null,
+    size bigint not null,
+    sha256 bytea not null,
+    index_at bigint not null
+);
+create table if not exists {schema}.archived_events (
+    position bigint primary key,
+    id uuid not null unique,
+    hash bytea not null
+);
+create table if not exists {schema}.archived_streams (
+    stream text collate "C" not null,
+    segment bigint not null,
+    version bigint not null,
+    primary key (stream, segment)
+);
+-- Asked first: altering a table waits for everybody who uses it, also when there is nothing to alter.
+do $$ begin
+    if not exists (
+        select from pg_attribute where attrelid = {head_name}::regclass and attname = 'archived_to'
+    ) then
+        alter table {schema}.head add column archived_to bigint not null default 0;
+    end if;
+    if to_regclass({hashes_name}) is null then
+        create view {schema}.hashes as
+            select position, hash from {schema}.archived_events union all select position, hash from {schema}.events;
+    end if;
+end $$;
 insert into {schema}.head (position, hash) values (0, '\\x{genesis}') on conflict do nothing;
 """
 
@@ -65,6 +97,9 @@ class Statements:
     lock_head: bytes
     versions: bytes
     known: bytes
+    known_archived: bytes
+    archived_in: bytes
+    archived_last: bytes
     store: bytes
     listen: bytes
     head: bytes
@@ -88,26 +123,37 @@ def statements(schema: str) -> Statements:
     def render(text: str) -> bytes:
         template = SQL(text)
         return template.format(
-            schema=Identifier(schema), channel=Identifier(channel), channel_name=Literal(channel)
+            schema=Identifier(schema),
+            channel=Identifier(channel),
+            channel_name=Literal(channel),
+            head_name=Literal(Identifier(schema, "head").as_string(None)),
+            hashes_name=Literal(Identifier(schema, "hashes").as_string(None)),
         ).as_bytes(None)
 
     return Statements(
         lock_schema=b"select pg_advisory_xact_lock(hashtextextended(%s, 0))",
         create=render(_TABLES.replace("{genesis}", "00" * 32)),
-        lock_head=render("select position, hash from {schema}.head for update"),
+        lock_head=render("select position, hash, archived_to from {schema}.head for update"),
         versions=render(
-            "select s.stream, coalesce(e.version, 0) from unnest(%b::text[]) s(stream) left join lateral"
+            "select s.stream, coalesce(e.version, (select version from {schema}.archived_streams"
+            " where stream = s.stream order by segment desc limit 1), 0)"
+            " from unnest(%b::text[]) s(stream) left join lateral"
             " (select version from {schema}.events where stream = s.stream order by version desc limit 1) e on true"
         ),
         known=render(
             "select id, position, stream, version, type, type_version, data"
             " from {schema}.events where id = any(%b::uuid[])"
         ),
+        known_archived=render("select id, position from {schema}.archived_events where id = any(%b::uuid[])"),
+        archived_in=render(
+            "select segment from {schema}.archived_streams where stream = %b and version > %b order by segment"
+        ),
+        archived_last=render("select coalesce(max(last), 0) from {schema}.archived_segments"),
         store=render(_store_text()),
         listen=render("listen {channel}"),
         head=render("select position from {schema}.head"),
         head_and_hash=render("select position, hash from {schema}.head"),
-        hash_at=render("select hash from {schema}.events where position = %b"),
+        hash_at=render("select hash from {schema}.hashes where position = %b"),
         read=render(f"select {_COLUMNS} from {{schema}}.events where position > %b order by position limit %b"),
         read_stream=render(
             f"select {_COLUMNS} from {{schema}}.events where stream = %b and version > %b order by version limit %b"
@@ -126,7 +172,9 @@ def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[object
     columns = list(zip(*events, strict=True))
     packed: list[Packed] = [pack(columns[index]) for index, (_, _, pack) in _STORED]
     last = events[-1]
-    return [last.position, last.hash, before.position, before.hash, before.position, last.recorded_at, *packed]
+    begun = streams(event.stream for event in events if event.version == 1)
+    ids = packed[_STORED_ID]
+    return [last.position, last.hash, *before, ids, begun, before.position, last.recorded_at, *packed]
 
 
 def stored_event(row: Sequence[object]) -> StoredEvent:
@@ -157,15 +205,22 @@ _STORED: tuple[tuple[int, tuple[str, str, Callable[[Any], Packed]]], ...] = tupl
 )
 
 
+_STORED_ID = [name for _, (name, _, _) in _STORED].index("id")
+
+
 def _store_text() -> str:
     """Moves the head, if it is where it is believed to be, and stores the events; stores nothing if it is not.
 
-    The events are joined to the head's row, so that their indexes are touched only once its lock is held.
+    The indexes of `events` refuse a stream or an id that is there already; of those in the archive the head's condition
+    does. The events are joined to the head's row, so that their indexes are touched only once its lock is held.
     """
     columns = ", ".join(name for _, (name, _, _) in _STORED)
     arrays = ", ".join(f"%b::{kind}[]" for _, (_, kind, _) in _STORED)
     return (
-        "with moved as (update {schema}.head set position = %b, hash = %b where position = %b and hash = %b"
+        "with moved as (update {schema}.head set position = %b, hash = %b"
+        " where position = %b and hash = %b and archived_to = %b"
+        " and not exists (select from {schema}.archived_events where id = any(%b::uuid[]))"
+        " and not exists (select from {schema}.archived_streams where stream = any(%b::text[]))"
         " returning pg_notify({channel_name}, position::text))"
         f" insert into {{schema}}.events (position, recorded_at, {columns})"
         f" select %b::bigint + number, %b::timestamptz, {columns}"

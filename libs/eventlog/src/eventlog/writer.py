@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from random import random
 from uuid import UUID
@@ -24,10 +24,10 @@ from eventlog import arrays
 from eventlog.admission import Admission, Head, Known, Request, Size, check_request, streams_of
 from eventlog.backlog import Backlog
 from eventlog.clock import Clock
-from eventlog.errors import AppendRefused, EventLogError, LogClosed, LogUnavailable
+from eventlog.errors import AppendRefused, ArchiveMissing, EventLogError, LogClosed, LogUnavailable
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted, Observer, Unobserved
-from eventlog.records import Appended, parse_stream
+from eventlog.records import Appended, StoredEvent, parse_stream
 from eventlog.sql import Statements, store_parameters
 from eventlog.tail import Tail
 
@@ -48,7 +48,10 @@ class _Waiting:
 
 
 class GroupWriter:
-    """Owns one connection and one task. `on_commit` is told the new head after each commit, `observer` its size."""
+    """Owns one connection and one task.
+
+    `on_commit` is told the new head after each commit, `observer` its size; `archived` reads an archived event.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class GroupWriter:
         clock: Clock,
         on_commit: Callable[[int], None],
         observer: Observer | None = None,
+        archived: Callable[[int], Awaitable[StoredEvent]] | None = None,
     ) -> None:
         self._dsn = dsn
         self._sql = statements
@@ -65,6 +69,7 @@ class GroupWriter:
         self._clock = clock
         self._on_commit = on_commit
         self._observer = observer or Unobserved()
+        self._archived = archived
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._connection: AsyncConnection[TupleRow] | None = None
@@ -193,23 +198,38 @@ class GroupWriter:
             known = await connection.execute(
                 self._sql.known, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
             )
+            known_archived = await connection.execute(
+                self._sql.known_archived, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
+            )
             await pipeline.sync()
             head = _head(await locked.fetchone())
             admission = Admission(
                 head,
                 {parse_stream(stream): version for stream, version in await versions.fetchall()},
-                {row[0]: _known(row) for row in await known.fetchall()},
+                await self._known(await known.fetchall(), await known_archived.fetchall()),
                 self._clock.now(),
             )
             outcomes = [_decide(admission, request) for request in requests]
+            stored = None
             if admission.accepted:
-                await connection.execute(
+                stored = await connection.execute(
                     self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
                 )
             await connection.execute(b"commit", prepare=True)
+        if stored is not None and stored.rowcount != len(admission.accepted):
+            raise AppendRefused(f"{stored.rowcount} of {len(admission.accepted)} events were stored under the lock")
         self._tail.learn(head, admission.head, admission.versions)
         self._on_commit(admission.head.position)
         return outcomes
+
+    async def _known(self, rows: list[TupleRow], archived: list[TupleRow]) -> dict[UUID, Known | StoredEvent]:
+        """What is stored under the ids of a group. An archived event is read from its file: repeats so late are rare."""
+        known: dict[UUID, Known | StoredEvent] = {row[0]: _known(row) for row in rows}
+        for event_id, position in archived:
+            if self._archived is None:
+                raise ArchiveMissing
+            known[event_id] = await self._archived(position)
+        return known
 
     async def _connected(self) -> AsyncConnection[TupleRow]:
         if self._connection is None:

@@ -1,0 +1,219 @@
+"""The archived part of a log, and how it grows.
+
+The oldest events of a log, one segment of positions after another, are moved to files (segments.py). In the database a
+narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; and of each
+stream its version. A segment is moved in two steps, so that whoever reads meanwhile misses nothing: first the file is
+written, flushed, read back, verified and made known; then, after all readers had time to hear of it, one transaction
+takes the rows out of `events`. A crash in between leaves both, and the next archiving goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg.sql import SQL, Identifier, Literal
+from psycopg_pool import AsyncConnectionPool
+
+from eventlog.chain import GENESIS
+from eventlog.errors import ArchiveDamaged, ArchiveMissing
+from eventlog.records import EVERYTHING, Filter, StoredEvent, StreamId
+from eventlog.segments import BLOCK_EVENTS, Segment, SegmentReader, SegmentWriter
+
+
+class Reading(Protocol):
+    """What archiving needs of a log."""
+
+    async def head(self) -> int: ...
+
+    async def read(self, after: int = 0, *, limit: int = 1000) -> list[StoredEvent]: ...
+
+
+class Archive:
+    """The segments of one log that this process knows of, as files in `directory`."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._segments: tuple[Segment, ...] = ()
+
+    @property
+    def last(self) -> int:
+        """The last archived position, 0 if there is none."""
+        return self._segments[-1].last if self._segments else 0
+
+    @property
+    def directory(self) -> Path:
+        """ArchiveMissing if the log was opened without one."""
+        if self._directory is None:
+            raise ArchiveMissing
+        return self._directory
+
+    def learn(self, segments: Sequence[Segment]) -> None:
+        """The segments there are now, by position."""
+        if len(segments) > len(self._segments):
+            self._segments = tuple(segments)
+
+    def require_readable(self) -> None:
+        """ArchiveMissing if there are segments, and nothing says where."""
+        if self._segments and self._directory is None:
+            raise ArchiveMissing
+
+    def knows(self, firsts: Sequence[int]) -> bool:
+        """Whether all segments that begin at `firsts` are known."""
+        return not firsts or firsts[-1] <= self.last
+
+    async def read(self, after: int, limit: int, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        """At most `limit` archived events with a position above `after`, ascending."""
+        readers = [self._reader(segment) for segment in self._segments if segment.last > after]
+        found = (event for reader in readers for event in reader.events(after) if where.matches(event))
+        return await asyncio.to_thread(_taken, found, limit)
+
+    async def read_stream(self, stream: StreamId, after: int, limit: int, firsts: Sequence[int]) -> list[StoredEvent]:
+        """At most `limit` events of one stream with a version above `after`, from the segments that begin at `firsts`."""
+        readers = [self._reader(segment) for segment in self._segments if segment.first in firsts]
+        found = (event for reader in readers for event in reader.stream(stream, after))
+        return await asyncio.to_thread(_taken, found, limit)
+
+    async def verify(self, segment: Segment, previous_hash: bytes) -> bytes:
+        """The hash of the segment's last event, once file and chain were found good; ArchiveDamaged if not."""
+        return await asyncio.to_thread(self._reader(segment).verify, previous_hash)
+
+    def _reader(self, segment: Segment) -> SegmentReader:
+        return SegmentReader(self.directory, segment)
+
+
+def _taken(events: Iterator[StoredEvent], limit: int) -> list[StoredEvent]:
+    return list(islice(events, limit))
+
+
+class Archivist:
+    """Moves the oldest events of one log to its archive. Any number may run: they take turns."""
+
+    def __init__(
+        self, log: Reading, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], schema: str, archive: Archive
+    ) -> None:
+        self._log = log
+        self._pool = pool
+        self._archive = archive
+        self._sql = ArchiveStatements(schema)
+
+    async def refresh(self) -> None:
+        """Learn of what others archived."""
+        self._archive.learn(await self.segments())
+
+    async def segments(self) -> list[Segment]:
+        async with self._pool.connection() as connection:
+            rows = await (await connection.execute(self._sql.segments)).fetchall()
+        return [Segment(*row) for row in rows]
+
+    async def archive(self, *, keep_events: int, segment_events: int, grace_s: float) -> list[Segment]:
+        """Archive whole segments as long as `keep_events` events stay in the database. The segments moved.
+
+        `grace_s` is how long every reader takes at most to hear of a segment. Raises ArchiveMissing, ArchiveDamaged.
+        """
+        if segment_events < 1 or keep_events < 0:
+            raise ValueError(f"segment_events {segment_events} must be 1 or more, keep_events {keep_events} 0 or more")
+        await asyncio.to_thread(self._archive.directory.mkdir, parents=True, exist_ok=True)
+        moved: list[Segment] = []
+        async with self._turn():
+            known = await self.segments()
+            moved += await self._finish(known, grace_s)
+            last = known[-1].last if known else 0
+            upto = await self._log.head() - keep_events
+            while last + segment_events <= upto:
+                segment = await self._write(last + 1, last + segment_events)
+                await self._make_known(segment)
+                moved += await self._finish([segment], grace_s)
+                last = segment.last
+        return moved
+
+    async def _write(self, first: int, last: int) -> Segment:
+        previous_hash = await self._hash_at(first - 1) if first > 1 else GENESIS
+        writer = await asyncio.to_thread(SegmentWriter, self._archive.directory, first, last, previous_hash)
+        try:
+            for after in range(first - 1, last, BLOCK_EVENTS):
+                events = await self._log.read(after, limit=min(BLOCK_EVENTS, last - after))
+                await asyncio.to_thread(writer.add, events)
+            segment = await asyncio.to_thread(writer.finish)
+        except BaseException:
+            writer.abandon()
+            raise
+        if await self._archive.verify(segment, previous_hash) != await self._hash_at(last):
+            raise ArchiveDamaged(segment.file, "it does not end with the hash that the log has there")
+        return segment
+
+    async def _make_known(self, segment: Segment) -> None:
+        async with self._pool.connection() as connection:
+            await connection.execute(
+                self._sql.register,
+                (segment.first, segment.last, segment.file, segment.size, segment.sha256, segment.index_at),
+            )
+        await self.refresh()
+
+    async def _finish(self, known: Iterable[Segment], grace_s: float) -> list[Segment]:
+        """Take out of the database what is archived, but still there."""
+        async with self._pool.connection() as connection:
+            row = await (await connection.execute(self._sql.archived_to)).fetchone()
+        archived_to = row[0] if row else 0
+        pending = [segment for segment in known if segment.last > archived_to]
+        if pending:
+            await asyncio.sleep(grace_s)
+        for segment in pending:
+            await self._take_out(segment)
+        return pending
+
+    async def _take_out(self, segment: Segment) -> None:
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(self._sql.note_streams, (segment.first, segment.first, segment.last))
+            await connection.execute(self._sql.move, (segment.first, segment.last))
+            await connection.execute(self._sql.archived, (segment.last,))  # last: it holds up every writer
+
+    async def _hash_at(self, position: int) -> bytes:
+        async with self._pool.connection() as connection:
+            row = await (await connection.execute(self._sql.hash_at, (position,))).fetchone()
+        return row[0] if row else b""
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._pool.connection() as connection:
+            await connection.execute(self._sql.lock)
+            try:
+                yield
+            finally:
+                await connection.execute(self._sql.unlock)
+
+
+class ArchiveStatements:
+    """The statements of archiving, rendered for one schema."""
+
+    def __init__(self, schema: str) -> None:
+        def render(text: str) -> bytes:
+            key = Literal(f"eventlog archive:{schema}")
+            return SQL(text).format(schema=Identifier(schema), key=key).as_bytes(None)
+
+        self.lock = render("select pg_advisory_lock(hashtextextended({key}, 0))")
+        self.unlock = render("select pg_advisory_unlock(hashtextextended({key}, 0))")
+        self.segments = render(
+            "select first, last, file, size, sha256, index_at from {schema}.archived_segments order by first"
+        )
+        self.register = render(
+            "insert into {schema}.archived_segments (first, last, file, size, sha256, index_at)"
+            " values (%s, %s, %s, %s, %s, %s)"
+        )
+        self.archived_to = render("select archived_to from {schema}.head")
+        self.hash_at = render("select hash from {schema}.hashes where position = %s")
+        self.note_streams = render(
+            "insert into {schema}.archived_streams (stream, segment, version)"
+            " select stream, %s, max(version) from {schema}.events where position between %s and %s group by stream"
+        )
+        self.move = render(
+            "with gone as (delete from {schema}.events where position between %s and %s returning position, id, hash)"
+            " insert into {schema}.archived_events (position, id, hash) select position, id, hash from gone"
+        )
+        self.archived = render("update {schema}.head set archived_to = %s")

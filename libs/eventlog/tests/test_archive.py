@@ -1,0 +1,242 @@
+"""The oldest events become files, and nobody who reads, verifies or appends can tell."""
+
+import asyncio
+import gzip
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import orjson
+import psycopg
+import pytest
+from eventlog.checkpoints import Checkpoints
+from eventlog.errors import ArchiveDamaged, ArchiveMissing, DuplicateEventId, VersionConflict
+from eventlog.limits import Limits
+from eventlog.merkle import verify_inclusion
+from eventlog.postgres import PostgresEventLog
+from eventlog.records import Append, Context, Filter, NewEvent, StreamId
+from eventlog.signing import SigningKey
+from eventlog.testing import NOON, a_stream, an_append, an_event, positions
+from psycopg_pool import AsyncConnectionPool
+from synod.common.ids import uuid7
+
+QUICK = Limits(poll_interval_s=0.01)
+OLD = StreamId("order", "old")
+GROWING = StreamId("order", "growing")
+
+
+@pytest.fixture
+async def log(postgres_dsn: str, tmp_path: Path) -> AsyncIterator[PostgresEventLog]:
+    """Positions 1 to 60 in turn on a stream that ends at 40 and on one that goes on."""
+    async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as log:
+        for _ in range(20):
+            await log.append(an_append(OLD, an_event("Placed", b'{"n":1}')), an_append(GROWING))
+        await log.append(an_append(GROWING, *[an_event() for _ in range(20)]))
+        yield log
+
+
+async def value(dsn: str, query: str) -> object:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        row = await (await connection.execute(query.encode())).fetchone()
+    assert row is not None
+    return row[0]
+
+
+async def run_sql(dsn: str, statement: str) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute(statement.encode())
+
+
+async def test_whole_segments_are_moved_as_long_as_enough_stays(log: PostgresEventLog, postgres_dsn: str) -> None:
+    moved = await log.archive(keep_events=15, segment_events=20)
+    assert [(segment.first, segment.last) for segment in moved] == [(1, 20), (21, 40)]
+    assert await value(postgres_dsn, "select min(position) from eventlog.events") == 41
+    assert await log.archive(keep_events=15, segment_events=20) == []
+
+
+async def test_what_is_read_is_the_same_before_and_after(log: PostgresEventLog) -> None:
+    wheres = [Filter(), Filter(types=frozenset({"Placed"})), Filter(stream=OLD), Filter(tenant="other")]
+
+    async def all_that_is_read() -> list[object]:
+        pages = [
+            await log.read(after, limit=7, where=where) for where in wheres for after in (0, 3, 19, 20, 37, 55, 60)
+        ]
+        streams = [await log.read_stream(s, after=v, limit=9) for s in (OLD, GROWING) for v in (0, 5, 18, 20, 33, 99)]
+        return [*pages, *streams, await log.read(), await log.read_stream(GROWING), await log.read_stream(a_stream())]
+
+    before = await all_that_is_read()
+    await log.archive(keep_events=15, segment_events=20)
+    assert await all_that_is_read() == before
+
+
+async def test_every_column_survives_the_file(postgres_dsn: str, tmp_path: Path) -> None:
+    event = NewEvent("Paid", 3, b"\x00\xff{}", uuid7(), NOON.replace(microsecond=123_456), data_subject="user-7")
+    context = Context("acme", "agent zoë", "corr-1", uuid7(), "00-ab-cd-01")
+    async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as log:
+        await log.append(Append(a_stream(), 0, (event,), context), an_append(a_stream()))
+        before = await log.read()
+        await log.archive(keep_events=0, segment_events=2)
+        assert await value(postgres_dsn, "select count(*) from eventlog.events") == 0
+        assert await log.read() == before
+
+
+async def test_versions_go_on_where_the_archive_ends(log: PostgresEventLog) -> None:
+    await log.archive(keep_events=0, segment_events=20)
+    assert (await log.append(an_append(OLD, expected=20))).versions == (21,)
+    assert (await log.append(an_append(GROWING))).versions == (41,)
+    assert positions(await log.read_stream(OLD, after=18)) == [37, 39, 61]
+
+
+async def test_an_archived_stream_is_not_begun_again(log: PostgresEventLog) -> None:
+    await log.archive(keep_events=0, segment_events=20)
+    await log.append(an_append(a_stream()))  # the writer has learned the new head, and forgotten its streams
+    with pytest.raises(VersionConflict) as conflict:
+        await log.append(an_append(OLD, expected=0))
+    assert conflict.value.actual == 20
+
+
+async def test_archived_ids_stay_idempotency_keys(log: PostgresEventLog) -> None:
+    stream, event = a_stream(), an_event(data=b"[1]")
+    first = await log.append(an_append(stream, event))
+    await log.append(an_append(a_stream(), *[an_event() for _ in range(19)]))
+    await log.archive(keep_events=0, segment_events=20)
+    await log.append(an_append(a_stream()))
+    again = await log.append(an_append(stream, event, expected=0))
+    assert (again.position, again.versions, again.duplicate) == (first.position, (1,), True)
+    with pytest.raises(DuplicateEventId, match="other content"):
+        await log.append(an_append(stream, an_event(data=b"[2]", event_id=event.id)))
+    assert await log.head() == 81
+
+
+async def test_a_writer_that_does_not_know_yet_stores_nothing_twice(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    """Its memory says that nobody wrote since; the archiving of another process must end that memory."""
+    archived = await log.read(0, limit=1)
+    repeated = an_append(a_stream(), an_event("Placed", b'{"n":1}', event_id=archived[0].id))
+    async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as other:
+        await other.archive(keep_events=0, segment_events=20)
+    with pytest.raises(DuplicateEventId):
+        await log.append(repeated)
+
+
+async def test_the_chain_verifies_across_the_border(log: PostgresEventLog) -> None:
+    await log.archive(keep_events=15, segment_events=20)
+    assert (await log.verify()).events == 60
+    assert (await log.verify(15, 45)).or_raise().events == 31
+    assert (await log.verify(41)).or_raise().events == 20
+
+
+async def test_checkpoints_and_proofs_hold_across_the_border(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        await pool.open()
+        checkpoints = Checkpoints(pool, log, "shop", SigningKey.generate())
+        await checkpoints.prepare()
+        await checkpoints.make()
+        await log.archive(keep_events=15, segment_events=20)
+        await log.append(an_append(a_stream()))
+        await checkpoints.make()
+        assert (await checkpoints.verify()).attested_to == 61
+        for position in (3, 40, 41, 61):
+            proven = await checkpoints.prove(position)
+            assert verify_inclusion(proven.event.hash, proven.proof, proven.checkpoint.root_hash)
+
+
+async def test_a_reader_of_another_process_misses_nothing(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as other:
+        archiving = asyncio.create_task(log.archive(keep_events=0, segment_events=5))
+        while not archiving.done():
+            assert positions(await other.read()) == list(range(1, 61))
+            assert [event.version for event in await other.read_stream(GROWING)] == list(range(1, 41))
+        assert len(await archiving) == 12
+
+
+async def test_appends_go_on_while_events_are_archived(log: PostgresEventLog) -> None:
+    archiving = asyncio.create_task(log.archive(keep_events=0, segment_events=20))
+    while not archiving.done():
+        await log.append(an_append(GROWING))
+    await archiving
+    head = await log.head()
+    assert (await log.verify()).or_raise().events == head
+    assert len(await log.read_stream(GROWING, limit=head)) == head - 20
+
+
+async def test_an_archiving_that_was_interrupted_is_finished_by_the_next(
+    log: PostgresEventLog, postgres_dsn: str
+) -> None:
+    archiving = asyncio.create_task(log.archive(keep_events=40, segment_events=20))
+    async with asyncio.timeout(30):
+        while not await value(postgres_dsn, "select count(*) from eventlog.archived_segments"):
+            assert not archiving.done()
+    archiving.cancel()
+    await asyncio.wait([archiving])
+    assert await value(postgres_dsn, "select count(*) from eventlog.events") in (40, 60)
+    await log.archive(keep_events=40, segment_events=20)
+    assert await value(postgres_dsn, "select archived_to from eventlog.head") == 20
+    assert positions(await log.read()) == list(range(1, 61))
+
+
+async def test_the_file_is_json_lines_for_anybody(log: PostgresEventLog, tmp_path: Path) -> None:
+    (segment,) = await log.archive(keep_events=40, segment_events=20)
+    header, *events, index = map(orjson.loads, gzip.decompress((tmp_path / segment.file).read_bytes()).splitlines())
+    assert (header["format"], header["first"], header["last"]) == ("eventlog-archive", 1, 20)
+    assert header["previous_hash"] == bytes(32).hex()
+    assert [event["position"] for event in events] == list(range(1, 21))
+    assert index["streams"] == {"order/old": [0], "order/growing": [0]}
+
+
+async def test_nothing_is_taken_out_of_a_log_whose_chain_does_not_hold(
+    log: PostgresEventLog, postgres_dsn: str
+) -> None:
+    await run_sql(postgres_dsn, "update eventlog.events set data = '[]' where position = 7")
+    with pytest.raises(ArchiveDamaged, match="position 7"):
+        await log.archive(keep_events=15, segment_events=20)
+    assert await value(postgres_dsn, "select count(*) from eventlog.events") == 60
+
+
+async def test_a_damaged_or_missing_file_is_named(log: PostgresEventLog, tmp_path: Path) -> None:
+    damaged, missing = await log.archive(keep_events=15, segment_events=20)
+    path = tmp_path / damaged.file
+    path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / missing.file).unlink()
+    with pytest.raises(ArchiveDamaged, match=damaged.file):
+        await log.read()
+    with pytest.raises(ArchiveDamaged, match=missing.file):
+        await log.read(20)
+
+
+async def test_a_log_with_an_archive_is_not_opened_without_it(log: PostgresEventLog, postgres_dsn: str) -> None:
+    with pytest.raises(ArchiveMissing):
+        async with await PostgresEventLog.open(postgres_dsn) as without:
+            await without.archive(keep_events=0)
+    await log.archive(keep_events=15, segment_events=20)
+    with pytest.raises(ArchiveMissing):
+        await PostgresEventLog.open(postgres_dsn)
+
+
+async def test_a_log_of_a_release_that_knew_no_archive_is_opened_as_it_is(postgres_dsn: str, tmp_path: Path) -> None:
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        await log.append(an_append(GROWING, *[an_event() for _ in range(20)]))
+    await run_sql(
+        postgres_dsn,
+        "drop view eventlog.hashes; drop table eventlog.archived_events, eventlog.archived_streams,"
+        " eventlog.archived_segments; alter table eventlog.head drop column archived_to",
+    )
+    async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as log:
+        await log.append(an_append(GROWING, expected=20))
+        assert len(await log.archive(keep_events=0, segment_events=10)) == 2
+        assert (await log.verify()).or_raise().events == 21
+
+
+async def test_the_command_archives(log: PostgresEventLog, postgres_dsn: str, tmp_path: Path) -> None:
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "eventlog", "archive", postgres_dsn, str(tmp_path), "--keep", "15", "--segment", "20"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    answer, _ = await program.communicate()
+    assert [line.partition(":")[0] for line in answer.decode().splitlines()] == ["1 to 20", "21 to 40"]
+    assert positions(await log.read()) == list(range(1, 61))
