@@ -73,7 +73,7 @@ def test_a_service_reaches_all_that_it_calls(service: Service) -> None:
 @each_service
 def test_a_service_is_given_its_own_secrets_only(service: Service) -> None:
     given = [each if isinstance(each, str) else each["source"] for each in CONTAINERS[service.name]["secrets"]]
-    own = {"public.pem", f"{service.name}.dsn", f"{service.name}.nats"}
+    own = {"public.pem", *(f"{service.name}.{kind}" for kind in ("dsn", "nats", "checkpoint", "master"))}
     special = {
         AUTHORITY: {"signing.pem", "service-keys.json", "dev.key"},
         "llm-gateway": {"llm-gateway.key", "openai.key", "anthropic.key"},

@@ -12,7 +12,7 @@ import pytest
 from eventlog.chain import sealed
 from eventlog.checkpoints import Attestation, CheckpointLimits, Checkpoints
 from eventlog.ending import end
-from eventlog.errors import CheckpointMissing, EventMissing, HistoryRewritten
+from eventlog.errors import CheckpointMissing, EventMissing, HistoryRewritten, KeyUnusable
 from eventlog.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import Context, StoredEvent
@@ -141,18 +141,32 @@ async def stored_nodes(bench: Bench) -> dict[int, int]:
     return dict(rows)
 
 
-async def test_the_task_makes_one_after_so_many_events_or_so_long(bench: Bench) -> None:
-    following = bench.another(limits=CheckpointLimits(every_events=10, every_s=600), publish=bench.checkpoints._publish)
-    task = asyncio.create_task(following.run())
+@pytest.mark.parametrize(
+    ("limits", "due"),
+    [
+        (CheckpointLimits(every_events=10, every_s=600, rest_s=600), "after so many events"),
+        (CheckpointLimits(every_s=0.01, rest_s=600), "after so long"),
+        (CheckpointLimits(every_s=600, rest_s=0.01), "when the log rests"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_the_task_makes_one(bench: Bench, limits: CheckpointLimits, due: str) -> None:
+    task = asyncio.create_task(bench.another(limits=limits, publish=bench.checkpoints._publish).run())
     await bench.append(10)
     await until(lambda: len(bench.published) == 1)
     await end(task)
-    slow = bench.another(limits=CheckpointLimits(every_s=0.01), publish=bench.checkpoints._publish)
-    task = asyncio.create_task(slow.run())
-    await bench.append(1)
-    await until(lambda: len(bench.published) == 2)
-    await end(task)
-    assert [checkpoint.position for checkpoint in bench.published] == [10, 11]
+    assert bench.published[0].position == 10
+
+
+async def test_a_log_that_another_key_signed_is_not_taken_over(bench: Bench) -> None:
+    """A key that was lost, or given to the wrong service, is told at the start."""
+    await bench.grow(3)
+    foreign = Checkpoints(bench.pool, bench.log, "orders", SigningKey.generate())
+    with pytest.raises(KeyUnusable, match=f"signed by another key, {KEY.key_id}, at position 3; give that key back"):
+        await foreign.prepare()
+    renewed = Checkpoints(bench.pool, bench.log, "orders", SigningKey.generate(), trusted=KEY.trusted)
+    await renewed.prepare()
+    assert await renewed.latest() == bench.published[0]
 
 
 async def test_processes_take_turns(bench: Bench) -> None:

@@ -11,10 +11,10 @@ from eventlog.checkpoints import Checkpoints
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import Context, StoredEvent, StreamId
-from eventlog.rpc import EventLogServicer
+from eventlog.rpc import EventLogServicer, to_checkpoint
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
-from eventlog.testing import a_stream, an_append, an_event
+from eventlog.testing import NOON, a_stream, an_append, an_event
 from eventlog.vault import LocalMasterKey, Vault
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
@@ -156,6 +156,22 @@ async def test_verify_compares_with_the_signed_checkpoints(served: Served) -> No
     await served.log.append(an_append(a_stream()))
     response = await served.stub.Verify(pb.VerifyRequest())
     assert (response.ok, response.checkpoints, response.attested_position) == (True, 2, 10)
+
+
+async def test_verify_compares_with_checkpoints_that_were_kept_elsewhere(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), *[an_event() for _ in range(5)]))
+    kept = to_checkpoint(KEY.sign("orders", 3, b"h" * 32, b"r" * 32, NOON))
+    forged = to_checkpoint(SigningKey.generate().sign("orders", 2, b"h" * 32, b"r" * 32, NOON))
+    rewritten = await served.stub.Verify(pb.VerifyRequest(witnessed=[kept]))
+    foreign = await served.stub.Verify(pb.VerifyRequest(witnessed=[kept, forged]))
+    assert (rewritten.ok, rewritten.broken_position) == (False, 3)
+    assert "not the one signed" in rewritten.reason
+    assert (foreign.ok, foreign.broken_position) == (False, 2)
+    assert "the checkpoint is forged" in foreign.reason
+    with pytest.raises(grpc.aio.AioRpcError) as many:
+        await served.stub.Verify(pb.VerifyRequest(witnessed=[kept] * 1001))
+    (bad,) = details(many.value, BadRequest)
+    assert bad.field_violations[0].field == "witnessed"
 
 
 async def test_checkpoints_are_listed_as_they_were_signed(served: Served) -> None:

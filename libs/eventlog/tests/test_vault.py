@@ -308,6 +308,15 @@ async def test_a_master_key_is_rotated_by_keeping_the_old_one(house: House) -> N
         await house.email(ada, house.another_vault(new))
 
 
+async def test_a_vault_of_another_master_key_is_told_at_the_start(house: House) -> None:
+    await house.another_vault(LocalMasterKey(b"n" * 32, "new")).prepare()
+    await house.invite("ada", "ada@example.org")
+    with pytest.raises(KeyUnusable, match=f"wrapped by another master key, {MASTER.key_id}; give that key back"):
+        await house.another_vault(LocalMasterKey(b"n" * 32, "new")).prepare()
+    await house.another_vault(LocalMasterKey(b"n" * 32, "new"), retired=[MASTER]).prepare()
+    assert len((await house.vault.keys(await house.log.read())).keys) == 1
+
+
 async def test_reading_what_is_not_sealed_asks_the_database_nothing(house: House) -> None:
     await house.log.append(an_append(a_stream()))
     await house.pool.close()

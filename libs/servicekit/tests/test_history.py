@@ -12,6 +12,7 @@ import pytest
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
+from servicekit.app import StartFailed
 from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
 from servicekit.settings import ServiceSettings
@@ -123,3 +124,42 @@ async def test_commits_and_the_queue_of_the_log_are_measured(postgres_dsn: str, 
     assert {"eventlog_group_events_sum 1.0", "eventlog_group_events_count 1.0"} <= set(lines)
     (seconds,) = [line for line in lines if line.startswith("eventlog_commit_seconds_sum")]
     assert float(seconds.split()[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("checkpoint_key_file", "was signed by another key"), ("master_key_file", "another master key")],
+)
+async def test_a_service_does_not_start_with_the_key_of_another_log(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], tmp_path: Path, setting: str, said: str
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+        await service.host.vault.key("local", "person-1")
+    other = tmp_path / "other"
+    SigningKey.generate().save(other)
+    if setting == "master_key_file":
+        other.write_text(b64encode(b"n" * 32).decode())
+    with pytest.raises(StartFailed, match=said):
+        async with serve_in_process(compose, settings.model_copy(update={setting: other})):
+            pass
+
+
+async def test_a_service_starts_with_a_new_key_beside_the_public_half_of_the_former(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], key: SigningKey, tmp_path: Path
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+    former, new = tmp_path / "former.pub.pem", tmp_path / "new.pem"
+    former.write_bytes(key.public_pem)
+    SigningKey.generate().save(new)
+    changed = {"checkpoint_key_file": new, "former_checkpoint_key_files": (former,)}
+    async with serve_in_process(compose, settings.model_copy(update=changed)) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+        verified = await EventLogStub(service.channel).Verify(pb.VerifyRequest())
+    assert (verified.ok, verified.checkpoints) == (True, 2)

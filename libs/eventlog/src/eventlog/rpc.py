@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC
 from typing import Any, NoReturn
 
 import grpc
@@ -34,7 +35,7 @@ from eventlog.errors import (
 from eventlog.folding import PersonalView
 from eventlog.log import EventLog
 from eventlog.projections import Projector, ViewStatus
-from eventlog.records import Filter, StoredEvent, StreamId, require_text, require_token
+from eventlog.records import Filter, StoredEvent, StreamId, Verified, require_text, require_token
 from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
 from eventlog.vault import Vault
@@ -42,6 +43,7 @@ from eventlog.view_tables import Parked
 
 PAGE_EVENTS_DEFAULT = 100
 PAGE_EVENTS_MAX = 1_000
+WITNESSED_MAX = 1_000
 IDLE_WAIT_S = 5.0
 OPERATOR = "operator"
 """Who acts where the server knows no callers."""
@@ -122,7 +124,9 @@ class EventLogServicer(_Servicer):
                 raise InvalidField("first_position", f"must be 0 or more, got {first}")
             if last is not None and last < first:
                 raise InvalidField("last_position", f"must be 0 or at least first_position {first}, got {last}")
-            verified = await (self._checkpoints or self._log).verify(first, last)
+            if len(request.witnessed) > WITNESSED_MAX:
+                raise InvalidField("witnessed", f"at most {WITNESSED_MAX} are compared, got {len(request.witnessed)}")
+            verified = await self._verify(first, last, [from_checkpoint(kept) for kept in request.witnessed])
             return pb.VerifyResponse(
                 ok=verified.ok,
                 first_position=verified.first,
@@ -214,6 +218,11 @@ class EventLogServicer(_Servicer):
             await self._projector(request.view).redrive(request.position, skip=request.skip)
             return pb.RedriveParkedEventResponse()
 
+    async def _verify(self, first: int, last: int | None, witnessed: list[Checkpoint]) -> Verified:
+        if self._checkpoints is None and not witnessed:
+            return await self._log.verify(first, last)
+        return await self._signed().verify(first, last, witnessed=witnessed)
+
     def _signed(self) -> Checkpoints:
         if self._checkpoints is None:
             raise NotConfigured("checkpoints", "start the service with a signing key")
@@ -275,6 +284,18 @@ def to_checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
         head_hash=checkpoint.head_hash,
         root_hash=checkpoint.root_hash,
         signed_at=_timestamp(checkpoint.signed_at),
+        key_id=checkpoint.key_id,
+        signature=checkpoint.signature,
+    )
+
+
+def from_checkpoint(checkpoint: pb.Checkpoint) -> Checkpoint:
+    return Checkpoint(
+        log=checkpoint.log,
+        position=checkpoint.position,
+        head_hash=checkpoint.head_hash,
+        root_hash=checkpoint.root_hash,
+        signed_at=checkpoint.signed_at.ToDatetime(UTC),
         key_id=checkpoint.key_id,
         signature=checkpoint.signature,
     )

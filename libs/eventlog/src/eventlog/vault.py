@@ -150,11 +150,18 @@ class Vault:
         self._sql = _Statements(schema)
 
     async def prepare(self) -> None:
-        """Create the tables if there are none."""
+        """Create the tables if there are none. KeyUnusable if another master key wrapped what is in them."""
         async with self._transaction() as connection:
             await connection.execute("set local client_min_messages = warning")
             await connection.execute(self._sql.lock)
             await connection.execute(self._sql.create)
+            foreign = await (await connection.execute(self._sql.foreign, [list(self._masters)])).fetchone()
+        if foreign is not None:
+            raise KeyUnusable(
+                f"master key {self._master.key_id}",
+                f"keys of persons in this database are wrapped by another master key, {foreign[0]}; give that key back, "
+                f"or name it among the former keys",
+            )
 
     async def key(self, tenant: str, subject: str) -> SubjectKey:
         """The key that seals the data of a person, made now if there is none."""
@@ -238,6 +245,9 @@ class _Statements:
         self.insert = render(
             "insert into {schema}.subject_keys (tenant, subject, wrapped, master_key_id, created_at)"
             " values (%s, %s, %s, %s, %s) on conflict do nothing"
+        )
+        self.foreign = render(
+            "select master_key_id from {schema}.subject_keys where master_key_id <> all(%s::text[]) limit 1"
         )
         self.overwrite = render("update {schema}.subject_keys set wrapped = %s where tenant = %s and subject = %s")
         self.delete = render("delete from {schema}.subject_keys where tenant = %s and subject = %s")

@@ -12,6 +12,7 @@ given, one secret in one file:
 | public.pem, signing.pem, service-keys.json, dev.key, <service>.key | as in keys.py | as in keys.py |
 | <service>.dsn | the address of its database, with the password of its role | that service |
 | <service>.nats | the password of its NATS user | that service |
+| <service>.checkpoint, <service>.master | as <service>.checkpoint.pem and <service>.master.key in keys.py | that service |
 | openai.key, anthropic.key | OPENAI_API_KEY and ANTHROPIC_API_KEY of the caller, empty if never set | llm-gateway |
 | postgres.password, postgres.roles | the superuser's; a line "role password" for each service | PostgreSQL |
 | nats.passwords | the variables of nats.conf | NATS |
@@ -25,7 +26,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from launcher.keys import NATS_CLIENTS, SUPERUSER, Credentials, ensure_keys, nats_file, write_secret
+from launcher.errors import KeyLost
+from launcher.keys import (
+    NATS_CLIENTS,
+    SUPERUSER,
+    Credentials,
+    checkpoint_key_file,
+    ensure_keys,
+    master_key_file,
+    nats_file,
+    write_secret,
+)
 from launcher.layout import AUTHORITY, NATS_OFFSET, PORT_BASE, SERVICES, Service
 from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser, url
 from launcher.programs import nats_users
@@ -49,8 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.what == "nats":
         sys.stdout.write(nats_configuration())
-    else:
+        return 0
+    try:
         write_secrets(options.directory, os.environ)
+    except KeyLost as error:
+        sys.stderr.write(f"error {error}\n")
+        return 1
     return 0
 
 
@@ -92,6 +107,8 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
             yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
         yield f"{service.name}.dsn", _dsn(service, credentials.postgres[service.module])
         yield f"{service.name}.nats", credentials.nats[service.name]
+        yield f"{service.name}.checkpoint", checkpoint_key_file(keys, service.name).read_text()
+        yield f"{service.name}.master", master_key_file(keys, service.name).read_text()
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
     yield "postgres.password", credentials.postgres[SUPERUSER]
     yield "postgres.roles", "".join(roles)

@@ -6,7 +6,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
 from launcher.databases import provision
-from launcher.keys import CLIENT, OBSERVER, SUPERUSER, Credentials
+from launcher.keys import (
+    CLIENT,
+    OBSERVER,
+    SUPERUSER,
+    Credentials,
+    checkpoint_key_file,
+    former_checkpoint_key_files,
+    master_key_file,
+)
 from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
 from launcher.nats import EmbeddedNats, NatsUser
 from launcher.postgres import DURABLE, VOLATILE, EmbeddedPostgres
@@ -70,6 +78,7 @@ def environment(layout: Layout, credentials: Credentials, service: Service) -> M
         "SYNOD_STATE_DIR": str(layout.state(service)),
         "SYNOD_PEERS": json.dumps(peers),
         **_identity(layout, service),
+        **_log_keys(layout, service),
         **_own_settings(layout, service),
     }
 
@@ -90,6 +99,16 @@ def _identity(layout: Layout, service: Service) -> Mapping[str, str]:
     if service.name == AUTHORITY:
         return {}
     return {"SYNOD_SERVICE_KEY_FILE": str(layout.keys / f"{service.name}.key")}
+
+
+def _log_keys(layout: Layout, service: Service) -> Mapping[str, str]:
+    """What signs the checkpoints of its event log, and what wraps the keys of the persons in it."""
+    former = [str(file) for file in former_checkpoint_key_files(layout.keys, service.name)]
+    return {
+        "SYNOD_CHECKPOINT_KEY_FILE": str(checkpoint_key_file(layout.keys, service.name)),
+        "SYNOD_MASTER_KEY_FILE": str(master_key_file(layout.keys, service.name)),
+        **({"SYNOD_FORMER_CHECKPOINT_KEY_FILES": json.dumps(former)} if former else {}),
+    }
 
 
 def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.relay import Relay
 from eventlog.rpc import Context, EventLogServicer
-from eventlog.signing import Checkpoint, SigningKey
+from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 from eventlog.sources import LogSource, Source
 from eventlog.vault import FileMasterKey, Vault
 from nats.aio.client import Client
@@ -152,6 +152,7 @@ class History:
     relaying: Tasks
     grace_s: float
     checkpoint_key_file: Path | None = None
+    former_checkpoint_key_files: tuple[Path, ...] = ()
     master_key_file: Path | None = None
     log: PostgresEventLog | None = None
     checkpoints: Checkpoints | None = None
@@ -160,7 +161,10 @@ class History:
     projectors: list[Projector] = field(default_factory=list)
 
     async def open(self, limits: LogLimits | None = None) -> PostgresEventLog:
-        """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault."""
+        """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault.
+
+        Raises KeyUnusable for a key that is not the one that this log was signed, or its personal data sealed, with.
+        """
         if self.log is None:
             observer = CommitMetrics(self.metrics)
             self.log = log = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock, observer=observer)
@@ -179,8 +183,9 @@ class History:
     async def _open_checkpoints(self, log: PostgresEventLog) -> None:
         if self.checkpoint_key_file is not None:
             key = SigningKey.load(self.checkpoint_key_file)
+            former = TrustedKeys.load(*self.former_checkpoint_key_files)
             self.checkpoints = Checkpoints(
-                self.pool, log, self.service, key, clock=self.clock, publish=self._publish_checkpoint
+                self.pool, log, self.service, key, trusted=former, clock=self.clock, publish=self._publish_checkpoint
             )
             await self.checkpoints.prepare()
             self.relaying.start("checkpoints", self.checkpoints.run)

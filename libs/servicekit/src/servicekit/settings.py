@@ -37,6 +37,8 @@ class ServiceSettings(BaseSettings):
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""
     checkpoint_key_file: Path | None = None
     """Ed25519 private key (PEM) that signs checkpoints of the event log; without it none are made."""
+    former_checkpoint_key_files: tuple[Path, ...] = ()
+    """Ed25519 public keys (PEM) of before a rotation: the checkpoints that they signed are still believed."""
     master_key_file: Path | None = None
     """32 bytes in base64 that wrap the keys of personal data; without it events with personal data are refused."""
     peers: dict[str, str] = {}
