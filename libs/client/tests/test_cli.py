@@ -407,7 +407,7 @@ def attested(fakes: FakeSystem) -> FakeSystem:
 def test_verify_shows_how_far_a_log_is_signed(synod: Command, attested: FakeSystem) -> None:
     lines = synod("events", "verify", "consensus").stdout.splitlines()
     assert lines[1].split()[-1] == "5"
-    assert lines[-1] == "1 of 1 logs verified, 1 attested to the position shown by signed checkpoints"
+    assert lines[-1] == "1 of 1 logs verified; 5 of 7 events attested to by signed checkpoints"
 
 
 def test_verify_checks_who_signed_by_the_keys_that_the_system_exported(
@@ -484,6 +484,19 @@ def test_checkpoints_are_printed_a_line_each(synod: Command, fakes: FakeSystem) 
     assert [request.after_position for request in fakes.requests("ListCheckpoints")] == [0, 9]
 
 
+def test_a_proof_comes_with_the_public_key_that_this_machine_has(
+    synod: Command, fakes: FakeSystem, data: Path, tmp_path: Path
+) -> None:
+    exported = export_key(data / "keys" / "consensus.checkpoint.pub.pem").read_bytes()
+    answer = log_pb.GetInclusionProofResponse(checkpoint=signed("consensus", 20))
+    fakes.answer("consensus", "GetInclusionProof", answer)
+    assert (
+        "checkpoint.json public.pem; signed"
+        in synod("events", "prove", "consensus", "17", "--out", str(tmp_path)).stdout
+    )
+    assert (tmp_path / "public.pem").read_bytes() == exported
+
+
 def test_a_proof_is_written_as_three_files(synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
     proof = log_pb.InclusionProof(position=17, size=20, path=[b"x" * 32])
     checkpoint = log_pb.Checkpoint(position=20, key_id="abcd")
@@ -493,6 +506,7 @@ def test_a_proof_is_written_as_three_files(synod: Command, fakes: FakeSystem, tm
     written = {
         name: json.loads((tmp_path / "p" / f"{name}.json").read_text()) for name in ("event", "proof", "checkpoint")
     }
+    assert not (tmp_path / "p" / "public.pem").exists()
     assert {name: document["position"] for name, document in written.items()} == {
         "event": "17",
         "proof": "17",

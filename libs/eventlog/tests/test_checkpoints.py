@@ -1,5 +1,6 @@
 """Checkpoints of a log in PostgreSQL: what they cost nobody, and every attack they find."""
 
+import ast
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -268,6 +269,34 @@ async def test_each_attack_is_found_at_its_first_position(
     assert reason in found.reason
 
 
+async def test_a_change_of_any_column_is_found(bench: Bench) -> None:
+    await bench.grow(30, 30)
+    async with bench.pool.connection() as connection:
+        found = await connection.execute(
+            "select column_name, data_type from information_schema.columns"
+            " where table_schema = 'eventlog' and table_name = 'events'"
+        )
+        columns = await found.fetchall()
+    assert {name for name, _ in columns} == set(StoredEvent._fields)
+    await bench.sql("create table saved as table eventlog.events")
+    for name, kind in columns:
+        await bench.sql(f"update eventlog.events set {name} = {CHANGED[kind].format(name)} where position = 40")
+        found = await bench.checkpoints.verify()
+        assert (found.ok, found.broken_at) == (False, 40), name
+        await bench.sql("truncate eventlog.events; insert into eventlog.events select * from saved")
+    assert (await bench.checkpoints.verify()).ok
+
+
+CHANGED = {
+    "bigint": "{} + 1000",
+    "integer": "{} + 1",
+    "text": "coalesce({}, '') || 'x'",
+    "uuid": "gen_random_uuid()",
+    "timestamp with time zone": "{} + interval '1 microsecond'",
+    "bytea": "set_byte({0}, 0, get_byte({0}, 0) # 1)",
+}
+
+
 async def test_the_chain_alone_does_not_find_a_rechained_tail(bench: Bench) -> None:
     """Why there are checkpoints."""
     await bench.grow(30, 30, 30)
@@ -410,12 +439,29 @@ async def test_a_third_party_checks_an_event_with_the_script_and_the_public_key_
 ) -> None:
     attestation = await attested(bench)
     status, output = await check(tmp_path, **documents(attestation), public_pem=KEY.public_pem)
-    assert (status, output) == (0, "the event is in the log as it was signed\n")
+    assert (status, output) == (0, "")
     plain = await bench.checkpoints.prove(17)
     assert (await check(tmp_path, **documents(plain), public_pem=KEY.public_pem))[0] == 0
     assert (await check(tmp_path, **documents(plain, whole=True), public_pem=KEY.public_pem))[0] == 0
     exported = documents(plain) | {"checkpoint": plain.checkpoint.to_json()}
     assert (await check(tmp_path, **exported, public_pem=KEY.public_pem))[0] == 0
+
+
+def test_the_script_is_short_and_depends_on_one_package() -> None:
+    text = SCRIPT.read_text()
+    assert len(text.splitlines()) <= 50
+    nodes = ast.walk(ast.parse(text))
+    imported = {name for node in nodes for name in _imported(node)} - sys.stdlib_module_names
+    assert imported == {"cryptography"}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import(names=names):
+            return [name.name.split(".")[0] for name in names]
+        case ast.ImportFrom(module=str(module)):
+            return [module.split(".")[0]]
+    return []
 
 
 @pytest.mark.parametrize(
@@ -424,7 +470,7 @@ async def test_a_third_party_checks_an_event_with_the_script_and_the_public_key_
         ("event", {"data": "e30="}, "the event is not the one signed"),
         ("event", {"actor": "mallory"}, "the event is not the one signed"),
         ("event", {"position": "300"}, "the event is not the one signed"),
-        ("event", {"position": "999"}, "the checkpoint does not reach to the event"),
+        ("event", {"position": "999"}, "the event is not the one signed"),
         ("proof", {"path": []}, "the event is not the one signed"),
         ("checkpoint", {"position": "352"}, "the checkpoint is not signed by this key"),
         ("checkpoint", {"root_hash": "e30="}, "the checkpoint is not signed by this key"),

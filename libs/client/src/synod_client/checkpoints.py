@@ -37,6 +37,11 @@ class PublicKeys:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    def pem(self, key_id: str) -> bytes:
+        """One of them as it is exported; empty if it is not here."""
+        key = self._keys.get(key_id)
+        return b"" if key is None else key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
     def problem(self, checkpoint: Checkpoint, log: str) -> str:
         """Why a checkpoint of `log` is not believed; empty if it is."""
         key = self._keys.get(checkpoint.key_id)

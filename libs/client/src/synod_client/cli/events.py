@@ -219,12 +219,16 @@ def print_verdicts(found: Mapping[str, LogVerdict]) -> None:
         for name, each in found.items()
     ]
     print_table("", ("log", "events>", "chain", "head", "attested to>", "signed by"), rows)
-    holding = [each for each in found.values() if each.ok]
-    signed = sum(1 for each in holding if each.found.attested_position)
+    held = sum(each.ok for each in found.values())
+    events, attested = _total(found, "events"), _total(found, "attested_position")
     console.print(
-        f"{len(holding)} of {len(found)} logs verified, {signed} attested to the position shown by signed checkpoints",
+        f"{held} of {len(found)} logs verified; {attested} of {events} events attested to by signed checkpoints",
         highlight=False,
     )
+
+
+def _total(found: Mapping[str, LogVerdict], field: str) -> int:
+    return sum(getattr(each.found, field) for each in found.values())
 
 
 def _cells(verdict: LogVerdict) -> tuple[object, ...]:
