@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from launcher.errors import KeyLost
-from launcher.keys import ensure_keys, former_checkpoint_key_files
+from launcher.keys import ensure_keys, former_checkpoint_key_files, former_master_key_files
 
 SERVICES = ("agent-registry", "cost-ledger")
 
@@ -99,6 +99,23 @@ def test_a_lost_checkpoint_key_is_not_replaced_in_silence(tmp_path: Path) -> Non
     assert former_checkpoint_key_files(tmp_path, "cost-ledger") == (former,)
     assert (tmp_path / "cost-ledger.checkpoint.pub.pem").read_text() != former.read_text()
     assert former_checkpoint_key_files(tmp_path, "agent-registry") == ()
+
+
+def test_a_key_of_streams_is_made_when_asked_for_and_kept_after(tmp_path: Path) -> None:
+    assert ensure_keys(tmp_path, SERVICES).nats_storage == ""
+    made = ensure_keys(tmp_path, SERVICES, encrypt_at_rest=True).nats_storage
+    assert len(made) >= 32
+    assert ensure_keys(tmp_path, SERVICES).nats_storage == made
+
+
+def test_a_master_key_that_was_set_aside_is_a_former_one_beside_a_new_one(tmp_path: Path) -> None:
+    ensure_keys(tmp_path, SERVICES)
+    former = tmp_path / "cost-ledger.master.2026.key"
+    (tmp_path / "cost-ledger.master.key").rename(former)
+    ensure_keys(tmp_path, SERVICES)
+    assert former_master_key_files(tmp_path, "cost-ledger") == (former,)
+    assert (tmp_path / "cost-ledger.master.key").read_text() != former.read_text()
+    assert former_master_key_files(tmp_path, "agent-registry") == ()
 
 
 def test_secrets_do_not_show_in_a_representation(tmp_path: Path) -> None:

@@ -300,6 +300,11 @@ class Synod:
         request = eventlog_pb.EraseSubjectRequest(data_subject=subject, reason=reason)
         return await self.connection.call(self._log(service).EraseSubject, request, timeout_s=_REBUILD_TIMEOUT_S)
 
+    async def rotate_data_key(self, service: str) -> int:
+        """Encrypt the payloads of a log from here on with a new key; its number."""
+        request = eventlog_pb.RotateDataKeyRequest()
+        return (await self.connection.call(self._log(service).RotateDataKey, request)).key_number
+
     async def views(self, service: str) -> list[eventlog_pb.View]:
         return list((await self.connection.call(self._log(service).ListViews, eventlog_pb.ListViewsRequest())).views)
 

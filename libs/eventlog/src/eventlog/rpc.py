@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from google.rpc.status_pb2 import Status
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
 
+from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.errors import (
     CheckpointMissing,
@@ -29,6 +31,7 @@ from eventlog.errors import (
     LogUnavailable,
     NotConfigured,
     NotParked,
+    PayloadUnreadable,
     RebuildRunning,
     UnknownView,
 )
@@ -59,6 +62,7 @@ _STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
     (EventMissing, grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"),
     (CheckpointMissing, grpc.StatusCode.UNAVAILABLE, "CHECKPOINT_MISSING"),
     (HistoryRewritten, grpc.StatusCode.DATA_LOSS, "HISTORY_REWRITTEN"),
+    (PayloadUnreadable, grpc.StatusCode.DATA_LOSS, "PAYLOAD_UNREADABLE"),
     (KeyUnusable, grpc.StatusCode.FAILED_PRECONDITION, "KEY_UNUSABLE"),
     (LogUnavailable, grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE"),
     (LogClosed, grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED"),
@@ -177,6 +181,12 @@ class EventLogServicer(_Servicer):
             views_rebuilt=[projector.view.name for projector in holding],
         )
 
+    async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Context) -> pb.RotateDataKeyResponse:
+        async with self._errors(context):
+            if not (isinstance(self._log, EncryptedLog) and self._log.encrypting):
+                raise NotConfigured("data keys", "start the service with encryption at rest")
+            return pb.RotateDataKeyResponse(key_number=await self._log.rotate())
+
     async def ListViews(self, request: pb.ListViewsRequest, context: Context) -> pb.ListViewsResponse:
         async with self._errors(context):
             statuses = [await projector.status() for projector in self._projectors]
@@ -220,8 +230,14 @@ class EventLogServicer(_Servicer):
 
     async def _verify(self, first: int, last: int | None, witnessed: list[Checkpoint]) -> Verified:
         if self._checkpoints is None and not witnessed:
-            return await self._log.verify(first, last)
-        return await self._signed().verify(first, last, witnessed=witnessed)
+            found = await self._log.verify(first, last)
+        else:
+            found = await self._signed().verify(first, last, witnessed=witnessed)
+        keyless = await self._vault.unrecorded(first, last) if self._vault and found.ok else None
+        if keyless is None:
+            return found
+        reason = "the key of the personal data in it is gone, and no erasure is on record"
+        return replace(found, ok=False, broken_at=keyless, reason=reason)
 
     def _signed(self) -> Checkpoints:
         if self._checkpoints is None:

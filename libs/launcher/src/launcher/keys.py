@@ -8,11 +8,13 @@
 | <service>.checkpoint.pem | Ed25519 private key that signs the checkpoints of its event log (PKCS #8) | that service |
 | <service>.checkpoint.pub.pem | its public half, mode 0644: to be given to whoever shall check | `synod events verify` |
 | <service>.checkpoint.<any>.pub.pem | the public half of a former one: what that signed is still believed | both |
-| <service>.master.key | 32 random bytes in base64 that wrap the keys of personal data | that service |
+| <service>.master.key | 32 random bytes in base64 that wrap the keys of personal data and of payloads | that service |
+| <service>.master.<any>.key | a former one: what it wrapped is wrapped anew at the start, then it can go | that service |
 | service-keys.json | {service: SHA-256 of its key, hexadecimal} | agent-registry |
 | dev.key | an API key for the person at this machine | agent-registry, the synod command |
 | observer.nats | NATS address, with password, of who may read all events and publish none | subscribers, the SDK |
 | client.nats | NATS address, with password, of who carries tasks to agents outside and their answers | the SDK |
+| nats-storage.key | what JetStream's files are encrypted with; there once encryption at rest was on | NATS |
 | passwords.json | of PostgreSQL's superuser and roles, and of NATS's users | the launcher |
 """
 
@@ -55,11 +57,15 @@ class Credentials:
     """Passwords by user: every service's name, and NATS_CLIENTS."""
     dev_key: str = field(repr=False)
     dev_key_is_new: bool
+    nats_storage: str = field(default="", repr=False)
+    """What JetStream's files are encrypted with; empty if they are not."""
 
 
-def ensure_keys(directory: Path, services: Iterable[str]) -> Credentials:
+def ensure_keys(directory: Path, services: Iterable[str], *, encrypt_at_rest: bool = False) -> Credentials:
     """Makes what is missing in `directory` and returns all of it; what is there is never changed.
 
+    A key that encrypts JetStream's files is made with `encrypt_at_rest`, and then needed for ever: so it is returned
+    without it too.
     Raises KeyLost where a new key would take the place of one that signed already.
     """
     names = tuple(services)
@@ -74,7 +80,8 @@ def ensure_keys(directory: Path, services: Iterable[str]) -> Credentials:
     dev_key = _ensure_key(dev_file, "dev")
     roles = (SUPERUSER, *(name.replace("-", "_") for name in names))
     passwords = _ensure_passwords(directory / "passwords.json", {"postgres": roles, "nats": (*NATS_CLIENTS, *names)})
-    return Credentials(passwords["postgres"], passwords["nats"], dev_key, is_new)
+    storage = _nats_storage_key(directory / "nats-storage.key", encrypt_at_rest)
+    return Credentials(passwords["postgres"], passwords["nats"], dev_key, is_new, storage)
 
 
 def nats_file(directory: Path, user: str) -> Path:
@@ -90,6 +97,11 @@ def checkpoint_key_file(directory: Path, service: str) -> Path:
 def former_checkpoint_key_files(directory: Path, service: str) -> tuple[Path, ...]:
     """The public halves of the keys that signed before a rotation."""
     return tuple(sorted(directory.glob(f"{service}.checkpoint.*.pub.pem")))
+
+
+def former_master_key_files(directory: Path, service: str) -> tuple[Path, ...]:
+    """The master keys of before a rotation; what they wrapped is wrapped anew when the service starts."""
+    return tuple(sorted(directory.glob(f"{service}.master.*.key")))
 
 
 def master_key_file(directory: Path, service: str) -> Path:
@@ -143,6 +155,12 @@ def _ensure_key(file: Path, key_id: str) -> str:
     if not file.exists():
         write_secret(file, f"syn_{key_id}_{secrets.token_urlsafe(KEY_BYTES)}")
     return file.read_text().strip()
+
+
+def _nats_storage_key(file: Path, wanted: bool) -> str:
+    if wanted and not file.exists():
+        write_secret(file, secrets.token_urlsafe(KEY_BYTES))
+    return file.read_text().strip() if file.exists() else ""
 
 
 def _ensure_passwords(file: Path, wanted: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:

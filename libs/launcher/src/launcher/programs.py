@@ -13,6 +13,7 @@ from launcher.keys import (
     Credentials,
     checkpoint_key_file,
     former_checkpoint_key_files,
+    former_master_key_files,
     master_key_file,
 )
 from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
@@ -41,7 +42,8 @@ def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
 
 
 def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
-    return EmbeddedNats(layout.data / NATS, layout.nats_port, nats_users(layout.services, credentials.nats))
+    users = nats_users(layout.services, credentials.nats)
+    return EmbeddedNats(layout.data / NATS, layout.nats_port, users, storage_key=credentials.nats_storage)
 
 
 def nats_users(services: Iterable[Service], passwords: Mapping[str, str]) -> tuple[NatsUser, ...]:
@@ -103,11 +105,15 @@ def _identity(layout: Layout, service: Service) -> Mapping[str, str]:
 
 def _log_keys(layout: Layout, service: Service) -> Mapping[str, str]:
     """What signs the checkpoints of its event log, and what wraps the keys of the persons in it."""
-    former = [str(file) for file in former_checkpoint_key_files(layout.keys, service.name)]
+    keys, name = layout.keys, service.name
+    former = {
+        "SYNOD_FORMER_CHECKPOINT_KEY_FILES": former_checkpoint_key_files(keys, name),
+        "SYNOD_FORMER_MASTER_KEY_FILES": former_master_key_files(keys, name),
+    }
     return {
-        "SYNOD_CHECKPOINT_KEY_FILE": str(checkpoint_key_file(layout.keys, service.name)),
-        "SYNOD_MASTER_KEY_FILE": str(master_key_file(layout.keys, service.name)),
-        **({"SYNOD_FORMER_CHECKPOINT_KEY_FILES": json.dumps(former)} if former else {}),
+        "SYNOD_CHECKPOINT_KEY_FILE": str(checkpoint_key_file(keys, name)),
+        "SYNOD_MASTER_KEY_FILE": str(master_key_file(keys, name)),
+        **{variable: json.dumps([str(file) for file in files]) for variable, files in former.items() if files},
     }
 
 

@@ -252,6 +252,8 @@ class _Start(Generic[S]):
             checkpoint_key_file=settings.checkpoint_key_file,
             former_checkpoint_key_files=settings.former_checkpoint_key_files,
             master_key_file=settings.master_key_file,
+            former_master_key_files=settings.former_master_key_files,
+            encrypt_at_rest=settings.encrypt_at_rest,
         )
 
     async def serve(self, host: Host[S]) -> None:

@@ -64,6 +64,20 @@ def prove(
     run(command, data)
 
 
+def rotate_key(service: Service, data: Data = None) -> None:
+    """Encrypt the payloads of a log, where encryption at rest is on, from here on with a new key.
+
+    Example: synod events rotate-key cost-ledger
+    """
+
+    async def command(synod: Synod) -> None:
+        typer.echo(
+            f"{service}: payloads are encrypted with data key {await synod.rotate_data_key(service)} from here on"
+        )
+
+    run(command, data)
+
+
 def erase(
     subject: Annotated[str, typer.Argument(help="Whom to forget, as the events name them.")],
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],

@@ -530,6 +530,41 @@ class EraseSubjectResponse(_message.Message):
 Global___EraseSubjectResponse: _TypeAlias = EraseSubjectResponse  # noqa: Y015
 
 @_typing.final
+class RotateDataKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDataKeyRequest: _TypeAlias = RotateDataKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateDataKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_NUMBER_FIELD_NUMBER: _builtins.int
+    key_number: _builtins.int
+    """The number of the key that encrypts now: 1, 2, 3, ..."""
+    def __init__(
+        self,
+        *,
+        key_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_number", b"key_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateDataKeyResponse: _TypeAlias = RotateDataKeyResponse  # noqa: Y015
+
+@_typing.final
 class ListViewsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
