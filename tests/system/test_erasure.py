@@ -9,12 +9,13 @@ import psycopg
 import pytest
 from launcher.layout import AUTHORITY, SERVICES, Layout
 from launcher.programs import environment
+from launcher.testing import free_port_base
 from nats.js.api import DeliverPolicy
 from synod.agent_registry.v1 import agent_registry_pb2 as pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod_client import Synod
 
-from .conftest import Command, RunningSystem, free_port_base
+from .conftest import Command, RunningSystem
 
 pytestmark = pytest.mark.system
 NAME = "Ada Byron King of Lovelace"

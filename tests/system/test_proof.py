@@ -18,9 +18,10 @@ from eventlog.postgres import PostgresEventLog
 from eventlog.records import StoredEvent
 from launcher.layout import AUTHORITY, SERVICES, Layout
 from launcher.programs import environment
+from launcher.testing import free_port_base
 from synod_client import Synod
 
-from .conftest import ROOT, RunningSystem, free_port_base
+from .conftest import ROOT, RunningSystem
 
 pytestmark = pytest.mark.system
 SCRIPT = ROOT / "libs" / "eventlog" / "verify_inclusion.py"
