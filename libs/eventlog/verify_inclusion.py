@@ -1,76 +1,50 @@
 """Is this event in that log? Usage: python verify_inclusion.py event.json proof.json checkpoint.json public.pem
 
-Needs nothing of the log's owner but these four files: the event, the proof and the checkpoint in the JSON form of
-synod.eventlog.v1 (Event, InclusionProof, Checkpoint; 64-bit numbers as text, bytes in base64). Exit status 0 if the
-event is proven to be in the log as it was signed, else 1 and the reason. Depends on the package `cryptography` alone.
+Needs what `synod events prove` writes and the package `cryptography`. Exit status 1 with the reason if it is not.
 """
 
 import json
 import struct
 import sys
 from base64 import b64decode
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 
 def microseconds(text: str) -> int:
-    at = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return (at - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)  # noqa: UP017
+    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def event_hash(event: dict) -> bytes:
-    """SHA-256 over the hash before and every column: lengths first, so that no two events share a form."""
-    causation, subject = event.get("causation_id"), event.get("data_subject")
-    columns = [event["stream"].encode(), UUID(event["id"]).bytes, event["type"].encode(), event["tenant"].encode()]
-    columns += [None if subject is None else subject.encode(), UUID(causation).bytes if causation else None]
-    columns += [event.get(name, "").encode() for name in ("correlation_id", "actor", "traceparent")]
-    columns += [b64decode(event.get("data", ""))]
-    numbers = [int(event["position"]), int(event["version"]), int(event["type_version"])]
-    times = [microseconds(event["occurred_at"]), microseconds(event["recorded_at"])]
-    lengths = [0xFFFFFFFF if column is None else len(column) for column in columns]
-    head = struct.pack(">qqiqq10I", *numbers, *times, *lengths)
-    return sha256(b64decode(event["previous_hash"]) + head + b"".join(column or b"" for column in columns)).digest()
+def root_hash(leaf: bytes, index: int, size: int, path: list) -> bytes:  # RFC 9162, 2.1.3: siblings, the top one last
+    if size == 1 or not path:
+        return leaf if (index, size, path) == (0, 1, []) else b""
+    left = 1 << (size - 1).bit_length() - 1
+    if index < left:
+        return sha256(b"\1" + root_hash(leaf, index, left, path[:-1]) + path[-1]).digest()
+    return sha256(b"\1" + path[-1] + root_hash(leaf, index - left, size - left, path[:-1])).digest()
 
 
-def root_hash(leaf: bytes, index: int, size: int, path: list) -> bytes:
-    """The root that an inclusion proof leads to (RFC 9162, section 2.1.3.2)."""
-    node, last = sha256(b"\x00" + leaf).digest(), size - 1
-    for sibling in path:
-        if last == 0:
-            return b""
-        if index & 1 or index == last:
-            node = sha256(b"\x01" + sibling + node).digest()
-            while not index & 1 and index:
-                index, last = index >> 1, last >> 1
-        else:
-            node = sha256(b"\x01" + node + sibling).digest()
-        index, last = index >> 1, last >> 1
-    return node if last == 0 else b""
-
-
-def problem(event: dict, proof: dict, checkpoint: dict, public_pem: bytes) -> str:
-    head, root = b64decode(checkpoint["head_hash"]).hex(), b64decode(checkpoint["root_hash"])
-    lines = ("synod.eventlog.checkpoint.v1", checkpoint["log"], checkpoint["position"], head, root.hex())
-    text = "".join(f"{line}\n" for line in (*lines, microseconds(checkpoint["signed_at"])))
-    try:
-        load_pem_public_key(public_pem).verify(b64decode(checkpoint["signature"]), text.encode())
-    except InvalidSignature:
-        return "the checkpoint is not signed by this key"
-    position, size = int(event["position"]), int(checkpoint["position"])
-    if not 1 <= position <= size:
-        return "the checkpoint does not reach to the event"
-    path = [b64decode(step) for step in proof.get("path", [])]
-    return "" if root_hash(event_hash(event), position - 1, size, path) == root else "the event is not the one signed"
-
-
-if __name__ == "__main__":
-    *documents, key = [Path(argument).read_bytes() for argument in sys.argv[1:5]]
-    found = problem(*map(json.loads, documents), key)
-    if found:
-        sys.exit(found)
-    sys.stdout.write("the event is in the log as it was signed\n")
+event, proof, signed = (json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:4])
+columns = [event["stream"].encode(), bytes.fromhex(event["id"].replace("-", "")), event["type"].encode()]
+columns += [event["tenant"].encode(), event["data_subject"].encode() if "data_subject" in event else None]
+columns += [bytes.fromhex(event["causation_id"].replace("-", "")) if event.get("causation_id") else None]
+columns += [event.get(name, "").encode() for name in ("correlation_id", "actor", "traceparent")]
+columns += [b64decode(event.get("data", ""))]
+numbers = [int(event[name]) for name in ("position", "version", "type_version")]
+numbers += [microseconds(event[name]) for name in ("occurred_at", "recorded_at")]
+head = struct.pack(">qqiqq10I", *numbers, *(0xFFFFFFFF if each is None else len(each) for each in columns))
+digest = sha256(b64decode(event["previous_hash"]) + head + b"".join(each or b"" for each in columns)).digest()
+leaf, path = sha256(b"\0" + digest).digest(), [b64decode(step) for step in proof.get("path", [])]
+hashes = [b64decode(signed[name]).hex() for name in ("head_hash", "root_hash")]
+lines = ("synod.eventlog.checkpoint.v1", signed["log"], signed["position"], *hashes, microseconds(signed["signed_at"]))
+public_key, text = load_pem_public_key(Path(sys.argv[4]).read_bytes()), "".join(f"{line}\n" for line in lines)
+try:
+    public_key.verify(b64decode(signed["signature"]), text.encode())
+except InvalidSignature:
+    sys.exit("the checkpoint is not signed by this key")
+if root_hash(leaf, int(event["position"]) - 1, int(signed["position"]), path).hex() != hashes[1]:
+    sys.exit("the event is not the one signed")

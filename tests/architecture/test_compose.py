@@ -50,7 +50,8 @@ def test_a_service_is_told_what_the_launcher_tells_it(service: Service, tmp_path
     }
     told = set(CONTAINERS[service.name]["environment"]) | of_the_image(service)
     assert expected <= told
-    extra = {"SYNOD_GRPC_HOST", "SYNOD_LOG_LEVEL", "OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"}
+    chosen = {"SYNOD_LOG_LEVEL", "SYNOD_ENCRYPT_AT_REST"}  # the launcher passes on what its caller's environment says
+    extra = {"SYNOD_GRPC_HOST", "OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"} | chosen
     assert told - expected <= extra
 
 
@@ -73,7 +74,7 @@ def test_a_service_reaches_all_that_it_calls(service: Service) -> None:
 @each_service
 def test_a_service_is_given_its_own_secrets_only(service: Service) -> None:
     given = [each if isinstance(each, str) else each["source"] for each in CONTAINERS[service.name]["secrets"]]
-    own = {"public.pem", f"{service.name}.dsn", f"{service.name}.nats"}
+    own = {"public.pem", *(f"{service.name}.{kind}" for kind in ("dsn", "nats", "checkpoint", "master"))}
     special = {
         AUTHORITY: {"signing.pem", "service-keys.json", "dev.key"},
         "llm-gateway": {"llm-gateway.key", "openai.key", "anthropic.key"},

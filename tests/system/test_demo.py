@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from launcher.testing import free_port_base
+from synod_client.endpoints import SERVICES
 
 from .conftest import ROOT
 
@@ -24,6 +25,8 @@ def test_demo_proves_itself(tmp_path: Path) -> None:
     assert outcome["replay_equal"]
     assert outcome["views_equal"]
     assert outcome["logs_verified"]
+    assert sum(outcome["attested_to"].values()) > 100
+    assert f"{len(SERVICES)} of {len(SERVICES)} logs verified" in found.stdout
     assert outcome["cost_nano_usd"] > 0
     assert outcome["events"] > 100
     report = (tmp_path / "model-scout" / "report.md").read_text()

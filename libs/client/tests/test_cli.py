@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_runtime.v1 import agent_runtime_pb2 as runtime_pb
 from synod.consensus.v1 import consensus_pb2 as consensus_pb
@@ -19,8 +22,9 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
 from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 from synod_client import SynodError, errors
+from synod_client.checkpoints import sampled, signed_text
 from synod_client.cli import app
-from synod_client.cli.output import Exit, exit_code
+from synod_client.cli.output import Exit, as_dict, exit_code
 from synod_client.endpoints import SERVICES
 from synod_client.testing import FakeSystem, Fault
 from typer.main import get_command
@@ -366,7 +370,7 @@ def test_verify_asks_every_service_and_exits_with_1_when_one_log_is_broken(synod
         fakes.answer(service, "Verify", log_pb.VerifyResponse(ok=True, events=7, head_hash=b"\xab" * 32))
     whole = synod("events", "verify")
     assert whole.exit_code == Exit.DONE
-    assert [line.split()[:3] for line in whole.stdout.splitlines()[1:]] == [[name, "7", "holds"] for name in SERVICES]
+    assert [line.split()[:3] for line in whole.stdout.splitlines()[1:-1]] == [[name, "7", "holds"] for name in SERVICES]
     fakes.answer("cost-ledger", "Verify", log_pb.VerifyResponse(broken_position=3, reason="hash differs"))
     broken = synod("events", "verify")
     assert broken.exit_code == Exit.NOT_TRUE
@@ -375,9 +379,100 @@ def test_verify_asks_every_service_and_exits_with_1_when_one_log_is_broken(synod
     assert json.loads(synod("events", "verify", "cost-ledger", "--json").stdout)["cost-ledger"]["ok"] is False
 
 
-def test_verify_shows_how_far_a_log_is_signed(synod: Command, fakes: FakeSystem) -> None:
+KEY = Ed25519PrivateKey.generate()
+
+
+def signed(log: str, position: int, key: Ed25519PrivateKey = KEY) -> log_pb.Checkpoint:
+    checkpoint = log_pb.Checkpoint(log=log, position=position, head_hash=b"h" * 32, root_hash=b"r" * 32)
+    checkpoint.signed_at.FromJsonString("2026-11-01T12:00:00.000001Z")
+    checkpoint.key_id = sha256(key.public_key().public_bytes_raw()).hexdigest()[:16]
+    checkpoint.signature = key.sign(signed_text(checkpoint))
+    return checkpoint
+
+
+def export_key(file: Path, key: Ed25519PrivateKey = KEY) -> Path:
+    file.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return file
+
+
+@pytest.fixture
+def attested(fakes: FakeSystem) -> FakeSystem:
+    """A log whose service says that a checkpoint over position 5 holds."""
     fakes.answer("consensus", "Verify", log_pb.VerifyResponse(ok=True, events=7, checkpoints=2, attested_position=5))
-    assert synod("events", "verify", "consensus").stdout.splitlines()[1].split()[-1] == "5"
+    page = log_pb.ListCheckpointsResponse(checkpoints=[signed("consensus", 5)])
+    fakes.answer("consensus", "ListCheckpoints", page)
+    return fakes
+
+
+def test_verify_shows_how_far_a_log_is_signed(synod: Command, attested: FakeSystem) -> None:
+    lines = synod("events", "verify", "consensus").stdout.splitlines()
+    assert lines[1].split()[-1] == "5"
+    assert lines[-1] == "1 of 1 logs verified; 5 of 7 events attested to by signed checkpoints"
+
+
+def test_verify_checks_who_signed_by_the_keys_that_the_system_exported(
+    synod: Command, attested: FakeSystem, data: Path
+) -> None:
+    exported = export_key(data / "keys" / "consensus.checkpoint.pub.pem")
+    assert synod("events", "verify", "consensus").stdout.splitlines()[1].split()[-2:] == ["5", signed("", 5).key_id]
+    export_key(exported, Ed25519PrivateKey.generate())
+    foreign = synod("events", "verify", "consensus")
+    assert foreign.exit_code == Exit.NOT_TRUE
+    assert (
+        f"BROKEN at 5: the checkpoint is forged: it is signed by key {signed('', 5).key_id}, not by" in foreign.stdout
+    )
+
+
+def test_verify_takes_a_public_key_from_elsewhere(synod: Command, attested: FakeSystem, tmp_path: Path) -> None:
+    own = export_key(tmp_path / "own.pem")
+    other = export_key(tmp_path / "other.pem", Ed25519PrivateKey.generate())
+    assert synod("events", "verify", "consensus", "--key", str(other), "--key", str(own)).exit_code == Exit.DONE
+    assert synod("events", "verify", "consensus", "--key", str(other)).exit_code == Exit.NOT_TRUE
+    (tmp_path / "none.pem").write_text("no key")
+    none = synod("events", "verify", "consensus", "--key", str(tmp_path / "none.pem"))
+    assert none.exit_code == Exit.REFUSED
+    assert "none.pem holds no public key" in none.stderr
+
+
+def test_kept_checkpoints_are_compared_by_the_service(synod: Command, attested: FakeSystem, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    lines = [json.dumps(as_dict(signed(log, position))) for log in ("consensus", "cost-ledger") for position in (9, 3)]
+    kept.write_text("\n".join(lines) + "\n")
+    assert synod("events", "verify", "consensus", "--checkpoints", str(kept)).exit_code == Exit.DONE
+    (request,) = attested.requests("Verify")
+    assert [(each.log, each.position) for each in request.witnessed] == [("consensus", 3), ("consensus", 9)]
+    assert request.witnessed[1] == signed("consensus", 9)
+
+
+def test_a_kept_checkpoint_of_another_key_is_not_passed_on(
+    synod: Command, attested: FakeSystem, tmp_path: Path, data: Path
+) -> None:
+    export_key(data / "keys" / "consensus.checkpoint.pub.pem")
+    (tmp_path / "kept").write_text(json.dumps(as_dict(signed("consensus", 3, Ed25519PrivateKey.generate()))))
+    refused = synod("events", "verify", "consensus", "--checkpoints", str(tmp_path / "kept"), "--json")
+    assert refused.exit_code == Exit.NOT_TRUE
+    found = json.loads(refused.stdout)["consensus"]
+    assert (found["ok"], found["broken_position"]) == (False, "3")
+    assert "the kept checkpoint is not of this log: it is signed by key" in found["reason"]
+    assert not attested.requests("Verify")
+
+
+@pytest.mark.parametrize("text", ['{"log": "a"', '{"log": "a", "position": "x"}', "[]", "{}"])
+def test_a_file_that_holds_no_checkpoints_is_refused(
+    synod: Command, attested: FakeSystem, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "kept").write_text(f"\n{text}\n")
+    refused = synod("events", "verify", "consensus", "--checkpoints", str(tmp_path / "kept"))
+    assert refused.exit_code == Exit.REFUSED
+    assert "line 2 of" in refused.stderr
+
+
+def test_of_very_many_kept_checkpoints_the_first_the_last_and_some_between_are_compared() -> None:
+    kept = [log_pb.Checkpoint(position=position) for position in range(1, 5_001)]
+    positions = [each.position for each in sampled(kept, 1_000)]
+    assert (len(set(positions)), positions[0], positions[-1]) == (1_000, 1, 5_000)
+    assert positions == sorted(positions)
+    assert sampled(kept[:3], 1_000) == kept[:3]
 
 
 def test_checkpoints_are_printed_a_line_each(synod: Command, fakes: FakeSystem) -> None:
@@ -389,6 +484,19 @@ def test_checkpoints_are_printed_a_line_each(synod: Command, fakes: FakeSystem) 
     assert [request.after_position for request in fakes.requests("ListCheckpoints")] == [0, 9]
 
 
+def test_a_proof_comes_with_the_public_key_that_this_machine_has(
+    synod: Command, fakes: FakeSystem, data: Path, tmp_path: Path
+) -> None:
+    exported = export_key(data / "keys" / "consensus.checkpoint.pub.pem").read_bytes()
+    answer = log_pb.GetInclusionProofResponse(checkpoint=signed("consensus", 20))
+    fakes.answer("consensus", "GetInclusionProof", answer)
+    assert (
+        "checkpoint.json public.pem; signed"
+        in synod("events", "prove", "consensus", "17", "--out", str(tmp_path)).stdout
+    )
+    assert (tmp_path / "public.pem").read_bytes() == exported
+
+
 def test_a_proof_is_written_as_three_files(synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
     proof = log_pb.InclusionProof(position=17, size=20, path=[b"x" * 32])
     checkpoint = log_pb.Checkpoint(position=20, key_id="abcd")
@@ -398,6 +506,7 @@ def test_a_proof_is_written_as_three_files(synod: Command, fakes: FakeSystem, tm
     written = {
         name: json.loads((tmp_path / "p" / f"{name}.json").read_text()) for name in ("event", "proof", "checkpoint")
     }
+    assert not (tmp_path / "p" / "public.pem").exists()
     assert {name: document["position"] for name, document in written.items()} == {
         "event": "17",
         "proof": "17",

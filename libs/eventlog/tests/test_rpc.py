@@ -3,23 +3,27 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
 import pytest
 from eventlog.checkpoints import Checkpoints
+from eventlog.codec import Codec
+from eventlog.master_keys import LocalMasterKey
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import Context, StoredEvent, StreamId
-from eventlog.rpc import EventLogServicer
+from eventlog.rpc import EventLogServicer, to_checkpoint
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
-from eventlog.testing import a_stream, an_append, an_event
-from eventlog.vault import LocalMasterKey, Vault
+from eventlog.testing import NOON, a_stream, an_append, an_event
+from eventlog.vault import Vault
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
+from synod.common.event import Event
+from synod.common.personal import DataSubject, Personal
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub, add_EventLogServicer_to_server
 
@@ -39,6 +43,12 @@ class Types:
             if event.type == "Bad":
                 raise ValueError("no")
             await connection.execute("insert into types values (%s) on conflict do nothing", [event.type])
+
+
+class Greeted(Event):
+    AGGREGATE = "guest"
+    who: Annotated[str, DataSubject()]
+    name: Annotated[str, Personal()]
 
 
 @dataclass
@@ -156,6 +166,35 @@ async def test_verify_compares_with_the_signed_checkpoints(served: Served) -> No
     await served.log.append(an_append(a_stream()))
     response = await served.stub.Verify(pb.VerifyRequest())
     assert (response.ok, response.checkpoints, response.attested_position) == (True, 2, 10)
+
+
+async def test_verify_compares_with_checkpoints_that_were_kept_elsewhere(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), *[an_event() for _ in range(5)]))
+    kept = to_checkpoint(KEY.sign("orders", 3, b"h" * 32, b"r" * 32, NOON))
+    forged = to_checkpoint(SigningKey.generate().sign("orders", 2, b"h" * 32, b"r" * 32, NOON))
+    rewritten = await served.stub.Verify(pb.VerifyRequest(witnessed=[kept]))
+    foreign = await served.stub.Verify(pb.VerifyRequest(witnessed=[kept, forged]))
+    assert (rewritten.ok, rewritten.broken_position) == (False, 3)
+    assert "not the one signed" in rewritten.reason
+    assert (foreign.ok, foreign.broken_position) == (False, 2)
+    assert "the checkpoint is forged" in foreign.reason
+    with pytest.raises(grpc.aio.AioRpcError) as many:
+        await served.stub.Verify(pb.VerifyRequest(witnessed=[kept] * 1001))
+    (bad,) = details(many.value, BadRequest)
+    assert bad.field_violations[0].field == "witnessed"
+
+
+async def test_verify_finds_personal_data_whose_key_was_taken_without_an_erasure(served: Served) -> None:
+    await served.log.append(an_append(a_stream()))
+    key = await served.vault.key("local", "person-1")
+    event = Codec([Greeted]).encode(Greeted(who="person-1", name="Ada"), at=NOON, key=key)
+    await served.log.append(an_append(a_stream(), event))
+    assert (await served.stub.Verify(pb.VerifyRequest())).ok
+    async with served.projector._pool.connection() as connection:
+        await connection.execute("delete from eventlog.subject_keys")
+    found = await served.stub.Verify(pb.VerifyRequest())
+    assert (found.ok, found.broken_position) == (False, 2)
+    assert found.reason == "the key of the personal data in it is gone, and no erasure is on record"
 
 
 async def test_checkpoints_are_listed_as_they_were_signed(served: Served) -> None:

@@ -1,11 +1,8 @@
 """A person's data: sealed in the log, in JetStream and in views, and gone from all of them after an erasure."""
 
 import asyncio
-import os
-from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import nats
@@ -17,14 +14,15 @@ from eventlog.clock import SystemClock
 from eventlog.codec import Codec
 from eventlog.ending import end
 from eventlog.errors import KeyUnusable, SubjectLocked
+from eventlog.master_keys import LocalMasterKey, MasterKey
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import NO_STREAM, Append, Context, StoredEvent, StreamId
 from eventlog.relay import Relay, from_message
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
-from eventlog.testing import NOON, a_stream, an_append
-from eventlog.vault import EnvironmentMasterKey, FileMasterKey, LocalMasterKey, SubjectErased, Vault
+from eventlog.testing import NOON, FakeKms, KmsMasterKey, a_stream, an_append
+from eventlog.vault import SubjectErased, Vault
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from synod.common.event import Event
@@ -92,7 +90,7 @@ class House:
     vault: Vault
     saved: list[bytes] = field(default_factory=list)
 
-    def another_vault(self, master: LocalMasterKey = MASTER, **changed: Any) -> Vault:
+    def another_vault(self, master: MasterKey = MASTER, **changed: Any) -> Vault:
         """As in another process."""
         return Vault(self.pool, self.log, master, **changed)
 
@@ -112,6 +110,10 @@ class House:
         invited = await self.read(stored, vault)
         assert isinstance(invited, Invited)
         return invited.email
+
+    async def sql(self, statement: str) -> None:
+        async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
+            await connection.execute(statement.encode())
 
     async def forget(self, guest: str) -> None:
         await self.vault.erase("acme", guest, actor="officer", reason="asked for it")
@@ -308,35 +310,76 @@ async def test_a_master_key_is_rotated_by_keeping_the_old_one(house: House) -> N
         await house.email(ada, house.another_vault(new))
 
 
+async def test_a_vault_of_another_master_key_is_told_at_the_start(house: House) -> None:
+    await house.another_vault(LocalMasterKey(b"n" * 32, "new")).prepare()
+    await house.invite("ada", "ada@example.org")
+    with pytest.raises(KeyUnusable, match=f"wrapped by another master key, {MASTER.key_id}; give that key back"):
+        await house.another_vault(LocalMasterKey(b"n" * 32, "new")).prepare()
+    await house.another_vault(LocalMasterKey(b"n" * 32, "new"), retired=[MASTER]).prepare()
+    assert len((await house.vault.keys(await house.log.read())).keys) == 1
+
+
 async def test_reading_what_is_not_sealed_asks_the_database_nothing(house: House) -> None:
     await house.log.append(an_append(a_stream()))
     await house.pool.close()
     assert (await house.vault.keys(await house.log.read())).keys == {}
 
 
-async def test_a_master_key_comes_from_a_file_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    secret = os.urandom(32)
-    path = tmp_path / "master.key"
-    path.write_text(b64encode(secret).decode() + "\n")
-    monkeypatch.setenv("MASTER_KEY", b64encode(secret).decode())
-    from_file, from_environment = FileMasterKey(path), EnvironmentMasterKey("MASTER_KEY")
-    assert from_file.key_id == from_environment.key_id
-    assert await from_environment.unwrap(await from_file.wrap(b"key", b"for"), b"for") == b"key"
+async def test_keys_are_wrapped_anew_under_another_master_key(house: House) -> None:
+    invited = [await house.invite(name, f"{name}@example.org") for name in ("ada", "bob", "cai")]
+    new = LocalMasterKey(b"n" * 32, "new")
+    rotated = house.another_vault(new, retired=[MASTER])
+    assert (await rotated.rewrap(), await rotated.rewrap()) == (3, 0)
+    alone = house.another_vault(new)
+    await alone.prepare()
+    assert [await house.email(each, alone) for each in invited] == [f"{n}@example.org" for n in ("ada", "bob", "cai")]
 
 
-@pytest.mark.parametrize("content", ["", "not base64!", b64encode(b"short").decode()])
-def test_a_master_key_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    path = tmp_path / "master.key"
-    with pytest.raises(KeyUnusable, match=r"master\.key"):
-        FileMasterKey(path)
-    path.write_text(content)
-    monkeypatch.setenv("MASTER_KEY", content)
-    with pytest.raises(KeyUnusable, match=r"master\.key"):
-        FileMasterKey(path)
-    with pytest.raises(KeyUnusable, match="MASTER_KEY"):
-        EnvironmentMasterKey("MASTER_KEY")
+async def test_a_person_is_erased_with_the_key_in_a_key_management_service(house: House) -> None:
+    kms = FakeKms()
+    vault = house.another_vault(KmsMasterKey(kms, kms.create_key()))
+    house.vault = vault
+    ada = await house.invite("ada", "ada@example.org")
+    for _ in range(3):
+        assert await house.email(ada) == "ada@example.org"
+    assert kms.calls == ["encrypt", "decrypt"]
+    await house.forget("ada")
+    assert await house.email(ada) is ERASED
+
+
+async def test_a_key_management_service_that_is_down_is_no_erasure(house: House) -> None:
+    kms = FakeKms()
+    name = kms.create_key()
+    house.vault = house.another_vault(KmsMasterKey(kms, name))
+    ada = await house.invite("ada", "ada@example.org")
+    kms.down = True
+    with pytest.raises(KeyUnusable, match="does not answer"):
+        await house.email(ada, house.another_vault(KmsMasterKey(kms, name)))
+
+
+async def test_a_key_taken_without_an_erasure_is_found_at_the_first_event_that_it_sealed(house: House) -> None:
+    await house.log.append(an_append(a_stream()))
+    ada = await house.invite("ada", "ada@example.org")
+    await house.invite("bob", "bob@example.org")
+    assert await house.vault.unrecorded() is None
+    await house.forget("bob")
+    assert await house.vault.unrecorded() is None
+    await house.sql("delete from eventlog.subject_keys where subject = 'ada'")
+    assert await house.vault.unrecorded() == ada.position == 2
+    assert await house.vault.unrecorded(first=3) is None
+    await house.forget("ada")
+    assert await house.vault.unrecorded() is None
+
+
+async def test_the_key_of_another_person_in_the_place_of_ones_own_is_refused(house: House) -> None:
+    ada = await house.invite("ada", "ada@example.org")
+    await house.invite("bob", "bob@example.org")
+    await house.sql(
+        "update eventlog.subject_keys set wrapped ="
+        " (select wrapped from eventlog.subject_keys where subject = 'bob') where subject = 'ada'"
+    )
+    with pytest.raises(KeyUnusable, match="does not unwrap"):
+        await house.email(ada, house.another_vault())
 
 
 async def test_a_damaged_wrapped_key_is_an_error_not_an_erasure(house: House) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import nats
 import psycopg
 import pytest
-from launcher.containers import nats_configuration, write_secrets
+from launcher.containers import main, nats_configuration, write_secrets
 from launcher.keys import NATS_CLIENTS
 from launcher.layout import Service
 from launcher.nats import binary
@@ -24,6 +24,15 @@ def test_a_secret_stays_when_the_files_are_made_again(tmp_path: Path) -> None:
     first = {file.name: file.read_text() for file in (tmp_path / "files").iterdir()}
     write_secrets(tmp_path, {}, SERVICES)
     assert {file.name: file.read_text() for file in (tmp_path / "files").iterdir()} == first
+
+
+def test_a_lost_key_is_named_and_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["secrets", str(tmp_path)]) == 0
+    (tmp_path / "keys" / "consensus.checkpoint.pem").unlink()
+    before = {file.name: file.read_text() for file in (tmp_path / "files").iterdir()}
+    assert main(["secrets", str(tmp_path)]) == 1
+    assert "the key that signs the checkpoints of consensus is lost" in capsys.readouterr().err
+    assert {file.name: file.read_text() for file in (tmp_path / "files").iterdir()} == before
 
 
 def test_others_on_this_machine_cannot_enter_and_containers_can_read(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ import json
 import stat
 from pathlib import Path
 
+import nats as client
 import pytest
 from launcher import nats
 from launcher.errors import BinaryMissing
 from launcher.nats import EmbeddedNats, NatsUser
+from launcher.processes import Warden
+from launcher.testing import RunningNats
 
 
 def on_path(directory: Path, version: str) -> Path:
@@ -58,3 +61,33 @@ def test_the_configuration_holds_passwords_and_is_closed_to_others(tmp_path: Pat
     (entry,) = json.loads(server.config_file.read_text())["authorization"]["users"]
     assert entry["permissions"]["publish"] == {"allow": ["synod.*.evt.cost-ledger.>"]}
     assert "secret" not in repr(server)
+
+
+async def test_streams_lie_encrypted_on_disk_from_the_first_start_with_a_key(
+    tmp_path: Path, launcher_warden: Warden
+) -> None:
+    plain = RunningNats(EmbeddedNats(tmp_path), launcher_warden)
+    assert await published(plain, "first", create=True) == 1
+    assert in_files(tmp_path, "first")
+    encrypted = RunningNats(EmbeddedNats(tmp_path, storage_key="k" * 32), launcher_warden)
+    assert await published(encrypted, "second") == 2
+    assert not in_files(tmp_path, "first")
+    assert not in_files(tmp_path, "second")
+
+
+async def published(running: RunningNats, text: str, *, create: bool = False) -> int:
+    """Publish a message to a stream of a server that runs for it alone; how many messages the stream then has."""
+    running.start()
+    connected = await client.connect(running.url)
+    stream = connected.jetstream()
+    if create:
+        await stream.add_stream(name="NOTES", subjects=["notes"])
+    await stream.publish("notes", f"the {text} note".encode())
+    messages = (await stream.stream_info("NOTES")).state.messages
+    await connected.close()
+    running.stop()
+    return messages
+
+
+def in_files(directory: Path, text: str) -> bool:
+    return any(f"the {text} note".encode() in file.read_bytes() for file in directory.rglob("*") if file.is_file())

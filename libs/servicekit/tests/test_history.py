@@ -8,10 +8,12 @@ from typing import Any
 
 import aiohttp
 import grpc
+import psycopg
 import pytest
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
+from servicekit.app import StartFailed
 from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
 from servicekit.settings import ServiceSettings
@@ -123,3 +125,116 @@ async def test_commits_and_the_queue_of_the_log_are_measured(postgres_dsn: str, 
     assert {"eventlog_group_events_sum 1.0", "eventlog_group_events_count 1.0"} <= set(lines)
     (seconds,) = [line for line in lines if line.startswith("eventlog_commit_seconds_sum")]
     assert float(seconds.split()[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("checkpoint_key_file", "was signed by another key"), ("master_key_file", "another master key")],
+)
+async def test_a_service_does_not_start_with_the_key_of_another_log(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], tmp_path: Path, setting: str, said: str
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+        await service.host.vault.key("local", "person-1")
+    other = tmp_path / "other"
+    SigningKey.generate().save(other)
+    if setting == "master_key_file":
+        other.write_text(b64encode(b"n" * 32).decode())
+    with pytest.raises(StartFailed, match=said):
+        async with serve_in_process(compose, settings.model_copy(update={setting: other})):
+            pass
+
+
+async def test_a_service_starts_with_a_new_key_beside_the_public_half_of_the_former(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], key: SigningKey, tmp_path: Path
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+    former, new = tmp_path / "former.pub.pem", tmp_path / "new.pem"
+    former.write_bytes(key.public_pem)
+    SigningKey.generate().save(new)
+    changed = {"checkpoint_key_file": new, "former_checkpoint_key_files": (former,)}
+    async with serve_in_process(compose, settings.model_copy(update=changed)) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+        verified = await EventLogStub(service.channel).Verify(pb.VerifyRequest())
+    assert (verified.ok, verified.checkpoints) == (True, 2)
+
+
+SECRET = b'{"text":"the secret of the house"}'
+
+
+async def stored_payloads(dsn: str) -> list[bytes]:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        rows = await (await connection.execute("select data from eventlog.events order by position")).fetchall()
+    return [bytes(data) for (data,) in rows]
+
+
+async def tell_secret(host: Host[Settings]) -> None:
+    event = replace(an_event(), data=SECRET)
+    await host.history.log.append(Append(StreamId("guest", "1"), ANY, (event,), Context("local", "tester")))
+
+
+async def test_payloads_are_encrypted_at_rest_and_in_the_clear_for_who_may_read(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files, encrypt_at_rest=True)
+    async with serve_in_process(compose, settings) as service:
+        stub: Any = EventLogStub(service.channel)
+        await tell_secret(service.host)
+        rotated = await stub.RotateDataKey(pb.RotateDataKeyRequest())
+        await tell_secret(service.host)
+        await service.host.history.checkpoints.make()
+        read = await stub.Read(pb.ReadRequest())
+        proven = await stub.GetInclusionProof(pb.GetInclusionProofRequest(position=1))
+        verified = await stub.Verify(pb.VerifyRequest())
+        await service.host.history.relay.wait_for(2, 10)
+        copy = await (await service.host.nats.jetstream().pull_subscribe("synod.*.evt.guest-book.>")).fetch(1)
+    assert not any(b"secret" in data for data in await stored_payloads(postgres_dsn))
+    assert [event.data for event in read.events] == [SECRET, SECRET]
+    assert copy[0].data == SECRET  # JetStream encrypts for itself
+    assert (rotated.key_number, verified.ok, verified.attested_position) == (2, True, 2)
+    assert b"secret" not in proven.event.data
+
+
+async def test_what_was_encrypted_is_read_with_the_switch_off_and_needs_the_key(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files, encrypt_at_rest=True)
+    async with serve_in_process(compose, settings) as service:
+        await tell_secret(service.host)
+    async with serve_in_process(compose, settings.model_copy(update={"encrypt_at_rest": False})) as service:
+        await tell_secret(service.host)
+        stub: Any = EventLogStub(service.channel)
+        assert [event.data for event in (await stub.Read(pb.ReadRequest())).events] == [SECRET, SECRET]
+        with pytest.raises(grpc.aio.AioRpcError) as off:
+            await stub.RotateDataKey(pb.RotateDataKeyRequest())
+    assert from_rpc_error(off.value).reason == "NOT_CONFIGURED"
+    assert [b"secret" in data for data in await stored_payloads(postgres_dsn)] == [False, True]
+    with pytest.raises(StartFailed, match="payloads of this log are encrypted: set master_key_file"):
+        async with serve_in_process(compose, settings.model_copy(update={"master_key_file": None})):
+            pass
+
+
+async def test_a_new_master_key_takes_over_at_the_start_and_the_former_can_go(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files, encrypt_at_rest=True)
+    async with serve_in_process(compose, settings) as service:
+        await tell_secret(service.host)
+        await service.host.vault.key("local", "person-1")
+    new = tmp_path / "new.key"
+    new.write_text(b64encode(b"n" * 32).decode())
+    changed = {"master_key_file": new, "former_master_key_files": (files["master_key_file"],)}
+    async with serve_in_process(compose, settings.model_copy(update=changed)):
+        pass
+    async with serve_in_process(compose, settings.model_copy(update={"master_key_file": new})) as service:
+        stub: Any = EventLogStub(service.channel)
+        assert [event.data for event in (await stub.Read(pb.ReadRequest())).events] == [SECRET]
+        erased = await stub.EraseSubject(pb.EraseSubjectRequest(data_subject="person-1", reason="asked"))
+    assert erased.key_destroyed

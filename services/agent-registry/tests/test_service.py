@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +36,7 @@ from synod.agent_registry.v1 import agent_registry_pb2 as pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.agent_runtime.events import RunCancelled, RunCompleted, RunFailed, RunStarted
 from synod.common.event import Event
+from synod.common.ids import derived_id
 from synod.common.values import Failure
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
@@ -95,6 +97,7 @@ def settings(dsn: str, nats_url: str, directory: Path, key: Ed25519PrivateKey) -
     files = {
         "signing.pem": private,
         "dev.key": DEV_KEY.encode(),
+        "master.key": b64encode(b"m" * 32),
         "service-keys.json": json.dumps({"cost-ledger": keys.sha256(LEDGER_KEY)}).encode(),
     }
     for name, content in files.items():
@@ -104,6 +107,7 @@ def settings(dsn: str, nats_url: str, directory: Path, key: Ed25519PrivateKey) -
         dsn,
         nats_url,
         signing_key_file=directory / "signing.pem",
+        master_key_file=directory / "master.key",
         dev_key_file=directory / "dev.key",
         service_keys_file=directory / "service-keys.json",
         heartbeat_interval_ms=int(HEARTBEAT_S * 1000),
@@ -261,6 +265,73 @@ async def test_principals_are_idempotent_by_request_and_unique_by_name(world: Wo
     code, message, _ = await refusal(world.stub.CreatePrincipal(request))
     assert code is grpc.StatusCode.ALREADY_EXISTS
     assert "bob" in message
+
+
+async def person(world: World, name: str, request_id: str = "") -> pb.Principal:
+    request = pb.CreatePrincipalRequest(
+        name=name, kind=pb.PRINCIPAL_KIND_USER, roles=["viewer"], request_id=request_id or f"create {name}"
+    )
+    return await world.stub.CreatePrincipal(request)
+
+
+async def names(world: World) -> dict[str, str]:
+    return {each.id: each.name for each in (await world.stub.ListPrincipals(pb.ListPrincipalsRequest())).principals}
+
+
+async def test_a_person_is_erased_by_name_and_the_log_still_verifies(world: World) -> None:
+    ada, grace = await person(world, "Ada Lovelace"), await person(world, "Grace Hopper")
+    log: Any = EventLogStub(world.channel)
+    done = await log.EraseSubject(log_pb.EraseSubjectRequest(data_subject=ada.id, reason="asked"))
+    assert (done.key_destroyed, list(done.views_rebuilt)) == (True, ["principals"])
+    known = await names(world)
+    assert (known[ada.id], known[grace.id]) == ("[erased]", "Grace Hopper")
+    verified, compared = await asyncio.gather(
+        log.Verify(log_pb.VerifyRequest()), log.VerifyView(log_pb.VerifyViewRequest(name="principals"))
+    )
+    assert (verified.ok, compared.equal) == (True, True)
+
+
+async def test_the_name_of_a_person_is_stored_nowhere_in_the_clear_but_in_the_view(world: World) -> None:
+    await person(world, "Katherine Johnson")
+    log: Any = EventLogStub(world.channel)
+    created = await log.Read(
+        log_pb.ReadRequest(page_size=1000, filter=log_pb.EventFilter(types=["UserCreated"], tenant="local"))
+    )
+    assert created.events
+    assert not any(b"Katherine" in event.data for event in created.events)
+
+
+async def test_an_id_of_a_person_is_not_computed_from_the_name_alone(world: World) -> None:
+    marie = await person(world, "Marie Curie")
+    assert marie.id != derived_id("prn", "local", "Marie Curie")
+    assert (await person(world, "Marie Curie")).id == marie.id
+    code, message, _ = await refusal(person(world, "Marie Curie", "another request"))
+    assert (code, "Marie Curie" in message) == (grpc.StatusCode.ALREADY_EXISTS, True)
+
+
+async def test_who_bears_an_erased_name_is_somebody_else(world: World) -> None:
+    log: Any = EventLogStub(world.channel)
+    first = await person(world, "Emmy Noether")
+    await log.EraseSubject(log_pb.EraseSubjectRequest(data_subject=first.id, reason="asked"))
+    second = await person(world, "Emmy Noether", "another request")
+    assert second.id != first.id
+    known = await names(world)
+    assert (known[first.id], known[second.id]) == ("[erased]", "Emmy Noether")
+
+
+async def test_the_key_of_an_erased_person_opens_until_it_is_revoked(world: World) -> None:
+    """Erasing is about data; what somebody may do is decided by keys."""
+    log: Any = EventLogStub(world.channel)
+    lise = await person(world, "Lise Meitner")
+    key = await world.stub.CreateApiKey(pb.CreateApiKeyRequest(principal_id=lise.id, label="laptop"))
+    await log.EraseSubject(log_pb.EraseSubjectRequest(data_subject=lise.id, reason="asked"))
+    assert (await world.authenticate(key.secret)).principal.name == "[erased]"
+
+
+async def test_nobody_is_called_as_the_erased_are(world: World) -> None:
+    code, message, _ = await refusal(person(world, "[erased]"))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "not be [erased]" in message
 
 
 async def test_nobody_makes_a_principal_more_powerful_than_himself(world: World) -> None:

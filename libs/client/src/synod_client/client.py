@@ -276,14 +276,18 @@ class Synod:
         """The same over NATS, decoded: costs the service nothing however many follow. See synod_client.following."""
         return follow(self.connection, service, after, frozenset(types))
 
-    async def verify_log(self, service: str) -> eventlog_pb.VerifyResponse:
-        """Positions contiguous, hash chain unbroken, and the log what every signed checkpoint says."""
-        request = eventlog_pb.VerifyRequest()
+    async def verify_log(
+        self, service: str, *, witnessed: Iterable[eventlog_pb.Checkpoint] = ()
+    ) -> eventlog_pb.VerifyResponse:
+        """Positions contiguous, hash chain unbroken, and the log what every signed checkpoint says, those `witnessed`
+        elsewhere too.
+        """
+        request = eventlog_pb.VerifyRequest(witnessed=witnessed)
         return await self.connection.call(self._log(service).Verify, request, timeout_s=_REBUILD_TIMEOUT_S)
 
-    async def checkpoints(self, service: str, *, after: int = 0) -> list[eventlog_pb.Checkpoint]:
+    async def checkpoints(self, service: str, *, after: int = 0, limit: int = _PAGE) -> list[eventlog_pb.Checkpoint]:
         """A page of the signed checkpoints of a log, with greater positions than `after`."""
-        request = eventlog_pb.ListCheckpointsRequest(after_position=after, page_size=_PAGE)
+        request = eventlog_pb.ListCheckpointsRequest(after_position=after, page_size=limit)
         return list((await self.connection.call(self._log(service).ListCheckpoints, request)).checkpoints)
 
     async def inclusion_proof(self, service: str, position: int) -> eventlog_pb.GetInclusionProofResponse:
@@ -295,6 +299,11 @@ class Synod:
         """Destroy the key of a person's data in one service, for ever. Safe to repeat."""
         request = eventlog_pb.EraseSubjectRequest(data_subject=subject, reason=reason)
         return await self.connection.call(self._log(service).EraseSubject, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def rotate_data_key(self, service: str) -> int:
+        """Encrypt the payloads of a log from here on with a new key; its number."""
+        request = eventlog_pb.RotateDataKeyRequest()
+        return (await self.connection.call(self._log(service).RotateDataKey, request)).key_number
 
     async def views(self, service: str) -> list[eventlog_pb.View]:
         return list((await self.connection.call(self._log(service).ListViews, eventlog_pb.ListViewsRequest())).views)

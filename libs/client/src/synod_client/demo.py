@@ -1,7 +1,8 @@
 """The main job, end to end, and its proof: a team works on real input, then every claim about it is checked.
 
-Writes ``<out>/demo.json``: run_id, state, result_sha256, replay_equal, views_equal, logs_verified, cost_nano_usd,
-events (count over all logs), seconds (by phase).
+Writes ``<out>/demo.json``: run_id, state, result_sha256, replay_equal, views_equal, logs_verified, attested_to
+(by log, the position up to which signed checkpoints hold), cost_nano_usd, events (count over all logs), seconds (by
+phase).
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,14 +25,19 @@ from synod.common.ids import new_id
 from synod.common.money import format_usd, parse_usd
 from synod.cost_ledger.v1.cost_ledger_pb2 import Attribution
 
+from synod_client.checkpoints import PublicKeys
+from synod_client.cli.events import print_verdicts
 from synod_client.cli.output import console, enum_name, print_table
 from synod_client.cli.runs import print_update
 from synod_client.client import Synod
 from synod_client.endpoints import Endpoints
+from synod_client.verifying import verify_log
 
 TEAM = "model-scout"
 QUESTION = "Which models would serve this monthly workload cheapest under its constraints?"
 BUDGET = "0.50"
+SIGNED_TIMEOUT_S, SIGNED_POLL_S = 30.0, 0.1
+"""A log that rests gets a checkpoint within seconds."""
 PROVIDERS = ("provider-simulator", "llm-gateway", "tool-executor")
 
 
@@ -57,6 +63,7 @@ class Outcome:
     replay_equal: bool = False
     views_equal: bool = False
     logs_verified: bool = False
+    attested_to: dict[str, int] = field(default_factory=dict)
     cost_nano_usd: int = 0
     events: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -190,7 +197,7 @@ async def _show_cost(synod: Synod, run_id: str, outcome: Outcome) -> None:
 async def _prove(synod: Synod, system: System | None, ended: Run, outcome: Outcome) -> None:
     with outcome.phase("views", "Proof 1: every view, rebuilt from its events, is the same"):
         outcome.views_equal = await _views_equal(synod)
-    with outcome.phase("logs", "Proof 2: every log is contiguous and its hash chain holds"):
+    with outcome.phase("logs", "Proof 2: every log is contiguous, its hash chain holds, and it is as it was signed"):
         outcome.logs_verified = await _logs_verified(synod, outcome)
     with outcome.phase("replay", "Proof 3: the run, replayed with the providers switched off, is the same"):
         await _switch_off(system)
@@ -228,11 +235,23 @@ async def _views_equal(synod: Synod) -> bool:
 
 
 async def _logs_verified(synod: Synod, outcome: Outcome) -> bool:
-    found = {service: await synod.verify_log(service) for service in synod.services}
-    outcome.events = sum(item.events for item in found.values())
-    rows = [(name, item.events, item.reason or "holds", item.head_hash.hex()[:16]) for name, item in found.items()]
-    print_table("", ("log", "events>", "chain", "head"), rows)
-    return all(item.ok for item in found.values())
+    """Every log holds, and all that was in it when the run had ended is attested to by a signed checkpoint."""
+    due = {service: (await synod.read(service, limit=1)).head_position for service in synod.services}
+    await asyncio.gather(*(_signed(synod, service, head) for service, head in due.items() if head))
+    data = synod.connection.endpoints.data
+    found = {name: await verify_log(synod, name, PublicKeys.of_system(data, name)) for name in synod.services}
+    outcome.events = sum(each.found.events for each in found.values())
+    outcome.attested_to = {name: each.found.attested_position for name, each in found.items()}
+    print_verdicts(found)
+    return all(each.ok and outcome.attested_to[name] >= due[name] for name, each in found.items())
+
+
+async def _signed(synod: Synod, service: str, head: int) -> None:
+    """Wait for a checkpoint over a position; one that does not come is missed by what is verified then."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SIGNED_TIMEOUT_S):
+            while not await synod.checkpoints(service, after=head - 1, limit=1):  # noqa: ASYNC110
+                await asyncio.sleep(SIGNED_POLL_S)
 
 
 def _conclude(outcome: Outcome, out: Path) -> None:

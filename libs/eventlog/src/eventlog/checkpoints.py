@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from eventlog.audit import Audit
 from eventlog.chain import GENESIS
 from eventlog.clock import Clock, SystemClock
-from eventlog.errors import CheckpointMissing, EventMissing, HistoryRewritten
+from eventlog.errors import CheckpointMissing, EventMissing, HistoryRewritten, KeyUnusable
 from eventlog.hash_tree import Connection, HashTree, TreeDamaged
 from eventlog.log import EventLog
 from eventlog.merkle import (
@@ -71,7 +71,9 @@ class CheckpointLimits:
 
     every_events: int = 10_000
     every_s: float = 60.0
-    """A log that grew at all gets a checkpoint this long after the one before."""
+    """A log that grows without rest gets a checkpoint this long after the one before, or sooner by `every_events`."""
+    rest_s: float = 2.0
+    """A log that grew and then rests for so long gets one at once: little is ever unsigned."""
     retry_pause_s: float = 1.0
     page_events: int = 1_000
     """Events of one page of a verification."""
@@ -119,24 +121,43 @@ class Checkpoints:
         self._signed_to = 0
 
     async def prepare(self) -> None:
-        """Create the tables if there are none."""
+        """Create the tables if there are none. KeyUnusable if an unknown key signed last: this one is another log's, or
+        the trusted keys lack a former one.
+        """
         async with self._transaction() as connection:
             await connection.execute("set local client_min_messages = warning")
             await connection.execute(self._sql.lock)
             await connection.execute(self._sql.create)
             await connection.execute(self._tree.tables)
+            last = await self._latest(connection)
+        if last is not None and last.key_id not in self._trusted:
+            raise KeyUnusable(
+                f"checkpoint key {self._key.key_id}",
+                f"the log {self._name} was signed by another key, {last.key_id}, at position {last.position}; "
+                f"give that key back, or name its public half among the former keys",
+            )
 
     async def run(self) -> None:
         """Make checkpoints for ever. HistoryRewritten if the log is no longer the one signed before."""
         await self.prepare()
         while True:
             try:
-                last = await self.latest()
-                await self._log.wait_for(_position(last) + self._limits.every_events, self._limits.every_s)
+                await self._due(_position(await self.latest()))
                 await self.make()
             except (psycopg.OperationalError, PoolTimeout) as error:
                 _log.warning("checkpoints of %s wait for the database: %s", self._name, error)
                 await asyncio.sleep(self._limits.retry_pause_s)
+
+    async def _due(self, signed: int) -> None:
+        """Wait until a checkpoint after position `signed` is worth making."""
+        limits, waited_s = self._limits, 0.0
+        rest_s = min(limits.rest_s, limits.every_s)
+        head = await self._log.wait_for(signed + 1, limits.every_s)
+        while signed < head < signed + limits.every_events and waited_s < limits.every_s:
+            before, head = head, await self._log.wait_for(signed + limits.every_events, rest_s)
+            waited_s += rest_s
+            if head == before:
+                return
 
     async def make(self) -> Checkpoint | None:
         """Sign the log as it is now, keep the checkpoint, publish it; None if nothing was appended since the last.

@@ -19,6 +19,7 @@ EventLogError
 ├── KeyUnusable        a key file or variable does not hold a key: correct the configuration
 ├── SubjectLocked      personal data needs the key of its subject: open a vault, name the subject
 ├── SealBroken         a sealed field is not what its key sealed: verify the log
+├── PayloadUnreadable   a payload is encrypted with a key that is not here, or was changed: verify the log
 ├── NotConfigured      the process was started without the key that is needed: set it
 ├── RelayDiverged      stream and log tell different histories: stop and alarm
 ├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
@@ -183,6 +184,10 @@ class SealBroken(EventLogError):
         super().__init__(f"the sealed field {pointer} of the event at position {position} was changed or moved")
         self.position = position
         self.pointer = pointer
+
+
+class PayloadUnreadable(EventLogError):
+    """What is stored cannot be decrypted: its data key is not here, or it is not what that key encrypted."""
 
 
 class NotConfigured(EventLogError):

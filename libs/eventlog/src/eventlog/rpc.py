@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC
 from typing import Any, NoReturn
 
 import grpc
@@ -16,6 +18,7 @@ from google.rpc.status_pb2 import Status
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
 
+from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.errors import (
     CheckpointMissing,
@@ -28,13 +31,14 @@ from eventlog.errors import (
     LogUnavailable,
     NotConfigured,
     NotParked,
+    PayloadUnreadable,
     RebuildRunning,
     UnknownView,
 )
 from eventlog.folding import PersonalView
 from eventlog.log import EventLog
 from eventlog.projections import Projector, ViewStatus
-from eventlog.records import Filter, StoredEvent, StreamId, require_text, require_token
+from eventlog.records import Filter, StoredEvent, StreamId, Verified, require_text, require_token
 from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
 from eventlog.vault import Vault
@@ -42,6 +46,7 @@ from eventlog.view_tables import Parked
 
 PAGE_EVENTS_DEFAULT = 100
 PAGE_EVENTS_MAX = 1_000
+WITNESSED_MAX = 1_000
 IDLE_WAIT_S = 5.0
 OPERATOR = "operator"
 """Who acts where the server knows no callers."""
@@ -57,6 +62,7 @@ _STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
     (EventMissing, grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"),
     (CheckpointMissing, grpc.StatusCode.UNAVAILABLE, "CHECKPOINT_MISSING"),
     (HistoryRewritten, grpc.StatusCode.DATA_LOSS, "HISTORY_REWRITTEN"),
+    (PayloadUnreadable, grpc.StatusCode.DATA_LOSS, "PAYLOAD_UNREADABLE"),
     (KeyUnusable, grpc.StatusCode.FAILED_PRECONDITION, "KEY_UNUSABLE"),
     (LogUnavailable, grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE"),
     (LogClosed, grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED"),
@@ -122,7 +128,9 @@ class EventLogServicer(_Servicer):
                 raise InvalidField("first_position", f"must be 0 or more, got {first}")
             if last is not None and last < first:
                 raise InvalidField("last_position", f"must be 0 or at least first_position {first}, got {last}")
-            verified = await (self._checkpoints or self._log).verify(first, last)
+            if len(request.witnessed) > WITNESSED_MAX:
+                raise InvalidField("witnessed", f"at most {WITNESSED_MAX} are compared, got {len(request.witnessed)}")
+            verified = await self._verify(first, last, [from_checkpoint(kept) for kept in request.witnessed])
             return pb.VerifyResponse(
                 ok=verified.ok,
                 first_position=verified.first,
@@ -173,6 +181,12 @@ class EventLogServicer(_Servicer):
             views_rebuilt=[projector.view.name for projector in holding],
         )
 
+    async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Context) -> pb.RotateDataKeyResponse:
+        async with self._errors(context):
+            if not (isinstance(self._log, EncryptedLog) and self._log.encrypting):
+                raise NotConfigured("data keys", "start the service with encryption at rest")
+            return pb.RotateDataKeyResponse(key_number=await self._log.rotate())
+
     async def ListViews(self, request: pb.ListViewsRequest, context: Context) -> pb.ListViewsResponse:
         async with self._errors(context):
             statuses = [await projector.status() for projector in self._projectors]
@@ -213,6 +227,17 @@ class EventLogServicer(_Servicer):
         async with self._errors(context):
             await self._projector(request.view).redrive(request.position, skip=request.skip)
             return pb.RedriveParkedEventResponse()
+
+    async def _verify(self, first: int, last: int | None, witnessed: list[Checkpoint]) -> Verified:
+        if self._checkpoints is None and not witnessed:
+            found = await self._log.verify(first, last)
+        else:
+            found = await self._signed().verify(first, last, witnessed=witnessed)
+        keyless = await self._vault.unrecorded(first, last) if self._vault and found.ok else None
+        if keyless is None:
+            return found
+        reason = "the key of the personal data in it is gone, and no erasure is on record"
+        return replace(found, ok=False, broken_at=keyless, reason=reason)
 
     def _signed(self) -> Checkpoints:
         if self._checkpoints is None:
@@ -275,6 +300,18 @@ def to_checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
         head_hash=checkpoint.head_hash,
         root_hash=checkpoint.root_hash,
         signed_at=_timestamp(checkpoint.signed_at),
+        key_id=checkpoint.key_id,
+        signature=checkpoint.signature,
+    )
+
+
+def from_checkpoint(checkpoint: pb.Checkpoint) -> Checkpoint:
+    return Checkpoint(
+        log=checkpoint.log,
+        position=checkpoint.position,
+        head_hash=checkpoint.head_hash,
+        root_hash=checkpoint.root_hash,
+        signed_at=checkpoint.signed_at.ToDatetime(UTC),
         key_id=checkpoint.key_id,
         signature=checkpoint.signature,
     )

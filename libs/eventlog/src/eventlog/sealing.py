@@ -35,6 +35,7 @@ SEALED: Final = "$sealed"
 KEY_BYTES: Final = 32
 _KEY_ID_BYTES: Final = 8
 _NONCE_BYTES: Final = 12
+_PSEUDONYM_BYTES: Final = 16
 _MARK: Final = b'"$sealed"'
 
 
@@ -47,6 +48,11 @@ class SubjectKey:
         self.key_id = hmac.digest(key, b"synod.eventlog.key-id.v1", "sha256")[:_KEY_ID_BYTES].hex()
         self._cipher = AESGCM(key)
         self._nonce_key = hmac.digest(key, b"synod.eventlog.nonce.v1", "sha256")
+        self._pseudonym_key = hmac.digest(key, b"synod.eventlog.pseudonym.v1", "sha256")
+
+    def pseudonym(self, text: str) -> str:
+        """32 hexadecimal digits, the same for the same text, that nobody without the key can compute from it."""
+        return hmac.digest(self._pseudonym_key, text.encode(), "sha256")[:_PSEUDONYM_BYTES].hex()
 
     def seal(self, text: bytes, bound_to: bytes) -> bytes:
         """The ciphertext of `text`, the same for the same arguments."""

@@ -138,6 +138,9 @@ class TrustedKeys:
         """The public keys in PEM files. KeyUnusable if one holds anything else."""
         return cls(_public_key(path) for path in paths)
 
+    def __contains__(self, key_id: str) -> bool:
+        return key_id in self._keys
+
     def including(self, other: TrustedKeys) -> TrustedKeys:
         return TrustedKeys([*self._keys.values(), *other._keys.values()])
 

@@ -1,4 +1,4 @@
-"""The contract of a log as tests, and builders for them.
+"""The contracts of a log and of a master key as tests, and builders for them.
 
 An implementation is tested by a subclass of EventLogContract that brings an empty log:
 
@@ -10,17 +10,21 @@ An implementation is tested by a subclass of EventLogContract that brings an emp
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from synod.common.ids import uuid7
 
-from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, VersionConflict
+from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, KeyUnusable, VersionConflict
 from eventlog.fences import take_fence
 from eventlog.log import EventLog
+from eventlog.master_keys import MasterKey
 from eventlog.records import (
     ANY,
     NO_STREAM,
@@ -344,3 +348,95 @@ class EventLogContract:
         snapshot = await log.load_snapshot(stream, "sum-1")
         assert snapshot is not None
         assert (snapshot.version, snapshot.data) == (20, b"twenty")
+
+
+class MasterKeyContract:
+    """What every MasterKey keeps, that of a key management service too.
+
+    A subclass brings two fixtures: `master`, a key, and `other`, a different one of the same kind.
+    """
+
+    async def test_what_is_wrapped_is_unwrapped(self, master: MasterKey) -> None:
+        wrapped = await master.wrap(b"k" * 32, b"for one")
+        assert await master.unwrap(wrapped, b"for one") == b"k" * 32
+
+    async def test_a_wrapped_key_does_not_show_the_key(self, master: MasterKey) -> None:
+        assert b"k" * 32 not in await master.wrap(b"k" * 32, b"for one")
+
+    async def test_the_same_key_wrapped_twice_looks_different(self, master: MasterKey) -> None:
+        assert await master.wrap(b"k" * 32, b"for one") != await master.wrap(b"k" * 32, b"for one")
+
+    async def test_a_key_is_unwrapped_for_what_it_was_wrapped_for_only(self, master: MasterKey) -> None:
+        wrapped = await master.wrap(b"k" * 32, b"for one")
+        with pytest.raises(KeyUnusable):
+            await master.unwrap(wrapped, b"for another")
+
+    async def test_a_damaged_wrapped_key_is_refused(self, master: MasterKey) -> None:
+        wrapped = await master.wrap(b"k" * 32, b"for one")
+        for damaged in (
+            b"",
+            wrapped[:-1],
+            bytes([wrapped[0] ^ 1]) + wrapped[1:],
+            wrapped[:-1] + bytes([wrapped[-1] ^ 1]),
+        ):
+            with pytest.raises(KeyUnusable):
+                await master.unwrap(damaged, b"for one")
+
+    async def test_another_master_key_neither_unwraps_it_nor_has_its_name(
+        self, master: MasterKey, other: MasterKey
+    ) -> None:
+        wrapped = await master.wrap(b"k" * 32, b"for one")
+        assert master.key_id != other.key_id
+        with pytest.raises(KeyUnusable):
+            await other.unwrap(wrapped, b"for one")
+
+    async def test_the_name_of_a_key_stays(self, master: MasterKey) -> None:
+        name = master.key_id
+        await master.wrap(b"k" * 32, b"for one")
+        assert master.key_id == name
+        assert name
+
+
+class FakeKms:
+    """A key management service: it keeps its master keys, and counts what is asked of it. `down` makes it fail."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.down = False
+        self._keys: dict[str, AESGCM] = {}
+
+    def create_key(self) -> str:
+        """The name of a new key."""
+        name = f"kms-{len(self._keys) + 1}"
+        self._keys[name] = AESGCM(AESGCM.generate_key(256))
+        return name
+
+    def encrypt(self, name: str, text: bytes, context: bytes) -> bytes:
+        nonce = os.urandom(12)
+        return nonce + self._key(name, "encrypt").encrypt(nonce, text, context)
+
+    def decrypt(self, name: str, text: bytes, context: bytes) -> bytes:
+        try:
+            return self._key(name, "decrypt").decrypt(text[:12], text[12:], context)
+        except (InvalidTag, ValueError) as error:
+            raise KeyUnusable(name, "the service refuses what is not its own") from error
+
+    def _key(self, name: str, deed: str) -> AESGCM:
+        self.calls.append(deed)
+        if self.down:
+            raise KeyUnusable(name, "the service does not answer")
+        return self._keys[name]
+
+
+@dataclass(frozen=True, slots=True)
+class KmsMasterKey:
+    """The MasterKey that stands for one key in the service: the key itself never comes here."""
+
+    kms: FakeKms
+    key_id: str
+
+    async def wrap(self, key: bytes, context: bytes) -> bytes:
+        return self.kms.encrypt(self.key_id, key, context)
+
+    async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        return self.kms.decrypt(self.key_id, wrapped, context)

@@ -9,19 +9,15 @@ Keys lie wrapped in the log's own database; the master key that unwraps them com
 
 from __future__ import annotations
 
+import asyncio
 import os
-from base64 import b64decode
-from binascii import Error as Base64Error
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import AsyncConnectionPool
 from synod.common.event import Event
@@ -31,11 +27,14 @@ from eventlog.codec import Codec
 from eventlog.errors import KeyUnusable
 from eventlog.hash_tree import Connection
 from eventlog.log import EventLog
+from eventlog.master_keys import MasterKey
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId, require_text
 from eventlog.sealing import KEY_BYTES, Keyring, SubjectKey, is_sealed
 
 _KEYS_KEPT_MAX: Final = 4_096
-_NONCE_BYTES: Final = 12
+_REWRAPPED_AT_ONCE: Final = 500
+_KEYLESS_MAX: Final = 1_000
+_ERASURE_S: Final = 1.0
 
 _TABLES = """
 create table if not exists {schema}.subject_keys (
@@ -49,60 +48,6 @@ create table if not exists {schema}.subject_keys (
 create index if not exists events_data_subject on {schema}.events (tenant, data_subject)
     where data_subject is not null;
 """
-
-
-class MasterKey(Protocol):
-    """Wraps data keys. The seam to a key management service, which owns the key; both calls may fail as KeyUnusable.
-
-    `context` names what the key is for, and must be the same to unwrap.
-    """
-
-    @property
-    def key_id(self) -> str:
-        """The key's name, stored with what it wrapped."""
-        ...
-
-    async def wrap(self, key: bytes, context: bytes) -> bytes: ...
-    async def unwrap(self, wrapped: bytes, context: bytes) -> bytes: ...
-
-
-class LocalMasterKey:
-    """A master key of 32 bytes in this process's memory: AES-256-GCM under a random nonce. `source` says whence."""
-
-    def __init__(self, key: bytes, source: str) -> None:
-        if len(key) != KEY_BYTES:
-            raise KeyUnusable(source, f"a master key of {KEY_BYTES} bytes in base64 is needed, this has {len(key)}")
-        self._cipher = AESGCM(key)
-        self._source = source
-        self.key_id = sha256(b"synod.eventlog.master." + key).hexdigest()[:16]
-
-    async def wrap(self, key: bytes, context: bytes) -> bytes:
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, key, context)
-
-    async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        try:
-            return self._cipher.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], context)
-        except (InvalidTag, ValueError) as error:
-            raise KeyUnusable(self._source, "it does not unwrap a key of this database") from error
-
-
-class FileMasterKey(LocalMasterKey):
-    """A master key in a file: base64 of 32 random bytes, for example from `openssl rand -base64 32`."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            text = path.read_text()
-        except OSError as error:
-            raise KeyUnusable(str(path), f"the master key cannot be read: {error}") from error
-        super().__init__(_decoded(text, str(path)), str(path))
-
-
-class EnvironmentMasterKey(LocalMasterKey):
-    """A master key in a variable of the environment, in the same form."""
-
-    def __init__(self, variable: str) -> None:
-        super().__init__(_decoded(os.environ.get(variable, ""), variable), variable)
 
 
 class SubjectErased(Event):
@@ -150,11 +95,32 @@ class Vault:
         self._sql = _Statements(schema)
 
     async def prepare(self) -> None:
-        """Create the tables if there are none."""
+        """Create the tables if there are none. KeyUnusable if another master key wrapped what is in them."""
         async with self._transaction() as connection:
             await connection.execute("set local client_min_messages = warning")
             await connection.execute(self._sql.lock)
             await connection.execute(self._sql.create)
+            foreign = await (await connection.execute(self._sql.foreign, [list(self._masters)])).fetchone()
+        if foreign is not None:
+            raise KeyUnusable(
+                f"master key {self._master.key_id}",
+                f"keys of persons in this database are wrapped by another master key, {foreign[0]}; give that key back, "
+                f"or name it among the former keys",
+            )
+
+    async def rewrap(self) -> int:
+        """Wrap with the present master key what former ones wrapped; how many keys that were. Safe to repeat."""
+        count = 0
+        while True:
+            async with self._transaction() as connection:
+                rows = await (await connection.execute(self._sql.former, [self._master.key_id])).fetchall()
+                for tenant, subject, wrapped, master in rows:
+                    key = await self._master_of(subject, master).unwrap(bytes(wrapped), _context(tenant, subject))
+                    renewed = await self._master.wrap(key, _context(tenant, subject))
+                    await connection.execute(self._sql.renew, [renewed, self._master.key_id, tenant, subject])
+            if not rows:
+                return count
+            count += len(rows)
 
     async def key(self, tenant: str, subject: str) -> SubjectKey:
         """The key that seals the data of a person, made now if there is none."""
@@ -196,6 +162,24 @@ class Vault:
         appended = await self._log.append(Append(stream, ANY, (record,), context))
         return Erasure(appended.position, destroyed > 0, dropped)
 
+    async def unrecorded(self, first: int = 1, last: int | None = None) -> int | None:
+        """The first position in a range whose personal data cannot be opened though no erasure is on record: somebody
+        else than `erase` took the key. None if there is none.
+        """
+        found = await self._unrecorded(first, last)
+        if found is not None:
+            await asyncio.sleep(_ERASURE_S)  # an erasure destroys the key before it is on record
+            found = await self._unrecorded(first, last)
+        return found
+
+    async def _unrecorded(self, first: int, last: int | None) -> int | None:
+        async with self._transaction() as connection:
+            rows = await (await connection.execute(self._sql.keyless, [first, last, last])).fetchall()
+        for (position,) in rows:
+            if any(map(is_sealed, await self._log.read(position - 1, limit=1))):
+                return int(position)
+        return None
+
     async def _rows(self, wanted: set[tuple[str, str]]) -> list[tuple[str, str, bytes, str]]:
         tenants, subjects = zip(*wanted, strict=True)
         async with self._transaction() as connection:
@@ -205,16 +189,18 @@ class Vault:
     async def _unwrap(self, tenant: str, subject: str, wrapped: bytes, master_key_id: str) -> SubjectKey:
         key = self._unwrapped.get(wrapped)
         if key is None:
-            master = self._masters.get(master_key_id)
-            if master is None:
-                raise KeyUnusable(
-                    master_key_id, f"the key of {subject} is wrapped by this master key, which is not here"
-                )
+            master = self._master_of(subject, master_key_id)
             key = SubjectKey(tenant, subject, await master.unwrap(wrapped, _context(tenant, subject)))
             self._unwrapped[wrapped] = key
             while len(self._unwrapped) > _KEYS_KEPT_MAX:
                 self._unwrapped.popitem(last=False)
         return key
+
+    def _master_of(self, subject: str, master_key_id: str) -> MasterKey:
+        master = self._masters.get(master_key_id)
+        if master is None:
+            raise KeyUnusable(master_key_id, f"the key of {subject} is wrapped by this master key, which is not here")
+        return master
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Connection]:
@@ -239,6 +225,24 @@ class _Statements:
             "insert into {schema}.subject_keys (tenant, subject, wrapped, master_key_id, created_at)"
             " values (%s, %s, %s, %s, %s) on conflict do nothing"
         )
+        self.foreign = render(
+            "select master_key_id from {schema}.subject_keys where master_key_id <> all(%s::text[]) limit 1"
+        )
+        self.former = render(
+            "select tenant, subject, wrapped, master_key_id from {schema}.subject_keys where master_key_id <> %s"
+            f" limit {_REWRAPPED_AT_ONCE} for update"
+        )
+        self.renew = render(
+            "update {schema}.subject_keys set wrapped = %s, master_key_id = %s where tenant = %s and subject = %s"
+        )
+        self.keyless = render(
+            "select e.position from {schema}.events e where e.data_subject is not null"
+            " and e.position >= %s and (%s::bigint is null or e.position <= %s) and not exists ("
+            " select from {schema}.subject_keys k where (k.tenant, k.subject) = (e.tenant, e.data_subject)) and not exists ("
+            " select from {schema}.events later where (later.tenant, later.data_subject) = (e.tenant, e.data_subject)"
+            f" and later.type = '{SubjectErased.type_name()}' and later.position >= e.position)"
+            f" order by e.position limit {_KEYLESS_MAX}"
+        )
         self.overwrite = render("update {schema}.subject_keys set wrapped = %s where tenant = %s and subject = %s")
         self.delete = render("delete from {schema}.subject_keys where tenant = %s and subject = %s")
         self.drop_snapshots = render(
@@ -249,10 +253,3 @@ class _Statements:
 
 def _context(tenant: str, subject: str) -> bytes:
     return f"{tenant}\n{subject}".encode()
-
-
-def _decoded(text: str, source: str) -> bytes:
-    try:
-        return b64decode(text.strip(), validate=True)
-    except (Base64Error, ValueError) as error:
-        raise KeyUnusable(source, f"a master key of {KEY_BYTES} bytes in base64 is needed: {error}") from error

@@ -12,9 +12,10 @@ given, one secret in one file:
 | public.pem, signing.pem, service-keys.json, dev.key, <service>.key | as in keys.py | as in keys.py |
 | <service>.dsn | the address of its database, with the password of its role | that service |
 | <service>.nats | the password of its NATS user | that service |
+| <service>.checkpoint, <service>.master | as <service>.checkpoint.pem and <service>.master.key in keys.py | that service |
 | openai.key, anthropic.key | OPENAI_API_KEY and ANTHROPIC_API_KEY of the caller, empty if never set | llm-gateway |
 | postgres.password, postgres.roles | the superuser's; a line "role password" for each service | PostgreSQL |
-| nats.passwords | the variables of nats.conf | NATS |
+| nats.passwords | the variables of nats.conf: passwords, and the key of its files | NATS |
 """
 
 import argparse
@@ -25,9 +26,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from launcher.keys import NATS_CLIENTS, SUPERUSER, Credentials, ensure_keys, nats_file, write_secret
-from launcher.layout import AUTHORITY, NATS_OFFSET, PORT_BASE, SERVICES, Service
-from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, NatsUser, url
+from launcher.errors import KeyLost
+from launcher.keys import (
+    NATS_CLIENTS,
+    SUPERUSER,
+    Credentials,
+    checkpoint_key_file,
+    ensure_keys,
+    master_key_file,
+    nats_file,
+    write_secret,
+)
+from launcher.layout import AUTHORITY, NATS_OFFSET, PORT_BASE, SERVICES, Service, asks_for_encryption
+from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, STORAGE_CIPHER, NatsUser, url
 from launcher.programs import nats_users
 
 POSTGRES_ADDRESS = "postgres:5432"
@@ -41,7 +52,8 @@ server_name: synod
 listen: "0.0.0.0:4222"
 http: "127.0.0.1:8222"
 max_payload: {PAYLOAD_BYTES_MAX}
-jetstream {{ store_dir: "/data", max_mem: {MEMORY_STORE_BYTES_MAX} }}
+# An empty key encrypts nothing; SYNOD_ENCRYPT_AT_REST makes one.
+jetstream {{ store_dir: "/data", max_mem: {MEMORY_STORE_BYTES_MAX}, key: $storage_key, cipher: {STORAGE_CIPHER} }}
 """
 
 
@@ -49,8 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.what == "nats":
         sys.stdout.write(nats_configuration())
-    else:
+        return 0
+    try:
         write_secrets(options.directory, os.environ)
+    except KeyLost as error:
+        sys.stderr.write(f"error {error}\n")
+        return 1
     return 0
 
 
@@ -67,7 +83,8 @@ def write_secrets(
     directory.chmod(0o700)
     for part in (keys, files):
         part.mkdir(exist_ok=True)
-    credentials = ensure_keys(keys, (service.name for service in services))
+    names = (service.name for service in services)
+    credentials = ensure_keys(keys, names, encrypt_at_rest=asks_for_encryption(environment))
     for user in NATS_CLIENTS:
         login = NatsUser(user, credentials.nats[user])
         write_secret(nats_file(keys, user), url(PORT_BASE + NATS_OFFSET, login))
@@ -92,13 +109,14 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
             yield f"{service.name}.key", (keys / f"{service.name}.key").read_text()
         yield f"{service.name}.dsn", _dsn(service, credentials.postgres[service.module])
         yield f"{service.name}.nats", credentials.nats[service.name]
+        yield f"{service.name}.checkpoint", checkpoint_key_file(keys, service.name).read_text()
+        yield f"{service.name}.master", master_key_file(keys, service.name).read_text()
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
     yield "postgres.password", credentials.postgres[SUPERUSER]
     yield "postgres.roles", "".join(roles)
-    yield (
-        "nats.passwords",
-        "".join(f"{_variable(name)}: {json.dumps(word)}\n" for name, word in credentials.nats.items()),
-    )
+    variables = {_variable(name): word for name, word in credentials.nats.items()}
+    variables["storage_key"] = credentials.nats_storage
+    yield "nats.passwords", "".join(f"{name}: {json.dumps(word)}\n" for name, word in variables.items())
 
 
 def _provider_keys(files: Path, environment: Mapping[str, str]) -> dict[str, str]:

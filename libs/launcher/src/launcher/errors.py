@@ -6,6 +6,7 @@ LauncherError
 ├── DiskFull            less space is free than the servers need
 ├── DataUnusable        the data directory cannot be written, is not ours, or is of another version
 ├── DataLocked          another launcher holds the data directory
+├── KeyLost             a key that signed already is gone: put it back, or say that it is a former one
 ├── StartFailed         a program ended, or was not ready, before its deadline
 └── SettingInvalid      an option has a value that cannot work
 
@@ -42,6 +43,10 @@ class DataUnusable(LauncherError):
 
 class DataLocked(LauncherError):
     """Another launcher holds the data directory."""
+
+
+class KeyLost(LauncherError):
+    """A key that signed already is gone: a new one in its place would make what it signed look forged."""
 
 
 class StartFailed(LauncherError):

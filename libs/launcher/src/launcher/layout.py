@@ -101,6 +101,11 @@ class Layout:
         return self.port_base + EDGE_OFFSET
 
     @property
+    def encrypt_at_rest(self) -> bool:
+        """Whether logs and streams are encrypted on disk, by the same variable as servicekit's setting."""
+        return asks_for_encryption(self.environment)
+
+    @property
     def keys(self) -> Path:
         return self.data / "keys"
 
@@ -147,6 +152,10 @@ class Layout:
     @property
     def simulator_url(self) -> str:
         return f"http://127.0.0.1:{self.simulator_port}"
+
+
+def asks_for_encryption(environment: Mapping[str, str]) -> bool:
+    return environment.get("SYNOD_ENCRYPT_AT_REST", "").strip().lower() in {"1", "true", "yes", "on"}
 
 
 def default_data_directory(environment: Mapping[str, str]) -> Path:

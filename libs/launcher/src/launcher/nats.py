@@ -21,6 +21,7 @@ START_TIMEOUT_S = 30.0
 STOP_GRACE_S = 10.0
 PAYLOAD_BYTES_MAX = 1024 * 1024
 MEMORY_STORE_BYTES_MAX = 256 * 1024 * 1024
+STORAGE_CIPHER = "aes"
 
 Json = str | int | bool | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -43,13 +44,16 @@ class NatsUser:
 class EmbeddedNats:
     """A server on 127.0.0.1:`port` (ANY_PORT: a free one) whose streams are in `directory`/jetstream.
 
-    Without `users` anyone on this machine may connect; with users only they, each within its permissions.
+    Without `users` anyone on this machine may connect; with users only they, each within its permissions. With a
+    `storage_key` streams lie encrypted on disk (AES-256-GCM); those that lay there before are encrypted at the start, and
+    none can be read without it again.
     """
 
     directory: Path
     port: int = ANY_PORT
     users: tuple[NatsUser, ...] = ()
     name: str = "synod"
+    storage_key: str = field(default="", repr=False)
 
     @property
     def log(self) -> Path:
@@ -99,13 +103,16 @@ class EmbeddedNats:
         stop(process, signal.SIGTERM, grace_s)
 
     def _config(self) -> Mapping[str, Json]:
+        storage: dict[str, Json] = {"store_dir": str(self.directory), "max_mem": MEMORY_STORE_BYTES_MAX}
+        if self.storage_key:
+            storage |= {"key": self.storage_key, "cipher": STORAGE_CIPHER}
         config: dict[str, Json] = {
             "server_name": self.name,
             "host": "127.0.0.1",
             "port": self.port,
             "ports_file_dir": str(self.directory),
             "max_payload": PAYLOAD_BYTES_MAX,
-            "jetstream": {"store_dir": str(self.directory), "max_mem": MEMORY_STORE_BYTES_MAX},
+            "jetstream": storage,
         }
         if self.users:
             config["authorization"] = {"users": [user.entry() for user in self.users]}

@@ -6,7 +6,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
 from launcher.databases import provision
-from launcher.keys import CLIENT, OBSERVER, SUPERUSER, Credentials
+from launcher.keys import (
+    CLIENT,
+    OBSERVER,
+    SUPERUSER,
+    Credentials,
+    checkpoint_key_file,
+    former_checkpoint_key_files,
+    former_master_key_files,
+    master_key_file,
+)
 from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
 from launcher.nats import EmbeddedNats, NatsUser
 from launcher.postgres import DURABLE, VOLATILE, EmbeddedPostgres
@@ -33,7 +42,8 @@ def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
 
 
 def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
-    return EmbeddedNats(layout.data / NATS, layout.nats_port, nats_users(layout.services, credentials.nats))
+    users = nats_users(layout.services, credentials.nats)
+    return EmbeddedNats(layout.data / NATS, layout.nats_port, users, storage_key=credentials.nats_storage)
 
 
 def nats_users(services: Iterable[Service], passwords: Mapping[str, str]) -> tuple[NatsUser, ...]:
@@ -70,6 +80,7 @@ def environment(layout: Layout, credentials: Credentials, service: Service) -> M
         "SYNOD_STATE_DIR": str(layout.state(service)),
         "SYNOD_PEERS": json.dumps(peers),
         **_identity(layout, service),
+        **_log_keys(layout, service),
         **_own_settings(layout, service),
     }
 
@@ -90,6 +101,20 @@ def _identity(layout: Layout, service: Service) -> Mapping[str, str]:
     if service.name == AUTHORITY:
         return {}
     return {"SYNOD_SERVICE_KEY_FILE": str(layout.keys / f"{service.name}.key")}
+
+
+def _log_keys(layout: Layout, service: Service) -> Mapping[str, str]:
+    """What signs the checkpoints of its event log, and what wraps the keys of the persons in it."""
+    keys, name = layout.keys, service.name
+    former = {
+        "SYNOD_FORMER_CHECKPOINT_KEY_FILES": former_checkpoint_key_files(keys, name),
+        "SYNOD_FORMER_MASTER_KEY_FILES": former_master_key_files(keys, name),
+    }
+    return {
+        "SYNOD_CHECKPOINT_KEY_FILE": str(checkpoint_key_file(keys, name)),
+        "SYNOD_MASTER_KEY_FILE": str(master_key_file(keys, name)),
+        **{variable: json.dumps([str(file) for file in files]) for variable, files in former.items() if files},
+    }
 
 
 def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:

@@ -128,7 +128,8 @@ class System:
     async def _up(self, on_progress: OnChange | None, on_record: Callable[[Record], None] | None) -> None:
         layout = self.layout
         self._held.enter_context(claimed(layout, fresh=self._fresh))
-        self._credentials = ensure_keys(layout.keys, (service.name for service in layout.services))
+        names = (service.name for service in layout.services)
+        self._credentials = ensure_keys(layout.keys, names, encrypt_at_rest=layout.encrypt_at_rest)
         await self._wait_for_former_server(self._credentials)
         check_ports(layout.port_base, layout.ports())
         warden = Warden(layout.limits.stop_grace_s)

@@ -18,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import Generic
 
 import uvloop
+from eventlog.errors import KeyUnusable
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
@@ -66,7 +67,7 @@ class StartFailed(Exception):
         self.missing = missing
 
 
-EXPECTED = (StartFailed, KeyFileInvalid, PermissionMissing, PeerUnknown, PortTaken)
+EXPECTED = (StartFailed, KeyFileInvalid, KeyUnusable, PermissionMissing, PeerUnknown, PortTaken)
 
 
 def run(settings_type: type[S], compose: Compose[S]) -> int:
@@ -249,7 +250,10 @@ class _Start(Generic[S]):
             relaying=Tasks(self.clock, self.phases.health, self.metrics, log, _TASK_RETRY),
             grace_s=settings.shutdown_grace_s,
             checkpoint_key_file=settings.checkpoint_key_file,
+            former_checkpoint_key_files=settings.former_checkpoint_key_files,
             master_key_file=settings.master_key_file,
+            former_master_key_files=settings.former_master_key_files,
+            encrypt_at_rest=settings.encrypt_at_rest,
         )
 
     async def serve(self, host: Host[S]) -> None:

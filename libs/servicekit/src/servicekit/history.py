@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
+from eventlog.data_keys import DataKeys, has_data_keys
 from eventlog.errors import (
     EventMissing,
     EventTooLarge,
@@ -23,14 +25,16 @@ from eventlog.errors import (
 )
 from eventlog.folding import View
 from eventlog.limits import Limits as LogLimits
+from eventlog.log import EventLog
+from eventlog.master_keys import FileMasterKey, MasterKey
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.relay import Relay
 from eventlog.rpc import Context, EventLogServicer
-from eventlog.signing import Checkpoint, SigningKey
+from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 from eventlog.sources import LogSource, Source
-from eventlog.vault import FileMasterKey, Vault
+from eventlog.vault import Vault
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
 from synod.common.subjects import checkpoint_subject
@@ -87,6 +91,7 @@ EVENTLOG_PERMISSIONS = {
     "ListCheckpoints": "events.read",
     "GetInclusionProof": "events.read",
     "EraseSubject": "events.erase",
+    "RotateDataKey": "events.rotate",
     "ListViews": "views.read",
     "RebuildView": "views.rebuild",
     "VerifyView": "views.read",
@@ -152,35 +157,67 @@ class History:
     relaying: Tasks
     grace_s: float
     checkpoint_key_file: Path | None = None
+    former_checkpoint_key_files: tuple[Path, ...] = ()
     master_key_file: Path | None = None
-    log: PostgresEventLog | None = None
+    former_master_key_files: tuple[Path, ...] = ()
+    encrypt_at_rest: bool = False
+    log: EventLog | None = None
+    """What the service appends to and reads from."""
+    stored: PostgresEventLog | None = None
+    """The same with its payloads as they are stored: what is hashed and signed."""
     checkpoints: Checkpoints | None = None
     vault: Vault | None = None
     relay: Relay | None = None
     projectors: list[Projector] = field(default_factory=list)
 
-    async def open(self, limits: LogLimits | None = None) -> PostgresEventLog:
-        """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault."""
+    async def open(self, limits: LogLimits | None = None) -> EventLog:
+        """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault.
+
+        Raises KeyUnusable for a key that is not the one that this log was signed, or its data encrypted, with.
+        """
         if self.log is None:
             observer = CommitMetrics(self.metrics)
-            self.log = log = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock, observer=observer)
-            self.metrics.eventlog_queue_events.set_function(lambda: log.backlog_events)
-            self.relay = Relay(self.log, self.client, self.service)
+            stored = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock, observer=observer)
+            self.metrics.eventlog_queue_events.set_function(lambda: stored.backlog_events)
+            self.stored = stored
+            self.log = log = await self._encrypted(stored)
+            await self._open_vault(log)
+            await self._open_checkpoints(stored)
+            self.relay = Relay(log, self.client, self.service)
             self.relaying.start("relay", self.relay.run)
-            await self._open_vault(self.log)
-            await self._open_checkpoints(self.log)
         return self.log
 
-    async def _open_vault(self, log: PostgresEventLog) -> None:
+    async def _encrypted(self, stored: PostgresEventLog) -> EventLog:
+        """The log with its payloads in the clear. Also with the switch off, if any were encrypted before."""
+        if not (self.encrypt_at_rest or await has_data_keys(self.pool)):
+            return stored
+        if self.master_key_file is None:
+            raise KeyUnusable("encrypt_at_rest", "payloads of this log are encrypted: set master_key_file")
+        master, former = self._master_keys(self.master_key_file)
+        keys = DataKeys(self.pool, master, retired=former, clock=self.clock)
+        log = EncryptedLog(stored, keys, encrypting=self.encrypt_at_rest)
+        await log.prepare()
+        if former:
+            self.log_.info("keys_rewrapped", kind="data keys", keys=await keys.rewrap())
+        return log
+
+    async def _open_vault(self, log: EventLog) -> None:
         if self.master_key_file is not None:
-            self.vault = Vault(self.pool, log, FileMasterKey(self.master_key_file), clock=self.clock)
+            master, former = self._master_keys(self.master_key_file)
+            self.vault = Vault(self.pool, log, master, retired=former, clock=self.clock)
             await self.vault.prepare()
+            if former:
+                self.log_.info("keys_rewrapped", kind="keys of persons", keys=await self.vault.rewrap())
+
+    def _master_keys(self, file: Path) -> tuple[MasterKey, tuple[MasterKey, ...]]:
+        return FileMasterKey(file), tuple(map(FileMasterKey, self.former_master_key_files))
 
     async def _open_checkpoints(self, log: PostgresEventLog) -> None:
         if self.checkpoint_key_file is not None:
             key = SigningKey.load(self.checkpoint_key_file)
+            former = TrustedKeys.load(*self.former_checkpoint_key_files)
             self.checkpoints = Checkpoints(
-                self.pool, log, self.service, key, clock=self.clock, publish=self._publish_checkpoint
+                self.pool, log, self.service, key, trusted=former, clock=self.clock, publish=self._publish_checkpoint
             )
             await self.checkpoints.prepare()
             self.relaying.start("checkpoints", self.checkpoints.run)
@@ -193,14 +230,17 @@ class History:
 
         What is not published by then is not lost: the relay goes on where its stream ends at the next start.
         """
-        if self.log is None or self.relay is None:
+        if self.stored is None:
             return
-        head = await self.log.head()
-        published = await self.relay.wait_for(head, self.grace_s)
+        if self.relay is not None:
+            await self._await_relay(await self.stored.head(), self.relay)
+        await self.relaying.stop(self.grace_s)
+        await self.stored.close()
+
+    async def _await_relay(self, head: int, relay: Relay) -> None:
+        published = await relay.wait_for(head, self.grace_s)
         if published < head:
             self.log_.warning("relay_behind", head=head, published=published)
-        await self.relaying.stop(self.grace_s)
-        await self.log.close()
 
     def add_view(self, view: View, source: Source | None) -> Projector:
         """Raises ValueError without a source when the log was not opened."""

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from aiohttp.web_routedef import AbstractRouteDef
 from eventlog.folding import View
 from eventlog.limits import Limits as LogLimits
-from eventlog.postgres import PostgresEventLog
+from eventlog.log import EventLog
 from eventlog.projections import Projector
 from eventlog.sources import Source
 from eventlog.vault import Vault
@@ -96,7 +96,7 @@ class Host(Generic[S]):
         """
         self.rpc.add(add_to_server, servicer, permissions, errors or ErrorMap())
 
-    async def open_log(self, limits: LogLimits | None = None) -> PostgresEventLog:
+    async def open_log(self, limits: LogLimits | None = None) -> EventLog:
         """Open the service's event log in its database, relay it to JetStream, and serve it by the EventLog rpc."""
         if self.history.log is None:
             self.stack.push_async_callback(self.history.drain)

@@ -37,8 +37,14 @@ class ServiceSettings(BaseSettings):
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""
     checkpoint_key_file: Path | None = None
     """Ed25519 private key (PEM) that signs checkpoints of the event log; without it none are made."""
+    former_checkpoint_key_files: tuple[Path, ...] = ()
+    """Ed25519 public keys (PEM) of before a rotation: the checkpoints that they signed are still believed."""
     master_key_file: Path | None = None
     """32 bytes in base64 that wrap the keys of personal data; without it events with personal data are refused."""
+    former_master_key_files: tuple[Path, ...] = ()
+    """Master keys of before a rotation: what they wrapped is wrapped anew at the start, after which they can go."""
+    encrypt_at_rest: bool = False
+    """Encrypt the payloads of the event log where they are stored; needs `master_key_file`."""
     peers: dict[str, str] = {}
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None

@@ -14,6 +14,7 @@ from eventlog.codec import Codec
 from eventlog.errors import VersionConflict
 from eventlog.log import EventLog
 from eventlog.records import Append, Context, StreamId
+from eventlog.vault import Vault
 from servicekit.auth import ANY_TENANT, issue
 from servicekit.auth import Principal as Caller
 from servicekit.clock import Clock
@@ -22,6 +23,7 @@ from synod.agent_registry.events import EVENTS, Health, PrincipalKind
 from synod.common.definitions import AgentDefinition
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
+from synod.common.personal import ERASED
 from synod.common.subjects import SHARED_TENANT
 
 from agent_registry import definitions, domain, keys, ports, roles
@@ -42,6 +44,8 @@ from agent_registry.ports import AgentRecord, DefinitionRecord, KeyRecord, Page,
 SERVICE: Final = "agent-registry"
 KEY_FILE: Final = "key file"
 OWNER: Final = "owner"
+NAMES: Final = "names-of-principals"
+"""Whose key turns names into ids; no person is called so."""
 ATTEMPTS_MAX: Final = 8
 
 CODEC: Final[Codec[Event]] = Codec(EVENTS)
@@ -76,7 +80,10 @@ class NewKey:
 
 
 class Identity:
-    """Tenants, principals and API keys. `secret` gives an unguessable text each time it is called."""
+    """Tenants, principals and API keys. `secret` gives an unguessable text each time it is called.
+
+    The names of persons are sealed by the `vault`; without one none can be created, and their names read as erased.
+    """
 
     def __init__(
         self,
@@ -86,9 +93,11 @@ class Identity:
         signing_key: Ed25519PrivateKey,
         secret: Callable[[], str],
         terms: Terms,
+        vault: Vault | None,
     ) -> None:
         self._tenants = Aggregates(log, "tenant", Tenant, domain.evolve_tenant, CODEC, clock)
-        self._principals = Aggregates(log, "principal", Principal, domain.evolve_principal, CODEC, clock)
+        self._principals = Aggregates(log, "principal", Principal, domain.evolve_principal, CODEC, clock, vault=vault)
+        self._vault = vault
         self._view = view
         self._clock = clock
         self._signing_key = signing_key
@@ -121,11 +130,11 @@ class Identity:
     async def create_principal(
         self, name: str, kind: PrincipalKind, given: tuple[str, ...], request_id: str
     ) -> PrincipalRecord:
-        """Raises RoleUnknown, RoleNotGrantable, NameTaken, ReferenceMalformed."""
+        """Raises RoleUnknown, RoleNotGrantable, NameTaken, ReferenceMalformed; SubjectLocked for a person without a vault."""
         tenant = _tenant()
         _check_principal(name, kind, given)
         roles.check_grantable(given, current_principal().may)
-        principal_id = derived_id("prn", tenant, name)
+        principal_id = await self._person_id(tenant, name) if kind == "user" else derived_id("prn", tenant, name)
         command = domain.CreatePrincipal(principal_id, tenant, name, kind, given, request_id)
         executed = await self._principals.execute(
             principal_id, lambda principal: domain.create_principal(principal, command), event_context()
@@ -197,6 +206,18 @@ class Identity:
             principal_id, lambda principal: domain.ensure_key(principal, key), context
         )
         return executed.position
+
+    async def _person_id(self, tenant: str, name: str) -> str:
+        """One id for one name, so that it is given once; nobody else can tell whose it is, once the name is erased."""
+        plain = derived_id("prn", tenant, name)
+        if self._vault is None or (await self._principals.load(plain)).state.id:  # it is from before names were sealed
+            return plain
+        key = await self._vault.key(tenant, NAMES)
+        candidates = (f"prn_{key.pseudonym(f'{name}/{number}')}" for number in count())
+        for candidate in candidates:
+            if not domain.is_erased((await self._principals.load(candidate)).state):
+                return candidate
+        raise AssertionError("there is always another candidate")
 
     async def _own(self, principal_id: str) -> Principal:
         principal = (await self._principals.load(_token("principal_id", principal_id))).state
@@ -509,8 +530,8 @@ def _key_id(principal_id: str, request_id: str) -> str:
 
 
 def _check_principal(name: str, kind: PrincipalKind, given: tuple[str, ...]) -> None:
-    if not 1 <= len(name) <= 64 or not name.isprintable():
-        raise ReferenceMalformed("name", name, "must have 1 to 64 printable characters")
+    if not 1 <= len(name) <= 64 or not name.isprintable() or name == ERASED:
+        raise ReferenceMalformed("name", name, f"must have 1 to 64 printable characters, and not be {ERASED}")
     if kind == "service":
         raise ReferenceMalformed(
             "kind", kind, "services get their principals from the file of service keys, not by request"

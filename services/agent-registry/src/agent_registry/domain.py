@@ -30,8 +30,10 @@ from synod.agent_registry.events import (
     PrincipalCreated,
     PrincipalKind,
     TenantCreated,
+    UserCreated,
 )
 from synod.common.event import Event
+from synod.common.personal import ERASED
 
 from agent_registry import keys
 from agent_registry.errors import (
@@ -112,21 +114,17 @@ def create_principal(principal: Principal, command: CreatePrincipal) -> Events:
         if command.request_id and principal.request_id == command.request_id:
             return ()
         raise NameTaken("principal", command.name, principal.id)
-    return (
-        PrincipalCreated(
-            principal_id=command.id,
-            tenant_id=command.tenant_id,
-            name=command.name,
-            kind=command.kind,
-            roles=command.roles,
-            request_id=command.request_id,
-        ),
-    )
+    return (_user_created(command),) if command.kind == "user" else (_principal_created(command),)
 
 
 def ensure_principal(principal: Principal, command: CreatePrincipal) -> Events:
-    """Nothing when it is there."""
-    return () if principal.id else create_principal(principal, command)
+    """Who must be there, and is no person: the owner, a service. Nothing when it is there."""
+    return () if principal.id else (_principal_created(command),)
+
+
+def is_erased(principal: Principal) -> bool:
+    """Whether this was a person whose name was erased: whoever bears the name now is somebody else."""
+    return principal.name == ERASED
 
 
 def create_key(principal: Principal, key: ApiKey) -> Events:
@@ -177,6 +175,8 @@ def evolve_principal(principal: Principal, event: Event) -> Principal:
             return Principal(
                 event.principal_id, event.tenant_id, event.name, event.kind, event.roles, (), event.request_id
             )
+        case UserCreated():
+            return Principal(event.principal_id, event.tenant_id, event.name, "user", event.roles, (), event.request_id)
         case ApiKeyCreated():
             key = ApiKey(event.key_id, event.label, event.secret_sha256, event.expires_at)
             others = tuple(other for other in principal.keys if other.id != key.id)
@@ -185,6 +185,27 @@ def evolve_principal(principal: Principal, event: Event) -> Principal:
             return replace(principal, keys=tuple(_revoked(key, event) for key in principal.keys))
         case _:
             return principal
+
+
+def _principal_created(command: CreatePrincipal) -> PrincipalCreated:
+    return PrincipalCreated(
+        principal_id=command.id,
+        tenant_id=command.tenant_id,
+        name=command.name,
+        kind=command.kind,
+        roles=command.roles,
+        request_id=command.request_id,
+    )
+
+
+def _user_created(command: CreatePrincipal) -> UserCreated:
+    return UserCreated(
+        principal_id=command.id,
+        tenant_id=command.tenant_id,
+        name=command.name,
+        roles=command.roles,
+        request_id=command.request_id,
+    )
 
 
 def _key_created(principal: Principal, key: ApiKey) -> ApiKeyCreated:

@@ -38,14 +38,14 @@ VIEW_WAIT_S = 5.0
 async def compose(host: Host[Settings]) -> None:
     settings, log, terms = host.settings, await host.open_log(), _terms(host.settings)
     directory = Directory(CODEC)
-    principals_view = host.add_view(PrincipalsView())
+    principals_view = host.add_view(PrincipalsView(host.vault))
     principal_queries = PrincipalQueries(host.pool, _reached(principals_view))
     definition_queries = DefinitionQueries(host.pool, _reached(host.add_view(DefinitionsView())))
     agent_queries = AgentQueries(host.pool, _reached(host.add_view(AgentsView())))
     host.add_view(ToolsView(), StreamSource(host.nats, "tool-executor"))
 
     signing_key = read_signing_key(settings.signing_key_file)
-    identity = Identity(log, principal_queries, host.clock, signing_key, _secret, terms)
+    identity = Identity(log, principal_queries, host.clock, signing_key, _secret, terms, host.vault)
     definitions = Definitions(log, definition_queries, ToolQueries(host.pool), host.clock)
     agents = Agents(log, agent_queries, directory, definitions, host.clock, terms)
     host.add_view(RuntimeOutcomes(agents), StreamSource(host.nats, "agent-runtime"))

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Final
 
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.records import StoredEvent
+from eventlog.sealing import NO_KEYS
+from eventlog.vault import Vault
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, kwargs_row
 from psycopg_pool import AsyncConnectionPool
@@ -30,6 +32,7 @@ from synod.agent_registry.events import (
     ApiKeyRevoked,
     ExternalAgentRegistered,
     PrincipalCreated,
+    UserCreated,
 )
 from synod.common.definitions import AgentDefinition, TeamDefinition
 from synod.common.event import Event
@@ -64,35 +67,34 @@ def _types(*events: type[Event]) -> frozenset[str]:
 
 
 class PrincipalsView:
+    """Holds the names of persons as long as the `vault` has their keys; without one, none."""
+
     name: ClassVar[str] = "principals"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = _types(PrincipalCreated, ApiKeyCreated, ApiKeyRevoked)
+    version: ClassVar[int] = 2
+    personal: ClassVar[bool] = True
+    types: ClassVar[frozenset[str] | None] = _types(PrincipalCreated, UserCreated, ApiKeyCreated, ApiKeyRevoked)
     tables: ClassVar[str] = """
         CREATE TABLE principals (
             id text PRIMARY KEY, tenant text NOT NULL, name text NOT NULL, kind text NOT NULL, roles text[] NOT NULL,
             created_at timestamptz NOT NULL);
-        CREATE UNIQUE INDEX principals_name ON principals (tenant, name);
+        CREATE INDEX principals_tenant ON principals (tenant, id);
         CREATE TABLE api_keys (
             id text PRIMARY KEY, principal_id text NOT NULL, label text NOT NULL, created_at timestamptz NOT NULL,
             expires_at timestamptz, revoked_at timestamptz);
         CREATE INDEX api_keys_principal ON api_keys (principal_id, id);
     """
 
+    def __init__(self, vault: Vault | None) -> None:
+        self._vault = vault
+
     async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
+        keys = await self._vault.keys(events) if self._vault else NO_KEYS
         for stored in events:
-            match _CODEC.decode(stored):
-                case PrincipalCreated() as event:
-                    await connection.execute(
-                        "INSERT INTO principals VALUES (%s, %s, %s, %s, %s, %s)",
-                        (
-                            event.principal_id,
-                            event.tenant_id,
-                            event.name,
-                            event.kind,
-                            list(event.roles),
-                            stored.occurred_at,
-                        ),
-                    )
+            match _CODEC.decode(stored, keys):
+                case PrincipalCreated(kind=kind) as event:
+                    await self._add(connection, event, kind, stored)
+                case UserCreated() as event:
+                    await self._add(connection, event, "user", stored)
                 case ApiKeyCreated() as event:
                     # A key file with another secret brings the same id again; it opens as of now.
                     await connection.execute(
@@ -106,6 +108,14 @@ class PrincipalsView:
                         "UPDATE api_keys SET revoked_at = %s WHERE id = %s AND principal_id = %s",
                         (stored.occurred_at, event.key_id, event.principal_id),
                     )
+
+    async def _add(
+        self, connection: AsyncConnection, event: PrincipalCreated | UserCreated, kind: str, stored: StoredEvent
+    ) -> None:
+        await connection.execute(
+            "INSERT INTO principals VALUES (%s, %s, %s, %s, %s, %s)",
+            (event.principal_id, event.tenant_id, str(event.name), kind, list(event.roles), stored.occurred_at),
+        )
 
 
 class PrincipalQueries(_Folded):

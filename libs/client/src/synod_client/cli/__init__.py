@@ -73,6 +73,7 @@ app.add_typer(decisions.variables_app, name="variables", rich_help_panel=CONTROL
 app.add_typer(money.prices_app, name="prices", rich_help_panel=CONTROL)
 events.events_app.command("checkpoints")(proofs.checkpoints)
 events.events_app.command("prove")(proofs.prove)
+events.events_app.command("rotate-key")(proofs.rotate_key)
 app.add_typer(events.events_app, name="events", rich_help_panel=PROOF)
 app.add_typer(events.views_app, name="views", rich_help_panel=PROOF)
 app.command("replay", rich_help_panel=PROOF)(runs.replay)

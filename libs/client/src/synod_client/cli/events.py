@@ -1,15 +1,19 @@
 """events and views: the logs of the services and what is folded from them."""
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from synod.eventlog.v1.eventlog_pb2 import Event, EventFilter, VerifyResponse
+from synod.eventlog.v1.eventlog_pb2 import Event, EventFilter
 
+from synod_client.checkpoints import PublicKeys, read_kept
 from synod_client.cli.output import Exit, as_dict, console, errors, moment, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
 from synod_client.endpoints import SERVICES
+from synod_client.verifying import LogVerdict, verify_log
 
 events_app = typer.Typer(help="Read, follow and verify the logs of the services.", no_args_is_help=True)
 views_app = typer.Typer(help="What is folded from the logs: list, rebuild, verify.", no_args_is_help=True)
@@ -88,6 +92,14 @@ def events_tail(
 @events_app.command("verify")
 def events_verify(
     service: Services = None,
+    kept: Annotated[
+        Path | None,
+        typer.Option("--checkpoints", help="File of checkpoints kept from before; they must hold too.", dir_okay=False),
+    ] = None,
+    keys: Annotated[
+        list[Path] | None,
+        typer.Option("--key", help="Public key that signs; repeatable. Default: those of the system on this machine."),
+    ] = None,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -97,17 +109,16 @@ def events_verify(
     """
 
     async def command(synod: Synod) -> int:
-        names = service or synod.services
-        found = {name: await synod.verify_log(name) for name in names}
+        witnessed = read_kept(kept) if kept else {}
+        found: dict[str, LogVerdict] = {}
+        for name in service or synod.services:
+            known = PublicKeys.load(keys) if keys else PublicKeys.of_system(synod.connection.endpoints.data, name)
+            found[name] = await verify_log(synod, name, known, witnessed.get(name, ()))
         if as_json:
-            print_json({name: as_dict(item) for name, item in found.items()})
+            print_json({name: _as_dict(verdict) for name, verdict in found.items()})
         else:
-            rows = [
-                (name, item.events, _verdict(item), item.head_hash.hex()[:16], item.attested_position or "")
-                for name, item in found.items()
-            ]
-            print_table("", ("log", "events>", "chain", "head", "signed to>"), rows)
-        return Exit.DONE if all(item.ok for item in found.values()) else Exit.NOT_TRUE
+            print_verdicts(found)
+        return Exit.DONE if all(verdict.ok for verdict in found.values()) else Exit.NOT_TRUE
 
     run(command, data)
 
@@ -194,8 +205,42 @@ def print_event(event: Event, as_json: bool) -> None:
     return None
 
 
-def _verdict(item: VerifyResponse) -> str:
-    return "holds" if item.ok else f"BROKEN at {item.broken_position}: {item.reason}"
+def print_verdicts(found: Mapping[str, LogVerdict]) -> None:
+    """A line for each log, and what they come to."""
+    rows = [
+        (
+            name,
+            each.found.events,
+            each.words,
+            each.found.head_hash.hex()[:16],
+            each.found.attested_position or "",
+            each.signed_by,
+        )
+        for name, each in found.items()
+    ]
+    print_table("", ("log", "events>", "chain", "head", "attested to>", "signed by"), rows)
+    held = sum(each.ok for each in found.values())
+    events, attested = _total(found, "events"), _total(found, "attested_position")
+    console.print(
+        f"{held} of {len(found)} logs verified; {attested} of {events} events attested to by signed checkpoints",
+        highlight=False,
+    )
+
+
+def _total(found: Mapping[str, LogVerdict], field: str) -> int:
+    return sum(getattr(each.found, field) for each in found.values())
+
+
+def _cells(verdict: LogVerdict) -> tuple[object, ...]:
+    found = verdict.found
+    head, attested_to = found.head_hash.hex()[:16], found.attested_position or ""
+    return found.events, verdict.words, head, attested_to, verdict.signed_by
+
+
+def _as_dict(verdict: LogVerdict) -> dict[str, Any]:
+    """The service's answer, in which what was found here stands above what it says."""
+    own = {"ok": verdict.ok, "broken_position": str(verdict.broken_at), "reason": verdict.reason}
+    return {**as_dict(verdict.found), **own, "signed_by": verdict.signed_by}
 
 
 def _filter(types: list[str] | None, run_id: str, stream: str) -> EventFilter:

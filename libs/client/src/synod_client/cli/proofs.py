@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from synod_client.checkpoints import PublicKeys
 from synod_client.cli.events import Service
 from synod_client.cli.output import as_dict, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
@@ -39,10 +40,12 @@ def checkpoints(
 def prove(
     service: Service,
     position: Annotated[int, typer.Argument(help="Position of the event.", min=1)],
-    out: Annotated[Path, typer.Option("--out", help="Directory for the three files.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path(),
     data: Data = None,
 ) -> None:
     """Write an event, its proof and the checkpoint over it, for a third party to check with verify_inclusion.py.
+
+    The public key of a system on this machine is written too; the third party should have it from somewhere else.
 
     Example: synod events prove cost-ledger 17 --out proof
     """
@@ -52,7 +55,25 @@ def prove(
         out.mkdir(parents=True, exist_ok=True)
         for name, message in (("event", found.event), ("proof", found.proof), ("checkpoint", found.checkpoint)):
             (out / f"{name}.json").write_text(json.dumps(as_dict(message), indent=2) + "\n")
-        typer.echo(f"{out}: event.json proof.json checkpoint.json; signed by key {found.checkpoint.key_id}")
+        pem = PublicKeys.of_system(synod.connection.endpoints.data, service).pem(found.checkpoint.key_id)
+        if pem:
+            (out / "public.pem").write_bytes(pem)
+        names = f"event.json proof.json checkpoint.json{' public.pem' if pem else ''}"
+        typer.echo(f"{out}: {names}; signed by key {found.checkpoint.key_id}")
+
+    run(command, data)
+
+
+def rotate_key(service: Service, data: Data = None) -> None:
+    """Encrypt the payloads of a log, where encryption at rest is on, from here on with a new key.
+
+    Example: synod events rotate-key cost-ledger
+    """
+
+    async def command(synod: Synod) -> None:
+        typer.echo(
+            f"{service}: payloads are encrypted with data key {await synod.rotate_data_key(service)} from here on"
+        )
 
     run(command, data)
 

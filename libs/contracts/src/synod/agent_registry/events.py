@@ -1,9 +1,10 @@
 """Events of agent-registry."""
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from synod.common.event import Event
+from synod.common.personal import DataSubject, Personal
 
 PrincipalKind = Literal["user", "agent", "service"]
 Health = Literal["alive", "suspect", "offline"]
@@ -17,6 +18,8 @@ class TenantCreated(Event):
 
 
 class PrincipalCreated(Event):
+    """A principal that is no person: an agent, a service, the owner. Persons of before UserCreated are here too."""
+
     AGGREGATE: ClassVar[str] = "principal"
 
     principal_id: str
@@ -25,6 +28,20 @@ class PrincipalCreated(Event):
     kind: PrincipalKind
     roles: tuple[str, ...]
     request_id: str = ""
+
+
+class UserCreated(Event):
+    """A person. `principal_id` cannot be computed from the name, which is erased with the person's key, and with it what
+    the caller called the request.
+    """
+
+    AGGREGATE: ClassVar[str] = "principal"
+
+    principal_id: Annotated[str, DataSubject()]
+    tenant_id: str
+    name: Annotated[str, Personal()]
+    roles: tuple[str, ...]
+    request_id: Annotated[str, Personal()] = ""
 
 
 class ApiKeyCreated(Event):
@@ -175,6 +192,7 @@ class AgentHealthChanged(Event):
 EVENTS: tuple[type[Event], ...] = (
     TenantCreated,
     PrincipalCreated,
+    UserCreated,
     ApiKeyCreated,
     ApiKeyRevoked,
     AgentDefined,

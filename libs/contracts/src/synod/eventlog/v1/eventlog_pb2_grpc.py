@@ -67,6 +67,11 @@ class EventLogStub:
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.SerializeToString,
                 response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.FromString,
                 _registered_method=True)
+        self.RotateDataKey = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/RotateDataKey',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyResponse.FromString,
+                _registered_method=True)
         self.ListViews = channel.unary_unary(
                 '/synod.eventlog.v1.EventLog/ListViews',
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListViewsRequest.SerializeToString,
@@ -147,6 +152,14 @@ class EventLogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateDataKey(self, request, context):
+        """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
+        (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListViews(self, request, context):
         """The views of this service with their positions. Permission: views.read.
         """
@@ -214,6 +227,11 @@ def add_EventLogServicer_to_server(servicer, server):
                     servicer.EraseSubject,
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.FromString,
                     response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.SerializeToString,
+            ),
+            'RotateDataKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateDataKey,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyResponse.SerializeToString,
             ),
             'ListViews': grpc.unary_unary_rpc_method_handler(
                     servicer.ListViews,
@@ -406,6 +424,33 @@ class EventLog:
             '/synod.eventlog.v1.EventLog/EraseSubject',
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.SerializeToString,
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateDataKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/RotateDataKey',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,10 @@ class EventLogStub:
     """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
     Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
     """
+    RotateDataKey: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RotateDataKeyRequest, _eventlog_pb2.RotateDataKeyResponse]
+    """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
+    (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
+    """
     ListViews: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListViewsRequest, _eventlog_pb2.ListViewsResponse]
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]
@@ -94,6 +98,10 @@ class EventLogAsyncStub(EventLogStub):
     EraseSubject: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]  # type: ignore[assignment]
     """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
     Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+    """
+    RotateDataKey: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RotateDataKeyRequest, _eventlog_pb2.RotateDataKeyResponse]  # type: ignore[assignment]
+    """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
+    (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
     """
     ListViews: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListViewsRequest, _eventlog_pb2.ListViewsResponse]  # type: ignore[assignment]
     """The views of this service with their positions. Permission: views.read."""
@@ -160,6 +168,15 @@ class EventLogServicer:
     ) -> _typing.Union[_eventlog_pb2.EraseSubjectResponse, _abc.Awaitable[_eventlog_pb2.EraseSubjectResponse]]:
         """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
         Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+        """
+
+    def RotateDataKey(
+        self,
+        request: _eventlog_pb2.RotateDataKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.RotateDataKeyResponse, _abc.Awaitable[_eventlog_pb2.RotateDataKeyResponse]]:
+        """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
+        (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
         """
 
     def ListViews(

@@ -1,0 +1,165 @@
+"""Whole payloads encrypted where the log stores them, by a switch: who reads the tables, or a backup, reads no payload.
+
+`EncryptedLog` stands before a log: what is appended is encrypted, what is read is decrypted, and the log below hashes,
+chains and proves ciphertext, so that a verification needs no key. Relay, views and callers stand before it, and see
+plaintext: JetStream has its own encryption at rest, and views are tables of plaintext (README, "Encrypt at rest").
+
+A stored payload is
+
+    00 "aead" 01 ‖ number of the data key, 4 bytes ‖ nonce, 12 bytes ‖ AES-256-GCM, bound to the event's id
+
+No JSON begins with a zero byte, so that a log may hold both, from before and after the switch. The nonce is HMAC-SHA256
+over id and payload, not a random number, for the reason that sealing.py gives: a retry must produce the same bytes.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from eventlog.data_keys import DataKeys
+from eventlog.errors import DuplicateEventId, PayloadUnreadable
+from eventlog.log import EventLog
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+
+MAGIC: Final = b"\x00aead\x01"
+_NUMBER_BYTES: Final = 4
+_NONCE_BYTES: Final = 12
+_HEAD_BYTES: Final = len(MAGIC) + _NUMBER_BYTES
+OVERHEAD_BYTES: Final = _HEAD_BYTES + _NONCE_BYTES + 16
+"""By so much is a stored payload longer than what was appended."""
+
+
+class PayloadCipher:
+    """One data key: encrypts under its number, decrypts what it encrypted."""
+
+    def __init__(self, number: int, key: bytes) -> None:
+        self._head = MAGIC + number.to_bytes(_NUMBER_BYTES, "big")
+        self._cipher = AESGCM(key)
+        self._nonce_key = hmac.digest(key, b"synod.eventlog.at-rest.nonce.v1", "sha256")
+
+    def encrypt(self, payload: bytes, bound_to: bytes) -> bytes:
+        """The stored form, the same for the same arguments."""
+        text = len(bound_to).to_bytes(4, "big") + bound_to + payload
+        nonce = hmac.digest(self._nonce_key, text, "sha256")[:_NONCE_BYTES]
+        return self._head + nonce + self._cipher.encrypt(nonce, payload, self._head + bound_to)
+
+    def decrypt(self, stored: bytes, bound_to: bytes) -> bytes:
+        """What was encrypted. cryptography.exceptions.InvalidTag if it is not from here."""
+        nonce = stored[_HEAD_BYTES : _HEAD_BYTES + _NONCE_BYTES]
+        return self._cipher.decrypt(nonce, stored[_HEAD_BYTES + _NONCE_BYTES :], self._head + bound_to)
+
+
+def key_number(stored: bytes) -> int | None:
+    """The number of the data key that a stored payload needs; None if it is plaintext."""
+    if not stored.startswith(MAGIC):
+        return None
+    return int.from_bytes(stored[len(MAGIC) : _HEAD_BYTES], "big")
+
+
+class EncryptedLog:
+    """An EventLog whose payloads and snapshots are ciphertext in the log below, `stored`.
+
+    `hash` and `previous_hash` of the events it gives are over the ciphertext: who checks hashes reads `stored`. With
+    `encrypting` off it writes plaintext, and reads what was encrypted before.
+    """
+
+    def __init__(self, stored: EventLog, keys: DataKeys, *, encrypting: bool = True) -> None:
+        self.stored = stored
+        self.encrypting = encrypting
+        self._keys = keys
+        self._ciphers: Mapping[int, PayloadCipher] = {}
+
+    async def prepare(self) -> None:
+        """Load the data keys, the first one made if there is none. KeyUnusable if the master key is another."""
+        await self._keys.prepare()
+        await self._load()
+
+    async def rotate(self) -> int:
+        """Encrypt from here on with a new data key; its number. What older keys encrypted stays readable."""
+        number = await self._keys.add()
+        await self._load()
+        return number
+
+    async def append(self, *appends: Append) -> Appended:
+        """As EventLog.append. What is repeated after a rotation, or a turn of the switch, is still the same request."""
+        *forms, last = self._forms()
+        for form in forms:
+            try:
+                return await self.stored.append(*(_in_form(append, form) for append in appends))
+            except DuplicateEventId:
+                continue  # perhaps it was stored in an older form
+        return await self.stored.append(*(_in_form(append, last) for append in appends))
+
+    async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        return [await self._decrypted(event) for event in await self.stored.read(after, limit=limit, where=where)]
+
+    async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
+        return [
+            await self._decrypted(event) for event in await self.stored.read_stream(stream, after=after, limit=limit)
+        ]
+
+    async def head(self) -> int:
+        return await self.stored.head()
+
+    async def wait_for(self, position: int, timeout_s: float) -> int:
+        return await self.stored.wait_for(position, timeout_s)
+
+    async def verify(self, first: int = 1, last: int | None = None) -> Verified:
+        return await self.stored.verify(first, last)
+
+    async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
+        newest = self._forms()[0]
+        kept = data if newest is None else newest.encrypt(data, _snapshot_id(stream, fold))
+        await self.stored.save_snapshot(stream, version, fold, kept)
+
+    async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:
+        found = await self.stored.load_snapshot(stream, fold)
+        if found is None:
+            return None
+        data = await self._payload(found.data, _snapshot_id(stream, fold), f"the snapshot of {stream}")
+        return replace(found, data=data)
+
+    async def _decrypted(self, event: StoredEvent) -> StoredEvent:
+        if not event.data.startswith(MAGIC):
+            return event
+        return event._replace(data=await self._payload(event.data, event.id.bytes, f"the event at {event.position}"))
+
+    async def _payload(self, stored: bytes, bound_to: bytes, what: str) -> bytes:
+        number = key_number(stored)
+        if number is None:
+            return stored
+        if number not in self._ciphers:
+            await self._load()  # another process may have rotated
+        cipher = self._ciphers.get(number)
+        if cipher is None:
+            raise PayloadUnreadable(f"{what} is encrypted with data key {number}, which is not here")
+        try:
+            return cipher.decrypt(stored, bound_to)
+        except (InvalidTag, ValueError) as error:
+            raise PayloadUnreadable(f"{what} is not what data key {number} encrypted: verify the log") from error
+
+    def _forms(self) -> list[PayloadCipher | None]:
+        """How a payload may be stored, the present form first; None is plaintext."""
+        ciphers = [self._ciphers[number] for number in sorted(self._ciphers, reverse=True)]
+        return [*ciphers, None] if self.encrypting else [None, *ciphers]
+
+    async def _load(self) -> None:
+        keys = await self._keys.all()
+        self._ciphers = {number: PayloadCipher(number, key) for number, key in keys.items()}
+
+
+def _in_form(append: Append, cipher: PayloadCipher | None) -> Append:
+    if cipher is None:
+        return append
+    encrypted = [replace(event, data=cipher.encrypt(event.data, event.id.bytes)) for event in append.events]
+    return replace(append, events=tuple(encrypted))
+
+
+def _snapshot_id(stream: StreamId, fold: str) -> bytes:
+    return f"{stream}\n{fold}".encode()
