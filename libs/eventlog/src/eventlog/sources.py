@@ -210,6 +210,8 @@ class _StreamReader:
                 message = await self._subscription.next_msg(timeout=timeout_s)
                 status = (message.headers or {}).get("Status") if not message.data else None
                 if status is not None:
+                    if (message.headers or {}).get("Description") == "Batch Completed":
+                        continue  # the end of the pull before this one, which had all its messages already
                     if status not in ("404", "408") and not messages:
                         await self.close()  # the consumer is gone
                     break
