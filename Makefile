@@ -103,6 +103,16 @@ prices: setup ## Export every model and price of genai-prices to build/model-sco
 bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JSON in build/bench
 	$(BIN)/python tests/benchmarks/run.py --size $(SIZE) $(if $(ONLY),--only $(ONLY))
 
+KILLS ?= 1000
+SEED ?=
+SECONDS ?= 1800
+TARGET ?= eventlog
+
+.PHONY: chaos
+chaos: setup ## Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARGET=eventlog|all) and check it
+	PYTHONPATH=tests:libs/eventlog/tests $(BIN)/python -m chaos --kills $(KILLS) --seconds $(SECONDS) \
+	  --target $(TARGET) $(if $(SEED),--seed $(SEED))
+
 # Either command of Compose will do; the images are built one after the other.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
 COMPOSE_DEV := $(COMPOSE) --file compose.yaml --file deploy/compose/compose.dev.yaml

@@ -8,6 +8,10 @@ asyncapi *args:
 bench *args:
     @make bench {{args}}
 
+# Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARGET=eventlog|all) and check it
+chaos *args:
+    @make chaos {{args}}
+
 # Remove what the recipes made
 clean *args:
     @make clean {{args}}

@@ -40,7 +40,12 @@ class LossyProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        server, to_server = await asyncio.open_connection(self._target["host"], self._target["port"])
+        try:
+            server, to_server = await asyncio.open_connection(self._target["host"], self._target["port"])
+        except OSError:
+            to_client.close()  # as refused as the database's own port
+            self._tasks.discard(task)
+            return
         upward = asyncio.create_task(self._pump(client, to_server, lossy=False))
         try:
             await self._pump(server, to_client, lossy=True)

@@ -315,6 +315,28 @@ async def test_a_view_follows_a_foreign_log(pool, log: PostgresEventLog, client:
     assert await projector.rebuild() == 201
 
 
+async def test_a_reader_that_fell_behind_goes_on_by_pages_not_event_by_event(
+    log: PostgresEventLog, client: Client
+) -> None:
+    service = f"svc-{uuid7().hex}"
+    reader = StreamSource(client, service).reader(None)
+    async with relayed(log, client, service) as relay:
+        await append(log, 10)
+        await relay.wait_for(10, timeout_s=30)
+        assert len((await reader.read(0, 10)).events) == 10
+        await append(log, 100)
+        await relay.wait_for(110, timeout_s=30)
+        await reader.wait(10, timeout_s=5)
+        position, reads = 10, 0
+        while position < 110:
+            page = await reader.read(position, 20)
+            position, reads = page.position, reads + 1
+            if not page.events:
+                await reader.wait(position, timeout_s=5)
+    await reader.close()
+    assert reads <= 8  # one event that was waited for, five pages, perhaps an empty one
+
+
 async def test_a_view_of_a_foreign_log_survives_the_loss_of_the_stream(
     pool,
     log: PostgresEventLog,

@@ -1,0 +1,158 @@
+"""One round: a fresh database and stream, a crew at work, fault after fault, then everything stopped, read and judged."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from time import monotonic
+
+import nats
+import psycopg
+from eventlog.sources import StreamSource
+from lossy_proxy import lossy_proxy
+
+from .checker import Kind, Violation, check
+from .crew import Crew
+from .history import Acked, Entry, Evidence, Unknown, ViewFound
+from .journal import Stop
+from .nemesis import Nemesis, Scene
+from .outcome import Outcome, Step
+from .plan import plan, possible
+from .servers import Servers
+from .target import Target, TargetKind
+from .target_eventlog import PAGE_EVENTS, WrongClock, found
+from .worker import Job, projecting
+
+WRITERS = 3
+QUIET_DEADLINE_S = 15.0
+
+
+@dataclass(slots=True)
+class Round:
+    """`on_step` is told after each fault."""
+
+    number: int
+    seed: str
+    kind: TargetKind
+    servers: Servers
+    kills: int
+    only: frozenset[str]
+    """Names of faults; empty: all."""
+    deadline_s: float
+    on_step: Callable[[Nemesis, float, int], None]
+
+    async def play(self) -> Outcome:
+        name = f"chaos_{self.kind.name.replace('-', '_')}_{self.number}"
+        dsn = await self.servers.create_database(name)
+        target = await self._opened(dsn)
+        crew, outcome = Crew(), Outcome()
+        try:
+            async with lossy_proxy(dsn) as proxy:
+                random = Random(f"{self.seed} {self.number}")
+                service = f"chaos-{self.number}"
+                scene = Scene(self.kind, self.servers, crew, proxy, random, service, dsn)
+                self._start(scene)
+                await self._inflict(scene, outcome)
+                evidence = await self._stop_and_read(scene, target, outcome)
+        finally:
+            await crew.dismiss()
+            await target.close()
+        await self.servers.drop_database(name)
+        outcome.violations += [*crew.violations, *check(evidence)]
+        self._count(evidence, outcome)
+        return outcome
+
+    async def _opened(self, dsn: str) -> Target:
+        target = await self.kind.open(dsn, WrongClock())
+        if self.kind.forbid:
+            async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+                await connection.execute(self.kind.forbid.encode())
+        return target
+
+    def _start(self, scene: Scene) -> None:
+        names = {"writer": WRITERS, "tail": 2}
+        if self.kind.whole:
+            names |= {"relay": 2, "follower": 1, "projector": 1}
+        for role, count in names.items():
+            for number in range(count):
+                name = f"{role}-{number}"
+                dsn = scene.proxy.dsn if name == scene.proxied else scene.dsn
+                seed = f"{self.seed} {self.number}"
+                scene.crew.start(Job(name, role, self.kind.name, dsn, self.servers.nats_url, scene.service, seed))
+
+    async def _inflict(self, scene: Scene, outcome: Outcome) -> None:
+        nemeses = possible(self.kind, disk=self.servers.disk is not None, only=self.only)
+        await self._step(scene, outcome, Nemesis("start", _nothing))
+        for nemesis in plan(scene.random, nemeses, self.kills, self.number):
+            if monotonic() > self.deadline_s or not await self._step(scene, outcome, nemesis):
+                return
+
+    async def _step(self, scene: Scene, outcome: Outcome, nemesis: Nemesis) -> bool:
+        """Whether everyone recovered."""
+        scene.crew.step = len(outcome.steps)
+        begun_s = monotonic()
+        try:
+            await nemesis.act(scene)
+            begun_s = monotonic()
+            await scene.crew.recovered()
+        except TimeoutError as error:
+            outcome.violations.append(Violation(Kind.STUCK, f"{nemesis.name}: {error}", scene.crew.step))
+            print(outcome.violations[-1], file=sys.stderr)
+        took_s = monotonic() - begun_s
+        outcome.steps.append(Step(nemesis.name, took_s))
+        self.on_step(nemesis, took_s, scene.crew.acked)
+        return not any(violation.kind is Kind.STUCK for violation in outcome.violations)
+
+    async def _stop_and_read(self, scene: Scene, target: Target, outcome: Outcome) -> Evidence:
+        """Let writers finish and followers catch up, as far as they do in time; then read it all."""
+        scene.crew.order(Stop(), "writer")
+        try:
+            await scene.crew.idle()
+            await scene.crew.caught_up((await target.read())[-1].position, QUIET_DEADLINE_S)
+        except TimeoutError as error:
+            outcome.violations.append(Violation(Kind.STUCK, f"stop: {error}", scene.crew.step))
+        await scene.crew.dismiss()
+        log = tuple(await target.read())
+        return Evidence(
+            told=tuple(scene.crew.told.values()),
+            log=log,
+            tails={name: tuple(seen) for name, seen in scene.crew.tails.items()},
+            stream=await _stream(scene, len(log)) if self.kind.whole else None,
+            view=await _view(scene.dsn) if self.kind.whole else None,
+            chain_ok=await target.verify(),
+            versioned=self.kind.versioned,
+        )
+
+    def _count(self, evidence: Evidence, outcome: Outcome) -> None:
+        outcome.events = len(evidence.log)
+        outcome.acked.update(told.step for told in evidence.told if isinstance(told.answer, Acked))
+        outcome.unknown.update(told.step for told in evidence.told if isinstance(told.answer, Unknown))
+
+
+async def _nothing(_: Scene) -> None:
+    """The beginning: everyone has to get to work."""
+
+
+async def _stream(scene: Scene, events: int) -> tuple[Entry, ...]:
+    """All that JetStream has, be it more or less than the log."""
+    client = await nats.connect(scene.servers.nats_url)
+    source = StreamSource(client, scene.service)
+    reader = source.reader(None)
+    entries: list[Entry] = []
+    last = (await source.bounds())[1]
+    while not entries or entries[-1].position < last:
+        page = await reader.read(entries[-1].position if entries else 0, PAGE_EVENTS)
+        entries.extend(found(event) for event in page.events)
+    await reader.close()
+    await client.jetstream().delete_stream(source.stream)
+    await client.close()
+    return tuple(entries)
+
+
+async def _view(dsn: str) -> ViewFound:
+    async with projecting(dsn) as (projector, _):
+        verified = await projector.verify()
+        parked = await projector.parked()
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            rows = await (await connection.execute("select stream, events from view_tallies.tallies")).fetchall()
+    return ViewFound(dict(rows), tuple(each.event.position for each in parked), verified.equal)

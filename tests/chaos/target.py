@@ -1,0 +1,52 @@
+"""The log under test, as the harness sees it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .history import Answer, Entry, Request
+from .workload import Mix
+
+
+class Target(Protocol):
+    """A log opened by one process. The harness closes what it opened, or kills the process."""
+
+    async def append(self, request: Request) -> Answer:
+        """What the log says to a request: never raises for a fault of the log, that is an Unknown."""
+        ...
+
+    def tail(self, after: int) -> AsyncIterator[Sequence[Entry]]:
+        """Everything after a position, then what comes, for ever, as the log's own way of following gives it."""
+        ...
+
+    async def read(self) -> Sequence[Entry]:
+        """The whole log in its order."""
+        ...
+
+    async def verify(self) -> bool | None:
+        """Whether the log finds itself whole; None if it cannot say."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun, release everything."""
+        ...
+
+
+class Clock(Protocol):
+    """Where a log may take its time from: `offset_s` is how wrong it goes."""
+
+    offset_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetKind:
+    """One kind of log. `open` gets the database's address and a clock that may be wrong."""
+
+    name: str
+    open: Callable[[str, Clock], Awaitable[Target]]
+    mix: Mix = field(default_factory=Mix)
+    whole: bool = False
+    """With relays, stream, view and chain: everything that only our log has."""
+    versioned: bool = True
+    forbid: str = ""
+    """SQL that makes the database refuse events of the type Forbidden."""

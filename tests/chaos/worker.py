@@ -1,0 +1,274 @@
+"""The processes that are killed. Each is forked by the crew, speaks through one pipe, and dies with its parent."""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection as Pipe
+from time import monotonic
+from typing import Any
+
+import nats
+import nats.errors
+from eventlog.folding import ProjectorLimits
+from eventlog.projections import Projector
+from eventlog.records import StoredEvent
+from eventlog.relay import Relay, RelayConfig
+from eventlog.sources import LogSource, StreamSource
+from nats.aio.client import Client
+from psycopg_pool import AsyncConnectionPool
+
+from .history import POISON, Answer, Request, Unknown
+from .journal import Abandoned, Ask, Begun, Ended, Failed, Idle, Message, Order, Reached, Rebuild, Seen, SetClock, Stop
+from .target import Target
+from .target_eventlog import PAGE_EVENTS, EventLogTarget, WrongClock, found, open_eventlog
+from .targets import TARGETS
+from .workload import Workload
+
+PR_SET_PDEATHSIG = 1
+RETRY_PAUSE_S = 0.02
+OPEN_DEADLINE_S = 30.0
+AWAY = (nats.errors.Error, TimeoutError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a process is to do. `service` names the round's stream, `after` where a tail goes on."""
+
+    name: str
+    role: str
+    target: str
+    dsn: str
+    nats_url: str = ""
+    service: str = ""
+    seed: str = ""
+    after: int = 0
+    incarnation: int = 0
+    """How many processes had this name before."""
+    callers: int = 4
+    pace_s: float = 0.05
+    unanswered: tuple[Request, ...] = ()
+
+
+def main(job: Job, pipe: Pipe) -> None:
+    """The entry point of every process."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.environ["PGAPPNAME"] = job.name  # by this name a nemesis finds the backends of a process
+    logging.disable()  # what a log writes about lost connections is not what clients are told
+    link = Link(pipe)
+    try:
+        asyncio.run(ROLES[job.role](job, link))
+    except Exception as error:  # noqa: BLE001  # the edge of the process: the crew records why it ended
+        link.say(Failed(f"{type(error).__name__}: {error}"))
+
+
+class Link:
+    """Our end of the pipe: messages go out whole and at once, orders come in."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def say(self, message: Message) -> None:
+        self._pipe.send(message)
+
+    def on_order(self, handle: Callable[[Order], None]) -> None:
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), lambda: handle(self._pipe.recv()))
+
+
+async def opened(job: Job, clock: WrongClock) -> Target:
+    """The log under test; a database that is just coming back is waited for, as a supervisor of processes would."""
+    deadline = monotonic() + OPEN_DEADLINE_S
+    while True:
+        try:
+            return await TARGETS[job.target].open(job.dsn, clock)
+        except Exception:  # each log has its own errors for a database that is away
+            if monotonic() > deadline:
+                raise
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+
+async def write(job: Job, link: Link) -> None:
+    clock = WrongClock()
+    workload = Workload(f"{job.name}i{job.incarnation}", job.seed, TARGETS[job.target].mix)
+    writer = Writer(job, link, workload, await opened(job, clock))
+
+    def handle(order: Order) -> None:
+        if isinstance(order, SetClock):
+            clock.offset_s = order.offset_s
+        elif isinstance(order, Ask):
+            workload.order(order.event_type)
+        elif isinstance(order, Stop):
+            writer.stopping = True
+
+    link.on_order(handle)
+    await writer.run()
+
+
+class Writer:
+    """Some callers of one log. What their predecessors in the office left unanswered they ask again first."""
+
+    def __init__(self, job: Job, link: Link, workload: Workload, target: Target) -> None:
+        self.stopping = False
+        self._job = job
+        self._link = link
+        self._workload = workload
+        self._target = target
+        self._inherited = list(job.unanswered)
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._call_repeatedly() for _ in range(self._job.callers)))
+        await self._target.close()
+        self._link.say(Idle())
+
+    async def _call_repeatedly(self) -> None:
+        while not self.stopping or self._inherited:
+            await self._settle(self._inherited.pop() if self._inherited else self._workload.next())
+            await asyncio.sleep(self._workload.pause_s(self._job.pace_s))
+
+    async def _settle(self, request: Request) -> None:
+        """Ask until there is an answer, or the caller gives up; unanswered requests are repeated with the same ids."""
+        while isinstance(answer := await self._attempt(request), Unknown):
+            if self._workload.gives_up():
+                self._link.say(Abandoned(request.key))
+                break
+            await asyncio.sleep(RETRY_PAUSE_S)
+        self._workload.learn(request, answer)
+
+    async def _attempt(self, request: Request) -> Answer:
+        self._link.say(Begun(request, monotonic()))
+        try:
+            async with asyncio.timeout(self._workload.impatience_s()):
+                answer = await self._target.append(request)
+        except TimeoutError:
+            answer = Unknown("the caller went away")
+        self._link.say(Ended(request.key, answer, monotonic()))
+        return answer
+
+
+async def tail(job: Job, link: Link) -> None:
+    target = await opened(job, WrongClock())
+    async for entries in target.tail(job.after):
+        link.say(Seen(list(entries)))
+
+
+async def follow(job: Job, link: Link) -> None:
+    """A tail of the stream instead of the log: another service's view of it."""
+    async with connected(job) as client:
+        reader = StreamSource(client, job.service).reader(None)
+        position = job.after
+        while True:
+            try:
+                page = await reader.read(position, PAGE_EVENTS)
+                if not page.events:
+                    await reader.wait(position, 1.0)
+            except AWAY:
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            if page.events:
+                position = page.position
+                link.say(Seen([found(event) for event in page.events]))
+
+
+class Tallies:
+    """The view of every round: how many events each stream has. Chokes on poison."""
+
+    name = "tallies"
+    version = 1
+    types = None
+    tables = "create table tallies (stream text primary key, events bigint not null)"
+
+    async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            if event.type == POISON:
+                raise ValueError("poison")
+        streams = [event.stream.id for event in events]
+        await connection.execute(
+            "insert into tallies as t select stream, count(*) from unnest(%s::text[]) stream group by stream"
+            " on conflict (stream) do update set events = t.events + excluded.events",
+            [streams],
+        )
+
+
+@asynccontextmanager
+async def projecting(dsn: str) -> AsyncIterator[tuple[Projector, EventLogTarget]]:
+    """The round's view over the log."""
+    target = await open_eventlog(dsn, WrongClock())
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as pool:
+        limits = ProjectorLimits(retry_pause_s=0.01, retry_pause_max_s=0.5)
+        yield Projector(pool, Tallies(), LogSource(target.log), limits), target
+    await target.close()
+
+
+async def project(job: Job, link: Link) -> None:
+    async with projecting(job.dsn) as (projector, _):
+        rebuilds: set[asyncio.Task[object]] = set()
+
+        def handle(order: Order) -> None:
+            if isinstance(order, Rebuild):
+                rebuilds.add(asyncio.create_task(until_done(projector.rebuild)))
+
+        link.on_order(handle)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(projector.run())
+            tasks.create_task(report_position(projector, link, job.after))
+
+
+async def until_done(work: Callable[[], Awaitable[object]]) -> object:
+    """Repeat what a fault may interrupt."""
+    while True:
+        try:
+            return await work()
+        except Exception:  # noqa: BLE001  # any fault of the database; the checker compares the view in the end
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+
+async def report_position(projector: Projector, link: Link, position: int) -> None:
+    while True:
+        try:
+            reached = await projector.wait_for(position + 1, 1.0)
+        except Exception:  # noqa: BLE001  # any fault of the database: the projector itself goes on, or ends us
+            await asyncio.sleep(RETRY_PAUSE_S)
+            continue
+        if reached > position:
+            position = reached
+            link.say(Reached(position))
+
+
+async def relay(job: Job, link: Link) -> None:
+    target = await open_eventlog(job.dsn, WrongClock())
+    async with connected(job) as client:
+        config = RelayConfig(ack_timeout_s=1.0, idle_check_s=0.5, retry_pause_max_s=0.5)
+        await Relay(target.log, client, job.service, config).run()
+
+
+@asynccontextmanager
+async def connected(job: Job) -> AsyncIterator[Client]:
+    """A connection that comes back as often as the server does."""
+
+    async def be_silent(_: Exception) -> None:
+        """Lost connections are what this is about."""
+
+    client = await nats.connect(
+        job.nats_url,
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.05,
+        error_cb=be_silent,
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+ROLES: dict[str, Callable[[Job, Link], Awaitable[None]]] = {
+    "writer": write,
+    "tail": tail,
+    "follower": follow,
+    "projector": project,
+    "relay": relay,
+}
