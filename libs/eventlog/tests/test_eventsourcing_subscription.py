@@ -97,7 +97,7 @@ async def test_an_event_without_notice_arrives(
     """E6: the stock subscription would deliver it only after the next notice."""
     sql = statements(schema)
     silent = replace(sql, store=sql.store.replace(b"pg_notify(", b"concat("))
-    writer = GroupWriter(database, silent, Limits(), SystemClock(), lambda _: None)
+    writer = GroupWriter(database, silent, Limits(), SystemClock(), lambda *_: None)
     writer.start()
     with recorder.subscribe() as subscription:
         reading = asyncio.create_task(asyncio.to_thread(ids, subscription, 1))

@@ -16,8 +16,9 @@ from eventlog.fences import take_fence
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Append, Appended, StreamId
+from eventlog.records import Append, Appended, Context, StreamId
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
+from synod.common.ids import uuid7
 
 HERE = Path(__file__).parent
 
@@ -197,6 +198,62 @@ class Hearing:
 
     def committed(self, group: GroupCommitted) -> None:
         self.groups.append(group)
+
+
+async def test_followers_are_served_from_memory_without_asking_the_database(
+    postgres_dsn: str, log: PostgresEventLog
+) -> None:
+    await log.append(an_append(a_stream(), *[an_event() for _ in range(3)]))
+    async with await psycopg.AsyncConnection.connect(postgres_dsn) as connection:
+        await connection.execute("lock table eventlog.events in access exclusive mode")
+        async with asyncio.timeout(30):
+            page = await log.next_page(1)
+            nothing = await log.next_page(3)
+    assert (positions(page.events), page.position, page.more) == ([2, 3], 3, False)
+    assert (list(nothing.events), nothing.position) == ([], 3)
+    assert list(page.events) == await log.read(1)
+
+
+async def test_what_follows_from_memory_equals_what_is_stored(log: PostgresEventLog) -> None:
+    await log.append(an_append(a_stream(), an_event(data=b"\xff"), context=Context("acme", "agent zoë", "c", uuid7())))
+    page = await log.next_page(0)
+    assert list(page.events) == await log.read()
+
+
+async def test_a_follower_misses_nothing_that_other_processes_append_in_between(
+    postgres_dsn: str, log: PostgresEventLog
+) -> None:
+    async def append(to: PostgresEventLog) -> None:
+        for _ in range(60):
+            await to.append(an_append(a_stream()))
+
+    async def follow() -> list[int]:
+        seen: list[int] = []
+        while len(seen) < 180:
+            page = await log.next_page(seen[-1] if seen else 0)
+            seen += positions(page.events)
+            if not page.events:
+                await log.wait_for(page.position + 1, timeout_s=30)
+        return seen
+
+    async with (
+        await PostgresEventLog.open(postgres_dsn) as second,
+        await PostgresEventLog.open(postgres_dsn) as third,
+        asyncio.timeout(60),
+    ):
+        seen, *_ = await asyncio.gather(follow(), append(log), append(second), append(third))
+    assert seen == list(range(1, 181))
+
+
+async def test_a_page_from_the_database_ends_when_it_is_large_enough(postgres_dsn: str) -> None:
+    limits = Limits(page_events=2, page_bytes=100)
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        await log.append(an_append(a_stream(), *[an_event(data=bytes(30)) for _ in range(7)]))
+    async with await PostgresEventLog.open(postgres_dsn, limits=limits) as log:
+        first = await log.next_page(0)
+        assert (positions(first.events), first.position, first.more) == ([1, 2, 3, 4], 4, True)
+        rest = await log.next_page(4)
+        assert (positions(rest.events), rest.position, rest.more) == ([5, 6, 7], 7, False)
 
 
 async def test_a_waiter_wakes_for_what_another_process_appends(postgres_dsn: str, log: PostgresEventLog) -> None:

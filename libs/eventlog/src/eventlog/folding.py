@@ -13,8 +13,8 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from eventlog.errors import LogUnavailable, ViewSuperseded
-from eventlog.records import StoredEvent
-from eventlog.sources import Page, Reader
+from eventlog.records import Page, StoredEvent
+from eventlog.sources import Reader
 from eventlog.view_tables import Connection, Standing, ViewTables
 
 AWAY: Final = (
@@ -68,6 +68,8 @@ class ProjectorLimits:
     """Limits of one view."""
 
     batch_events: int = 1_000
+    copy_events: int = 5_000
+    """A batch of a copy that nobody reads yet: large ones fold faster, and make nobody wait."""
     attempts_max: int = 3
     """How often an event is tried alone before it is parked."""
     chases_max: int = 10

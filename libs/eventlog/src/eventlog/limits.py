@@ -29,5 +29,12 @@ class Limits:
     """How often the head is read when no notification arrives."""
     readers_max: int = 4
     """Connections for reading."""
+    page_bytes: int = 8 * 1024 * 1024
+    """Data of one page for a follower: the page ends once it has so much. From the database it comes in pieces of
+    `page_events`, which end it as a whole."""
+    newest_events: int = 4_096
+    """Newest events held in memory for followers."""
+    newest_bytes: int = 8 * 1024 * 1024
+    """Data of them."""
     page_events: int = 1_000
     """Events of one page when the log reads for itself (verification, folds)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 
 
 class EventLog(Protocol):
@@ -21,6 +21,16 @@ class EventLog(Protocol):
 
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         """At most `limit` events with a position above `after`, ascending."""
+        ...
+
+    async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
+        """What a follower reads: the next events that match, and how far it has seen the log with them.
+
+        At most `limit` events, fewer if they are large; an empty page at `after` if nothing is known to be new, then
+        `wait_for(after + 1)`. What this process appended is there at once, what others appended as soon as this one
+        hears of it (Limits.poll_interval_s at the latest); none is ever passed over. It may come from memory: to prove
+        what is stored, `read`.
+        """
         ...
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:

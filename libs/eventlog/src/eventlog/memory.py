@@ -12,7 +12,8 @@ from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
 from eventlog.limits import Limits
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.newest import page_of
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 from eventlog.signal import HeadSignal
 
 
@@ -42,6 +43,11 @@ class MemoryEventLog:
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         self._require_open()
         return list(islice(filter(where.matches, islice(self._events, max(after, 0), None)), limit))
+
+    async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
+        self._require_open()
+        newer = islice(self._events, max(after, 0), None)
+        return page_of(newer, after, len(self._events), where, limit, self._limits.page_bytes)
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         self._require_open()

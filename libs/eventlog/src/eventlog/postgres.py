@@ -19,11 +19,12 @@ from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import ArchiveMissing, LogClosed, LogUnavailable
 from eventlog.limits import Limits
+from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 from eventlog.segments import Segment
 from eventlog.signal import HeadSignal
-from eventlog.sql import Statements, statements, stored_event
+from eventlog.sql import Statements, statements, stored_event, stored_events
 from eventlog.writer import GroupWriter
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class PostgresEventLog:
         self._sql = sql
         self._limits = limits
         self._signal = HeadSignal()
-        self._writer = GroupWriter(dsn, sql, limits, clock, self._signal.advance, observer, self._archived_event)
+        self._newest = Newest(limits.newest_events, limits.newest_bytes)
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, self._archived_event)
         self._readers = AsyncConnectionPool(
             dsn,
             min_size=1,
@@ -128,6 +130,17 @@ class PostgresEventLog:
         room = limit - len(archived)
         return archived + await self._read(border, room, where) if room else archived
 
+    async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
+        self._require_open()
+        if (newer := self._newest.after(after)) is not None:
+            return page_of(newer, after, self._newest.head, where, limit, self._limits.page_bytes)
+        if 0 < self._signal.head <= after:
+            return Page((), after)
+        head = self._signal.head  # before reading: what the filter leaves out up to it has been seen
+        events, more = await self._read_on(after, limit, where)
+        last = events[-1].position if events else after
+        return Page(events, last, True) if more else Page(events, max(last, head))
+
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         rows = await self._fetch(self._sql.read_stream, [str(stream), after, limit])
         events = [stored_event(row) for row in rows]
@@ -177,8 +190,9 @@ class PostgresEventLog:
         return await self._archivist.archive(keep_events=keep_events, segment_events=segment_events, grace_s=grace_s)
 
     async def _read(self, after: int, limit: int, where: Filter) -> list[StoredEvent]:
-        query, parameters = (self._sql.read, []) if where is EVERYTHING else self._sql.filtered(where)
-        return [stored_event(row) for row in await self._fetch(query, [after, *parameters, limit])]
+        query, parameters = self._sql.filtered(where)
+        (columns,) = await self._fetch(query, [after, *parameters, limit])
+        return stored_events(columns)
 
     async def _read_archived_stream(self, stream: StreamId, after: int, limit: int) -> list[StoredEvent]:
         rows = await self._fetch(self._sql.archived_in, [str(stream), after])
@@ -199,6 +213,25 @@ class PostgresEventLog:
     async def _open_archive(self) -> None:
         await self._archivist.refresh()
         self._archive.require_readable()
+
+    async def _read_on(self, after: int, limit: int, where: Filter) -> tuple[list[StoredEvent], bool]:
+        """Events for one page, and whether it is full: so many, or so many bytes. Asked for in pieces: the bytes are
+        known only when they are here.
+        """
+        events: list[StoredEvent] = []
+        room = self._limits.page_bytes
+        while len(events) < limit and room > 0:
+            asked = min(limit - len(events), self._limits.page_events)
+            piece = await self.read(events[-1].position if events else after, limit=asked, where=where)
+            events += piece
+            if len(piece) < asked:
+                return events, False
+            room -= sum(len(event.data) for event in piece)
+        return events, True
+
+    def _committed(self, head: int, events: Sequence[StoredEvent]) -> None:
+        self._newest.extend(events)
+        self._signal.advance(head)
 
     async def _anchor(self, first: int) -> bytes:
         """The hash before `first`; a missing event there is found as a broken link."""

@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
@@ -90,7 +90,7 @@ class Projector:
     async def run(self) -> None:
         """Fold for ever. ViewSuperseded when another release takes the view over."""
         await self.prepare()
-        async with self._folder(self._live) as folder:
+        async with self._folder(self._live, self._limits.batch_events) as folder:
             pause_s = self._limits.retry_pause_s
             while True:
                 try:
@@ -110,7 +110,7 @@ class Projector:
         """Fold up to a position of the source, by default its head now; the position reached."""
         goal = await self.source.head() if position is None else position
         await self.prepare()
-        async with self._folder(self._live) as folder:
+        async with self._folder(self._live, self._limits.batch_events) as folder:
             await folder.fold_to(goal)
             self._signal.advance(folder.position)
             return folder.position
@@ -148,7 +148,7 @@ class Projector:
         Queries go on meanwhile; the live view stands still for the last few events only. What was live is kept as
         view_<name>__old until the next rebuild. RebuildRunning if one runs already in this process.
         """
-        async with self._copy("next") as copy, self._folder(copy) as folder:
+        async with self._copy("next") as copy, self._folder(copy, self._limits.copy_events) as folder:
             await folder.fold_to(await self.source.head())
             await self._come_near(folder)
             old = ViewTables(f"{self._live.schema}__old")
@@ -171,7 +171,7 @@ class Projector:
 
     async def verify(self) -> ViewVerified:
         """Fold the view anew aside, compare it with the live one at the same position, and drop it."""
-        async with self._copy("verify") as copy, self._folder(copy) as folder:
+        async with self._copy("verify") as copy, self._folder(copy, self._limits.copy_events) as folder:
             await self._come_near(folder)
             async with self._transaction() as connection:
                 live = await self._lock_live(connection)
@@ -236,10 +236,10 @@ class Projector:
             yield connection
 
     @asynccontextmanager
-    async def _folder(self, tables: ViewTables) -> AsyncIterator[Folder]:
+    async def _folder(self, tables: ViewTables, batch_events: int) -> AsyncIterator[Folder]:
         reader = self.source.reader(self.view.types)
         try:
-            yield Folder(self._pool, self.view, tables, reader, self._limits)
+            yield Folder(self._pool, self.view, tables, reader, replace(self._limits, batch_events=batch_events))
         finally:
             await reader.close()
 

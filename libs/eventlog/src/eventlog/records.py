@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -192,6 +193,14 @@ class Filter:
             and self.correlation in (None, event.correlation)
             and self.stream in (None, event.stream)
         )
+
+
+class Page(NamedTuple):
+    """Events in order, the position up to which nothing that was asked for is missing, and whether there is more."""
+
+    events: Sequence[StoredEvent]
+    position: int
+    more: bool = False
 
 
 EVERYTHING: Final = Filter()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import nats.errors
 import nats.js.errors
@@ -18,17 +17,10 @@ from synod.common.subjects import event_stream
 
 from eventlog.errors import SourceTruncated
 from eventlog.log import EventLog
-from eventlog.records import EVERYTHING, Filter, StoredEvent
+from eventlog.records import EVERYTHING, Filter, Page, StoredEvent
 from eventlog.relay import from_message
 
 Types = frozenset[str] | None
-
-
-class Page(NamedTuple):
-    """Events in order, and the position up to which nothing that was asked for is missing."""
-
-    events: Sequence[StoredEvent]
-    position: int
 
 
 class Reader(Protocol):
@@ -77,27 +69,49 @@ class LogSource:
 
 
 class _LogReader:
+    """Where there is more, the next page is read while the caller works on the last one."""
+
     def __init__(self, log: EventLog, where: Filter) -> None:
         self._log = log
         self._where = where
+        self._ahead: tuple[int, int, asyncio.Task[Page]] | None = None
 
     async def read(self, after: int, limit: int) -> Page:
-        return await read_page(self._log, after, limit, self._where)
+        page = await self._read_ahead(after, limit)
+        if page.more:
+            self._ahead = page.position, limit, asyncio.create_task(self._read(page.position, limit))
+        return page
 
     async def wait(self, after: int, timeout_s: float) -> None:
         await self._log.wait_for(after + 1, timeout_s)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        if self._ahead is not None:
+            _, _, reading = self._ahead
+            self._ahead = None
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    async def _read_ahead(self, after: int, limit: int) -> Page:
+        """The page read ahead, if it is the one asked for."""
+        if self._ahead is None or self._ahead[:2] != (after, limit):
+            await self.close()
+            return await self._read(after, limit)
+        _, _, reading = self._ahead
+        self._ahead = None
+        return await reading
+
+    async def _read(self, after: int, limit: int) -> Page:
+        return await self._log.next_page(after, limit=limit, where=self._where)
 
 
 async def read_page(log: EventLog, after: int, limit: int, where: Filter) -> Page:
-    """The next events that match, and the position up to which all were considered."""
+    """As EventLog.next_page, but as fresh as the database: what any process appended before is there."""
     # The head is read first: whatever the filter skips up to it has been seen and can be passed over.
-    head = await log.head() if where != EVERYTHING else after
+    head = await log.head()
     events = await log.read(after, limit=limit, where=where)
     last = events[-1].position if events else after
-    return Page(events, last if len(events) == limit else max(head, last))
+    return Page(events, last, last < head) if len(events) == limit else Page(events, max(head, last))
 
 
 class StreamSource:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from psycopg.sql import SQL, Identifier, Literal
 
 from eventlog.admission import Head
 from eventlog.arrays import Packed, bigints, byteas, names, streams, texts, times, uuids
-from eventlog.records import Filter, StoredEvent, parse_stream
+from eventlog.records import EVERYTHING, Filter, StoredEvent, parse_stream
 
 _TABLES = """
 create schema if not exists {schema};
@@ -85,7 +86,14 @@ end $$;
 insert into {schema}.head (position, hash) values (0, '\\x{genesis}') on conflict do nothing;
 """
 
+_new_event: Callable[[tuple[Any, ...]], StoredEvent] = partial(tuple.__new__, StoredEvent)
 _COLUMNS = ", ".join(StoredEvent._fields)
+_ORDER = b" order by position limit "
+# One row of arrays instead of a row for each event: half the work for who reads many.
+_READ = (
+    f"select {', '.join(f'array_agg({name})' for name in StoredEvent._fields)} from"
+    f" (select {_COLUMNS} from {{schema}}.events where position > %b order by position limit %b) ordered"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +120,11 @@ class Statements:
 
     def filtered(self, where: Filter) -> tuple[bytes, list[object]]:
         """The reading statement narrowed by a filter, and the parameters that stand between position and limit."""
+        if where is EVERYTHING:
+            return self.read, []
         conditions = [(column, value) for column, value in _conditions(where) if value is not None]
         clause = b"".join(column for column, _ in conditions)
-        return self.read.replace(b" order by", clause + b" order by"), [value for _, value in conditions]
+        return self.read.replace(_ORDER, clause + _ORDER), [value for _, value in conditions]
 
 
 def statements(schema: str) -> Statements:
@@ -154,7 +164,7 @@ def statements(schema: str) -> Statements:
         head=render("select position from {schema}.head"),
         head_and_hash=render("select position, hash from {schema}.head"),
         hash_at=render("select hash from {schema}.hashes where position = %b"),
-        read=render(f"select {_COLUMNS} from {{schema}}.events where position > %b order by position limit %b"),
+        read=render(_READ),
         read_stream=render(
             f"select {_COLUMNS} from {{schema}}.events where stream = %b and version > %b order by version limit %b"
         ),
@@ -177,10 +187,18 @@ def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[object
     return [last.position, last.hash, *before, ids, begun, before.position, last.recorded_at, *packed]
 
 
-def stored_event(row: Sequence[object]) -> StoredEvent:
+def stored_event(row: Sequence[Any]) -> StoredEvent:
     """A row with the columns of StoredEvent, in order."""
     position, stream, *rest = row
-    return StoredEvent(position, parse_stream(stream), *rest)  # type: ignore[arg-type]
+    return _new_event((position, parse_stream(stream), *rest))
+
+
+def stored_events(columns: Sequence[Any]) -> list[StoredEvent]:
+    """The row of `Statements.read`: an array for each column of StoredEvent, in order; None for no event at all."""
+    if columns[0] is None:
+        return []
+    positions, streams, *rest = columns
+    return list(map(_new_event, zip(positions, map(parse_stream, streams), *rest, strict=True)))
 
 
 _STORED: tuple[tuple[int, tuple[str, str, Callable[[Any], Packed]]], ...] = tuple(

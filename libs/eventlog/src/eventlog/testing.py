@@ -285,6 +285,39 @@ class EventLogContract:
         assert positions(await log.read(3, limit=4)) == [4, 5, 6, 7]
         assert positions(await log.read(10)) == []
 
+    async def test_a_follower_reads_page_by_page_and_is_told_whether_there_is_more(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream(), *[an_event() for _ in range(5)]))
+        first = await log.next_page(0, limit=3)
+        assert (positions(first.events), first.position, first.more) == ([1, 2, 3], 3, True)
+        second = await log.next_page(3, limit=3)
+        assert (positions(second.events), second.position, second.more) == ([4, 5], 5, False)
+        nothing = await log.next_page(5)
+        assert (list(nothing.events), nothing.position, nothing.more) == ([], 5, False)
+        assert list(first.events) + list(second.events) == await log.read()
+
+    async def test_a_follower_with_a_filter_passes_over_the_rest(self, log: EventLog) -> None:
+        await log.append(an_append(a_stream(), an_event("Ended"), an_event(), an_event("Ended"), an_event()))
+        where = Filter(types=frozenset({"Ended"}))
+        page = await log.next_page(0, where=where)
+        assert (positions(page.events), page.position, page.more) == ([1, 3], 4, False)
+        page = await log.next_page(0, limit=1, where=where)
+        assert (positions(page.events), page.position, page.more) == ([1], 1, True)
+
+    async def test_a_follower_misses_nothing_and_sees_nothing_twice_while_many_append(self, log: EventLog) -> None:
+        async def follow() -> list[int]:
+            seen: list[int] = []
+            while len(seen) < 300:
+                page = await log.next_page(seen[-1] if seen else 0, limit=7)
+                seen += positions(page.events)
+                if not page.events:
+                    await log.wait_for(page.position + 1, timeout_s=30)
+            return seen
+
+        followers = [asyncio.create_task(follow()) for _ in range(3)]
+        await asyncio.gather(*[log.append(an_append(a_stream(), an_event(), an_event())) for _ in range(150)])
+        async with asyncio.timeout(30):
+            assert await asyncio.gather(*followers) == [list(range(1, 301))] * 3
+
     async def test_a_stream_is_read_by_version(self, log: EventLog) -> None:
         stream = a_stream()
         for _ in range(3):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import random
 from uuid import UUID
@@ -50,7 +50,8 @@ class _Waiting:
 class GroupWriter:
     """Owns one connection and one task.
 
-    `on_commit` is told the new head after each commit, `observer` its size; `archived` reads an archived event.
+    `on_commit` is told the new head, and what was stored, after each commit, `observer` its size; `archived` reads an
+    archived event.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class GroupWriter:
         statements: Statements,
         limits: Limits,
         clock: Clock,
-        on_commit: Callable[[int], None],
+        on_commit: Callable[[int, Sequence[StoredEvent]], None],
         observer: Observer | None = None,
         archived: Callable[[int], Awaitable[StoredEvent]] | None = None,
     ) -> None:
@@ -184,7 +185,7 @@ class GroupWriter:
             self._tail.overtaken()
             return None
         self._tail.confirm(admission.head, admission.versions)
-        self._on_commit(admission.head.position)
+        self._on_commit(admission.head.position, admission.accepted)
         return outcomes
 
     async def _commit_under_lock(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
@@ -219,7 +220,7 @@ class GroupWriter:
         if stored is not None and stored.rowcount != len(admission.accepted):
             raise AppendRefused(f"{stored.rowcount} of {len(admission.accepted)} events were stored under the lock")
         self._tail.learn(head, admission.head, admission.versions)
-        self._on_commit(admission.head.position)
+        self._on_commit(admission.head.position, admission.accepted)
         return outcomes
 
     async def _known(self, rows: list[TupleRow], archived: list[TupleRow]) -> dict[UUID, Known | StoredEvent]:

@@ -17,7 +17,18 @@ from typing import Final
 from eventlog.clock import Clock
 from eventlog.log import EventLog
 from eventlog.memory import MemoryEventLog
-from eventlog.records import EVERYTHING, Append, Appended, Context, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Context,
+    Filter,
+    Page,
+    Snapshot,
+    StoredEvent,
+    StreamId,
+    Verified,
+)
 from synod.agent_runtime.events import Ballot, Message, OptionTally, TextPart, ToolCallPart, ToolSpec
 from synod.common.definitions import AgentDefinition, TeamDefinition, canonical_json, digest
 from synod.common.ids import derived_id, new_id
@@ -84,6 +95,9 @@ class FaultyLog:
 
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         return await self._log.read(after, limit=limit, where=where)
+
+    async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
+        return await self._log.next_page(after, limit=limit, where=where)
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         return await self._log.read_stream(stream, after=after, limit=limit)
