@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import pytest
 from eventlog.aggregates import Aggregates, SnapshotPolicy
@@ -11,7 +12,7 @@ from eventlog.codec import Codec
 from eventlog.errors import UnknownEventType, VersionConflict
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Append, Appended, StoredEvent, StreamId
-from eventlog.testing import CONTEXT, an_append, an_event
+from eventlog.testing import CONTEXT, NOON, an_append, an_event
 from synod.common.event import Event
 from synod.common.ids import derived_uuid
 
@@ -236,3 +237,26 @@ async def test_an_event_that_cannot_be_folded_stops_the_load(log: SpiedLog) -> N
     await log.append(an_append(StreamId("counter", "c1"), an_event("Foreign")))
     with pytest.raises(UnknownEventType, match="counter cannot fold it"):
         await counters(log).load("c1")
+
+
+class TickingClock:
+    """Each moment is a second after the one before."""
+
+    def __init__(self) -> None:
+        self.at = NOON
+
+    def now(self) -> datetime:
+        self.at += timedelta(seconds=1)
+        return self.at
+
+
+async def test_a_state_is_loaded_as_it_was_at_a_moment() -> None:
+    log = MemoryEventLog(clock=TickingClock())
+    counters = Aggregates(log, "counter", Counter, evolve, Codec([Counted]), SystemClock(), snapshots=SNAPSHOTS)
+    for _ in range(15):
+        await counters.execute("c1", add(1), CONTEXT)
+    times = [event.recorded_at for event in await log.read()]
+    assert (await counters.load_as_of("c1", times[3])).state == Counter(4, 4)
+    assert (await counters.load_as_of("c1", times[4] - timedelta(microseconds=1))).version == 4
+    assert (await counters.load_as_of("c1", NOON)).state == Counter()
+    assert (await counters.load_as_of("c1", times[-1])) == await counters.load("c1")

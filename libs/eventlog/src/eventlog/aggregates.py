@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from time import perf_counter
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -22,7 +23,7 @@ from eventlog.clock import Clock
 from eventlog.codec import Codec, EventModel, UnknownEvent
 from eventlog.errors import UnknownEventType, VersionConflict
 from eventlog.log import EventLog
-from eventlog.records import Append, Context, NewEvent, StreamId
+from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
 from eventlog.sealing import NO_KEYS, SubjectKey
 from eventlog.vault import Vault
 
@@ -128,14 +129,23 @@ class Aggregates(Generic[S, E]):
         begun = self._stopwatch()
         while True:
             page = await self._log.read_stream(stream, after=loaded.version, limit=_PAGE_EVENTS)
-            if page:
-                keys = NO_KEYS if self._vault is None else await self._vault.keys(page)
-                events = [self._known(self._codec.decode(stored, keys)) for stored in page]
-                personal = loaded.personal or bool(keys.keys)
-                loaded = Loaded(self._fold(loaded.state, events), page[-1].version, personal)
+            loaded = await self._advance(loaded, page)
             if len(page) < _PAGE_EVENTS:
                 self._save_after_folding(stream, start, loaded, self._stopwatch() - begun)
                 return self._remember(id, loaded)
+
+    async def load_as_of(self, id: str, moment: datetime) -> Loaded[S]:
+        """The state an aggregate had at a moment, by when its events were recorded. Folded from the first one, and not
+        kept. Raises as `load`.
+        """
+        stream, last = StreamId(self._aggregate, id), await self._log.position_at(moment)
+        loaded = Loaded(self._initial(), 0)
+        while True:
+            page = await self._log.read_stream(stream, after=loaded.version, limit=_PAGE_EVENTS)
+            by_then = [stored for stored in page if stored.position <= last]
+            loaded = await self._advance(loaded, by_then)
+            if len(by_then) < _PAGE_EVENTS:
+                return loaded
 
     async def execute(
         self,
@@ -199,6 +209,13 @@ class Aggregates(Generic[S, E]):
     async def _key(self, event: E, tenant: str) -> SubjectKey | None:
         subject = self._codec.sealed_for(event)
         return None if subject is None or self._vault is None else await self._vault.key(tenant, subject)
+
+    async def _advance(self, loaded: Loaded[S], page: Sequence[StoredEvent]) -> Loaded[S]:
+        if not page:
+            return loaded
+        keys = NO_KEYS if self._vault is None else await self._vault.keys(page)
+        events = [self._known(self._codec.decode(stored, keys)) for stored in page]
+        return Loaded(self._fold(loaded.state, events), page[-1].version, loaded.personal or bool(keys.keys))
 
     def _fold(self, state: S, events: Sequence[E]) -> S:
         for event in events:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from eventlog.data_keys import DataKeys
 from eventlog.errors import DuplicateEventId, PayloadUnreadable
 from eventlog.log import EventLog
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 
 MAGIC: Final = b"\x00aead\x01"
 _NUMBER_BYTES: Final = 4
@@ -98,6 +99,13 @@ class EncryptedLog:
 
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         return [await self._decrypted(event) for event in await self.stored.read(after, limit=limit, where=where)]
+
+    async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
+        page = await self.stored.next_page(after, limit=limit, where=where)
+        return page._replace(events=[await self._decrypted(event) for event in page.events])
+
+    async def position_at(self, moment: datetime) -> int:
+        return await self.stored.position_at(moment)
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         return [

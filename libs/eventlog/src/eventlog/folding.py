@@ -115,7 +115,9 @@ class Folder:
         Raises what AWAY lists while source or database are away, ViewSuperseded if the copy is no longer this view's.
         """
         await self._learn()
-        page = _cut(await self.reader.read(self.position, self._limits.batch_events), upto)
+        page = await self.reader.read(self.position, self._limits.batch_events)
+        if upto is not None:
+            page = page.upto(upto)
         before = self.position
         if page.position <= before:
             return 0
@@ -175,9 +177,3 @@ class Folder:
         if standing is None or standing.version != self._view.version:
             raise ViewSuperseded(self._view.name, self._view.version, standing.version if standing else 0)
         return standing
-
-
-def _cut(page: Page, upto: int | None) -> Page:
-    if upto is None or page.position <= upto:
-        return page
-    return Page([event for event in page.events if event.position <= upto], upto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Protocol
 
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
@@ -35,6 +36,15 @@ class EventLog(Protocol):
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         """At most `limit` events of one stream with a version above `after`, ascending."""
+        ...
+
+    async def position_at(self, moment: datetime) -> int:
+        """The position of the last event recorded at or before a moment; 0 if there is none. The log "as of" the moment
+        is all events up to it.
+
+        Times are those of the writers' clocks. Where one was set back, positions do not follow time for a while, and the
+        answer is one of the positions at which the log passes the moment.
+        """
         ...
 
     async def head(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import defaultdict
+from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
@@ -52,6 +54,10 @@ class MemoryEventLog:
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         self._require_open()
         return self._streams[stream][after : after + limit]
+
+    async def position_at(self, moment: datetime) -> int:
+        self._require_open()
+        return bisect_right(self._events, moment, key=lambda event: event.recorded_at)
 
     async def head(self) -> int:
         self._require_open()

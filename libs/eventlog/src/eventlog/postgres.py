@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +27,9 @@ from eventlog.segments import Segment
 from eventlog.signal import HeadSignal
 from eventlog.sql import Statements, statements, stored_event, stored_events
 from eventlog.writer import GroupWriter
+
+_CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
+"""By so much may writers disagree on the time before a reader by time misses events."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,11 +128,12 @@ class PostgresEventLog:
 
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
         border = self._archive.last  # before reading: it may move meanwhile
-        if after >= border:
-            return await self._read(after, limit, where)
-        archived = await self._archive.read(after, limit, where)
+        first, last = await self._bounds(after, where)
+        if first >= border:
+            return await self._read(first, last, limit, where)
+        archived = await self._archive.read(first, limit, where)
         room = limit - len(archived)
-        return archived + await self._read(border, room, where) if room else archived
+        return archived + await self._read(border, last, room, where) if room else archived
 
     async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
         self._require_open()
@@ -150,6 +155,11 @@ class PostgresEventLog:
         border = archived[-1].version if archived else after
         # Some of the rows may have been archived between the two look-ups.
         return (archived + [event for event in events if event.version > border])[:limit]
+
+    async def position_at(self, moment: datetime) -> int:
+        border = self._archive.last
+        ((position,),) = await self._fetch(self._sql.position_at, [moment])
+        return int(position) if position > border else await self._archived_position_at(moment, border)
 
     async def head(self) -> int:
         ((position,),) = await self._fetch(self._sql.head, [])
@@ -189,9 +199,10 @@ class PostgresEventLog:
         grace_s = 4 * self._limits.poll_interval_s
         return await self._archivist.archive(keep_events=keep_events, segment_events=segment_events, grace_s=grace_s)
 
-    async def _read(self, after: int, limit: int, where: Filter) -> list[StoredEvent]:
-        query, parameters = self._sql.filtered(where)
-        (columns,) = await self._fetch(query, [after, *parameters, limit])
+    async def _read(self, after: int, last: int | None, limit: int, where: Filter) -> list[StoredEvent]:
+        query, parameters = self._sql.filtered(where, last)
+        # With a filter the best way depends on its values (a rare type, a common one): planned anew each time.
+        (columns,) = await self._fetch(query, [after, *parameters, limit], prepare=where is EVERYTHING)
         return stored_events(columns)
 
     async def _read_archived_stream(self, stream: StreamId, after: int, limit: int) -> list[StoredEvent]:
@@ -200,6 +211,14 @@ class PostgresEventLog:
         if not self._archive.knows(firsts):
             await self._archivist.refresh()
         return await self._archive.read_stream(stream, after, limit, firsts) if firsts else []
+
+    async def _archived_position_at(self, moment: datetime, border: int) -> int:
+        low, high = 0, border + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            (event,) = await self._archive.read(middle - 1, 1)
+            low, high = (middle, high) if event.recorded_at <= moment else (low, middle)
+        return low
 
     async def _archived_event(self, position: int) -> StoredEvent:
         await self._archived_to(position)
@@ -229,6 +248,12 @@ class PostgresEventLog:
             room -= sum(len(event.data) for event in piece)
         return events, True
 
+    async def _bounds(self, after: int, where: Filter) -> tuple[int, int | None]:
+        """The positions between which the time asked for lies, so that nothing else need be looked at."""
+        since, until = where.since, where.until
+        first = after if since is None else max(after, await self.position_at(since - _CLOCKS_DIFFER_AT_MOST))
+        return first, None if until is None else await self.position_at(until + _CLOCKS_DIFFER_AT_MOST)
+
     def _committed(self, head: int, events: Sequence[StoredEvent]) -> None:
         self._newest.extend(events)
         self._signal.advance(head)
@@ -238,13 +263,13 @@ class PostgresEventLog:
         rows = await self._fetch(self._sql.hash_at, [first - 1])
         return rows[0][0] if rows else GENESIS
 
-    async def _fetch(self, query: bytes, parameters: Sequence[object]) -> list[TupleRow]:
+    async def _fetch(self, query: bytes, parameters: Sequence[object], *, prepare: bool = True) -> list[TupleRow]:
         """All rows. A reader whose connection was lost is replaced: asking each one first would double every read."""
         for attempts_left in reversed(range(self._limits.readers_max + 1)):
             self._require_open()
             try:
                 async with self._readers.connection() as connection:
-                    cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+                    cursor = await connection.execute(query, parameters, prepare=prepare, binary=True)
                     return await cursor.fetchall()
             except (PoolTimeout, psycopg.OperationalError) as error:
                 if attempts_left == 0 or isinstance(error, PoolTimeout):
@@ -328,4 +353,5 @@ async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:
 
 async def _prepare_reader(connection: AsyncConnection[TupleRow]) -> None:
     arrays.register(connection)
-    await connection.execute("set timezone = 'UTC'")
+    # Statistics of a young table must not talk the planner out of the indexes.
+    await connection.execute("set timezone = 'UTC'; set enable_seqscan = off")

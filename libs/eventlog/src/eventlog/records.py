@@ -177,13 +177,23 @@ class StoredEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which events a reader wants; None means no restriction, several restrictions must all hold."""
+    """Which events a reader wants; None means no restriction, several restrictions must all hold.
+
+    `since` (inclusive) and `until` (exclusive) are about `recorded_at`, and must be aware.
+    """
 
     types: frozenset[str] | None = None
     tenant: str | None = None
     aggregate: str | None = None
     correlation: str | None = None
     stream: StreamId | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name, moment in (("since", self.since), ("until", self.until)):
+            if moment is not None and moment.tzinfo is None:
+                raise ValueError(f"{name} {moment} is naive, give it a time zone")
 
     def matches(self, event: StoredEvent) -> bool:
         return (
@@ -192,6 +202,8 @@ class Filter:
             and self.aggregate in (None, event.stream.aggregate)
             and self.correlation in (None, event.correlation)
             and self.stream in (None, event.stream)
+            and (self.since is None or self.since <= event.recorded_at)
+            and (self.until is None or event.recorded_at < self.until)
         )
 
 
@@ -201,6 +213,12 @@ class Page(NamedTuple):
     events: Sequence[StoredEvent]
     position: int
     more: bool = False
+
+    def upto(self, position: int) -> Page:
+        """The part of it that does not go beyond a position."""
+        if self.position <= position:
+            return self
+        return Page([event for event in self.events if event.position <= position], position)
 
 
 EVERYTHING: Final = Filter()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import grpc
@@ -103,22 +103,28 @@ class EventLogServicer(_Servicer):
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
         async with self._errors(context):
             limit, after, where = _page_size(request.page_size), _after(request.after_position), _filter(request.filter)
-            page = await read_page(self._log, after, limit, where)
+            head = await self._head_as_of(request)
+            page = (await read_page(self._log, after, limit, where)).upto(head)
             return pb.ReadResponse(
                 events=map(to_event, page.events),
-                head_position=max(await self._log.head(), page.position),
-                next_after_position=page.position,
+                head_position=head,
+                next_after_position=max(page.position, after),
             )
+
+    async def _head_as_of(self, request: pb.ReadRequest) -> int:
+        if not request.HasField("as_of"):
+            return await self._log.head()
+        return await self._log.position_at(_moment("as_of", request.as_of))
 
     async def Subscribe(self, request: pb.SubscribeRequest, context: Context) -> AsyncIterator[pb.Event]:
         async with self._errors(context):
             after, where = _after(request.after_position), _filter(request.filter)
             while True:
-                page = await read_page(self._log, after, PAGE_EVENTS_MAX, where)
+                page = await self._log.next_page(after, limit=PAGE_EVENTS_MAX, where=where)
                 for event in page.events:
                     yield to_event(event)
                 after = page.position
-                if len(page.events) < PAGE_EVENTS_MAX:
+                if not page.more:
                     await self._log.wait_for(after + 1, IDLE_WAIT_S)
 
     async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
@@ -375,13 +381,31 @@ def _after(position: int) -> int:
 
 
 def _filter(requested: pb.EventFilter) -> Filter:
+    for type_name in requested.types:
+        _check("filter.types", type_name, require_token)
+    _check("filter.tenant", requested.tenant or "-", require_token)
+    _check("filter.aggregate", requested.aggregate or "-", require_token)
+    _check("filter.correlation_id", requested.correlation_id or "-", require_text)
+    since = _moment("filter.since", requested.since) if requested.HasField("since") else None
+    until = _moment("filter.until", requested.until) if requested.HasField("until") else None
+    if since is not None and until is not None and since >= until:
+        raise InvalidField("filter.until", f"must be after filter.since {since.isoformat()}, got {until.isoformat()}")
     return Filter(
         types=frozenset(requested.types) or None,
         tenant=requested.tenant or None,
         aggregate=requested.aggregate or None,
         correlation=requested.correlation_id or None,
         stream=_stream(requested.stream) if requested.stream else None,
+        since=since,
+        until=until,
     )
+
+
+def _moment(field: str, requested: Timestamp) -> datetime:
+    try:
+        return requested.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidField(field, f"must be a moment between the years 1 and 9999: {error}") from error
 
 
 def _stream(text: str) -> StreamId:

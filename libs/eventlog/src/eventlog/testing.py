@@ -318,6 +318,37 @@ class EventLogContract:
         async with asyncio.timeout(30):
             assert await asyncio.gather(*followers) == [list(range(1, 301))] * 3
 
+    async def test_events_are_read_by_the_time_they_were_recorded(self, log: EventLog) -> None:
+        for _ in range(4):
+            await log.append(an_append(a_stream()))
+        times = [event.recorded_at for event in await log.read()]
+        assert times == sorted(times)
+
+        def expected(since: datetime, until: datetime) -> list[int]:
+            return [position for position, at in enumerate(times, 1) if since <= at < until]
+
+        before, after = times[0] - timedelta(seconds=1), times[3] + timedelta(seconds=1)
+        for since, until in ((times[1], after), (before, times[2]), (times[1], times[2]), (before, before)):
+            where = Filter(since=since, until=until)
+            assert positions(await log.read(where=where)) == expected(since, until)
+            page = await log.next_page(where=where)
+            assert (positions(page.events), page.position) == (expected(since, until), 4)
+        assert positions(await log.read(2, where=Filter(since=before))) == [3, 4]
+
+    async def test_a_moment_without_a_time_zone_is_refused(self, log: EventLog) -> None:
+        with pytest.raises(ValueError, match="naive"):
+            await log.read(where=Filter(since=datetime(2026, 1, 1)))  # noqa: DTZ001
+
+    async def test_the_log_as_of_a_moment_ends_with_what_was_recorded_by_then(self, log: EventLog) -> None:
+        assert await log.position_at(NOON) == 0
+        for _ in range(9):
+            await log.append(an_append(a_stream()))
+        times = [event.recorded_at for event in await log.read()]
+        assert await log.position_at(times[0] - timedelta(microseconds=1)) == 0
+        for at in times:
+            assert await log.position_at(at) == times.index(at) + times.count(at)
+        assert await log.position_at(times[-1] + timedelta(days=1)) == 9
+
     async def test_a_stream_is_read_by_version(self, log: EventLog) -> None:
         stream = a_stream()
         for _ in range(3):

@@ -12,6 +12,7 @@ import json
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final
 
 from eventlog.clock import Clock
@@ -101,6 +102,9 @@ class FaultyLog:
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         return await self._log.read_stream(stream, after=after, limit=limit)
+
+    async def position_at(self, moment: datetime) -> int:
+        return await self._log.position_at(moment)
 
     async def head(self) -> int:
         return await self._log.head()

@@ -120,6 +120,8 @@ class EventFilter(_message.Message):
     AGGREGATE_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     aggregate: _builtins.str
     stream: _builtins.str
@@ -127,6 +129,14 @@ class EventFilter(_message.Message):
     correlation_id: _builtins.str
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Recorded at this moment or later, by the clock of the service."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Recorded before this moment."""
+
     def __init__(
         self,
         *,
@@ -135,10 +145,12 @@ class EventFilter(_message.Message):
         aggregate: _builtins.str = ...,
         stream: _builtins.str = ...,
         correlation_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "correlation_id", b"correlation_id", "stream", b"stream", "tenant", b"tenant", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate", b"aggregate", "correlation_id", b"correlation_id", "since", b"since", "stream", b"stream", "tenant", b"tenant", "types", b"types", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,22 +163,28 @@ class ReadRequest(_message.Message):
     AFTER_POSITION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     after_position: _builtins.int
     """Events with a greater position are returned; 0 starts at the beginning."""
     page_size: _builtins.int
     """1 to 1000; 0 means 100."""
     @_builtins.property
     def filter(self) -> Global___EventFilter: ...
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The log as it was at this moment: events up to the last one recorded by then."""
+
     def __init__(
         self,
         *,
         after_position: _builtins.int = ...,
         page_size: _builtins.int = ...,
         filter: Global___EventFilter | None = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "filter", b"filter", "page_size", b"page_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "as_of", b"as_of", "filter", b"filter", "page_size", b"page_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,7 +198,7 @@ class ReadResponse(_message.Message):
     HEAD_POSITION_FIELD_NUMBER: _builtins.int
     NEXT_AFTER_POSITION_FIELD_NUMBER: _builtins.int
     head_position: _builtins.int
-    """Position of the newest event of the log at the time of reading."""
+    """Position of the newest event of the log at the time of reading, or at the moment as_of."""
     next_after_position: _builtins.int
     """Pass as after_position to go on; events up to here were considered."""
     @_builtins.property
