@@ -9,7 +9,7 @@ import nats
 import psycopg
 import pytest
 from eventlog.ending import end
-from eventlog.errors import FoldFailed, NotParked, RebuildRunning, SourceTruncated, ViewSuperseded
+from eventlog.errors import FoldFailed, NoOldView, NotParked, RebuildRunning, SourceTruncated, ViewSuperseded
 from eventlog.folding import ProjectorLimits
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
@@ -200,6 +200,58 @@ async def test_a_rebuild_swaps_in_a_fresh_fold_while_appends_go_on(pool, log: Po
     assert await totals(pool) == {"Happened": head}
     assert await totals(pool, "view_totals__old") == {"Happened": folded - 507}
     assert (await projector.verify()).equal
+
+
+async def test_a_rollback_brings_the_old_copy_up_to_date_and_swaps_it_in(pool, log: PostgresEventLog) -> None:
+    projector = Projector(pool, Totals(), LogSource(log), QUICK)
+    await append(log, 100)
+    await projector.catch_up()
+    await projector.rebuild()
+    async with pool.connection() as connection:
+        await connection.execute("update view_totals.totals set events = -7")
+    async with running(projector):
+        await append(log, 60)
+        assert await projector.wait_for(160, timeout_s=30) == 160
+        assert await projector.rollback() >= 160
+        await append(log, 5)
+        assert await projector.wait_for(165, timeout_s=30) == 165
+    assert await totals(pool) == {"Happened": 165}
+    assert await totals(pool, "view_totals__old") == {"Happened": 53}
+    assert (await projector.verify()).equal
+
+
+async def test_a_rollback_may_itself_be_rolled_back(pool, log: PostgresEventLog) -> None:
+    projector = Projector(pool, Totals(), LogSource(log), QUICK)
+    await append(log, 10)
+    await projector.catch_up()
+    await projector.rebuild()
+    async with pool.connection() as connection:
+        await connection.execute("update view_totals.totals set events = 3")
+    await projector.rollback()
+    await projector.rollback()
+    assert await totals(pool) == {"Happened": 3}
+
+
+async def test_without_an_old_copy_of_its_version_a_view_is_not_rolled_back(pool, log: PostgresEventLog) -> None:
+    first = Projector(pool, Totals(), LogSource(log), QUICK)
+    await first.prepare()
+    with pytest.raises(NoOldView, match="no old copy of view totals at version 1"):
+        await first.rollback()
+    second = Projector(pool, Totals(version=2), LogSource(log), QUICK)
+    await second.prepare()
+    with pytest.raises(NoOldView, match="at version 2"):
+        await second.rollback()
+
+
+async def test_the_release_before_goes_back_to_the_copy_that_was_kept(pool, log: PostgresEventLog) -> None:
+    await append(log, 10)
+    await Projector(pool, Totals(), LogSource(log)).catch_up()
+    await Projector(pool, Totals(version=2), LogSource(log)).prepare()
+    await append(log, 10)
+    view = Totals()
+    assert await Projector(pool, view, LogSource(log)).catch_up() == 20
+    assert sum(view.batches) == 10
+    assert await totals(pool) == {"Happened": 20}
 
 
 async def test_a_new_version_of_a_view_rebuilds_it_before_it_runs(pool, log: PostgresEventLog) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import grpc
@@ -18,6 +19,7 @@ from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event
 from eventlog.vault import Vault
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from psycopg import AsyncConnection
@@ -130,6 +132,13 @@ async def test_a_filtered_read_goes_on_after_what_it_considered(served: Served) 
         (pb.ReadRequest(page_size=1001), "page_size"),
         (pb.ReadRequest(after_position=-1), "after_position"),
         (pb.ReadRequest(filter=pb.EventFilter(stream="no-slash")), "filter.stream"),
+        (pb.ReadRequest(filter=pb.EventFilter(types=["Placed", "not a type"])), "filter.types"),
+        (pb.ReadRequest(filter=pb.EventFilter(tenant="a.b")), "filter.tenant"),
+        (pb.ReadRequest(filter=pb.EventFilter(aggregate="*")), "filter.aggregate"),
+        (pb.ReadRequest(filter=pb.EventFilter(correlation_id="\n")), "filter.correlation_id"),
+        (pb.ReadRequest(filter=pb.EventFilter(since=Timestamp(seconds=10**12))), "filter.since"),
+        (pb.ReadRequest(filter=pb.EventFilter(since=Timestamp(seconds=5), until=Timestamp(seconds=5))), "filter.until"),
+        (pb.ReadRequest(as_of=Timestamp(seconds=-(10**12))), "as_of"),
     ],
 )
 async def test_a_field_that_is_wrong_is_named(served: Served, request_: pb.ReadRequest, field: str) -> None:
@@ -324,3 +333,50 @@ async def test_a_closed_log_is_unavailable(served: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await served.stub.Read(pb.ReadRequest())
     assert reason(refused.value) == (grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED")
+
+
+async def test_a_view_is_rolled_back_to_what_its_rebuild_replaced(served: Served) -> None:
+    await served.log.append(an_append(a_stream(), an_event("Placed")))
+    await served.projector.catch_up()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.RollbackView(pb.RollbackViewRequest(name="types"))
+    assert reason(refused.value) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_OLD_VIEW")
+    await served.stub.RebuildView(pb.RebuildViewRequest(name="types"))
+    await served.log.append(an_append(a_stream(), an_event("Paid")))
+    rolled_back = await served.stub.RollbackView(pb.RollbackViewRequest(name="types"))
+    assert (rolled_back.view.name, rolled_back.view.position) == ("types", 1)
+
+
+def moment(at: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp
+
+
+async def test_events_are_read_by_time_and_as_of_a_moment(served: Served) -> None:
+    for name in ("First", "Second", "Third"):
+        await served.log.append(an_append(a_stream(), an_event(name)))
+    _, second, third = await served.log.read()
+
+    async def read(**fields: Any) -> tuple[list[str], int, int]:
+        response = await served.stub.Read(pb.ReadRequest(**fields))
+        return [event.type for event in response.events], response.head_position, response.next_after_position
+
+    since, until = moment(second.recorded_at), moment(third.recorded_at)
+    assert await read(filter=pb.EventFilter(since=since)) == (["Second", "Third"], 3, 3)
+    assert await read(filter=pb.EventFilter(since=since, until=until)) == (["Second"], 3, 3)
+    assert await read(as_of=since) == (["First", "Second"], 2, 2)
+    assert await read(as_of=since, after_position=2) == ([], 2, 2)
+
+
+async def test_a_subscription_goes_on_where_it_was_cut_off(served: Served) -> None:
+    """The client names the last position it has seen; nothing is missed, nothing comes twice."""
+    where = pb.EventFilter(types=["Placed"])
+    seen: list[int] = []
+    for _ in range(4):
+        await served.log.append(an_append(a_stream(), an_event("Placed"), an_event("Other"), an_event("Placed")))
+        request = pb.SubscribeRequest(after_position=seen[-1] if seen else 0, filter=where)
+        following = served.stub.Subscribe(request)
+        seen += [(await following.read()).position, (await following.read()).position]
+        following.cancel()
+    assert seen == [1, 3, 4, 6, 7, 9, 10, 12]

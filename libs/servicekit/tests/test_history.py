@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import aiohttp
 import grpc
 import psycopg
 import pytest
-from eventlog.records import ANY, Append, Context, StreamId
+from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
 from servicekit.app import StartFailed
@@ -238,3 +239,55 @@ async def test_a_new_master_key_takes_over_at_the_start_and_the_former_can_go(
         assert [event.data for event in (await stub.Read(pb.ReadRequest())).events] == [SECRET]
         erased = await stub.EraseSubject(pb.EraseSubjectRequest(data_subject="person-1", reason="asked"))
     assert erased.key_destroyed
+
+
+class Guests:
+    """Names each guest; cannot fold any."""
+
+    name = "guests"
+    version = 1
+    types = None
+    tables = "create table guests (id text primary key)"
+
+    async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
+        raise ValueError("no")
+
+
+async def test_parked_events_of_another_tenant_are_neither_seen_nor_redriven(
+    postgres_dsn: str, fresh_nats: Any
+) -> None:
+    async def compose_view(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Guests())
+
+    async with serve_in_process(compose_view, settings_for(Settings, postgres_dsn, fresh_nats.url)) as service:
+        await append(service.host, "local")
+        await append(service.host, "rival")
+        (projector,) = service.host.history.projectors
+        await projector.wait_for(2, 30)
+        own: Any = EventLogStub(service.channel)
+        seen = await own.ListParkedEvents(pb.ListParkedEventsRequest())
+        assert [parked.position for parked in seen.parked] == [1]
+        with pytest.raises(grpc.aio.AioRpcError) as hidden:
+            await own.RedriveParkedEvent(pb.RedriveParkedEventRequest(view="guests", position=2, skip=True))
+        assert isinstance(from_rpc_error(hidden.value), NotFound)
+        await own.RedriveParkedEvent(pb.RedriveParkedEventRequest(view="guests", position=1, skip=True))
+        assert [parked.event.position for parked in await projector.parked()] == [2]
+
+
+async def test_only_an_operator_swaps_views(postgres_dsn: str, fresh_nats: Any) -> None:
+    async def compose_view(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Guests())
+
+    async with serve_in_process(compose_view, settings_for(Settings, postgres_dsn, fresh_nats.url)) as service:
+        reader: Any = EventLogStub(service.connect(service.token(permissions=("views.read", "events.*"))))
+        calls = [
+            reader.RebuildView(pb.RebuildViewRequest(name="guests")),
+            reader.RollbackView(pb.RollbackViewRequest(name="guests")),
+            reader.RedriveParkedEvent(pb.RedriveParkedEventRequest(view="guests", position=1)),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert isinstance(from_rpc_error(refused.value), PermissionDenied)

@@ -25,6 +25,7 @@ EventLogError
 ├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
 ├── UnknownView        no view of this name is served here
 ├── RebuildRunning     the view is being rebuilt already: wait for that
+├── NoOldView          no copy of this version was kept: rebuild the view
 ├── ViewSuperseded     a release with another version of the view has taken it over: stop
 ├── FoldFailed         the parked event still cannot be folded: correct the view first
 └── NotParked          no event of this position is parked
@@ -253,6 +254,15 @@ class FoldFailed(EventLogError):
         super().__init__(f"view {name} still cannot fold position {position}: {type(error).__name__}: {error}")
         self.name = name
         self.position = position
+
+
+class NoOldView(EventLogError):
+    """No copy of view `name` is kept that this release, which has `version`, could go back to."""
+
+    def __init__(self, name: str, version: int) -> None:
+        super().__init__(f"no old copy of view {name} at version {version} is kept; rebuild it")
+        self.name = name
+        self.version = version
 
 
 class NotParked(EventLogError):

@@ -18,7 +18,7 @@ from typing import Final
 
 from psycopg_pool import AsyncConnectionPool
 
-from eventlog.errors import FoldFailed, NotParked, RebuildRunning, ViewSuperseded
+from eventlog.errors import FoldFailed, NoOldView, NotParked, RebuildRunning, ViewSuperseded
 from eventlog.folding import AWAY, Folder, ProjectorLimits, View
 from eventlog.records import StoredEvent
 from eventlog.signal import HeadSignal
@@ -73,6 +73,7 @@ class Projector:
         self._pool = pool
         self._limits = limits or ProjectorLimits()
         self._live = ViewTables(f"view_{view.name}")
+        self._old = ViewTables(f"{self._live.schema}__old")
         self._signal = HeadSignal()
         self._aside = asyncio.Lock()
 
@@ -84,8 +85,8 @@ class Projector:
             if standing is None:
                 await self._live.create(connection, self.view.tables, self.view.version)
         if standing is not None and standing.version != self.view.version:
-            _log.info("view %s: rebuilding from version %d to %d", self.view.name, standing.version, self.view.version)
-            await self.rebuild()
+            _log.info("view %s: going from version %d to %d", self.view.name, standing.version, self.view.version)
+            await self._take_over()
 
     async def run(self) -> None:
         """Fold for ever. ViewSuperseded when another release takes the view over."""
@@ -150,23 +151,29 @@ class Projector:
         """
         async with self._copy("next") as copy, self._folder(copy, self._limits.copy_events) as folder:
             await folder.fold_to(await self.source.head())
-            await self._come_near(folder)
-            old = ViewTables(f"{self._live.schema}__old")
             async with self._transaction() as connection:
-                await old.drop(connection)
-            async with self._transaction() as connection:
-                live = await self._lock_live(connection)
-                await folder.fold_to(live.position)
-                await self._live.rename(connection, old.schema)
-                await copy.rename(connection, self._live.schema)
-            self._signal.advance(folder.position)
-            return folder.position
+                await self._old.drop(connection)
+            return await self._swap_in(copy, folder)
+
+    async def rollback(self) -> int:
+        """Go back to the copy that the last rebuild replaced, and keep what is live in its place; the position reached.
+
+        The old copy is folded up to the live one first, then they are swapped as by a rebuild. NoOldView if there is none
+        of this version; RebuildRunning.
+        """
+        if self._aside.locked():
+            raise RebuildRunning(self.view.name)
+        async with self._aside:
+            if not await self._has_old():
+                raise NoOldView(self.view.name, self.view.version)
+            async with self._folder(self._old, self._limits.copy_events) as folder:
+                return await self._swap_in(self._old, folder)
 
     async def forget(self) -> int:
         """Rebuild without keeping what was live before: nothing erased since stays in any table of the view."""
         folded = await self.rebuild()
         async with self._transaction() as connection:
-            await ViewTables(f"{self._live.schema}__old").drop(connection)
+            await self._old.drop(connection)
         return folded
 
     async def verify(self) -> ViewVerified:
@@ -214,6 +221,31 @@ class Projector:
             raise
         except Exception as error:
             raise FoldFailed(self.view.name, event.position, error) from error
+
+    async def _take_over(self) -> None:
+        """From another version of the view: to the copy of this one that was kept, or to a new one."""
+        if await self._has_old():
+            await self.rollback()
+        else:
+            await self.rebuild()
+
+    async def _has_old(self) -> bool:
+        async with self._transaction() as connection:
+            old = await self._old.standing(connection)
+        return old is not None and old.version == self.view.version
+
+    async def _swap_in(self, copy: ViewTables, folder: Folder) -> int:
+        """Bring the copy to where the live view stands, and let them change places with nobody folding meanwhile."""
+        await self._come_near(folder)
+        spare = ViewTables(f"{self._live.schema}__spare")
+        async with self._transaction() as connection:
+            live = await self._lock_live(connection)
+            await folder.fold_to(live.position)
+            await self._live.rename(connection, spare.schema)
+            await copy.rename(connection, self._live.schema)
+            await spare.rename(connection, self._old.schema)
+        self._signal.advance(folder.position)
+        return folder.position
 
     async def _come_near(self, folder: Folder) -> None:
         """Follow the live view until one batch would do, so that it stands still only briefly for the rest."""

@@ -29,6 +29,7 @@ from eventlog.errors import (
     KeyUnusable,
     LogClosed,
     LogUnavailable,
+    NoOldView,
     NotConfigured,
     NotParked,
     PayloadUnreadable,
@@ -57,6 +58,7 @@ _STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
     (UnknownView, grpc.StatusCode.NOT_FOUND, "VIEW_NOT_FOUND"),
     (NotParked, grpc.StatusCode.NOT_FOUND, "PARKED_EVENT_NOT_FOUND"),
     (FoldFailed, grpc.StatusCode.FAILED_PRECONDITION, "FOLD_FAILED"),
+    (NoOldView, grpc.StatusCode.FAILED_PRECONDITION, "NO_OLD_VIEW"),
     (RebuildRunning, grpc.StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
     (NotConfigured, grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED"),
     (EventMissing, grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"),
@@ -207,6 +209,12 @@ class EventLogServicer(_Servicer):
             took.FromMilliseconds(round(1000 * (asyncio.get_running_loop().time() - start)))
             return pb.RebuildViewResponse(view=to_view(await projector.status()), events_folded=folded, took=took)
 
+    async def RollbackView(self, request: pb.RollbackViewRequest, context: Context) -> pb.RollbackViewResponse:
+        async with self._errors(context):
+            projector = self._projector(request.name)
+            await projector.rollback()
+            return pb.RollbackViewResponse(view=to_view(await projector.status()))
+
     async def VerifyView(self, request: pb.VerifyViewRequest, context: Context) -> pb.VerifyViewResponse:
         async with self._errors(context):
             verified = await self._projector(request.name).verify()
@@ -224,15 +232,22 @@ class EventLogServicer(_Servicer):
         async with self._errors(context):
             projectors = [self._projector(request.view)] if request.view else self._projectors
             return pb.ListParkedEventsResponse(
-                parked=[to_parked(p.view.name, parked) for p in projectors for parked in await p.parked()]
+                parked=[to_parked(p.view.name, parked) for p in projectors for parked in await self.parked(p)]
             )
 
     async def RedriveParkedEvent(
         self, request: pb.RedriveParkedEventRequest, context: Context
     ) -> pb.RedriveParkedEventResponse:
         async with self._errors(context):
-            await self._projector(request.view).redrive(request.position, skip=request.skip)
+            projector = self._projector(request.view)
+            if request.position not in {parked.event.position for parked in await self.parked(projector)}:
+                raise NotParked(request.view, request.position)
+            await projector.redrive(request.position, skip=request.skip)
             return pb.RedriveParkedEventResponse()
+
+    async def parked(self, projector: Projector) -> list[Parked]:
+        """What the caller may see of a view's parked events; whoever restricts callers leaves out the rest."""
+        return await projector.parked()
 
     async def _verify(self, first: int, last: int | None, witnessed: list[Checkpoint]) -> Verified:
         if self._checkpoints is None and not witnessed:

@@ -35,6 +35,7 @@ from eventlog.rpc import Context, EventLogServicer
 from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 from eventlog.sources import LogSource, Source
 from eventlog.vault import Vault
+from eventlog.view_tables import Parked
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
 from synod.common.subjects import checkpoint_subject
@@ -94,6 +95,7 @@ EVENTLOG_PERMISSIONS = {
     "RotateDataKey": "events.rotate",
     "ListViews": "views.read",
     "RebuildView": "views.rebuild",
+    "RollbackView": "views.rebuild",
     "VerifyView": "views.read",
     "ListParkedEvents": "views.read",
     "RedriveParkedEvent": "views.rebuild",
@@ -121,6 +123,11 @@ class TenantEventLog(EventLogServicer):
         if current_principal().tenant not in (ANY_TENANT, attestation.event.tenant):
             raise EventMissing(position)  # for this caller
         return attestation
+
+    @override
+    async def parked(self, projector: Projector) -> list[Parked]:
+        tenant = current_principal().tenant
+        return [parked for parked in await super().parked(projector) if tenant in (ANY_TENANT, parked.event.tenant)]
 
     @override
     async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:

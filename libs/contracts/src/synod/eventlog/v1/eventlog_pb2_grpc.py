@@ -82,6 +82,11 @@ class EventLogStub:
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RebuildViewRequest.SerializeToString,
                 response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RebuildViewResponse.FromString,
                 _registered_method=True)
+        self.RollbackView = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/RollbackView',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RollbackViewRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RollbackViewResponse.FromString,
+                _registered_method=True)
         self.VerifyView = channel.unary_unary(
                 '/synod.eventlog.v1.EventLog/VerifyView',
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyViewRequest.SerializeToString,
@@ -174,6 +179,15 @@ class EventLogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RollbackView(self, request, context):
+        """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
+        live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
+        Permission: views.rebuild.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyView(self, request, context):
         """Builds a view aside and compares it with the live one at the same position. Permission: views.read.
         """
@@ -182,14 +196,15 @@ class EventLogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListParkedEvents(self, request, context):
-        """Events that a view could not fold and has set aside. Permission: views.read.
+        """Events of the caller's tenant that a view could not fold and has set aside. Permission: views.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RedriveParkedEvent(self, request, context):
-        """Folds a parked event again. Permission: views.rebuild.
+        """Folds a parked event of the caller's tenant again. NOT_FOUND (reason PARKED_EVENT_NOT_FOUND). Permission:
+        views.rebuild.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,6 +257,11 @@ def add_EventLogServicer_to_server(servicer, server):
                     servicer.RebuildView,
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RebuildViewRequest.FromString,
                     response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RebuildViewResponse.SerializeToString,
+            ),
+            'RollbackView': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackView,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RollbackViewRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RollbackViewResponse.SerializeToString,
             ),
             'VerifyView': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyView,
@@ -505,6 +525,33 @@ class EventLog:
             '/synod.eventlog.v1.EventLog/RebuildView',
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RebuildViewRequest.SerializeToString,
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RebuildViewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/RollbackView',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RollbackViewRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RollbackViewResponse.FromString,
             options,
             channel_credentials,
             insecure,

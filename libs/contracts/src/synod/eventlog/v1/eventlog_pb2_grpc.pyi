@@ -64,12 +64,19 @@ class EventLogStub:
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]
     """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild."""
+    RollbackView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RollbackViewRequest, _eventlog_pb2.RollbackViewResponse]
+    """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
+    live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
+    Permission: views.rebuild.
+    """
     VerifyView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyViewRequest, _eventlog_pb2.VerifyViewResponse]
     """Builds a view aside and compares it with the live one at the same position. Permission: views.read."""
     ListParkedEvents: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListParkedEventsRequest, _eventlog_pb2.ListParkedEventsResponse]
-    """Events that a view could not fold and has set aside. Permission: views.read."""
+    """Events of the caller's tenant that a view could not fold and has set aside. Permission: views.read."""
     RedriveParkedEvent: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RedriveParkedEventRequest, _eventlog_pb2.RedriveParkedEventResponse]
-    """Folds a parked event again. Permission: views.rebuild."""
+    """Folds a parked event of the caller's tenant again. NOT_FOUND (reason PARKED_EVENT_NOT_FOUND). Permission:
+    views.rebuild.
+    """
 
 @_typing.type_check_only
 class EventLogAsyncStub(EventLogStub):
@@ -107,12 +114,19 @@ class EventLogAsyncStub(EventLogStub):
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]  # type: ignore[assignment]
     """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild."""
+    RollbackView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RollbackViewRequest, _eventlog_pb2.RollbackViewResponse]  # type: ignore[assignment]
+    """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
+    live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
+    Permission: views.rebuild.
+    """
     VerifyView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyViewRequest, _eventlog_pb2.VerifyViewResponse]  # type: ignore[assignment]
     """Builds a view aside and compares it with the live one at the same position. Permission: views.read."""
     ListParkedEvents: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListParkedEventsRequest, _eventlog_pb2.ListParkedEventsResponse]  # type: ignore[assignment]
-    """Events that a view could not fold and has set aside. Permission: views.read."""
+    """Events of the caller's tenant that a view could not fold and has set aside. Permission: views.read."""
     RedriveParkedEvent: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RedriveParkedEventRequest, _eventlog_pb2.RedriveParkedEventResponse]  # type: ignore[assignment]
-    """Folds a parked event again. Permission: views.rebuild."""
+    """Folds a parked event of the caller's tenant again. NOT_FOUND (reason PARKED_EVENT_NOT_FOUND). Permission:
+    views.rebuild.
+    """
 
 class EventLogServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (reason VIEW_NOT_FOUND) for an unknown view;
@@ -193,6 +207,16 @@ class EventLogServicer:
     ) -> _typing.Union[_eventlog_pb2.RebuildViewResponse, _abc.Awaitable[_eventlog_pb2.RebuildViewResponse]]:
         """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild."""
 
+    def RollbackView(
+        self,
+        request: _eventlog_pb2.RollbackViewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.RollbackViewResponse, _abc.Awaitable[_eventlog_pb2.RollbackViewResponse]]:
+        """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
+        live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
+        Permission: views.rebuild.
+        """
+
     def VerifyView(
         self,
         request: _eventlog_pb2.VerifyViewRequest,
@@ -205,13 +229,15 @@ class EventLogServicer:
         request: _eventlog_pb2.ListParkedEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_eventlog_pb2.ListParkedEventsResponse, _abc.Awaitable[_eventlog_pb2.ListParkedEventsResponse]]:
-        """Events that a view could not fold and has set aside. Permission: views.read."""
+        """Events of the caller's tenant that a view could not fold and has set aside. Permission: views.read."""
 
     def RedriveParkedEvent(
         self,
         request: _eventlog_pb2.RedriveParkedEventRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_eventlog_pb2.RedriveParkedEventResponse, _abc.Awaitable[_eventlog_pb2.RedriveParkedEventResponse]]:
-        """Folds a parked event again. Permission: views.rebuild."""
+        """Folds a parked event of the caller's tenant again. NOT_FOUND (reason PARKED_EVENT_NOT_FOUND). Permission:
+        views.rebuild.
+        """
 
 def add_EventLogServicer_to_server(servicer: EventLogServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
