@@ -105,7 +105,10 @@ async def test_archived_ids_stay_idempotency_keys(log: PostgresEventLog) -> None
     assert (again.position, again.versions, again.duplicate) == (first.position, (1,), True)
     with pytest.raises(DuplicateEventId, match="other content"):
         await log.append(an_append(stream, an_event(data=b"[2]", event_id=event.id)))
-    assert await log.head() == 81
+    await log.append(an_append(a_stream()))
+    with pytest.raises(DuplicateEventId, match="other content"):
+        await log.append(an_append(a_stream(), event, expected=0))  # nothing but the id is known of this one
+    assert await log.head() == 82
 
 
 async def test_a_writer_that_does_not_know_yet_stores_nothing_twice(
