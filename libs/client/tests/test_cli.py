@@ -423,6 +423,16 @@ def test_verify_checks_who_signed_by_the_keys_that_the_system_exported(
     )
 
 
+def test_verify_checks_the_signature_itself(synod: Command, attested: FakeSystem, data: Path) -> None:
+    export_key(data / "keys" / "consensus.checkpoint.pub.pem")
+    changed = signed("consensus", 5)
+    changed.root_hash = b"x" * 32
+    attested.answer("consensus", "ListCheckpoints", log_pb.ListCheckpointsResponse(checkpoints=[changed]))
+    forged = synod("events", "verify", "consensus")
+    assert forged.exit_code == Exit.NOT_TRUE
+    assert "BROKEN at 5: the checkpoint is forged: its signature is not valid" in forged.stdout
+
+
 def test_verify_takes_a_public_key_from_elsewhere(synod: Command, attested: FakeSystem, tmp_path: Path) -> None:
     own = export_key(tmp_path / "own.pem")
     other = export_key(tmp_path / "other.pem", Ed25519PrivateKey.generate())

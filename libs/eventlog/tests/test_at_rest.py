@@ -103,6 +103,25 @@ async def test_a_changed_payload_is_not_read(log: EncryptedLog, postgres_dsn: st
         await log.read()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data = set_byte(data, 40, get_byte(data, 40) # 1)",
+        "version = version - 1",
+        'data = \'{"text":"forged"}\'',
+        "data = (select data from eventlog.events where position = 1)",
+    ],
+    ids=["changed", "moved", "in the clear", "of something else"],
+)
+async def test_a_tampered_snapshot_is_not_believed(log: EncryptedLog, postgres_dsn: str, change: str) -> None:
+    stream = a_stream()
+    await log.append(an_append(stream, an_event(data=SECRET), an_event()))
+    await log.save_snapshot(stream, 2, "fold-1", SECRET)
+    async with await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as connection:
+        await connection.execute(f"update eventlog.snapshots set {change}".encode())
+    assert await log.load_snapshot(stream, "fold-1") is None
+
+
 async def test_a_rotated_key_encrypts_what_comes_and_the_old_one_still_reads(log: EncryptedLog) -> None:
     await log.append(an_append(a_stream(), an_event(data=SECRET)))
     assert await log.rotate() == 2

@@ -15,6 +15,7 @@ over id and payload, not a random number, for the reason that sealing.py gives: 
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -34,6 +35,8 @@ _NONCE_BYTES: Final = 12
 _HEAD_BYTES: Final = len(MAGIC) + _NUMBER_BYTES
 OVERHEAD_BYTES: Final = _HEAD_BYTES + _NONCE_BYTES + 16
 """By so much is a stored payload longer than what was appended."""
+
+_log = logging.getLogger(__name__)
 
 
 class PayloadCipher:
@@ -123,15 +126,22 @@ class EncryptedLog:
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         newest = self._forms()[0]
-        kept = data if newest is None else newest.encrypt(data, _snapshot_id(stream, fold))
+        kept = data if newest is None else newest.encrypt(data, _snapshot_id(stream, version, fold))
         await self.stored.save_snapshot(stream, version, fold, kept)
 
     async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:
+        """As EventLog.load_snapshot. One that was changed, or put there by somebody without the key, is none: no chain is
+        over snapshots, and a state can be folded anew.
+        """
         found = await self.stored.load_snapshot(stream, fold)
-        if found is None:
+        if found is None or (key_number(found.data) is None and self.encrypting):
             return None
-        data = await self._payload(found.data, _snapshot_id(stream, fold), f"the snapshot of {stream}")
-        return replace(found, data=data)
+        try:
+            bound_to = _snapshot_id(stream, found.version, fold)
+            return replace(found, data=await self._payload(found.data, bound_to, f"the snapshot of {stream}"))
+        except PayloadUnreadable as error:
+            _log.warning("folding anew: %s", error)
+            return None
 
     async def _decrypted(self, event: StoredEvent) -> StoredEvent:
         if not event.data.startswith(MAGIC):
@@ -169,5 +179,5 @@ def _in_form(append: Append, cipher: PayloadCipher | None) -> Append:
     return replace(append, events=tuple(encrypted))
 
 
-def _snapshot_id(stream: StreamId, fold: str) -> bytes:
-    return f"{stream}\n{fold}".encode()
+def _snapshot_id(stream: StreamId, version: int, fold: str) -> bytes:
+    return f"{stream}\n{version}\n{fold}".encode()
