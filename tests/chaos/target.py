@@ -11,8 +11,11 @@ from .workload import Mix
 class Target(Protocol):
     """A log opened by one process. The harness closes what it opened, or kills the process."""
 
-    async def append(self, request: Request) -> Answer:
-        """What the log says to a request: never raises for a fault of the log, that is an Unknown."""
+    async def append(self, request: Request, again: bool = False) -> Answer:
+        """What the log says to a request: never raises for a fault of the log, that is an Unknown.
+
+        `again`: an earlier attempt has an unknown outcome; a log without idempotent appends has to look for itself.
+        """
         ...
 
     def tail(self, after: int) -> AsyncIterator[Sequence[Entry]]:

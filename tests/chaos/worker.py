@@ -126,23 +126,27 @@ class Writer:
 
     async def _call_repeatedly(self) -> None:
         while not self.stopping or self._inherited:
-            await self._settle(self._inherited.pop() if self._inherited else self._workload.next())
+            if self._inherited:
+                await self._settle(self._inherited.pop(), again=True)
+            else:
+                await self._settle(self._workload.next(), again=False)
             await asyncio.sleep(self._workload.pause_s(self._job.pace_s))
 
-    async def _settle(self, request: Request) -> None:
+    async def _settle(self, request: Request, again: bool) -> None:
         """Ask until there is an answer, or the caller gives up; unanswered requests are repeated with the same ids."""
-        while isinstance(answer := await self._attempt(request), Unknown):
+        while isinstance(answer := await self._attempt(request, again), Unknown):
             if self._workload.gives_up():
                 self._link.say(Abandoned(request.key))
                 break
+            again = True
             await asyncio.sleep(RETRY_PAUSE_S)
         self._workload.learn(request, answer)
 
-    async def _attempt(self, request: Request) -> Answer:
+    async def _attempt(self, request: Request, again: bool) -> Answer:
         self._link.say(Begun(request, monotonic()))
         try:
             async with asyncio.timeout(self._workload.impatience_s()):
-                answer = await self._target.append(request)
+                answer = await self._target.append(request, again)
         except TimeoutError:
             answer = Unknown("the caller went away")
         self._link.say(Ended(request.key, answer, monotonic()))
