@@ -106,4 +106,4 @@ async def _open(dsn: str, _: Clock) -> DcbTarget:
     return await asyncio.to_thread(lambda: DcbTarget(PostgresTTDCBFactory(environment)))
 
 
-STOCK_DCB = TargetKind("stock-dcb", _open, versioned=False)
+STOCK_DCB = TargetKind("stock-dcb", _open, versioned=False, commits=False)

@@ -167,6 +167,7 @@ STOCK_FUNCTIONS = TargetKind(
     "stock-functions",
     _opener(PERSISTENCE_MODULE="eventsourcing.postgres", POSTGRES_ENABLE_DB_FUNCTIONS="y"),
     MIX,
+    commits=False,
     forbid=FORBID_STOCK,
 )
 EVENTLOG_LIBRARY = TargetKind(
