@@ -89,17 +89,22 @@ def answers_are_true(evidence: Evidence) -> Iterator[Violation]:
         if isinstance(told.answer, Refused) and found:
             yield Violation(Kind.UNTRUE, f"{told.request.key} was refused ({told.answer.reason}), is stored", told.step)
         elif isinstance(told.answer, Acked) and found:
-            yield from _answer_is_true(told, told.answer, found)
+            yield from _position_is_true(told, told.answer, found)
+            if evidence.versioned:
+                yield from _versions_are_true(told, told.answer, found)
         if found and evidence.versioned:
             yield from _expectations_held(told, where)
         if found and any(entry.type == FORBIDDEN for entry in found):
             yield Violation(Kind.UNTRUE, f"{told.request.key} is stored, which the database forbids", told.step)
 
 
-def _answer_is_true(told: Told, answer: Acked, found: Sequence[Entry]) -> Iterator[Violation]:
+def _position_is_true(told: Told, answer: Acked, found: Sequence[Entry]) -> Iterator[Violation]:
     position = max(entry.position for entry in found)
     if answer.position != position:
         yield Violation(Kind.UNTRUE, f"{told.request.key}: told position {answer.position}, at {position}", told.step)
+
+
+def _versions_are_true(told: Told, answer: Acked, found: Sequence[Entry]) -> Iterator[Violation]:
     versions = {entry.id: entry.version for entry in found}
     for write, version in zip(told.request.writes, answer.versions, strict=False):
         if versions.get(write.ids[-1], version) != version:

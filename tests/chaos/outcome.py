@@ -8,7 +8,7 @@ from .checker import Violation
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One fault, and how long everyone needed to be back at work after it."""
+    """One fault, and how long it took from its beginning until everyone was back at work."""
 
     nemesis: str
     recovery_s: float

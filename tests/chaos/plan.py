@@ -18,6 +18,7 @@ def possible(kind: TargetKind, *, disk: bool, only: Collection[str] = ()) -> lis
         if (kind.whole or not nemesis.whole_only)
         and (disk or nemesis.name != "fill disk")
         and (kind.forbid or nemesis.name != "forbidden event")
+        and (kind.commits or nemesis.name != "lose commit")
         and (not only or nemesis.name in only)
     ]
 

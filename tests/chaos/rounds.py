@@ -1,10 +1,12 @@
 """One round: a fresh database and stream, a crew at work, fault after fault, then everything stopped, read and judged."""
 
+import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 from time import monotonic
+from typing import TypeVar
 
 import nats
 import psycopg
@@ -19,12 +21,14 @@ from .nemesis import Nemesis, Scene
 from .outcome import Outcome, Step
 from .plan import plan, possible
 from .servers import Servers
-from .target import Target, TargetKind
+from .target import TargetKind
 from .target_eventlog import PAGE_EVENTS, WrongClock, found
 from .worker import Job, projecting
 
+Found = TypeVar("Found")
 WRITERS = 3
 QUIET_DEADLINE_S = 15.0
+READ_DEADLINE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class Round:
     async def play(self) -> Outcome:
         name = f"chaos_{self.kind.name.replace('-', '_')}_{self.number}"
         dsn = await self.servers.create_database(name)
-        target = await self._opened(dsn)
+        await self._prepare(dsn)
         crew, outcome = Crew(), Outcome()
         try:
             async with lossy_proxy(dsn) as proxy:
@@ -53,21 +57,20 @@ class Round:
                 scene = Scene(self.kind, self.servers, crew, proxy, random, service, dsn)
                 self._start(scene)
                 await self._inflict(scene, outcome)
-                evidence = await self._stop_and_read(scene, target, outcome)
+                evidence = await self._stop_and_read(scene, outcome)
         finally:
             await crew.dismiss()
-            await target.close()
         await self.servers.drop_database(name)
         outcome.violations += [*crew.violations, *check(evidence)]
         self._count(evidence, outcome)
         return outcome
 
-    async def _opened(self, dsn: str) -> Target:
-        target = await self.kind.open(dsn, WrongClock())
+    async def _prepare(self, dsn: str) -> None:
+        """Let the log make its tables."""
+        await (await self.kind.open(dsn, WrongClock())).close()
         if self.kind.forbid:
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
                 await connection.execute(self.kind.forbid.encode())
-        return target
 
     def _start(self, scene: Scene) -> None:
         names = {"writer": WRITERS, "tail": 2}
@@ -93,7 +96,6 @@ class Round:
         begun_s = monotonic()
         try:
             await nemesis.act(scene)
-            begun_s = monotonic()
             await scene.crew.recovered()
         except TimeoutError as error:
             outcome.violations.append(Violation(Kind.STUCK, f"{nemesis.name}: {error}", scene.crew.step))
@@ -103,23 +105,27 @@ class Round:
         self.on_step(nemesis, took_s, scene.crew.acked)
         return not any(violation.kind is Kind.STUCK for violation in outcome.violations)
 
-    async def _stop_and_read(self, scene: Scene, target: Target, outcome: Outcome) -> Evidence:
+    async def _stop_and_read(self, scene: Scene, outcome: Outcome) -> Evidence:
         """Let writers finish and followers catch up, as far as they do in time; then read it all."""
         scene.crew.order(Stop(), "writer")
+        target = await self.kind.open(scene.dsn, WrongClock())
         try:
             await scene.crew.idle()
-            await scene.crew.caught_up((await target.read())[-1].position, QUIET_DEADLINE_S)
+            log = tuple(await target.read())
+            await scene.crew.caught_up(log[-1].position if log else 0, QUIET_DEADLINE_S)
         except TimeoutError as error:
             outcome.violations.append(Violation(Kind.STUCK, f"stop: {error}", scene.crew.step))
         await scene.crew.dismiss()
         log = tuple(await target.read())
+        chain_ok = await target.verify()
+        await target.close()
         return Evidence(
             told=tuple(scene.crew.told.values()),
             log=log,
             tails={name: tuple(seen) for name, seen in scene.crew.tails.items()},
-            stream=await _stream(scene, len(log)) if self.kind.whole else None,
-            view=await _view(scene.dsn) if self.kind.whole else None,
-            chain_ok=await target.verify(),
+            stream=await _in_time(_stream(scene), "the stream", outcome) if self.kind.whole else None,
+            view=await _in_time(_view(scene.dsn), "the view", outcome) if self.kind.whole else None,
+            chain_ok=chain_ok,
             versioned=self.kind.versioned,
         )
 
@@ -133,7 +139,17 @@ async def _nothing(_: Scene) -> None:
     """The beginning: everyone has to get to work."""
 
 
-async def _stream(scene: Scene, events: int) -> tuple[Entry, ...]:
+async def _in_time(reading: Awaitable[Found], what: str, outcome: Outcome) -> Found | None:
+    """What is read, unless it cannot be read to its end: that is a finding too."""
+    try:
+        async with asyncio.timeout(READ_DEADLINE_S):
+            return await reading
+    except TimeoutError:
+        outcome.violations.append(Violation(Kind.STUCK, f"{what} could not be read to its end"))
+        return None
+
+
+async def _stream(scene: Scene) -> tuple[Entry, ...]:
     """All that JetStream has, be it more or less than the log."""
     client = await nats.connect(scene.servers.nats_url)
     source = StreamSource(client, scene.service)

@@ -11,8 +11,11 @@ from .workload import Mix
 class Target(Protocol):
     """A log opened by one process. The harness closes what it opened, or kills the process."""
 
-    async def append(self, request: Request) -> Answer:
-        """What the log says to a request: never raises for a fault of the log, that is an Unknown."""
+    async def append(self, request: Request, again: bool = False) -> Answer:
+        """What the log says to a request: never raises for a fault of the log, that is an Unknown.
+
+        `again`: an earlier attempt has an unknown outcome; a log without idempotent appends has to look for itself.
+        """
         ...
 
     def tail(self, after: int) -> AsyncIterator[Sequence[Entry]]:
@@ -48,5 +51,7 @@ class TargetKind:
     whole: bool = False
     """With relays, stream, view and chain: everything that only our log has."""
     versioned: bool = True
+    commits: bool = True
+    """Whether an append ends by a COMMIT of its own, which the proxy can tell on the wire from a read."""
     forbid: str = ""
     """SQL that makes the database refuse events of the type Forbidden."""

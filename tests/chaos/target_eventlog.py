@@ -38,7 +38,7 @@ class EventLogTarget:
     def __init__(self, log: PostgresEventLog) -> None:
         self.log = log
 
-    async def append(self, request: Request) -> Answer:
+    async def append(self, request: Request, again: bool = False) -> Answer:
         try:
             appended = await self.log.append(*(_append(write) for write in request.writes))
         except VersionConflict as conflict:

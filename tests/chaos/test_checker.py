@@ -113,6 +113,11 @@ def test_an_expected_version_that_did_not_hold_is_untrue() -> None:
     assert kinds(replace(FAULTLESS, told=(CREATED, wrong, OVER_TWO_STREAMS))) == {Kind.UNTRUE}
 
 
+def test_a_log_that_numbers_no_streams_is_not_held_to_versions() -> None:
+    log = tuple(replace(each, version=0) for each in LOG)
+    assert check(found(log, versioned=False)) == []
+
+
 def test_an_event_that_the_database_forbids_and_has_is_untrue() -> None:
     forbidden = told(Request((Write("c", None, ("c1",), FORBIDDEN),)), 9, Acked(6, (1,)))
     log = (*LOG, entry(6, "c1", "c", 1, FORBIDDEN))

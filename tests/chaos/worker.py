@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -29,6 +29,7 @@ from .target_eventlog import PAGE_EVENTS, EventLogTarget, WrongClock, found, ope
 from .targets import TARGETS
 from .workload import Workload
 
+Opened = TypeVar("Opened")
 PR_SET_PDEATHSIG = 1
 RETRY_PAUSE_S = 0.02
 OPEN_DEADLINE_S = 30.0
@@ -79,12 +80,12 @@ class Link:
         asyncio.get_running_loop().add_reader(self._pipe.fileno(), lambda: handle(self._pipe.recv()))
 
 
-async def opened(job: Job, clock: WrongClock) -> Target:
-    """The log under test; a database that is just coming back is waited for, as a supervisor of processes would."""
+async def opened(opening: Callable[[], Awaitable[Opened]]) -> Opened:
+    """What is opened; a database that is just coming back is waited for, as a supervisor of processes would."""
     deadline = monotonic() + OPEN_DEADLINE_S
     while True:
         try:
-            return await TARGETS[job.target].open(job.dsn, clock)
+            return await opening()
         except Exception:  # each log has its own errors for a database that is away
             if monotonic() > deadline:
                 raise
@@ -94,7 +95,8 @@ async def opened(job: Job, clock: WrongClock) -> Target:
 async def write(job: Job, link: Link) -> None:
     clock = WrongClock()
     workload = Workload(f"{job.name}i{job.incarnation}", job.seed, TARGETS[job.target].mix)
-    writer = Writer(job, link, workload, await opened(job, clock))
+    target = await opened(lambda: TARGETS[job.target].open(job.dsn, clock))
+    writer = Writer(job, link, workload, target)
 
     def handle(order: Order) -> None:
         if isinstance(order, SetClock):
@@ -126,23 +128,27 @@ class Writer:
 
     async def _call_repeatedly(self) -> None:
         while not self.stopping or self._inherited:
-            await self._settle(self._inherited.pop() if self._inherited else self._workload.next())
+            if self._inherited:
+                await self._settle(self._inherited.pop(), again=True)
+            else:
+                await self._settle(self._workload.next(), again=False)
             await asyncio.sleep(self._workload.pause_s(self._job.pace_s))
 
-    async def _settle(self, request: Request) -> None:
+    async def _settle(self, request: Request, again: bool) -> None:
         """Ask until there is an answer, or the caller gives up; unanswered requests are repeated with the same ids."""
-        while isinstance(answer := await self._attempt(request), Unknown):
+        while isinstance(answer := await self._attempt(request, again), Unknown):
             if self._workload.gives_up():
                 self._link.say(Abandoned(request.key))
                 break
+            again = True
             await asyncio.sleep(RETRY_PAUSE_S)
         self._workload.learn(request, answer)
 
-    async def _attempt(self, request: Request) -> Answer:
+    async def _attempt(self, request: Request, again: bool) -> Answer:
         self._link.say(Begun(request, monotonic()))
         try:
             async with asyncio.timeout(self._workload.impatience_s()):
-                answer = await self._target.append(request)
+                answer = await self._target.append(request, again)
         except TimeoutError:
             answer = Unknown("the caller went away")
         self._link.say(Ended(request.key, answer, monotonic()))
@@ -150,7 +156,7 @@ class Writer:
 
 
 async def tail(job: Job, link: Link) -> None:
-    target = await opened(job, WrongClock())
+    target = await opened(lambda: TARGETS[job.target].open(job.dsn, WrongClock()))
     async for entries in target.tail(job.after):
         link.say(Seen(list(entries)))
 
@@ -196,7 +202,7 @@ class Tallies:
 @asynccontextmanager
 async def projecting(dsn: str) -> AsyncIterator[tuple[Projector, EventLogTarget]]:
     """The round's view over the log."""
-    target = await open_eventlog(dsn, WrongClock())
+    target = await opened(lambda: open_eventlog(dsn, WrongClock()))
     async with AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as pool:
         limits = ProjectorLimits(retry_pause_s=0.01, retry_pause_max_s=0.5)
         yield Projector(pool, Tallies(), LogSource(target.log), limits), target
@@ -212,6 +218,7 @@ async def project(job: Job, link: Link) -> None:
                 rebuilds.add(asyncio.create_task(until_done(projector.rebuild)))
 
         link.on_order(handle)
+        await opened(projector.prepare)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(projector.run())
             tasks.create_task(report_position(projector, link, job.after))
@@ -239,7 +246,7 @@ async def report_position(projector: Projector, link: Link, position: int) -> No
 
 
 async def relay(job: Job, link: Link) -> None:
-    target = await open_eventlog(job.dsn, WrongClock())
+    target = await opened(lambda: open_eventlog(job.dsn, WrongClock()))
     async with connected(job) as client:
         config = RelayConfig(ack_timeout_s=1.0, idle_check_s=0.5, retry_pause_max_s=0.5)
         await Relay(target.log, client, job.service, config).run()

@@ -47,6 +47,7 @@ class LossyProxy:
             self._tasks.discard(task)
             return
         upward = asyncio.create_task(self._pump(client, to_server, lossy=False))
+        upward.add_done_callback(lambda _: to_server.close())  # the server learns at once that its client is gone
         try:
             await self._pump(server, to_client, lossy=True)
         except asyncio.CancelledError:
