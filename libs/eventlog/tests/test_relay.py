@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import nats
+import nats.js.errors
 import pytest
 from eventlog.chain import link
 from eventlog.ending import end
@@ -18,8 +20,9 @@ from eventlog.testing import a_stream, an_append, an_event
 from launcher.testing import RunningNats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from synod.common.ids import uuid7
+from synod.common.streams import events_of
 from synod.common.subjects import event_stream
 
 QUICK = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1)
@@ -189,6 +192,35 @@ async def test_a_deleted_stream_is_made_anew_and_filled(client: Client, service:
             while await stream_end(client, service) < 150:
                 await relay.wait_for(151, timeout_s=0.05)
     await assert_published(client, service, log)
+
+
+async def test_a_relay_that_makes_no_stream_waits_for_one_and_fills_it_from_the_first_event(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    js = client.jetstream()
+    await fill(log, 100)
+    async with running(Relay(log, client, service, replace(QUICK, makes_stream=False))) as relay:
+        await said(relay, f"NATS has no stream {event_stream(service)}")
+        with pytest.raises(nats.js.errors.NotFoundError):
+            await js.stream_info(event_stream(service))
+        await js.add_stream(StreamConfig.from_response(dict(events_of(service).config())))
+        await relay.wait_for(100, timeout_s=30)
+        assert relay.problem == ""
+        await js.delete_stream(event_stream(service))
+        await fill(log, 50)
+        await said(relay, "has no stream")
+        await js.add_stream(StreamConfig.from_response(dict(events_of(service).config())))
+        await said(relay, "")
+        assert await relay.wait_for(150, timeout_s=30) == 150
+    await assert_published(client, service, log)
+
+
+async def said(relay: Relay, problem: str) -> None:
+    """Returns once the relay says that this is wrong, or with an empty text that nothing is."""
+    async with asyncio.timeout(30):
+        # What is wrong has no event to wait for; it is read by a gauge.
+        while (problem not in relay.problem) if problem else relay.problem:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def stream_end(client: Client, service: str) -> int:

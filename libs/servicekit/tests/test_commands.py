@@ -75,8 +75,10 @@ def serve(nats_url: str) -> Serve:
             tracing=Tracing(service),
             metrics=Metrics(),
             log=Logger(service),
+            make_streams=True,
         )
         commands.add(CommandSpec("greet", handler, Greet, **({"backoff": QUICK} | terms)))
+        await commands.prepare()
         await commands.start()
         yield commands
         await commands.stop()
@@ -298,7 +300,7 @@ async def test_stopping_waits_for_the_command_in_hand(serve: Serve) -> None:
 
 async def test_sending_to_a_service_that_never_ran_says_what_to_do(serve: Serve) -> None:
     async with serve(Recorder()) as commands:
-        with pytest.raises(Unavailable, match="stream CMD_NOBODY does not exist; start the service that owns it"):
+        with pytest.raises(Unavailable, match="stream CMD_NOBODY does not exist; an administrator makes it"):
             await commands.queue.send("nobody", "greet", Greet(name="x"), tenant="local")
 
 

@@ -18,16 +18,15 @@ import nats.js.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from synod.common.subjects import all_events, event_stream, event_subject
+from nats.js.api import StreamConfig
+from synod.common.streams import DAY_S, events_of
+from synod.common.subjects import event_stream, event_subject
 
 from eventlog.envelope import from_headers, to_headers
 from eventlog.errors import LogUnavailable, RelayDiverged
 from eventlog.log import EventLog
 from eventlog.records import StoredEvent
 from eventlog.signal import HeadSignal
-
-_DAY_S = 24 * 3600
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +37,14 @@ class RelayConfig:
 
     replicas: int = 1
     """3 in production: then the stream survives the loss of a server."""
-    max_age_s: float = 30 * _DAY_S
+    max_age_s: float = 30 * DAY_S
     """How long messages stay. The log keeps everything; the stream serves those who follow."""
     window_messages: int = 2_000
     """Messages published and not yet acknowledged."""
     page_events: int = 500
+    makes_stream: bool = True
+    """Make the stream if it is missing. Not where an administrator makes streams, and a service's user may not: the relay
+    then waits for the stream, and fills it from the first event on."""
     ack_timeout_s: float = 5.0
     """Without any acknowledgement for so long, the relay looks anew where the stream ends."""
     idle_check_s: float = 5.0
@@ -52,6 +54,15 @@ class RelayConfig:
 
 class Fenced(Exception):
     """The stream refused a message: another relay came first, or the stream was cut short."""
+
+
+class StreamMissing(Exception):
+    """There is no stream to publish to, and the relay is not to make one."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(
+            f"NATS has no stream {stream}; an administrator makes it, the relay then fills it from the log"
+        )
 
 
 class Relay:
@@ -67,6 +78,8 @@ class Relay:
         self._window = _Window(0)
         self._published = HeadSignal()
         self.resyncs = 0
+        self.problem = ""
+        """Why nothing is published at present; empty while all is well."""
 
     @property
     def position(self) -> int:
@@ -92,6 +105,9 @@ class Relay:
                     pause_s = 0.01
                 except nats.errors.ConnectionClosedError:
                     raise
+                except StreamMissing as missing:
+                    self._report(str(missing))
+                    await asyncio.sleep(self._config.retry_pause_max_s)
                 except (Fenced, nats.errors.Error, TimeoutError, OSError, LogUnavailable) as error:
                     _log.info("relay of %s looks anew where its stream ends: %r", self._service, error)
                     await asyncio.sleep(pause_s * (0.5 + random()))
@@ -100,35 +116,31 @@ class Relay:
             if not self._client.is_closed:
                 await acks.unsubscribe()
 
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            _log.warning("relay of %s: %s", self._service, problem or "publishes again")
+        self.problem = problem
+
     async def ensure_stream(self) -> int:
-        """Create the stream if it does not exist. The sequence of its last message."""
+        """The sequence of the stream's last message. Creates a missing stream, or raises StreamMissing."""
         try:
             info = await self._js.stream_info(self._stream)
-        except nats.js.errors.NotFoundError:
+        except nats.js.errors.NotFoundError as error:
+            if not self._config.makes_stream:
+                raise StreamMissing(self._stream) from error
             info = await self._js.add_stream(self._stream_config())
         return info.state.last_seq
 
     def _stream_config(self) -> StreamConfig:
-        return StreamConfig(
-            name=self._stream,
-            description=f"Every event of {self._service}; sequence equals position in its log.",
-            subjects=[all_events(self._service)],
-            retention=RetentionPolicy.LIMITS,
-            storage=StorageType.FILE,
-            discard=DiscardPolicy.OLD,
-            num_replicas=self._config.replicas,
-            max_age=self._config.max_age_s,
-            duplicate_window=120,
-            deny_delete=True,
-            deny_purge=True,
-            allow_direct=True,
-            allow_atomic=True,
-        )
+        stream = events_of(self._service, replicas=self._config.replicas, max_age_s=self._config.max_age_s)
+        config: StreamConfig = StreamConfig.from_response(dict(stream.config()))
+        return config
 
     async def _resync(self) -> None:
         last = await self.ensure_stream()
         await self._check_same_history(last)
         self.resyncs += 1
+        self._report("")
         self._window = _Window(last)
         self._published.move(last)
 
