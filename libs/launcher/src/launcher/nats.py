@@ -48,6 +48,10 @@ class EmbeddedNats:
     authorization: Mapping[str, Json] = field(default_factory=dict, repr=False)
     name: str = "synod"
     storage_key: str = field(default="", repr=False)
+    durable: bool = False
+    """Nothing is acknowledged before it is flushed to disk; else the last moments may be lost with the machine's power."""
+    cluster: Mapping[str, Json] = field(default_factory=dict)
+    """The cluster block of NATS's configuration; empty for a server that stands alone."""
 
     @property
     def log(self) -> Path:
@@ -97,18 +101,25 @@ class EmbeddedNats:
         stop(process, signal.SIGTERM, grace_s)
 
     def _config(self) -> Mapping[str, Json]:
-        storage: dict[str, Json] = {"store_dir": str(self.directory), "max_mem": MEMORY_STORE_BYTES_MAX}
-        if self.storage_key:
-            storage |= {"key": self.storage_key, "cipher": STORAGE_CIPHER}
         config: dict[str, Json] = {
             "server_name": self.name,
             "host": "127.0.0.1",
             "port": self.port,
             "ports_file_dir": str(self.directory),
             "max_payload": PAYLOAD_BYTES_MAX,
-            "jetstream": storage,
+            "jetstream": self._jetstream(),
         }
+        if self.cluster:
+            config["cluster"] = self.cluster
         return {**config, **self.authorization}
+
+    def _jetstream(self) -> Mapping[str, Json]:
+        storage: dict[str, Json] = {"store_dir": str(self.directory), "max_mem": MEMORY_STORE_BYTES_MAX}
+        if self.durable:
+            storage["sync_interval"] = "always"
+        if self.storage_key:
+            storage |= {"key": self.storage_key, "cipher": STORAGE_CIPHER}
+        return storage
 
 
 def url(port: int, user: NatsUser | None = None) -> str:
