@@ -120,8 +120,9 @@ SECRETS := deploy/compose/secrets
 START_S := 180
 
 .PHONY: nats-conf
-nats-conf: setup ## Write deploy/nats/nats.conf from the permissions in libs/launcher
+nats-conf: setup ## Write what is in deploy/nats from the table of services in libs/launcher
 	$(BIN)/python -m launcher.containers nats > deploy/nats/nats.conf
+	$(BIN)/python -m launcher.containers streams > deploy/nats/jetstream.json
 
 .PHONY: images
 images: ## Build the image of every service (REVISION=... labels them)

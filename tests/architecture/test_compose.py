@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import yaml
+from agent_runtime.subscriptions import ACK_WAIT_S
+from agent_runtime.work.dispatch import VERB
 from launcher.keys import ensure_keys
 from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
 from launcher.programs import NATS, POSTGRES, environment, needed
+from synod.common.streams import CommandConsumer
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev.yaml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
+NATS_ADMIN = "nats-admin"
 CALLERS_OF_TOOLS = {"agent-runtime", EDGE}
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
@@ -36,7 +40,7 @@ def of_the_image(service: Service) -> set[str]:
 
 
 def test_every_program_of_the_launcher_is_a_container() -> None:
-    assert set(CONTAINERS) == {POSTGRES, NATS, SIMULATOR, *(service.name for service in SERVICES)}
+    assert set(CONTAINERS) == {POSTGRES, NATS, NATS_ADMIN, SIMULATOR, *(service.name for service in SERVICES)}
 
 
 @each_service
@@ -61,8 +65,37 @@ def test_a_service_waits_for_what_it_needs_and_knows_its_peers(service: Service)
     peers = {other.name: f"{other.name}:{layout.grpc_port(other)}" for other in needed(layout, service)}
     assert json.loads(container["environment"]["SYNOD_PEERS"]) == peers
     simulator = {SIMULATOR} if service.name == "llm-gateway" else set()
-    assert set(container["depends_on"]) == {POSTGRES, NATS, *service.needs} | simulator
-    assert all(wanted == {"condition": "service_healthy"} for wanted in container["depends_on"].values())
+    assert set(container["depends_on"]) == {POSTGRES, NATS, NATS_ADMIN, *service.needs} | simulator
+    for name, wanted in container["depends_on"].items():
+        assert wanted["condition"] == f"service_{'completed_successfully' if name == NATS_ADMIN else 'healthy'}"
+
+
+def test_the_streams_are_made_by_the_administrator_alone_before_any_service_starts() -> None:
+    administrator = CONTAINERS[NATS_ADMIN]
+    assert administrator["command"][-2:] == ["apply", "/etc/nats/jetstream.json"]
+    assert administrator["volumes"] == ["./deploy/nats/jetstream.json:/etc/nats/jetstream.json:ro"]
+    holders = {name for name, each in CONTAINERS.items() if "administrator.nats" in str(each.get("secrets"))}
+    assert holders == {NATS_ADMIN}
+    assert neighbours(NATS_ADMIN) == {NATS}
+
+
+def test_the_streams_are_those_that_the_services_take_commands_from() -> None:
+    queues = {(each.service, each.verb): each for service in SERVICES for each in service.commands}
+    assert queues == {("agent-runtime", VERB): CommandConsumer("agent-runtime", VERB, ACK_WAIT_S)}
+    makers = {
+        path.parts[-4] for path in (ROOT / "services").glob("*/src/*/main.py") if "add_command(" in path.read_text()
+    }
+    assert makers == {"agent-runtime"}
+
+
+@each_service
+def test_a_service_may_read_the_events_that_its_code_follows(service: Service) -> None:
+    code = "".join(path.read_text() for path in (ROOT / "services" / service.name / "src").rglob("*.py"))
+    named = set(re.findall(r"StreamSource\((?:host\.nats|self\.client), (\"[a-z-]+\"|[A-Z_]+|service)\)", code))
+    constants = dict(re.findall(r'^([A-Z_]+)\b.* = "([a-z-]+)"$', code, re.MULTILINE))
+    followed = {constants.get(each, each.strip('"')) for each in named}
+    everybody = {each.name for each in SERVICES}
+    assert set(service.reads) == (everybody if followed == {"service"} else followed)
 
 
 @each_service
@@ -142,8 +175,9 @@ def test_no_secret_can_be_committed() -> None:
     assert "deploy/compose/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_the_configuration_of_nats_is_current() -> None:
+@pytest.mark.parametrize(("what", "file"), [("nats", "nats.conf"), ("streams", "jetstream.json")])
+def test_what_nats_is_given_is_current(what: str, file: str) -> None:
     made = subprocess.run(
-        [sys.executable, "-m", "launcher.containers", "nats"], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-m", "launcher.containers", what], capture_output=True, text=True, check=True, timeout=30
     )
-    assert (ROOT / "deploy/nats/nats.conf").read_text() == made.stdout, "run `make nats-conf`"
+    assert (ROOT / "deploy/nats" / file).read_text() == made.stdout, "run `make nats-conf`"

@@ -16,7 +16,7 @@ ALLOWED = {
     "eventlog": {"synod", "eventlog"},
     "servicekit": {"synod", "eventlog", "servicekit"},
     "client": {"synod", "synod_client", "launcher"},
-    "launcher": {"synod", "launcher"},
+    "launcher": {"synod", "servicekit", "launcher"},
 }
 OURS = {"synod", "eventlog", "servicekit", "synod_client", "launcher", "provider_simulator"} | PACKAGES
 

@@ -6,8 +6,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from psycopg.sql import SQL, Identifier
 from rich.console import Console
 from rich.table import Table
 from synod.common.ids import new_id
+from synod.common.streams import Json
 
 Size = Literal["tiny", "small", "full"]
 """tiny only shows that a benchmark runs; its figures mean nothing."""
@@ -122,15 +123,29 @@ def _new_database(dsn: str) -> str:
 
 
 @asynccontextmanager
-async def nats_server() -> AsyncIterator[str]:
-    """The URL of a server of its own with JetStream on disk."""
+async def nats_server(*, durable: bool = False) -> AsyncIterator[str]:
+    """The URL of a server of its own with JetStream on disk; `durable` flushes before each acknowledgement."""
     with tempfile.TemporaryDirectory(prefix="synod-bench-") as directory:
-        server = EmbeddedNats(Path(directory))
+        server = EmbeddedNats(Path(directory), durable=durable)
         process = server.start()
         try:
             yield url(server.bound_port(process.pid) or server.port)
         finally:
             server.stop(process)
+
+
+@asynccontextmanager
+async def nats_cluster(nodes: int) -> AsyncIterator[str]:
+    """The URL of one of so many servers on this machine that keep streams together."""
+    routes = [free_port() for _ in range(nodes)]
+    with tempfile.TemporaryDirectory(prefix="synod-bench-") as directory, ExitStack() as stack:
+        for number, route in enumerate(routes):
+            known = [f"nats://127.0.0.1:{port}" for port in routes]
+            cluster: Mapping[str, Json] = {"name": "bench", "listen": f"127.0.0.1:{route}", "routes": known}
+            server = EmbeddedNats(Path(directory) / str(number), name=f"node-{number}", cluster=cluster)
+            process = server.start()
+            stack.callback(server.stop, process)
+        yield url(server.bound_port(process.pid) or server.port)
 
 
 @dataclass(slots=True)

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 import pytest
 from launcher import nats
-from launcher.keys import NATS_CLIENTS, ensure_keys
+from launcher.keys import ADMINISTRATOR, NATS_CLIENTS, ensure_keys
 from launcher.layout import Layout
 from launcher.nats import ANY_PORT, NatsUser
 from launcher.processes import Warden
 from launcher.programs import nats_of
+from launcher.streams import make_streams
 from launcher.testing import RunningNats
 from synod_client import Endpoints, Limits, Synod
 from synod_client.testing import FakeSystem
@@ -44,7 +45,9 @@ def bus(tmp_path_factory: pytest.TempPathFactory, launcher_warden: Warden) -> It
     credentials = ensure_keys(layout.keys, (service.name for service in layout.services))
     running = RunningNats(replace(nats_of(layout, credentials), port=ANY_PORT), launcher_warden)
     running.start()
-    yield Bus(running, dict(credentials.nats))
+    bus = Bus(running, dict(credentials.nats))
+    make_streams(bus.url(ADMINISTRATOR), layout.services)
+    yield bus
     running.stop()
 
 

@@ -360,7 +360,7 @@ async def test_the_clients_login_reaches_tasks_and_answers_and_nothing_else(bus:
         refused.put_nowait(str(error))
 
     client = await nats.connect(bus.url("client"), error_cb=note, inbox_prefix="_INBOX_client")
-    for subject in ("synod.local.evt.cost-ledger.x", "synod.local.cmd.agent-runtime.run", "$JS.API.STREAM.DELETE.X"):
+    for subject in ("synod.local.evt.cost-ledger.x", "synod.local.cmd.agent-runtime.run", "SYNOD.API.STREAM.DELETE.X"):
         await client.publish(subject, b"{}")
         assert f'violation for publish to "{subject}"' in (
             await asyncio.wait_for(refused.get(), WAIT_S)

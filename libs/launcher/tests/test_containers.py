@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,12 @@ from pathlib import Path
 import nats
 import psycopg
 import pytest
+from launcher.bus import authorization
 from launcher.containers import main, nats_configuration, write_secrets
 from launcher.keys import NATS_CLIENTS
 from launcher.layout import Service
 from launcher.nats import binary
 from launcher.processes import Command, free_port, start, stop, wait_until
-from launcher.programs import nats_users
 
 SERVICES = (Service("agent-registry", 1), Service("cost-ledger", 5))
 
@@ -97,14 +98,9 @@ async def test_a_server_takes_the_configuration_and_refuses_another_services_eve
         await client.close()
 
 
-def test_the_configuration_has_the_launchers_permissions() -> None:
+def test_the_configuration_is_the_launchers_own() -> None:
     text = nats_configuration(SERVICES)
-    for user in nats_users(SERVICES, dict.fromkeys(("agent-registry", "cost-ledger", *NATS_CLIENTS), "")):
-        entry = text.partition(f"user: {json.dumps(user.name)},")[2].partition("user: ")[0]
-        publish, _, subscribe = entry.partition("subscribe:")
-        assert tuple(_strings(publish)) == user.publish
-        assert tuple(_strings(subscribe)) == user.subscribe
-
-
-def _strings(text: str) -> Iterator[str]:
-    return (json.loads(line.strip()) for line in text.splitlines() if line.strip().startswith('"'))
+    names = ("agent-registry", "cost-ledger", *NATS_CLIENTS)
+    words = re.sub(r"\$(password_\w+)", r'"\1"', text.partition("accounts: ")[2])
+    variables = {name: f"password_{name.replace('-', '_')}" for name in names}
+    assert json.loads(words) == authorization(SERVICES, variables)["accounts"]

@@ -8,7 +8,7 @@ import nats as client
 import pytest
 from launcher import nats
 from launcher.errors import BinaryMissing
-from launcher.nats import EmbeddedNats, NatsUser
+from launcher.nats import EmbeddedNats
 from launcher.processes import Warden
 from launcher.testing import RunningNats
 
@@ -54,12 +54,11 @@ def test_no_server_at_all_is_refused_with_what_to_install(no_wheel: Path) -> Non
 
 
 def test_the_configuration_holds_passwords_and_is_closed_to_others(tmp_path: Path) -> None:
-    user = NatsUser("cost-ledger", "secret", publish=("synod.*.evt.cost-ledger.>",))
-    server = EmbeddedNats(tmp_path / "nats", users=(user,))
+    accounts = {"COST_LEDGER": {"users": [{"user": "cost-ledger", "password": "secret"}]}}
+    server = EmbeddedNats(tmp_path / "nats", authorization={"accounts": accounts})
     server.prepare()
     assert stat.S_IMODE(server.config_file.stat().st_mode) == 0o600
-    (entry,) = json.loads(server.config_file.read_text())["authorization"]["users"]
-    assert entry["permissions"]["publish"] == {"allow": ["synod.*.evt.cost-ledger.>"]}
+    assert json.loads(server.config_file.read_text())["accounts"] == accounts
     assert "secret" not in repr(server)
 
 

@@ -1,37 +1,92 @@
 """What each service may not do on the servers they share, tried on real ones for every pair of services."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import nats
+import nats.errors
 import psycopg
 import pytest
+from eventlog.sources import StreamSource
+from launcher.bus import authorization
 from launcher.databases import provision
-from launcher.keys import NATS_CLIENTS, OBSERVER
+from launcher.keys import ADMINISTRATOR, CLIENT, NATS_CLIENTS, OBSERVER
 from launcher.layout import SERVICES
-from launcher.nats import EmbeddedNats
+from launcher.nats import EmbeddedNats, NatsUser, url
 from launcher.postgres import new_password
-from launcher.programs import nats_users
+from launcher.streams import make_streams, plans_of
 from launcher.testing import RunningNats, RunningPostgres
 from nats.aio.client import Client
+from nats.js.api import AckPolicy, ConsumerConfig
+from servicekit.nats_admin import administrator
+from synod.common.subjects import event_stream
 
 NAMES = tuple(service.name for service in SERVICES)
 DATABASES = tuple(service.module for service in SERVICES)
 DEADLINE_S = 30.0
+SILENCE_S = 0.2
 PASSWORDS = dict.fromkeys((*NAMES, *NATS_CLIENTS), "password")
+OTHERS = (*NAMES, OBSERVER, CLIENT)
+"""Everybody but the administrator."""
+QUEUES = ("CMD_AGENT_RUNTIME", "DLQ_AGENT_RUNTIME", "CMD_AGENTS", "ANS_AGENTS")
+STREAMS = (*map(event_stream, NAMES), *QUEUES, "CHECKPOINTS")
+CHANGES = (
+    *("STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.SNAPSHOT"),
+    *("STREAM.RESTORE", "STREAM.PEER.REMOVE", "STREAM.LEADER.STEPDOWN", "CONSUMER.LIST", "CONSUMER.NAMES"),
+)
+MAY_CHANGE = {("agent-runtime", "STREAM.MSG.DELETE", "DLQ_AGENT_RUNTIME")}
+"""A dead letter that was put back into its queue is taken from the dead letters."""
+READS = {
+    "agent-registry": {"agent-runtime", "tool-executor"},
+    "cost-ledger": {"llm-gateway", "tool-executor"},
+    "consensus": set(),
+    "tool-executor": set(),
+    "llm-gateway": set(),
+    "agent-runtime": {"consensus"},
+    "ws-gateway": set(NAMES),
+    OBSERVER: set(NAMES),
+    CLIENT: set(),
+}
+"""Whose events each may read: the table of architecture.md, written down a second time on purpose."""
+
+
+def running(directory: Any, warden: Any, who_may_what: Any) -> RunningNats:
+    """A server with the streams of the whole system."""
+    warden.watch_directory(directory)
+    server = RunningNats(EmbeddedNats(directory, authorization=who_may_what), warden)
+    server.start()
+    make_streams(url(server.server.port, NatsUser(ADMINISTRATOR, PASSWORDS[ADMINISTRATOR])), SERVICES)
+    return server
 
 
 @pytest.fixture(scope="module")
-def shared_nats(tmp_path_factory: pytest.TempPathFactory, launcher_warden) -> Iterator[RunningNats]:  # type: ignore[no-untyped-def]
-    """A server with the users and permissions of the whole system."""
-    directory = tmp_path_factory.mktemp("nats")
-    launcher_warden.watch_directory(directory)
-    server = RunningNats(EmbeddedNats(directory, users=nats_users(SERVICES, PASSWORDS)), launcher_warden)
-    server.start()
+def shared_nats(tmp_path_factory: pytest.TempPathFactory, launcher_warden: Any) -> Iterator[RunningNats]:
+    """A server with the accounts, users and permissions of the whole system."""
+    server = running(tmp_path_factory.mktemp("nats"), launcher_warden, authorization(SERVICES, PASSWORDS))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def lax_nats(tmp_path_factory: pytest.TempPathFactory, launcher_warden: Any) -> Iterator[RunningNats]:
+    """The same, but its users may say and hear everything in their accounts."""
+    lax = json.loads(json.dumps(authorization(SERVICES, PASSWORDS)))
+    for account in lax["accounts"].values():
+        for user in account["users"]:
+            del user["permissions"]
+    server = running(tmp_path_factory.mktemp("lax"), launcher_warden, lax)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["shared_nats", "lax_nats"])
+def hub(request: pytest.FixtureRequest) -> RunningNats:
+    found: RunningNats = request.getfixturevalue(request.param)
+    return found
 
 
 @asynccontextmanager
@@ -42,7 +97,8 @@ async def connected(server: RunningNats, user: str) -> AsyncIterator[tuple[Clien
     async def on_error(error: Exception) -> None:
         refused.put_nowait(str(error).lower())
 
-    client = await nats.connect(server.url, user=user, password=PASSWORDS[user], error_cb=on_error)
+    prefix = "_INBOX_client" if user == CLIENT else "_INBOX"
+    client = await nats.connect(server.url, user=user, password=PASSWORDS[user], error_cb=on_error, inbox_prefix=prefix)
     try:
         yield client, refused
     finally:
@@ -60,18 +116,40 @@ def event_of(service: str) -> str:
 
 
 def refusal(subject: str) -> str:
-    return f'nats: permissions violation for publish to "{subject}"'
+    subject = subject.replace("$JS.API", "SYNOD.API")
+    return f'nats: permissions violation for publish to "{subject.lower()}"'
+
+
+async def messages(server: RunningNats) -> dict[str, int]:
+    """How many messages every stream holds."""
+    async with administrator(server.url, ADMINISTRATOR, PASSWORDS[ADMINISTRATOR]) as admin:
+        infos = [info async for info in admin._pages("STREAM.LIST", "streams")]
+        assert await admin.drift(plans_of(SERVICES)) == ()
+    return {info["config"]["name"]: info["state"]["messages"] for info in infos}  # type: ignore[index,call-overload,misc]
+
+
+async def is_answered(client: Client, subject: str, body: bytes = b"", timeout_s: float = DEADLINE_S) -> bool:
+    """Whether JetStream answers at all, be it with an error of its own."""
+    try:
+        await client.request(subject, body, timeout=timeout_s)
+    except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("user", NAMES)
 async def test_a_service_publishes_its_own_events_and_no_others(shared_nats: RunningNats, user: str) -> None:
     others = sorted(event_of(other) for other in NAMES if other != user)
+    before = await messages(shared_nats)
     async with connected(shared_nats, user) as (client, refused):
-        await client.publish(event_of(user), b"{}")
+        acknowledged = await client.jetstream().publish(event_of(user), b"{}")
         for subject in others:
             await client.publish(subject, b"{}")
         assert await refusals(refused, len(others)) == [refusal(subject) for subject in others]
         assert refused.empty()
+    own = event_stream(user)
+    assert (acknowledged.stream, acknowledged.seq) == (own, before[own] + 1)
+    assert await messages(shared_nats) == {**before, own: before[own] + 1}
 
 
 @pytest.mark.parametrize("user", NATS_CLIENTS)
@@ -88,6 +166,210 @@ async def test_an_observer_publishes_nothing(shared_nats: RunningNats, subject: 
     async with connected(shared_nats, OBSERVER) as (client, refused):
         await client.publish(subject, b"{}")
         assert await refusals(refused, 1) == [refusal(subject)]
+
+
+@pytest.mark.parametrize("user", [name for name in OTHERS if name != "agent-runtime"])
+async def test_only_agent_runtime_sends_itself_commands_and_takes_them(shared_nats: RunningNats, user: str) -> None:
+    subjects = sorted(
+        [
+            "synod.acme.cmd.agent-runtime.run",
+            "synod.acme.dlq.agent-runtime",
+            "$JS.API.CONSUMER.MSG.NEXT.CMD_AGENT_RUNTIME.agent-runtime-run",
+            "$JS.ACK.CMD_AGENT_RUNTIME.agent-runtime-run.1.1.1.1.0",
+        ]
+    )
+    async with connected(shared_nats, user) as (client, refused):
+        for subject in subjects:
+            await client.publish(subject, b"{}")
+        assert await refusals(refused, len(subjects)) == sorted(map(refusal, subjects))
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_nobody_but_the_administrator_changes_a_stream(shared_nats: RunningNats, user: str) -> None:
+    stolen = json.dumps(
+        {"name": "STOLEN", "subjects": ["x.>"], "republish": {"src": ">", "dest": event_of("consensus")}}
+    )
+    forbidden = [
+        f"$JS.API.{verb}.{stream}"
+        for verb in CHANGES
+        for stream in (*STREAMS, "STOLEN", "KV_STOLEN", "OBJ_STOLEN")
+        if (user, verb, stream) not in MAY_CHANGE
+    ]
+    before = await messages(shared_nats)
+    async with connected(shared_nats, user) as (client, refused):
+        for subject in forbidden:
+            await client.publish(subject, stolen.encode(), reply=client.new_inbox())
+        assert await refusals(refused, len(forbidden)) == sorted(map(refusal, forbidden))
+    assert await messages(shared_nats) == before
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_nobody_but_the_administrator_deletes_a_consumer_of_commands(shared_nats: RunningNats, user: str) -> None:
+    forbidden = [
+        f"$JS.API.CONSUMER.{verb}.CMD_AGENT_RUNTIME.agent-runtime-run"
+        for verb in ("DELETE", "CREATE", "DURABLE.CREATE", "PAUSE", "UNPIN", "LEADER.STEPDOWN")
+    ]
+    async with connected(shared_nats, user) as (client, refused):
+        for subject in forbidden:
+            await client.publish(subject, b"{}")
+        assert await refusals(refused, len(forbidden)) == sorted(map(refusal, forbidden))
+    assert await messages(shared_nats)
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_whose_events_one_reads_is_as_the_architecture_says(shared_nats: RunningNats, user: str) -> None:
+    forbidden = []
+    async with connected(shared_nats, user) as (client, refused):
+        for other in NAMES:
+            if other == user:
+                assert await is_answered(client, f"$JS.API.STREAM.INFO.{event_stream(other)}")
+            for subject, body in reading(event_stream(other)):
+                if other in READS[user]:
+                    assert await is_answered(client, subject, body)
+                elif other != user or "STREAM.INFO" not in subject:
+                    forbidden.append(subject)
+                    await client.publish(subject, body, reply=client.new_inbox())
+        assert await refusals(refused, len(forbidden)) == sorted(map(refusal, forbidden))
+        assert refused.empty()
+
+
+def reading(stream: str) -> list[tuple[str, bytes]]:
+    """What a reader of a stream asks."""
+    config = {
+        "name": "c",
+        "ack_policy": "none",
+        "deliver_policy": "new",
+        "mem_storage": True,
+        "inactive_threshold": 10**9,
+    }
+    return [
+        (f"$JS.API.STREAM.INFO.{stream}", b""),
+        (f"$JS.API.DIRECT.GET.{stream}", b'{"seq":1}'),
+        (f"$JS.API.CONSUMER.CREATE.{stream}.c", json.dumps({"stream_name": stream, "config": config}).encode()),
+        (f"$JS.API.CONSUMER.MSG.NEXT.{stream}.c", b'{"no_wait":true}'),
+        (f"$JS.API.CONSUMER.DELETE.{stream}.c", b""),
+    ]
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_nobody_hears_what_is_said_to_others(shared_nats: RunningNats, user: str) -> None:
+    subjects = (">", "synod.>", "synod.*.evt.>", "synod.*.cmd.>", "$JS.>", "_R_.>", "_INBOX_administrator.>")
+    async with connected(shared_nats, user) as (client, refused):
+        for subject in subjects:
+            await client.subscribe(subject)
+        found = await refusals(refused, len(subjects))
+    assert found == sorted(f'nats: permissions violation for subscription to "{each.lower()}"' for each in subjects)
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_no_answer_can_be_sent_into_a_foreign_stream(hub: RunningNats, user: str) -> None:
+    """A server sends its answer where the request says, without asking whether the asker may publish there."""
+    targets = [event_of(name) for name in NAMES if name != user]
+    targets += [] if user == "agent-runtime" else ["synod.acme.cmd.agent-runtime.run"]
+    async with connected(hub, user) as (client, _):
+        if user in NAMES:
+            await client.jetstream().publish(event_of(user), b"{}")
+        before = await messages(hub)
+        for target in targets:
+            await client.publish("$JS.API.INFO", b"", reply=target)
+            await client.publish(f"$JS.API.STREAM.INFO.{event_stream(user)}", b"", reply=target)
+            for other in READS[user]:
+                await client.publish(f"$JS.API.DIRECT.GET.{event_stream(other)}", b'{"seq":1}', reply=target)
+            if user in NAMES:
+                await client.publish(event_of(user), b"{}", reply=target)
+        await is_answered(
+            client, f"$JS.API.STREAM.INFO.{event_stream(user) if user in NAMES else 'CMD_AGENTS'}", timeout_s=1
+        )
+        after = await messages(hub)
+    own = event_stream(user)
+    published = len(targets) if user in NAMES else 0
+    assert after == {**before, **({own: before[own] + published} if user in NAMES else {})}
+
+
+@pytest.mark.parametrize("user", [user for user in OTHERS if READS[user]])
+async def test_no_consumer_pushes_into_a_foreign_stream(shared_nats: RunningNats, user: str) -> None:
+    source = sorted(READS[user] - {user})[0]
+    victim = next(name for name in NAMES if name not in (user, source))
+    async with connected(shared_nats, source) as (owner, _):
+        await owner.jetstream().publish(event_of(source), b"{}")
+    before = await messages(shared_nats)
+    async with connected(shared_nats, OBSERVER) as (observer, _), connected(shared_nats, user) as (client, _):
+        await observer.subscribe("_INBOX.>")
+        for number, target in enumerate((event_of(victim), f"$JS.API.STREAM.DELETE.{event_stream(victim)}")):
+            config = ConsumerConfig(
+                name=f"push-{user}-{number}", deliver_subject=target, ack_policy=AckPolicy.NONE, inactive_threshold=1
+            )
+            info = await client.jetstream().add_consumer(event_stream(source), config)
+            assert not info.push_bound
+        # A consumer that did deliver would have done so before one that was made later.
+        probe = await client.jetstream().pull_subscribe(
+            "", stream=event_stream(source), config=ConsumerConfig(ack_policy=AckPolicy.NONE)
+        )
+        assert await probe.fetch(1, timeout=DEADLINE_S)
+    assert await messages(shared_nats) == before
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_accounts_hold_where_permissions_do_not(lax_nats: RunningNats, user: str) -> None:
+    before = await messages(lax_nats)
+    async with connected(lax_nats, user) as (client, _):
+        for stream in STREAMS:
+            for verb in ("STREAM.DELETE", "STREAM.PURGE"):
+                await client.publish(f"$JS.API.{verb}.{stream}", b"", reply=client.new_inbox())
+                await client.publish(f"SYNOD.API.{verb}.{stream}", b"", reply=client.new_inbox())
+        for name in NAMES:
+            if name != user:
+                await client.publish(event_of(name), b"{}")
+        assert not await is_answered(client, "$JS.API.STREAM.DELETE.CHECKPOINTS", timeout_s=SILENCE_S)
+    assert await messages(lax_nats) == before
+
+
+async def test_a_service_reads_what_another_published(shared_nats: RunningNats) -> None:
+    async with (
+        connected(shared_nats, "llm-gateway") as (owner, _),
+        connected(shared_nats, "cost-ledger") as (reader, no),
+    ):
+        last = (await owner.jetstream().publish(event_of("llm-gateway"), b"{}")).seq
+        assert await StreamSource(reader, "llm-gateway").head() == last
+        pulled = await reader.jetstream().pull_subscribe(
+            "",
+            stream="EVT_LLM_GATEWAY",
+            config=ConsumerConfig(ack_policy=AckPolicy.NONE, opt_start_seq=last, deliver_policy="by_start_sequence"),  # type: ignore[arg-type]
+        )
+        (message,) = await pulled.fetch(1, timeout=DEADLINE_S)
+        assert (message.subject, message.metadata.sequence.stream) == (event_of("llm-gateway"), last)
+        assert no.empty()
+
+
+async def test_an_observer_follows_as_any_client_of_jetstream_does(shared_nats: RunningNats) -> None:
+    async with connected(shared_nats, "consensus") as (owner, _), connected(shared_nats, OBSERVER) as (observer, no):
+        last = (await owner.jetstream().publish(event_of("consensus"), b"{}")).seq
+        following = await observer.jetstream().subscribe("synod.*.evt.consensus.>", ordered_consumer=True)
+        async with asyncio.timeout(DEADLINE_S):
+            sequences = [(await following.next_msg(DEADLINE_S)).metadata.sequence.stream for _ in range(last)]
+        assert sequences == list(range(1, last + 1))
+        assert no.empty()
+
+
+async def test_tokens_reach_the_observer_and_no_other_service(shared_nats: RunningNats) -> None:
+    async with connected(shared_nats, "agent-runtime") as (owner, _), connected(shared_nats, OBSERVER) as (observer, _):
+        heard = await observer.subscribe("synod.*.tok.*")
+        await is_answered(observer, "$JS.API.INFO")
+        await owner.publish("synod.acme.tok.run_1", b"hi")
+        assert (await heard.next_msg(DEADLINE_S)).data == b"hi"
+    async with connected(shared_nats, "consensus") as (stranger, refused):
+        await stranger.subscribe("synod.*.tok.*")
+        await refusals(refused, 1)
+
+
+async def test_checkpoints_are_kept_though_nobody_listens(shared_nats: RunningNats) -> None:
+    before = await messages(shared_nats)
+    async with connected(shared_nats, "consensus") as (client, refused):
+        await client.publish("synod.sys.consensus.checkpoint", b"{}")
+        await is_answered(client, "$JS.API.INFO")
+        await client.publish("synod.sys.cost-ledger.checkpoint", b"{}")
+        assert await refusals(refused, 1) == [refusal("synod.sys.cost-ledger.checkpoint")]
+    assert await messages(shared_nats) == {**before, "CHECKPOINTS": before["CHECKPOINTS"] + 1}
 
 
 def test_nobody_connects_without_a_password(shared_nats: RunningNats) -> None:

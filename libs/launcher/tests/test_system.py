@@ -88,8 +88,7 @@ async def test_an_observer_reads_events_and_publishes_none(make_layout: MakeLayo
     async with System(make_layout(STEADY)) as system:
         service, _ = await connect(system, "steady")
         observer, refusals = await connect(system, "observer")
-        await service.jetstream().add_stream(name="EVT_STEADY", subjects=["synod.*.evt.steady.>"])
-        subscription = await observer.jetstream().subscribe("synod.*.evt.>", ordered_consumer=True)
+        subscription = await observer.jetstream().subscribe("synod.*.evt.steady.>", ordered_consumer=True)
 
         await service.jetstream().publish("synod.local.evt.steady.thing.1.Made", b"1")
         assert (await subscription.next_msg(timeout=DEADLINE_S)).data == b"1"
@@ -111,8 +110,14 @@ async def test_addresses_with_logins_are_in_files_that_only_their_owner_reads(ma
     layout = make_layout()
     async with System(layout) as system:
         published = json.loads((layout.data / "system.json").read_text())
-        files = [Path(published[name]) for name in ("nats_observer_file", "nats_client_file")]
-        assert [file.read_text() for file in files] == [system.observer_url, system.client_url]
+        files = [
+            Path(published[name]) for name in ("nats_observer_file", "nats_client_file", "nats_administrator_file")
+        ]
+        assert [file.read_text() for file in files] == [
+            system.observer_url,
+            system.client_url,
+            system.administrator_url,
+        ]
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 

@@ -16,11 +16,13 @@ from servicekit.auth import Principal
 from servicekit.clock import SystemClock
 from servicekit.commands import Commands, CommandSpec
 from servicekit.context import acting_as, current_call
+from servicekit.dependencies import Missing
 from servicekit.errors import ErrorMap, InvalidArgument, NotFound, Unavailable
 from servicekit.limits import Limits
+from servicekit.nats_admin import StreamPlan, administrator
 from servicekit.retry import Backoff
 from servicekit.telemetry import Logger, Metrics, Tracing, traceparent
-from synod.common import subjects
+from synod.common import streams, subjects
 
 QUICK = Backoff(initial_s=0.01, max_s=0.05)
 ADA = Principal("usr_ada", "local", "user")
@@ -75,8 +77,10 @@ def serve(nats_url: str) -> Serve:
             tracing=Tracing(service),
             metrics=Metrics(),
             log=Logger(service),
+            make_streams=True,
         )
         commands.add(CommandSpec("greet", handler, Greet, **({"backoff": QUICK} | terms)))
+        await commands.prepare()
         await commands.start()
         yield commands
         await commands.stop()
@@ -298,8 +302,25 @@ async def test_stopping_waits_for_the_command_in_hand(serve: Serve) -> None:
 
 async def test_sending_to_a_service_that_never_ran_says_what_to_do(serve: Serve) -> None:
     async with serve(Recorder()) as commands:
-        with pytest.raises(Unavailable, match="stream CMD_NOBODY does not exist; start the service that owns it"):
+        with pytest.raises(Unavailable, match="stream CMD_NOBODY does not exist; an administrator makes it"):
             await commands.queue.send("nobody", "greet", Greet(name="x"), tenant="local")
+
+
+async def test_commands_wait_for_the_streams_that_an_administrator_makes(serve: Serve, nats_url: str) -> None:
+    handler = Recorder()
+    service = f"greeter-{uuid4().hex[:8]}"
+    async with serve(Recorder(), service) as made:
+        made._make_streams = False
+        await made._jetstream.delete_stream(subjects.command_stream(service))
+        with pytest.raises(Missing, match=f"the commands for {service} .*`synod nats apply`"):
+            await made.prepare()
+        plan = StreamPlan(streams.commands_of(service).config(), (streams.CommandConsumer(service, "greet").config(),))
+        async with administrator(nats_url) as admin:
+            await admin.apply([plan])
+        await made.prepare()
+    async with serve(handler, service) as commands:
+        await send(commands)
+        await handler.until(1)
 
 
 async def test_a_command_without_a_tenant_is_refused(serve: Serve) -> None:

@@ -11,14 +11,17 @@ import aiohttp
 import grpc
 import psycopg
 import pytest
+from aiohttp import ClientSession
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
 from servicekit.app import StartFailed
 from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
+from servicekit.nats_admin import StreamPlan, administrator
 from servicekit.settings import ServiceSettings
 from servicekit.testing import serve_in_process, settings_for
+from synod.common.streams import events_of
 from synod.common.subjects import checkpoint_subject
 from synod.eventlog.v1 import eventlog_pb2 as pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
@@ -72,6 +75,51 @@ async def test_a_checkpoint_is_published_and_proves_an_event_to_its_tenant_only(
     assert (proven.event.tenant, proven.checkpoint.signature) == ("local", checkpoint.signature)
     assert (verified.ok, verified.checkpoints) == (True, 1)
     assert isinstance(from_rpc_error(hidden.value), NotFound)
+
+
+async def metric(service: Any, name: str) -> float:
+    """What /metrics says now."""
+    await service.host.history.measure_once()
+    async with ClientSession() as session, session.get(f"{service.http_url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+async def until(service: Any, name: str, value: float) -> None:
+    async with asyncio.timeout(60):
+        while await metric(service, name) != value:
+            await service.host.history.relay.wait_for(1_000_000, 0.05)
+
+
+async def test_appends_go_on_without_nats_and_the_lag_is_a_metric(postgres_dsn: str, fresh_nats: Any) -> None:
+    async with serve_in_process(compose, settings_for(Settings, postgres_dsn, fresh_nats.url)) as service:
+        await append(service.host, "local")
+        await until(service, "relay_lag_events", 0)
+        fresh_nats.stop()
+        async with asyncio.timeout(10):
+            for _ in range(20):
+                await append(service.host, "local")
+        assert await metric(service, "relay_lag_events") == 20
+        fresh_nats.start()
+        await until(service, "relay_lag_events", 0)
+        assert await metric(service, "eventlog_head") == 21
+
+
+async def test_a_missing_stream_degrades_the_service_until_an_administrator_makes_it(
+    postgres_dsn: str, fresh_nats: Any
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, make_streams=False)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+        async with asyncio.timeout(30):
+            while "relay" not in service.host.health.problems:
+                await service.host.history.relay.wait_for(1, 0.05)
+                await service.host.history.measure_once()
+        assert "NATS has no stream EVT_GUEST_BOOK" in service.host.health.problems["relay"]
+        async with administrator(fresh_nats.url) as admin:
+            await admin.apply([StreamPlan(events_of("guest-book").config(), None)])
+        await until(service, "relay_lag_events", 0)
+        assert "relay" not in service.host.health.problems
 
 
 async def test_a_person_is_erased_by_who_may_and_in_the_own_tenant_only(

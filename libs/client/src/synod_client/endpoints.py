@@ -90,6 +90,17 @@ class Endpoints:
         return self.api_key
 
 
+def administrator_url(data: Path | None = None, environment: Mapping[str, str] = os.environ) -> str:
+    """NATS with the login that makes streams, of a system on this machine. Raises NotAllowed where there is none."""
+    folder = data or default_data_directory(environment)
+    if url := _Written.read(folder).secret("nats_administrator_file", "administrator.nats"):
+        return url
+    raise NotAllowed(
+        f"{folder} has no login of NATS's administrator; name the directory of a system with --data, or the address with --url",
+        "NATS_LOGIN",
+    )
+
+
 def default_data_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """SYNOD_DATA, else where this user's programs keep data (XDG Base Directory Specification)."""
     if given := environment.get("SYNOD_DATA"):

@@ -1,5 +1,7 @@
 """Tasks for agents outside and their answers: two JetStream streams, and nothing else between asker and agent.
 
+The administrator of NATS makes the streams (synod.common.streams); an agent's queue is made when it first serves.
+
     asker ── task ──▶ CMD_AGENTS  synod.<tenant>.cmd.agents.<agent>   work queue: a task leaves it when it is acknowledged
     asker ◀─ answer ─ ANS_AGENTS  synod.<tenant>.ans.agents.<task id> the first answer to a task stays, for a day
 
@@ -31,23 +33,20 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.client import JetStreamContext
 from pydantic import AwareDatetime, ValidationError
 from synod.common.event import Value
-from synod.common.subjects import command_stream, command_subject
+from synod.common.streams import AGENT_ANSWERS, AGENT_TASKS, AGENTS
+from synod.common.subjects import command_subject
 from synod.common.values import Failure
 
 from synod_client.bus import REQUEST_TIMEOUT_S, cancellations, whole
 from synod_client.errors import InvalidInput, TaskFailed, TryAgain
 
-AGENTS: Final = "agents"
-TASKS: Final = command_stream(AGENTS)
-ANSWERS: Final = "ANS_AGENTS"
+TASKS: Final = AGENT_TASKS.name
+ANSWERS: Final = AGENT_ANSWERS.name
 TEXT_BYTES_MAX: Final = 512 * 1024
-TASK_AGE_MAX_S: Final = 7 * 24 * 3600
-ANSWER_AGE_MAX_S: Final = 24 * 3600
-STREAM_BYTES_MAX: Final = 1024 * 1024 * 1024
 ACK_WAIT_S: Final = 30.0
 DELIVERIES_MAX: Final = 5
 LOOK_EVERY_S: Final = 2.0
@@ -161,7 +160,6 @@ class Tasks:
         subscription = await self._client.subscribe(self._answer_subject(task_id))
         try:
             async with asyncio.timeout(timeout_s):
-                await self._declare()
                 answered = await self.answer_to(task_id)
                 if answered is None:
                     await self._put(agent, Task(id=task_id, text=text, asked_by=asked_by, asked_at=_now()))
@@ -182,7 +180,6 @@ class Tasks:
 
     async def queue(self, agent: str) -> Queue:
         """The agent's queue; made if it is new. Raises nats.errors.Error or TimeoutError while NATS is away."""
-        await self._declare()
         durable = f"{AGENTS}-{self._tenant}-{agent}"
         config = ConsumerConfig(
             durable_name=durable,
@@ -230,37 +227,6 @@ class Tasks:
             return await self.answer_to(task_id)
         except (nats.errors.Error, nats.errors.TimeoutError):
             return None  # NATS is away; the task is in its queue all the same
-
-    async def _declare(self) -> None:
-        await self._ensure(
-            StreamConfig(
-                name=TASKS,
-                description="Tasks for agents outside.",
-                subjects=[command_subject("*", AGENTS, "*")],
-                retention=RetentionPolicy.WORK_QUEUE,
-                max_age=TASK_AGE_MAX_S,
-                max_bytes=STREAM_BYTES_MAX,
-                # When it is full a new task is refused; none that was accepted is dropped.
-                discard=DiscardPolicy.NEW,
-            )
-        )
-        await self._ensure(
-            StreamConfig(
-                name=ANSWERS,
-                description="The first answer to each task of an agent outside.",
-                subjects=[f"synod.*.ans.{AGENTS}.*"],
-                max_age=ANSWER_AGE_MAX_S,
-                max_bytes=STREAM_BYTES_MAX,
-                allow_direct=True,
-            )
-        )
-
-    async def _ensure(self, config: StreamConfig) -> None:
-        assert config.name
-        try:
-            await whole(self._jetstream.stream_info(config.name))
-        except nats.js.errors.NotFoundError:
-            await whole(self._jetstream.add_stream(config))
 
     def _task_subject(self, agent: str) -> str:
         return command_subject(self._tenant, AGENTS, agent)

@@ -46,6 +46,14 @@ def to_headers(event: StoredEvent, service: str) -> dict[str, str]:
     return headers
 
 
+def header_block(headers: Mapping[str, str]) -> bytes:
+    """The headers as they go over the wire. ValueError for a value that would begin another header."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError(f"a header of {headers.get('ce-id')} has a line end in it")
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
+
+
 def from_headers(position: int, headers: Mapping[str, str], data: bytes) -> StoredEvent:
     """The event that `to_headers` described. KeyError or ValueError for headers of anything else."""
     causation = headers.get("synod-causation")

@@ -1,7 +1,8 @@
 """What the same system needs in containers: its secrets as files, and NATS's configuration with its users.
 
     python -m launcher.containers secrets DIRECTORY    makes what is missing, keeps what is there
-    python -m launcher.containers nats                 prints deploy/nats/nats.conf
+    python -m launcher.containers nats                 prints deploy/nats/nats.conf: accounts, users and permissions
+    python -m launcher.containers streams              prints deploy/nats/jetstream.json: streams and consumers
 
 DIRECTORY/keys holds what keys.py makes, for people and the synod command, which takes DIRECTORY as its --data.
 DIRECTORY/files holds what containers are
@@ -16,6 +17,7 @@ given, one secret in one file:
 | openai.key, anthropic.key | OPENAI_API_KEY and ANTHROPIC_API_KEY of the caller, empty if never set | llm-gateway |
 | postgres.password, postgres.roles | the superuser's; a line "role password" for each service | PostgreSQL |
 | nats.passwords | the variables of nats.conf: passwords, and the key of its files | NATS |
+| administrator.nats | the password of NATS's administrator | nats-admin, which makes the streams |
 """
 
 import argparse
@@ -26,8 +28,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from launcher.bus import compact, rendered, stream_plans
 from launcher.errors import KeyLost
 from launcher.keys import (
+    ADMINISTRATOR,
     NATS_CLIENTS,
     SUPERUSER,
     Credentials,
@@ -39,13 +43,13 @@ from launcher.keys import (
 )
 from launcher.layout import AUTHORITY, NATS_OFFSET, PORT_BASE, SERVICES, Service, asks_for_encryption
 from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, STORAGE_CIPHER, NatsUser, url
-from launcher.programs import nats_users
 
 POSTGRES_ADDRESS = "postgres:5432"
 PROVIDER_KEYS: Mapping[str, str] = {"openai.key": "OPENAI_API_KEY", "anthropic.key": "ANTHROPIC_API_KEY"}
 NATS_HEAD = f"""\
-# Made by `make nats-conf` from the users and permissions in libs/launcher; edit those.
-# A service publishes no events but its own, so that a reader may trust who wrote what it reads.
+# Made by `make nats-conf` from the table of services in libs/launcher (layout.py, bus.py); edit those.
+# All streams are in the account SYNOD; every service and every kind of client is in one of its own and reaches what is
+# exported to it. A service publishes no events but its own, so that a reader may trust who wrote what it reads.
 include "passwords.conf"
 
 server_name: synod
@@ -59,9 +63,13 @@ jetstream {{ store_dir: "/data", max_mem: {MEMORY_STORE_BYTES_MAX}, key: $storag
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    if options.what == "nats":
-        sys.stdout.write(nats_configuration())
-        return 0
+    match options.what:
+        case "nats":
+            sys.stdout.write(nats_configuration())
+            return 0
+        case "streams":
+            sys.stdout.write(jetstream_document())
+            return 0
     try:
         write_secrets(options.directory, os.environ)
     except KeyLost as error:
@@ -97,8 +105,12 @@ def write_secrets(
 def nats_configuration(services: tuple[Service, ...] = SERVICES) -> str:
     """nats.conf, whose passwords are variables of a file beside it."""
     names = (*(service.name for service in services), *NATS_CLIENTS)
-    users = nats_users(services, dict.fromkeys(names, ""))
-    return NATS_HEAD + "\nauthorization {\n  users: [\n" + "".join(map(_nats_entry, users)) + "  ]\n}\n"
+    return f"{NATS_HEAD}\n{rendered(services, {name: _variable(name) for name in names})}"
+
+
+def jetstream_document(services: tuple[Service, ...] = SERVICES) -> str:
+    """jetstream.json, which servicekit.nats_admin applies."""
+    return compact(stream_plans(services)) + "\n"
 
 
 def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...]) -> Iterator[tuple[str, str]]:
@@ -112,6 +124,7 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
         yield f"{service.name}.checkpoint", checkpoint_key_file(keys, service.name).read_text()
         yield f"{service.name}.master", master_key_file(keys, service.name).read_text()
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
+    yield f"{ADMINISTRATOR}.nats", credentials.nats[ADMINISTRATOR]
     yield "postgres.password", credentials.postgres[SUPERUSER]
     yield "postgres.roles", "".join(roles)
     variables = {_variable(name): word for name, word in credentials.nats.items()}
@@ -130,17 +143,6 @@ def _dsn(service: Service, password: str) -> str:
     return f"postgresql://{service.module}:{quote(password, safe='')}@{POSTGRES_ADDRESS}/{service.module}"
 
 
-def _nats_entry(user: NatsUser) -> str:
-    lines = [f"    {{ user: {json.dumps(user.name)}, password: ${_variable(user.name)}, permissions: {{"]
-    for verb, subjects in (("publish", user.publish), ("subscribe", user.subscribe)):
-        lines += [
-            f"        {verb}: {{ allow: [",
-            *(f"          {json.dumps(subject)}" for subject in subjects),
-            "        ] }",
-        ]
-    return "\n".join((*lines, "    } }\n"))
-
-
 def _variable(user: str) -> str:
     return f"password_{user.replace('-', '_')}"
 
@@ -157,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="what", required=True)
     commands.add_parser("secrets", help="make the secrets as files").add_argument("directory", type=Path)
     commands.add_parser("nats", help="print the configuration of NATS")
+    commands.add_parser("streams", help="print the streams and consumers of NATS")
     return parser
 
 

@@ -15,6 +15,7 @@
 | observer.nats | NATS address, with password, of who may read all events and publish none | subscribers, the SDK |
 | client.nats | NATS address, with password, of who carries tasks to agents outside and their answers | the SDK |
 | nats-storage.key | what JetStream's files are encrypted with; there once encryption at rest was on | NATS |
+| administrator.nats | NATS address, with password, of who makes and changes streams | `synod nats` |
 | passwords.json | of PostgreSQL's superuser and roles, and of NATS's users | the launcher |
 """
 
@@ -43,7 +44,8 @@ _OWNER_ONLY, _ALL_READ = 0o600, 0o644
 SUPERUSER = "superuser"
 OBSERVER = "observer"
 CLIENT = "client"
-NATS_CLIENTS = (OBSERVER, CLIENT)
+ADMINISTRATOR = "administrator"
+NATS_CLIENTS = (OBSERVER, CLIENT, ADMINISTRATOR)
 """Users of NATS that are no services."""
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from synod.common.streams import CommandConsumer
+
 PORT_BASE = 7100
 POSTGRES_OFFSET, NATS_OFFSET, SIMULATOR_OFFSET, HTTP_OFFSET, EDGE_OFFSET = 32, 42, 99, 100, 980
 PORT_BASE_MAX = 65535 - EDGE_OFFSET
@@ -17,7 +19,7 @@ AUTHORITY = "agent-registry"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service: `number` gives its ports, `needs` are ready before it starts.
+    """A service: `number` gives its ports, `needs` are ready before it starts. What it may do on NATS follows from the rest.
 
     `secrets` are prefixes of variables of the caller's environment that this service alone is given.
     """
@@ -26,6 +28,16 @@ class Service:
     number: int
     needs: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    """The services whose events it follows."""
+    commands: tuple[CommandConsumer, ...] = ()
+    """What it takes from its work queue."""
+    sends: tuple[str, ...] = ()
+    """The services to whose work queues it may send."""
+    has_tokens: bool = False
+    """It publishes the tokens of runs, and listens to them."""
+    monitors: bool = False
+    """It may list all streams with their sizes."""
 
     @property
     def module(self) -> str:
@@ -34,15 +46,26 @@ class Service:
 
 
 PROVIDER_KEYS = ("OPENAI_", "ANTHROPIC_", "OLLAMA_")
+RUNTIME, TOOLS, MODELS = "agent-runtime", "tool-executor", "llm-gateway"
+ALL = (AUTHORITY, "cost-ledger", "consensus", TOOLS, MODELS, RUNTIME, EDGE)
 SERVICES = (
-    Service(AUTHORITY, 1),
-    Service("cost-ledger", 5, needs=(AUTHORITY,)),
+    Service(AUTHORITY, 1, reads=(RUNTIME, TOOLS)),
+    Service("cost-ledger", 5, needs=(AUTHORITY,), reads=(MODELS, TOOLS)),
     Service("consensus", 6, needs=(AUTHORITY,)),
-    Service("tool-executor", 4, needs=(AUTHORITY,)),
-    Service("llm-gateway", 3, needs=("cost-ledger",), secrets=PROVIDER_KEYS),
-    Service("agent-runtime", 2, needs=("llm-gateway", "tool-executor", "consensus")),
-    Service(EDGE, 7, needs=("agent-runtime",)),
+    Service(TOOLS, 4, needs=(AUTHORITY,)),
+    Service(MODELS, 3, needs=("cost-ledger",), secrets=PROVIDER_KEYS),
+    Service(
+        RUNTIME,
+        2,
+        needs=(MODELS, TOOLS, "consensus"),
+        reads=("consensus",),
+        commands=(CommandConsumer(RUNTIME, "run", ack_wait_s=5.0),),
+        sends=(RUNTIME,),
+        has_tokens=True,
+    ),
+    Service(EDGE, 7, needs=(RUNTIME,), reads=ALL, monitors=True),
 )
+"""The one table of who needs, reads and sends what."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,13 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import quote
+
+from synod.common.streams import Json
 
 from launcher.errors import BinaryMissing
 from launcher.processes import Command, start, stop, wait_until
@@ -23,37 +25,33 @@ PAYLOAD_BYTES_MAX = 1024 * 1024
 MEMORY_STORE_BYTES_MAX = 256 * 1024 * 1024
 STORAGE_CIPHER = "aes"
 
-Json = str | int | bool | Sequence["Json"] | Mapping[str, "Json"]
-
 
 @dataclass(frozen=True, slots=True)
 class NatsUser:
-    """Who may connect, and the subjects (wildcards allowed) it may publish to and subscribe to."""
+    """Who connects."""
 
     name: str
     password: str = field(repr=False)
-    publish: tuple[str, ...] = (">",)
-    subscribe: tuple[str, ...] = (">",)
-
-    def entry(self) -> Mapping[str, Json]:
-        permissions = {"publish": {"allow": self.publish}, "subscribe": {"allow": self.subscribe}}
-        return {"user": self.name, "password": self.password, "permissions": permissions}
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedNats:
     """A server on 127.0.0.1:`port` (ANY_PORT: a free one) whose streams are in `directory`/jetstream.
 
-    Without `users` anyone on this machine may connect; with users only they, each within its permissions. With a
-    `storage_key` streams lie encrypted on disk (AES-256-GCM); those that lay there before are encrypted at the start, and
-    none can be read without it again.
+    Without `authorization` anyone on this machine may connect and do everything; with it (accounts, users, in the terms of
+    NATS's configuration; see bus.py) only who is named there. With a `storage_key` streams lie encrypted on disk
+    (AES-256-GCM); those that lay there before are encrypted at the start, and none can be read without it again.
     """
 
     directory: Path
     port: int = ANY_PORT
-    users: tuple[NatsUser, ...] = ()
+    authorization: Mapping[str, Json] = field(default_factory=dict, repr=False)
     name: str = "synod"
     storage_key: str = field(default="", repr=False)
+    durable: bool = False
+    """Nothing is acknowledged before it is flushed to disk; else the last moments may be lost with the machine's power."""
+    cluster: Mapping[str, Json] = field(default_factory=dict)
+    """The cluster block of NATS's configuration; empty for a server that stands alone."""
 
     @property
     def log(self) -> Path:
@@ -103,20 +101,25 @@ class EmbeddedNats:
         stop(process, signal.SIGTERM, grace_s)
 
     def _config(self) -> Mapping[str, Json]:
-        storage: dict[str, Json] = {"store_dir": str(self.directory), "max_mem": MEMORY_STORE_BYTES_MAX}
-        if self.storage_key:
-            storage |= {"key": self.storage_key, "cipher": STORAGE_CIPHER}
         config: dict[str, Json] = {
             "server_name": self.name,
             "host": "127.0.0.1",
             "port": self.port,
             "ports_file_dir": str(self.directory),
             "max_payload": PAYLOAD_BYTES_MAX,
-            "jetstream": storage,
+            "jetstream": self._jetstream(),
         }
-        if self.users:
-            config["authorization"] = {"users": [user.entry() for user in self.users]}
-        return config
+        if self.cluster:
+            config["cluster"] = self.cluster
+        return {**config, **self.authorization}
+
+    def _jetstream(self) -> Mapping[str, Json]:
+        storage: dict[str, Json] = {"store_dir": str(self.directory), "max_mem": MEMORY_STORE_BYTES_MAX}
+        if self.durable:
+            storage["sync_interval"] = "always"
+        if self.storage_key:
+            storage |= {"key": self.storage_key, "cipher": STORAGE_CIPHER}
+        return storage
 
 
 def url(port: int, user: NatsUser | None = None) -> str:

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+from launcher.bus import authorization
 from launcher.databases import provision
 from launcher.keys import (
-    CLIENT,
-    OBSERVER,
+    ADMINISTRATOR,
     SUPERUSER,
     Credentials,
     checkpoint_key_file,
@@ -17,9 +17,10 @@ from launcher.keys import (
     master_key_file,
 )
 from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
-from launcher.nats import EmbeddedNats, NatsUser
+from launcher.nats import EmbeddedNats, NatsUser, url
 from launcher.postgres import DURABLE, VOLATILE, EmbeddedPostgres
 from launcher.processes import Command
+from launcher.streams import make_streams
 from launcher.supervisor import Program, Readiness
 
 POSTGRES, NATS = "postgres", "nats"
@@ -42,21 +43,13 @@ def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
 
 
 def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
-    users = nats_users(layout.services, credentials.nats)
-    return EmbeddedNats(layout.data / NATS, layout.nats_port, users, storage_key=credentials.nats_storage)
-
-
-def nats_users(services: Iterable[Service], passwords: Mapping[str, str]) -> tuple[NatsUser, ...]:
-    """Who may connect and what each may say and hear: every service, the observer, and programs of users."""
-    users = tuple(_nats_user(service.name, passwords[service.name]) for service in services)
-    observer = NatsUser(OBSERVER, passwords[OBSERVER], _OBSERVER_PUBLISHES, ("synod.>", "_INBOX.>"))
-    client = NatsUser(CLIENT, passwords[CLIENT], _CLIENT_PUBLISHES, _CLIENT_SUBSCRIBES)
-    return (*users, observer, client)
+    who_may_what = authorization(layout.services, credentials.nats)
+    return EmbeddedNats(layout.data / NATS, layout.nats_port, who_may_what, storage_key=credentials.nats_storage)
 
 
 def programs(layout: Layout, credentials: Credentials) -> tuple[Program, ...]:
     """All programs of the system, in the order in which people expect to see them."""
-    servers = (_postgres(layout, credentials), _nats(nats_of(layout, credentials)))
+    servers = (_postgres(layout, credentials), _nats(layout, credentials))
     simulator = (_simulator(layout),) if layout.simulator else ()
     services = tuple(_service(layout, credentials, service) for service in layout.services)
     return (*servers, *simulator, *services)
@@ -153,9 +146,17 @@ def _postgres(layout: Layout, credentials: Credentials) -> Program:
     )
 
 
-def _nats(server: EmbeddedNats) -> Program:
-    address = f"127.0.0.1:{server.port}"
-    return Program(NATS, server.command(), _local(server.is_ready), address, prepare=server.prepare)
+def _nats(layout: Layout, credentials: Credentials) -> Program:
+    server = nats_of(layout, credentials)
+    login = NatsUser(ADMINISTRATOR, credentials.nats[ADMINISTRATOR])
+    return Program(
+        NATS,
+        server.command(),
+        _local(server.is_ready),
+        f"127.0.0.1:{server.port}",
+        prepare=server.prepare,
+        provision=partial(make_streams, url(server.port, login), layout.services),
+    )
 
 
 def _simulator(layout: Layout) -> Program:
@@ -176,35 +177,6 @@ def _service(layout: Layout, credentials: Credentials, service: Service) -> Prog
         prepare=partial(state.mkdir, mode=0o700, parents=True, exist_ok=True),
         attempts_max=layout.limits.start_attempts_max,
     )
-
-
-def _nats_user(service: str, password: str) -> NatsUser:
-    # Of events, a service publishes its own only: a reader may trust who wrote what it reads.
-    publish = (f"synod.*.evt.{service}.>", "synod.*.cmd.>", "synod.*.tok.>", "synod.*.dlq.>", "synod.sys.>")
-    plumbing = ("$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>", "$SRV.>", "_INBOX.>")
-    return NatsUser(service, password, (*publish, *plumbing))
-
-
-_OBSERVER_PUBLISHES = (
-    *("$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.>", "$JS.API.DIRECT.GET.>"),
-    *(
-        "$JS.API.CONSUMER.CREATE.>",
-        "$JS.API.CONSUMER.INFO.>",
-        "$JS.API.CONSUMER.DELETE.>",
-        "$JS.API.CONSUMER.MSG.NEXT.>",
-    ),
-    *("$JS.ACK.>", "$JS.FC.>"),
-)
-"""What a reader of streams must ask JetStream, and nothing that changes them."""
-
-_CLIENT_PUBLISHES = (
-    *("synod.*.cmd.agents.*", "synod.*.ans.agents.*", "$JS.ACK.CMD_AGENTS.>", "$JS.API.DIRECT.GET.ANS_AGENTS.>"),
-    *(f"$JS.API.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE") for stream in ("CMD_AGENTS", "ANS_AGENTS")),
-    *("$JS.API.CONSUMER.DURABLE.CREATE.CMD_AGENTS.>", "$JS.API.CONSUMER.CREATE.CMD_AGENTS.>"),
-    *("$JS.API.CONSUMER.INFO.CMD_AGENTS.>", "$JS.API.CONSUMER.MSG.NEXT.CMD_AGENTS.>"),
-)
-_CLIENT_SUBSCRIBES = ("synod.*.ans.agents.*", "_INBOX_client.>")
-"""Tasks of agents outside, their answers (the SDK's synod_client.tasks), and no other inbox than its own."""
 
 
 def _local(is_ready: Callable[[int], bool]) -> Callable[[int], Awaitable[Readiness]]:

@@ -11,7 +11,16 @@ from typing import Self
 
 from launcher.datadir import claimed
 from launcher.errors import DataLocked
-from launcher.keys import CLIENT, NATS_CLIENTS, OBSERVER, Credentials, ensure_keys, nats_file, write_secret
+from launcher.keys import (
+    ADMINISTRATOR,
+    CLIENT,
+    NATS_CLIENTS,
+    OBSERVER,
+    Credentials,
+    ensure_keys,
+    nats_file,
+    write_secret,
+)
 from launcher.layout import Layout
 from launcher.logs import Logs, Record
 from launcher.nats import NatsUser, url
@@ -22,7 +31,7 @@ from launcher.supervisor import OnChange, Status, Supervisor
 
 SYSTEM_FILE = "system.json"
 """In the data directory while the system is up: {"endpoints": {...}, "dev_key_file": ..., "nats_observer_file": ...,
-"nats_client_file": ...}, for the synod command and the SDK."""
+"nats_client_file": ..., "nats_administrator_file": ...}, for the synod command and the SDK."""
 FORMER_SERVER_TIMEOUT_S = 30.0
 
 
@@ -94,6 +103,11 @@ class System:
     def client_url(self) -> str:
         """The NATS address of a user that carries tasks to agents outside and their answers, and nothing else."""
         return self._nats_url(CLIENT)
+
+    @property
+    def administrator_url(self) -> str:
+        """The NATS address of a user that makes and changes streams."""
+        return self._nats_url(ADMINISTRATOR)
 
     @property
     def credentials(self) -> Credentials:

@@ -216,6 +216,7 @@ class _Start(Generic[S]):
             tracing=tracing,
             metrics=metrics,
             log=log,
+            make_streams=settings.make_streams,
         )
         return Host(
             settings=settings,
@@ -246,6 +247,7 @@ class _Start(Generic[S]):
             client=client,
             clock=self.clock,
             metrics=self.metrics,
+            health=self.phases.health,
             log_=log,
             relaying=Tasks(self.clock, self.phases.health, self.metrics, log, _TASK_RETRY),
             grace_s=settings.shutdown_grace_s,
@@ -254,6 +256,7 @@ class _Start(Generic[S]):
             master_key_file=settings.master_key_file,
             former_master_key_files=settings.former_master_key_files,
             encrypt_at_rest=settings.encrypt_at_rest,
+            make_streams=settings.make_streams,
         )
 
     async def serve(self, host: Host[S]) -> None:
@@ -267,6 +270,7 @@ class _Start(Generic[S]):
             host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
             self.stack.push_async_callback(host.rpc.stop, grace_s)
         async with self.phases.phase("commands"):
+            await self.phases.wait_for("commands", host.commands.prepare)
             await host.commands.start()
             self.stack.push_async_callback(host.commands.stop)
         async with self.phases.phase("announce"):
@@ -343,10 +347,20 @@ def _watch(host: Host[S], settings: ServiceSettings) -> Probe:
         while True:
             await asyncio.sleep(DEPENDENCY_CHECK_S)
             await check_postgres()
+            await _check_commands(host)
             for name in settings.peers:
                 await _check_peer(host, name)
 
     return watch
+
+
+async def _check_commands(host: Host[S]) -> None:
+    try:
+        await host.commands.probe()
+    except Missing as missing:
+        host.health.degrade("commands", str(missing))
+    else:
+        host.health.recover("commands")
 
 
 async def _check_peer(host: Host[S], name: str) -> None:

@@ -24,17 +24,17 @@ from faststream.nats.message import NatsMessage as RawMessage
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy as ConsumerAck
-from nats.js.api import ConsumerConfig, DiscardPolicy, RawStreamMsg, RetentionPolicy, StreamConfig
+from nats.js.api import ConsumerConfig, RawStreamMsg, StreamConfig
 from nats.js.errors import NoStreamResponseError, NotFoundError
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ValidationError
-from synod.common import subjects
+from synod.common import streams, subjects
 from synod.common.ids import new_id
 
 from servicekit.auth import ACTOR, Principal
 from servicekit.clock import Clock
 from servicekit.context import Call, current_call, enter_call
+from servicekit.dependencies import Missing
 from servicekit.errors import DeadlineExceeded, ErrorMap, InvalidArgument, NotFound, Unavailable
 from servicekit.limits import Limits
 from servicekit.retry import Backoff
@@ -130,7 +130,9 @@ class Queue:
         try:
             await self._jetstream.publish(subject, payload, timeout=PUBLISH_TIMEOUT_S, stream=stream, headers=present)
         except NoStreamResponseError as error:
-            raise Unavailable(f"stream {stream} does not exist; start the service that owns it", 1.0) from error
+            raise Unavailable(
+                f"stream {stream} does not exist; an administrator makes it: `synod nats apply`", 1.0
+            ) from error
         except NatsError as error:
             raise Unavailable(f"NATS did not store a message for {subject}: {error}", 1.0) from error
 
@@ -200,8 +202,10 @@ class Commands:
         tracing: Tracing,
         metrics: Metrics,
         log: Logger,
+        make_streams: bool = False,
     ) -> None:
         self._service = service
+        self._make_streams = make_streams
         self._stream = subjects.command_stream(service)
         self._broker = broker
         self._jetstream = jetstream
@@ -237,12 +241,32 @@ class Commands:
                 include_in_schema=number == 0,
             )(consume)
 
-    async def start(self) -> None:
-        """Create or update the streams and consumers, then take commands."""
+    async def prepare(self) -> None:
+        """Make the streams and consumers if that is this service's part, else look for them. Raises Missing."""
+        if self._specs and self._make_streams:
+            await self._declare()
+        await self.probe()
+
+    async def probe(self) -> None:
+        """Raises Missing for a stream or consumer that an administrator has yet to make, and while NATS is away."""
         if not self._specs:
             return
-        await self._declare()
-        await self._broker.start()
+        try:
+            for spec in self._specs.values():
+                await self._jetstream.consumer_info(self._stream, self._durable(spec.verb))
+            await self._jetstream.stream_info(subjects.dead_letter_stream(self._service))
+        except NotFoundError as error:
+            raise Missing(
+                f"NATS lacks a stream or consumer of the commands for {self._service} ({error.description}); "
+                "an administrator makes them: `synod nats apply`"
+            ) from error
+        except (NatsError, TimeoutError) as error:
+            raise Missing(f"NATS does not answer about the commands for {self._service} ({error!r})") from error
+
+    async def start(self) -> None:
+        """Take commands. Their streams must be there; see `probe`."""
+        if self._specs:
+            await self._broker.start()
 
     async def stop(self) -> None:
         """Take no more commands; wait for those being handled as long as the broker's graceful_timeout says."""
@@ -251,36 +275,22 @@ class Commands:
     async def _declare(self) -> None:
         await ensure_stream(
             self._jetstream,
-            StreamConfig(
-                name=self._stream,
-                subjects=[subjects.command_subject("*", self._service, ">")],
-                retention=RetentionPolicy.WORK_QUEUE,
-                max_msg_size=self._limits.command_bytes_max,
-            ),
+            streams.commands_of(self._service, max_msg_size=self._limits.command_bytes_max),
         )
         await ensure_stream(
             self._jetstream,
-            StreamConfig(
-                name=subjects.dead_letter_stream(self._service),
-                subjects=[subjects.dead_letter_subject("*", self._service)],
-                max_msgs=self._limits.dead_letters_max,
-                discard=DiscardPolicy.NEW,
-            ),
+            streams.dead_letters_of(self._service, max_msgs=self._limits.dead_letters_max),
         )
         for spec in self._specs.values():
             await self._jetstream.add_consumer(self._stream, self._consumer(spec))
 
     def _consumer(self, spec: CommandSpec[BaseModel]) -> ConsumerConfig:
-        return ConsumerConfig(
-            durable_name=self._durable(spec.verb),
-            filter_subject=subjects.command_subject("*", self._service, spec.verb),
-            ack_policy=ConsumerAck.EXPLICIT,
-            ack_wait=spec.ack_wait_s,
-            max_deliver=-1,
-        )
+        consumer = streams.CommandConsumer(self._service, spec.verb, spec.ack_wait_s)
+        config: ConsumerConfig = ConsumerConfig.from_response(dict(consumer.config()))
+        return config
 
     def _durable(self, verb: str) -> str:
-        return f"{self._service}-{verb}".replace(".", "-")
+        return streams.CommandConsumer(self._service, verb).name
 
     async def _consume(self, spec: CommandSpec[C], message: Msg) -> None:
         """Handle one delivery; FastStream acknowledges when this returns and gives back when it raises NackMessage."""
@@ -344,11 +354,11 @@ class Commands:
         self._metrics.commands.labels(spec.verb, outcome).inc()
 
 
-async def ensure_stream(jetstream: JetStreamContext, config: StreamConfig) -> None:
-    """Create the stream, or bring the one of this name to `config`."""
-    assert config.name
+async def ensure_stream(jetstream: JetStreamContext, stream: streams.Stream) -> None:
+    """Create the stream, or bring the one of this name to its configuration."""
+    config: StreamConfig = StreamConfig.from_response(dict(stream.config()))
     try:
-        await jetstream.stream_info(config.name)
+        await jetstream.stream_info(stream.name)
     except NotFoundError:
         await jetstream.add_stream(config)
     else:

@@ -30,7 +30,7 @@ from eventlog.master_keys import FileMasterKey, MasterKey
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
-from eventlog.relay import Relay
+from eventlog.relay import Relay, RelayConfig
 from eventlog.rpc import Context, EventLogServicer
 from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 from eventlog.sources import LogSource, Source
@@ -56,6 +56,7 @@ from servicekit.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from servicekit.health import Health
 from servicekit.rpc import RpcServer
 from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics
@@ -160,6 +161,7 @@ class History:
     client: Client
     clock: Clock
     metrics: Metrics
+    health: Health
     log_: Logger
     relaying: Tasks
     grace_s: float
@@ -168,6 +170,7 @@ class History:
     master_key_file: Path | None = None
     former_master_key_files: tuple[Path, ...] = ()
     encrypt_at_rest: bool = False
+    make_streams: bool = False
     log: EventLog | None = None
     """What the service appends to and reads from."""
     stored: PostgresEventLog | None = None
@@ -190,7 +193,7 @@ class History:
             self.log = log = await self._encrypted(stored)
             await self._open_vault(log)
             await self._open_checkpoints(stored)
-            self.relay = Relay(log, self.client, self.service)
+            self.relay = Relay(log, self.client, self.service, RelayConfig(makes_stream=self.make_streams))
             self.relaying.start("relay", self.relay.run)
         return self.log
 
@@ -281,11 +284,19 @@ class History:
             await self.measure_once()
             await asyncio.sleep(MEASURE_S)
 
+    def _report(self, relay: Relay) -> None:
+        """Appends go on without a stream, so this degrades the service and does not stop it."""
+        if relay.problem:
+            self.health.degrade("relay", relay.problem)
+        else:
+            self.health.recover("relay")
+
     async def measure_once(self) -> None:
         if self.log and self.relay:
             head = await self.log.head()
             self.metrics.eventlog_head.set(head)
             self.metrics.relay_lag.set(max(0, head - self.relay.position))
+            self._report(self.relay)
         for projector in self.projectors:
             self.metrics.view_position.labels(projector.view.name).set(await projector.position())
             self.metrics.view_lag.labels(projector.view.name).set(await projector.lag())

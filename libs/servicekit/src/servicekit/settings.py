@@ -32,6 +32,9 @@ class ServiceSettings(BaseSettings):
     nats_url: str
     nats_user: str | None = None
     nats_password: SecretStr | None = None
+    make_streams: bool = False
+    """Make the streams of this service where nobody else does: in tests, or on a NATS of one's own. In a deployment the
+    administrator makes them (nats_admin.py), and the service's user may not."""
     auth_public_key_file: Path
     service_key_file: Path | None = None
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""

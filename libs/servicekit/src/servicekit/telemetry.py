@@ -206,7 +206,7 @@ class Metrics:
         self.eventlog_commit_seconds = Histogram(
             "eventlog_commit_seconds", "Time to commit a group durably", registry=registry, buckets=_SECONDS
         )
-        self.relay_lag = Gauge("relay_lag", "Events not yet published to JetStream", registry=registry)
+        self.relay_lag = Gauge("relay_lag_events", "Events not yet published to JetStream", registry=registry)
         self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
         self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)
         self.ready = Gauge("service_ready", "1 while the service accepts work", registry=registry)

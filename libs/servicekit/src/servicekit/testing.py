@@ -128,6 +128,7 @@ def settings_for(settings_type: type[S], postgres_dsn: str, nats_url: str, **val
         "http_port": 0,
         "postgres_dsn": postgres_dsn,
         "nats_url": nats_url,
+        "make_streams": True,
         "auth_public_key_file": Path("unused.pem"),
         "limits": Limits(startup_s=60, peers_wait_s=5, peer_deadline_s=60),
         "shutdown_grace_s": 5,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from synod_client.cli import agents, decisions, events, money, proofs, runs, system
+from synod_client.cli import agents, bus, decisions, events, money, proofs, runs, system
 
 EXIT_CODES = """Exit codes:
 
@@ -53,6 +53,7 @@ CONTROL = "Money and decisions"
 PROOF = "What happened, and the proof"
 
 app.command("up", rich_help_panel=SYSTEM)(system.up)
+app.add_typer(bus.nats_app, name="nats", rich_help_panel=SYSTEM)
 app.command("demo", rich_help_panel=SYSTEM)(system.demo)
 app.command("define", rich_help_panel=WORK)(agents.define)
 app.command("agents", rich_help_panel=WORK)(agents.agents)
