@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.book import Reservation
 from cost_ledger.books import Books
-from cost_ledger.domain import Reservation, SetBudget, SetPrice
+from cost_ledger.commands import SetBudget, SetPrice
 from cost_ledger.errors import AlreadyRecorded, BudgetExceeded, RequestInvalid, ReservationConflict
 from cost_ledger.rates import flat_card
 from cost_ledger.testing import FakeHistory, FakePrices

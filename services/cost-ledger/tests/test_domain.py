@@ -3,10 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cost_ledger.domain import (
-    CLOSED_MAX,
-    EMPTY,
-    Book,
+from cost_ledger.book import CLOSED_MAX, EMPTY, Book
+from cost_ledger.commands import (
     Charge,
     Command,
     Expire,
@@ -17,11 +15,8 @@ from cost_ledger.domain import (
     SetPrice,
     Settle,
     Unreserved,
-    decide,
-    evolve,
-    fold,
-    window_start,
 )
+from cost_ledger.domain import decide
 from cost_ledger.errors import (
     BudgetFixed,
     ModelUnpriced,
@@ -30,7 +25,9 @@ from cost_ledger.errors import (
     ReservationSettled,
     SettlementNotPriced,
 )
+from cost_ledger.folding import evolve, fold
 from cost_ledger.rates import UNPRICED, flat_card
+from cost_ledger.windows import window_start
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (

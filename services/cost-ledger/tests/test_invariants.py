@@ -4,21 +4,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from cost_ledger import snapshots
+from cost_ledger.book import EMPTY
 from cost_ledger.books import CODEC, Books
-from cost_ledger.domain import (
-    EMPTY,
-    Charge,
-    Command,
-    Expire,
-    Price,
-    Release,
-    Reserve,
-    SetBudget,
-    Settle,
-    Unreserved,
-    evolve,
-)
+from cost_ledger.commands import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle, Unreserved
 from cost_ledger.errors import LedgerError
+from cost_ledger.folding import evolve
 from cost_ledger.rates import flat_card
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Context, StreamId

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cost_ledger.books import Books
-from cost_ledger.domain import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
+from cost_ledger.commands import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
 from cost_ledger.errors import LedgerError
 from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendQuery, SpendView
 from cost_ledger.rates import flat_card

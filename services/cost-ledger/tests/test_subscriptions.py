@@ -9,8 +9,9 @@ import nats
 import pytest
 from cost_ledger import books as books_module
 from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.book import Reservation
 from cost_ledger.books import Books
-from cost_ledger.domain import Expire, Reservation, SetBudget, SetPrice
+from cost_ledger.commands import Expire, SetBudget, SetPrice
 from cost_ledger.main import compose
 from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage

@@ -16,18 +16,15 @@ from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Hold, ReservationDenied
 
+from cost_ledger.book import SCOPE_FIELDS, Book, Budget, Reservation
 from cost_ledger.books import Books
-from cost_ledger.domain import (
+from cost_ledger.commands import (
     OVERRIDE,
-    SCOPE_FIELDS,
-    Book,
-    Budget,
     Charge,
     Command,
     Expire,
     Price,
     Release,
-    Reservation,
     Reserve,
     SetBudget,
     SetPrice,

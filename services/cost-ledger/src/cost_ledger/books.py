@@ -36,8 +36,11 @@ from synod.cost_ledger.events import (
 )
 
 from cost_ledger import snapshots
-from cost_ledger.domain import EMPTY, Book, Command, Look, decide, fold
+from cost_ledger.book import EMPTY, Book
+from cost_ledger.commands import Command, Look
+from cost_ledger.domain import decide
 from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, LedgerError
+from cost_ledger.folding import fold
 from cost_ledger.ports import Clock
 
 AGGREGATE: Final = "book"

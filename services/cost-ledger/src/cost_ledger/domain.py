@@ -1,23 +1,16 @@
-"""The book of a tenant: what may be reserved, what is owed, and the balance of every account.
+"""What may happen in a tenant's book: `decide` answers a command with events. Pure.
 
-`decide` answers a command with events, `evolve` folds an event. Both are pure. The balances are nothing but the sum of
-all postings, so admission and audit count by the same figures. Amounts are nano-USD.
-
-Accounts, each per budget and window: `spent` is posted, `pending` is held, `suspense` is held without a known outcome,
-`budget` is the other side of all three. What was spent also stands in `expense` (by model or tool) against `payable`.
+The book is in book.py, the commands in commands.py, and how an event changes the book in folding.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
-from rpds import HashTrieMap, HashTrieSet
 from synod.common.event import Event
 from synod.common.money import PICO_PER_NANO, nano_from_pico
-from synod.common.values import Attribution, UsageLine
+from synod.common.values import Attribution
 from synod.cost_ledger.events import (
     BudgetSet,
     BudgetThresholdReached,
@@ -27,256 +20,37 @@ from synod.cost_ledger.events import (
     Hold,
     Posting,
     PriceSet,
-    PriceSource,
     ReservationDenied,
     ReservationExpired,
     ReservationReleased,
-    Window,
 )
 
+from cost_ledger.book import Book, Budget, Reservation, account
+from cost_ledger.commands import (
+    OVERRIDE,
+    Charge,
+    Command,
+    Expire,
+    Look,
+    Price,
+    Release,
+    Reserve,
+    SetBudget,
+    SetPrice,
+    Settle,
+)
 from cost_ledger.errors import (
     BudgetFixed,
-    BudgetNotFound,
     ModelUnpriced,
     ReservationConflict,
     ReservationNotFound,
     ReservationSettled,
     SettlementNotPriced,
 )
-from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico, flat_card
-from cost_ledger.recent import Recent
+from cost_ledger.folding import card_of, fold
+from cost_ledger.rates import UNPRICED, bound_pico, cost_pico
 
 THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
-CLOSED_MAX: Final = 10_000
-"""Settled and released reservations that a book remembers. The view has the older ones; the log refuses their ids."""
-CHARGES_MAX: Final = 10_000
-"""Charges that a book remembers by id; the log refuses the ids of older ones."""
-
-SCOPE_FIELDS: Final = (
-    "run_id",
-    "root_run_id",
-    "conversation_id",
-    "user_id",
-    "agent",
-    "tool",
-    "model",
-    "project_id",
-)
-"""What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
-
-WHOLE_TENANT: Final = ("", "")
-
-OVERRIDE: Final = "override"
-"""Source and version of a price that the tenant set: it is in the log, not in a price book."""
-
-State = Literal["held", "settled", "released", "suspense"]
-
-
-# --- state ---
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """A limit on every cost whose attribution matches all set fields of `scope`."""
-
-    budget_id: str
-    scope: Attribution
-    limit: int
-    hard: bool
-    window: Window
-
-    def matches(self, attribution: Attribution) -> bool:
-        return all(
-            getattr(attribution, name) == wanted for name in SCOPE_FIELDS if (wanted := getattr(self.scope, name))
-        )
-
-    def hold_at(self, at: datetime) -> Hold:
-        return Hold(budget_id=self.budget_id, window_start=window_start(self.window, at))
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A hold from its admission to its outcome, with the rates that were pinned when it was admitted."""
-
-    reservation_id: str
-    request_sha256: str
-    attribution: Attribution
-    model: str
-    reserved: int
-    price_version: str
-    price_source: PriceSource
-    rates: RateCard
-    holds: tuple[Hold, ...]
-    reserved_at: datetime
-    expires_at: datetime
-    state: State = "held"
-    settled: int = 0
-    overrun: int = 0
-
-    @property
-    def is_open(self) -> bool:
-        return self.state in ("held", "suspense")
-
-    @property
-    def holding(self) -> int:
-        """What it takes from the budgets now, before anything is posted."""
-        return self.reserved if self.is_open else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Book:
-    """All that admission needs to know of a tenant. The collections are persistent: a change shares the rest."""
-
-    budgets: HashTrieMap[str, Budget] = field(default_factory=HashTrieMap)
-    by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = field(default_factory=HashTrieMap)
-    prices: HashTrieMap[str, RateCard] = field(default_factory=HashTrieMap)
-    open: HashTrieMap[str, Reservation] = field(default_factory=HashTrieMap)
-    closed: Recent[Reservation] = field(default_factory=lambda: Recent(CLOSED_MAX))
-    charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
-    balances: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
-    reached: HashTrieSet[tuple[str, str, int]] = field(default_factory=HashTrieSet)
-
-    def reservation(self, reservation_id: str) -> Reservation | None:
-        return self.open.get(reservation_id) or self.closed.get(reservation_id)
-
-    def budget(self, budget_id: str) -> Budget:
-        """Raises BudgetNotFound."""
-        if (budget := self.budgets.get(budget_id)) is None:
-            raise BudgetNotFound(budget_id)
-        return budget
-
-    def posted(self, hold: Hold) -> int:
-        return self.balances.get(_account("spent", hold), 0)
-
-    def pending(self, hold: Hold) -> int:
-        """Held for reservations, those in suspense included."""
-        return self.balances.get(_account("pending", hold), 0) + self.balances.get(_account("suspense", hold), 0)
-
-    def available(self, hold: Hold) -> int:
-        """What a new reservation may take; negative after an overrun or a lowered limit."""
-        return self.budget(hold.budget_id).limit - self.posted(hold) - self.pending(hold)
-
-    def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
-        """The budgets that a cost counts against, by id."""
-        keys = [WHOLE_TENANT, *((name, value) for name in SCOPE_FIELDS if (value := getattr(attribution, name)))]
-        ids = sorted(budget_id for key in keys for budget_id in self.by_scope.get(key, ()))
-        return tuple(budget for budget_id in ids if (budget := self.budgets[budget_id]).matches(attribution))
-
-
-EMPTY: Final = Book()
-
-
-# --- commands ---
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`."""
-
-    rates: RateCard
-    version: str
-    source: PriceSource
-    near: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SetBudget:
-    budget_id: str
-    scope: Attribution
-    limit: int
-    hard: bool
-    window: Window
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class SetPrice:
-    """Pico-USD per token."""
-
-    provider: str
-    model: str
-    input_pico: int
-    output_pico: int
-    cache_read_pico: int
-    cache_write_pico: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """At most so many tokens of `model`, priced by `book_price` unless the tenant has its own; or at most `fixed`.
-
-    Without a model only a fixed amount can be held, and only an amount can settle it.
-    """
-
-    reservation_id: str
-    request_sha256: str
-    attribution: Attribution
-    model: str
-    input_tokens_max: int
-    output_tokens_max: int
-    fixed: int | None
-    book_price: Price
-    at: datetime
-    expires_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Unreserved:
-    """What is needed to record a use that this book never admitted."""
-
-    attribution: Attribution
-    model: str
-    book_price: Price
-    used_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """What was used: `usage`, or `amount` if it is not None. With `unreserved` it is recorded even without a hold."""
-
-    reservation_id: str
-    usage: tuple[UsageLine, ...]
-    amount: int | None
-    usage_source: str
-    at: datetime
-    source_position: int = 0
-    unreserved: Unreserved | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    reservation_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Expire:
-    """Move a hold whose time is over to suspense."""
-
-    reservation_id: str
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A cost without a reservation. `charge_id` is its idempotency key."""
-
-    charge_id: str
-    attribution: Attribution
-    amount: int
-    incurred_at: datetime
-    source_position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Changes nothing; whoever sends it wants the newest state."""
-
-
-Command = SetBudget | SetPrice | Reserve | Settle | Release | Expire | Charge | Look
-
-
-# --- decide ---
 
 
 def decide(book: Book, command: Command) -> tuple[Event, ...]:
@@ -505,7 +279,7 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
         cache_read_pico_usd=command.cache_read_pico,
         cache_write_pico_usd=command.cache_write_pico,
     )
-    return () if book.prices.get(f"{event.provider}/{event.model}") == _card(event) else (event,)
+    return () if book.prices.get(f"{event.provider}/{event.model}") == card_of(event) else (event,)
 
 
 def _with_thresholds(book: Book, events: tuple[Event, ...], command: SetBudget | None = None) -> tuple[Event, ...]:
@@ -537,7 +311,7 @@ def _moved(holds: Iterable[Hold], source: str, target: str, amount: int) -> tupl
     if amount == 0:
         return ()
     return tuple(
-        Posting(account=_account(kind, hold), amount_nano_usd=signed)
+        Posting(account=account(kind, hold), amount_nano_usd=signed)
         for hold in holds
         for kind, signed in ((target, amount), (source, -amount))
     )
@@ -551,126 +325,3 @@ def _owed(attribution: Attribution, model: str, amount: int) -> tuple[Posting, .
         Posting(account=f"expense:{what}", amount_nano_usd=amount),
         Posting(account=f"payable:{what.partition('/')[0]}", amount_nano_usd=-amount),
     )
-
-
-def _account(kind: str, hold: Hold) -> str:
-    return f"{kind}:{hold.budget_id}:{hold.window_start}"
-
-
-def window_start(window: Window, at: datetime) -> str:
-    """The name of the window that `at` (UTC) falls into."""
-    match window:
-        case "lifetime":
-            return "lifetime"
-        case "day":
-            return at.strftime("%Y-%m-%d")
-        case "month":
-            return at.strftime("%Y-%m")
-
-
-# --- evolve ---
-
-
-def fold(book: Book, events: Iterable[Event]) -> Book:
-    for event in events:
-        book = evolve(book, event)
-    return book
-
-
-def evolve(book: Book, event: Event) -> Book:
-    match event:
-        case CostReserved():
-            held = _from_event(event)
-            return _posted(replace(book, open=book.open.insert(held.reservation_id, held)), event.postings)
-        case CostSettled():
-            return _posted(_closed(book, _settled(book, event)), event.postings)
-        case ReservationReleased():
-            released = replace(_known(book, event.reservation_id), state="released")
-            return _posted(_closed(book, released), event.postings)
-        case ReservationExpired():
-            doubtful = replace(_known(book, event.reservation_id), state="suspense")
-            return _posted(replace(book, open=book.open.insert(event.reservation_id, doubtful)), event.postings)
-        case CostCharged():
-            charges = book.charges.add(event.charge_id, event.amount_nano_usd)
-            return _posted(replace(book, charges=charges), event.postings)
-        case BudgetSet():
-            return _with_budget(book, event)
-        case PriceSet():
-            return replace(book, prices=book.prices.insert(f"{event.provider}/{event.model}", _card(event)))
-        case BudgetThresholdReached():
-            key = (event.budget_id, event.window_start, event.threshold_percent)
-            return replace(book, reached=book.reached.insert(key))
-        case _:
-            return book
-
-
-def _from_event(event: CostReserved) -> Reservation:
-    return Reservation(
-        reservation_id=event.reservation_id,
-        request_sha256=event.request_sha256,
-        attribution=event.attribution,
-        model=event.model,
-        reserved=event.amount_nano_usd,
-        price_version=event.price_version,
-        price_source=event.price_source,
-        rates=event.rates,
-        holds=event.holds,
-        reserved_at=event.reserved_at,
-        expires_at=event.expires_at,
-    )
-
-
-def _settled(book: Book, event: CostSettled) -> Reservation:
-    known = book.reservation(event.reservation_id)
-    request_sha256, expires_at = (known.request_sha256, known.expires_at) if known else ("", event.incurred_at)
-    return Reservation(
-        reservation_id=event.reservation_id,
-        request_sha256=request_sha256,
-        attribution=event.attribution,
-        model=event.model,
-        reserved=event.reserved_nano_usd,
-        price_version=event.price_version,
-        price_source=event.price_source,
-        rates=UNPRICED,
-        holds=event.holds,
-        reserved_at=event.incurred_at,
-        expires_at=expires_at,
-        state="settled",
-        settled=event.amount_nano_usd,
-        overrun=event.overrun_nano_usd,
-    )
-
-
-def _known(book: Book, reservation_id: str) -> Reservation:
-    if (known := book.reservation(reservation_id)) is None:
-        raise ReservationNotFound(reservation_id)
-    return known
-
-
-def _closed(book: Book, reservation: Reservation) -> Book:
-    name = reservation.reservation_id
-    return replace(book, open=book.open.discard(name), closed=book.closed.add(name, reservation))
-
-
-def _posted(book: Book, postings: Iterable[Posting]) -> Book:
-    balances = book.balances
-    for posting in postings:
-        balance = balances.get(posting.account, 0) + posting.amount_nano_usd
-        balances = balances.insert(posting.account, balance) if balance else balances.discard(posting.account)
-    return replace(book, balances=balances)
-
-
-def _with_budget(book: Book, event: BudgetSet) -> Book:
-    budget = Budget(event.budget_id, event.scope, event.limit_nano_usd, event.hard, event.window)
-    key = _scope_key(budget.scope)
-    ids = book.by_scope.get(key, ())
-    by_scope = book.by_scope if budget.budget_id in ids else book.by_scope.insert(key, (*ids, budget.budget_id))
-    return replace(book, budgets=book.budgets.insert(budget.budget_id, budget), by_scope=by_scope)
-
-
-def _scope_key(scope: Attribution) -> tuple[str, str]:
-    return next(((name, value) for name in SCOPE_FIELDS if (value := getattr(scope, name))), WHOLE_TENANT)
-
-
-def _card(event: PriceSet) -> RateCard:
-    return flat_card(event.input_pico_usd, event.output_pico_usd, event.cache_read_pico_usd, event.cache_write_pico_usd)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from cost_ledger.domain import Budget, Price, Reservation
+from cost_ledger.book import Budget, Reservation
+from cost_ledger.commands import Price
 
 
 class Clock(Protocol):

@@ -18,7 +18,7 @@ from genai_prices.data import providers as genai_providers
 from synod.common.money import PicoUsd
 from synod.cost_ledger.events import UnitRate
 
-from cost_ledger.domain import Price
+from cost_ledger.commands import Price
 from cost_ledger.rates import UNPRICED, RateCard
 
 PER_TOKEN_SUFFIX: Final = "_mtok"

@@ -25,10 +25,12 @@ from synod.cost_ledger.events import (
     ReservationReleased,
 )
 
+from cost_ledger.book import Book, Budget, Reservation
 from cost_ledger.books import CODEC, known_event
-from cost_ledger.domain import Book, Budget, Reservation, fold, window_start
+from cost_ledger.folding import fold
 from cost_ledger.ports import BudgetStatus, Due
 from cost_ledger.rates import UNPRICED
+from cost_ledger.windows import window_start
 
 Connection = AsyncConnection[Any]
 

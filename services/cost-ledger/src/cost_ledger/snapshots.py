@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import TypeAdapter
 from rpds import HashTrieMap, HashTrieSet
 
-from cost_ledger.domain import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation
+from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 

@@ -23,7 +23,7 @@ from synod.tool_executor import events as tools
 
 from cost_ledger.application import CostLedger, Use
 from cost_ledger.books import known_event
-from cost_ledger.domain import Charge
+from cost_ledger.commands import Charge
 from cost_ledger.errors import BookBusy, BookContended
 
 Connection = AsyncConnection[Any]

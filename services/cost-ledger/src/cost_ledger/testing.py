@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cost_ledger.domain import Price, Reservation
+from cost_ledger.book import Reservation
+from cost_ledger.commands import Price
 from cost_ledger.ports import Due
 from cost_ledger.rates import UNPRICED, RateCard
 

@@ -26,7 +26,8 @@ from synod.llm_gateway.events import UsageSource
 
 from cost_ledger import errors
 from cost_ledger.application import NamedPrice, ReservationRequest
-from cost_ledger.domain import Reservation, SetBudget, SetPrice, State
+from cost_ledger.book import Reservation, State
+from cost_ledger.commands import SetBudget, SetPrice
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of

@@ -1,0 +1,122 @@
+"""What the book may be asked to do. Values only; whatever time or price a decision needs comes with the command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from synod.common.values import Attribution, UsageLine
+from synod.cost_ledger.events import PriceSource, Window
+
+from cost_ledger.rates import RateCard
+
+OVERRIDE: Final = "override"
+"""Source and version of a price that the tenant set: it is in the log, not in a price book."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`."""
+
+    rates: RateCard
+    version: str
+    source: PriceSource
+    near: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetBudget:
+    budget_id: str
+    scope: Attribution
+    limit: int
+    hard: bool
+    window: Window
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SetPrice:
+    """Pico-USD per token."""
+
+    provider: str
+    model: str
+    input_pico: int
+    output_pico: int
+    cache_read_pico: int
+    cache_write_pico: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """At most so many tokens of `model`, priced by `book_price` unless the tenant has its own; or at most `fixed`.
+
+    Without a model only a fixed amount can be held, and only an amount can settle it.
+    """
+
+    reservation_id: str
+    request_sha256: str
+    attribution: Attribution
+    model: str
+    input_tokens_max: int
+    output_tokens_max: int
+    fixed: int | None
+    book_price: Price
+    at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unreserved:
+    """What is needed to record a use that this book never admitted."""
+
+    attribution: Attribution
+    model: str
+    book_price: Price
+    used_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What was used: `usage`, or `amount` if it is not None. With `unreserved` it is recorded even without a hold."""
+
+    reservation_id: str
+    usage: tuple[UsageLine, ...]
+    amount: int | None
+    usage_source: str
+    at: datetime
+    source_position: int = 0
+    unreserved: Unreserved | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    reservation_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Move a hold whose time is over to suspense."""
+
+    reservation_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A cost without a reservation. `charge_id` is its idempotency key."""
+
+    charge_id: str
+    attribution: Attribution
+    amount: int
+    incurred_at: datetime
+    source_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Changes nothing; whoever sends it wants the newest state."""
+
+
+Command = SetBudget | SetPrice | Reserve | Settle | Release | Expire | Charge | Look
