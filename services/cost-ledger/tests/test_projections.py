@@ -8,7 +8,8 @@ import pytest
 from cost_ledger.books import Books
 from cost_ledger.commands import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
 from cost_ledger.errors import LedgerError
-from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendQuery, SpendView
+from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
+from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.rates import flat_card
 from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector, ProjectorLimits

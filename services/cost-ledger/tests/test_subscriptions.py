@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import nats
 import pytest
 from cost_ledger import books as books_module
-from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.application import CostLedger, ReservationRequest, Settlement
 from cost_ledger.book import Reservation
 from cost_ledger.books import Books
 from cost_ledger.commands import Expire, SetBudget, SetPrice
@@ -176,7 +176,7 @@ async def test_an_event_delivered_twice_counts_once(world: World) -> None:
 
 async def test_a_call_and_its_event_settle_once_between_them(world: World) -> None:
     await world.reserve()
-    await world.ledger.settle("req_1:1", USAGE, None, "provider_final", LOCAL)
+    await world.ledger.settle(Settlement("req_1:1", USAGE, None, "provider_final"), LOCAL)
     await world.publish(completed())
     assert await world.amounts() == (COST, 0)
 

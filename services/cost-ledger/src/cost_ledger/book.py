@@ -1,10 +1,11 @@
 """The book of a tenant: budgets, own prices, reservations, and the balance of every account. Immutable values.
 
-The balances are nothing but the sum of all postings, so admission and audit count by the same figures. Amounts are
-nano-USD.
+The balances are nothing but the sum of all postings, so admission and audit count by the same figures. Amounts of money
+are nano-USD.
 
-Accounts, each per budget and window: `spent` is posted, `pending` is held, `suspense` is held without a known outcome,
-`budget` is the other side of all three. What was spent also stands in `expense` (by model or tool) against `payable`.
+Accounts, each per budget, window and share: `spent` is posted, `pending` is held, `suspense` is held without a known
+outcome, `budget` is the other side of all three. What was spent also stands in `expense` (by model or tool) against
+`payable`. A budget counts in one unit: money, or a quota's; so does every account of it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Final, Literal
 
 from rpds import HashTrieMap, HashTrieSet
 from synod.common.values import Attribution
-from synod.cost_ledger.events import Hold, PriceSource, Window
+from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
 
 from cost_ledger.errors import BudgetNotFound
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
-from cost_ledger.windows import window_start
+from cost_ledger.windows import counted, window_start
 
 CLOSED_MAX: Final = 10_000
 """Settled and released reservations that a book remembers. The view has the older ones; the log refuses their ids."""
@@ -45,22 +46,54 @@ State = Literal["held", "settled", "released", "suspense"]
 
 
 @dataclass(frozen=True, slots=True)
+class Amounts:
+    """What a cost comes to: money, and the units that quotas limit."""
+
+    nano: int
+    quantities: tuple[Quantity, ...] = ()
+
+    def of(self, unit: Unit) -> int:
+        if unit == "nano_usd":
+            return self.nano
+        return sum(each.quantity for each in self.quantities if each.unit == unit)
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit on every cost whose attribution matches all set fields of `scope`."""
+    """A limit, in `unit`, on every cost whose attribution matches all set fields of `scope`.
+
+    With `per` each value of that attribution has the whole limit for itself.
+    """
 
     budget_id: str
     scope: Attribution
     limit: int
     hard: bool
     window: Window
+    time_zone: str = "UTC"
+    rolling_s: int = 0
+    per: str = ""
+    unit: Unit = "nano_usd"
 
     def matches(self, attribution: Attribution) -> bool:
+        if self.per and not getattr(attribution, self.per):
+            return False
         return all(
             getattr(attribution, name) == wanted for name in SCOPE_FIELDS if (wanted := getattr(self.scope, name))
         )
 
-    def hold_at(self, at: datetime) -> Hold:
-        return Hold(budget_id=self.budget_id, window_start=window_start(self.window, at))
+    def hold_at(self, at: datetime, attribution: Attribution) -> Hold:
+        """The window and share that a cost of `attribution` at that time counts against."""
+        return self.share_at(at, getattr(attribution, self.per) if self.per else "")
+
+    def share_at(self, at: datetime, share: str) -> Hold:
+        start = window_start(self.window, at, self.time_zone, self.rolling_s)
+        return Hold(budget_id=self.budget_id, window_start=start, share=share)
+
+    def accounts(self, kind: str, hold: Hold) -> tuple[str, ...]:
+        """The accounts of a kind that count together with the hold's: one, or for a rolling window those of its slices."""
+        names = counted(self.window, hold.window_start, self.rolling_s)
+        return tuple(account_name(kind, self.budget_id, name, hold.share) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +114,23 @@ class Reservation:
     state: State = "held"
     settled: int = 0
     overrun: int = 0
+    # What is held, or was used once it is settled, of what quotas limit.
+    quantities: tuple[Quantity, ...] = ()
+    price_context: str = ""
 
     @property
     def is_open(self) -> bool:
         return self.state in ("held", "suspense")
 
     @property
-    def holding(self) -> int:
+    def holding(self) -> Amounts:
         """What it takes from the budgets now, before anything is posted."""
-        return self.reserved if self.is_open else 0
+        return Amounts(self.reserved, self.quantities) if self.is_open else Amounts(0)
+
+    @property
+    def held_in(self) -> str:
+        """The kind of account that it is held in."""
+        return "suspense" if self.state == "suspense" else "pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +144,7 @@ class Book:
     closed: Recent[Reservation] = field(default_factory=lambda: Recent(CLOSED_MAX))
     charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
     balances: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
-    reached: HashTrieSet[tuple[str, str, int]] = field(default_factory=HashTrieSet)
+    reached: HashTrieSet[tuple[str, str, str, int, str]] = field(default_factory=HashTrieSet)
 
     def reservation(self, reservation_id: str) -> Reservation | None:
         return self.open.get(reservation_id) or self.closed.get(reservation_id)
@@ -115,15 +156,19 @@ class Book:
         return budget
 
     def posted(self, hold: Hold) -> int:
-        return self.balances.get(account("spent", hold), 0)
+        return self._sum("spent", hold)
 
     def pending(self, hold: Hold) -> int:
         """Held for reservations, those in suspense included."""
-        return self.balances.get(account("pending", hold), 0) + self.balances.get(account("suspense", hold), 0)
+        return self._sum("pending", hold) + self._sum("suspense", hold)
 
     def available(self, hold: Hold) -> int:
         """What a new reservation may take; negative after an overrun or a lowered limit."""
         return self.budget(hold.budget_id).limit - self.posted(hold) - self.pending(hold)
+
+    def _sum(self, kind: str, hold: Hold) -> int:
+        accounts = self.budget(hold.budget_id).accounts(kind, hold)
+        return sum(self.balances.get(name, 0) for name in accounts)
 
     def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
         """The budgets that a cost counts against, by id."""
@@ -136,4 +181,9 @@ EMPTY: Final = Book()
 
 
 def account(kind: str, hold: Hold) -> str:
-    return f"{kind}:{hold.budget_id}:{hold.window_start}"
+    return account_name(kind, hold.budget_id, hold.window_start, hold.share)
+
+
+def account_name(kind: str, budget_id: str, window: str, share: str) -> str:
+    # No budget's id has a bar, so a share cannot be taken for a part of something else.
+    return f"{kind}:{budget_id}:{window}|{share}" if share else f"{kind}:{budget_id}:{window}"

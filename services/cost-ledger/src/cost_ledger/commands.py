@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import PriceSource, Window
+from synod.cost_ledger.events import PriceSource, Quantity, Unit, Window
 
 from cost_ledger.rates import RateCard
 
@@ -33,6 +33,10 @@ class SetBudget:
     hard: bool
     window: Window
     at: datetime
+    time_zone: str = "UTC"
+    rolling_s: int = 0
+    per: str = ""
+    unit: Unit = "nano_usd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class SetPrice:
     output_pico: int
     cache_read_pico: int
     cache_write_pico: int
+    more: RateCard = ()
+    """Of other units, and of context tiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,20 @@ class Reserve:
     output_tokens_max: int
     fixed: int | None
     book_price: Price
+    at: datetime
+    expires_at: datetime
+    quantities: tuple[Quantity, ...] = ()
+    """Upper bounds of what quotas limit; tokens and the call itself are added."""
+    price_context: str = ""
+    modalities: frozenset[str] = frozenset()
+    """What it may contain besides text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Let a hold live until `expires_at`, if it would not anyway."""
+
+    reservation_id: str
     at: datetime
     expires_at: datetime
 
@@ -87,6 +107,11 @@ class Settle:
     at: datetime
     source_position: int = 0
     unreserved: Unreserved | None = None
+    quantities: tuple[Quantity, ...] = ()
+    """What was used of what quotas limit; a unit that neither they nor the usage tell is taken as reserved."""
+    billed: Price | None = None
+    """The rates of the terms that were billed, where those differ from the reserved ones; not for a tenant's own price."""
+    price_context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +130,14 @@ class Expire:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A cost without a reservation. `charge_id` is its idempotency key."""
+    """A cost without a reservation, or what settles the reservation of the same id. `charge_id` is its idempotency key."""
 
     charge_id: str
     attribution: Attribution
     amount: int
     incurred_at: datetime
     source_position: int
+    quantities: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +145,4 @@ class Look:
     """Changes nothing; whoever sends it wants the newest state."""
 
 
-Command = SetBudget | SetPrice | Reserve | Settle | Release | Expire | Charge | Look
+Command = SetBudget | SetPrice | Reserve | Renew | Settle | Release | Expire | Charge | Look

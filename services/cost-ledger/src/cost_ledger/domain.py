@@ -1,31 +1,30 @@
 """What may happen in a tenant's book: `decide` answers a command with events. Pure.
 
-The book is in book.py, the commands in commands.py, and how an event changes the book in folding.py.
+The book is in book.py, the commands in commands.py, what they add to accounts in postings.py, and how an event changes
+the book in folding.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from synod.common.event import Event
 from synod.common.money import PICO_PER_NANO, nano_from_pico
-from synod.common.values import Attribution
 from synod.cost_ledger.events import (
     BudgetSet,
-    BudgetThresholdReached,
     CostCharged,
     CostReserved,
     CostSettled,
     Hold,
-    Posting,
     PriceSet,
     ReservationDenied,
     ReservationExpired,
     ReservationReleased,
+    ReservationRenewed,
 )
 
-from cost_ledger.book import Book, Budget, Reservation, account
+from cost_ledger import alerts, quantities
+from cost_ledger.book import Amounts, Book, Budget, Reservation
 from cost_ledger.commands import (
     OVERRIDE,
     Charge,
@@ -34,23 +33,27 @@ from cost_ledger.commands import (
     Look,
     Price,
     Release,
+    Renew,
     Reserve,
     SetBudget,
     SetPrice,
     Settle,
+    Unreserved,
 )
 from cost_ledger.errors import (
     BudgetFixed,
     ModelUnpriced,
+    ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
     ReservationSettled,
     SettlementNotPriced,
 )
 from cost_ledger.folding import card_of, fold
-from cost_ledger.rates import UNPRICED, bound_pico, cost_pico
+from cost_ledger.postings import moved, owed
+from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
 
-THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
+_FIXED_FIELDS = ("scope", "window", "time_zone", "rolling_s", "per", "unit")
 
 
 def decide(book: Book, command: Command) -> tuple[Event, ...]:
@@ -61,6 +64,8 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
     match command:
         case Reserve():
             return _reserve(book, command)
+        case Renew():
+            return _renew(book, command)
         case Settle():
             return _with_thresholds(book, _settle(book, command))
         case Release():
@@ -70,11 +75,14 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case Charge():
             return _with_thresholds(book, _charge(book, command))
         case SetBudget():
-            return _with_thresholds(book, _set_budget(book, command), command)
+            return _set_budget(book, command)
         case SetPrice():
             return _set_price(book, command)
         case Look():
             return ()
+
+
+# --- reserve ---
 
 
 def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
@@ -82,12 +90,13 @@ def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
         return _repeated(known, command)
     price = _price_in_force(book, command.model, command.book_price)
     budgets = book.matching(command.attribution)
-    _refuse_unpriced(price, command.model, budgets)
-    amount = _bound(command, price)
-    if denied := _denied(book, command, budgets, amount):
+    _refuse_unpriced(price, command, budgets)
+    amounts = _bound(command, price)
+    held = [(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
+    if denied := _denied(book, command, held, amounts):
         return (denied,)
-    holds = tuple(budget.hold_at(command.at) for budget in budgets)
-    return (_reserved(command, price, holds, amount),)
+    holds = tuple(hold for _, hold in held)
+    return (_reserved(book, command, price, holds, amounts), *alerts.committed(book, holds, amounts))
 
 
 def _repeated(known: Reservation, command: Reserve) -> tuple[Event, ...]:
@@ -105,57 +114,94 @@ def _price_in_force(book: Book, model: str, book_price: Price) -> Price:
     return book_price
 
 
-def _refuse_unpriced(price: Price, model: str, budgets: Iterable[Budget]) -> None:
-    if price.source == "unpriced" and (hard := next((budget for budget in budgets if budget.hard), None)):
-        raise ModelUnpriced(model, hard.budget_id, price.near)
+def _refuse_unpriced(price: Price, command: Reserve, budgets: Iterable[Budget]) -> None:
+    if price.source != "unpriced":
+        return
+    for budget in budgets:
+        if budget.hard and budget.unit == "nano_usd":
+            raise ModelUnpriced(command.model, budget.budget_id, price.near, command.price_context)
 
 
-def _bound(command: Reserve, price: Price) -> int:
+def _bound(command: Reserve, price: Price) -> Amounts:
+    most = quantities.bounded(command.quantities, command.input_tokens_max, command.output_tokens_max)
     if command.fixed is not None:
-        return command.fixed
-    return nano_from_pico(bound_pico(price.rates, command.input_tokens_max, command.output_tokens_max))
+        return Amounts(command.fixed, most)
+    bound = bound_pico(price.rates, command.input_tokens_max, command.output_tokens_max, command.modalities)
+    return Amounts(nano_from_pico(bound), most)
 
 
-def _denied(book: Book, command: Reserve, budgets: Iterable[Budget], amount: int) -> ReservationDenied | None:
-    """The refusal by the hard budget with the least available, if one does not cover the amount. All or none."""
-    left = {budget.budget_id: book.available(budget.hold_at(command.at)) for budget in budgets if budget.hard}
-    tightest = min(left, key=lambda budget_id: left[budget_id], default="")
-    if not left or left[tightest] >= amount:
+def _denied(
+    book: Book, command: Reserve, held: Iterable[tuple[Budget, Hold]], amounts: Amounts
+) -> ReservationDenied | None:
+    """The refusal by the hard budget that lacks most, money before quotas, if one does not cover its amount. All or none."""
+    left = [(budget, hold, book.available(hold)) for budget, hold in held if budget.hard]
+    short = [(budget, hold, available) for budget, hold, available in left if available < amounts.of(budget.unit)]
+    if not short:
         return None
+    budget, hold, available = min(short, key=lambda each: (each[0].unit != "nano_usd", each[2]))
+    required = amounts.of(budget.unit)
+    money = budget.unit == "nano_usd"
     return ReservationDenied(
         reservation_id=command.reservation_id,
         attribution=command.attribution,
         model=command.model,
-        budget_id=tightest,
-        required_nano_usd=amount,
-        available_nano_usd=left[tightest],
+        budget_id=budget.budget_id,
+        required_nano_usd=required if money else 0,
+        available_nano_usd=available if money else 0,
+        unit=budget.unit,
+        required_quantity=0 if money else required,
+        available_quantity=0 if money else available,
+        window_start=hold.window_start,
+        share=hold.share,
     )
 
 
-def _reserved(command: Reserve, price: Price, holds: tuple[Hold, ...], amount: int) -> CostReserved:
+def _reserved(book: Book, command: Reserve, price: Price, holds: tuple[Hold, ...], amounts: Amounts) -> CostReserved:
+    entry = moved(book, holds, "budget", "pending", amounts)
     return CostReserved(
         reservation_id=command.reservation_id,
         request_sha256=command.request_sha256,
         attribution=command.attribution,
         model=command.model,
-        amount_nano_usd=amount,
+        amount_nano_usd=amounts.nano,
         price_version=price.version,
         price_source=price.source,
         rates=price.rates,
         holds=holds,
         reserved_at=command.at,
         expires_at=command.expires_at,
-        postings=_moved(holds, "budget", "pending", amount),
+        postings=entry.postings,
+        quantities=amounts.quantities,
+        quota_postings=entry.quotas,
+        price_context=command.price_context,
     )
+
+
+def _renew(book: Book, command: Renew) -> tuple[Event, ...]:
+    known = _required(book, command.reservation_id)
+    if not known.is_open:
+        raise ReservationClosed(known.reservation_id, known.state)
+    if known.state == "suspense" or known.expires_at >= command.expires_at:
+        return ()
+    return (ReservationRenewed(reservation_id=known.reservation_id, expires_at=command.expires_at),)
+
+
+# --- settle, release, expire ---
 
 
 def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
     known = book.reservation(command.reservation_id) or _never_admitted(book, command)
     if known.state == "settled":
         return ()
-    amount_pico = _used_pico(known, command)
+    price = _billed(known, command)
+    amount_pico = _used_pico(known, price.rates, command)
     amount = nano_from_pico(amount_pico)
-    freed_from = "suspense" if known.state == "suspense" else "pending"
+    spent = Amounts(amount, quantities.used(command.quantities, command.usage, known.quantities))
+    entry = (
+        moved(book, known.holds, known.held_in, "budget", known.holding)
+        + moved(book, known.holds, "budget", "spent", spent)
+        + owed(known.attribution, known.model, amount)
+    )
     return (
         CostSettled(
             reservation_id=known.reservation_id,
@@ -164,20 +210,19 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
             amount_nano_usd=amount,
             amount_pico_usd=amount_pico,
             reserved_nano_usd=known.reserved,
-            overrun_nano_usd=max(amount - known.holding, 0),
-            price_version=known.price_version,
-            price_source=known.price_source,
+            overrun_nano_usd=max(amount - known.holding.nano, 0),
+            price_version=price.version,
+            price_source=price.source,
             holds=known.holds,
             incurred_at=known.reserved_at,
             usage=command.usage,
             usage_source=command.usage_source,
             late=known.state != "held",
             source_position=command.source_position,
-            postings=(
-                *_moved(known.holds, freed_from, "budget", known.holding),
-                *_moved(known.holds, "budget", "spent", amount),
-                *_owed(known.attribution, known.model, amount),
-            ),
+            postings=entry.postings,
+            quantities=spent.quantities,
+            quota_postings=entry.quotas,
+            price_context=command.price_context or known.price_context,
         ),
     )
 
@@ -196,45 +241,85 @@ def _never_admitted(book: Book, command: Settle) -> Reservation:
         price_version=price.version,
         price_source=price.source,
         rates=price.rates,
-        holds=tuple(budget.hold_at(use.used_at) for budget in book.matching(use.attribution)),
+        holds=_holds(book, use),
         reserved_at=use.used_at,
         expires_at=use.used_at,
     )
 
 
-def _used_pico(known: Reservation, command: Settle) -> int:
+def _holds(book: Book, use: Unreserved) -> tuple[Hold, ...]:
+    return tuple(budget.hold_at(use.used_at, use.attribution) for budget in book.matching(use.attribution))
+
+
+def _billed(known: Reservation, command: Settle) -> Price:
+    """The pinned price, or that of other terms of the same book if those were billed."""
+    if command.billed is not None and known.price_source in ("book", "book_fuzzy", "unpriced"):
+        return command.billed
+    return Price(known.rates, known.price_version, known.price_source)
+
+
+def _used_pico(known: Reservation, rates: RateCard, command: Settle) -> int:
     if command.amount is not None:
         return command.amount * PICO_PER_NANO
     if known.price_source == "fixed" and command.usage:
         raise SettlementNotPriced(known.reservation_id)
-    return cost_pico(known.rates, command.usage)
+    return cost_pico(rates, command.usage)
 
 
 def _release(book: Book, command: Release) -> tuple[Event, ...]:
-    known = book.reservation(command.reservation_id)
-    if known is None:
-        raise ReservationNotFound(command.reservation_id)
+    known = _required(book, command.reservation_id)
     if known.state == "settled":
         raise ReservationSettled(known.reservation_id, known.settled)
     if known.state == "released":
         return ()
-    held_in = "suspense" if known.state == "suspense" else "pending"
-    postings = _moved(known.holds, held_in, "budget", known.reserved)
-    return (ReservationReleased(reservation_id=known.reservation_id, reason=command.reason, postings=postings),)
+    entry = moved(book, known.holds, known.held_in, "budget", known.holding)
+    return (
+        ReservationReleased(
+            reservation_id=known.reservation_id,
+            reason=command.reason,
+            postings=entry.postings,
+            quota_postings=entry.quotas,
+        ),
+    )
 
 
 def _expire(book: Book, command: Expire) -> tuple[Event, ...]:
     known = book.reservation(command.reservation_id)
     if known is None or known.state != "held" or known.expires_at > command.at:
         return ()
-    postings = _moved(known.holds, "pending", "suspense", known.reserved)
-    return (ReservationExpired(reservation_id=known.reservation_id, amount_nano_usd=known.reserved, postings=postings),)
+    entry = moved(book, known.holds, "pending", "suspense", known.holding)
+    return (
+        ReservationExpired(
+            reservation_id=known.reservation_id,
+            amount_nano_usd=known.reserved,
+            postings=entry.postings,
+            quota_postings=entry.quotas,
+        ),
+    )
+
+
+def _required(book: Book, reservation_id: str) -> Reservation:
+    if (known := book.reservation(reservation_id)) is None:
+        raise ReservationNotFound(reservation_id)
+    return known
+
+
+# --- charge ---
 
 
 def _charge(book: Book, command: Charge) -> tuple[Event, ...]:
     if command.charge_id in book.charges:
         return ()
-    holds = tuple(budget.hold_at(command.incurred_at) for budget in book.matching(command.attribution))
+    if book.reservation(command.charge_id) is not None:
+        return _settle(book, _settlement_by(command))
+    budgets = book.matching(command.attribution)
+    if not command.amount and all(budget.unit == "nano_usd" for budget in budgets):
+        return ()
+    holds = tuple(budget.hold_at(command.incurred_at, command.attribution) for budget in budgets)
+    amounts = Amounts(command.amount, quantities.used(command.quantities, (), ()))
+    entry = moved(book, holds, "budget", "spent", amounts) + owed(
+        command.attribution, command.attribution.model, command.amount
+    )
     return (
         CostCharged(
             charge_id=command.charge_id,
@@ -243,30 +328,65 @@ def _charge(book: Book, command: Charge) -> tuple[Event, ...]:
             holds=holds,
             incurred_at=command.incurred_at,
             source_position=command.source_position,
-            postings=(
-                *_moved(holds, "budget", "spent", command.amount),
-                *_owed(command.attribution, command.attribution.model, command.amount),
-            ),
+            postings=entry.postings,
+            quantities=amounts.quantities,
+            quota_postings=entry.quotas,
         ),
     )
 
 
+def _settlement_by(charge: Charge) -> Settle:
+    return Settle(
+        reservation_id=charge.charge_id,
+        usage=(),
+        amount=charge.amount,
+        usage_source="provider_final",
+        at=charge.incurred_at,
+        source_position=charge.source_position,
+        quantities=charge.quantities,
+    )
+
+
+# --- budgets and prices ---
+
+
 def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
     known = book.budgets.get(command.budget_id)
-    wanted = Budget(command.budget_id, command.scope, command.limit, command.hard, command.window)
+    wanted = Budget(
+        budget_id=command.budget_id,
+        scope=command.scope,
+        limit=command.limit,
+        hard=command.hard,
+        window=command.window,
+        time_zone=command.time_zone,
+        rolling_s=command.rolling_s,
+        per=command.per,
+        unit=command.unit,
+    )
     if known == wanted:
         return ()
-    for name in ("scope", "window"):
+    for name in _FIXED_FIELDS:
         if known is not None and getattr(known, name) != getattr(wanted, name):
             raise BudgetFixed(command.budget_id, name)
-    return (
-        BudgetSet(
-            budget_id=wanted.budget_id,
-            scope=wanted.scope,
-            limit_nano_usd=wanted.limit,
-            hard=wanted.hard,
-            window=wanted.window,
-        ),
+    event = _budget_set(wanted)
+    # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
+    holds = () if wanted.per else (wanted.share_at(command.at, ""),)
+    return (event, *alerts.reached(fold(book, (event,)), holds))
+
+
+def _budget_set(budget: Budget) -> BudgetSet:
+    money = budget.unit == "nano_usd"
+    return BudgetSet(
+        budget_id=budget.budget_id,
+        scope=budget.scope,
+        limit_nano_usd=budget.limit if money else 0,
+        hard=budget.hard,
+        window=budget.window,
+        time_zone=budget.time_zone,
+        rolling_s=budget.rolling_s,
+        per=budget.per,
+        unit=budget.unit,
+        limit_quantity=0 if money else budget.limit,
     )
 
 
@@ -278,50 +398,12 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
         output_pico_usd=command.output_pico,
         cache_read_pico_usd=command.cache_read_pico,
         cache_write_pico_usd=command.cache_write_pico,
+        rates=command.more,
     )
     return () if book.prices.get(f"{event.provider}/{event.model}") == card_of(event) else (event,)
 
 
-def _with_thresholds(book: Book, events: tuple[Event, ...], command: SetBudget | None = None) -> tuple[Event, ...]:
+def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]:
     """The events, and after them each threshold that a budget reaches by them for the first time in its window."""
-    after = fold(book, events)
     holds = [hold for event in events if isinstance(event, CostSettled | CostCharged) for hold in event.holds]
-    if command is not None and events:
-        holds.append(after.budget(command.budget_id).hold_at(command.at))
-    return (*events, *(reached for hold in holds for reached in _thresholds(after, hold)))
-
-
-def _thresholds(book: Book, hold: Hold) -> Iterable[BudgetThresholdReached]:
-    limit, posted = book.budget(hold.budget_id).limit, book.posted(hold)
-    for percent in THRESHOLDS_PERCENT:
-        new = (hold.budget_id, hold.window_start, percent) not in book.reached
-        if new and posted > 0 and posted * 100 >= limit * percent:
-            yield BudgetThresholdReached(
-                budget_id=hold.budget_id,
-                window_start=hold.window_start,
-                threshold_percent=percent,
-                posted_nano_usd=posted,
-                pending_nano_usd=book.pending(hold),
-                limit_nano_usd=limit,
-            )
-
-
-def _moved(holds: Iterable[Hold], source: str, target: str, amount: int) -> tuple[Posting, ...]:
-    """Postings that take `amount` from one account of each hold to another."""
-    if amount == 0:
-        return ()
-    return tuple(
-        Posting(account=account(kind, hold), amount_nano_usd=signed)
-        for hold in holds
-        for kind, signed in ((target, amount), (source, -amount))
-    )
-
-
-def _owed(attribution: Attribution, model: str, amount: int) -> tuple[Posting, ...]:
-    if amount == 0:
-        return ()
-    what = model or f"tool/{attribution.tool or 'other'}"
-    return (
-        Posting(account=f"expense:{what}", amount_nano_usd=amount),
-        Posting(account=f"payable:{what.partition('/')[0]}", amount_nano_usd=-amount),
-    )
+    return (*events, *alerts.reached(fold(book, events), holds)) if holds else events

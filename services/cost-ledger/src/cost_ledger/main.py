@@ -13,7 +13,8 @@ from cost_ledger.books import Books
 from cost_ledger.expiry import Expiry
 from cost_ledger.freshness import Freshness
 from cost_ledger.prices import load_price_book
-from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendView
+from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
+from cost_ledger.queries import Queries
 from cost_ledger.rpc import PERMISSIONS, CostLedgerRpc
 from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage

@@ -14,12 +14,13 @@ from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 from cost_ledger import translate
 from cost_ledger.application import CostLedger
 from cost_ledger.freshness import Freshness
-from cost_ledger.projections import Queries
+from cost_ledger.queries import Queries
 
 PERMISSIONS: Final = {
     "Reserve": "ledger.reserve",
     "Settle": "ledger.settle",
     "Release": "ledger.settle",
+    "RenewReservation": "ledger.reserve",
     "GetReservation": "ledger.read",
     "SetBudget": "budgets.update",
     "GetBudget": "budgets.read",
@@ -45,13 +46,16 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_reservation(await self.ledger.reserve(wanted, caller))
 
     async def Settle(self, request: pb.SettleRequest, context: Call) -> pb.Reservation:
-        usage, amount = translate.to_usage(request)
-        settled = await self.ledger.settle(request.reservation_id, usage, amount, request.usage_source, event_context())
+        settled = await self.ledger.settle(translate.to_settlement(request), event_context())
         return translate.from_reservation(settled)
 
     async def Release(self, request: pb.ReleaseRequest, context: Call) -> pb.Reservation:
         released = await self.ledger.release(request.reservation_id, request.reason, event_context())
         return translate.from_reservation(released)
+
+    async def RenewReservation(self, request: pb.RenewReservationRequest, context: Call) -> pb.Reservation:
+        renewed = await self.ledger.renew(request.reservation_id, translate.to_ttl(request), event_context())
+        return translate.from_reservation(renewed)
 
     async def GetReservation(self, request: pb.GetReservationRequest, context: Call) -> pb.Reservation:
         found = await self.ledger.get_reservation(request.reservation_id, event_context())
@@ -63,7 +67,8 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_budget(await self.ledger.set_budget(wanted, caller))
 
     async def GetBudget(self, request: pb.GetBudgetRequest, context: Call) -> pb.Budget:
-        return translate.from_budget(await self.ledger.get_budget(request.budget_id, event_context()))
+        found = await self.ledger.get_budget(request.budget_id, event_context(), request.share)
+        return translate.from_budget(found)
 
     async def ListBudgets(self, request: pb.ListBudgetsRequest, context: Call) -> pb.ListBudgetsResponse:
         size, after = page_size(request.page_size), page_key(request.page_token)

@@ -12,7 +12,7 @@ from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-1"
+FOLD: Final = "book-2"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -27,7 +27,7 @@ class Image:
     closed: tuple[Reservation, ...]
     charges: tuple[tuple[str, int], ...]
     balances: dict[str, int]
-    reached: tuple[tuple[str, str, int], ...]
+    reached: tuple[tuple[str, str, str, int, str], ...]
 
 
 _IMAGE: Final = TypeAdapter(Image)

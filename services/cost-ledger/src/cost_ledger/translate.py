@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, get_args
 
@@ -20,17 +20,43 @@ from servicekit.errors import (
 )
 from servicekit.paging import next_page_token
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import Window
+from synod.cost_ledger.events import Quantity, Unit, UnitRate, Window
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.llm_gateway.events import UsageSource
 
 from cost_ledger import errors
-from cost_ledger.application import NamedPrice, ReservationRequest
+from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
 from cost_ledger.commands import SetBudget, SetPrice
 from cost_ledger.ports import BudgetStatus
-from cost_ledger.projections import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
+from cost_ledger.projections import OWNERS
+from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
+from cost_ledger.terms import terms_of
+
+
+class QuotaExhausted(BudgetExhausted):
+    """A quota, or one share's part of a budget, does not cover the request. Amounts are in `unit`."""
+
+    def __init__(self, error: errors.BudgetExceeded) -> None:
+        ResourceExhausted.__init__(
+            self,
+            f"{error}; raise the budget or wait for its next period",
+            metadata={
+                "budget_id": error.budget_id,
+                "available": str(error.available),
+                "required": str(error.required),
+                "unit": error.unit,
+                "share": error.share,
+            },
+        )
+
+
+def _exhausted(error: errors.BudgetExceeded) -> BudgetExhausted:
+    if error.unit == "nano_usd" and not error.share:
+        return BudgetExhausted(error.budget_id, error.available, error.required)
+    return QuotaExhausted(error)
+
 
 _STATES: Final[dict[State, pb.ReservationState.ValueType]] = {
     "held": pb.RESERVATION_STATE_HELD,
@@ -39,11 +65,13 @@ _STATES: Final[dict[State, pb.ReservationState.ValueType]] = {
     "suspense": pb.RESERVATION_STATE_SUSPENSE,
 }
 _WINDOWS: Final[dict[str, Window]] = {name: name for name in get_args(Window)}
+_UNITS: Final[dict[str, Unit]] = {name: name for name in get_args(Unit)}
+_MODALITIES: Final[tuple[str, ...]] = get_args(UsageLine.model_fields["modality"].annotation)
 _USAGE_SOURCES: Final[tuple[str, ...]] = get_args(UsageSource)
 
 ERRORS: Final = (
     ErrorMap()
-    .add(errors.BudgetExceeded, lambda error: BudgetExhausted(error.budget_id, error.available, error.required))
+    .add(errors.BudgetExceeded, lambda error: _exhausted(error))
     .add(
         errors.ModelUnpriced,
         lambda error: FailedPrecondition(
@@ -62,6 +90,12 @@ ERRORS: Final = (
         errors.ReservationSettled,
         lambda error: FailedPrecondition(
             str(error), reason="RESERVATION_SETTLED", metadata={"reservation_id": error.reservation_id}
+        ),
+    )
+    .add(
+        errors.ReservationClosed,
+        lambda error: FailedPrecondition(
+            str(error), reason="RESERVATION_CLOSED", metadata={"reservation_id": error.reservation_id}
         ),
     )
     .add(errors.SettlementNotPriced, lambda error: InvalidArgument("usage", error.reservation_id, str(error)))
@@ -92,25 +126,55 @@ def to_reservation_request(request: pb.ReserveRequest, tenant: str) -> Reservati
         input_tokens_max=request.input_tokens_max,
         output_tokens_max=request.output_tokens_max,
         upper_bound=request.upper_bound_nano_usd,
-        ttl=_ttl(request),
+        ttl=to_ttl(request),
+        terms=terms_of(request.price_context),
+        quantities=_quantities(request.quantities),
+        modalities=_modalities(request.modalities),
     )
 
 
-def to_usage(request: pb.SettleRequest) -> tuple[tuple[UsageLine, ...], int | None]:
-    """The usage lines, or none and the amount instead."""
+def to_settlement(request: pb.SettleRequest) -> Settlement:
+    """With the usage lines, or with none and the amount instead."""
     if request.usage and request.amount_nano_usd:
         raise InvalidArgument("amount_nano_usd", request.amount_nano_usd, "give either usage or an amount, not both")
     if request.usage_source not in _USAGE_SOURCES:
         raise InvalidArgument("usage_source", request.usage_source, f"must be one of {', '.join(_USAGE_SOURCES)}")
     lines = tuple(_usage_line(line) for line in request.usage)
-    return lines, None if lines else request.amount_nano_usd
+    return Settlement(
+        reservation_id=request.reservation_id,
+        usage=lines,
+        amount=None if lines else request.amount_nano_usd,
+        usage_source=request.usage_source,
+        quantities=_quantities(request.quantities),
+        terms=terms_of(request.price_context) if request.price_context else None,
+    )
 
 
 def to_set_budget(request: pb.SetBudgetRequest, tenant: str, now: datetime) -> SetBudget:
     if (window := _WINDOWS.get(request.window)) is None:
         raise InvalidArgument("window", request.window, f"must be one of {', '.join(_WINDOWS)}")
-    scope = to_attribution("scope", request.scope, tenant)
-    return SetBudget(request.budget_id, scope, request.limit_nano_usd, request.hard, window, now)
+    unit = _unit("unit", request.unit or "nano_usd")
+    return SetBudget(
+        budget_id=request.budget_id,
+        scope=to_attribution("scope", request.scope, tenant),
+        limit=_limit(request, unit),
+        hard=request.hard,
+        window=window,
+        at=now,
+        time_zone=request.time_zone or "UTC",
+        rolling_s=request.rolling.seconds,
+        per=request.per,
+        unit=unit,
+    )
+
+
+def _limit(request: pb.SetBudgetRequest, unit: Unit) -> int:
+    """The limit from the field that belongs to the unit; the other one must be empty."""
+    money = unit == "nano_usd"
+    strange, value = ("limit_quantity", request.limit_quantity) if money else ("limit_nano_usd", request.limit_nano_usd)
+    if value:
+        raise InvalidArgument(strange, value, f"is not the limit of a budget in {unit}; leave it empty")
+    return request.limit_nano_usd if money else request.limit_quantity
 
 
 def to_set_price(request: pb.SetPriceRequest) -> SetPrice:
@@ -122,6 +186,16 @@ def to_set_price(request: pb.SetPriceRequest) -> SetPrice:
         output_pico=request.output_pico_usd,
         cache_read_pico=request.cache_read_pico_usd if has("cache_read_pico_usd") else request.input_pico_usd,
         cache_write_pico=request.cache_write_pico_usd if has("cache_write_pico_usd") else request.input_pico_usd,
+        more=tuple(_unit_rate(rate) for rate in request.rates),
+    )
+
+
+def _unit_rate(rate: pb.UnitRate) -> UnitRate:
+    return UnitRate(
+        unit=rate.unit,
+        pico_usd=rate.pico_usd,
+        above_input_tokens=rate.above_input_tokens,
+        per=rate.per or 1,
     )
 
 
@@ -129,11 +203,15 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
     wanted = to_attribution("filter", request.filter, tenant)
     return SpendQuery(
         group_by=_groups(request.group_by),
-        where={name: value for name in GROUPS if name != "day" and (value := getattr(wanted, name))},
+        where=_where(wanted),
         # "from" is a word of Python, so the field has no attribute that could be written down.
         since=_moment(getattr(request, "from")) if request.HasField("from") else None,
         until=_moment(request.until) if request.HasField("until") else None,
     )
+
+
+def _where(wanted: Attribution) -> dict[str, str]:
+    return {name: value for name in OWNERS if (value := getattr(wanted, name))}
 
 
 def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribution:
@@ -163,11 +241,30 @@ def _usage_line(line: pb.UsageLine) -> UsageLine:
         allowed = get_args(UsageLine.model_fields[name].annotation)
         if value not in allowed:
             raise InvalidArgument(f"usage.{name}", value, f"must be one of {', '.join(allowed)}")
-    return UsageLine.model_validate({**fields, "reasoning": line.reasoning, "quantity": line.quantity})
+    more = {"reasoning": line.reasoning, "quantity": line.quantity, "ttl": line.ttl, "unit": line.unit or "tokens"}
+    return UsageLine.model_validate({**fields, **more})
 
 
-def _ttl(request: pb.ReserveRequest) -> timedelta | None:
+def to_ttl(request: pb.ReserveRequest | pb.RenewReservationRequest) -> timedelta | None:
     return request.ttl.ToTimedelta() if request.HasField("ttl") else None
+
+
+def _quantities(quantities: Iterable[pb.Quantity]) -> tuple[Quantity, ...]:
+    return tuple(Quantity(unit=_unit("quantities.unit", each.unit), quantity=each.quantity) for each in quantities)
+
+
+def _unit(field: str, name: str) -> Unit:
+    if (unit := _UNITS.get(name)) is None:
+        near = _similar(tuple(difflib.get_close_matches(name, _UNITS, n=3)))
+        raise InvalidArgument(field, name, f"must be one of {', '.join(_UNITS)}" + (f"; {near}" if near else ""))
+    return unit
+
+
+def _modalities(names: Sequence[str]) -> frozenset[str]:
+    for name in names:
+        if name not in _MODALITIES:
+            raise InvalidArgument("modalities", name, f"must be of {', '.join(_MODALITIES)}")
+    return frozenset(names)
 
 
 def _groups(names: Sequence[str]) -> tuple[str, ...]:
@@ -205,22 +302,34 @@ def from_reservation(reservation: Reservation) -> pb.Reservation:
         reserved_at=_stamp(reservation.reserved_at),
         expires_at=_stamp(reservation.expires_at),
         price_source=reservation.price_source,
+        quantities=[pb.Quantity(unit=each.unit, quantity=each.quantity) for each in reservation.quantities],
+        price_context=reservation.price_context,
     )
 
 
 def from_budget(status: BudgetStatus) -> pb.Budget:
     budget = status.budget
-    return pb.Budget(
+    found = pb.Budget(
         budget_id=budget.budget_id,
         scope=from_attribution(budget.scope),
-        limit_nano_usd=budget.limit,
         hard=budget.hard,
         window=budget.window,
-        posted_nano_usd=status.posted,
-        pending_nano_usd=status.pending,
-        available_nano_usd=status.available,
         window_start=status.window_start,
+        time_zone=budget.time_zone,
+        per=budget.per,
+        share=status.share,
+        unit=budget.unit,
+        limit=budget.limit,
+        posted=status.posted,
+        pending=status.pending,
+        available=status.available,
     )
+    if budget.rolling_s:
+        found.rolling.FromSeconds(budget.rolling_s)
+    if budget.unit == "nano_usd":
+        found.limit_nano_usd, found.posted_nano_usd = budget.limit, status.posted
+        found.pending_nano_usd, found.available_nano_usd = status.pending, status.available
+    return found
 
 
 def from_budgets(found: Sequence[BudgetStatus], size: int) -> pb.ListBudgetsResponse:

@@ -50,6 +50,11 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
                 _registered_method=True)
+        self.RenewReservation = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/RenewReservation',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RenewReservationRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
+                _registered_method=True)
         self.GetReservation = channel.unary_unary(
                 '/synod.cost_ledger.v1.CostLedger/GetReservation',
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.GetReservationRequest.SerializeToString,
@@ -110,6 +115,14 @@ class CostLedgerServicer:
 
     def Release(self, request, context):
         """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewReservation(self, request, context):
+        """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+        may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +194,11 @@ def add_CostLedgerServicer_to_server(servicer, server):
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReleaseRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.SerializeToString,
+            ),
+            'RenewReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewReservation,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RenewReservationRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.SerializeToString,
             ),
             'GetReservation': grpc.unary_unary_rpc_method_handler(
@@ -300,6 +318,33 @@ class CostLedger:
             target,
             '/synod.cost_ledger.v1.CostLedger/Release',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReleaseRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/RenewReservation',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RenewReservationRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
             options,
             channel_credentials,

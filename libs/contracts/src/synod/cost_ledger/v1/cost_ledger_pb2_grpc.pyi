@@ -44,6 +44,10 @@ class CostLedgerStub:
     """
     Release: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReleaseRequest, _cost_ledger_pb2.Reservation]
     """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle."""
+    RenewReservation: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.RenewReservationRequest, _cost_ledger_pb2.Reservation]
+    """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+    may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
+    """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]
     """Permission: ledger.read."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]
@@ -77,6 +81,10 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """
     Release: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReleaseRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle."""
+    RenewReservation: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.RenewReservationRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
+    """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+    may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
+    """
     GetReservation: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Permission: ledger.read."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
@@ -122,6 +130,15 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Reservation, _abc.Awaitable[_cost_ledger_pb2.Reservation]]:
         """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle."""
+
+    def RenewReservation(
+        self,
+        request: _cost_ledger_pb2.RenewReservationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.Reservation, _abc.Awaitable[_cost_ledger_pb2.Reservation]]:
+        """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+        may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
+        """
 
     def GetReservation(
         self,
