@@ -45,6 +45,7 @@ from cost_ledger.commands import (
     SetBudget,
     SetPrice,
     Settle,
+    TellForecast,
     Unreserved,
 )
 from cost_ledger.errors import (
@@ -234,6 +235,10 @@ class CostLedger:
             )
         except ReservationNotFound:
             return
+
+    async def tell_forecast(self, command: TellForecast, context: Context) -> None:
+        """Record whether a budget runs out, if that is news."""
+        await self._once(command, context)
 
     async def expire_due(self) -> int:
         """Move holds whose time is over to suspense; how many were due."""

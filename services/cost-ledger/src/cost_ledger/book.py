@@ -134,6 +134,14 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """The newest forecast of a window: which one it was, and whether the budget runs out in it."""
+
+    revision: int = 0
+    runs_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Book:
     """All that admission needs to know of a tenant. The collections are persistent: a change shares the rest."""
 
@@ -145,6 +153,11 @@ class Book:
     charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
     balances: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
     reached: HashTrieSet[tuple[str, str, str, int, str]] = field(default_factory=HashTrieSet)
+    """Alerts told: budget, window, share, per cent, and whether of what is posted or committed."""
+    forecasts: HashTrieMap[tuple[str, str], Told] = field(default_factory=HashTrieMap)
+    """What was told last of a budget's window."""
+    invoices: HashTrieMap[str, str] = field(default_factory=HashTrieMap)
+    """The digests of imported invoices by their ids."""
 
     def reservation(self, reservation_id: str) -> Reservation | None:
         return self.open.get(reservation_id) or self.closed.get(reservation_id)

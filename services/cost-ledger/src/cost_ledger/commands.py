@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import PriceSource, Quantity, Unit, Window
+from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
 
 from cost_ledger.rates import RateCard
 
@@ -141,8 +141,74 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerate:
+    """Price a settled cost anew. `revision` counts its corrections; of two with the same one the log takes the first."""
+
+    reservation_id: str
+    revision: int
+    attribution: Attribution
+    model: str
+    before: int
+    after_pico: int
+    price: Price
+    holds: tuple[Hold, ...]
+    incurred_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceLine:
+    """What a provider wants for a time, half open, and what the ledger has for it. Nano-USD. No model: all of them."""
+
+    model: str
+    since: datetime
+    until: datetime
+    invoiced: int
+    ledger: int
+
+    @property
+    def difference(self) -> int:
+        return self.invoiced - self.ledger
+
+
+@dataclass(frozen=True, slots=True)
+class ImportInvoice:
+    invoice_id: str
+    provider: str
+    content_sha256: str
+    lines: tuple[InvoiceLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellForecast:
+    """Say whether a budget runs out in its window, if that is not what was said last."""
+
+    budget_id: str
+    window_start: str
+    runs_out: bool
+    exhausted_p50: datetime | None
+    exhausted_p10: datetime | None
+    posted: int
+    limit: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """Changes nothing; whoever sends it wants the newest state."""
 
 
-Command = SetBudget | SetPrice | Reserve | Renew | Settle | Release | Expire | Charge | Look
+Command = (
+    SetBudget
+    | SetPrice
+    | Reserve
+    | Renew
+    | Settle
+    | Release
+    | Expire
+    | Charge
+    | Rerate
+    | ImportInvoice
+    | TellForecast
+    | Look
+)

@@ -12,6 +12,7 @@ from synod.common.event import Event
 from synod.common.money import PICO_PER_NANO, nano_from_pico
 from synod.cost_ledger.events import (
     BudgetSet,
+    ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
@@ -23,21 +24,24 @@ from synod.cost_ledger.events import (
     ReservationRenewed,
 )
 
-from cost_ledger import alerts, quantities
+from cost_ledger import alerts, correcting, quantities
 from cost_ledger.book import Amounts, Book, Budget, Reservation
 from cost_ledger.commands import (
     OVERRIDE,
     Charge,
     Command,
     Expire,
+    ImportInvoice,
     Look,
     Price,
     Release,
     Renew,
+    Rerate,
     Reserve,
     SetBudget,
     SetPrice,
     Settle,
+    TellForecast,
     Unreserved,
 )
 from cost_ledger.errors import (
@@ -78,6 +82,12 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _set_budget(book, command)
         case SetPrice():
             return _set_price(book, command)
+        case Rerate():
+            return _with_thresholds(book, correcting.rerate(book, command))
+        case ImportInvoice():
+            return correcting.import_invoice(book, command)
+        case TellForecast():
+            return correcting.tell_forecast(book, command)
         case Look():
             return ()
 
@@ -405,5 +415,7 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
 
 def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]:
     """The events, and after them each threshold that a budget reaches by them for the first time in its window."""
-    holds = [hold for event in events if isinstance(event, CostSettled | CostCharged) for hold in event.holds]
+    holds = [
+        hold for event in events if isinstance(event, CostSettled | CostCharged | ChargeRerated) for hold in event.holds
+    ]
     return (*events, *alerts.reached(fold(book, events), holds)) if holds else events

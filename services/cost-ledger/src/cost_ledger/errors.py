@@ -10,6 +10,8 @@ LedgerError
 ├── SettlementNotPriced   give an amount: tokens cannot be priced under this reservation
 ├── BudgetNotFound        create it, or correct the name
 ├── BudgetFixed           scope and window of a budget do not change: create another
+├── InvoiceConflict       the id stands for an invoice with other content: use a new one
+├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
 ├── RequestInvalid        correct the field
 ├── AlreadyRecorded       the same fact is in the log: nothing is left to do
 ├── BookContended         other writers were always faster: retry
@@ -108,6 +110,22 @@ class BudgetFixed(LedgerError):
         super().__init__(f"the {field} of budget {budget_id!r} cannot change; create a budget with another id")
         self.budget_id = budget_id
         self.field = field
+
+
+class InvoiceConflict(LedgerError):
+    """The id is taken by an invoice with other content."""
+
+    def __init__(self, invoice_id: str) -> None:
+        super().__init__(f"invoice {invoice_id} was imported with other content")
+        self.invoice_id = invoice_id
+
+
+class TooMuchAtOnce(LedgerError):
+    """More than `maximum` costs match."""
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(f"more than {maximum} costs match; give a shorter time or a filter")
+        self.maximum = maximum
 
 
 class RequestInvalid(LedgerError):

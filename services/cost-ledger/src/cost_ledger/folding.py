@@ -9,6 +9,7 @@ from synod.common.event import Event
 from synod.common.values import Attribution
 from synod.cost_ledger.events import (
     BudgetCommitmentReached,
+    BudgetForecastChanged,
     BudgetSet,
     BudgetThresholdReached,
     ChargeRerated,
@@ -16,13 +17,14 @@ from synod.cost_ledger.events import (
     CostReserved,
     CostSettled,
     PriceSet,
+    ProviderInvoiceImported,
     ReconciliationDifferenceFound,
     ReservationExpired,
     ReservationReleased,
     ReservationRenewed,
 )
 
-from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Reservation
+from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Reservation, Told
 from cost_ledger.errors import ReservationNotFound
 from cost_ledger.rates import UNPRICED, RateCard, flat_card
 
@@ -64,6 +66,11 @@ def evolve(book: Book, event: Event) -> Book:
             return _with_reached(book, event, "posted")
         case BudgetCommitmentReached():
             return _with_reached(book, event, "committed")
+        case ProviderInvoiceImported():
+            return replace(book, invoices=book.invoices.insert(event.invoice_id, event.content_sha256))
+        case BudgetForecastChanged():
+            told = Told(event.revision, event.runs_out)
+            return replace(book, forecasts=book.forecasts.insert((event.budget_id, event.window_start), told))
         case _:
             return book
 

@@ -22,7 +22,9 @@ from synod.cost_ledger.events import (
     CostReserved,
     CostSettled,
     Hold,
+    Quantity,
     ReservationReleased,
+    Unit,
 )
 
 from cost_ledger.book import Book, Budget, Reservation
@@ -44,8 +46,8 @@ OWNERS: Final = (
 )
 """The attributions that a cost is kept with."""
 
-_USAGE: Final = TypeAdapter(tuple[UsageLine, ...])
-_HOLDS: Final = TypeAdapter(tuple[Hold, ...])
+USAGE: Final = TypeAdapter(tuple[UsageLine, ...])
+HOLDS: Final = TypeAdapter(tuple[Hold, ...])
 BUDGET: Final = TypeAdapter(Budget)
 RESERVATION: Final = TypeAdapter(Reservation)
 
@@ -73,6 +75,7 @@ class SpendView:
             price_version text not null, price_context text not null, usage_source text not null,
             cost bigint not null, pending bigint not null,
             input_tokens bigint not null, output_tokens bigint not null, calls bigint not null,
+            tool_ms bigint not null, cpu_ms bigint not null,
             usage jsonb not null, holds jsonb not null, revision integer not null default 0,
             primary key (tenant, kind, id)
         );
@@ -113,6 +116,8 @@ class ChargeRow:
     input_tokens: int = 0
     output_tokens: int = 0
     calls: int = 0
+    tool_ms: int = 0
+    cpu_ms: int = 0
     price_version: str = ""
     price_context: str = ""
     usage_source: str = ""
@@ -122,7 +127,7 @@ class ChargeRow:
     def values(self) -> dict[str, object]:
         owner = {name: getattr(self.attribution, name) for name in OWNERS}
         own = {name: getattr(self, name) for name in ChargeRow.__slots__ if name != "attribution"}
-        parts = {"usage": _USAGE.dump_json(self.usage).decode(), "holds": _HOLDS.dump_json(self.holds).decode()}
+        parts = {"usage": USAGE.dump_json(self.usage).decode(), "holds": HOLDS.dump_json(self.holds).decode()}
         return owner | own | parts
 
 
@@ -148,6 +153,8 @@ _CHARGE_COLUMNS: Final[tuple[LiteralString, ...]] = (
     "input_tokens",
     "output_tokens",
     "calls",
+    "tool_ms",
+    "cpu_ms",
     "usage",
     "holds",
 )
@@ -211,6 +218,8 @@ def _settled_row(tenant: str, event: CostSettled) -> ChargeRow:
         input_tokens=_tokens(event.usage, "input"),
         output_tokens=_tokens(event.usage, "output"),
         calls=1,
+        tool_ms=_quantity(event.quantities, "tool_ms"),
+        cpu_ms=_quantity(event.quantities, "cpu_ms"),
         price_version=event.price_version,
         price_context=event.price_context,
         usage_source=event.usage_source,
@@ -230,12 +239,18 @@ def _charged_row(tenant: str, event: CostCharged) -> ChargeRow:
         cost=event.amount_nano_usd,
         pending=0,
         calls=1,
+        tool_ms=_quantity(event.quantities, "tool_ms"),
+        cpu_ms=_quantity(event.quantities, "cpu_ms"),
         holds=event.holds,
     )
 
 
 def _tokens(usage: Iterable[UsageLine], direction: str) -> int:
     return sum(line.quantity for line in usage if line.direction == direction and line.unit == "tokens")
+
+
+def _quantity(quantities: Iterable[Quantity], unit: Unit) -> int:
+    return sum(each.quantity for each in quantities if each.unit == unit)
 
 
 # --- budgets ---

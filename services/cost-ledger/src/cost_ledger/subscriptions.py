@@ -26,6 +26,7 @@ from cost_ledger.application import CostLedger, Use
 from cost_ledger.books import known_event
 from cost_ledger.commands import Charge
 from cost_ledger.errors import BookBusy, BookContended
+from cost_ledger.model_calls import model_of
 
 Connection = AsyncConnection[Any]
 
@@ -106,7 +107,7 @@ def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:
         usage=event.usage,
         usage_source=event.usage_source,
         attribution=event.attribution,
-        model=event.model if "/" in event.model else f"{event.provider}/{event.model}",
+        model=model_of(event),
         used_at=stored.occurred_at,
         source_position=stored.position,
     )

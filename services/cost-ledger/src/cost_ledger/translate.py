@@ -27,12 +27,16 @@ from synod.llm_gateway.events import UsageSource
 from cost_ledger import errors
 from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
-from cost_ledger.commands import SetBudget, SetPrice
+from cost_ledger.charges import Selection, SettledCharge
+from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice
+from cost_ledger.corrections import Invoice, RerateRequest, Rerating
+from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import OWNERS
 from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
-from cost_ledger.terms import terms_of
+from cost_ledger.reports import BudgetForecast, ComparedModel, PricedUsage
+from cost_ledger.terms import Terms, terms_of
 
 
 class QuotaExhausted(BudgetExhausted):
@@ -109,10 +113,23 @@ ERRORS: Final = (
             str(error), reason="BUDGET_FIXED", metadata={"budget_id": error.budget_id, "field": error.field}
         ),
     )
+    .add(
+        errors.InvoiceConflict,
+        lambda error: AlreadyExists("invoice", error.invoice_id, remedy="with other content; use another id"),
+    )
+    .add(
+        errors.TooMuchAtOnce,
+        lambda error: FailedPrecondition(
+            str(error), reason="TOO_MUCH_AT_ONCE", metadata={"maximum": str(error.maximum)}
+        ),
+    )
     .add(errors.RequestInvalid, lambda error: InvalidArgument(error.field, error.value, error.problem))
     .add(errors.BookContended, lambda error: Aborted(f"{error}; repeat the call", reason="BOOK_CONTENDED"))
     .add(errors.BookBusy, lambda error: ResourceExhausted(f"{error}; repeat the call", 0.5, reason="BOOK_BUSY"))
 )
+
+
+_Timed = pb.ExportSpendRequest | pb.PriceUsageAtRequest | pb.RerateChargesRequest | pb.CompareModelsRequest
 
 
 # --- in ---
@@ -212,6 +229,40 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
 
 def _where(wanted: Attribution) -> dict[str, str]:
     return {name: value for name in OWNERS if (value := getattr(wanted, name))}
+
+
+def to_selection(request: pb.ExportSpendRequest | pb.PriceUsageAtRequest, tenant: str) -> Selection:
+    wanted = to_attribution("filter", request.filter, tenant)
+    return Selection(_where(wanted), *to_period(request))
+
+
+def to_period(request: _Timed) -> tuple[datetime | None, datetime | None]:
+    """Since and until, None where the request has none."""
+    return (
+        _moment(request.since) if request.HasField("since") else None,
+        _moment(request.until) if request.HasField("until") else None,
+    )
+
+
+def to_terms(request: pb.PriceUsageAtRequest) -> Terms:
+    return terms_of(request.price_context)
+
+
+def to_rerating(request: pb.RerateChargesRequest) -> RerateRequest:
+    since, until = to_period(request)
+    return RerateRequest(request.model, since, until, request.unpriced_only, request.dry_run, request.reason)
+
+
+def to_invoice(request: pb.ImportInvoiceRequest) -> Invoice:
+    lines = tuple(_invoice_line(number, line) for number, line in enumerate(request.lines))
+    return Invoice(request.invoice_id, request.provider, lines)
+
+
+def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:
+    for name in ("since", "until"):
+        if not line.HasField(name):
+            raise InvalidArgument(f"lines[{number}].{name}", "", "must be given: an invoice is for a time")
+    return InvoiceLine(line.model, _moment(line.since), _moment(line.until), line.amount_nano_usd, 0)
 
 
 def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribution:
@@ -385,3 +436,117 @@ def _stamp(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
+
+
+def from_forecast(made: BudgetForecast) -> pb.BudgetForecast:
+    found = made.forecast
+    answer = pb.BudgetForecast(
+        budget=from_budget(made.status),
+        made_at=_stamp(made.made_at),
+        burn_per_hour=found.burn_per_hour,
+        posted_at_end_p50=found.posted_at_end_p50,
+        posted_at_end_p90=found.posted_at_end_p90,
+        history_hours=found.history_hours,
+        trend_percent=found.trend_percent,
+        method=METHOD,
+    )
+    moments = (
+        (answer.window_end, made.window.end),
+        (answer.exhausted_p50, found.exhausted_p50),
+        (answer.exhausted_p10, found.exhausted_p10),
+    )
+    for stamp, moment in moments:
+        if moment is not None:
+            stamp.FromDatetime(moment)
+    return answer
+
+
+def from_comparison(found: Iterable[ComparedModel]) -> pb.CompareModelsResponse:
+    return pb.CompareModelsResponse(models=[_compared(each) for each in found])
+
+
+def _compared(each: ComparedModel) -> pb.ModelComparison:
+    figures = each.figures
+    attempts = figures.completed + figures.failed + figures.cancelled
+    return pb.ModelComparison(
+        model=figures.model,
+        calls=attempts,
+        failed=figures.failed,
+        cancelled=figures.cancelled,
+        cost_nano_usd=each.cost,
+        input_tokens=figures.input_tokens,
+        output_tokens=figures.output_tokens,
+        cached_tokens=figures.cached_tokens,
+        latency_p50_ms=figures.latency_p50_ms,
+        latency_p95_ms=figures.latency_p95_ms,
+        first_content_p50_ms=figures.first_content_p50_ms,
+        cost_per_call_nano_usd=_share(each.cost, figures.completed, 1),
+        errors_of_10000=_share(figures.failed, attempts, 10_000),
+        cached_of_10000=_share(figures.cached_tokens, figures.input_tokens, 10_000),
+    )
+
+
+def _share(part: int, whole: int, of: int) -> int:
+    return part * of // whole if whole else 0
+
+
+def from_priced_usage(model: str, found: PricedUsage) -> pb.PriceUsageAtResponse:
+    return pb.PriceUsageAtResponse(
+        model=model,
+        price_source=found.price.source,
+        price_version=found.price.version,
+        calls=found.calls,
+        actual_nano_usd=found.actual,
+        other_nano_usd=found.other,
+    )
+
+
+def from_rerating(found: Rerating, *, dry_run: bool) -> pb.RerateChargesResponse:
+    rows = [
+        pb.RerateChargesResponse.Row(
+            model=model, charges=each.charges, before_nano_usd=each.before, after_nano_usd=each.after
+        )
+        for model, each in sorted(found.models.items())
+    ]
+    return pb.RerateChargesResponse(
+        rows=rows,
+        charges=found.looked_at,
+        changed=sum(row.charges for row in rows),
+        difference_nano_usd=sum(row.after_nano_usd - row.before_nano_usd for row in rows),
+        dry_run=dry_run,
+    )
+
+
+def from_reconciliation(invoice: Invoice, lines: Sequence[InvoiceLine]) -> pb.Reconciliation:
+    return pb.Reconciliation(
+        invoice_id=invoice.invoice_id,
+        provider=invoice.provider,
+        lines=[_reconciled(line) for line in lines],
+        invoiced_nano_usd=sum(line.invoiced for line in lines),
+        ledger_nano_usd=sum(line.ledger for line in lines),
+        difference_nano_usd=sum(line.difference for line in lines),
+    )
+
+
+def _reconciled(line: InvoiceLine) -> pb.Reconciliation.Line:
+    invoiced = pb.InvoiceLine(
+        model=line.model, since=_stamp(line.since), until=_stamp(line.until), amount_nano_usd=line.invoiced
+    )
+    return pb.Reconciliation.Line(invoiced=invoiced, ledger_nano_usd=line.ledger, difference_nano_usd=line.difference)
+
+
+def from_charge(charge: SettledCharge) -> pb.ExportedCharge:
+    return pb.ExportedCharge(
+        id=charge.id,
+        kind=charge.kind,
+        attribution=from_attribution(charge.attribution),
+        incurred_at=_stamp(charge.incurred_at),
+        cost_nano_usd=charge.cost,
+        input_tokens=charge.input_tokens,
+        output_tokens=charge.output_tokens,
+        price_source=charge.price_source,
+        price_version=charge.price_version,
+        price_context=charge.price_context,
+        usage_source=charge.usage_source,
+        revision=charge.revision,
+    )

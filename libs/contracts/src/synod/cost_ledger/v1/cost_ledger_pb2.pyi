@@ -923,3 +923,618 @@ class UnitRate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitRate: _TypeAlias = UnitRate  # noqa: Y015
+
+@_typing.final
+class ForecastBudgetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    share: _builtins.str
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+        share: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForecastBudgetRequest: _TypeAlias = ForecastBudgetRequest  # noqa: Y015
+
+@_typing.final
+class BudgetForecast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    MADE_AT_FIELD_NUMBER: _builtins.int
+    WINDOW_END_FIELD_NUMBER: _builtins.int
+    BURN_PER_HOUR_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_P50_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_P10_FIELD_NUMBER: _builtins.int
+    POSTED_AT_END_P50_FIELD_NUMBER: _builtins.int
+    POSTED_AT_END_P90_FIELD_NUMBER: _builtins.int
+    HISTORY_HOURS_FIELD_NUMBER: _builtins.int
+    TREND_PERCENT_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    burn_per_hour: _builtins.int
+    """In the budget's unit for an hour, smoothed."""
+    posted_at_end_p50: _builtins.int
+    """What will be posted at the end of the window or in 90 days; of a rolling window, at most until then."""
+    posted_at_end_p90: _builtins.int
+    history_hours: _builtins.int
+    """Hours of history that the forecast is made of."""
+    trend_percent: _builtins.int
+    """In per cent: the last 24 hours against the 24 before; absent without spending in those."""
+    method: _builtins.str
+    @_builtins.property
+    def budget(self) -> Global___Budget: ...
+    @_builtins.property
+    def made_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def window_end(self) -> _timestamp_pb2.Timestamp:
+        """Absent when the window never ends."""
+
+    @_builtins.property
+    def exhausted_p50(self) -> _timestamp_pb2.Timestamp:
+        """When half of the courses of spending have used the budget up; absent when not before the window's end, or not in
+        the next 90 days.
+        """
+
+    @_builtins.property
+    def exhausted_p10(self) -> _timestamp_pb2.Timestamp:
+        """When one in ten has."""
+
+    def __init__(
+        self,
+        *,
+        budget: Global___Budget | None = ...,
+        made_at: _timestamp_pb2.Timestamp | None = ...,
+        window_end: _timestamp_pb2.Timestamp | None = ...,
+        burn_per_hour: _builtins.int = ...,
+        exhausted_p50: _timestamp_pb2.Timestamp | None = ...,
+        exhausted_p10: _timestamp_pb2.Timestamp | None = ...,
+        posted_at_end_p50: _builtins.int = ...,
+        posted_at_end_p90: _builtins.int = ...,
+        history_hours: _builtins.int = ...,
+        trend_percent: _builtins.int | None = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_trend_percent", b"_trend_percent", "budget", b"budget", "exhausted_p10", b"exhausted_p10", "exhausted_p50", b"exhausted_p50", "made_at", b"made_at", "trend_percent", b"trend_percent", "window_end", b"window_end"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trend_percent", b"_trend_percent", "budget", b"budget", "burn_per_hour", b"burn_per_hour", "exhausted_p10", b"exhausted_p10", "exhausted_p50", b"exhausted_p50", "history_hours", b"history_hours", "made_at", b"made_at", "method", b"method", "posted_at_end_p50", b"posted_at_end_p50", "posted_at_end_p90", b"posted_at_end_p90", "trend_percent", b"trend_percent", "window_end", b"window_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__trend_percent: _TypeAlias = _typing.Literal["trend_percent"]  # noqa: Y015
+    _WhichOneofArgType__trend_percent: _TypeAlias = _typing.Literal["_trend_percent", b"_trend_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trend_percent) -> _WhichOneofReturnType__trend_percent | None: ...
+
+Global___BudgetForecast: _TypeAlias = BudgetForecast  # noqa: Y015
+
+@_typing.final
+class CompareModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsRequest: _TypeAlias = CompareModelsRequest  # noqa: Y015
+
+@_typing.final
+class ModelComparison(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    LATENCY_P50_MS_FIELD_NUMBER: _builtins.int
+    LATENCY_P95_MS_FIELD_NUMBER: _builtins.int
+    FIRST_CONTENT_P50_MS_FIELD_NUMBER: _builtins.int
+    COST_PER_CALL_NANO_USD_FIELD_NUMBER: _builtins.int
+    ERRORS_OF_10000_FIELD_NUMBER: _builtins.int
+    CACHED_OF_10000_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    calls: _builtins.int
+    failed: _builtins.int
+    """Attempts that gave no answer."""
+    cancelled: _builtins.int
+    cost_nano_usd: _builtins.int
+    input_tokens: _builtins.int
+    output_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    """Input tokens read from the provider's cache."""
+    latency_p50_ms: _builtins.int
+    latency_p95_ms: _builtins.int
+    first_content_p50_ms: _builtins.int
+    cost_per_call_nano_usd: _builtins.int
+    """0 without calls."""
+    errors_of_10000: _builtins.int
+    """Of 10,000."""
+    cached_of_10000: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+        cost_nano_usd: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        latency_p50_ms: _builtins.int = ...,
+        latency_p95_ms: _builtins.int = ...,
+        first_content_p50_ms: _builtins.int = ...,
+        cost_per_call_nano_usd: _builtins.int = ...,
+        errors_of_10000: _builtins.int = ...,
+        cached_of_10000: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_of_10000", b"cached_of_10000", "cached_tokens", b"cached_tokens", "calls", b"calls", "cancelled", b"cancelled", "cost_nano_usd", b"cost_nano_usd", "cost_per_call_nano_usd", b"cost_per_call_nano_usd", "errors_of_10000", b"errors_of_10000", "failed", b"failed", "first_content_p50_ms", b"first_content_p50_ms", "input_tokens", b"input_tokens", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "model", b"model", "output_tokens", b"output_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelComparison: _TypeAlias = ModelComparison  # noqa: Y015
+
+@_typing.final
+class CompareModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelComparison]: ...
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsResponse: _TypeAlias = CompareModelsResponse  # noqa: Y015
+
+@_typing.final
+class PriceUsageAtRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PriceContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"provider/model" to price at."""
+    @_builtins.property
+    def filter(self) -> Global___Attribution:
+        """Only costs with these attributions."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def price_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        filter: Global___Attribution | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "model", b"model", "price_context", b"price_context", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceUsageAtRequest: _TypeAlias = PriceUsageAtRequest  # noqa: Y015
+
+@_typing.final
+class PriceUsageAtResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    ACTUAL_NANO_USD_FIELD_NUMBER: _builtins.int
+    OTHER_NANO_USD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    price_source: _builtins.str
+    price_version: _builtins.str
+    calls: _builtins.int
+    actual_nano_usd: _builtins.int
+    """What it cost."""
+    other_nano_usd: _builtins.int
+    """What it would have, by the price of that day."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        price_source: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        actual_nano_usd: _builtins.int = ...,
+        other_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_nano_usd", b"actual_nano_usd", "calls", b"calls", "model", b"model", "other_nano_usd", b"other_nano_usd", "price_source", b"price_source", "price_version", b"price_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceUsageAtResponse: _TypeAlias = PriceUsageAtResponse  # noqa: Y015
+
+@_typing.final
+class RerateChargesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    UNPRICED_ONLY_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"provider/model"; empty for all models."""
+    unpriced_only: _builtins.bool
+    """Only costs that had no price when they were settled."""
+    dry_run: _builtins.bool
+    reason: _builtins.str
+    """Stands in every correction."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        unpriced_only: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "model", b"model", "reason", b"reason", "since", b"since", "unpriced_only", b"unpriced_only", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerateChargesRequest: _TypeAlias = RerateChargesRequest  # noqa: Y015
+
+@_typing.final
+class RerateChargesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Row(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MODEL_FIELD_NUMBER: _builtins.int
+        CHARGES_FIELD_NUMBER: _builtins.int
+        BEFORE_NANO_USD_FIELD_NUMBER: _builtins.int
+        AFTER_NANO_USD_FIELD_NUMBER: _builtins.int
+        model: _builtins.str
+        charges: _builtins.int
+        before_nano_usd: _builtins.int
+        after_nano_usd: _builtins.int
+        def __init__(
+            self,
+            *,
+            model: _builtins.str = ...,
+            charges: _builtins.int = ...,
+            before_nano_usd: _builtins.int = ...,
+            after_nano_usd: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["after_nano_usd", b"after_nano_usd", "before_nano_usd", b"before_nano_usd", "charges", b"charges", "model", b"model"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    charges: _builtins.int
+    """Looked at."""
+    changed: _builtins.int
+    """Of another amount than before."""
+    difference_nano_usd: _builtins.int
+    dry_run: _builtins.bool
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___RerateChargesResponse.Row]:
+        """Models with a difference."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___RerateChargesResponse.Row] | None = ...,
+        charges: _builtins.int = ...,
+        changed: _builtins.int = ...,
+        difference_nano_usd: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "charges", b"charges", "difference_nano_usd", b"difference_nano_usd", "dry_run", b"dry_run", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerateChargesResponse: _TypeAlias = RerateChargesResponse  # noqa: Y015
+
+@_typing.final
+class InvoiceLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"provider/model", or empty for all models of the provider."""
+    amount_nano_usd: _builtins.int
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        amount_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "model", b"model", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvoiceLine: _TypeAlias = InvoiceLine  # noqa: Y015
+
+@_typing.final
+class ImportInvoiceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVOICE_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    invoice_id: _builtins.str
+    provider: _builtins.str
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
+        """At most 400."""
+
+    def __init__(
+        self,
+        *,
+        invoice_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportInvoiceRequest: _TypeAlias = ImportInvoiceRequest  # noqa: Y015
+
+@_typing.final
+class Reconciliation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Line(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INVOICED_FIELD_NUMBER: _builtins.int
+        LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
+        DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+        ledger_nano_usd: _builtins.int
+        difference_nano_usd: _builtins.int
+        """Invoiced less ledger."""
+        @_builtins.property
+        def invoiced(self) -> Global___InvoiceLine: ...
+        def __init__(
+            self,
+            *,
+            invoiced: Global___InvoiceLine | None = ...,
+            ledger_nano_usd: _builtins.int = ...,
+            difference_nano_usd: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["invoiced", b"invoiced"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoiced", b"invoiced", "ledger_nano_usd", b"ledger_nano_usd"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INVOICE_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    INVOICED_NANO_USD_FIELD_NUMBER: _builtins.int
+    LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    invoice_id: _builtins.str
+    provider: _builtins.str
+    invoiced_nano_usd: _builtins.int
+    ledger_nano_usd: _builtins.int
+    difference_nano_usd: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reconciliation.Line]: ...
+    def __init__(
+        self,
+        *,
+        invoice_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        lines: _abc.Iterable[Global___Reconciliation.Line] | None = ...,
+        invoiced_nano_usd: _builtins.int = ...,
+        ledger_nano_usd: _builtins.int = ...,
+        difference_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoice_id", b"invoice_id", "invoiced_nano_usd", b"invoiced_nano_usd", "ledger_nano_usd", b"ledger_nano_usd", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reconciliation: _TypeAlias = Reconciliation  # noqa: Y015
+
+@_typing.final
+class ExportSpendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___Attribution: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        filter: Global___Attribution | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSpendRequest: _TypeAlias = ExportSpendRequest  # noqa: Y015
+
+@_typing.final
+class ExportSpendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedCharge]: ...
+    def __init__(
+        self,
+        *,
+        charges: _abc.Iterable[Global___ExportedCharge] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSpendResponse: _TypeAlias = ExportSpendResponse  # noqa: Y015
+
+@_typing.final
+class ExportedCharge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    INCURRED_AT_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
+    USAGE_SOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Of the reservation or of the tool call."""
+    kind: _builtins.str
+    """"reservation" or "charge"."""
+    cost_nano_usd: _builtins.int
+    input_tokens: _builtins.int
+    output_tokens: _builtins.int
+    price_source: _builtins.str
+    price_version: _builtins.str
+    price_context: _builtins.str
+    usage_source: _builtins.str
+    revision: _builtins.int
+    """How often it was priced anew."""
+    @_builtins.property
+    def attribution(self) -> Global___Attribution: ...
+    @_builtins.property
+    def incurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        attribution: Global___Attribution | None = ...,
+        incurred_at: _timestamp_pb2.Timestamp | None = ...,
+        cost_nano_usd: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        price_source: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        price_context: _builtins.str = ...,
+        usage_source: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "incurred_at", b"incurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cost_nano_usd", b"cost_nano_usd", "id", b"id", "incurred_at", b"incurred_at", "input_tokens", b"input_tokens", "kind", b"kind", "output_tokens", b"output_tokens", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "revision", b"revision", "usage_source", b"usage_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedCharge: _TypeAlias = ExportedCharge  # noqa: Y015
