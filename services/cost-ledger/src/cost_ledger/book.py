@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, Literal
 
 from rpds import HashTrieMap, HashTrieSet
@@ -92,8 +93,9 @@ class Budget:
 
     def accounts(self, kind: str, hold: Hold) -> tuple[str, ...]:
         """The accounts of a kind that count together with the hold's: one, or for a rolling window those of its slices."""
-        names = counted(self.window, hold.window_start, self.rolling_s)
-        return tuple(account_name(kind, self.budget_id, name, hold.share) for name in names)
+        if self.window != "rolling":
+            return (account(kind, hold),)
+        return _rolling_accounts(kind, self.rolling_s, self.budget_id, hold.window_start, hold.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +202,9 @@ def account(kind: str, hold: Hold) -> str:
 def account_name(kind: str, budget_id: str, window: str, share: str) -> str:
     # No budget's id has a bar, so a share cannot be taken for a part of something else.
     return f"{kind}:{budget_id}:{window}|{share}" if share else f"{kind}:{budget_id}:{window}"
+
+
+@lru_cache(maxsize=4_096)
+def _rolling_accounts(kind: str, rolling_s: int, budget_id: str, window: str, share: str) -> tuple[str, ...]:
+    # Every admission asks for them, and they are the same for as long as a slice lasts.
+    return tuple(account_name(kind, budget_id, name, share) for name in counted("rolling", window, rolling_s))
