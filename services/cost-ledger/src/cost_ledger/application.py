@@ -161,7 +161,7 @@ class CostLedger:
             at=self.clock.now(),
             quantities=settlement.quantities,
             billed=await self._billed(settlement, context),
-            price_context=text_of(settlement.terms or STANDARD),
+            price_context=None if settlement.terms is None else text_of(settlement.terms),
         )
         return await self._resolve(settlement.reservation_id, command, context)
 

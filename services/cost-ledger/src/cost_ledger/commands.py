@@ -111,7 +111,8 @@ class Settle:
     """What was used of what quotas limit; a unit that neither they nor the usage tell is taken as reserved."""
     billed: Price | None = None
     """The rates of the terms that were billed, where those differ from the reserved ones; not for a tenant's own price."""
-    price_context: str = ""
+    price_context: str | None = None
+    """The terms that were billed; None if as reserved."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ the book in folding.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from synod.common.event import Event
 from synod.common.money import PICO_PER_NANO, nano_from_pico
@@ -57,7 +58,15 @@ from cost_ledger.folding import card_of, fold
 from cost_ledger.postings import moved, owed
 from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
 
-_FIXED_FIELDS = ("scope", "window", "time_zone", "rolling_s", "per", "unit")
+_FIXED_FIELDS: Final = {
+    "scope": "scope",
+    "window": "window",
+    "time_zone": "time_zone",
+    "rolling_s": "rolling",
+    "per": "per",
+    "unit": "unit",
+}
+"""What of a budget does not change, with the name that callers know it by."""
 
 
 def decide(book: Book, command: Command) -> tuple[Event, ...]:
@@ -232,7 +241,7 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
             postings=entry.postings,
             quantities=spent.quantities,
             quota_postings=entry.quotas,
-            price_context=command.price_context or known.price_context,
+            price_context=known.price_context if command.price_context is None else command.price_context,
         ),
     )
 
@@ -375,9 +384,9 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
     )
     if known == wanted:
         return ()
-    for name in _FIXED_FIELDS:
+    for name, field in _FIXED_FIELDS.items():
         if known is not None and getattr(known, name) != getattr(wanted, name):
-            raise BudgetFixed(command.budget_id, name)
+            raise BudgetFixed(command.budget_id, field)
     event = _budget_set(wanted)
     # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
     holds = () if wanted.per else (wanted.share_at(command.at, ""),)

@@ -24,7 +24,7 @@ from synod.cost_ledger.events import PriceSource, UnitRate
 
 from cost_ledger.commands import Price
 from cost_ledger.rates import UNPRICED, RateCard
-from cost_ledger.terms import STANDARD, Terms, text_of
+from cost_ledger.terms import STANDARD, Terms, terms_of, text_of
 
 PICO_PER_USD: Final = 10**12
 PER_TOKEN_SUFFIX: Final = "_mtok"
@@ -134,7 +134,7 @@ class PriceBook:
     def _price_of(self, model: PricedModel, source: PriceSource, at: datetime, terms: Terms) -> Price:
         if model.knows(terms):
             return Price(model.card_at(at, terms), self.version, source)
-        priced = tuple(sorted(text_of((term,)) for term in model.known_terms()))
+        priced = tuple(sorted(text_of((term,)) for term in model.known_terms() if terms_of(dict([term]))))
         return Price(UNPRICED, self.version, "unpriced", priced or (f"{model.provider}/{model.model}",))
 
     def _by_pattern(self, name: str) -> PricedModel | None:

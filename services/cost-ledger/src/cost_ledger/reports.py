@@ -21,7 +21,7 @@ from cost_ledger.forecast import Forecast, History, Limit, forecast
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.rates import RateCard, cost_pico
-from cost_ledger.terms import Terms
+from cost_ledger.terms import Terms, text_of
 from cost_ledger.windows import Bounds, bounds
 
 HISTORY: Final = timedelta(days=28)
@@ -116,8 +116,7 @@ class Reports:
         own = (await self.ledger.books.read(context.tenant)).prices.get(model)
         price = self._price(model, terms, own, self.ledger.clock.now())
         if price.source == "unpriced":
-            near = f"; similar: {', '.join(price.near)}" if price.near else ""
-            raise RequestInvalid("model", model, f"has no price; set one with SetPrice{near}")
+            raise _unpriced(model, terms, price)
         calls = actual = other = 0
         async for charge in self.charges.settled(context.tenant, selection):
             if not charge.usage:
@@ -136,6 +135,13 @@ class Reports:
         """Every settled cost of the selection, the oldest first."""
         check_period(selection.since, selection.until)
         return self.charges.settled(context.tenant, selection)
+
+
+def _unpriced(model: str, terms: Terms, price: Price) -> RequestInvalid:
+    near = f"; priced is: {', '.join(price.near)}" if price.near else ""
+    if terms:
+        return RequestInvalid("price_context", text_of(terms), f"{model} has no price for it{near}")
+    return RequestInvalid("model", model, f"has no price; set one with SetPrice{near}")
 
 
 def _where(budget: Budget, share: str) -> dict[str, str]:
