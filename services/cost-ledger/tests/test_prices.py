@@ -1,19 +1,22 @@
 """The price book compiled from genai-prices."""
 
+import re
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NoReturn
 
 import pytest
-from cost_ledger.prices import PriceBook, load_price_book
+from cost_ledger.prices import Period, PriceBook, digest, load_price_book
 from cost_ledger.rates import bound_pico, cost_pico
 from cost_ledger.terms import terms_of
 from genai_prices import Usage
 from genai_prices.data import providers
 from genai_prices.types import ModelInfo, Provider
 from synod.common.values import UsageLine
+from synod.cost_ledger.events import UnitRate
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 BATCH = (("processing", "batch"),)
@@ -213,8 +216,23 @@ def test_a_price_by_time_of_day_holds_within_its_hours(book: PriceBook) -> None:
     assert not period.holds_at(datetime.combine(NOW, end, UTC))
 
 
-def test_the_version_names_the_source(book: PriceBook) -> None:
-    assert book.version.startswith("genai-prices ")
+def test_the_version_names_the_source_and_proves_the_content(book: PriceBook) -> None:
+    assert re.fullmatch(r"genai-prices \d+\.\d+\.\d+ [0-9a-f]{12}", book.version)
+    assert book.version.endswith(digest(book.models))
+    name, model = next(iter(book.models.items()))
+    dearer = replace(model, cards=((Period(), (UnitRate(unit="input", pico_usd=1),)),))
+    assert digest({**book.models, name: dearer}) != digest(book.models)
+
+
+def test_a_price_is_that_of_the_moment_whatever_is_known_of_later(book: PriceBook) -> None:
+    """Failure group 14: a call that began before midnight costs what it did then, however late it ends."""
+    model = next(each for each in book.models.values() if len(each.cards) == 2 and each.cards[1][0].since)
+    since = model.cards[1][0].since
+    assert since is not None
+    midnight = datetime(since.year, since.month, since.day, tzinfo=UTC)
+    name = f"{model.provider}/{model.model}"
+    prices = [book.price(name, midnight + timedelta(seconds=each)).rates for each in (-1, 0)]
+    assert prices == [model.cards[0][1], model.cards[1][1]]
 
 
 def test_loading_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from cost_ledger.charges import Charges
 from cost_ledger.main import compose
 from cost_ledger.model_calls import ModelCalls
 from cost_ledger.prices import load_price_book
-from cost_ledger.queries import Queries
+from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.reports import Reports
 from cost_ledger.settings import Settings
 from eventlog.codec import Codec
@@ -411,6 +411,34 @@ async def publish(log: MemoryEventLog, tenant: str, event: Event) -> None:
     name = derived_uuid(event.type_name(), str(await log.head()))
     new = Codec(llm.EVENTS).encode(event, id=name, at=NOW)
     await log.append(Append(StreamId(event.AGGREGATE, str(name)), ANY, (new,), Context(tenant, "svc_llm-gateway")))
+
+
+class TestHistory:
+    async def test_spend_is_told_by_hour_day_week_and_month(self, service: Served[Settings], tenant: str) -> None:
+        rows = [
+            ("a", datetime(2026, 12, 31, 23, 30, tzinfo=UTC), 1),
+            ("b", datetime(2027, 1, 1, 0, 30, tzinfo=UTC), 10),
+        ]
+        async with service.host.pool.connection() as connection:
+            for name, at, cost in rows:
+                await connection.execute(INSERT_CHARGE, (tenant, name, at, cost))
+        queries = Queries(service.host.pool)
+        found = {
+            period: [(row.group[0], row.cost) for row in await queries.spend(tenant, SpendQuery((period,)))]
+            for period in ("hour", "day", "week", "month")
+        }
+        assert found == {
+            "hour": [("2027-01-01T00Z", 10), ("2026-12-31T23Z", 1)],
+            "day": [("2027-01-01", 10), ("2026-12-31", 1)],
+            "week": [("2026-W53", 11)],
+            "month": [("2027-01", 10), ("2026-12", 1)],
+        }
+
+
+INSERT_CHARGE = """
+    insert into view_spend.charge values
+    (%s, 'charge', %s, '', '', '', '', '', '', '', '', %s, 'fixed', '', '', '', %s, 0, 0, 0, 1, 0, 0, '[]', '[]', 0)
+"""
 
 
 class TestExport:

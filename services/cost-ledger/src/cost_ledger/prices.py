@@ -9,6 +9,7 @@ Terms that a model has no price for make it unpriced: its standard price could b
 """
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
@@ -165,12 +166,25 @@ def load_price_book() -> PriceBook:
         patterns.setdefault(provider.id, []).append((info.match.is_match, model))
     models = {f"{model.provider}/{model.model}": model for _, _, model in priced}
     return PriceBook(
-        version=f"genai-prices {version('genai-prices')}",
+        version=f"genai-prices {version('genai-prices')} {digest(models)}",
         models=models,
         aliases=aliases,
         patterns={provider: tuple(found) for provider, found in patterns.items()},
         _names=tuple(sorted(models)),
     )
+
+
+def digest(models: Mapping[str, PricedModel]) -> str:
+    """Twelve hexadecimal digits of the content, so that a version that is pinned in an event can be proved later."""
+    content = hashlib.sha256()
+    for name, model in sorted(models.items()):
+        content.update(f"{name} {model.cards!r} {_variants_text(model)}\n".encode())
+    return content.hexdigest()[:12]
+
+
+def _variants_text(model: PricedModel) -> str:
+    # A set has no order of its own.
+    return repr([(sorted(each.terms), each.period, each.card) for each in model.variants])
 
 
 def _compiled(provider: str, info: genai.ModelInfo) -> PricedModel | None:
