@@ -1,4 +1,7 @@
-"""Money: reservations through gRPC from admission to settlement, and a book rebuilt from a million of its events."""
+"""Money: reservations through gRPC from admission to settlement, and a book rebuilt from a million of its events.
+
+Failure group 23: the rebuilt book has the balances of the one that decided the events.
+"""
 
 import asyncio
 import time

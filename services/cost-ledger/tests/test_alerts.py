@@ -1,4 +1,7 @@
-"""Alerts are told once: under concurrency, by rival processes, across restarts from snapshots, and in a replay."""
+"""Alerts are told once: under concurrency, by rival processes, across restarts from snapshots, and in a replay.
+
+Failure group 17: an alert fires once under concurrency and after a replay.
+"""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,7 @@
-"""Books on a log: concurrency, several processes, restarts, what is forgotten."""
+"""Books on a log: concurrency, several processes, restarts, what is forgotten.
+
+Failure group 1: 200 concurrent requests for the price of 10, by one process and by several.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,8 @@
-"""Whatever the order of commands, deliveries, crashes and processes: what must always hold of the money."""
+"""Whatever the order of commands, deliveries, crashes and processes: what must always hold of the money.
+
+Failure group 6: random interleavings; postings sum to zero, nothing held is negative, no budget is exceeded by admission,
+nothing in suspense is refunded, each reservation is settled once.
+"""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,7 @@
-"""The price book compiled from genai-prices."""
+"""The price book compiled from genai-prices.
+
+Failure group 14: tiers, batch, a price that changes at midnight UTC, unknown models. Group 22: no connection is opened.
+"""
 
 import re
 import socket

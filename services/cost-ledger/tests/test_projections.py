@@ -1,4 +1,7 @@
-"""Views against the book: the same money, however they were folded."""
+"""Views against the book: the same money, however they were folded.
+
+Failure group 5: a view equals its replay from zero.
+"""
 
 import random
 from collections.abc import AsyncIterator

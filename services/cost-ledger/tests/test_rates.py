@@ -1,4 +1,7 @@
-"""Rate cards: units, tiers, bounds."""
+"""Rate cards: units, tiers, bounds.
+
+Failure group 14: cached tokens and the cliff of a context tier. Group 15: rounding.
+"""
 
 import pytest
 from cost_ledger.rates import bound_pico, cost_pico, flat_card, rate_of, units_of

@@ -1,4 +1,7 @@
-"""The service as its clients see it: real gRPC, PostgreSQL and NATS."""
+"""The service as its clients see it: real gRPC, PostgreSQL and NATS.
+
+Failure group 1 through gRPC. Group 18: the same request again gets the same answer and is charged once.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,8 @@
-"""What other services publish: delivered twice, out of order, before its reservation, after expiry, across restarts."""
+"""What other services publish: delivered twice, out of order, before its reservation, after expiry, across restarts.
+
+Failure group 3: a settlement delivered twice, out of order, before its reservation, after expiry. Group 4: the ledger was
+down when it came. Group 5: redelivery and restart.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,7 @@
-"""Windows of budgets by the clock of a place: days of 23 and 25 hours, hours that come twice, months that end early."""
+"""Windows of budgets by the clock of a place: days of 23 and 25 hours, hours that come twice, months that end early.
+
+Failure group 16: window boundaries, zones with daylight saving, leap days.
+"""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
