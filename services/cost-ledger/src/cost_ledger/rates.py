@@ -104,7 +104,8 @@ def _other_units(line: UsageLine) -> tuple[str, ...]:
 
 
 def _is_input(unit: str, modalities: frozenset[str]) -> bool:
-    return unit == "input" or unit.startswith("cache_write") or unit in {f"input_{name}" for name in modalities}
+    text = unit in ("input", "cache_read") or unit.startswith("cache_write")
+    return text or any(unit == f"input_{name}" or unit.startswith(f"cache_{name}_") for name in modalities)
 
 
 def _is_output(unit: str, modalities: frozenset[str]) -> bool:
