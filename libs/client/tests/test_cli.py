@@ -116,7 +116,10 @@ def test_each_kind_of_error_has_its_exit_code(error: type[SynodError], code: int
         (["run", "helper", "hi", "--budget", "1x"], "'1x' is not an amount in US dollars"),
         (["run", "helper", "hi", "--file", "nowhere.csv"], "nowhere.csv' does not exist"),
         (["budget", "set", "daily", "five"], "'five' is not an amount in US dollars"),
-        (["budget", "set", "daily", "5", "--window", "week"], "'week' is not one of 'lifetime', 'day', 'month'"),
+        (
+            ["budget", "set", "daily", "5", "--window", "fortnight"],
+            "'fortnight' is not one of 'lifetime', 'hour', 'day'",
+        ),
         (["propose", "x", "--voter", "ada", "--rule", "ranked"], "'ranked' is no rule; rules are majority, two_thirds"),
         (["propose", "x", "--voter", "ada=heavy"], "'ada=heavy' is not NAME or NAME=WEIGHT"),
         (["propose", "x", "--voter", "ada", "--set", "rate"], "'rate' is not NAME=JSON"),
@@ -243,7 +246,7 @@ def test_version_is_told(synod: Command) -> None:
 
 
 def test_a_budget_is_set_in_dollars(synod: Command, fakes: FakeSystem) -> None:
-    fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="daily", limit_nano_usd=5_000_000_000))
+    fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="daily", limit=5_000_000_000))
     shown = synod("budget", "set", "daily", "5", "--window", "day", "--soft", "--agent", "analyst")
     assert "$5.00" in shown.stdout
     (request,) = fakes.requests("SetBudget")

@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.application import CostLedger, ReservationRequest, Settlement
+from cost_ledger.book import Reservation
 from cost_ledger.books import Books
-from cost_ledger.domain import Reservation, SetBudget, SetPrice
+from cost_ledger.commands import SetBudget, SetPrice
 from cost_ledger.errors import AlreadyRecorded, BudgetExceeded, RequestInvalid, ReservationConflict
 from cost_ledger.rates import flat_card
 from cost_ledger.testing import FakeHistory, FakePrices
@@ -60,7 +61,7 @@ async def reserved(ledger: CostLedger, history: FakeHistory) -> Reservation:
 async def test_a_forgotten_reservation_is_answered_from_the_view(ledger: CostLedger, history: FakeHistory) -> None:
     held = await reserved(ledger, history)
     assert await forgotten(ledger).reserve(request(), ACME) == held
-    assert await forgotten(ledger).settle("r1", (), 5, "provider_final", ACME) == held
+    assert await forgotten(ledger).settle(Settlement("r1", (), 5, "provider_final"), ACME) == held
 
 
 async def test_a_forgotten_id_with_other_content_is_refused(ledger: CostLedger, history: FakeHistory) -> None:

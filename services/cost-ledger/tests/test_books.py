@@ -1,4 +1,7 @@
-"""Books on a log: concurrency, several processes, restarts, what is forgotten."""
+"""Books on a log: concurrency, several processes, restarts, what is forgotten.
+
+Failure group 1: 200 concurrent requests for the price of 10, by one process and by several.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cost_ledger import books as books_module
 from cost_ledger import snapshots
+from cost_ledger.book import EMPTY, Book
 from cost_ledger.books import CODEC, Books, Executed
-from cost_ledger.domain import EMPTY, Book, Charge, Command, Price, Reserve, SetBudget, Settle, evolve
+from cost_ledger.commands import Charge, Command, Price, Reserve, SetBudget, Settle
 from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, ReservationNotFound
+from cost_ledger.folding import evolve
 from cost_ledger.rates import flat_card
 from eventlog.errors import LogUnavailable, VersionConflict
 from eventlog.memory import MemoryEventLog

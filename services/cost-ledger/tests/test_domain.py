@@ -3,25 +3,21 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cost_ledger.domain import (
-    CLOSED_MAX,
-    EMPTY,
-    Book,
+from cost_ledger.book import CLOSED_MAX, EMPTY, Book
+from cost_ledger.commands import (
     Charge,
     Command,
     Expire,
     Price,
     Release,
+    Rerate,
     Reserve,
     SetBudget,
     SetPrice,
     Settle,
     Unreserved,
-    decide,
-    evolve,
-    fold,
-    window_start,
 )
+from cost_ledger.domain import decide
 from cost_ledger.errors import (
     BudgetFixed,
     ModelUnpriced,
@@ -30,7 +26,9 @@ from cost_ledger.errors import (
     ReservationSettled,
     SettlementNotPriced,
 )
+from cost_ledger.folding import evolve, fold
 from cost_ledger.rates import UNPRICED, flat_card
+from cost_ledger.windows import window_start
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
@@ -114,7 +112,7 @@ class TestReserving:
         assert evolve(book, event) == book
 
     def test_the_last_nano_may_be_reserved(self) -> None:
-        assert isinstance(only(decide(after(budget(limit=100)), reserve(amount=100))), CostReserved)
+        assert isinstance(decide(after(budget(limit=100)), reserve(amount=100))[0], CostReserved)
 
     def test_a_soft_budget_only_warns(self) -> None:
         book = after(budget(limit=10, hard=False), reserve(amount=100))
@@ -343,7 +341,34 @@ class TestBudgets:
         daily = SetBudget("team", Attribution(), 100, True, "day", NOW)
         book = after(daily, reserve(amount=100), settle(amount=100))
         assert isinstance(only(decide(book, reserve("r2", at=NOW))), ReservationDenied)
-        assert isinstance(only(decide(book, reserve("r2", at=LATER))), CostReserved)
+        assert isinstance(decide(book, reserve("r2", at=LATER))[0], CostReserved)
+
+
+class TestCorrections:
+    def rerate(self, before: int, after_nano: int, revision: int = 1) -> Rerate:
+        owner = Attribution(tenant_id="acme", agent="writer", model=MODEL)
+        holds = (lifetime(),)
+        return Rerate("r1", revision, owner, MODEL, before, after_nano * 1_000, BOOK_PRICE, holds, NOW, "dearer")
+
+    def test_a_correction_posts_the_difference_in_both_directions(self) -> None:
+        book = after(budget(), reserve(), settle(amount=60), self.rerate(60, 75))
+        assert (book.posted(lifetime()), book.balances[f"expense:{MODEL}"], book.balances["payable:openai"]) == (
+            75,
+            75,
+            -75,
+        )
+        book = after(self.rerate(75, 20, revision=2), book=book)
+        assert (book.posted(lifetime()), book.balances["payable:openai"]) == (20, -20)
+        assert book.reservation("r1") is not None
+
+    def test_a_correction_made_from_an_older_amount_is_left_out(self) -> None:
+        book = after(budget(), reserve(), settle(amount=60), self.rerate(60, 75))
+        assert decide(book, self.rerate(60, 80)) == ()
+
+    def test_a_correction_may_reach_a_threshold(self) -> None:
+        book = after(budget(limit=100), reserve(amount=40), settle(amount=40))
+        reached = [each for each in decide(book, self.rerate(40, 85)) if isinstance(each, BudgetThresholdReached)]
+        assert [each.threshold_percent for each in reached] == [50, 80]
 
 
 def test_a_book_forgets_the_oldest_outcomes_and_no_balance() -> None:

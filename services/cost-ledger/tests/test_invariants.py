@@ -1,24 +1,19 @@
-"""Whatever the order of commands, deliveries, crashes and processes: what must always hold of the money."""
+"""Whatever the order of commands, deliveries, crashes and processes: what must always hold of the money.
+
+Failure group 6: random interleavings; postings sum to zero, nothing held is negative, no budget is exceeded by admission,
+nothing in suspense is refunded, each reservation is settled once.
+"""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 from cost_ledger import snapshots
+from cost_ledger.book import EMPTY, account
 from cost_ledger.books import CODEC, Books
-from cost_ledger.domain import (
-    EMPTY,
-    Charge,
-    Command,
-    Expire,
-    Price,
-    Release,
-    Reserve,
-    SetBudget,
-    Settle,
-    Unreserved,
-    evolve,
-)
+from cost_ledger.commands import Charge, Command, Expire, Price, Release, Renew, Reserve, SetBudget, Settle, Unreserved
 from cost_ledger.errors import LedgerError
+from cost_ledger.folding import entries, evolve
 from cost_ledger.rates import flat_card
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Context, StreamId
@@ -28,18 +23,32 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from servicekit.testing import FakeClock
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import BudgetSet, CostCharged, CostReserved, CostSettled, Hold
+from synod.cost_ledger.events import (
+    BudgetSet,
+    CostCharged,
+    CostReserved,
+    CostSettled,
+    Quantity,
+    ReservationReleased,
+    Unit,
+)
 
 START = datetime(2026, 11, 30, 22, tzinfo=UTC)
 ACME = Context("acme", "usr_1")
 PRICE = Price(flat_card(1_500, 4_000, 150, 1_875), "book 1", "book")
 NAMES = [f"r{number}" for number in range(12)]
 AGENTS = ["writer", "analyst"]
-BUDGETS = [
-    ("all", Attribution(), "lifetime", True),
-    ("daily", Attribution(), "day", True),
-    ("writer", Attribution(agent="writer"), "month", True),
-    ("advice", Attribution(agent="analyst"), "day", False),
+BUDGETS: list[tuple[str, dict[str, object]]] = [
+    ("all", {"window": "lifetime"}),
+    ("daily", {"window": "day", "time_zone": "America/New_York"}),
+    ("writer", {"scope": Attribution(agent="writer"), "window": "month"}),
+    ("advice", {"scope": Attribution(agent="analyst"), "window": "day", "hard": False}),
+    ("model", {"scope": Attribution(model="openai/gpt-5.5"), "window": "rolling", "rolling_s": 7_200}),
+    ("user", {"scope": Attribution(user_id="usr_1"), "window": "hour"}),
+    ("sql", {"scope": Attribution(tool="sql"), "window": "year"}),
+    ("talk", {"window": "lifetime", "per": "conversation_id"}),
+    ("tokens", {"window": "rolling", "rolling_s": 3_600, "unit": "tokens"}),
+    ("time", {"window": "week", "unit": "tool_ms", "per": "agent"}),
 ]
 
 
@@ -53,13 +62,15 @@ class Ledger(RuleBasedStateMachine):
         self.clock = FakeClock(START)
         self.processes: list[Books] = []
         self.seen = 0
+        self.settled: list[str] = []
         self.book = EMPTY
 
     @initialize(limits=st.lists(st.integers(0, 400), min_size=len(BUDGETS), max_size=len(BUDGETS)))
     def open(self, limits: list[int]) -> None:
         self.loop.run_until_complete(self._open())
-        for (budget_id, scope, window, hard), limit in zip(BUDGETS, limits, strict=True):
-            self.run(0, SetBudget(budget_id, scope, limit, hard, window, self.clock.now()))  # type: ignore[arg-type]
+        for (budget_id, given), limit in zip(BUDGETS, limits, strict=True):
+            rules: dict[str, object] = {"scope": Attribution(), "hard": True} | given
+            self.run(0, SetBudget(budget_id=budget_id, limit=limit, at=self.clock.now(), **rules))  # type: ignore[arg-type]
 
     async def _open(self) -> None:
         self.processes = [Books(self.log, self.clock, snapshot_events=7) for _ in range(2)]
@@ -79,7 +90,9 @@ class Ledger(RuleBasedStateMachine):
         return Reserve(
             reservation_id=name,
             request_sha256=f"{agent} {tokens}",
-            attribution=Attribution(tenant_id="acme", agent=agent, model="openai/gpt-5.5"),
+            attribution=Attribution(
+                tenant_id="acme", agent=agent, model="openai/gpt-5.5", user_id="usr_1", conversation_id=f"c_{agent}"
+            ),
             model="openai/gpt-5.5",
             input_tokens_max=tokens,
             output_tokens_max=tokens,
@@ -87,6 +100,7 @@ class Ledger(RuleBasedStateMachine):
             book_price=PRICE,
             at=self.clock.now(),
             expires_at=self.clock.now() + timedelta(minutes=10),
+            quantities=(Quantity(unit="tool_ms", quantity=tokens),),
         )
 
     @rule(
@@ -95,6 +109,11 @@ class Ledger(RuleBasedStateMachine):
     )
     def reserve(self, process: int, wanted: list[tuple[str, str, int]]) -> None:
         self.run(process, *(self.reservation(*each) for each in wanted))
+
+    @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES), minutes=st.integers(1, 30))
+    def renew(self, process: int, name: str, minutes: int) -> None:
+        now = self.clock.now()
+        self.run(process, Renew(name, now, now + timedelta(minutes=minutes)))
 
     @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES), tokens=st.integers(0, 60), times=st.integers(1, 2))
     def settle(self, process: int, name: str, tokens: int, times: int) -> None:
@@ -115,7 +134,13 @@ class Ledger(RuleBasedStateMachine):
     @rule(process=st.integers(0, 1), number=st.integers(0, 3), amount=st.integers(0, 50))
     def charge(self, process: int, number: int, amount: int) -> None:
         owner = Attribution(tenant_id="acme", agent="analyst", tool="sql")
-        self.run(process, Charge(f"call_{number}", owner, amount, START, number))
+        time = (Quantity(unit="tool_ms", quantity=amount),)
+        self.run(process, Charge(f"call_{number}", owner, amount, START, number, time))
+
+    @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES), amount=st.integers(0, 50))
+    def a_tool_ends_that_was_reserved(self, process: int, name: str, amount: int) -> None:
+        time = (Quantity(unit="tool_ms", quantity=amount),)
+        self.run(process, Charge(name, Attribution(tenant_id="acme", tool="sql"), amount, self.clock.now(), 1, time))
 
     @rule(process=st.integers(0, 1), minutes=st.sampled_from([1, 11, 150]))
     def time_passes_and_holds_expire(self, process: int, minutes: int) -> None:
@@ -134,7 +159,11 @@ class Ledger(RuleBasedStateMachine):
     def every_event_keeps_the_books_balanced(self) -> None:
         for event in self.new_events():
             assert sum(posting.amount_nano_usd for posting in getattr(event, "postings", ())) == 0
+            for unit in get_args(Unit):
+                quotas = [each for each in getattr(event, "quota_postings", ()) if each.unit == unit]
+                assert sum(each.quantity for each in quotas) == 0
             self.check_admission(event)
+            self.check_suspense(event)
             self.book = evolve(self.book, event)
         assert sum(self.book.balances.values()) == 0
 
@@ -142,6 +171,7 @@ class Ledger(RuleBasedStateMachine):
         found = self.loop.run_until_complete(self.log.read_stream(StreamId("book", "acme"), after=self.seen))
         self.seen += len(found)
         decoded = [CODEC.decode(stored) for stored in found]
+        self.settled += [event.reservation_id for event in decoded if isinstance(event, CostSettled)]
         return [event for event in decoded if isinstance(event, Event)]
 
     def check_admission(self, event: Event) -> None:
@@ -151,8 +181,15 @@ class Ledger(RuleBasedStateMachine):
             hard = [hold for hold in event.holds if after.budget(hold.budget_id).hard]
             assert all(after.available(hold) >= 0 for hold in hard)
         elif not isinstance(event, CostSettled | CostCharged | BudgetSet):
-            holds = [Hold(budget_id=name, window_start=START.strftime("%Y-%m-%d")) for name, *_ in BUDGETS]
+            holds = [hold for reservation in self.book.open.values() for hold in reservation.holds]
             assert all(after.available(hold) >= self.book.available(hold) for hold in holds)
+
+    def check_suspense(self, event: Event) -> None:
+        """What is in suspense is freed by a settlement or a release of its reservation, by nothing else."""
+        freed = [name for name, amount in entries(event) if name.startswith("suspense:") and amount < 0]
+        if freed:
+            assert isinstance(event, CostSettled | ReservationReleased)
+            assert self.book.open[event.reservation_id].state == "suspense"
 
     @invariant()
     def nothing_held_is_negative_and_each_hold_has_its_reservation(self) -> None:
@@ -161,15 +198,15 @@ class Ledger(RuleBasedStateMachine):
         for reservation in book.open.values():
             kind = "suspense" if reservation.state == "suspense" else "pending"
             for hold in reservation.holds:
-                account = f"{kind}:{hold.budget_id}:{hold.window_start}"
-                held[account] = held.get(account, 0) + reservation.reserved
-        found = {
-            account: balance
-            for account, balance in book.balances.items()
-            if account.startswith(("pending:", "suspense:"))
-        }
+                name = account(kind, hold)
+                held[name] = held.get(name, 0) + reservation.holding.of(book.budget(hold.budget_id).unit)
+        found = {name: balance for name, balance in book.balances.items() if name.startswith(("pending:", "suspense:"))}
         assert all(balance > 0 for balance in found.values())
-        assert found == {account: amount for account, amount in held.items() if amount}
+        assert found == {name: amount for name, amount in held.items() if amount}
+
+    @invariant()
+    def a_reservation_is_settled_once(self) -> None:
+        assert len(self.settled) == len(set(self.settled))
 
     @invariant()
     def every_process_has_the_same_book_as_a_replay(self) -> None:

@@ -1,4 +1,7 @@
-"""Views against the book: the same money, however they were folded."""
+"""Views against the book: the same money, however they were folded.
+
+Failure group 5: a view equals its replay from zero.
+"""
 
 import random
 from collections.abc import AsyncIterator
@@ -6,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cost_ledger.books import Books
-from cost_ledger.domain import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
+from cost_ledger.commands import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
 from cost_ledger.errors import LedgerError
-from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendQuery, SpendView
+from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
+from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.rates import flat_card
 from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector, ProjectorLimits

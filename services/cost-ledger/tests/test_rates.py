@@ -1,4 +1,7 @@
-"""Rate cards: units, tiers, bounds."""
+"""Rate cards: units, tiers, bounds.
+
+Failure group 14: cached tokens and the cliff of a context tier. Group 15: rounding.
+"""
 
 import pytest
 from cost_ledger.rates import bound_pico, cost_pico, flat_card, rate_of, units_of
@@ -72,19 +75,46 @@ def test_the_bound_takes_the_dearest_way_the_provider_may_bill() -> None:
 
 
 @given(
-    rates=st.tuples(*[st.integers(0, 10**8)] * 4),
+    rates=st.tuples(*[st.integers(0, 10**8)] * 7),
     fresh=st.integers(0, 10**6),
     read=st.integers(0, 10**6),
     written=st.integers(0, 10**6),
     out=st.integers(0, 10**6),
+    thought=st.integers(0, 10**6),
 )
 def test_text_within_the_bounds_never_costs_more_than_was_reserved(
-    rates: tuple[int, int, int, int], fresh: int, read: int, written: int, out: int
+    rates: tuple[int, ...], fresh: int, read: int, written: int, out: int, thought: int
 ) -> None:
-    input_, output, cache_read, cache_write = rates
-    card = flat_card(input_, output, min(cache_read, input_), cache_write)
-    used = [tokens(fresh), tokens(read, cache="read"), tokens(written, cache="write"), tokens(out, "output")]
-    assert nano_from_pico(cost_pico(card, used)) <= nano_from_pico(bound_pico(card, fresh + read + written, out))
+    """Whichever unit is the dearest: a price of one's own may be anything."""
+    more = zip(("cache_write_1h", "output_reasoning", "requests"), rates[4:], strict=True)
+    card = (*flat_card(*rates[:4]), *(UnitRate(unit=unit, pico_usd=rate) for unit, rate in more))
+    used = [
+        tokens(fresh),
+        tokens(read, cache="read"),
+        tokens(written, cache="write", ttl="1h"),
+        tokens(out, "output"),
+        tokens(thought, "output", reasoning=True),
+    ]
+    bound = bound_pico(card, fresh + read + written, out + thought)
+    assert nano_from_pico(cost_pico(card, used)) <= nano_from_pico(bound)
+
+
+def test_audio_costs_more_than_text_only_where_it_was_said_that_there_may_be_audio() -> None:
+    card = (
+        *CLIFF,
+        UnitRate(unit="input_audio", pico_usd=40_000_000),
+        UnitRate(unit="output_audio", pico_usd=80_000_000),
+    )
+    assert bound_pico(card, 10, 1) == 10 * 5_000_000 + 30_000_000
+    assert bound_pico(card, 10, 1, frozenset({"audio"})) == 10 * 40_000_000 + 80_000_000
+
+
+def test_a_rate_for_many_units_is_rounded_once_a_line_half_to_even() -> None:
+    hour = (UnitRate(unit="input_audio_seconds", pico_usd=40_000_000_000, per=3_600),)
+    assert cost_pico(hour, [tokens(3_600, unit="audio_seconds")]) == 40_000_000_000
+    assert cost_pico(hour, [tokens(1, unit="audio_seconds")]) == 11_111_111
+    halves = (UnitRate(unit="input", pico_usd=1, per=2),)
+    assert [cost_pico(halves, [tokens(quantity)]) for quantity in (1, 3, 5)] == [0, 2, 2]
 
 
 @given(rate=st.integers(0, 10**7), quantity=st.integers(0, 10**6))

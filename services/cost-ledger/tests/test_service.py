@@ -1,9 +1,12 @@
-"""The service as its clients see it: real gRPC, PostgreSQL and NATS."""
+"""The service as its clients see it: real gRPC, PostgreSQL and NATS.
+
+Failure group 1 through gRPC. Group 18: the same request again gets the same answer and is charged once.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import grpc
@@ -33,7 +36,7 @@ from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SIM = "simulator/sim-1"
 WAIT_S = 30
-VIEWS = {"spend", "budgets", "reservations", "model_usage", "tool_usage"}
+VIEWS = {"spend", "budgets", "reservations", "model_usage", "tool_usage", "model_calls"}
 
 
 TENANTS = count(1)
@@ -295,6 +298,112 @@ async def test_prices_come_in_pages_without_gap_or_repetition(ledger: CostLedger
     assert names == sorted(set(names))
 
 
+async def test_a_renewed_hold_expires_later(ledger: CostLedgerStub, clock: FakeClock) -> None:
+    await ledger.Reserve(hold("kept", ttl=Duration(seconds=60)))
+    await ledger.Reserve(hold("left", ttl=Duration(seconds=60)))
+    clock.advance(30)
+    renewal = pb.RenewReservationRequest(reservation_id="kept", ttl=Duration(seconds=120))
+    renewed = await ledger.RenewReservation(renewal)
+    assert renewed.expires_at.ToDatetime(UTC) == clock.now() + timedelta(seconds=120)
+    clock.advance(60)
+
+    async def state(name: str) -> pb.ReservationState.ValueType:
+        return (await ledger.GetReservation(pb.GetReservationRequest(reservation_id=name))).state
+
+    async def left_expired() -> bool:
+        return await state("left") == pb.RESERVATION_STATE_SUSPENSE
+
+    await until(left_expired)
+    assert await state("kept") == pb.RESERVATION_STATE_HELD
+    # A hold in suspense still counts; renewing it changes nothing.
+    again = await ledger.RenewReservation(pb.RenewReservationRequest(reservation_id="left"))
+    assert again.state == pb.RESERVATION_STATE_SUSPENSE
+    clock.advance(60)
+
+    async def kept_expired() -> bool:
+        return await state("kept") == pb.RESERVATION_STATE_SUSPENSE
+
+    await until(kept_expired)
+    await ledger.Settle(settlement("kept"))
+    error = await refusal(ledger.RenewReservation(renewal))
+    assert (error.reason, "is settled" in error.message) == ("RESERVATION_CLOSED", True)
+
+
+async def test_batch_is_reserved_and_settled_at_its_price_and_a_downgrade_at_what_was_billed(
+    ledger: CostLedgerStub,
+) -> None:
+    asked = {"model": "openai/gpt-5.5", "amount": 0, "input_tokens_max": 1_000}
+    batch, fast = {"processing": "batch"}, {"service_tier": "fast"}
+    held = [
+        await ledger.Reserve(hold(f"r{n}", price_context=terms, **asked)) for n, terms in enumerate([{}, batch, fast])
+    ]
+    assert [each.reserved_nano_usd for each in held] == [5_000_000, 2_500_000, 12_500_000]
+    assert held[1].price_context == "processing=batch"
+    used = [pb.UsageLine(direction="input", quantity=1_000)]
+    bill = pb.SettleRequest(reservation_id="r2", usage=used, usage_source="provider_final")
+    bill.price_context["service_tier"] = "default"
+    downgraded = await ledger.Settle(bill)
+    assert (downgraded.settled_nano_usd, downgraded.price_context) == (5_000_000, "")
+
+
+async def test_terms_without_a_price_are_refused_under_a_hard_budget_and_those_with_one_are_told(
+    ledger: CostLedgerStub,
+) -> None:
+    await ledger.SetBudget(budget(limit=10**12))
+    asked = hold(model="openai/gpt-5.5", amount=0, input_tokens_max=1, price_context={"service_tier": "ultrafast"})
+    error = await refusal(ledger.Reserve(asked))
+    assert error.reason == "UNPRICED_MODEL"
+    assert "for service_tier=ultrafast" in error.message
+    assert "processing=batch" in error.message
+
+
+async def test_a_quota_for_each_conversation_refuses_in_its_unit_and_names_whose_it_is(ledger: CostLedgerStub) -> None:
+    rules = {"limit_nano_usd": 0, "limit_quantity": 100, "unit": "tokens", "per": "conversation_id"}
+    await ledger.SetBudget(pb.SetBudgetRequest(budget_id="talk", hard=True, window="lifetime", **rules))  # type: ignore[arg-type]
+    owner = pb.Attribution(conversation_id="c1")
+    await ledger.SetPrice(sim_price())
+    asked = {"model": SIM, "amount": 0, "attribution": owner, "input_tokens_max": 60}
+    await ledger.Reserve(hold("first", **asked))
+    error = await refusal(ledger.Reserve(hold("second", **asked)))
+    assert isinstance(error, BudgetExhausted)
+    assert (error.budget_id, error.available, error.required) == ("talk", 40, 60)
+    assert "for c1 has 40 tokens left" in error.message
+    shown = [await ledger.GetBudget(pb.GetBudgetRequest(budget_id="talk", share=share)) for share in ("c1", "c2")]
+    assert [(each.pending, each.available, each.unit) for each in shown] == [(60, 40, "tokens"), (0, 100, "tokens")]
+
+
+async def test_a_tool_reserves_time_and_money_and_settles_what_it_used(ledger: CostLedgerStub) -> None:
+    quota = {"limit_nano_usd": 0, "limit_quantity": 10_000, "unit": "tool_ms", "window": "rolling"}
+    await ledger.SetBudget(
+        pb.SetBudgetRequest(budget_id="time", hard=True, rolling=Duration(seconds=3_600), **quota)  # type: ignore[arg-type]
+    )
+    bound = [pb.Quantity(unit="tool_ms", quantity=8_000)]
+    await ledger.Reserve(hold("call_1", quantities=bound))
+    assert isinstance(await refusal(ledger.Reserve(hold("call_2", quantities=bound))), BudgetExhausted)
+    done = pb.SettleRequest(reservation_id="call_1", amount_nano_usd=4, usage_source="provider_final")
+    done.quantities.add(unit="tool_ms", quantity=1_500)
+    await ledger.Settle(done)
+    state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="time"))
+    assert (state.posted, state.pending, state.available) == (1_500, 0, 8_500)
+    (listed,) = (await ledger.ListBudgets(pb.ListBudgetsRequest())).budgets
+    assert listed == state
+
+
+async def test_a_price_of_ones_own_may_have_tiers_fees_and_other_units(ledger: CostLedgerStub) -> None:
+    price = sim_price()
+    price.rates.add(unit="input", pico_usd=3_000, above_input_tokens=100)
+    price.rates.add(unit="requests", pico_usd=7_000)
+    price.rates.add(unit="input_audio", pico_usd=10_000)
+    await ledger.SetPrice(price)
+    for name, tokens, wanted in (("r1", 100, 107), ("r2", 101, 310)):
+        await ledger.Reserve(hold(name, model=SIM, amount=0, input_tokens_max=tokens))
+        used = [pb.UsageLine(direction="input", quantity=tokens)]
+        settled = await ledger.Settle(pb.SettleRequest(reservation_id=name, usage=used, usage_source="provider_final"))
+        assert (settled.reserved_nano_usd, settled.settled_nano_usd) == (wanted, wanted)
+    heard = await ledger.Reserve(hold("r3", model=SIM, amount=0, input_tokens_max=10, modalities=["audio"]))
+    assert heard.reserved_nano_usd == 107
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
@@ -306,6 +415,11 @@ async def test_prices_come_in_pages_without_gap_or_repetition(ledger: CostLedger
         (hold(model=SIM, input_tokens_max=-1), "input_tokens_max"),
         (hold(attribution=pb.Attribution(tenant_id="globex")), "attribution.tenant_id"),
         (hold(attribution=pb.Attribution(agent="a" * 300)), "attribution.agent"),
+        (hold(quantities=[pb.Quantity(unit="miles", quantity=1)]), "quantities.unit"),
+        (hold(quantities=[pb.Quantity(unit="tool_ms", quantity=-1)]), "quantities.quantity"),
+        (hold(quantities=[pb.Quantity(unit="calls")] * 2), "quantities.unit"),
+        (hold(modalities=["smell"]), "modalities"),
+        (hold(price_context={"service tier": "flex"}), "price_context"),
     ],
 )
 async def test_a_wrong_reservation_is_refused_by_its_field(
@@ -316,11 +430,22 @@ async def test_a_wrong_reservation_is_refused_by_its_field(
     assert error.field == field
 
 
+async def _share_of_a_whole(ledger: CostLedgerStub) -> pb.Budget:
+    await ledger.SetBudget(budget("whole"))
+    return await ledger.GetBudget(pb.GetBudgetRequest(budget_id="whole", share="c1"))
+
+
 async def test_other_wrong_requests_are_refused_by_their_field(ledger: CostLedgerStub) -> None:
     wrong = pb.UsageLine(direction="sideways", quantity=1)
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "window": lambda: ledger.SetBudget(budget(window="fortnight")),
         "budget_id": lambda: ledger.SetBudget(budget("two words")),
+        "time_zone": lambda: ledger.SetBudget(budget(time_zone="Europe/Berlni")),
+        "rolling": lambda: ledger.SetBudget(budget(window="rolling", rolling=Duration(seconds=5))),
+        "per": lambda: ledger.SetBudget(budget(per="conversation")),
+        "unit": lambda: ledger.SetBudget(budget(unit="token")),
+        "limit_quantity": lambda: ledger.SetBudget(budget(limit_quantity=5)),
+        "share": lambda: _share_of_a_whole(ledger),
         "group_by": lambda: ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agnet"])),
         "page_size": lambda: ledger.ListBudgets(pb.ListBudgetsRequest(page_size=1001)),
         "page_token": lambda: ledger.ListPrices(pb.ListPricesRequest(page_token="!")),

@@ -1,16 +1,21 @@
-"""What other services publish: delivered twice, out of order, before its reservation, after expiry, across restarts."""
+"""What other services publish: delivered twice, out of order, before its reservation, after expiry, across restarts.
+
+Failure group 3: a settlement delivered twice, out of order, before its reservation, after expiry. Group 4: the ledger was
+down when it came. Group 5: redelivery and restart.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import nats
 import pytest
 from cost_ledger import books as books_module
-from cost_ledger.application import CostLedger, ReservationRequest
+from cost_ledger.application import CostLedger, ReservationRequest, Settlement
+from cost_ledger.book import Reservation
 from cost_ledger.books import Books
-from cost_ledger.domain import Expire, Reservation, SetBudget, SetPrice
+from cost_ledger.commands import Expire, SetBudget, SetPrice
 from cost_ledger.main import compose
 from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
@@ -29,6 +34,7 @@ from servicekit.testing import FakeClock, serve_in_process, settings_for
 from synod.common.event import Event
 from synod.common.ids import derived_uuid
 from synod.common.values import Attribution, Failure, UsageLine
+from synod.cost_ledger.events import Quantity
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.llm_gateway import events as llm
@@ -175,7 +181,7 @@ async def test_an_event_delivered_twice_counts_once(world: World) -> None:
 
 async def test_a_call_and_its_event_settle_once_between_them(world: World) -> None:
     await world.reserve()
-    await world.ledger.settle("req_1:1", USAGE, None, "provider_final", LOCAL)
+    await world.ledger.settle(Settlement("req_1:1", USAGE, None, "provider_final"), LOCAL)
     await world.publish(completed())
     assert await world.amounts() == (COST, 0)
 
@@ -296,3 +302,57 @@ async def test_what_was_published_while_the_ledger_was_down_is_in_the_next_answe
     assert (answer.total_nano_usd, answer.rows[0].calls, answer.rows[0].pending_nano_usd) == (6 * COST, 6, 0)
     await end(running)
     await client.close()
+
+
+def tool_failed(call_id: str) -> tools.ToolCallFailed:
+    failure = Failure(reason="TIMED_OUT", message="after 5 s")
+    return tools.ToolCallFailed(
+        call_id=call_id, attempt=1, tool="sql", outcome="timed_out", failure=failure, duration_ms=5_000
+    )
+
+
+async def reserve_tool(world: World, call_id: str) -> None:
+    time = (Quantity(unit="tool_ms", quantity=9_000),)
+    await world.ledger.set_budget(
+        SetBudget("time", Attribution(), 10_000, True, "day", NOW, time_zone="Europe/Berlin", unit="tool_ms"), LOCAL
+    )
+    request = ReservationRequest(call_id, OWNER, "", 0, 0, 100, timedelta(seconds=60), quantities=time)
+    await world.ledger.reserve(request, LOCAL)
+
+
+async def tool_time(world: World) -> tuple[int, int]:
+    status = await world.ledger.get_budget("time", LOCAL)
+    return status.posted, status.pending
+
+
+async def test_the_end_of_a_tool_call_settles_what_was_reserved_for_it(world: World) -> None:
+    await reserve_tool(world, "call_1")
+    assert await tool_time(world) == (0, 9_000)
+    await world.publish_tools(tool_completed("call_1", 40), tool_completed("call_1", 40))
+    assert await tool_time(world) == (1, 0)
+    assert await world.amounts() == (40, 0)
+    assert (await world.reservation("call_1")).state == "settled"
+
+
+async def test_a_failed_tool_call_settles_its_time_and_no_money(world: World) -> None:
+    await reserve_tool(world, "call_1")
+    await world.publish_tools(tool_failed("call_1"), tool_failed("nobody reserved this"))
+    assert await tool_time(world) == (5_000, 0)
+    assert await world.amounts() == (0, 0)
+
+
+async def test_the_time_of_a_free_tool_call_counts_where_a_quota_does(world: World) -> None:
+    await reserve_tool(world, "call_1")
+    await world.publish_tools(tool_completed("call_2", 0))
+    assert await tool_time(world) == (1, 9_000)
+
+
+async def test_a_tool_call_whose_settled_reservation_the_book_forgot_is_not_charged_again(world: World) -> None:
+    await reserve_tool(world, "call_1")
+    await world.publish_tools(tool_completed("call_1", 40))
+    history = world.ledger.history
+    assert isinstance(history, FakeHistory)
+    # What a view has of it; the book of another process starts from a snapshot that has forgotten it.
+    history.reservations["local", "call_0"] = replace(await world.reservation("call_1"), reservation_id="call_0")
+    await world.publish_tools(tool_completed("call_0", 40))
+    assert await world.amounts() == (40, 0)

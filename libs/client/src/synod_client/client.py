@@ -216,7 +216,20 @@ class Synod:
         request = ledger_pb.SetBudgetRequest(
             budget_id=budget_id, limit_nano_usd=limit_nano_usd, scope=scope, hard=hard, window=window
         )
+        return await self.put_budget(request)
+
+    async def put_budget(self, request: ledger_pb.SetBudgetRequest) -> ledger_pb.Budget:
+        """Create a budget, or change its limit and hardness: quotas, shares, time zones, rolling windows."""
         return await self.connection.call(self._ledger.SetBudget, request)
+
+    async def budget(self, budget_id: str, share: str = "") -> ledger_pb.Budget:
+        request = ledger_pb.GetBudgetRequest(budget_id=budget_id, share=share)
+        return await self.connection.call(self._ledger.GetBudget, request)
+
+    async def forecast_budget(self, budget_id: str, share: str = "") -> ledger_pb.BudgetForecast:
+        """When a budget runs out if spending goes on as it did."""
+        request = ledger_pb.ForecastBudgetRequest(budget_id=budget_id, share=share)
+        return await self.connection.call(self._ledger.ForecastBudget, request)
 
     async def budgets(self) -> list[ledger_pb.Budget]:
         request = ledger_pb.ListBudgetsRequest(page_size=_PAGE)
@@ -224,8 +237,42 @@ class Synod:
 
     async def spend(self, *group_by: str, scope: ledger_pb.Attribution | None = None) -> ledger_pb.QuerySpendResponse:
         """What was spent, by any attribution: agent, model, run_id, root_run_id, tool, day, ..."""
-        request = ledger_pb.QuerySpendRequest(group_by=group_by, filter=scope)
+        return await self.query_spend(ledger_pb.QuerySpendRequest(group_by=group_by, filter=scope))
+
+    async def query_spend(self, request: ledger_pb.QuerySpendRequest) -> ledger_pb.QuerySpendResponse:
         return await self.connection.call(self._ledger.QuerySpend, request)
+
+    async def export_spend(self, request: ledger_pb.ExportSpendRequest) -> AsyncIterator[ledger_pb.ExportedCharge]:
+        """Every cost, the oldest first; a stream that breaks raises TryAgain."""
+        async for page in self.connection.stream(self._ledger.ExportSpend, request):
+            for charge in page.charges:
+                yield charge
+
+    async def compare_models(self, request: ledger_pb.CompareModelsRequest) -> ledger_pb.CompareModelsResponse:
+        return await self.connection.call(self._ledger.CompareModels, request)
+
+    async def price_usage_at(self, request: ledger_pb.PriceUsageAtRequest) -> ledger_pb.PriceUsageAtResponse:
+        """What the same usage would have cost at another model."""
+        return await self.connection.call(self._ledger.PriceUsageAt, request)
+
+    async def rerate_charges(self, request: ledger_pb.RerateChargesRequest) -> ledger_pb.RerateChargesResponse:
+        """Price settled costs anew; a repetition finds nothing to correct."""
+        return await self.connection.call(self._ledger.RerateCharges, request)
+
+    async def import_invoice(self, request: ledger_pb.ImportInvoiceRequest) -> ledger_pb.Reconciliation:
+        """Compare an invoice with the ledger; posted once for each invoice_id."""
+        return await self.connection.call(self._ledger.ImportInvoice, request)
+
+    async def prices(self, provider: str = "") -> AsyncIterator[ledger_pb.Price]:
+        """Prices in force, by name."""
+        request = ledger_pb.ListPricesRequest(provider=provider, page_size=_PAGE)
+        while True:
+            found = await self.connection.call(self._ledger.ListPrices, request)
+            for price in found.prices:
+                yield price
+            if not found.next_page_token:
+                return
+            request.page_token = found.next_page_token
 
     # Decisions
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -14,24 +13,39 @@ from typing import Final
 from eventlog.records import Context
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import Hold, ReservationDenied
+from synod.cost_ledger.events import Quantity, ReservationDenied
 
+from cost_ledger.book import Book, Budget, Reservation
 from cost_ledger.books import Books
-from cost_ledger.domain import (
+from cost_ledger.checks import (
+    TEXT_CHARS_MAX,
+    TOKENS_MAX,
+    check_amount,
+    check_attribution,
+    check_budget,
+    check_model,
+    check_name,
+    check_price,
+    check_quantities,
+    check_range,
+    check_terms,
+    check_text,
+    check_ttl,
+    check_usage,
+)
+from cost_ledger.commands import (
     OVERRIDE,
-    SCOPE_FIELDS,
-    Book,
-    Budget,
     Charge,
     Command,
     Expire,
     Price,
     Release,
-    Reservation,
+    Renew,
     Reserve,
     SetBudget,
     SetPrice,
     Settle,
+    TellForecast,
     Unreserved,
 )
 from cost_ledger.errors import (
@@ -39,26 +53,20 @@ from cost_ledger.errors import (
     BudgetExceeded,
     BudgetNotFound,
     RequestInvalid,
+    ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
 )
 from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
 from cost_ledger.rates import RateCard
+from cost_ledger.terms import STANDARD, Terms, text_of
 
 TTL_DEFAULT: Final = timedelta(minutes=10)
-TTL_MAX: Final = timedelta(hours=24)
-AMOUNT_NANO_MAX: Final = 10**18
-"""One thousand million US dollars: whatever is above is a mistake, and sums of such amounts still fit into int64."""
-TOKENS_MAX: Final = 10**12
-RATE_PICO_MAX: Final = 10**12
-"""One US dollar per token."""
-TEXT_CHARS_MAX: Final = 256
-USAGE_LINES_MAX: Final = 64
+RENEWED_MAX: Final = timedelta(days=7)
+"""How long a hold may live from its admission on, however often it is renewed."""
 NEAR_MAX: Final = 3
 EXPIRIES_MAX: Final = 500
 """Holds moved to suspense in one turn."""
-
-_BUDGET_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,21 @@ class ReservationRequest:
     output_tokens_max: int
     upper_bound: int
     ttl: timedelta | None
+    terms: Terms = STANDARD
+    quantities: tuple[Quantity, ...] = ()
+    modalities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What was used: `usage`, or `amount` nano-USD if it is not None. `terms` are those billed, None if as reserved."""
+
+    reservation_id: str
+    usage: tuple[UsageLine, ...]
+    amount: int | None
+    usage_source: str
+    quantities: tuple[Quantity, ...] = ()
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +138,45 @@ class CostLedger:
         _raise_denied(executed.events)
         return _require(executed.book, request.reservation_id)
 
-    async def settle(
-        self,
-        reservation_id: str,
-        usage: tuple[UsageLine, ...],
-        amount: int | None,
-        usage_source: str,
-        context: Context,
-    ) -> Reservation:
+    async def renew(self, reservation_id: str, ttl: timedelta | None, context: Context) -> Reservation:
+        """Let a hold live `ttl` from now on, the default if None. ReservationClosed once it is settled or released."""
+        check_name("reservation_id", reservation_id)
+        check_ttl(ttl)
+        now = self.clock.now()
+        known = await self.get_reservation(reservation_id, context)
+        if not known.is_open:
+            raise ReservationClosed(reservation_id, known.state)
+        expires_at = min(now + (ttl or TTL_DEFAULT), known.reserved_at + RENEWED_MAX)
+        executed = await self.books.execute(Renew(reservation_id, now, expires_at), context)
+        return _require(executed.book, reservation_id)
+
+    async def settle(self, settlement: Settlement, context: Context) -> Reservation:
         """Post what was used, whatever it is; a second time nothing happens. ReservationNotFound for an unknown id."""
-        _check_settlement(reservation_id, usage, amount)
-        command = Settle(reservation_id, usage, amount, usage_source, self.clock.now())
-        return await self._resolve(reservation_id, command, context)
+        _check_settlement(settlement)
+        command = Settle(
+            reservation_id=settlement.reservation_id,
+            usage=settlement.usage,
+            amount=settlement.amount,
+            usage_source=settlement.usage_source,
+            at=self.clock.now(),
+            quantities=settlement.quantities,
+            billed=await self._billed(settlement, context),
+            price_context=None if settlement.terms is None else text_of(settlement.terms),
+        )
+        return await self._resolve(settlement.reservation_id, command, context)
+
+    async def _billed(self, settlement: Settlement, context: Context) -> Price | None:
+        """The price of the terms that were billed, at the time of the reservation, if they are not those reserved."""
+        if settlement.terms is None:
+            return None
+        known = await self.get_reservation(settlement.reservation_id, context)
+        if not known.model or text_of(settlement.terms) == known.price_context:
+            return None
+        return self.prices.price(known.model, known.reserved_at, settlement.terms)
 
     async def release(self, reservation_id: str, reason: str, context: Context) -> Reservation:
         """Free a hold. The caller vouches that nothing was billed. ReservationSettled if it was."""
-        _check_text("reason", reason)
+        check_text("reason", reason)
         return await self._resolve(reservation_id, Release(reservation_id, reason), context)
 
     async def get_reservation(self, reservation_id: str, context: Context) -> Reservation:
@@ -163,10 +209,36 @@ class CostLedger:
             return
 
     async def charge(self, charge: Charge, context: Context) -> None:
-        """Record a cost that has no reservation, once however often it is delivered."""
-        _check_amount("cost_nano_usd", charge.amount)
+        """Record a cost, once however often it is delivered. If its id is that of a reservation, it settles that."""
+        check_amount("cost_nano_usd", charge.amount)
+        known = await self.history.find(context.tenant, charge.charge_id)
+        if known is not None and known.state == "settled":
+            # Of a reservation that the book may have forgotten, so it could be taken for a cost without one.
+            return
         owner = attributed(charge.attribution, context.tenant, "")
         await self._once(replace(charge, attribution=owner), context)
+
+    async def settle_tool(self, charge: Charge, context: Context) -> None:
+        """Settle the reservation of a tool call that failed; without a reservation nothing is known of its cost."""
+        try:
+            await self._once(
+                Settle(
+                    charge.charge_id,
+                    (),
+                    charge.amount,
+                    "provider_final",
+                    self.clock.now(),
+                    charge.source_position,
+                    quantities=charge.quantities,
+                ),
+                context,
+            )
+        except ReservationNotFound:
+            return
+
+    async def tell_forecast(self, command: TellForecast, context: Context) -> None:
+        """Record whether a budget runs out, if that is news."""
+        await self._once(command, context)
 
     async def expire_due(self) -> int:
         """Move holds whose time is over to suspense; how many were due."""
@@ -177,19 +249,23 @@ class CostLedger:
 
     async def set_budget(self, command: SetBudget, context: Context) -> BudgetStatus:
         """Create a budget or change its limit or hardness. BudgetFixed if scope or window differ."""
-        _check_budget(command)
+        check_budget(command)
         executed = await self.books.execute(command, context)
-        return _status(executed.book, executed.book.budget(command.budget_id), command.at)
+        return _status(executed.book, executed.book.budget(command.budget_id), command.at, "")
 
-    async def get_budget(self, budget_id: str, context: Context) -> BudgetStatus:
+    async def get_budget(self, budget_id: str, context: Context, share: str = "") -> BudgetStatus:
+        """A budget with the amounts of its window now; of one share if every share has the limit for itself."""
         book = await self.books.read(context.tenant)
         if budget_id not in book.budgets:
             raise BudgetNotFound(budget_id, tuple(difflib.get_close_matches(budget_id, book.budgets, n=NEAR_MAX)))
-        return _status(book, book.budget(budget_id), self.clock.now())
+        budget = book.budget(budget_id)
+        if share and not budget.per:
+            raise RequestInvalid("share", share, f"budget {budget_id} has one limit for all; leave share empty")
+        return _status(book, budget, self.clock.now(), share)
 
     async def set_price(self, price: SetPrice, context: Context) -> NamedPrice:
         """Override the price of a model for the tenant, for reservations from now on."""
-        _check_price(price)
+        check_price(price)
         executed = await self.books.execute(price, context)
         name = f"{price.provider}/{price.model}"
         return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
@@ -226,9 +302,12 @@ class CostLedger:
             input_tokens_max=request.input_tokens_max,
             output_tokens_max=request.output_tokens_max,
             fixed=request.upper_bound or None,
-            book_price=self.prices.price(request.model, now),
+            book_price=self.prices.price(request.model, now, request.terms),
             at=now,
             expires_at=now + (request.ttl or TTL_DEFAULT),
+            quantities=request.quantities,
+            price_context=text_of(request.terms),
+            modalities=request.modalities,
         )
 
     async def _repeated(self, command: Reserve, context: Context) -> Reservation:
@@ -274,9 +353,9 @@ def attributed(attribution: Attribution, tenant: str, model: str) -> Attribution
     )
 
 
-def _status(book: Book, budget: Budget, now: datetime) -> BudgetStatus:
-    hold: Hold = budget.hold_at(now)
-    return BudgetStatus(budget, hold.window_start, book.posted(hold), book.pending(hold))
+def _status(book: Book, budget: Budget, now: datetime, share: str) -> BudgetStatus:
+    hold = budget.share_at(now, share)
+    return BudgetStatus(budget, hold.window_start, book.posted(hold), book.pending(hold), share)
 
 
 def _require(book: Book, reservation_id: str) -> Reservation:
@@ -288,7 +367,15 @@ def _require(book: Book, reservation_id: str) -> Reservation:
 def _raise_denied(events: tuple[Event, ...]) -> None:
     for event in events:
         if isinstance(event, ReservationDenied):
-            raise BudgetExceeded(event.budget_id, event.available_nano_usd, event.required_nano_usd)
+            raise _exceeded(event)
+
+
+def _exceeded(event: ReservationDenied) -> BudgetExceeded:
+    if event.unit == "nano_usd":
+        available, required = event.available_nano_usd, event.required_nano_usd
+    else:
+        available, required = event.available_quantity, event.required_quantity
+    return BudgetExceeded(event.budget_id, available, required, event.unit, event.share)
 
 
 def _digest(request: ReservationRequest) -> str:
@@ -299,72 +386,29 @@ def _digest(request: ReservationRequest) -> str:
         str(request.input_tokens_max),
         str(request.output_tokens_max),
         str(request.upper_bound),
+        *([text_of(request.terms)] if request.terms else ()),
+        *(f"{each.unit}={each.quantity}" for each in request.quantities),
+        *sorted(request.modalities),
     )
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def _check_reservation(request: ReservationRequest) -> None:
-    _check_name("reservation_id", request.reservation_id)
-    _check_attribution("attribution", request.attribution)
-    _check_text("model", request.model)
-    if not request.model and not request.upper_bound:
-        raise RequestInvalid("model", "", "give a model with token bounds, or upper_bound_nano_usd")
-    if request.model and "/" not in request.model:
-        raise RequestInvalid("model", request.model, "must be written provider/model, such as openai/gpt-5.5")
-    _check_range("input_tokens_max", request.input_tokens_max, TOKENS_MAX)
-    _check_range("output_tokens_max", request.output_tokens_max, TOKENS_MAX)
-    _check_amount("upper_bound_nano_usd", request.upper_bound)
-    if request.ttl is not None and not timedelta(0) < request.ttl <= TTL_MAX:
-        raise RequestInvalid("ttl", str(request.ttl), "must be above 0 and at most 24 hours")
+    check_name("reservation_id", request.reservation_id)
+    check_attribution("attribution", request.attribution)
+    check_model(request.model, request.upper_bound)
+    check_range("input_tokens_max", request.input_tokens_max, TOKENS_MAX)
+    check_range("output_tokens_max", request.output_tokens_max, TOKENS_MAX)
+    check_amount("upper_bound_nano_usd", request.upper_bound)
+    check_ttl(request.ttl)
+    check_terms(request.terms)
+    check_quantities(request.quantities)
 
 
-def _check_settlement(reservation_id: str, usage: tuple[UsageLine, ...], amount: int | None) -> None:
-    _check_name("reservation_id", reservation_id)
-    if amount is not None:
-        _check_amount("amount_nano_usd", amount)
-    if len(usage) > USAGE_LINES_MAX:
-        raise RequestInvalid("usage", len(usage), f"has at most {USAGE_LINES_MAX} lines")
-    for line in usage:
-        _check_range("usage.quantity", line.quantity, TOKENS_MAX)
-
-
-def _check_budget(command: SetBudget) -> None:
-    if not _BUDGET_ID.fullmatch(command.budget_id):
-        problem = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / @ -, the first a letter or digit"
-        raise RequestInvalid("budget_id", command.budget_id, problem)
-    _check_attribution("scope", command.scope)
-    _check_amount("limit_nano_usd", command.limit)
-
-
-def _check_price(price: SetPrice) -> None:
-    _check_name("provider", price.provider)
-    _check_name("model", price.model)
-    _check_range("input_pico_usd", price.input_pico, RATE_PICO_MAX)
-    _check_range("output_pico_usd", price.output_pico, RATE_PICO_MAX)
-    _check_range("cache_read_pico_usd", price.cache_read_pico, RATE_PICO_MAX)
-    _check_range("cache_write_pico_usd", price.cache_write_pico, RATE_PICO_MAX)
-
-
-def _check_attribution(field: str, attribution: Attribution) -> None:
-    for name in SCOPE_FIELDS:
-        _check_text(f"{field}.{name}", getattr(attribution, name))
-
-
-def _check_name(field: str, value: str) -> None:
-    if not value:
-        raise RequestInvalid(field, value, "must not be empty")
-    _check_text(field, value)
-
-
-def _check_text(field: str, value: str) -> None:
-    if len(value) > TEXT_CHARS_MAX:
-        raise RequestInvalid(field, value[:32], f"has {len(value)} characters, at most {TEXT_CHARS_MAX} are allowed")
-
-
-def _check_amount(field: str, value: int) -> None:
-    _check_range(field, value, AMOUNT_NANO_MAX)
-
-
-def _check_range(field: str, value: int, maximum: int) -> None:
-    if not 0 <= value <= maximum:
-        raise RequestInvalid(field, value, f"must be from 0 to {maximum}")
+def _check_settlement(settlement: Settlement) -> None:
+    check_name("reservation_id", settlement.reservation_id)
+    if settlement.amount is not None:
+        check_amount("amount_nano_usd", settlement.amount)
+    check_usage(settlement.usage)
+    check_quantities(settlement.quantities)
+    check_terms(settlement.terms or STANDARD)

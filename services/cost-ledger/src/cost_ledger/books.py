@@ -27,17 +27,25 @@ from synod.common.event import Event
 from synod.common.ids import derived_uuid, uuid7
 from synod.cost_ledger.events import (
     EVENTS,
+    BudgetCommitmentReached,
+    BudgetForecastChanged,
     BudgetThresholdReached,
+    ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
+    ProviderInvoiceImported,
+    ReconciliationDifferenceFound,
     ReservationExpired,
     ReservationReleased,
 )
 
 from cost_ledger import snapshots
-from cost_ledger.domain import EMPTY, Book, Command, Look, decide, fold
+from cost_ledger.book import EMPTY, Book
+from cost_ledger.commands import Command, Look
+from cost_ledger.domain import decide
 from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, LedgerError
+from cost_ledger.folding import fold
 from cost_ledger.ports import Clock
 
 AGGREGATE: Final = "book"
@@ -290,9 +298,19 @@ def event_id(tenant: str, event: Event) -> UUID:
             return derived_uuid(tenant, event.type_name(), event.reservation_id)
         case CostCharged():
             return derived_uuid(tenant, event.type_name(), event.charge_id)
-        case BudgetThresholdReached():
-            window = (event.budget_id, event.window_start, str(event.threshold_percent))
+        case ChargeRerated():
+            return derived_uuid(tenant, event.type_name(), event.reservation_id, str(event.revision))
+        case BudgetThresholdReached() | BudgetCommitmentReached():
+            share = [event.share] if event.share else []
+            window = (event.budget_id, event.window_start, str(event.threshold_percent), *share)
             return derived_uuid(tenant, event.type_name(), *window)
+        case BudgetForecastChanged():
+            window = (event.budget_id, event.window_start, str(event.revision))
+            return derived_uuid(tenant, event.type_name(), *window)
+        case ProviderInvoiceImported():
+            return derived_uuid(tenant, event.type_name(), event.invoice_id)
+        case ReconciliationDifferenceFound():
+            return derived_uuid(tenant, event.type_name(), event.invoice_id, str(event.line))
         case _:
             return uuid7()
 

@@ -6,14 +6,19 @@ LedgerError
 ├── ReservationConflict   the id stands for another request: use a new one
 ├── ReservationNotFound   nothing was reserved under this id
 ├── ReservationSettled    it was spent: it cannot be released
+├── ReservationClosed     it was settled or released: it cannot be renewed
 ├── SettlementNotPriced   give an amount: tokens cannot be priced under this reservation
 ├── BudgetNotFound        create it, or correct the name
 ├── BudgetFixed           scope and window of a budget do not change: create another
+├── InvoiceConflict       the id stands for an invoice with other content: use a new one
+├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
 ├── RequestInvalid        correct the field
 ├── AlreadyRecorded       the same fact is in the log: nothing is left to do
 ├── BookContended         other writers were always faster: retry
 └── BookBusy              too much waits for the book: retry later
 """
+
+from synod.cost_ledger.events import Unit
 
 
 class LedgerError(Exception):
@@ -21,22 +26,26 @@ class LedgerError(Exception):
 
 
 class BudgetExceeded(LedgerError):
-    """A hard budget does not cover the upper bound. Amounts are nano-USD."""
+    """A hard budget does not cover the upper bound. Amounts are in `unit`; `share` is whose limit it is."""
 
-    def __init__(self, budget_id: str, available: int, required: int) -> None:
-        super().__init__(f"budget {budget_id} has {available} nano-USD available, {required} are needed")
+    def __init__(self, budget_id: str, available: int, required: int, unit: Unit = "nano_usd", share: str = "") -> None:
+        whose = f" for {share}" if share else ""
+        super().__init__(f"budget {budget_id}{whose} has {available} {unit} left and the request needs {required}")
         self.budget_id = budget_id
         self.available = available
         self.required = required
+        self.unit = unit
+        self.share = share
 
 
 class ModelUnpriced(LedgerError):
     """No price is known for `model`, and `budget_id` is hard, so what it would cost cannot be bounded."""
 
-    def __init__(self, model: str, budget_id: str, near: tuple[str, ...] = ()) -> None:
-        hint = f"; priced models with a similar name: {', '.join(near)}" if near else ""
+    def __init__(self, model: str, budget_id: str, near: tuple[str, ...] = (), context: str = "") -> None:
+        hint = f"; priced is: {', '.join(near)}" if near else ""
+        terms = f" for {context}" if context else ""
         super().__init__(
-            f"model {model!r} has no price and budget {budget_id!r} is hard; set a price with SetPrice{hint}"
+            f"model {model!r} has no price{terms} and budget {budget_id!r} is hard; set a price with SetPrice{hint}"
         )
         self.model = model
         self.budget_id = budget_id
@@ -68,6 +77,15 @@ class ReservationSettled(LedgerError):
         self.settled = settled
 
 
+class ReservationClosed(LedgerError):
+    """The reservation is settled or released."""
+
+    def __init__(self, reservation_id: str, state: str) -> None:
+        super().__init__(f"reservation {reservation_id} is {state} and cannot be renewed; reserve under a new id")
+        self.reservation_id = reservation_id
+        self.state = state
+
+
 class SettlementNotPriced(LedgerError):
     """The reservation is of a fixed amount and pins no rates, so tokens have no price."""
 
@@ -92,6 +110,22 @@ class BudgetFixed(LedgerError):
         super().__init__(f"the {field} of budget {budget_id!r} cannot change; create a budget with another id")
         self.budget_id = budget_id
         self.field = field
+
+
+class InvoiceConflict(LedgerError):
+    """The id is taken by an invoice with other content."""
+
+    def __init__(self, invoice_id: str) -> None:
+        super().__init__(f"invoice {invoice_id} was imported with other content")
+        self.invoice_id = invoice_id
+
+
+class TooMuchAtOnce(LedgerError):
+    """More than `maximum` costs match."""
+
+    def __init__(self, maximum: int) -> None:
+        super().__init__(f"more than {maximum} costs match; give a shorter time or a filter")
+        self.maximum = maximum
 
 
 class RequestInvalid(LedgerError):

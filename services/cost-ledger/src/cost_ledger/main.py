@@ -10,10 +10,16 @@ from synod.cost_ledger.v1.cost_ledger_pb2_grpc import add_CostLedgerServicer_to_
 
 from cost_ledger.application import CostLedger
 from cost_ledger.books import Books
+from cost_ledger.charges import Charges
+from cost_ledger.corrections import Corrections
 from cost_ledger.expiry import Expiry
+from cost_ledger.forecasting import Forecasting
 from cost_ledger.freshness import Freshness
+from cost_ledger.model_calls import ModelCalls
 from cost_ledger.prices import load_price_book
-from cost_ledger.projections import BudgetsView, Queries, ReservationsView, SpendView
+from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
+from cost_ledger.queries import Queries
+from cost_ledger.reports import Reports
 from cost_ledger.rpc import PERMISSIONS, CostLedgerRpc
 from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
@@ -30,10 +36,15 @@ async def compose(host: Host[Settings]) -> None:
     sources = [
         host.add_view(ModelUsage(ledger), StreamSource(host.nats, LLM_GATEWAY)),
         host.add_view(ToolUsage(ledger), StreamSource(host.nats, TOOL_EXECUTOR)),
+        host.add_view(ModelCalls(), StreamSource(host.nats, LLM_GATEWAY)),
     ]
-    servicer = CostLedgerRpc(ledger, queries, Freshness(log, views, sources))
+    charges = Charges(host.pool)
+    reports = Reports(ledger, queries, charges)
+    corrections = Corrections(books, prices, charges)
+    servicer = CostLedgerRpc(ledger, queries, reports, corrections, Freshness(log, views, sources))
     host.add_rpc(add_CostLedgerServicer_to_server, servicer, PERMISSIONS, ERRORS)
     host.add_task("expiry", Expiry(ledger).run)
+    host.add_task("forecasting", Forecasting(reports).run)
     context = Context(tenant=host.settings.first_prices_tenant, actor=host.settings.service)
     await ledger.set_first_prices(host.settings.first_prices, context)
 

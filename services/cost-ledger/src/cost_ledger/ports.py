@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from cost_ledger.domain import Budget, Price, Reservation
+from cost_ledger.book import Budget, Reservation
+from cost_ledger.commands import Price
+from cost_ledger.terms import STANDARD, Terms
 
 
 class Clock(Protocol):
@@ -26,8 +28,8 @@ class Prices(Protocol):
         """Which book it is."""
         ...
 
-    def price(self, model: str, at: datetime) -> Price:
-        """The price of "provider/model" in force at `at`; of source "unpriced" if there is none."""
+    def price(self, model: str, at: datetime, terms: Terms = STANDARD) -> Price:
+        """The price of "provider/model" in force at `at` for the terms; of source "unpriced" if there is none."""
         ...
 
     def names(self) -> Sequence[str]:
@@ -57,12 +59,13 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatus:
-    """A budget with the amounts of its current window, nano-USD."""
+    """A budget with the amounts of its current window, in its unit, and whose they are if each share has the limit."""
 
     budget: Budget
     window_start: str
     posted: int
     pending: int
+    share: str = ""
 
     @property
     def available(self) -> int:

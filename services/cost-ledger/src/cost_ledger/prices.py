@@ -1,10 +1,15 @@
 """The price book: genai-prices, compiled once into integer rate cards. No network; new prices come with a release.
 
-Rates are USD per million tokens there and pico-USD per token here, which is the same digits times 1,000,000 and exact
-for every curated price; the few with float noise are rounded half to even.
+Rates are there USD for a million tokens, a thousand requests, an hour of audio and so on, and here pico-USD: for one
+unit where that is a whole number, as it is for every curated price of tokens, else for as many units as there. So
+nothing is lost but digits below a pico-USD for a million tokens.
+
+A price depends on when (from a day on, or by the time of day) and on the terms of the call (batch, service tier, speed).
+Terms that a model has no price for make it unpriced: its standard price could be too low.
 """
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
@@ -15,16 +20,30 @@ from typing import Final
 
 from genai_prices import types as genai
 from genai_prices.data import providers as genai_providers
-from synod.common.money import PicoUsd
-from synod.cost_ledger.events import UnitRate
+from genai_prices.data_units import unit_data
+from synod.cost_ledger.events import PriceSource, UnitRate
 
-from cost_ledger.domain import Price
+from cost_ledger.commands import Price
 from cost_ledger.rates import UNPRICED, RateCard
+from cost_ledger.terms import STANDARD, Terms, terms_of, text_of
 
+PICO_PER_USD: Final = 10**12
 PER_TOKEN_SUFFIX: Final = "_mtok"
+"""Prices of tokens are named so; the unit is what stands before it."""
 NEAR_MAX: Final = 3
 FOUND_MAX: Final = 10_000
 """Answers of pattern matching kept; names are the callers', so there is no natural end to them."""
+
+
+def _named_units() -> Iterable[tuple[str, tuple[str, int]]]:
+    for usage_key, unit in unit_data.items():
+        key = str(unit.get("price_key", usage_key))
+        name = key.removesuffix(PER_TOKEN_SUFFIX) if key.endswith(PER_TOKEN_SUFFIX) else usage_key
+        yield key, (name, int(unit["per"]))
+
+
+_UNITS: Final = dict(_named_units())
+"""For the name of a price: its unit, and of how many the price is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +64,43 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """Rates that replace those of the same units when a call has these terms, others it may have besides."""
+
+    terms: frozenset[tuple[str, str]]
+    period: Period
+    card: RateCard
+
+
+@dataclass(frozen=True, slots=True)
 class PricedModel:
     """A model with its cards, of which the last that is in force counts; the first when none is."""
 
     provider: str
     model: str
     cards: tuple[tuple[Period, RateCard], ...]
+    variants: tuple[Variant, ...] = ()
 
-    def card_at(self, at: datetime) -> RateCard:
-        return next((card for period, card in reversed(self.cards) if period.holds_at(at)), self.cards[0][1])
+    def card_at(self, at: datetime, terms: Terms = STANDARD) -> RateCard:
+        card = next((card for period, card in reversed(self.cards) if period.holds_at(at)), self.cards[0][1])
+        return self._varied(card, at, terms) if terms else card
+
+    def knows(self, terms: Terms) -> bool:
+        known = self.known_terms()
+        return all(term in known for term in terms)
+
+    def known_terms(self) -> frozenset[tuple[str, str]]:
+        return frozenset(term for variant in self.variants for term in variant.terms)
+
+    def _varied(self, card: RateCard, at: datetime, terms: Terms) -> RateCard:
+        replaced: dict[str, RateCard] = {}
+        for variant in self.variants:
+            if variant.terms <= frozenset(terms) and variant.period.holds_at(at):
+                for unit in {rate.unit for rate in variant.card}:
+                    # As in genai-prices, the first variant that has a unit counts.
+                    replaced.setdefault(unit, tuple(rate for rate in variant.card if rate.unit == unit))
+        kept = (rate for rate in card if rate.unit not in replaced)
+        return (*kept, *(rate for unit in sorted(replaced) for rate in replaced[unit]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +117,12 @@ class PriceBook:
     _names: tuple[str, ...] = ()
     _found: dict[str, PricedModel | None] = field(default_factory=dict)
 
-    def price(self, model: str, at: datetime) -> Price:
-        """The price in force at `at`; of source "unpriced", with similar names, if the book has none."""
+    def price(self, model: str, at: datetime, terms: Terms = STANDARD) -> Price:
+        """The price in force at `at`; of source "unpriced", with what there is instead, if the book has none."""
         if (exact := self.aliases.get(model.lower())) is not None:
-            return Price(exact.card_at(at), self.version, "book")
+            return self._price_of(exact, "book", at, terms)
         if (similar := self._by_pattern(model.lower())) is not None:
-            return Price(similar.card_at(at), self.version, "book_fuzzy")
+            return self._price_of(similar, "book_fuzzy", at, terms)
         return Price(UNPRICED, self.version, "unpriced", self.near(model))
 
     def names(self) -> Sequence[str]:
@@ -84,6 +131,12 @@ class PriceBook:
     def near(self, model: str) -> tuple[str, ...]:
         """Priced models with names like `model`."""
         return tuple(difflib.get_close_matches(model.lower(), self.models, n=NEAR_MAX))
+
+    def _price_of(self, model: PricedModel, source: PriceSource, at: datetime, terms: Terms) -> Price:
+        if model.knows(terms):
+            return Price(model.card_at(at, terms), self.version, source)
+        priced = tuple(sorted(text_of((term,)) for term in model.known_terms() if terms_of(dict([term]))))
+        return Price(UNPRICED, self.version, "unpriced", priced or (f"{model.provider}/{model.model}",))
 
     def _by_pattern(self, name: str) -> PricedModel | None:
         if name not in self._found:
@@ -113,7 +166,7 @@ def load_price_book() -> PriceBook:
         patterns.setdefault(provider.id, []).append((info.match.is_match, model))
     models = {f"{model.provider}/{model.model}": model for _, _, model in priced}
     return PriceBook(
-        version=f"genai-prices {version('genai-prices')}",
+        version=f"genai-prices {version('genai-prices')} {digest(models)}",
         models=models,
         aliases=aliases,
         patterns={provider: tuple(found) for provider, found in patterns.items()},
@@ -121,11 +174,30 @@ def load_price_book() -> PriceBook:
     )
 
 
+def digest(models: Mapping[str, PricedModel]) -> str:
+    """Twelve hexadecimal digits of the content, so that a version that is pinned in an event can be proved later."""
+    content = hashlib.sha256()
+    for name, model in sorted(models.items()):
+        content.update(f"{name} {model.cards!r} {_variants_text(model)}\n".encode())
+    return content.hexdigest()[:12]
+
+
+def _variants_text(model: PricedModel) -> str:
+    # A set has no order of its own.
+    return repr([(sorted(each.terms), each.period, each.card) for each in model.variants])
+
+
 def _compiled(provider: str, info: genai.ModelInfo) -> PricedModel | None:
-    """None for a model without a price per token, such as one billed by the hour or page."""
+    """None for a model of which genai-prices has no price: absent is not free."""
     conditional = info.prices if isinstance(info.prices, list) else [genai.ConditionalPrice(prices=info.prices)]
     cards = tuple((_period(each.constraint), _card(each.prices)) for each in conditional)
-    return PricedModel(provider, info.id, cards) if any(card for _, card in cards) else None
+    if not any(card for _, card in cards):
+        return None
+    variants = tuple(
+        Variant(frozenset(each.when.items()), _period(each.constraint), _card(each.prices))
+        for each in info.price_variants or ()
+    )
+    return PricedModel(provider, info.id, cards, variants)
 
 
 def _period(constraint: genai.StartDateConstraint | genai.TimeOfDateConstraint | None) -> Period:
@@ -145,26 +217,24 @@ def _utc(of_day: time) -> time:
 
 
 def _card(prices: genai.ModelPrice) -> RateCard:
-    per_token = ((key, value) for key, value in vars(prices).items() if key.endswith(PER_TOKEN_SUFFIX))
-    return tuple(
-        rate
-        for key, value in per_token
-        if value is not None
-        for rate in _rates(key.removesuffix(PER_TOKEN_SUFFIX), value)
-    )
+    stored = ((key, value) for key, value in vars(prices).items() if value is not None and key in _UNITS)
+    return tuple(rate for key, value in stored for rate in _rates(*_UNITS[key], value))
 
 
-def _rates(unit: str, price: Decimal | genai.TieredPrices) -> Iterable[UnitRate]:
+def _rates(unit: str, per: int, price: Decimal | genai.TieredPrices) -> Iterable[UnitRate]:
     if isinstance(price, Decimal):
-        yield UnitRate(unit=unit, pico_usd=_pico(price))
+        yield _rate(unit, per, price)
         return
-    yield UnitRate(unit=unit, pico_usd=_pico(price.base))
+    yield _rate(unit, per, price.base)
     for tier in price.tiers:
-        yield UnitRate(unit=unit, pico_usd=_pico(tier.price), above_input_tokens=tier.start)
+        yield _rate(unit, per, tier.price, tier.start)
 
 
-def _pico(usd_per_million: Decimal) -> PicoUsd:
-    return PicoUsd(int((usd_per_million * 1_000_000).quantize(Decimal(1), rounding=ROUND_HALF_EVEN)))
+def _rate(unit: str, per: int, usd: Decimal, above_input_tokens: int = 0) -> UnitRate:
+    pico = int((usd * PICO_PER_USD).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
+    each, rest = divmod(pico, per)
+    amount, of = (each, 1) if rest == 0 else (pico, per)
+    return UnitRate(unit=unit, pico_usd=amount, above_input_tokens=above_input_tokens, per=of)
 
 
 def _exact_names(match: genai.MatchLogic) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,13 +14,16 @@ from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 
 from cost_ledger import translate
 from cost_ledger.application import CostLedger
+from cost_ledger.corrections import Corrections
 from cost_ledger.freshness import Freshness
-from cost_ledger.projections import Queries
+from cost_ledger.queries import Queries
+from cost_ledger.reports import Reports
 
 PERMISSIONS: Final = {
     "Reserve": "ledger.reserve",
     "Settle": "ledger.settle",
     "Release": "ledger.settle",
+    "RenewReservation": "ledger.reserve",
     "GetReservation": "ledger.read",
     "SetBudget": "budgets.update",
     "GetBudget": "budgets.read",
@@ -27,7 +31,16 @@ PERMISSIONS: Final = {
     "QuerySpend": "spend.read",
     "ListPrices": "prices.read",
     "SetPrice": "prices.update",
+    "ForecastBudget": "budgets.read",
+    "CompareModels": "spend.read",
+    "PriceUsageAt": "spend.read",
+    "RerateCharges": "prices.update",
+    "ImportInvoice": "prices.update",
+    "ExportSpend": "spend.read",
 }
+
+EXPORT_PAGE: Final = 500
+"""Costs in one message of an export."""
 
 Call = grpc.aio.ServicerContext[object, object]
 
@@ -36,6 +49,8 @@ Call = grpc.aio.ServicerContext[object, object]
 class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
     ledger: CostLedger
     queries: Queries
+    reports: Reports
+    corrections: Corrections
     freshness: Freshness
 
     async def Reserve(self, request: pb.ReserveRequest, context: Call) -> pb.Reservation:
@@ -45,13 +60,16 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_reservation(await self.ledger.reserve(wanted, caller))
 
     async def Settle(self, request: pb.SettleRequest, context: Call) -> pb.Reservation:
-        usage, amount = translate.to_usage(request)
-        settled = await self.ledger.settle(request.reservation_id, usage, amount, request.usage_source, event_context())
+        settled = await self.ledger.settle(translate.to_settlement(request), event_context())
         return translate.from_reservation(settled)
 
     async def Release(self, request: pb.ReleaseRequest, context: Call) -> pb.Reservation:
         released = await self.ledger.release(request.reservation_id, request.reason, event_context())
         return translate.from_reservation(released)
+
+    async def RenewReservation(self, request: pb.RenewReservationRequest, context: Call) -> pb.Reservation:
+        renewed = await self.ledger.renew(request.reservation_id, translate.to_ttl(request), event_context())
+        return translate.from_reservation(renewed)
 
     async def GetReservation(self, request: pb.GetReservationRequest, context: Call) -> pb.Reservation:
         found = await self.ledger.get_reservation(request.reservation_id, event_context())
@@ -63,7 +81,8 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_budget(await self.ledger.set_budget(wanted, caller))
 
     async def GetBudget(self, request: pb.GetBudgetRequest, context: Call) -> pb.Budget:
-        return translate.from_budget(await self.ledger.get_budget(request.budget_id, event_context()))
+        found = await self.ledger.get_budget(request.budget_id, event_context(), request.share)
+        return translate.from_budget(found)
 
     async def ListBudgets(self, request: pb.ListBudgetsRequest, context: Call) -> pb.ListBudgetsResponse:
         size, after = page_size(request.page_size), page_key(request.page_token)
@@ -84,3 +103,43 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
 
     async def SetPrice(self, request: pb.SetPriceRequest, context: Call) -> pb.Price:
         return translate.from_price(await self.ledger.set_price(translate.to_set_price(request), event_context()))
+
+    async def ForecastBudget(self, request: pb.ForecastBudgetRequest, context: Call) -> pb.BudgetForecast:
+        await self.freshness.all()
+        made = await self.reports.forecast_budget(request.budget_id, request.share, event_context())
+        return translate.from_forecast(made)
+
+    async def CompareModels(self, request: pb.CompareModelsRequest, context: Call) -> pb.CompareModelsResponse:
+        await self.freshness.all()
+        since, until = translate.to_period(request)
+        return translate.from_comparison(await self.reports.compare_models(since, until, event_context()))
+
+    async def PriceUsageAt(self, request: pb.PriceUsageAtRequest, context: Call) -> pb.PriceUsageAtResponse:
+        caller = event_context()
+        selection = translate.to_selection(request, caller.tenant)
+        await self.freshness.all()
+        found = await self.reports.price_usage_at(request.model, translate.to_terms(request), selection, caller)
+        return translate.from_priced_usage(request.model, found)
+
+    async def RerateCharges(self, request: pb.RerateChargesRequest, context: Call) -> pb.RerateChargesResponse:
+        await self.freshness.all()
+        found = await self.corrections.rerate(translate.to_rerating(request), event_context())
+        return translate.from_rerating(found, dry_run=request.dry_run)
+
+    async def ImportInvoice(self, request: pb.ImportInvoiceRequest, context: Call) -> pb.Reconciliation:
+        invoice = translate.to_invoice(request)
+        await self.freshness.all()
+        return translate.from_reconciliation(invoice, await self.corrections.import_invoice(invoice, event_context()))
+
+    async def ExportSpend(self, request: pb.ExportSpendRequest, context: Call) -> AsyncIterator[pb.ExportSpendResponse]:
+        caller = event_context()
+        selection = translate.to_selection(request, caller.tenant)
+        await self.freshness.all()
+        page: list[pb.ExportedCharge] = []
+        async for charge in self.reports.export(selection, caller):
+            page.append(translate.from_charge(charge))
+            if len(page) == EXPORT_PAGE:
+                yield pb.ExportSpendResponse(charges=page)
+                page = []
+        if page:
+            yield pb.ExportSpendResponse(charges=page)

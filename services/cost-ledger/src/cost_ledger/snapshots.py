@@ -8,11 +8,11 @@ from typing import Final
 from pydantic import TypeAdapter
 from rpds import HashTrieMap, HashTrieSet
 
-from cost_ledger.domain import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation
+from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation, Told
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-1"
+FOLD: Final = "book-2"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -27,7 +27,9 @@ class Image:
     closed: tuple[Reservation, ...]
     charges: tuple[tuple[str, int], ...]
     balances: dict[str, int]
-    reached: tuple[tuple[str, str, int], ...]
+    reached: tuple[tuple[str, str, str, int, str], ...]
+    forecasts: tuple[tuple[tuple[str, str], Told], ...]
+    invoices: dict[str, str]
 
 
 _IMAGE: Final = TypeAdapter(Image)
@@ -44,6 +46,8 @@ def dump(book: Book) -> bytes:
             charges=tuple(book.charges.items()),
             balances=dict(book.balances),
             reached=tuple(book.reached),
+            forecasts=tuple(book.forecasts.items()),
+            invoices=dict(book.invoices),
         )
     )
 
@@ -60,4 +64,6 @@ def load(data: bytes) -> Book:
         charges=Recent.of(CHARGES_MAX, image.charges),
         balances=HashTrieMap(image.balances),
         reached=HashTrieSet(image.reached),
+        forecasts=HashTrieMap(image.forecasts),
+        invoices=HashTrieMap(image.invoices),
     )

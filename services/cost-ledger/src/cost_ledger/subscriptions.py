@@ -18,13 +18,15 @@ from eventlog.records import Context, StoredEvent
 from psycopg import AsyncConnection
 from synod.common.event import Event
 from synod.common.values import Attribution
+from synod.cost_ledger.events import Quantity
 from synod.llm_gateway import events as llm
 from synod.tool_executor import events as tools
 
 from cost_ledger.application import CostLedger, Use
 from cost_ledger.books import known_event
-from cost_ledger.domain import Charge
+from cost_ledger.commands import Charge
 from cost_ledger.errors import BookBusy, BookContended
+from cost_ledger.model_calls import model_of
 
 Connection = AsyncConnection[Any]
 
@@ -76,25 +78,27 @@ class ModelUsage:
 
 
 class ToolUsage:
-    """Charges what tools cost."""
+    """Charges what tools cost, in money and in what quotas limit, or settles what was reserved for the call."""
 
     name: ClassVar[str] = "tool_usage"
     version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"ToolCallCompleted"})
+    types: ClassVar[frozenset[str] | None] = frozenset({"ToolCallCompleted", "ToolCallFailed"})
     tables: ClassVar[str] = _TABLES
 
     def __init__(self, ledger: CostLedger) -> None:
         self._ledger = ledger
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
-        decoded = [(stored, known_event(_TOOL_CODEC.decode(stored))) for stored in events]
-        dear = [
-            (stored, event)
-            for stored, event in decoded
-            if isinstance(event, tools.ToolCallCompleted) and event.cost_nano_usd
-        ]
-        await _all(self._ledger.charge(_charge(stored, event), _context(stored)) for stored, event in dear)
-        await _keep(connection, [(stored, event.call_id) for stored, event in dear])
+        outcomes = [(stored, known_event(_TOOL_CODEC.decode(stored))) for stored in events]
+        await _all(self._record(stored, event) for stored, event in outcomes)
+        await _keep(connection, [(stored, getattr(event, "call_id", "")) for stored, event in outcomes])
+
+    async def _record(self, stored: StoredEvent, event: Event) -> None:
+        match event:
+            case tools.ToolCallCompleted():
+                await self._ledger.charge(_charge(stored, event), _context(stored))
+            case tools.ToolCallFailed():
+                await self._ledger.settle_tool(_failed(stored, event), _context(stored))
 
 
 def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:
@@ -103,7 +107,7 @@ def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:
         usage=event.usage,
         usage_source=event.usage_source,
         attribution=event.attribution,
-        model=event.model if "/" in event.model else f"{event.provider}/{event.model}",
+        model=model_of(event),
         used_at=stored.occurred_at,
         source_position=stored.position,
     )
@@ -126,7 +130,14 @@ def _charge(stored: StoredEvent, event: tools.ToolCallCompleted) -> Charge:
     attribution = event.attribution
     if not attribution.tool:
         attribution = attribution.model_copy(update={"tool": event.tool})
-    return Charge(event.call_id, attribution, event.cost_nano_usd, stored.occurred_at, stored.position)
+    time = (Quantity(unit="tool_ms", quantity=event.duration_ms), Quantity(unit="cpu_ms", quantity=event.cpu_ms))
+    return Charge(event.call_id, attribution, event.cost_nano_usd, stored.occurred_at, stored.position, time)
+
+
+def _failed(stored: StoredEvent, event: tools.ToolCallFailed) -> Charge:
+    """A failed call does not say whose it was, nor that it cost money; its time it has used."""
+    time = (Quantity(unit="tool_ms", quantity=event.duration_ms),)
+    return Charge(event.call_id, Attribution(tool=event.tool), 0, stored.occurred_at, stored.position, time)
 
 
 def _context(stored: StoredEvent) -> Context:

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cost_ledger.domain import Price, Reservation
+from cost_ledger.book import Reservation
+from cost_ledger.commands import Price
 from cost_ledger.ports import Due
 from cost_ledger.rates import UNPRICED, RateCard
+from cost_ledger.terms import STANDARD, Terms
 
 
 @dataclass(slots=True)
 class FakePrices:
-    """Prices from a dictionary of "provider/model"."""
+    """Prices from a dictionary of "provider/model", for the standard terms."""
 
     cards: dict[str, RateCard] = field(default_factory=dict)
     version: str = "fake 1"
 
-    def price(self, model: str, at: datetime) -> Price:
-        if model in self.cards:
+    def price(self, model: str, at: datetime, terms: Terms = STANDARD) -> Price:
+        if model in self.cards and not terms:
             return Price(self.cards[model], self.version, "book")
         return Price(UNPRICED, self.version, "unpriced", tuple(sorted(self.cards))[:3])
 

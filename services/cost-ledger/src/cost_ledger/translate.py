@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, get_args
 
@@ -20,16 +20,47 @@ from servicekit.errors import (
 )
 from servicekit.paging import next_page_token
 from synod.common.values import Attribution, UsageLine
-from synod.cost_ledger.events import Window
+from synod.cost_ledger.events import Quantity, Unit, UnitRate, Window
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.llm_gateway.events import UsageSource
 
 from cost_ledger import errors
-from cost_ledger.application import NamedPrice, ReservationRequest
-from cost_ledger.domain import Reservation, SetBudget, SetPrice, State
+from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
+from cost_ledger.book import Reservation, State
+from cost_ledger.charges import Selection, SettledCharge
+from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice
+from cost_ledger.corrections import Invoice, RerateRequest, Rerating
+from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
-from cost_ledger.projections import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
+from cost_ledger.projections import OWNERS
+from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
+from cost_ledger.reports import BudgetForecast, ComparedModel, PricedUsage
+from cost_ledger.terms import Terms, terms_of
+
+
+class QuotaExhausted(BudgetExhausted):
+    """A quota, or one share's part of a budget, does not cover the request. Amounts are in `unit`."""
+
+    def __init__(self, error: errors.BudgetExceeded) -> None:
+        ResourceExhausted.__init__(
+            self,
+            f"{error}; raise the budget or wait for its next period",
+            metadata={
+                "budget_id": error.budget_id,
+                "available": str(error.available),
+                "required": str(error.required),
+                "unit": error.unit,
+                "share": error.share,
+            },
+        )
+
+
+def _exhausted(error: errors.BudgetExceeded) -> BudgetExhausted:
+    if error.unit == "nano_usd" and not error.share:
+        return BudgetExhausted(error.budget_id, error.available, error.required)
+    return QuotaExhausted(error)
+
 
 _STATES: Final[dict[State, pb.ReservationState.ValueType]] = {
     "held": pb.RESERVATION_STATE_HELD,
@@ -38,11 +69,13 @@ _STATES: Final[dict[State, pb.ReservationState.ValueType]] = {
     "suspense": pb.RESERVATION_STATE_SUSPENSE,
 }
 _WINDOWS: Final[dict[str, Window]] = {name: name for name in get_args(Window)}
+_UNITS: Final[dict[str, Unit]] = {name: name for name in get_args(Unit)}
+_MODALITIES: Final[tuple[str, ...]] = get_args(UsageLine.model_fields["modality"].annotation)
 _USAGE_SOURCES: Final[tuple[str, ...]] = get_args(UsageSource)
 
 ERRORS: Final = (
     ErrorMap()
-    .add(errors.BudgetExceeded, lambda error: BudgetExhausted(error.budget_id, error.available, error.required))
+    .add(errors.BudgetExceeded, lambda error: _exhausted(error))
     .add(
         errors.ModelUnpriced,
         lambda error: FailedPrecondition(
@@ -63,6 +96,12 @@ ERRORS: Final = (
             str(error), reason="RESERVATION_SETTLED", metadata={"reservation_id": error.reservation_id}
         ),
     )
+    .add(
+        errors.ReservationClosed,
+        lambda error: FailedPrecondition(
+            str(error), reason="RESERVATION_CLOSED", metadata={"reservation_id": error.reservation_id}
+        ),
+    )
     .add(errors.SettlementNotPriced, lambda error: InvalidArgument("usage", error.reservation_id, str(error)))
     .add(
         errors.BudgetNotFound,
@@ -74,10 +113,23 @@ ERRORS: Final = (
             str(error), reason="BUDGET_FIXED", metadata={"budget_id": error.budget_id, "field": error.field}
         ),
     )
+    .add(
+        errors.InvoiceConflict,
+        lambda error: AlreadyExists("invoice", error.invoice_id, remedy="with other content; use another id"),
+    )
+    .add(
+        errors.TooMuchAtOnce,
+        lambda error: FailedPrecondition(
+            str(error), reason="TOO_MUCH_AT_ONCE", metadata={"maximum": str(error.maximum)}
+        ),
+    )
     .add(errors.RequestInvalid, lambda error: InvalidArgument(error.field, error.value, error.problem))
     .add(errors.BookContended, lambda error: Aborted(f"{error}; repeat the call", reason="BOOK_CONTENDED"))
     .add(errors.BookBusy, lambda error: ResourceExhausted(f"{error}; repeat the call", 0.5, reason="BOOK_BUSY"))
 )
+
+
+_Timed = pb.ExportSpendRequest | pb.PriceUsageAtRequest | pb.RerateChargesRequest | pb.CompareModelsRequest
 
 
 # --- in ---
@@ -91,25 +143,55 @@ def to_reservation_request(request: pb.ReserveRequest, tenant: str) -> Reservati
         input_tokens_max=request.input_tokens_max,
         output_tokens_max=request.output_tokens_max,
         upper_bound=request.upper_bound_nano_usd,
-        ttl=_ttl(request),
+        ttl=to_ttl(request),
+        terms=terms_of(request.price_context),
+        quantities=_quantities(request.quantities),
+        modalities=_modalities(request.modalities),
     )
 
 
-def to_usage(request: pb.SettleRequest) -> tuple[tuple[UsageLine, ...], int | None]:
-    """The usage lines, or none and the amount instead."""
+def to_settlement(request: pb.SettleRequest) -> Settlement:
+    """With the usage lines, or with none and the amount instead."""
     if request.usage and request.amount_nano_usd:
         raise InvalidArgument("amount_nano_usd", request.amount_nano_usd, "give either usage or an amount, not both")
     if request.usage_source not in _USAGE_SOURCES:
         raise InvalidArgument("usage_source", request.usage_source, f"must be one of {', '.join(_USAGE_SOURCES)}")
     lines = tuple(_usage_line(line) for line in request.usage)
-    return lines, None if lines else request.amount_nano_usd
+    return Settlement(
+        reservation_id=request.reservation_id,
+        usage=lines,
+        amount=None if lines else request.amount_nano_usd,
+        usage_source=request.usage_source,
+        quantities=_quantities(request.quantities),
+        terms=terms_of(request.price_context) if request.price_context else None,
+    )
 
 
 def to_set_budget(request: pb.SetBudgetRequest, tenant: str, now: datetime) -> SetBudget:
     if (window := _WINDOWS.get(request.window)) is None:
         raise InvalidArgument("window", request.window, f"must be one of {', '.join(_WINDOWS)}")
-    scope = to_attribution("scope", request.scope, tenant)
-    return SetBudget(request.budget_id, scope, request.limit_nano_usd, request.hard, window, now)
+    unit = _unit("unit", request.unit or "nano_usd")
+    return SetBudget(
+        budget_id=request.budget_id,
+        scope=to_attribution("scope", request.scope, tenant),
+        limit=_limit(request, unit),
+        hard=request.hard,
+        window=window,
+        at=now,
+        time_zone=request.time_zone or "UTC",
+        rolling_s=request.rolling.seconds,
+        per=request.per,
+        unit=unit,
+    )
+
+
+def _limit(request: pb.SetBudgetRequest, unit: Unit) -> int:
+    """The limit from the field that belongs to the unit; the other one must be empty."""
+    money = unit == "nano_usd"
+    strange, value = ("limit_quantity", request.limit_quantity) if money else ("limit_nano_usd", request.limit_nano_usd)
+    if value:
+        raise InvalidArgument(strange, value, f"is not the limit of a budget in {unit}; leave it empty")
+    return request.limit_nano_usd if money else request.limit_quantity
 
 
 def to_set_price(request: pb.SetPriceRequest) -> SetPrice:
@@ -121,6 +203,16 @@ def to_set_price(request: pb.SetPriceRequest) -> SetPrice:
         output_pico=request.output_pico_usd,
         cache_read_pico=request.cache_read_pico_usd if has("cache_read_pico_usd") else request.input_pico_usd,
         cache_write_pico=request.cache_write_pico_usd if has("cache_write_pico_usd") else request.input_pico_usd,
+        more=tuple(_unit_rate(rate) for rate in request.rates),
+    )
+
+
+def _unit_rate(rate: pb.UnitRate) -> UnitRate:
+    return UnitRate(
+        unit=rate.unit,
+        pico_usd=rate.pico_usd,
+        above_input_tokens=rate.above_input_tokens,
+        per=rate.per or 1,
     )
 
 
@@ -128,11 +220,49 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
     wanted = to_attribution("filter", request.filter, tenant)
     return SpendQuery(
         group_by=_groups(request.group_by),
-        where={name: value for name in GROUPS if name != "day" and (value := getattr(wanted, name))},
+        where=_where(wanted),
         # "from" is a word of Python, so the field has no attribute that could be written down.
         since=_moment(getattr(request, "from")) if request.HasField("from") else None,
         until=_moment(request.until) if request.HasField("until") else None,
     )
+
+
+def _where(wanted: Attribution) -> dict[str, str]:
+    return {name: value for name in OWNERS if (value := getattr(wanted, name))}
+
+
+def to_selection(request: pb.ExportSpendRequest | pb.PriceUsageAtRequest, tenant: str) -> Selection:
+    wanted = to_attribution("filter", request.filter, tenant)
+    return Selection(_where(wanted), *to_period(request))
+
+
+def to_period(request: _Timed) -> tuple[datetime | None, datetime | None]:
+    """Since and until, None where the request has none."""
+    return (
+        _moment(request.since) if request.HasField("since") else None,
+        _moment(request.until) if request.HasField("until") else None,
+    )
+
+
+def to_terms(request: pb.PriceUsageAtRequest) -> Terms:
+    return terms_of(request.price_context)
+
+
+def to_rerating(request: pb.RerateChargesRequest) -> RerateRequest:
+    since, until = to_period(request)
+    return RerateRequest(request.model, since, until, request.unpriced_only, request.dry_run, request.reason)
+
+
+def to_invoice(request: pb.ImportInvoiceRequest) -> Invoice:
+    lines = tuple(_invoice_line(number, line) for number, line in enumerate(request.lines))
+    return Invoice(request.invoice_id, request.provider, lines)
+
+
+def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:
+    for name in ("since", "until"):
+        if not line.HasField(name):
+            raise InvalidArgument(f"lines[{number}].{name}", "", "must be given: an invoice is for a time")
+    return InvoiceLine(line.model, _moment(line.since), _moment(line.until), line.amount_nano_usd, 0)
 
 
 def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribution:
@@ -162,11 +292,30 @@ def _usage_line(line: pb.UsageLine) -> UsageLine:
         allowed = get_args(UsageLine.model_fields[name].annotation)
         if value not in allowed:
             raise InvalidArgument(f"usage.{name}", value, f"must be one of {', '.join(allowed)}")
-    return UsageLine.model_validate({**fields, "reasoning": line.reasoning, "quantity": line.quantity})
+    more = {"reasoning": line.reasoning, "quantity": line.quantity, "ttl": line.ttl, "unit": line.unit or "tokens"}
+    return UsageLine.model_validate({**fields, **more})
 
 
-def _ttl(request: pb.ReserveRequest) -> timedelta | None:
+def to_ttl(request: pb.ReserveRequest | pb.RenewReservationRequest) -> timedelta | None:
     return request.ttl.ToTimedelta() if request.HasField("ttl") else None
+
+
+def _quantities(quantities: Iterable[pb.Quantity]) -> tuple[Quantity, ...]:
+    return tuple(Quantity(unit=_unit("quantities.unit", each.unit), quantity=each.quantity) for each in quantities)
+
+
+def _unit(field: str, name: str) -> Unit:
+    if (unit := _UNITS.get(name)) is None:
+        near = _similar(tuple(difflib.get_close_matches(name, _UNITS, n=3)))
+        raise InvalidArgument(field, name, f"must be one of {', '.join(_UNITS)}" + (f"; {near}" if near else ""))
+    return unit
+
+
+def _modalities(names: Sequence[str]) -> frozenset[str]:
+    for name in names:
+        if name not in _MODALITIES:
+            raise InvalidArgument("modalities", name, f"must be of {', '.join(_MODALITIES)}")
+    return frozenset(names)
 
 
 def _groups(names: Sequence[str]) -> tuple[str, ...]:
@@ -204,22 +353,34 @@ def from_reservation(reservation: Reservation) -> pb.Reservation:
         reserved_at=_stamp(reservation.reserved_at),
         expires_at=_stamp(reservation.expires_at),
         price_source=reservation.price_source,
+        quantities=[pb.Quantity(unit=each.unit, quantity=each.quantity) for each in reservation.quantities],
+        price_context=reservation.price_context,
     )
 
 
 def from_budget(status: BudgetStatus) -> pb.Budget:
     budget = status.budget
-    return pb.Budget(
+    found = pb.Budget(
         budget_id=budget.budget_id,
         scope=from_attribution(budget.scope),
-        limit_nano_usd=budget.limit,
         hard=budget.hard,
         window=budget.window,
-        posted_nano_usd=status.posted,
-        pending_nano_usd=status.pending,
-        available_nano_usd=status.available,
         window_start=status.window_start,
+        time_zone=budget.time_zone,
+        per=budget.per,
+        share=status.share,
+        unit=budget.unit,
+        limit=budget.limit,
+        posted=status.posted,
+        pending=status.pending,
+        available=status.available,
     )
+    if budget.rolling_s:
+        found.rolling.FromSeconds(budget.rolling_s)
+    if budget.unit == "nano_usd":
+        found.limit_nano_usd, found.posted_nano_usd = budget.limit, status.posted
+        found.pending_nano_usd, found.available_nano_usd = status.pending, status.available
+    return found
 
 
 def from_budgets(found: Sequence[BudgetStatus], size: int) -> pb.ListBudgetsResponse:
@@ -275,3 +436,117 @@ def _stamp(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
+
+
+def from_forecast(made: BudgetForecast) -> pb.BudgetForecast:
+    found = made.forecast
+    answer = pb.BudgetForecast(
+        budget=from_budget(made.status),
+        made_at=_stamp(made.made_at),
+        burn_per_hour=found.burn_per_hour,
+        posted_at_end_p50=found.posted_at_end_p50,
+        posted_at_end_p90=found.posted_at_end_p90,
+        history_hours=found.history_hours,
+        trend_percent=found.trend_percent,
+        method=METHOD,
+    )
+    moments = (
+        (answer.window_end, made.window.end),
+        (answer.exhausted_p50, found.exhausted_p50),
+        (answer.exhausted_p10, found.exhausted_p10),
+    )
+    for stamp, moment in moments:
+        if moment is not None:
+            stamp.FromDatetime(moment)
+    return answer
+
+
+def from_comparison(found: Iterable[ComparedModel]) -> pb.CompareModelsResponse:
+    return pb.CompareModelsResponse(models=[_compared(each) for each in found])
+
+
+def _compared(each: ComparedModel) -> pb.ModelComparison:
+    figures = each.figures
+    attempts = figures.completed + figures.failed + figures.cancelled
+    return pb.ModelComparison(
+        model=figures.model,
+        calls=attempts,
+        failed=figures.failed,
+        cancelled=figures.cancelled,
+        cost_nano_usd=each.cost,
+        input_tokens=figures.input_tokens,
+        output_tokens=figures.output_tokens,
+        cached_tokens=figures.cached_tokens,
+        latency_p50_ms=figures.latency_p50_ms,
+        latency_p95_ms=figures.latency_p95_ms,
+        first_content_p50_ms=figures.first_content_p50_ms,
+        cost_per_call_nano_usd=_share(each.cost, figures.completed, 1),
+        errors_of_10000=_share(figures.failed, attempts, 10_000),
+        cached_of_10000=_share(figures.cached_tokens, figures.input_tokens, 10_000),
+    )
+
+
+def _share(part: int, whole: int, of: int) -> int:
+    return part * of // whole if whole else 0
+
+
+def from_priced_usage(model: str, found: PricedUsage) -> pb.PriceUsageAtResponse:
+    return pb.PriceUsageAtResponse(
+        model=model,
+        price_source=found.price.source,
+        price_version=found.price.version,
+        calls=found.calls,
+        actual_nano_usd=found.actual,
+        other_nano_usd=found.other,
+    )
+
+
+def from_rerating(found: Rerating, *, dry_run: bool) -> pb.RerateChargesResponse:
+    rows = [
+        pb.RerateChargesResponse.Row(
+            model=model, charges=each.charges, before_nano_usd=each.before, after_nano_usd=each.after
+        )
+        for model, each in sorted(found.models.items())
+    ]
+    return pb.RerateChargesResponse(
+        rows=rows,
+        charges=found.looked_at,
+        changed=sum(row.charges for row in rows),
+        difference_nano_usd=sum(row.after_nano_usd - row.before_nano_usd for row in rows),
+        dry_run=dry_run,
+    )
+
+
+def from_reconciliation(invoice: Invoice, lines: Sequence[InvoiceLine]) -> pb.Reconciliation:
+    return pb.Reconciliation(
+        invoice_id=invoice.invoice_id,
+        provider=invoice.provider,
+        lines=[_reconciled(line) for line in lines],
+        invoiced_nano_usd=sum(line.invoiced for line in lines),
+        ledger_nano_usd=sum(line.ledger for line in lines),
+        difference_nano_usd=sum(line.difference for line in lines),
+    )
+
+
+def _reconciled(line: InvoiceLine) -> pb.Reconciliation.Line:
+    invoiced = pb.InvoiceLine(
+        model=line.model, since=_stamp(line.since), until=_stamp(line.until), amount_nano_usd=line.invoiced
+    )
+    return pb.Reconciliation.Line(invoiced=invoiced, ledger_nano_usd=line.ledger, difference_nano_usd=line.difference)
+
+
+def from_charge(charge: SettledCharge) -> pb.ExportedCharge:
+    return pb.ExportedCharge(
+        id=charge.id,
+        kind=charge.kind,
+        attribution=from_attribution(charge.attribution),
+        incurred_at=_stamp(charge.incurred_at),
+        cost_nano_usd=charge.cost,
+        input_tokens=charge.input_tokens,
+        output_tokens=charge.output_tokens,
+        price_source=charge.price_source,
+        price_version=charge.price_version,
+        price_context=charge.price_context,
+        usage_source=charge.usage_source,
+        revision=charge.revision,
+    )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from synod_client.cli import agents, bus, decisions, events, money, proofs, runs, system
+from synod_client.cli import agents, budgets, bus, decisions, events, prices, proofs, runs, spending, system
 
 EXIT_CODES = """Exit codes:
 
@@ -65,13 +65,13 @@ app.command("watch", rich_help_panel=WORK)(runs.watch)
 app.command("cancel", rich_help_panel=WORK)(runs.cancel)
 app.command("chat", rich_help_panel=WORK)(runs.chat)
 app.command("ask", rich_help_panel=WORK)(agents.ask)
-app.command("spend", rich_help_panel=CONTROL)(money.spend)
-app.add_typer(money.budget_app, name="budget", rich_help_panel=CONTROL)
+app.add_typer(spending.spend_app, name="spend", rich_help_panel=CONTROL)
+app.add_typer(budgets.budget_app, name="budget", rich_help_panel=CONTROL)
 app.command("propose", rich_help_panel=CONTROL)(decisions.propose)
 app.command("vote", rich_help_panel=CONTROL)(decisions.vote)
 app.command("proposals", rich_help_panel=CONTROL)(decisions.proposals)
 app.add_typer(decisions.variables_app, name="variables", rich_help_panel=CONTROL)
-app.add_typer(money.prices_app, name="prices", rich_help_panel=CONTROL)
+app.add_typer(prices.prices_app, name="prices", rich_help_panel=CONTROL)
 events.events_app.command("checkpoints")(proofs.checkpoints)
 events.events_app.command("prove")(proofs.prove)
 events.events_app.command("rotate-key")(proofs.rotate_key)

@@ -20,13 +20,18 @@ class Attribution(Value):
 
 
 class UsageLine(Value):
-    """Tokens of one kind. The lines of a usage are disjoint."""
+    """Tokens of one kind, or as many of another unit. The lines of a usage are disjoint."""
 
     direction: Literal["input", "output"]
-    modality: Literal["text", "image", "audio"] = "text"
+    modality: Literal["text", "image", "audio", "video"] = "text"
     cache: Literal["none", "read", "write"] = "none"
     reasoning: bool = False
     quantity: int
+    # How long a cache write is kept, such as "5m" or "1h"; empty where nobody said.
+    ttl: str = ""
+    # What is counted: "tokens", or what some models bill beside or instead of them, such as "web_searches",
+    # "audio_seconds", "characters" or "document_pages".
+    unit: str = "tokens"
 
 
 class Failure(Value):

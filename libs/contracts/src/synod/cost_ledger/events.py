@@ -6,7 +6,11 @@ from typing import ClassVar, Literal
 from synod.common.event import Event, Value
 from synod.common.values import Attribution, UsageLine
 
-Window = Literal["lifetime", "day", "month"]
+# Calendar windows are of the budget's time zone; "rolling" is the time just gone, `rolling_s` long.
+Window = Literal["lifetime", "day", "month", "hour", "week", "year", "rolling"]
+
+# What a budget limits. All but money are quotas: they refuse, alert and settle in the same way.
+Unit = Literal["nano_usd", "calls", "tokens", "input_tokens", "output_tokens", "tool_ms", "cpu_ms"]
 
 # Where a price came from. "book_fuzzy": the book knows the model only by a prefix or pattern. "fixed": an amount was
 # given, not tokens. "unpriced": nobody knows the price; tokens are recorded at 0 until it is re-rated.
@@ -21,7 +25,7 @@ class Posting(Value):
 
 
 class UnitRate(Value):
-    """Pico-USD for one token of a unit such as "input", "cache_read" or "output_audio".
+    """Pico-USD for `per` of a unit: tokens such as "input", "cache_read" or "output_audio", or "web_searches" and others.
 
     It holds for calls with more input tokens than `above_input_tokens`, and then for all of their tokens (a cliff).
     """
@@ -29,6 +33,8 @@ class UnitRate(Value):
     unit: str
     pico_usd: int
     above_input_tokens: int = 0
+    # 1, but where a price for one would not be a whole number of pico-USD.
+    per: int = 1
 
 
 class Hold(Value):
@@ -36,6 +42,23 @@ class Hold(Value):
 
     budget_id: str
     window_start: str
+    # Whose part it is of a budget that gives each conversation, user or agent a limit of its own.
+    share: str = ""
+
+
+class Quantity(Value):
+    """So much of what quotas limit."""
+
+    unit: Unit
+    quantity: int
+
+
+class QuotaPosting(Value):
+    """One side of an entry that is not money. Those of an event sum to zero for each unit."""
+
+    account: str
+    unit: Unit
+    quantity: int
 
 
 class BudgetSet(Event):
@@ -46,6 +69,15 @@ class BudgetSet(Event):
     limit_nano_usd: int
     hard: bool
     window: Window
+    # IANA name; hours, days, weeks, months and years begin by its clock.
+    time_zone: str = "UTC"
+    # Length of a rolling window, 0 for the others.
+    rolling_s: int = 0
+    # Name of an attribution of which every value has the whole limit for itself, such as "conversation_id".
+    per: str = ""
+    # A quota's limit is limit_quantity, and limit_nano_usd is 0.
+    unit: Unit = "nano_usd"
+    limit_quantity: int = 0
 
 
 class PriceSet(Event):
@@ -59,6 +91,8 @@ class PriceSet(Event):
     output_pico_usd: int
     cache_read_pico_usd: int
     cache_write_pico_usd: int
+    # Of other units, and of context tiers.
+    rates: tuple[UnitRate, ...] = ()
 
 
 class CostReserved(Event):
@@ -77,6 +111,10 @@ class CostReserved(Event):
     reserved_at: datetime
     expires_at: datetime
     postings: tuple[Posting, ...]
+    quantities: tuple[Quantity, ...] = ()
+    quota_postings: tuple[QuotaPosting, ...] = ()
+    # Such as "processing=batch": the terms that the rates are of.
+    price_context: str = ""
 
 
 class ReservationDenied(Event):
@@ -90,6 +128,21 @@ class ReservationDenied(Event):
     budget_id: str
     required_nano_usd: int
     available_nano_usd: int
+    # Of a quota, in its unit; the amounts above are then 0.
+    unit: Unit = "nano_usd"
+    required_quantity: int = 0
+    available_quantity: int = 0
+    window_start: str = ""
+    share: str = ""
+
+
+class ReservationRenewed(Event):
+    """Whoever holds it is still at work: it expires later."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    reservation_id: str
+    expires_at: datetime
 
 
 class CostSettled(Event):
@@ -116,6 +169,9 @@ class CostSettled(Event):
     # Position in the source's log when an event settled it, 0 when a call did.
     source_position: int = 0
     postings: tuple[Posting, ...]
+    quantities: tuple[Quantity, ...] = ()
+    quota_postings: tuple[QuotaPosting, ...] = ()
+    price_context: str = ""
 
 
 class ReservationReleased(Event):
@@ -124,6 +180,7 @@ class ReservationReleased(Event):
     reservation_id: str
     reason: str
     postings: tuple[Posting, ...]
+    quota_postings: tuple[QuotaPosting, ...] = ()
 
 
 class ReservationExpired(Event):
@@ -134,6 +191,7 @@ class ReservationExpired(Event):
     reservation_id: str
     amount_nano_usd: int
     postings: tuple[Posting, ...]
+    quota_postings: tuple[QuotaPosting, ...] = ()
 
 
 class CostCharged(Event):
@@ -149,6 +207,30 @@ class CostCharged(Event):
     # Position in the source's log of the event that brought the cost.
     source_position: int = 0
     postings: tuple[Posting, ...]
+    quantities: tuple[Quantity, ...] = ()
+    quota_postings: tuple[QuotaPosting, ...] = ()
+
+
+class ChargeRerated(Event):
+    """A settled cost was priced anew. The correction is posted to the windows of the cost; nothing is rewritten."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    reservation_id: str
+    # 1 for the first correction of this cost, and so on.
+    revision: int
+    attribution: Attribution
+    model: str
+    before_nano_usd: int
+    after_nano_usd: int
+    # Before rounding.
+    after_pico_usd: int
+    price_version: str
+    price_source: PriceSource
+    holds: tuple[Hold, ...]
+    incurred_at: datetime
+    reason: str
+    postings: tuple[Posting, ...]
 
 
 class BudgetThresholdReached(Event):
@@ -162,6 +244,77 @@ class BudgetThresholdReached(Event):
     posted_nano_usd: int
     pending_nano_usd: int
     limit_nano_usd: int
+    share: str = ""
+    # Of a quota, in its unit; the amounts above are then 0.
+    unit: Unit = "nano_usd"
+    posted_quantity: int = 0
+    pending_quantity: int = 0
+    limit_quantity: int = 0
+
+
+class BudgetCommitmentReached(Event):
+    """What is posted and held together reached a share of the limit. Once for each budget, window, share and threshold."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    budget_id: str
+    window_start: str
+    share: str
+    threshold_percent: int
+    unit: Unit
+    # In the unit.
+    posted: int
+    pending: int
+    limit: int
+
+
+class BudgetForecastChanged(Event):
+    """A budget that would have lasted will not, or the other way round. Amounts are nano-USD or the quota's unit."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    budget_id: str
+    window_start: str
+    # 1 for the first in the window.
+    revision: int
+    runs_out: bool
+    # When half of the courses of spending, and when one in ten, have used up the budget; None if not in the window.
+    exhausted_p50: datetime | None
+    exhausted_p10: datetime | None
+    posted: int
+    limit: int
+    made_at: datetime
+
+
+class ProviderInvoiceImported(Event):
+    """What a provider says that a period cost, beside what the ledger has."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    invoice_id: str
+    provider: str
+    content_sha256: str
+    lines: int
+    invoiced_nano_usd: int
+    ledger_nano_usd: int
+
+
+class ReconciliationDifferenceFound(Event):
+    """An invoice's line is not what the ledger has. The difference is posted, so that what is payable is the invoice's."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    invoice_id: str
+    line: int
+    provider: str
+    # Empty: of all models together.
+    model: str
+    # Half open.
+    since: datetime
+    until: datetime
+    invoiced_nano_usd: int
+    ledger_nano_usd: int
+    postings: tuple[Posting, ...]
 
 
 EVENTS: tuple[type[Event], ...] = (
@@ -174,4 +327,10 @@ EVENTS: tuple[type[Event], ...] = (
     ReservationExpired,
     CostCharged,
     BudgetThresholdReached,
+    ReservationRenewed,
+    ChargeRerated,
+    BudgetCommitmentReached,
+    BudgetForecastChanged,
+    ProviderInvoiceImported,
+    ReconciliationDifferenceFound,
 )

@@ -92,7 +92,7 @@ Global___Attribution: _TypeAlias = Attribution  # noqa: Y015
 
 @_typing.final
 class UsageLine(_message.Message):
-    """Units used. Lines are disjoint; a unit's price is looked up by (direction, modality, cache, reasoning)."""
+    """Units used. Lines are disjoint; a unit's price is looked up by (unit, direction, modality, cache, ttl, reasoning)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -101,15 +101,21 @@ class UsageLine(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
     direction: _builtins.str
     """"input" or "output"."""
     modality: _builtins.str
-    """"text", "image", "audio"."""
+    """"text", "image", "audio" or "video"; empty is text."""
     cache: _builtins.str
     """"none", "read" or "write"."""
     reasoning: _builtins.bool
     quantity: _builtins.int
-    """Tokens."""
+    """Tokens, or as many of `unit`."""
+    ttl: _builtins.str
+    """How long a cache write is kept: "5m", "30m", "1h", "12h"; empty where nobody said."""
+    unit: _builtins.str
+    """Empty is "tokens"; else what is billed beside or instead of them: "web_searches", "audio_seconds", "characters" ..."""
     def __init__(
         self,
         *,
@@ -118,18 +124,65 @@ class UsageLine(_message.Message):
         cache: _builtins.str = ...,
         reasoning: _builtins.bool = ...,
         quantity: _builtins.int = ...,
+        ttl: _builtins.str = ...,
+        unit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "direction", b"direction", "modality", b"modality", "quantity", b"quantity", "reasoning", b"reasoning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "direction", b"direction", "modality", b"modality", "quantity", b"quantity", "reasoning", b"reasoning", "ttl", b"ttl", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageLine: _TypeAlias = UsageLine  # noqa: Y015
 
 @_typing.final
+class Quantity(_message.Message):
+    """So much of what quotas limit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """"calls", "tokens", "input_tokens", "output_tokens", "tool_ms" or "cpu_ms"."""
+    quantity: _builtins.int
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quantity: _TypeAlias = Quantity  # noqa: Y015
+
+@_typing.final
 class ReserveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PriceContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTION_FIELD_NUMBER: _builtins.int
@@ -138,6 +191,9 @@ class ReserveRequest(_message.Message):
     OUTPUT_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     UPPER_BOUND_NANO_USD_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
+    QUANTITIES_FIELD_NUMBER: _builtins.int
+    MODALITIES_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """Idempotency key: "<request id>:<attempt>"."""
     model: _builtins.str
@@ -154,6 +210,20 @@ class ReserveRequest(_message.Message):
     def ttl(self) -> _duration_pb2.Duration:
         """After this the hold moves to suspense; default 10 minutes, at most 24 hours."""
 
+    @_builtins.property
+    def price_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Terms that the price depends on: processing (batch), service_tier (flex, priority, ...), speed (fast). A value that
+        the model has no price for is refused under a hard budget as UNPRICED_MODEL.
+        """
+
+    @_builtins.property
+    def quantities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quantity]:
+        """At most so much of what quotas limit, such as tool_ms. Tokens and one call need not be given."""
+
+    @_builtins.property
+    def modalities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"audio", "image", "video": what the request or its answer may contain besides text, so that the bound covers it."""
+
     def __init__(
         self,
         *,
@@ -164,14 +234,42 @@ class ReserveRequest(_message.Message):
         output_tokens_max: _builtins.int = ...,
         upper_bound_nano_usd: _builtins.int = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        quantities: _abc.Iterable[Global___Quantity] | None = ...,
+        modalities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "input_tokens_max", b"input_tokens_max", "model", b"model", "output_tokens_max", b"output_tokens_max", "reservation_id", b"reservation_id", "ttl", b"ttl", "upper_bound_nano_usd", b"upper_bound_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "input_tokens_max", b"input_tokens_max", "modalities", b"modalities", "model", b"model", "output_tokens_max", b"output_tokens_max", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "ttl", b"ttl", "upper_bound_nano_usd", b"upper_bound_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
+
+@_typing.final
+class RenewReservationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """From now on; default 10 minutes, at most 24 hours. A hold lives at most 7 days."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewReservationRequest: _TypeAlias = RenewReservationRequest  # noqa: Y015
 
 @_typing.final
 class Reservation(_message.Message):
@@ -189,6 +287,8 @@ class Reservation(_message.Message):
     RESERVED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    QUANTITIES_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     state: Global___ReservationState.ValueType
     reserved_nano_usd: _builtins.int
@@ -201,6 +301,8 @@ class Reservation(_message.Message):
     """Version of the price book that priced it."""
     price_source: _builtins.str
     """"book", "book_fuzzy" (by prefix or pattern), "override", "fixed" (an amount was given) or "unpriced" (recorded at 0)."""
+    price_context: _builtins.str
+    """Such as "processing=batch"."""
     @_builtins.property
     def budget_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -209,6 +311,10 @@ class Reservation(_message.Message):
     def reserved_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def quantities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quantity]:
+        """What is held, or was used once it is settled, of what quotas limit."""
+
     def __init__(
         self,
         *,
@@ -224,10 +330,12 @@ class Reservation(_message.Message):
         reserved_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         price_source: _builtins.str = ...,
+        quantities: _abc.Iterable[Global___Quantity] | None = ...,
+        price_context: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "expires_at", b"expires_at", "reserved_at", b"reserved_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "budget_ids", b"budget_ids", "expires_at", b"expires_at", "model", b"model", "overrun_nano_usd", b"overrun_nano_usd", "price_source", b"price_source", "price_version", b"price_version", "reservation_id", b"reservation_id", "reserved_at", b"reserved_at", "reserved_nano_usd", b"reserved_nano_usd", "settled_nano_usd", b"settled_nano_usd", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "budget_ids", b"budget_ids", "expires_at", b"expires_at", "model", b"model", "overrun_nano_usd", b"overrun_nano_usd", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "quantities", b"quantities", "reservation_id", b"reservation_id", "reserved_at", b"reserved_at", "reserved_nano_usd", b"reserved_nano_usd", "settled_nano_usd", b"settled_nano_usd", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,10 +345,32 @@ Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
 class SettleRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PriceContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
     USAGE_SOURCE_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
+    QUANTITIES_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     amount_nano_usd: _builtins.int
     """Instead of usage: a fixed amount."""
@@ -248,6 +378,14 @@ class SettleRequest(_message.Message):
     """"provider_final", "provider_partial", "gateway_counted" or "reserved_upper_bound"."""
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageLine]: ...
+    @_builtins.property
+    def price_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The terms that were billed, if not those that were reserved: a provider may downgrade a tier."""
+
+    @_builtins.property
+    def quantities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quantity]:
+        """What was used of what quotas limit; a unit that is not told is taken as reserved."""
+
     def __init__(
         self,
         *,
@@ -255,10 +393,12 @@ class SettleRequest(_message.Message):
         usage: _abc.Iterable[Global___UsageLine] | None = ...,
         amount_nano_usd: _builtins.int = ...,
         usage_source: _builtins.str = ...,
+        price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        quantities: _abc.Iterable[Global___Quantity] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "reservation_id", b"reservation_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -315,16 +455,37 @@ class SetBudgetRequest(_message.Message):
     LIMIT_NANO_USD_FIELD_NUMBER: _builtins.int
     HARD_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    ROLLING_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    LIMIT_QUANTITY_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     """1 to 64 characters; also the key of the budget in its tenant."""
     limit_nano_usd: _builtins.int
     hard: _builtins.bool
     """A hard budget refuses; a soft one only warns."""
     window: _builtins.str
-    """"lifetime", "day" or "month" (UTC)."""
+    """"lifetime", "hour", "day", "week" (from Monday), "month", "year", or "rolling": the time just gone."""
+    time_zone: _builtins.str
+    """IANA name such as "Europe/Berlin", by whose clock windows begin; empty is UTC."""
+    per: _builtins.str
+    """Gives each value of this attribution the whole limit for itself: conversation_id, user_id, agent, run_id,
+    root_run_id, project_id, model or tool. Costs without such a value do not count.
+    """
+    unit: _builtins.str
+    """What is limited: "nano_usd" (also if empty), or a quota: "calls", "tokens", "input_tokens", "output_tokens",
+    "tool_ms", "cpu_ms".
+    """
+    limit_quantity: _builtins.int
+    """The limit of a quota, instead of limit_nano_usd."""
     @_builtins.property
     def scope(self) -> Global___Attribution:
         """Which costs count: every set field must match. An empty scope is the whole tenant."""
+
+    @_builtins.property
+    def rolling(self) -> _duration_pb2.Duration:
+        """How long a rolling window is: 1 minute to 366 days."""
 
     def __init__(
         self,
@@ -334,10 +495,15 @@ class SetBudgetRequest(_message.Message):
         limit_nano_usd: _builtins.int = ...,
         hard: _builtins.bool = ...,
         window: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        rolling: _duration_pb2.Duration | None = ...,
+        per: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        limit_quantity: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rolling", b"rolling", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "hard", b"hard", "limit_nano_usd", b"limit_nano_usd", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "hard", b"hard", "limit_nano_usd", b"limit_nano_usd", "limit_quantity", b"limit_quantity", "per", b"per", "rolling", b"rolling", "scope", b"scope", "time_zone", b"time_zone", "unit", b"unit", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,6 +522,15 @@ class Budget(_message.Message):
     PENDING_NANO_USD_FIELD_NUMBER: _builtins.int
     AVAILABLE_NANO_USD_FIELD_NUMBER: _builtins.int
     WINDOW_START_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    ROLLING_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    POSTED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     limit_nano_usd: _builtins.int
     hard: _builtins.bool
@@ -366,9 +541,23 @@ class Budget(_message.Message):
     available_nano_usd: _builtins.int
     """Limit less posted and pending. Below 0 only after settlements that exceeded their reservations, or a lowered limit."""
     window_start: _builtins.str
-    """The window that the amounts are of: "lifetime", a day "2026-11-21" or a month "2026-11"."""
+    """The window that the amounts are of: "lifetime", "2026-11-21", "2026-11", "2026-W47", "2026", "2026-11-21T14+0100" or,
+    for a rolling window, when its newest slice began.
+    """
+    time_zone: _builtins.str
+    per: _builtins.str
+    share: _builtins.str
+    """Whose amounts these are, if the budget is per something."""
+    unit: _builtins.str
+    limit: _builtins.int
+    """In the unit, money included."""
+    posted: _builtins.int
+    pending: _builtins.int
+    available: _builtins.int
     @_builtins.property
     def scope(self) -> Global___Attribution: ...
+    @_builtins.property
+    def rolling(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
@@ -381,10 +570,19 @@ class Budget(_message.Message):
         pending_nano_usd: _builtins.int = ...,
         available_nano_usd: _builtins.int = ...,
         window_start: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        rolling: _duration_pb2.Duration | None = ...,
+        per: _builtins.str = ...,
+        share: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        posted: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        available: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rolling", b"rolling", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit_nano_usd", b"limit_nano_usd", "pending_nano_usd", b"pending_nano_usd", "posted_nano_usd", b"posted_nano_usd", "scope", b"scope", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "pending", b"pending", "pending_nano_usd", b"pending_nano_usd", "per", b"per", "posted", b"posted", "posted_nano_usd", b"posted_nano_usd", "rolling", b"rolling", "scope", b"scope", "share", b"share", "time_zone", b"time_zone", "unit", b"unit", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,15 +593,19 @@ class GetBudgetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUDGET_ID_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
+    share: _builtins.str
+    """Which conversation, user and so on, if the budget is per something."""
     def __init__(
         self,
         *,
         budget_id: _builtins.str = ...,
+        share: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,7 +666,7 @@ class QuerySpendRequest(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Any of agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id, day."""
+        """Any of agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id, hour, day, week, month (UTC)."""
 
     @_builtins.property
     def filter(self) -> Global___Attribution:
@@ -651,6 +853,7 @@ class SetPriceRequest(_message.Message):
     OUTPUT_PICO_USD_FIELD_NUMBER: _builtins.int
     CACHE_READ_PICO_USD_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_PICO_USD_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     model: _builtins.str
     input_pico_usd: _builtins.int
@@ -659,6 +862,10 @@ class SetPriceRequest(_message.Message):
     """Absent: as input. 0 is free."""
     cache_write_pico_usd: _builtins.int
     """Absent: as input. 0 is free."""
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitRate]:
+        """Of other units, and of context tiers."""
+
     def __init__(
         self,
         *,
@@ -668,10 +875,11 @@ class SetPriceRequest(_message.Message):
         output_pico_usd: _builtins.int = ...,
         cache_read_pico_usd: _builtins.int | None = ...,
         cache_write_pico_usd: _builtins.int | None = ...,
+        rates: _abc.Iterable[Global___UnitRate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "provider", b"provider", "rates", b"rates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_read_pico_usd: _TypeAlias = _typing.Literal["cache_read_pico_usd"]  # noqa: Y015
     _WhichOneofArgType__cache_read_pico_usd: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd"]  # noqa: Y015
@@ -683,3 +891,650 @@ class SetPriceRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_pico_usd) -> _WhichOneofReturnType__cache_write_pico_usd | None: ...
 
 Global___SetPriceRequest: _TypeAlias = SetPriceRequest  # noqa: Y015
+
+@_typing.final
+class UnitRate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    PICO_USD_FIELD_NUMBER: _builtins.int
+    ABOVE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    unit: _builtins.str
+    """"output_reasoning", "input_audio", "cache_write_1h", "requests", "web_searches" and so on."""
+    pico_usd: _builtins.int
+    """Pico-USD for `per` of the unit."""
+    above_input_tokens: _builtins.int
+    """For calls with more input tokens than this, and then for all of their tokens."""
+    per: _builtins.int
+    """Empty is 1."""
+    def __init__(
+        self,
+        *,
+        unit: _builtins.str = ...,
+        pico_usd: _builtins.int = ...,
+        above_input_tokens: _builtins.int = ...,
+        per: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above_input_tokens", b"above_input_tokens", "per", b"per", "pico_usd", b"pico_usd", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitRate: _TypeAlias = UnitRate  # noqa: Y015
+
+@_typing.final
+class ForecastBudgetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    share: _builtins.str
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+        share: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForecastBudgetRequest: _TypeAlias = ForecastBudgetRequest  # noqa: Y015
+
+@_typing.final
+class BudgetForecast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    MADE_AT_FIELD_NUMBER: _builtins.int
+    WINDOW_END_FIELD_NUMBER: _builtins.int
+    BURN_PER_HOUR_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_P50_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_P10_FIELD_NUMBER: _builtins.int
+    POSTED_AT_END_P50_FIELD_NUMBER: _builtins.int
+    POSTED_AT_END_P90_FIELD_NUMBER: _builtins.int
+    HISTORY_HOURS_FIELD_NUMBER: _builtins.int
+    TREND_PERCENT_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    burn_per_hour: _builtins.int
+    """In the budget's unit for an hour, smoothed."""
+    posted_at_end_p50: _builtins.int
+    """What will be posted at the end of the window or in 90 days; of a rolling window, at most until then."""
+    posted_at_end_p90: _builtins.int
+    history_hours: _builtins.int
+    """Hours of history that the forecast is made of."""
+    trend_percent: _builtins.int
+    """In per cent: the last 24 hours against the 24 before; absent without spending in those."""
+    method: _builtins.str
+    @_builtins.property
+    def budget(self) -> Global___Budget: ...
+    @_builtins.property
+    def made_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def window_end(self) -> _timestamp_pb2.Timestamp:
+        """Absent when the window never ends."""
+
+    @_builtins.property
+    def exhausted_p50(self) -> _timestamp_pb2.Timestamp:
+        """When half of the courses of spending have used the budget up; absent when not before the window's end, or not in
+        the next 90 days.
+        """
+
+    @_builtins.property
+    def exhausted_p10(self) -> _timestamp_pb2.Timestamp:
+        """When one in ten has."""
+
+    def __init__(
+        self,
+        *,
+        budget: Global___Budget | None = ...,
+        made_at: _timestamp_pb2.Timestamp | None = ...,
+        window_end: _timestamp_pb2.Timestamp | None = ...,
+        burn_per_hour: _builtins.int = ...,
+        exhausted_p50: _timestamp_pb2.Timestamp | None = ...,
+        exhausted_p10: _timestamp_pb2.Timestamp | None = ...,
+        posted_at_end_p50: _builtins.int = ...,
+        posted_at_end_p90: _builtins.int = ...,
+        history_hours: _builtins.int = ...,
+        trend_percent: _builtins.int | None = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_trend_percent", b"_trend_percent", "budget", b"budget", "exhausted_p10", b"exhausted_p10", "exhausted_p50", b"exhausted_p50", "made_at", b"made_at", "trend_percent", b"trend_percent", "window_end", b"window_end"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trend_percent", b"_trend_percent", "budget", b"budget", "burn_per_hour", b"burn_per_hour", "exhausted_p10", b"exhausted_p10", "exhausted_p50", b"exhausted_p50", "history_hours", b"history_hours", "made_at", b"made_at", "method", b"method", "posted_at_end_p50", b"posted_at_end_p50", "posted_at_end_p90", b"posted_at_end_p90", "trend_percent", b"trend_percent", "window_end", b"window_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__trend_percent: _TypeAlias = _typing.Literal["trend_percent"]  # noqa: Y015
+    _WhichOneofArgType__trend_percent: _TypeAlias = _typing.Literal["_trend_percent", b"_trend_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trend_percent) -> _WhichOneofReturnType__trend_percent | None: ...
+
+Global___BudgetForecast: _TypeAlias = BudgetForecast  # noqa: Y015
+
+@_typing.final
+class CompareModelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsRequest: _TypeAlias = CompareModelsRequest  # noqa: Y015
+
+@_typing.final
+class ModelComparison(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    LATENCY_P50_MS_FIELD_NUMBER: _builtins.int
+    LATENCY_P95_MS_FIELD_NUMBER: _builtins.int
+    FIRST_CONTENT_P50_MS_FIELD_NUMBER: _builtins.int
+    COST_PER_CALL_NANO_USD_FIELD_NUMBER: _builtins.int
+    ERRORS_OF_10000_FIELD_NUMBER: _builtins.int
+    CACHED_OF_10000_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    calls: _builtins.int
+    failed: _builtins.int
+    """Attempts that gave no answer."""
+    cancelled: _builtins.int
+    cost_nano_usd: _builtins.int
+    input_tokens: _builtins.int
+    output_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    """Input tokens read from the provider's cache."""
+    latency_p50_ms: _builtins.int
+    latency_p95_ms: _builtins.int
+    first_content_p50_ms: _builtins.int
+    cost_per_call_nano_usd: _builtins.int
+    """0 without calls."""
+    errors_of_10000: _builtins.int
+    """Of 10,000."""
+    cached_of_10000: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+        cost_nano_usd: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        latency_p50_ms: _builtins.int = ...,
+        latency_p95_ms: _builtins.int = ...,
+        first_content_p50_ms: _builtins.int = ...,
+        cost_per_call_nano_usd: _builtins.int = ...,
+        errors_of_10000: _builtins.int = ...,
+        cached_of_10000: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_of_10000", b"cached_of_10000", "cached_tokens", b"cached_tokens", "calls", b"calls", "cancelled", b"cancelled", "cost_nano_usd", b"cost_nano_usd", "cost_per_call_nano_usd", b"cost_per_call_nano_usd", "errors_of_10000", b"errors_of_10000", "failed", b"failed", "first_content_p50_ms", b"first_content_p50_ms", "input_tokens", b"input_tokens", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "model", b"model", "output_tokens", b"output_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelComparison: _TypeAlias = ModelComparison  # noqa: Y015
+
+@_typing.final
+class CompareModelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelComparison]: ...
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareModelsResponse: _TypeAlias = CompareModelsResponse  # noqa: Y015
+
+@_typing.final
+class PriceUsageAtRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PriceContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"provider/model" to price at."""
+    @_builtins.property
+    def filter(self) -> Global___Attribution:
+        """Only costs with these attributions."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def price_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        filter: Global___Attribution | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "model", b"model", "price_context", b"price_context", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceUsageAtRequest: _TypeAlias = PriceUsageAtRequest  # noqa: Y015
+
+@_typing.final
+class PriceUsageAtResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    ACTUAL_NANO_USD_FIELD_NUMBER: _builtins.int
+    OTHER_NANO_USD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    price_source: _builtins.str
+    price_version: _builtins.str
+    calls: _builtins.int
+    actual_nano_usd: _builtins.int
+    """What it cost."""
+    other_nano_usd: _builtins.int
+    """What it would have, by the price of that day."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        price_source: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        actual_nano_usd: _builtins.int = ...,
+        other_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_nano_usd", b"actual_nano_usd", "calls", b"calls", "model", b"model", "other_nano_usd", b"other_nano_usd", "price_source", b"price_source", "price_version", b"price_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceUsageAtResponse: _TypeAlias = PriceUsageAtResponse  # noqa: Y015
+
+@_typing.final
+class RerateChargesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    UNPRICED_ONLY_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"provider/model"; empty for all models."""
+    unpriced_only: _builtins.bool
+    """Only costs that had no price when they were settled."""
+    dry_run: _builtins.bool
+    reason: _builtins.str
+    """Stands in every correction."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        unpriced_only: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "model", b"model", "reason", b"reason", "since", b"since", "unpriced_only", b"unpriced_only", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerateChargesRequest: _TypeAlias = RerateChargesRequest  # noqa: Y015
+
+@_typing.final
+class RerateChargesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Row(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MODEL_FIELD_NUMBER: _builtins.int
+        CHARGES_FIELD_NUMBER: _builtins.int
+        BEFORE_NANO_USD_FIELD_NUMBER: _builtins.int
+        AFTER_NANO_USD_FIELD_NUMBER: _builtins.int
+        model: _builtins.str
+        charges: _builtins.int
+        before_nano_usd: _builtins.int
+        after_nano_usd: _builtins.int
+        def __init__(
+            self,
+            *,
+            model: _builtins.str = ...,
+            charges: _builtins.int = ...,
+            before_nano_usd: _builtins.int = ...,
+            after_nano_usd: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["after_nano_usd", b"after_nano_usd", "before_nano_usd", b"before_nano_usd", "charges", b"charges", "model", b"model"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    charges: _builtins.int
+    """Looked at."""
+    changed: _builtins.int
+    """Of another amount than before."""
+    difference_nano_usd: _builtins.int
+    dry_run: _builtins.bool
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___RerateChargesResponse.Row]:
+        """Models with a difference."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___RerateChargesResponse.Row] | None = ...,
+        charges: _builtins.int = ...,
+        changed: _builtins.int = ...,
+        difference_nano_usd: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "charges", b"charges", "difference_nano_usd", b"difference_nano_usd", "dry_run", b"dry_run", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerateChargesResponse: _TypeAlias = RerateChargesResponse  # noqa: Y015
+
+@_typing.final
+class InvoiceLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """"provider/model", or empty for all models of the provider."""
+    amount_nano_usd: _builtins.int
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        amount_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "model", b"model", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvoiceLine: _TypeAlias = InvoiceLine  # noqa: Y015
+
+@_typing.final
+class ImportInvoiceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVOICE_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    invoice_id: _builtins.str
+    provider: _builtins.str
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
+        """At most 400."""
+
+    def __init__(
+        self,
+        *,
+        invoice_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportInvoiceRequest: _TypeAlias = ImportInvoiceRequest  # noqa: Y015
+
+@_typing.final
+class Reconciliation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Line(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INVOICED_FIELD_NUMBER: _builtins.int
+        LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
+        DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+        ledger_nano_usd: _builtins.int
+        difference_nano_usd: _builtins.int
+        """Invoiced less ledger."""
+        @_builtins.property
+        def invoiced(self) -> Global___InvoiceLine: ...
+        def __init__(
+            self,
+            *,
+            invoiced: Global___InvoiceLine | None = ...,
+            ledger_nano_usd: _builtins.int = ...,
+            difference_nano_usd: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["invoiced", b"invoiced"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoiced", b"invoiced", "ledger_nano_usd", b"ledger_nano_usd"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INVOICE_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    INVOICED_NANO_USD_FIELD_NUMBER: _builtins.int
+    LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    invoice_id: _builtins.str
+    provider: _builtins.str
+    invoiced_nano_usd: _builtins.int
+    ledger_nano_usd: _builtins.int
+    difference_nano_usd: _builtins.int
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reconciliation.Line]: ...
+    def __init__(
+        self,
+        *,
+        invoice_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        lines: _abc.Iterable[Global___Reconciliation.Line] | None = ...,
+        invoiced_nano_usd: _builtins.int = ...,
+        ledger_nano_usd: _builtins.int = ...,
+        difference_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoice_id", b"invoice_id", "invoiced_nano_usd", b"invoiced_nano_usd", "ledger_nano_usd", b"ledger_nano_usd", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reconciliation: _TypeAlias = Reconciliation  # noqa: Y015
+
+@_typing.final
+class ExportSpendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___Attribution: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        filter: Global___Attribution | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSpendRequest: _TypeAlias = ExportSpendRequest  # noqa: Y015
+
+@_typing.final
+class ExportSpendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedCharge]: ...
+    def __init__(
+        self,
+        *,
+        charges: _abc.Iterable[Global___ExportedCharge] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSpendResponse: _TypeAlias = ExportSpendResponse  # noqa: Y015
+
+@_typing.final
+class ExportedCharge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    INCURRED_AT_FIELD_NUMBER: _builtins.int
+    COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PRICE_SOURCE_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
+    USAGE_SOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Of the reservation or of the tool call."""
+    kind: _builtins.str
+    """"reservation" or "charge"."""
+    cost_nano_usd: _builtins.int
+    input_tokens: _builtins.int
+    output_tokens: _builtins.int
+    price_source: _builtins.str
+    price_version: _builtins.str
+    price_context: _builtins.str
+    usage_source: _builtins.str
+    revision: _builtins.int
+    """How often it was priced anew."""
+    @_builtins.property
+    def attribution(self) -> Global___Attribution: ...
+    @_builtins.property
+    def incurred_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        attribution: Global___Attribution | None = ...,
+        incurred_at: _timestamp_pb2.Timestamp | None = ...,
+        cost_nano_usd: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        price_source: _builtins.str = ...,
+        price_version: _builtins.str = ...,
+        price_context: _builtins.str = ...,
+        usage_source: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "incurred_at", b"incurred_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cost_nano_usd", b"cost_nano_usd", "id", b"id", "incurred_at", b"incurred_at", "input_tokens", b"input_tokens", "kind", b"kind", "output_tokens", b"output_tokens", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "revision", b"revision", "usage_source", b"usage_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedCharge: _TypeAlias = ExportedCharge  # noqa: Y015

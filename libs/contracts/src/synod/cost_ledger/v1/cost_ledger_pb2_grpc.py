@@ -50,6 +50,11 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
                 _registered_method=True)
+        self.RenewReservation = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/RenewReservation',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RenewReservationRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
+                _registered_method=True)
         self.GetReservation = channel.unary_unary(
                 '/synod.cost_ledger.v1.CostLedger/GetReservation',
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.GetReservationRequest.SerializeToString,
@@ -85,6 +90,36 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Price.FromString,
                 _registered_method=True)
+        self.ForecastBudget = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/ForecastBudget',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ForecastBudgetRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.BudgetForecast.FromString,
+                _registered_method=True)
+        self.CompareModels = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/CompareModels',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.CompareModelsRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.CompareModelsResponse.FromString,
+                _registered_method=True)
+        self.PriceUsageAt = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/PriceUsageAt',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceUsageAtRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceUsageAtResponse.FromString,
+                _registered_method=True)
+        self.RerateCharges = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/RerateCharges',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RerateChargesRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RerateChargesResponse.FromString,
+                _registered_method=True)
+        self.ImportInvoice = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/ImportInvoice',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ImportInvoiceRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reconciliation.FromString,
+                _registered_method=True)
+        self.ExportSpend = channel.unary_stream(
+                '/synod.cost_ledger.v1.CostLedger/ExportSpend',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ExportSpendRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ExportSpendResponse.FromString,
+                _registered_method=True)
 
 
 class CostLedgerServicer:
@@ -110,6 +145,14 @@ class CostLedgerServicer:
 
     def Release(self, request, context):
         """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewReservation(self, request, context):
+        """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+        may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +208,50 @@ class CostLedgerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForecastBudget(self, request, context):
+        """When a budget is used up if spending goes on as it did. Permission: budgets.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareModels(self, request, context):
+        """Cost, latency, errors and cache hits of each model. Permission: spend.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PriceUsageAt(self, request, context):
+        """What the same usage would have cost at another model's price. Permission: spend.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RerateCharges(self, request, context):
+        """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
+        the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportInvoice(self, request, context):
+        """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
+        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSpend(self, request, context):
+        """Every cost of a time, oldest first. Permission: spend.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CostLedgerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +268,11 @@ def add_CostLedgerServicer_to_server(servicer, server):
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReleaseRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.SerializeToString,
+            ),
+            'RenewReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewReservation,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RenewReservationRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.SerializeToString,
             ),
             'GetReservation': grpc.unary_unary_rpc_method_handler(
@@ -217,6 +309,36 @@ def add_CostLedgerServicer_to_server(servicer, server):
                     servicer.SetPrice,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Price.SerializeToString,
+            ),
+            'ForecastBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForecastBudget,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ForecastBudgetRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.BudgetForecast.SerializeToString,
+            ),
+            'CompareModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareModels,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.CompareModelsRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.CompareModelsResponse.SerializeToString,
+            ),
+            'PriceUsageAt': grpc.unary_unary_rpc_method_handler(
+                    servicer.PriceUsageAt,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceUsageAtRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceUsageAtResponse.SerializeToString,
+            ),
+            'RerateCharges': grpc.unary_unary_rpc_method_handler(
+                    servicer.RerateCharges,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RerateChargesRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RerateChargesResponse.SerializeToString,
+            ),
+            'ImportInvoice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportInvoice,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ImportInvoiceRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reconciliation.SerializeToString,
+            ),
+            'ExportSpend': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSpend,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ExportSpendRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ExportSpendResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -300,6 +422,33 @@ class CostLedger:
             target,
             '/synod.cost_ledger.v1.CostLedger/Release',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReleaseRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/RenewReservation',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RenewReservationRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
             options,
             channel_credentials,
@@ -490,6 +639,168 @@ class CostLedger:
             '/synod.cost_ledger.v1.CostLedger/SetPrice',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Price.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForecastBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/ForecastBudget',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ForecastBudgetRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.BudgetForecast.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/CompareModels',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.CompareModelsRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.CompareModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PriceUsageAt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/PriceUsageAt',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceUsageAtRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceUsageAtResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RerateCharges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/RerateCharges',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RerateChargesRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.RerateChargesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportInvoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/ImportInvoice',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ImportInvoiceRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reconciliation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSpend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/ExportSpend',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ExportSpendRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ExportSpendResponse.FromString,
             options,
             channel_credentials,
             insecure,

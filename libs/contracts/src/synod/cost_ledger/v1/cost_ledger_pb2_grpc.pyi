@@ -44,6 +44,10 @@ class CostLedgerStub:
     """
     Release: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReleaseRequest, _cost_ledger_pb2.Reservation]
     """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle."""
+    RenewReservation: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.RenewReservationRequest, _cost_ledger_pb2.Reservation]
+    """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+    may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
+    """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]
     """Permission: ledger.read."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]
@@ -60,6 +64,22 @@ class CostLedgerStub:
     """Prices in force. Permission: prices.read."""
     SetPrice: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetPriceRequest, _cost_ledger_pb2.Price]
     """Overrides the price of a model for a tenant. Permission: prices.update."""
+    ForecastBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ForecastBudgetRequest, _cost_ledger_pb2.BudgetForecast]
+    """When a budget is used up if spending goes on as it did. Permission: budgets.read."""
+    CompareModels: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.CompareModelsRequest, _cost_ledger_pb2.CompareModelsResponse]
+    """Cost, latency, errors and cache hits of each model. Permission: spend.read."""
+    PriceUsageAt: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.PriceUsageAtRequest, _cost_ledger_pb2.PriceUsageAtResponse]
+    """What the same usage would have cost at another model's price. Permission: spend.read."""
+    RerateCharges: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.RerateChargesRequest, _cost_ledger_pb2.RerateChargesResponse]
+    """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
+    the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+    """
+    ImportInvoice: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ImportInvoiceRequest, _cost_ledger_pb2.Reconciliation]
+    """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
+    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+    """
+    ExportSpend: _grpc.UnaryStreamMultiCallable[_cost_ledger_pb2.ExportSpendRequest, _cost_ledger_pb2.ExportSpendResponse]
+    """Every cost of a time, oldest first. Permission: spend.read."""
 
 @_typing.type_check_only
 class CostLedgerAsyncStub(CostLedgerStub):
@@ -77,6 +97,10 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """
     Release: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReleaseRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle."""
+    RenewReservation: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.RenewReservationRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
+    """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+    may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
+    """
     GetReservation: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Permission: ledger.read."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
@@ -93,6 +117,22 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """Prices in force. Permission: prices.read."""
     SetPrice: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetPriceRequest, _cost_ledger_pb2.Price]  # type: ignore[assignment]
     """Overrides the price of a model for a tenant. Permission: prices.update."""
+    ForecastBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ForecastBudgetRequest, _cost_ledger_pb2.BudgetForecast]  # type: ignore[assignment]
+    """When a budget is used up if spending goes on as it did. Permission: budgets.read."""
+    CompareModels: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.CompareModelsRequest, _cost_ledger_pb2.CompareModelsResponse]  # type: ignore[assignment]
+    """Cost, latency, errors and cache hits of each model. Permission: spend.read."""
+    PriceUsageAt: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.PriceUsageAtRequest, _cost_ledger_pb2.PriceUsageAtResponse]  # type: ignore[assignment]
+    """What the same usage would have cost at another model's price. Permission: spend.read."""
+    RerateCharges: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.RerateChargesRequest, _cost_ledger_pb2.RerateChargesResponse]  # type: ignore[assignment]
+    """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
+    the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+    """
+    ImportInvoice: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ImportInvoiceRequest, _cost_ledger_pb2.Reconciliation]  # type: ignore[assignment]
+    """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
+    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+    """
+    ExportSpend: _aio.UnaryStreamMultiCallable[_cost_ledger_pb2.ExportSpendRequest, _cost_ledger_pb2.ExportSpendResponse]  # type: ignore[assignment]
+    """Every cost of a time, oldest first. Permission: spend.read."""
 
 class CostLedgerServicer:
     """Answers whether money may be spent, takes what was, and tells where it went."""
@@ -122,6 +162,15 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Reservation, _abc.Awaitable[_cost_ledger_pb2.Reservation]]:
         """Frees a hold, only on proof that nothing was billed. Permission: ledger.settle."""
+
+    def RenewReservation(
+        self,
+        request: _cost_ledger_pb2.RenewReservationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.Reservation, _abc.Awaitable[_cost_ledger_pb2.Reservation]]:
+        """Lets a hold live longer, for as long as its holder is at work. A hold in suspense stays there: it still counts, and
+        may be settled. FAILED_PRECONDITION (RESERVATION_CLOSED) once it is settled or released. Permission: ledger.reserve.
+        """
 
     def GetReservation(
         self,
@@ -173,5 +222,51 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Price, _abc.Awaitable[_cost_ledger_pb2.Price]]:
         """Overrides the price of a model for a tenant. Permission: prices.update."""
+
+    def ForecastBudget(
+        self,
+        request: _cost_ledger_pb2.ForecastBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.BudgetForecast, _abc.Awaitable[_cost_ledger_pb2.BudgetForecast]]:
+        """When a budget is used up if spending goes on as it did. Permission: budgets.read."""
+
+    def CompareModels(
+        self,
+        request: _cost_ledger_pb2.CompareModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.CompareModelsResponse, _abc.Awaitable[_cost_ledger_pb2.CompareModelsResponse]]:
+        """Cost, latency, errors and cache hits of each model. Permission: spend.read."""
+
+    def PriceUsageAt(
+        self,
+        request: _cost_ledger_pb2.PriceUsageAtRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.PriceUsageAtResponse, _abc.Awaitable[_cost_ledger_pb2.PriceUsageAtResponse]]:
+        """What the same usage would have cost at another model's price. Permission: spend.read."""
+
+    def RerateCharges(
+        self,
+        request: _cost_ledger_pb2.RerateChargesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.RerateChargesResponse, _abc.Awaitable[_cost_ledger_pb2.RerateChargesResponse]]:
+        """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
+        the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+        """
+
+    def ImportInvoice(
+        self,
+        request: _cost_ledger_pb2.ImportInvoiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.Reconciliation, _abc.Awaitable[_cost_ledger_pb2.Reconciliation]]:
+        """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
+        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+        """
+
+    def ExportSpend(
+        self,
+        request: _cost_ledger_pb2.ExportSpendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cost_ledger_pb2.ExportSpendResponse], _abc.AsyncIterator[_cost_ledger_pb2.ExportSpendResponse]]:
+        """Every cost of a time, oldest first. Permission: spend.read."""
 
 def add_CostLedgerServicer_to_server(servicer: CostLedgerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,140 @@
+"""Costs as rows of a file: plain columns, or those of FOCUS, the FinOps Open Cost and Usage Specification.
+
+Amounts are exact decimals of US dollars. FOCUS has no words for agents and runs; they are tags. Text that a spreadsheet
+would take for a formula is quoted, since names of agents and users come from whoever made them.
+"""
+
+import csv
+import json
+from collections.abc import AsyncIterable, Callable
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final, TextIO
+
+from synod.cost_ledger.v1.cost_ledger_pb2 import ExportedCharge
+
+from synod_client.cli.output import as_dict
+
+_NANO_PER_USD: Final = 1_000_000_000
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+_OWNERS: Final = (
+    "project_id",
+    "agent",
+    "conversation_id",
+    "run_id",
+    "root_run_id",
+    "user_id",
+    "model",
+    "tool",
+)
+
+Row = dict[str, str | int]
+
+
+class Format(StrEnum):
+    """How costs are written."""
+
+    CSV = "csv"
+    FOCUS = "focus"
+    JSON = "json"
+
+
+async def write(charges: AsyncIterable[ExportedCharge], form: Format, file: TextIO) -> int:
+    """Write each cost as it comes; how many there were. JSON is one object a line."""
+    if form is Format.JSON:
+        return await _write_json(charges, file)
+    row_of: Callable[[ExportedCharge], Row] = focus_row if form is Format.FOCUS else plain_row
+    columns = list(row_of(ExportedCharge()))
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    written = 0
+    async for charge in charges:
+        writer.writerow({name: _harmless(value) for name, value in row_of(charge).items()})
+        written += 1
+    return written
+
+
+async def _write_json(charges: AsyncIterable[ExportedCharge], file: TextIO) -> int:
+    written = 0
+    async for charge in charges:
+        file.write(json.dumps(as_dict(charge), ensure_ascii=False) + "\n")
+        written += 1
+    return written
+
+
+def plain_row(charge: ExportedCharge) -> Row:
+    owners: Row = {name: getattr(charge.attribution, name) for name in _OWNERS}
+    return {
+        "id": charge.id,
+        "kind": charge.kind,
+        "incurred_at": _time(charge.incurred_at.ToDatetime(UTC)),
+        **owners,
+        "cost_usd": decimal_usd(charge.cost_nano_usd),
+        "input_tokens": charge.input_tokens,
+        "output_tokens": charge.output_tokens,
+        "price_source": charge.price_source,
+        "price_version": charge.price_version,
+        "price_context": charge.price_context,
+        "usage_source": charge.usage_source,
+        "revision": charge.revision,
+    }
+
+
+def focus_row(charge: ExportedCharge) -> Row:
+    owner = charge.attribution
+    at = charge.incurred_at.ToDatetime(UTC)
+    month = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    cost = decimal_usd(charge.cost_nano_usd)
+    provider = owner.model.partition("/")[0] or "tool"
+    tags = {name: value for name in _OWNERS if (value := getattr(owner, name))}
+    tokens = charge.input_tokens + charge.output_tokens
+    return {
+        "BilledCost": cost,
+        "BillingCurrency": "USD",
+        "BillingPeriodEnd": _time((month + timedelta(days=31)).replace(day=1)),
+        "BillingPeriodStart": _time(month),
+        "ChargeCategory": "Usage",
+        "ChargeClass": "Correction" if charge.revision else "",
+        "ChargeDescription": f"{'Call of' if owner.model else 'Tool'} {owner.model or owner.tool or 'unknown'}",
+        "ChargeFrequency": "Usage-Based",
+        "ChargePeriodEnd": _time(at + timedelta(seconds=1)),
+        "ChargePeriodStart": _time(at),
+        "ConsumedQuantity": tokens or 1,
+        "ConsumedUnit": "Tokens" if tokens else "Calls",
+        "ContractedCost": cost,
+        "EffectiveCost": cost,
+        "ListCost": cost,
+        "ProviderName": provider,
+        "PublisherName": provider,
+        "ResourceId": charge.id,
+        "ServiceCategory": "AI and Machine Learning",
+        "ServiceName": owner.model or owner.tool,
+        "SkuId": f"{owner.model or owner.tool}{f' {charge.price_context}' if charge.price_context else ''}",
+        "SubAccountId": owner.project_id,
+        "Tags": json.dumps(tags, ensure_ascii=False),
+        "x_InputTokens": charge.input_tokens,
+        "x_OutputTokens": charge.output_tokens,
+        "x_PriceSource": charge.price_source,
+        "x_PriceVersion": charge.price_version,
+    }
+
+
+def decimal_usd(nano: int) -> str:
+    """``1500`` as ``0.0000015``: exact, and nothing a spreadsheet could take for text."""
+    sign = "-" if nano < 0 else ""
+    whole, part = divmod(abs(nano), _NANO_PER_USD)
+    return f"{sign}{whole}.{part:09d}".rstrip("0").rstrip(".")
+
+
+def _harmless(value: str | int) -> str | int:
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").replace(".", "", 1).isdigit()
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

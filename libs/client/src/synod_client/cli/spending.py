@@ -1,0 +1,247 @@
+"""spend: what it cost, what it would have cost, and whether the provider agrees."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from synod.common.money import format_usd
+from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
+
+from synod_client.cli import exports
+from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
+from synod_client.cli.session import AsJson, Data, run
+from synod_client.cli.values import Since, Until, moment, nano_usd, provider_and_model, terms
+from synod_client.client import Synod
+
+spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
+
+Agent = Annotated[str, typer.Option(help="Only costs of this agent.")]
+Model = Annotated[str, typer.Option(help="Only costs of this model.")]
+Run = Annotated[str, typer.Option("--run", help="Only of this run and the runs below it.")]
+
+
+@spend_app.callback()
+def spend(
+    context: typer.Context,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", help="agent, model, run_id, root_run_id, tool, user_id, hour, day, week, month, ...; repeatable."
+        ),
+    ] = None,
+    run_id: Run = "",
+    since: Since = "",
+    until: Until = "",
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """What was spent, by any attribution.
+
+    Example: synod spend --by agent --by model --since 7d
+    """
+    if context.invoked_subcommand:
+        return
+    groups = by or ["agent"]
+    request = pb.QuerySpendRequest(group_by=groups, filter=pb.Attribution(root_run_id=run_id))
+    if (start := moment(since, "--since")) is not None:
+        # "from" is a word of Python, so the field has no attribute that could be written down.
+        getattr(request, "from").CopyFrom(start)
+    if (end := moment(until, "--until")) is not None:
+        request.until.CopyFrom(end)
+
+    async def command(synod: Synod) -> None:
+        found = await synod.query_spend(request)
+        if as_json:
+            return print_json(as_dict(found))
+        rows = [
+            (*row.group, format_usd(row.cost_nano_usd), row.calls, row.input_tokens, row.output_tokens)
+            for row in found.rows
+        ]
+        columns = (*groups, "cost>", "calls>", "input tokens>", "output tokens>")
+        return print_table(f"Total {format_usd(found.total_nano_usd)}", columns, rows)
+
+    run(command, data)
+
+
+@spend_app.command("export")
+def spend_export(
+    form: Annotated[exports.Format, typer.Option("--format", help="Columns.")] = exports.Format.CSV,
+    file: Annotated[Path | None, typer.Option("--file", help="Where to; default is standard output.")] = None,
+    agent: Agent = "",
+    model: Model = "",
+    run_id: Run = "",
+    since: Since = "",
+    until: Until = "",
+    data: Data = None,
+) -> None:
+    """Write every cost, oldest first, as it comes from the ledger.
+
+    Example: synod spend export --format focus --since 30d --file nov.csv
+    """
+    scope = pb.Attribution(agent=agent, model=model, root_run_id=run_id)
+    request = pb.ExportSpendRequest(filter=scope, since=moment(since, "--since"), until=moment(until, "--until"))
+
+    async def command(synod: Synod) -> None:
+        with _opened(file) as out:
+            written = await exports.write(synod.export_spend(request), form, out)
+        errors.print(f"{written} costs", highlight=False)
+
+    run(command, data)
+
+
+@contextmanager
+def _opened(file: Path | None) -> Iterator[TextIO]:
+    if file is None:
+        yield sys.stdout
+        return
+    try:
+        out = file.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--file") from error
+    with out:
+        yield out
+
+
+@spend_app.command("models")
+def spend_models(since: Since = "", until: Until = "", as_json: AsJson = False, data: Data = None) -> None:
+    """Compare models by cost, latency, errors and cache hits.
+
+    Example: synod spend models --since 7d
+    """
+    request = pb.CompareModelsRequest(since=moment(since, "--since"), until=moment(until, "--until"))
+
+    async def command(synod: Synod) -> None:
+        found = await synod.compare_models(request)
+        if as_json:
+            return print_json(as_dict(found))
+        columns = ("model", "calls>", "cost>", "a call>", "p50 ms>", "p95 ms>", "first ms>", "errors>", "cached>")
+        return print_table("", columns, [_model_row(each) for each in found.models])
+
+    run(command, data)
+
+
+def _model_row(each: pb.ModelComparison) -> tuple[object, ...]:
+    return (
+        each.model,
+        each.calls,
+        format_usd(each.cost_nano_usd),
+        format_usd(each.cost_per_call_nano_usd),
+        each.latency_p50_ms,
+        each.latency_p95_ms,
+        each.first_content_p50_ms,
+        f"{each.errors_of_10000 / 100:.2f} %",
+        f"{each.cached_of_10000 / 100:.2f} %",
+    )
+
+
+@spend_app.command("at")
+def spend_at(
+    model: Annotated[str, typer.Argument(help="provider/model to price the same usage at.")],
+    term: Annotated[list[str] | None, typer.Option("--term", help="Such as processing=batch; repeatable.")] = None,
+    agent: Agent = "",
+    run_id: Run = "",
+    since: Since = "",
+    until: Until = "",
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """What the same usage would have cost at another model.
+
+    Example: synod spend at openai/gpt-5.5 --term processing=batch --since 30d
+    """
+    provider_and_model(model, "MODEL")
+    request = pb.PriceUsageAtRequest(
+        model=model,
+        filter=pb.Attribution(agent=agent, root_run_id=run_id),
+        since=moment(since, "--since"),
+        until=moment(until, "--until"),
+        price_context=terms(term, "--term"),
+    )
+
+    async def command(synod: Synod) -> None:
+        found = await synod.price_usage_at(request)
+        if as_json:
+            return print_json(as_dict(found))
+        difference = found.other_nano_usd - found.actual_nano_usd
+        row = (found.calls, format_usd(found.actual_nano_usd), format_usd(found.other_nano_usd), format_usd(difference))
+        return print_table("", ("calls>", "cost>", f"at {found.model}>", "difference>"), [row])
+
+    run(command, data)
+
+
+@spend_app.command("reconcile")
+def spend_reconcile(
+    file: Annotated[Path, typer.Argument(help="CSV or JSON lines with model, since, until, amount_usd.")],
+    provider: Annotated[str, typer.Option(help="Whose invoice it is, as in provider/model.")],
+    invoice_id: Annotated[str, typer.Option("--id", help="Its number; imported once.")],
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Compare a provider's invoice with the ledger, and post the differences. Exit code 1 if there are any.
+
+    An empty model stands for all of the provider's.
+
+    Example: synod spend reconcile nov.csv --provider openai --id 4711
+    """
+    lines = [_invoice_line(number, row) for number, row in enumerate(_rows(file), 1)]
+    request = pb.ImportInvoiceRequest(invoice_id=invoice_id, provider=provider, lines=lines)
+
+    async def command(synod: Synod) -> int:
+        found = await synod.import_invoice(request)
+        if as_json:
+            print_json(as_dict(found))
+        else:
+            title = f"Difference {format_usd(found.difference_nano_usd)}"
+            print_table(
+                title, ("model", "invoiced>", "ledger>", "difference>"), [_line_row(line) for line in found.lines]
+            )
+        return Exit.NOT_TRUE if any(line.difference_nano_usd for line in found.lines) else Exit.DONE
+
+    run(command, data)
+
+
+def _line_row(line: pb.Reconciliation.Line) -> tuple[object, ...]:
+    amounts = (line.invoiced.amount_nano_usd, line.ledger_nano_usd, line.difference_nano_usd)
+    return (line.invoiced.model or "all", *map(format_usd, amounts))
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from error
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{file} is not UTF-8 text", param_hint="FILE") from error
+    if text.lstrip().startswith("{"):
+        return [_json_row(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _json_row(file: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"{file}, line {number}: {error.msg}", param_hint="FILE") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file}, line {number}: is not an object", param_hint="FILE")
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def _invoice_line(number: int, row: dict[str, str]) -> pb.InvoiceLine:
+    for name in ("since", "until", "amount_usd"):
+        if not row.get(name):
+            raise typer.BadParameter(
+                f"row {number} has no {name}; rows have model, since, until, amount_usd", param_hint="FILE"
+            )
+    hint = f"FILE, row {number}"
+    return pb.InvoiceLine(
+        model=row.get("model") or "",
+        since=moment(row["since"], f"{hint}, since"),
+        until=moment(row["until"], f"{hint}, until"),
+        amount_nano_usd=nano_usd(row["amount_usd"], f"{hint}, amount_usd"),
+    )

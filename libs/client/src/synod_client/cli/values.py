@@ -1,0 +1,73 @@
+"""Values on the command line: amounts, moments, lengths of time, terms. Whatever cannot be read is a usage error."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+from synod.common.money import parse_usd
+
+_UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
+_LENGTH: Final = re.compile(r"(\d{1,6})([mhd])")
+_MOMENT_HELP: Final = "a day (2026-11-01), a moment (2026-11-01T08:00Z), or a time ago (90m, 24h, 7d)"
+
+Since = Annotated[str, typer.Option("--since", help=f"Only from then on: {_MOMENT_HELP}.")]
+Until = Annotated[str, typer.Option("--until", help="Only before then, written like --since.")]
+
+
+def nano_usd(text: str, hint: str) -> int:
+    try:
+        return parse_usd(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=hint) from error
+
+
+def whole_number(text: str, hint: str) -> int:
+    if not text.isdigit():
+        raise typer.BadParameter(f"'{text}' is not a whole number, such as 1000", param_hint=hint)
+    return int(text)
+
+
+def length(text: str, hint: str) -> timedelta:
+    """``"90m"``, ``"24h"``, ``"7d"``."""
+    if (found := _LENGTH.fullmatch(text)) is None:
+        raise typer.BadParameter(f"'{text}' is not a length of time, such as 90m, 24h or 7d", param_hint=hint)
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def moment(text: str, hint: str) -> Timestamp | None:
+    """A moment in UTC unless it says otherwise; None for nothing."""
+    if not text:
+        return None
+    if _LENGTH.fullmatch(text):
+        return stamp(datetime.now(UTC) - length(text, hint))
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not {_MOMENT_HELP}", param_hint=hint) from None
+    return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
+
+
+def stamp(at: datetime) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(at)
+    return found
+
+
+def provider_and_model(text: str, hint: str) -> tuple[str, str]:
+    provider, found, name = text.partition("/")
+    if not (found and provider and name):
+        raise typer.BadParameter(f"'{text}' is not provider/model, such as ollama/qwen3", param_hint=hint)
+    return provider, name
+
+
+def terms(texts: list[str] | None, hint: str) -> dict[str, str]:
+    """``["processing=batch"]`` as a mapping."""
+    found = {}
+    for text in texts or []:
+        name, is_pair, value = text.partition("=")
+        if not (is_pair and name and value):
+            raise typer.BadParameter(f"'{text}' is not NAME=VALUE, such as processing=batch", param_hint=hint)
+        found[name] = value
+    return found

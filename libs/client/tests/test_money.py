@@ -1,0 +1,288 @@
+"""synod spend, budget and prices: what is asked of the ledger, and what is shown and written."""
+
+import csv
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
+from synod_client.cli import app
+from synod_client.cli.exports import decimal_usd, focus_row
+from synod_client.cli.output import Exit
+from synod_client.testing import FakeSystem
+from typer.testing import CliRunner
+
+Command = Callable[..., Any]
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def synod(fakes: FakeSystem, tmp_path: Path) -> Command:
+    """Runs `synod ...` in this process."""
+    fakes.write(tmp_path / "data")
+
+    def invoke(*arguments: str) -> Any:
+        environment = {"SYNOD_DATA": str(tmp_path / "data"), "COLUMNS": "200", "SYNOD_API_KEY": None}
+        return CliRunner().invoke(app, list(arguments), env=environment)
+
+    return invoke
+
+
+def at(moment: datetime) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(moment)
+    return found
+
+
+def charge(**more: Any) -> pb.ExportedCharge:
+    owner = pb.Attribution(tenant_id="acme", agent="writer", project_id="p1", model="openai/gpt-5.5")
+    given: dict[str, Any] = {"id": "r1", "kind": "reservation", "attribution": owner, "incurred_at": at(NOON)}
+    return pb.ExportedCharge(**(given | {"cost_nano_usd": 1_500, "input_tokens": 10, "output_tokens": 5} | more))
+
+
+class TestBudgets:
+    def test_a_quota_for_each_conversation_in_a_rolling_window(self, synod: Command, fakes: FakeSystem) -> None:
+        set_ = pb.Budget(
+            budget_id="talk",
+            unit="tokens",
+            limit=5_000,
+            available=5_000,
+            window="rolling",
+            rolling=Duration(seconds=3_600),
+            per="conversation_id",
+            time_zone="UTC",
+        )
+        fakes.answer("cost-ledger", "SetBudget", set_)
+        words = [
+            "--unit",
+            "tokens",
+            "--window",
+            "rolling",
+            "--rolling",
+            "1h",
+            "--per",
+            "conversation_id",
+            "--tool",
+            "sql",
+        ]
+        shown = synod("budget", "set", "talk", "5000", *words)
+        assert shown.exit_code == Exit.DONE, shown.stderr
+        assert "last 1:00:00" in shown.stdout
+        assert "5,000 tokens" in shown.stdout
+        assert "each conversation_id" in shown.stdout
+        (asked,) = fakes.requests("SetBudget")
+        assert (asked.unit, asked.limit_quantity, asked.limit_nano_usd, asked.scope.tool) == ("tokens", 5_000, 0, "sql")
+        assert (asked.rolling.seconds, asked.per) == (3_600, "conversation_id")
+
+    def test_a_window_by_the_clock_of_a_place(self, synod: Command, fakes: FakeSystem) -> None:
+        shown = pb.Budget(budget_id="daily", window="day", time_zone="Europe/Berlin", limit=5 * 10**9)
+        fakes.answer("cost-ledger", "SetBudget", shown)
+        assert (
+            "day Europe/Berlin"
+            in synod("budget", "set", "daily", "5", "--window", "day", "--zone", "Europe/Berlin").stdout
+        )
+        (asked,) = fakes.requests("SetBudget")
+        assert (asked.time_zone, asked.unit, asked.limit_nano_usd) == ("Europe/Berlin", "nano_usd", 5 * 10**9)
+
+    def test_one_share_is_shown(self, synod: Command, fakes: FakeSystem) -> None:
+        fakes.answer("cost-ledger", "GetBudget", pb.Budget(budget_id="talk", per="user_id", share="usr_1", posted=7))
+        assert "each user_id (usr_1)" in synod("budget", "show", "talk", "--share", "usr_1").stdout
+        assert fakes.requests("GetBudget")[0].share == "usr_1"
+
+    def test_a_forecast_says_when_the_budget_runs_out_and_by_which_method(
+        self, synod: Command, fakes: FakeSystem
+    ) -> None:
+        made = pb.BudgetForecast(
+            budget=pb.Budget(budget_id="daily", limit=5 * 10**9, posted=10**9),
+            burn_per_hour=5 * 10**8,
+            exhausted_p50=at(NOON),
+            trend_percent=-20,
+            method="EWMA",
+            history_hours=30,
+        )
+        fakes.answer("cost-ledger", "ForecastBudget", made)
+        shown = synod("budget", "forecast", "daily").stdout
+        for words in (
+            "$1.00 of $5.00",
+            "$0.50",
+            "-20 %",
+            "2026-11-21 12:00:00Z",
+            "not in its window",
+            "never",
+            "30 hours; EWMA",
+        ):
+            assert words in shown
+
+
+class TestSpend:
+    def test_spend_is_limited_in_time(self, synod: Command, fakes: FakeSystem) -> None:
+        fakes.answer("cost-ledger", "QuerySpend", pb.QuerySpendResponse())
+        synod("spend", "--by", "day", "--since", "2026-11-01", "--until", "2026-11-21T12:00:00+01:00")
+        (asked,) = fakes.requests("QuerySpend")
+        assert getattr(asked, "from").ToDatetime(UTC) == datetime(2026, 11, 1, tzinfo=UTC)
+        assert asked.until.ToDatetime(UTC) == datetime(2026, 11, 21, 11, tzinfo=UTC)
+
+    def test_models_are_compared(self, synod: Command, fakes: FakeSystem) -> None:
+        row = pb.ModelComparison(
+            model="openai/gpt-5.5", calls=3, cost_nano_usd=3_000, errors_of_10000=125, latency_p95_ms=900
+        )
+        fakes.answer("cost-ledger", "CompareModels", pb.CompareModelsResponse(models=[row]))
+        shown = synod("spend", "models").stdout
+        assert "1.25 %" in shown
+        assert "900" in shown
+
+    def test_the_same_usage_is_priced_at_another_model(self, synod: Command, fakes: FakeSystem) -> None:
+        found = pb.PriceUsageAtResponse(
+            model="openai/gpt-5.5", calls=2, actual_nano_usd=3 * 10**9, other_nano_usd=10**9
+        )
+        fakes.answer("cost-ledger", "PriceUsageAt", found)
+        assert "-$2.00" in synod("spend", "at", "openai/gpt-5.5", "--term", "processing=batch").stdout
+        assert dict(fakes.requests("PriceUsageAt")[0].price_context) == {"processing": "batch"}
+
+
+class TestExport:
+    def export(self, synod: Command, fakes: FakeSystem, form: str, *charges: pb.ExportedCharge) -> str:
+        pages = [pb.ExportSpendResponse(charges=[each]) for each in charges]
+        fakes.answer("cost-ledger", "ExportSpend", pages)
+        done = synod("spend", "export", "--format", form)
+        assert done.exit_code == Exit.DONE, done.stderr
+        assert f"{len(charges)} costs" in done.stderr
+        return str(done.stdout)
+
+    def test_csv_has_a_row_for_each_cost_with_exact_amounts(self, synod: Command, fakes: FakeSystem) -> None:
+        first, second = csv.DictReader(
+            self.export(synod, fakes, "csv", charge(), charge(id="r2", cost_nano_usd=1)).splitlines()
+        )
+        assert (first["cost_usd"], first["agent"], first["incurred_at"]) == (
+            "0.0000015",
+            "writer",
+            "2026-11-21T12:00:00Z",
+        )
+        assert (second["id"], second["cost_usd"]) == ("r2", "0.000000001")
+
+    def test_names_that_a_spreadsheet_would_calculate_are_quoted(self, synod: Command, fakes: FakeSystem) -> None:
+        evil = pb.Attribution(agent='=HYPERLINK("http://x")', user_id="@me")
+        (row,) = csv.DictReader(
+            self.export(synod, fakes, "csv", charge(attribution=evil, cost_nano_usd=-5)).splitlines()
+        )
+        assert (row["agent"], row["user_id"]) == ('\'=HYPERLINK("http://x")', "'@me")
+        assert row["cost_usd"] == "-0.000000005"
+
+    def test_focus_has_its_columns_and_the_rest_as_tags(self, synod: Command, fakes: FakeSystem) -> None:
+        (row,) = csv.DictReader(self.export(synod, fakes, "focus", charge(revision=1)).splitlines())
+        assert (row["BilledCost"], row["BillingCurrency"], row["ProviderName"]) == ("0.0000015", "USD", "openai")
+        assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+        assert (row["ChargeClass"], row["ConsumedQuantity"], row["SubAccountId"]) == ("Correction", "15", "p1")
+        assert json.loads(row["Tags"]) == {"agent": "writer", "model": "openai/gpt-5.5", "project_id": "p1"}
+
+    def test_a_billing_period_ends_with_its_month_at_the_end_of_a_year(self) -> None:
+        december = charge(incurred_at=at(datetime(2026, 12, 31, 23, 59, tzinfo=UTC)))
+        assert focus_row(december)["BillingPeriodEnd"] == "2027-01-01T00:00:00Z"
+
+    def test_json_is_one_object_a_line(self, synod: Command, fakes: FakeSystem) -> None:
+        lines = self.export(synod, fakes, "json", charge(), charge(id="r2")).splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["r1", "r2"]
+
+    def test_a_file_is_written(self, synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
+        fakes.answer("cost-ledger", "ExportSpend", [pb.ExportSpendResponse(charges=[charge()])])
+        synod("spend", "export", "--file", str(tmp_path / "out.csv"))
+        assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+    @pytest.mark.parametrize(
+        ("nano", "text"), [(0, "0"), (1, "0.000000001"), (10**9, "1"), (-1_500_000_000, "-1.5"), (10 * 10**9, "10")]
+    )
+    def test_an_amount_is_an_exact_decimal(self, nano: int, text: str) -> None:
+        assert decimal_usd(nano) == text
+
+
+class TestInvoices:
+    ANSWER = pb.Reconciliation(
+        lines=[pb.Reconciliation.Line(ledger_nano_usd=10**9, difference_nano_usd=10**8)], difference_nano_usd=10**8
+    )
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "model,since,until,amount_usd\nopenai/gpt-5.5,2026-10-01,2026-11-01,1.10\n",
+            '{"model": "openai/gpt-5.5", "since": "2026-10-01", "until": "2026-11-01", "amount_usd": "1.10"}\n',
+        ],
+    )
+    def test_an_invoice_is_read_from_csv_and_json_lines(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path, text: str
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", self.ANSWER)
+        (tmp_path / "invoice").write_text(text)
+        done = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "openai", "--id", "4711")
+        assert done.exit_code == Exit.NOT_TRUE
+        assert "Difference $0.10" in done.stdout
+        (asked,) = fakes.requests("ImportInvoice")
+        (line,) = asked.lines
+        assert (line.model, line.amount_nano_usd, asked.invoice_id) == ("openai/gpt-5.5", 1_100_000_000, "4711")
+        assert line.until.ToDatetime(UTC) == datetime(2026, 11, 1, tzinfo=UTC)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("model,since,until\nx/y,2026-10-01,2026-11-01\n", "row 1 has no amount_usd"),
+            ("since,until,amount_usd\nOctober,2026-11-01,1\n", "'October' is not a day"),
+            ("since,until,amount_usd\n2026-10-01,2026-11-01,1 EUR\n", "'1 EUR' is not an amount"),
+            ('{"since": \n', "line 1"),
+        ],
+    )
+    def test_a_wrong_row_is_named(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path, text: str, words: str
+    ) -> None:
+        (tmp_path / "invoice").write_text(text)
+        refused = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "openai", "--id", "4711")
+        assert refused.exit_code == Exit.USAGE
+        assert words in " ".join(refused.stderr.replace("│", " ").split())
+
+
+class TestPrices:
+    def test_prices_are_listed_over_all_pages_by_name(self, synod: Command, fakes: FakeSystem) -> None:
+        pages = [
+            pb.ListPricesResponse(
+                prices=[pb.Price(provider="openai", model="gpt-5.5", input_pico_usd=5_000_000)], next_page_token="2"
+            ),
+            pb.ListPricesResponse(prices=[pb.Price(provider="openai", model="tts-1")]),
+        ]
+        fakes.answer("cost-ledger", "ListPrices", lambda request: pages[bool(request.page_token)])
+        shown = synod("prices", "list", "--match", "gpt").stdout
+        assert "openai/gpt-5.5" in shown
+        assert "$5.00" in shown
+        assert "tts-1" not in shown
+
+    def test_costs_are_rerated_only_with_a_reason(self, synod: Command, fakes: FakeSystem) -> None:
+        tried = pb.RerateChargesResponse(charges=9, changed=2, difference_nano_usd=10**9, dry_run=True)
+        done = pb.RerateChargesResponse(charges=9, changed=2, difference_nano_usd=10**9)
+        fakes.answer("cost-ledger", "RerateCharges", tried, done)
+        assert "2 of 9 costs would change" in synod("prices", "rerate", "--unpriced").stdout
+        assert "2 of 9 costs changed: $1.00" in synod("prices", "rerate", "--reason", "was missing").stdout
+        first, second = fakes.requests("RerateCharges")
+        assert (first.dry_run, first.unpriced_only, second.dry_run, second.reason) == (True, True, False, "was missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["spend", "--since", "yesterday"], "'yesterday' is not a day (2026-11-01)"),
+        (["spend", "at", "gpt-5.5"], "'gpt-5.5' is not provider/model"),
+        (["spend", "at", "openai/gpt-5.5", "--term", "batch"], "'batch' is not NAME=VALUE"),
+        (["budget", "set", "a", "5", "--rolling", "1h"], "--window rolling and --rolling LENGTH belong together"),
+        (["budget", "set", "a", "5", "--window", "rolling", "--rolling", "1 week"], "'1 week' is not a length of time"),
+        (["budget", "set", "a", "0.5", "--unit", "tokens"], "'0.5' is not a whole number"),
+        (["prices", "set", "qwen3", "1", "1"], "'qwen3' is not provider/model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_names_the_value_and_what_is_right(
+    synod: Command, fakes: FakeSystem, arguments: list[str], words: str
+) -> None:
+    refused = synod(*arguments)
+    assert refused.exit_code == Exit.USAGE
+    assert words in " ".join(refused.stderr.replace("│", " ").split())

@@ -1,0 +1,77 @@
+"""Alerts: a budget reached a share of its limit, told once for each window, share, threshold and kind.
+
+In a rolling window, which never ends, once for each stretch as long as the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from synod.common.event import Event
+from synod.cost_ledger.events import BudgetCommitmentReached, BudgetThresholdReached, Hold
+
+from cost_ledger.book import Amounts, Book, Budget
+from cost_ledger.windows import counted
+
+THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
+
+
+def reached(book: Book, holds: Iterable[Hold]) -> tuple[Event, ...]:
+    """The thresholds that what is posted in `book` has reached and nobody told."""
+    return tuple(event for hold in holds for event in _posted(book, hold))
+
+
+def committed(book: Book, holds: Iterable[Hold], amounts: Amounts) -> tuple[Event, ...]:
+    """The thresholds that posted and held reach together when `amounts` are held on top of `book`."""
+    return tuple(event for hold in holds for event in _committed(book, hold, amounts))
+
+
+def _posted(book: Book, hold: Hold) -> Iterator[Event]:
+    budget, posted = book.budget(hold.budget_id), book.posted(hold)
+    for percent in _new(book, budget, hold, posted, "posted"):
+        money = budget.unit == "nano_usd"
+        amounts = (posted, book.pending(hold), budget.limit)
+        nano, quantity = (amounts, (0, 0, 0)) if money else ((0, 0, 0), amounts)
+        yield BudgetThresholdReached(
+            budget_id=hold.budget_id,
+            window_start=hold.window_start,
+            share=hold.share,
+            threshold_percent=percent,
+            posted_nano_usd=nano[0],
+            pending_nano_usd=nano[1],
+            limit_nano_usd=nano[2],
+            unit=budget.unit,
+            posted_quantity=quantity[0],
+            pending_quantity=quantity[1],
+            limit_quantity=quantity[2],
+        )
+
+
+def _committed(book: Book, hold: Hold, amounts: Amounts) -> Iterator[Event]:
+    budget, posted = book.budget(hold.budget_id), book.posted(hold)
+    pending = book.pending(hold) + amounts.of(budget.unit)
+    for percent in _new(book, budget, hold, posted + pending, "committed"):
+        yield BudgetCommitmentReached(
+            budget_id=hold.budget_id,
+            window_start=hold.window_start,
+            share=hold.share,
+            threshold_percent=percent,
+            unit=budget.unit,
+            posted=posted,
+            pending=pending,
+            limit=budget.limit,
+        )
+
+
+def _new(book: Book, budget: Budget, hold: Hold, amount: int, basis: str) -> Iterator[int]:
+    if amount <= 0:
+        return
+    for percent in THRESHOLDS_PERCENT:
+        if amount * 100 >= budget.limit * percent and not _told(book, budget, hold, percent, basis):
+            yield percent
+
+
+def _told(book: Book, budget: Budget, hold: Hold, percent: int, basis: str) -> bool:
+    names = counted(budget.window, hold.window_start, budget.rolling_s)
+    return any((budget.budget_id, name, hold.share, percent, basis) in book.reached for name in names)

@@ -1,0 +1,210 @@
+"""The book of a tenant: budgets, own prices, reservations, and the balance of every account. Immutable values.
+
+The balances are nothing but the sum of all postings, so admission and audit count by the same figures. Amounts of money
+are nano-USD.
+
+Accounts, each per budget, window and share: `spent` is posted, `pending` is held, `suspense` is held without a known
+outcome, `budget` is the other side of all three. What was spent also stands in `expense` (by model or tool) against
+`payable`. A budget counts in one unit: money, or a quota's; so does every account of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Final, Literal
+
+from rpds import HashTrieMap, HashTrieSet
+from synod.common.values import Attribution
+from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
+
+from cost_ledger.errors import BudgetNotFound
+from cost_ledger.rates import RateCard
+from cost_ledger.recent import Recent
+from cost_ledger.windows import counted, window_start
+
+CLOSED_MAX: Final = 10_000
+"""Settled and released reservations that a book remembers. The view has the older ones; the log refuses their ids."""
+CHARGES_MAX: Final = 10_000
+"""Charges that a book remembers by id; the log refuses the ids of older ones."""
+
+SCOPE_FIELDS: Final = (
+    "run_id",
+    "root_run_id",
+    "conversation_id",
+    "user_id",
+    "agent",
+    "tool",
+    "model",
+    "project_id",
+)
+"""What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
+
+WHOLE_TENANT: Final = ("", "")
+
+State = Literal["held", "settled", "released", "suspense"]
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What a cost comes to: money, and the units that quotas limit."""
+
+    nano: int
+    quantities: tuple[Quantity, ...] = ()
+
+    def of(self, unit: Unit) -> int:
+        if unit == "nano_usd":
+            return self.nano
+        return sum(each.quantity for each in self.quantities if each.unit == unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit, in `unit`, on every cost whose attribution matches all set fields of `scope`.
+
+    With `per` each value of that attribution has the whole limit for itself.
+    """
+
+    budget_id: str
+    scope: Attribution
+    limit: int
+    hard: bool
+    window: Window
+    time_zone: str = "UTC"
+    rolling_s: int = 0
+    per: str = ""
+    unit: Unit = "nano_usd"
+
+    def matches(self, attribution: Attribution) -> bool:
+        if self.per and not getattr(attribution, self.per):
+            return False
+        return all(
+            getattr(attribution, name) == wanted for name in SCOPE_FIELDS if (wanted := getattr(self.scope, name))
+        )
+
+    def hold_at(self, at: datetime, attribution: Attribution) -> Hold:
+        """The window and share that a cost of `attribution` at that time counts against."""
+        return self.share_at(at, getattr(attribution, self.per) if self.per else "")
+
+    def share_at(self, at: datetime, share: str) -> Hold:
+        start = window_start(self.window, at, self.time_zone, self.rolling_s)
+        return Hold(budget_id=self.budget_id, window_start=start, share=share)
+
+    def accounts(self, kind: str, hold: Hold) -> tuple[str, ...]:
+        """The accounts of a kind that count together with the hold's: one, or for a rolling window those of its slices."""
+        if self.window != "rolling":
+            return (account(kind, hold),)
+        return _rolling_accounts(kind, self.rolling_s, self.budget_id, hold.window_start, hold.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A hold from its admission to its outcome, with the rates that were pinned when it was admitted."""
+
+    reservation_id: str
+    request_sha256: str
+    attribution: Attribution
+    model: str
+    reserved: int
+    price_version: str
+    price_source: PriceSource
+    rates: RateCard
+    holds: tuple[Hold, ...]
+    reserved_at: datetime
+    expires_at: datetime
+    state: State = "held"
+    settled: int = 0
+    overrun: int = 0
+    # What is held, or was used once it is settled, of what quotas limit.
+    quantities: tuple[Quantity, ...] = ()
+    price_context: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("held", "suspense")
+
+    @property
+    def holding(self) -> Amounts:
+        """What it takes from the budgets now, before anything is posted."""
+        return Amounts(self.reserved, self.quantities) if self.is_open else Amounts(0)
+
+    @property
+    def held_in(self) -> str:
+        """The kind of account that it is held in."""
+        return "suspense" if self.state == "suspense" else "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The newest forecast of a window: which one it was, and whether the budget runs out in it."""
+
+    revision: int = 0
+    runs_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """All that admission needs to know of a tenant. The collections are persistent: a change shares the rest."""
+
+    budgets: HashTrieMap[str, Budget] = field(default_factory=HashTrieMap)
+    by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = field(default_factory=HashTrieMap)
+    prices: HashTrieMap[str, RateCard] = field(default_factory=HashTrieMap)
+    open: HashTrieMap[str, Reservation] = field(default_factory=HashTrieMap)
+    closed: Recent[Reservation] = field(default_factory=lambda: Recent(CLOSED_MAX))
+    charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
+    balances: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
+    reached: HashTrieSet[tuple[str, str, str, int, str]] = field(default_factory=HashTrieSet)
+    """Alerts told: budget, window, share, per cent, and whether of what is posted or committed."""
+    forecasts: HashTrieMap[tuple[str, str], Told] = field(default_factory=HashTrieMap)
+    """What was told last of a budget's window."""
+    invoices: HashTrieMap[str, str] = field(default_factory=HashTrieMap)
+    """The digests of imported invoices by their ids."""
+
+    def reservation(self, reservation_id: str) -> Reservation | None:
+        return self.open.get(reservation_id) or self.closed.get(reservation_id)
+
+    def budget(self, budget_id: str) -> Budget:
+        """Raises BudgetNotFound."""
+        if (budget := self.budgets.get(budget_id)) is None:
+            raise BudgetNotFound(budget_id)
+        return budget
+
+    def posted(self, hold: Hold) -> int:
+        return self._sum("spent", hold)
+
+    def pending(self, hold: Hold) -> int:
+        """Held for reservations, those in suspense included."""
+        return self._sum("pending", hold) + self._sum("suspense", hold)
+
+    def available(self, hold: Hold) -> int:
+        """What a new reservation may take; negative after an overrun or a lowered limit."""
+        return self.budget(hold.budget_id).limit - self.posted(hold) - self.pending(hold)
+
+    def _sum(self, kind: str, hold: Hold) -> int:
+        accounts = self.budget(hold.budget_id).accounts(kind, hold)
+        return sum(self.balances.get(name, 0) for name in accounts)
+
+    def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
+        """The budgets that a cost counts against, by id."""
+        keys = [WHOLE_TENANT, *((name, value) for name in SCOPE_FIELDS if (value := getattr(attribution, name)))]
+        ids = sorted(budget_id for key in keys for budget_id in self.by_scope.get(key, ()))
+        return tuple(budget for budget_id in ids if (budget := self.budgets[budget_id]).matches(attribution))
+
+
+EMPTY: Final = Book()
+
+
+def account(kind: str, hold: Hold) -> str:
+    return account_name(kind, hold.budget_id, hold.window_start, hold.share)
+
+
+def account_name(kind: str, budget_id: str, window: str, share: str) -> str:
+    # No budget's id has a bar, so a share cannot be taken for a part of something else.
+    return f"{kind}:{budget_id}:{window}|{share}" if share else f"{kind}:{budget_id}:{window}"
+
+
+@lru_cache(maxsize=4_096)
+def _rolling_accounts(kind: str, rolling_s: int, budget_id: str, window: str, share: str) -> tuple[str, ...]:
+    # Every admission asks for them, and they are the same for as long as a slice lasts.
+    return tuple(account_name(kind, budget_id, name, share) for name in counted("rolling", window, rolling_s))

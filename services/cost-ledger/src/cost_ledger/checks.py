@@ -1,0 +1,164 @@
+"""What a caller may ask for: every field within its limits. Each check raises RequestInvalid with the field's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final, get_args
+from zoneinfo import ZoneInfoNotFoundError
+
+from synod.common.values import Attribution, UsageLine
+from synod.cost_ledger.events import Quantity, Unit, UnitRate
+
+from cost_ledger.book import SCOPE_FIELDS
+from cost_ledger.commands import SetBudget, SetPrice
+from cost_ledger.errors import RequestInvalid
+from cost_ledger.terms import Terms
+from cost_ledger.windows import ROLLING_MAX, ROLLING_MIN, zone
+
+TTL_MAX: Final = timedelta(hours=24)
+AMOUNT_NANO_MAX: Final = 10**18
+"""One thousand million US dollars: whatever is above is a mistake, and sums of such amounts still fit into int64."""
+QUANTITY_MAX: Final = 10**15
+TOKENS_MAX: Final = 10**12
+RATE_PICO_MAX: Final = 10**12
+"""One US dollar per token."""
+RATES_MAX: Final = 64
+TEXT_CHARS_MAX: Final = 256
+USAGE_LINES_MAX: Final = 64
+TERMS_MAX: Final = 8
+
+_BUDGET_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,63}")
+_TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
+
+
+def check_model(model: str, upper_bound: int) -> None:
+    check_text("model", model)
+    if not model and not upper_bound:
+        raise RequestInvalid("model", "", "give a model with token bounds, or upper_bound_nano_usd")
+    if model:
+        check_model_name("model", model)
+
+
+def check_model_name(field: str, model: str) -> None:
+    check_name(field, model)
+    if "/" not in model:
+        raise RequestInvalid(field, model, "must be written provider/model, such as openai/gpt-5.5")
+
+
+def check_ttl(ttl: timedelta | None) -> None:
+    if ttl is not None and not timedelta(0) < ttl <= TTL_MAX:
+        raise RequestInvalid("ttl", str(ttl), "must be above 0 and at most 24 hours")
+
+
+def check_usage(usage: tuple[UsageLine, ...]) -> None:
+    if len(usage) > USAGE_LINES_MAX:
+        raise RequestInvalid("usage", len(usage), f"has at most {USAGE_LINES_MAX} lines")
+    for line in usage:
+        check_range("usage.quantity", line.quantity, TOKENS_MAX)
+        check_text("usage.unit", line.unit)
+        check_text("usage.ttl", line.ttl)
+
+
+def check_quantities(quantities: Iterable[Quantity]) -> None:
+    """Each unit once; money has a field of its own."""
+    seen = set()
+    for each in quantities:
+        if each.unit == "nano_usd" or each.unit in seen:
+            raise RequestInvalid("quantities.unit", each.unit, "is a quota's unit, each at most once")
+        seen.add(each.unit)
+        check_range("quantities.quantity", each.quantity, QUANTITY_MAX)
+
+
+def check_terms(terms: Terms) -> None:
+    if len(terms) > TERMS_MAX:
+        raise RequestInvalid("price_context", len(terms), f"has at most {TERMS_MAX} entries")
+    for name, value in terms:
+        if not (_TERM.fullmatch(name) and _TERM.fullmatch(value)):
+            raise RequestInvalid("price_context", f"{name}={value}", "is made of A-Z a-z 0-9 . _ / -, such as batch")
+
+
+def check_budget(command: SetBudget) -> None:
+    if not _BUDGET_ID.fullmatch(command.budget_id):
+        problem = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / @ -, the first a letter or digit"
+        raise RequestInvalid("budget_id", command.budget_id, problem)
+    check_attribution("scope", command.scope)
+    if command.unit == "nano_usd":
+        check_amount("limit_nano_usd", command.limit)
+    else:
+        check_range("limit_quantity", command.limit, QUANTITY_MAX)
+    if command.per and command.per not in SCOPE_FIELDS:
+        raise RequestInvalid("per", command.per, f"must be empty or one of {', '.join(SCOPE_FIELDS)}")
+    _check_window(command)
+
+
+def _check_window(command: SetBudget) -> None:
+    try:
+        zone(command.time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        problem = "is no time zone; give an IANA name such as Europe/Berlin, or UTC"
+        raise RequestInvalid("time_zone", command.time_zone, problem) from None
+    rolling = timedelta(seconds=command.rolling_s)
+    if command.window != "rolling":
+        if rolling:
+            raise RequestInvalid("rolling", str(rolling), f"belongs to the window rolling, not {command.window}")
+    elif not ROLLING_MIN <= rolling <= ROLLING_MAX:
+        raise RequestInvalid("rolling", str(rolling), "must be from 1 minute to 366 days")
+
+
+def check_price(price: SetPrice) -> None:
+    check_name("provider", price.provider)
+    check_name("model", price.model)
+    check_range("input_pico_usd", price.input_pico, RATE_PICO_MAX)
+    check_range("output_pico_usd", price.output_pico, RATE_PICO_MAX)
+    check_range("cache_read_pico_usd", price.cache_read_pico, RATE_PICO_MAX)
+    check_range("cache_write_pico_usd", price.cache_write_pico, RATE_PICO_MAX)
+    if len(price.more) > RATES_MAX:
+        raise RequestInvalid("rates", len(price.more), f"has at most {RATES_MAX} entries")
+    for rate in price.more:
+        _check_rate(rate)
+
+
+def _check_rate(rate: UnitRate) -> None:
+    check_name("rates.unit", rate.unit)
+    if not 1 <= rate.per <= QUANTITY_MAX:
+        raise RequestInvalid("rates.per", rate.per, f"must be from 1 to {QUANTITY_MAX}")
+    # A unit that is not a token, such as an hour of audio, may cost more than a token.
+    check_range("rates.pico_usd", rate.pico_usd, AMOUNT_NANO_MAX)
+    check_range("rates.above_input_tokens", rate.above_input_tokens, TOKENS_MAX)
+
+
+def check_unit(field: str, unit: str) -> None:
+    if unit not in get_args(Unit):
+        raise RequestInvalid(field, unit, f"must be one of {', '.join(get_args(Unit))}")
+
+
+def check_attribution(field: str, attribution: Attribution) -> None:
+    for name in SCOPE_FIELDS:
+        check_text(f"{field}.{name}", getattr(attribution, name))
+
+
+def check_period(since: datetime | None, until: datetime | None) -> None:
+    if since is not None and until is not None and since >= until:
+        raise RequestInvalid("until", until.isoformat(), f"must be after since, {since.isoformat()}")
+
+
+def check_name(field: str, value: str) -> None:
+    if not value:
+        raise RequestInvalid(field, value, "must not be empty")
+    check_text(field, value)
+
+
+def check_text(field: str, value: str) -> None:
+    if len(value) > TEXT_CHARS_MAX:
+        raise RequestInvalid(field, value[:32], f"has {len(value)} characters, at most {TEXT_CHARS_MAX} are allowed")
+
+
+def check_amount(field: str, value: int) -> None:
+    check_range(field, value, AMOUNT_NANO_MAX)
+
+
+def check_range(field: str, value: int, maximum: int) -> None:
+    if not 0 <= value <= maximum:
+        raise RequestInvalid(field, value, f"must be from 0 to {maximum}")

@@ -1,0 +1,215 @@
+"""What the book may be asked to do. Values only; whatever time or price a decision needs comes with the command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from synod.common.values import Attribution, UsageLine
+from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
+
+from cost_ledger.rates import RateCard
+
+OVERRIDE: Final = "override"
+"""Source and version of a price that the tenant set: it is in the log, not in a price book."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`."""
+
+    rates: RateCard
+    version: str
+    source: PriceSource
+    near: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetBudget:
+    budget_id: str
+    scope: Attribution
+    limit: int
+    hard: bool
+    window: Window
+    at: datetime
+    time_zone: str = "UTC"
+    rolling_s: int = 0
+    per: str = ""
+    unit: Unit = "nano_usd"
+
+
+@dataclass(frozen=True, slots=True)
+class SetPrice:
+    """Pico-USD per token."""
+
+    provider: str
+    model: str
+    input_pico: int
+    output_pico: int
+    cache_read_pico: int
+    cache_write_pico: int
+    more: RateCard = ()
+    """Of other units, and of context tiers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """At most so many tokens of `model`, priced by `book_price` unless the tenant has its own; or at most `fixed`.
+
+    Without a model only a fixed amount can be held, and only an amount can settle it.
+    """
+
+    reservation_id: str
+    request_sha256: str
+    attribution: Attribution
+    model: str
+    input_tokens_max: int
+    output_tokens_max: int
+    fixed: int | None
+    book_price: Price
+    at: datetime
+    expires_at: datetime
+    quantities: tuple[Quantity, ...] = ()
+    """Upper bounds of what quotas limit; tokens and the call itself are added."""
+    price_context: str = ""
+    modalities: frozenset[str] = frozenset()
+    """What it may contain besides text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Let a hold live until `expires_at`, if it would not anyway."""
+
+    reservation_id: str
+    at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unreserved:
+    """What is needed to record a use that this book never admitted."""
+
+    attribution: Attribution
+    model: str
+    book_price: Price
+    used_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What was used: `usage`, or `amount` if it is not None. With `unreserved` it is recorded even without a hold."""
+
+    reservation_id: str
+    usage: tuple[UsageLine, ...]
+    amount: int | None
+    usage_source: str
+    at: datetime
+    source_position: int = 0
+    unreserved: Unreserved | None = None
+    quantities: tuple[Quantity, ...] = ()
+    """What was used of what quotas limit; a unit that neither they nor the usage tell is taken as reserved."""
+    billed: Price | None = None
+    """The rates of the terms that were billed, where those differ from the reserved ones; not for a tenant's own price."""
+    price_context: str | None = None
+    """The terms that were billed; None if as reserved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    reservation_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Move a hold whose time is over to suspense."""
+
+    reservation_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A cost without a reservation, or what settles the reservation of the same id. `charge_id` is its idempotency key."""
+
+    charge_id: str
+    attribution: Attribution
+    amount: int
+    incurred_at: datetime
+    source_position: int
+    quantities: tuple[Quantity, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rerate:
+    """Price a settled cost anew. `revision` counts its corrections; of two with the same one the log takes the first."""
+
+    reservation_id: str
+    revision: int
+    attribution: Attribution
+    model: str
+    before: int
+    after_pico: int
+    price: Price
+    holds: tuple[Hold, ...]
+    incurred_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceLine:
+    """What a provider wants for a time, half open, and what the ledger has for it. Nano-USD. No model: all of them."""
+
+    model: str
+    since: datetime
+    until: datetime
+    invoiced: int
+    ledger: int
+
+    @property
+    def difference(self) -> int:
+        return self.invoiced - self.ledger
+
+
+@dataclass(frozen=True, slots=True)
+class ImportInvoice:
+    invoice_id: str
+    provider: str
+    content_sha256: str
+    lines: tuple[InvoiceLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellForecast:
+    """Say whether a budget runs out in its window, if that is not what was said last."""
+
+    budget_id: str
+    window_start: str
+    runs_out: bool
+    exhausted_p50: datetime | None
+    exhausted_p10: datetime | None
+    posted: int
+    limit: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Changes nothing; whoever sends it wants the newest state."""
+
+
+Command = (
+    SetBudget
+    | SetPrice
+    | Reserve
+    | Renew
+    | Settle
+    | Release
+    | Expire
+    | Charge
+    | Rerate
+    | ImportInvoice
+    | TellForecast
+    | Look
+)

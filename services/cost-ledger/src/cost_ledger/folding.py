@@ -1,0 +1,194 @@
+"""How an event changes the book."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from synod.common.event import Event
+from synod.common.values import Attribution
+from synod.cost_ledger.events import (
+    BudgetCommitmentReached,
+    BudgetForecastChanged,
+    BudgetSet,
+    BudgetThresholdReached,
+    ChargeRerated,
+    CostCharged,
+    CostReserved,
+    CostSettled,
+    PriceSet,
+    ProviderInvoiceImported,
+    ReconciliationDifferenceFound,
+    ReservationExpired,
+    ReservationReleased,
+    ReservationRenewed,
+)
+
+from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Reservation, Told
+from cost_ledger.errors import ReservationNotFound
+from cost_ledger.rates import UNPRICED, RateCard, flat_card
+
+
+def fold(book: Book, events: Iterable[Event]) -> Book:
+    for event in events:
+        book = evolve(book, event)
+    return book
+
+
+def evolve(book: Book, event: Event) -> Book:
+    match event:
+        case CostReserved():
+            held = _from_event(event)
+            return _posted(replace(book, open=book.open.insert(held.reservation_id, held)), event)
+        case CostSettled():
+            return _posted(_closed(book, _settled(book, event)), event)
+        case ReservationReleased():
+            released = replace(_known(book, event.reservation_id), state="released")
+            return _posted(_closed(book, released), event)
+        case ReservationExpired():
+            doubtful = replace(_known(book, event.reservation_id), state="suspense")
+            return _posted(replace(book, open=book.open.insert(event.reservation_id, doubtful)), event)
+        case ReservationRenewed():
+            renewed = replace(_known(book, event.reservation_id), expires_at=event.expires_at)
+            return replace(book, open=book.open.insert(event.reservation_id, renewed))
+        case ChargeRerated():
+            return _posted(_rerated(book, event), event)
+        case ReconciliationDifferenceFound():
+            return _posted(book, event)
+        case CostCharged():
+            charges = book.charges.add(event.charge_id, event.amount_nano_usd)
+            return _posted(replace(book, charges=charges), event)
+        case BudgetSet():
+            return _with_budget(book, event)
+        case PriceSet():
+            return replace(book, prices=book.prices.insert(f"{event.provider}/{event.model}", card_of(event)))
+        case BudgetThresholdReached():
+            return _with_reached(book, event, "posted")
+        case BudgetCommitmentReached():
+            return _with_reached(book, event, "committed")
+        case ProviderInvoiceImported():
+            return replace(book, invoices=book.invoices.insert(event.invoice_id, event.content_sha256))
+        case BudgetForecastChanged():
+            told = Told(event.revision, event.runs_out)
+            return replace(book, forecasts=book.forecasts.insert((event.budget_id, event.window_start), told))
+        case _:
+            return book
+
+
+def _from_event(event: CostReserved) -> Reservation:
+    return Reservation(
+        reservation_id=event.reservation_id,
+        request_sha256=event.request_sha256,
+        attribution=event.attribution,
+        model=event.model,
+        reserved=event.amount_nano_usd,
+        price_version=event.price_version,
+        price_source=event.price_source,
+        rates=event.rates,
+        holds=event.holds,
+        reserved_at=event.reserved_at,
+        expires_at=event.expires_at,
+        quantities=event.quantities,
+        price_context=event.price_context,
+    )
+
+
+def _settled(book: Book, event: CostSettled) -> Reservation:
+    known = book.reservation(event.reservation_id)
+    request_sha256, expires_at = (known.request_sha256, known.expires_at) if known else ("", event.incurred_at)
+    return Reservation(
+        reservation_id=event.reservation_id,
+        request_sha256=request_sha256,
+        attribution=event.attribution,
+        model=event.model,
+        reserved=event.reserved_nano_usd,
+        price_version=event.price_version,
+        price_source=event.price_source,
+        rates=UNPRICED,
+        holds=event.holds,
+        reserved_at=event.incurred_at,
+        expires_at=expires_at,
+        state="settled",
+        settled=event.amount_nano_usd,
+        overrun=event.overrun_nano_usd,
+        quantities=event.quantities,
+        price_context=event.price_context,
+    )
+
+
+def _rerated(book: Book, event: ChargeRerated) -> Book:
+    """The correction of a reservation that the book has forgotten changes balances only."""
+    if (known := book.reservation(event.reservation_id)) is None:
+        return book
+    return _closed(
+        book,
+        replace(
+            known,
+            settled=event.after_nano_usd,
+            price_version=event.price_version,
+            price_source=event.price_source,
+        ),
+    )
+
+
+def _known(book: Book, reservation_id: str) -> Reservation:
+    if (known := book.reservation(reservation_id)) is None:
+        raise ReservationNotFound(reservation_id)
+    return known
+
+
+def _closed(book: Book, reservation: Reservation) -> Book:
+    name = reservation.reservation_id
+    return replace(book, open=book.open.discard(name), closed=book.closed.add(name, reservation))
+
+
+def _posted(book: Book, event: Event) -> Book:
+    balances = book.balances
+    for name, amount in entries(event):
+        balance = balances.get(name, 0) + amount
+        balances = balances.insert(name, balance) if balance else balances.discard(name)
+    return replace(book, balances=balances)
+
+
+def entries(event: Event) -> Iterable[tuple[str, int]]:
+    """Accounts with what an event adds to each, in the unit of the account; nothing for an event without postings."""
+    for posting in getattr(event, "postings", ()):
+        yield posting.account, posting.amount_nano_usd
+    for posting in getattr(event, "quota_postings", ()):
+        yield posting.account, posting.quantity
+
+
+def _with_reached(book: Book, event: BudgetThresholdReached | BudgetCommitmentReached, basis: str) -> Book:
+    key = (event.budget_id, event.window_start, event.share, event.threshold_percent, basis)
+    return replace(book, reached=book.reached.insert(key))
+
+
+def _with_budget(book: Book, event: BudgetSet) -> Book:
+    budget = budget_of(event)
+    key = _scope_key(budget.scope)
+    ids = book.by_scope.get(key, ())
+    by_scope = book.by_scope if budget.budget_id in ids else book.by_scope.insert(key, (*ids, budget.budget_id))
+    return replace(book, budgets=book.budgets.insert(budget.budget_id, budget), by_scope=by_scope)
+
+
+def budget_of(event: BudgetSet) -> Budget:
+    return Budget(
+        budget_id=event.budget_id,
+        scope=event.scope,
+        limit=event.limit_nano_usd if event.unit == "nano_usd" else event.limit_quantity,
+        hard=event.hard,
+        window=event.window,
+        time_zone=event.time_zone,
+        rolling_s=event.rolling_s,
+        per=event.per,
+        unit=event.unit,
+    )
+
+
+def _scope_key(scope: Attribution) -> tuple[str, str]:
+    return next(((name, value) for name in SCOPE_FIELDS if (value := getattr(scope, name))), WHOLE_TENANT)
+
+
+def card_of(event: PriceSet) -> RateCard:
+    flat = flat_card(event.input_pico_usd, event.output_pico_usd, event.cache_read_pico_usd, event.cache_write_pico_usd)
+    return (*flat, *event.rates)

@@ -1,0 +1,166 @@
+"""Use cases that only look: forecasts, comparisons of models, and what the same usage costs elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from eventlog.records import Context
+from synod.common.money import nano_from_pico
+from synod.common.values import Attribution
+
+from cost_ledger.application import CostLedger
+from cost_ledger.book import SCOPE_FIELDS, Budget
+from cost_ledger.charges import Charges, ModelFigures, Selection, SettledCharge, whole_hours
+from cost_ledger.checks import check_model_name, check_period, check_terms
+from cost_ledger.commands import OVERRIDE, Price, TellForecast
+from cost_ledger.errors import RequestInvalid, TooMuchAtOnce
+from cost_ledger.forecast import Forecast, History, Limit, forecast
+from cost_ledger.ports import BudgetStatus
+from cost_ledger.queries import Queries, SpendQuery
+from cost_ledger.rates import RateCard, cost_pico
+from cost_ledger.terms import Terms, text_of
+from cost_ledger.windows import Bounds, bounds
+
+HISTORY: Final = timedelta(days=28)
+PRICED_MAX: Final = 200_000
+"""Costs that one question prices anew."""
+FORECASTS_MAX: Final = 200
+"""Budgets of a tenant that are forecast without being asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetForecast:
+    status: BudgetStatus
+    made_at: datetime
+    window: Bounds
+    forecast: Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedModel:
+    """A model's attempts with what they cost, nano-USD."""
+
+    figures: ModelFigures
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class PricedUsage:
+    """What usage cost, and what it would have cost. Nano-USD."""
+
+    price: Price
+    calls: int
+    actual: int
+    other: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Every method acts in the tenant of its context, on views that the caller has waited for."""
+
+    ledger: CostLedger
+    queries: Queries
+    charges: Charges
+
+    async def forecast_budget(self, budget_id: str, share: str, context: Context) -> BudgetForecast:
+        """BudgetNotFound for an unknown id; RequestInvalid for a budget of shares without a share."""
+        status = await self.ledger.get_budget(budget_id, context, share)
+        if status.budget.per and not share:
+            problem = f"budget {budget_id} has a limit for each {status.budget.per}: name one"
+            raise RequestInvalid("share", share, problem)
+        return await self._forecast(status, context.tenant)
+
+    async def tell_forecasts(self, tenant: str) -> int:
+        """Have the book say which budgets will now run out, or no longer; how many were looked at.
+
+        Budgets of shares are left out: there may be a share for every conversation.
+        """
+        now = self.ledger.clock.now()
+        found = await self.queries.budgets(tenant, "", FORECASTS_MAX, now)
+        whole = [status for status in found if not status.budget.per]
+        for status in whole:
+            made = await self._forecast(status, tenant)
+            await self.ledger.tell_forecast(_told(made), Context(tenant, actor="cost-ledger"))
+        return len(whole)
+
+    async def _forecast(self, status: BudgetStatus, tenant: str) -> BudgetForecast:
+        budget, now = status.budget, self.ledger.clock.now()
+        until = now.replace(minute=0, second=0, microsecond=0)
+        selection = Selection(_where(budget, status.share), until - HISTORY, until)
+        amounts = await self.charges.hours(tenant, budget.unit, selection)
+        # An hour before the first cost says nothing of how costs come.
+        first = min(amounts, default=until)
+        window = bounds(budget.window, now, budget.time_zone, budget.rolling_s)
+        limit = Limit(status.posted, budget.limit, window.end, -(-budget.rolling_s // 3_600))
+        made = forecast(History(whole_hours(amounts, first, until), until), limit)
+        return BudgetForecast(status, now, window, made)
+
+    async def compare_models(
+        self, since: datetime | None, until: datetime | None, context: Context
+    ) -> tuple[ComparedModel, ...]:
+        """The models that were asked in the time, by name."""
+        check_period(since, until)
+        figures = await self.charges.models(context.tenant, since, until)
+        rows = await self.queries.spend(context.tenant, SpendQuery(("model",), None, since, until))
+        costs = {row.group[0]: row.cost for row in rows}
+        return tuple(ComparedModel(each, costs.get(each.model, 0)) for each in figures)
+
+    async def price_usage_at(self, model: str, terms: Terms, selection: Selection, context: Context) -> PricedUsage:
+        """What every call of the selection would have cost at `model`, call by call, by the price of its time."""
+        check_model_name("model", model)
+        check_terms(terms)
+        check_period(selection.since, selection.until)
+        own = (await self.ledger.books.read(context.tenant)).prices.get(model)
+        price = self._price(model, terms, own, self.ledger.clock.now())
+        if price.source == "unpriced":
+            raise _unpriced(model, terms, price)
+        calls = actual = other = 0
+        async for charge in self.charges.settled(context.tenant, selection):
+            if not charge.usage:
+                continue
+            if calls == PRICED_MAX:
+                raise TooMuchAtOnce(PRICED_MAX)
+            then = self._price(model, terms, own, charge.incurred_at)
+            calls, actual = calls + 1, actual + charge.cost
+            other += nano_from_pico(cost_pico(then.rates, charge.usage))
+        return PricedUsage(price, calls, actual, other)
+
+    def _price(self, model: str, terms: Terms, own: RateCard | None, at: datetime) -> Price:
+        return Price(own, OVERRIDE, OVERRIDE) if own is not None else self.ledger.prices.price(model, at, terms)
+
+    def export(self, selection: Selection, context: Context) -> AsyncIterator[SettledCharge]:
+        """Every settled cost of the selection, the oldest first."""
+        check_period(selection.since, selection.until)
+        return self.charges.settled(context.tenant, selection)
+
+
+def _unpriced(model: str, terms: Terms, price: Price) -> RequestInvalid:
+    near = f"; priced is: {', '.join(price.near)}" if price.near else ""
+    if terms:
+        return RequestInvalid("price_context", text_of(terms), f"{model} has no price for it{near}")
+    return RequestInvalid("model", model, f"has no price; set one with SetPrice{near}")
+
+
+def _where(budget: Budget, share: str) -> dict[str, str]:
+    scope: Attribution = budget.scope
+    wanted = {name: value for name in SCOPE_FIELDS if (value := getattr(scope, name))}
+    return wanted | ({budget.per: share} if budget.per else {})
+
+
+def _told(made: BudgetForecast) -> TellForecast:
+    status, found = made.status, made.forecast
+    # A rolling window has another name every slice; what is told is of the budget.
+    window = "rolling" if status.budget.window == "rolling" else status.window_start
+    return TellForecast(
+        budget_id=status.budget.budget_id,
+        window_start=window,
+        runs_out=found.exhausted_p50 is not None,
+        exhausted_p50=found.exhausted_p50,
+        exhausted_p10=found.exhausted_p10,
+        posted=status.posted,
+        limit=status.budget.limit,
+        at=made.made_at,
+    )

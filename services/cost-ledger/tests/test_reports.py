@@ -1,0 +1,474 @@
+"""What is asked after the fact, as clients see it: corrections, comparisons, invoices, forecasts, exports."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from cost_ledger.application import CostLedger
+from cost_ledger.books import Books
+from cost_ledger.charges import Charges
+from cost_ledger.main import compose
+from cost_ledger.model_calls import ModelCalls
+from cost_ledger.prices import load_price_book
+from cost_ledger.queries import Queries, SpendQuery
+from cost_ledger.reports import Reports
+from cost_ledger.settings import Settings
+from eventlog.codec import Codec
+from eventlog.memory import MemoryEventLog
+from eventlog.records import ANY, Append, Context, StreamId
+from google.protobuf.timestamp_pb2 import Timestamp
+from launcher.testing import RunningPostgres
+from servicekit.errors import AlreadyExists, InvalidArgument, ServiceError, from_rpc_error
+from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
+from synod.common.event import Event
+from synod.common.ids import derived_uuid
+from synod.common.values import Attribution, Failure, UsageLine
+from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod.eventlog.v1 import eventlog_pb2 as log_pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
+from synod.llm_gateway import events as llm
+
+NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
+SIM = "simulator/sim-1"
+TENANTS = count(1)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def clock() -> FakeClock:
+    return FakeClock(NOW)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(postgres_server: RunningPostgres, nats_url: str, clock: FakeClock) -> AsyncIterator[Served[Settings]]:
+    with postgres_server.fresh_database() as dsn:
+        async with serve_in_process(compose, settings_for(Settings, dsn, nats_url), clock=clock) as served:
+            yield served
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"reports-{next(TENANTS)}"
+
+
+@pytest.fixture
+def connect(service: Served[Settings], tenant: str) -> Callable[[], CostLedgerStub]:
+    """A stub with a fresh token: one lasts an hour of the clock."""
+    return lambda: CostLedgerStub(service.connect(service.token(tenant=tenant)))
+
+
+@pytest.fixture
+def ledger(connect: Callable[[], CostLedgerStub]) -> CostLedgerStub:
+    return connect()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The use cases of the running service, called as its background task calls them."""
+
+    reports: Reports
+    log: Callable[[], EventLogStub]
+    tenant: str
+
+    async def told(self) -> list[tuple[int, bool]]:
+        answer = await self.log().Read(log_pb.ReadRequest(page_size=1_000))
+        events = [event for event in answer.events if event.tenant == self.tenant]
+        decoded = [json.loads(event.data) for event in events if event.type == "BudgetForecastChanged"]
+        return [(each["revision"], each["runs_out"]) for each in decoded]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def world(service: Served[Settings], tenant: str, clock: FakeClock) -> AsyncIterator[World]:
+    host = service.host
+    assert host.history.log is not None
+    books = Books(host.history.log, clock)
+    ledger = CostLedger(books, load_price_book(), Queries(host.pool), clock)
+
+    def log() -> EventLogStub:
+        return EventLogStub(service.connect(service.token(tenant=tenant)))
+
+    yield World(Reports(ledger, Queries(host.pool), Charges(host.pool)), log, tenant)
+    await books.close()
+
+
+def stamp(moment: datetime) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(moment)
+    return found
+
+
+def price(input_pico: int, output_pico: int, model: str = "sim-1") -> pb.SetPriceRequest:
+    provider = "simulator"
+    return pb.SetPriceRequest(provider=provider, model=model, input_pico_usd=input_pico, output_pico_usd=output_pico)
+
+
+async def use(ledger: CostLedgerStub, name: str, input_tokens: int, output_tokens: int, model: str = SIM) -> int:
+    """Reserve and settle a call; its cost."""
+    owner = pb.Attribution(agent="writer", conversation_id="c1", run_id="run_1")
+    await ledger.Reserve(
+        pb.ReserveRequest(
+            reservation_id=name,
+            attribution=owner,
+            model=model,
+            input_tokens_max=input_tokens,
+            output_tokens_max=output_tokens,
+        )
+    )
+    lines = [
+        pb.UsageLine(direction="input", quantity=input_tokens),
+        pb.UsageLine(direction="output", quantity=output_tokens),
+    ]
+    settled = await ledger.Settle(pb.SettleRequest(reservation_id=name, usage=lines, usage_source="provider_final"))
+    return settled.settled_nano_usd
+
+
+async def spent(ledger: CostLedgerStub, budget_id: str = "all") -> int:
+    return (await ledger.GetBudget(pb.GetBudgetRequest(budget_id=budget_id))).posted
+
+
+async def refusal(call: Awaitable[object]) -> ServiceError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+def everything(limit: int = 10**12, **more: Any) -> pb.SetBudgetRequest:
+    given: dict[str, Any] = {"budget_id": "all", "limit_nano_usd": limit, "window": "lifetime"}
+    return pb.SetBudgetRequest(**(given | more))
+
+
+class TestRerating:
+    async def test_an_unpriced_call_gets_its_price_later_and_the_budget_the_difference(
+        self, ledger: CostLedgerStub
+    ) -> None:
+        await ledger.SetBudget(everything())
+        assert await use(ledger, "r1", 100, 50) == 0
+        await ledger.SetPrice(price(1_000, 2_000))
+        request = pb.RerateChargesRequest(unpriced_only=True, dry_run=True)
+        tried = await ledger.RerateCharges(request)
+        assert (tried.changed, tried.difference_nano_usd, tried.dry_run) == (1, 200, True)
+        assert await spent(ledger) == 0
+        done = await ledger.RerateCharges(pb.RerateChargesRequest(unpriced_only=True, reason="priced late"))
+        assert (done.changed, done.difference_nano_usd) == (1, 200)
+        assert [(row.model, row.before_nano_usd, row.after_nano_usd) for row in done.rows] == [(SIM, 0, 200)]
+        assert await spent(ledger) == 200
+        spend = await ledger.QuerySpend(pb.QuerySpendRequest())
+        assert spend.total_nano_usd == 200
+        assert (await ledger.GetReservation(pb.GetReservationRequest(reservation_id="r1"))).settled_nano_usd == 200
+
+    async def test_a_second_run_finds_nothing_and_a_lower_price_gives_back(self, ledger: CostLedgerStub) -> None:
+        await ledger.SetBudget(everything())
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        await ledger.SetPrice(price(500, 1_000))
+        first = await ledger.RerateCharges(pb.RerateChargesRequest(model=SIM, reason="discount"))
+        again = await ledger.RerateCharges(pb.RerateChargesRequest(model=SIM, reason="discount"))
+        assert (first.difference_nano_usd, again.changed, await spent(ledger)) == (-100, 0, 100)
+        await ledger.SetPrice(price(2_000, 2_000))
+        third = await ledger.RerateCharges(pb.RerateChargesRequest(model=SIM, reason="error"))
+        assert (third.difference_nano_usd, await spent(ledger)) == (200, 300)
+
+    async def test_two_corrections_at_once_count_once(self, ledger: CostLedgerStub) -> None:
+        await ledger.SetBudget(everything())
+        for number in range(20):
+            await use(ledger, f"r{number}", 100, 50)
+        await ledger.SetPrice(price(1_000, 2_000))
+        both = await asyncio.gather(
+            *(ledger.RerateCharges(pb.RerateChargesRequest(reason="priced late")) for _ in range(2))
+        )
+        assert sum(each.changed for each in both) == 20
+        assert await spent(ledger) == 20 * 200
+
+    async def test_a_correction_is_posted_to_the_window_of_the_cost(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await ledger.SetBudget(everything(window="day"))
+        await use(ledger, "r1", 100, 50)
+        clock.advance(86_400)
+        ledger = connect()
+        await ledger.SetPrice(price(1_000, 2_000))
+        await ledger.RerateCharges(pb.RerateChargesRequest(reason="priced late"))
+        assert await spent(ledger) == 0
+        by_day = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["day"]))
+        assert [(row.group[0], row.cost_nano_usd) for row in by_day.rows] == [
+            ((clock.now() - timedelta(days=1)).strftime("%Y-%m-%d"), 200)
+        ]
+
+    async def test_a_correction_needs_a_reason(self, ledger: CostLedgerStub) -> None:
+        error = await refusal(ledger.RerateCharges(pb.RerateChargesRequest()))
+        assert isinstance(error, InvalidArgument)
+        assert error.field == "reason"
+
+
+class TestWhatIf:
+    async def test_the_same_usage_at_another_model_is_priced_call_by_call(self, ledger: CostLedgerStub) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        for number in range(3):
+            await use(ledger, f"r{number}", 100_000, 1_000)
+        found = await ledger.PriceUsageAt(pb.PriceUsageAtRequest(model="openai/gpt-5.5"))
+        # Each call is below the cliff at 272,000 input tokens, though all together are not.
+        each = 100_000 * 5_000 + 1_000 * 30_000
+        assert (found.calls, found.actual_nano_usd, found.other_nano_usd) == (3, 3 * 102_000, 3 * each)
+        batch = pb.PriceUsageAtRequest(model="openai/gpt-5.5", price_context={"processing": "batch"})
+        assert (await ledger.PriceUsageAt(batch)).other_nano_usd == 3 * each // 2
+
+    async def test_a_model_without_a_price_is_refused_with_similar_names(self, ledger: CostLedgerStub) -> None:
+        error = await refusal(ledger.PriceUsageAt(pb.PriceUsageAtRequest(model="openai/gpt-4o-nope")))
+        assert isinstance(error, InvalidArgument)
+        assert "openai/gpt-4o" in error.message
+
+
+class TestInvoices:
+    def invoice(self, amount: int, now: datetime) -> pb.ImportInvoiceRequest:
+        line = pb.InvoiceLine(
+            model=SIM,
+            since=stamp(now - timedelta(days=1)),
+            until=stamp(now + timedelta(days=1)),
+            amount_nano_usd=amount,
+        )
+        return pb.ImportInvoiceRequest(invoice_id="inv_1", provider="simulator", lines=[line])
+
+    async def test_an_invoice_is_compared_and_its_difference_posted_once(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        for _ in range(2):
+            found = await ledger.ImportInvoice(self.invoice(230, clock.now()))
+            assert (found.invoiced_nano_usd, found.ledger_nano_usd, found.difference_nano_usd) == (230, 200, 30)
+        log = EventLogStub(service.connect(service.token(tenant=tenant)))
+        stored = [each async for each in read_types(log, tenant)]
+        assert stored.count("ReconciliationDifferenceFound") == stored.count("ProviderInvoiceImported") == 1
+
+    async def test_an_invoice_that_agrees_leaves_no_difference(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        found = await ledger.ImportInvoice(self.invoice(200, clock.now()))
+        assert found.difference_nano_usd == 0
+
+    async def test_the_same_invoice_with_other_content_is_refused(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        await ledger.ImportInvoice(self.invoice(1, clock.now()))
+        error = await refusal(ledger.ImportInvoice(self.invoice(2, clock.now())))
+        assert isinstance(error, AlreadyExists)
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"lines": []}, "lines"),
+            ({"invoice_id": ""}, "invoice_id"),
+            ({"provider": "openai"}, "lines.model"),
+        ],
+    )
+    async def test_a_wrong_invoice_is_refused_by_its_field(
+        self, ledger: CostLedgerStub, clock: FakeClock, change: dict[str, Any], field: str
+    ) -> None:
+        given = {"invoice_id": "inv_1", "provider": "simulator", "lines": self.invoice(1, clock.now()).lines}
+        error = await refusal(ledger.ImportInvoice(pb.ImportInvoiceRequest(**(given | change))))
+        assert isinstance(error, InvalidArgument)
+        assert error.field == field
+
+
+class TestForecasts:
+    async def test_a_budget_is_forecast_from_the_hours_before(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await ledger.SetBudget(everything(limit=1_000))
+        await ledger.SetPrice(price(1_000, 2_000))
+        for number in range(3):
+            await use(ledger, f"r{number}", 50, 25)
+            clock.advance(3_600)
+            ledger = connect()
+        made = await ledger.ForecastBudget(pb.ForecastBudgetRequest(budget_id="all"))
+        assert (made.history_hours, made.burn_per_hour, made.budget.posted) == (3, 100, 300)
+        hour = clock.now().replace(minute=0)
+        # 700 are left at 100 an hour.
+        assert made.exhausted_p50.ToDatetime(UTC) == hour + timedelta(hours=7)
+        assert not made.HasField("window_end")
+        assert "EWMA" in made.method
+
+    async def test_shares_are_forecast_one_by_one(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await ledger.SetBudget(everything(limit=1_000, per="conversation_id"))
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 50, 25)
+        clock.advance(3_600)
+        ledger = connect()
+        made = await ledger.ForecastBudget(pb.ForecastBudgetRequest(budget_id="all", share="c1"))
+        assert (made.budget.posted, made.burn_per_hour) == (100, 100)
+        error = await refusal(ledger.ForecastBudget(pb.ForecastBudgetRequest(budget_id="all")))
+        assert isinstance(error, InvalidArgument)
+        assert error.field == "share"
+
+    async def test_a_budget_that_will_run_out_is_told_once_by_all_replicas_and_again_when_it_will_not(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock, world: "World"
+    ) -> None:
+        await ledger.SetBudget(everything(limit=1_000))
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 50, 25)
+        clock.advance(3_600)
+        ledger = connect()
+        await ledger.QuerySpend(pb.QuerySpendRequest())
+        await asyncio.gather(*(world.reports.tell_forecasts(world.tenant) for _ in range(3)))
+        assert await world.told() == [(1, True)]
+        await ledger.SetBudget(everything(limit=10**9))
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        for _ in range(2):
+            await world.reports.tell_forecasts(world.tenant)
+        assert await world.told() == [(1, True), (2, False)]
+
+
+class TestComparison:
+    async def test_models_are_compared_by_what_the_gateway_told_of_its_attempts(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        log = MemoryEventLog()
+        for number, ms in enumerate([100, 200, 300]):
+            await publish(log, tenant, completed(f"req_{number}", ms))
+        await publish(log, tenant, started("req_3"))
+        await publish(log, tenant, failed("req_3"))
+        await publish(log, tenant, started("req_4"))
+        await publish(log, tenant, cancelled("req_4"))
+        async with service.host.pool.connection() as connection:
+            await connection.execute("set local search_path to view_model_calls")
+            await ModelCalls().apply(connection, await log.read())
+        await use(ledger, "req_0:1", 100, 50)
+        (found,) = (await ledger.CompareModels(pb.CompareModelsRequest())).models
+        assert (found.model, found.calls, found.failed, found.cancelled) == (SIM, 5, 1, 1)
+        assert (found.latency_p50_ms, found.latency_p95_ms, found.first_content_p50_ms) == (200, 300, 20)
+        assert (found.input_tokens, found.cached_tokens, found.cached_of_10000) == (300, 120, 4_000)
+        assert (found.errors_of_10000, found.cost_nano_usd, found.cost_per_call_nano_usd) == (2_000, 200, 66)
+
+    async def test_attempts_of_another_time_are_left_out(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
+        later = stamp(clock.now() + timedelta(days=1))
+        assert not (await ledger.CompareModels(pb.CompareModelsRequest(since=later))).models
+
+
+def completed(request_id: str, duration_ms: int) -> llm.ModelCallCompleted:
+    return llm.ModelCallCompleted(
+        request_id=request_id,
+        attempt=1,
+        model="sim-1",
+        provider="simulator",
+        reservation_id=f"{request_id}:1",
+        attribution=Attribution(),
+        input_tokens=100,
+        output_tokens=50,
+        usage=(
+            UsageLine(direction="input", quantity=60),
+            UsageLine(direction="input", cache="read", quantity=40),
+            UsageLine(direction="output", quantity=50),
+        ),
+        usage_source="provider_final",
+        finish_reason="stop",
+        response_sha256="",
+        duration_ms=duration_ms,
+        first_content_ms=duration_ms // 10,
+    )
+
+
+def started(request_id: str) -> llm.ModelCallAttemptStarted:
+    return llm.ModelCallAttemptStarted(
+        request_id=request_id,
+        attempt=1,
+        model="sim-1",
+        provider="simulator",
+        reservation_id=f"{request_id}:1",
+        attribution=Attribution(),
+    )
+
+
+def failed(request_id: str) -> llm.ModelCallAttemptFailed:
+    return llm.ModelCallAttemptFailed(
+        request_id=request_id,
+        attempt=1,
+        model="sim-1",
+        reservation_id=f"{request_id}:1",
+        failure=Failure(reason="OVERLOADED", message="529"),
+        billed="no",
+    )
+
+
+def cancelled(request_id: str) -> llm.ModelCallCancelled:
+    return llm.ModelCallCancelled(
+        request_id=request_id, attempt=1, reservation_id=f"{request_id}:1", usage=(), usage_source="gateway_counted"
+    )
+
+
+async def publish(log: MemoryEventLog, tenant: str, event: Event) -> None:
+    name = derived_uuid(event.type_name(), str(await log.head()))
+    new = Codec(llm.EVENTS).encode(event, id=name, at=NOW)
+    await log.append(Append(StreamId(event.AGGREGATE, str(name)), ANY, (new,), Context(tenant, "svc_llm-gateway")))
+
+
+class TestHistory:
+    async def test_spend_is_told_by_hour_day_week_and_month(self, service: Served[Settings], tenant: str) -> None:
+        rows = [
+            ("a", datetime(2026, 12, 31, 23, 30, tzinfo=UTC), 1),
+            ("b", datetime(2027, 1, 1, 0, 30, tzinfo=UTC), 10),
+        ]
+        async with service.host.pool.connection() as connection:
+            for name, at, cost in rows:
+                await connection.execute(INSERT_CHARGE, (tenant, name, at, cost))
+        queries = Queries(service.host.pool)
+        found = {
+            period: [(row.group[0], row.cost) for row in await queries.spend(tenant, SpendQuery((period,)))]
+            for period in ("hour", "day", "week", "month")
+        }
+        assert found == {
+            "hour": [("2027-01-01T00Z", 10), ("2026-12-31T23Z", 1)],
+            "day": [("2027-01-01", 10), ("2026-12-31", 1)],
+            "week": [("2026-W53", 11)],
+            "month": [("2027-01", 10), ("2026-12", 1)],
+        }
+
+
+INSERT_CHARGE = """
+    insert into view_spend.charge values
+    (%s, 'charge', %s, '', '', '', '', '', '', '', '', %s, 'fixed', '', '', '', %s, 0, 0, 0, 1, 0, 0, '[]', '[]', 0)
+"""
+
+
+class TestExport:
+    async def test_every_cost_is_exported_once_and_in_order(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        for number in range(12):
+            await use(ledger, f"r{number:02}", 100, number)
+            clock.advance(1)
+        found = [charge async for page in ledger.ExportSpend(pb.ExportSpendRequest()) for charge in page.charges]
+        assert [charge.id for charge in found] == [f"r{number:02}" for number in range(12)]
+        assert [charge.cost_nano_usd for charge in found] == [100 + 2 * number for number in range(12)]
+        assert {charge.attribution.agent for charge in found} == {"writer"}
+        late = pb.ExportSpendRequest(since=found[10].incurred_at)
+        assert sum([len(page.charges) async for page in ledger.ExportSpend(late)]) == 2
+        other = pb.ExportSpendRequest(filter=pb.Attribution(agent="analyst"))
+        assert [page async for page in ledger.ExportSpend(other)] == []
+
+    async def test_a_time_that_ends_before_it_begins_is_refused(self, ledger: CostLedgerStub) -> None:
+        request = pb.ExportSpendRequest(since=stamp(NOW), until=stamp(NOW - timedelta(hours=1)))
+        error = await refusal(collect(ledger, request))
+        assert isinstance(error, InvalidArgument)
+        assert error.field == "until"
+
+
+async def collect(ledger: CostLedgerStub, request: pb.ExportSpendRequest) -> list[pb.ExportSpendResponse]:
+    return [page async for page in ledger.ExportSpend(request)]
+
+
+async def read_types(log: EventLogStub, tenant: str) -> AsyncIterator[str]:
+    answer = await log.Read(log_pb.ReadRequest(page_size=1_000))
+    for event in answer.events:
+        if event.tenant == tenant:
+            yield event.type
