@@ -96,13 +96,21 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Audio:
+    """Sound, as `audio/wav`."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     media_type: str
     name: str
     data: bytes
 
 
-Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | File
+Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | Audio | File
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Literal
 import orjson
 
 from llm_gateway.domain import (
+    Audio,
     File,
     Image,
     Json,
@@ -109,6 +110,8 @@ def _block(part: Part) -> Block:
             return {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text, **error}
         case Reasoning() | Opaque():
             return orjson.Fragment(part.payload)
+        case Audio():
+            raise RequestRejected("this provider takes no audio")
         case Image():
             return {"type": "image", "source": _image_source(part)}
         case File():

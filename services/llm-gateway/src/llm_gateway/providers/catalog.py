@@ -30,6 +30,7 @@ ANTHROPIC = CapabilityProfile(
     parameters=frozenset({"stop", "reasoning_effort", "service_tier", "parallel_tool_calls"}),
     output_formats=frozenset({"text", "json_schema"}),
     output_tokens_default=4096,
+    audio=False,
 )
 OPENAI_COMPATIBLE = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "seed", "stop", "reasoning_effort"}), files=False
