@@ -36,7 +36,7 @@ from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import FakeProvider
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.telemetry import Telemetry
-from llm_gateway.testing import FakeLedger, MemoryResults
+from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryResults
 from llm_gateway.translate import AnswerRecords
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
@@ -123,13 +123,18 @@ class World:
     log: MemoryEventLog = field(default_factory=MemoryEventLog)
     results: MemoryResults = field(default_factory=MemoryResults)
     terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
+    living: set[str] = field(default_factory=set)
+    workers: FakeWorkers = field(init=False)
     registry: CollectorRegistry = field(init=False)
     gateway: Gateway = field(init=False)
 
     def __post_init__(self) -> None:
         self.gateway = self.start()
 
-    def start(self) -> Gateway:
+    def start(self, worker: str = "gw_1") -> Gateway:
+        """One process of the service, alive as long as its name is in `living`."""
+        self.living.add(worker)
+        self.workers = FakeWorkers(worker, self.living)
         entries = (
             ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),)),
             ProviderEntry("other", "openai-chat", OPENAI, self.other, models=(KnownModel("m"),)),
@@ -144,6 +149,7 @@ class World:
             ledger=self.ledger,
             aggregates=aggregates,
             results=self.results,
+            workers=self.workers,
             codec=AnswerRecords(),
             clock=clock,
             telemetry=Telemetry(NoOpTracer(), self.registry, Logger("test"), frozenset({"fake/m"})),
@@ -726,5 +732,98 @@ async def test_more_calls_than_allowed_are_refused() -> None:
 
     with pytest.raises(errors.TooManyCalls, match="repeat later"):
         await world.generate(asked("second"))
+    provider.released.set()
+    await first
+
+
+# --- several processes ---
+
+
+async def test_a_call_that_another_process_carries_out_is_waited_for() -> None:
+    provider = HeldProvider(("he", "llo"))
+    world = World(provider)
+    first = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    other = world.start("gw_2")
+
+    second = asyncio.create_task(other.generate(asked(), CONTEXT, None))
+    await until(lambda: len(world.workers.asked) > 1)
+    provider.released.set()
+
+    answer = (await first)[-1]
+    assert isinstance(answer, Answer)
+    async with asyncio.timeout(WAIT_S):
+        assert await second == replace(answer, replayed=True)
+    assert provider.asked == 1
+    assert await world.types() == ANSWERED
+
+
+async def test_a_call_of_a_process_that_died_is_begun_again_under_another_reservation() -> None:
+    dead = HeldProvider(("he",))
+    world = World(dead)
+    lost = asyncio.create_task(world.stream())
+    await dead.reached.wait()
+    world.provider = FakeProvider([HELLO])
+    other = world.start("gw_2")
+    world.living.discard("gw_1")
+
+    async with asyncio.timeout(WAIT_S):
+        answer = await other.generate(asked(), CONTEXT, None)
+
+    assert answer.reservation_id.endswith(":2")
+    failed = next(event for event in await world.events() if isinstance(event, ModelCallAttemptFailed))
+    assert (failed.failure.reason, failed.billed) == ("GATEWAY_STOPPED", "unknown")
+    dead.released.set()
+    (*_, broken) = await lost
+    assert isinstance(broken, Broken)
+    assert broken.failure.reason == "CALL_TAKEN_OVER"
+    assert (await world.types()).count("ModelCallCompleted") == 1
+    assert await other.generate(asked(), CONTEXT, None) == replace(answer, replayed=True)
+
+
+async def test_a_process_that_was_held_for_dead_and_showed_nothing_gives_the_answer_on_record() -> None:
+    slow = HeldProvider()
+    world = World(slow)
+    first = asyncio.create_task(world.generate())
+    await slow.reached.wait()
+    world.provider = FakeProvider([replace(HELLO, provider_response_id="resp_2")])
+    other = world.start("gw_2")
+    world.living.discard("gw_1")
+    async with asyncio.timeout(WAIT_S):
+        answer = await other.generate(asked(), CONTEXT, None)
+    slow.released.set()
+
+    assert await first == replace(answer, replayed=True)
+    assert answer.provider_response_id == "resp_2"
+
+
+async def test_of_two_processes_that_begin_at_once_one_asks_the_provider() -> None:
+    provider = HeldProvider()
+    provider.released.set()
+    world = World(provider)
+    gateways = [world.gateway, *(world.start(f"gw_{number}") for number in range(2, 6))]
+
+    async with asyncio.timeout(WAIT_S):
+        answers = await asyncio.gather(*(gateway.generate(asked(), CONTEXT, None) for gateway in gateways))
+
+    assert provider.asked == 1
+    assert sum(answer.replayed for answer in answers) == 4
+    assert await world.types() == ANSWERED
+    assert {reserved.id for reserved in world.ledger.reservations} == {f"{call_id('local', 'req')}:1"}
+
+
+async def test_the_sweep_leaves_calls_of_living_processes_alone() -> None:
+    provider = HeldProvider(("he",))
+    world = World(provider)
+    first = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    other = world.start("gw_2")
+    orphans = [(call_id("local", "req"), CONTEXT)]
+
+    await other.end_orphans(orphans)
+    assert await world.types() == ANSWERED[:2]
+    world.living.discard("gw_1")
+    await other.end_orphans(orphans)
+    assert (await world.types())[-1] == "ModelCallAttemptFailed"
     provider.released.set()
     await first

@@ -48,11 +48,12 @@ class Gateway:
         return self._catalogue.cards(provider)
 
     async def end_orphans(self, orphans: Sequence[tuple[str, Context]]) -> None:
-        """Ends what an earlier process left running: calls by id, with the context to record it under."""
+        """Ends what a process that is gone left running: calls by id, with the context to record it under."""
         for id, context in orphans:
-            if id not in self._flights:
-                call = (await self._tools.aggregates.load(id)).state
-                await Recorder(id, context, self._tools).end_orphan(call)
+            recorder = Recorder(id, context, self._tools)
+            call = (await self._tools.aggregates.load(id)).state
+            if id not in self._flights and not await recorder.runs_elsewhere(call):
+                await recorder.end_orphan(call)
 
     async def close(self) -> None:
         """Ends all calls in flight with an unknown outcome, and waits until that is recorded."""

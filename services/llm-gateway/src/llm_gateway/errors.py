@@ -11,8 +11,10 @@ GatewayError
 │   ├── AnswerExpired                 the call completed, its answer is no longer kept
 │   ├── TooManyCalls                  as many calls are in flight as the gateway allows: repeat later
 │   ├── GatewayStopping               repeat; another process or the next start answers
+│   ├── CallElsewhere                 another process carries it out and has not ended: repeat
 │   ├── LedgerRefused                 the budget or the price forbids it; carries the ledger's own answer
 │   └── LedgerUnavailable             nothing may be spent while the ledger cannot be asked: repeat
+├── TakenOver                         another process has the call now; its outcome counts, not ours
 ├── CallEnded                         a call that was begun ended without an answer
 │   ├── CallFailed                    no attempt answered; carries the recorded failure
 │   └── CallCancelled                 its callers left and it took too long to finish without them
@@ -60,6 +62,10 @@ class StoreUnavailable(GatewayError):
     """The store of recorded answers cannot be reached; whether the last write happened is unknown."""
 
 
+class TakenOver(GatewayError):
+    """Another process began or ended the attempt that this one was about to."""
+
+
 class CallRefused(GatewayError):
     """The call was not begun."""
 
@@ -100,6 +106,13 @@ class TooManyCalls(CallRefused):
 class GatewayStopping(CallRefused):
     def __init__(self) -> None:
         super().__init__("the gateway is stopping; repeat the call with the same request_id")
+
+
+class CallElsewhere(CallRefused):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"request_id '{request_id}' is still being carried out elsewhere; repeat the call with the same request_id"
+        )
 
 
 class LedgerRefused(CallRefused):

@@ -4,11 +4,12 @@ the next one begins, so that a crash between two of them leaves a state from whi
 
 import asyncio
 import hashlib
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from eventlog.aggregates import Aggregates
 from eventlog.errors import LogUnavailable, QueueFull
@@ -31,23 +32,32 @@ from llm_gateway.domain import Answer, Completed, ModelRequest, ModelResponse, S
 from llm_gateway.errors import (
     AnswerExpired,
     CallCancelled,
+    CallElsewhere,
     CallFailed,
     LedgerRefused,
     LedgerUnavailable,
     ProviderError,
     StoreUnavailable,
+    TakenOver,
 )
 from llm_gateway.flight import Began, Delta, Flight
-from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results
+from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.telemetry import Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
 RESERVATION_GRACE_S: Final = 60.0
+LOOK_BACKOFF: Final = Backoff(initial_s=0.02, max_s=0.5)
+"""Between two looks at a call that another process carries out."""
 CRASHED: Final = Failure(
     reason="GATEWAY_STOPPED",
     message="the gateway stopped before the outcome of the attempt was known",
+    retryable=True,
+)
+TAKEN_OVER: Final = Failure(
+    reason="CALL_TAKEN_OVER",
+    message="another process took this one for dead and carries the call out; repeat it with the same request_id",
     retryable=True,
 )
 ABANDONED: Final = Failure(
@@ -92,6 +102,7 @@ class Tools:
     ledger: Ledger
     aggregates: Aggregates[Call, Event]
     results: Results
+    workers: Workers
     codec: AnswerCodec
     clock: Clock
     telemetry: Telemetry
@@ -134,15 +145,18 @@ class Execution:
         self._tools = tools
         self._stream = stream
         self._attempt: Attempt | None = None
+        self._ours = False
         self._recorder = Recorder(id, context, tools)
 
     async def run(self) -> Answer:
         """The answer, new or on record. Raises CallRefused, CallEnded, or what the log or the store raise."""
         try:
-            call = await self._found()
-            if call.ended:
-                return await self._recorded(call)
-            return await self._carry_out(call)
+            while True:
+                call = await self._found()
+                if call.ended:
+                    return await self._recorded(call)
+                with suppress(TakenOver):
+                    return await self._carry_out(call)
         except asyncio.CancelledError:
             await self._interrupted()
             if self._flight.abandoned:
@@ -150,10 +164,16 @@ class Execution:
             raise
 
     async def _found(self) -> Call:
-        """The call as recorded; an attempt that somebody left behind is ended first."""
-        call = (await self._tools.aggregates.load(self._id)).state
-        calls.check_same(call, self._asked.request_id, self._asked.sha256)
-        return await self._recorder.end_orphan(call) if call.running else call
+        """The call as recorded, once nobody else carries it out; an attempt left behind is ended first."""
+        for look in itertools.count():
+            call = (await self._tools.aggregates.load(self._id)).state
+            calls.check_same(call, self._asked.request_id, self._asked.sha256)
+            if not await self._recorder.runs_elsewhere(call):
+                return await self._recorder.end_orphan(call)
+            if _now() > self._flight.ends_at:
+                break
+            await asyncio.sleep(LOOK_BACKOFF.delay_s(look))
+        raise CallElsewhere(self._asked.request_id)
 
     async def _recorded(self, call: Call) -> Answer:
         """What an ended call ended with."""
@@ -254,9 +274,14 @@ class Execution:
             provider=target.provider.name,
             reservation_id=attempt.reservation_id,
             attribution=self._attribution(target),
+            worker=self._tools.workers.own,
         )
         self._attempt = attempt
-        await self._recorder.append(lambda call: calls.begin(call, accepted, started))
+        call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
+        if not calls.has_begun(call, started):
+            self._attempt, self._ours = None, False
+            raise TakenOver
+        self._ours = True
         return attempt
 
     async def _ask(self, attempt: Attempt) -> ModelResponse:
@@ -303,8 +328,18 @@ class Execution:
         answer = self._answer(attempt, response)
         data = self._tools.codec.dump(answer)
         event = self._completed_event(attempt, answer, data)
-        await _unbroken(self._recorder.complete(Kept(data, event.model_dump_json().encode()), event))
+        kept = Kept(data, event.model_dump_json().encode(), attempt.number)
+        call = await _unbroken(self._recorder.complete(kept, event))
+        if not calls.has_completed(call, attempt.number):
+            self._taken_over()
         return answer
+
+    def _taken_over(self) -> NoReturn:
+        """Another process held this one for dead and ended the attempt. What it says counts, if nothing was shown yet."""
+        self._attempt, self._ours = None, False
+        if self._flight.began is not None:
+            raise CallFailed(TAKEN_OVER)
+        raise TakenOver
 
     def _answer(self, attempt: Attempt, response: ModelResponse) -> Answer:
         counted = min(counting.output_bound(response.message), attempt.output_tokens_max)
@@ -349,7 +384,7 @@ class Execution:
         """
         attempt = self._attempt
         if attempt is None:
-            if self._flight.abandoned:
+            if self._flight.abandoned and self._ours:
                 await self._give_up(ABANDONED)
         elif self._flight.abandoned and self._flight.began is not None:
             event = self._cancelled_event(attempt)
@@ -411,6 +446,11 @@ class Recorder:
         await self._patiently(lambda: self.tools.results.keep(self.id, kept))
         return await self.append(lambda call: calls.end(call, event))
 
+    async def runs_elsewhere(self, call: Call) -> bool:
+        """Whether another living process carries the call out now."""
+        workers, running = self.tools.workers, call.running
+        return running is not None and running.worker != workers.own and await workers.alive(running.worker)
+
     async def end_orphan(self, call: Call) -> Call:
         """Ends the attempt that somebody left running: by its answer if that is on record, else as unknown."""
         running = call.running
@@ -435,13 +475,13 @@ class Recorder:
         raise AssertionError("the last attempt returns or raises")
 
 
-async def _unbroken(recording: Coroutine[None, None, object]) -> None:
+async def _unbroken(recording: Coroutine[None, None, T]) -> T:
     """Records to the end what is known already, even if the task is cancelled meanwhile."""
     task = asyncio.ensure_future(recording)
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.shield(task)
-    task.result()
+    return task.result()
 
 
 def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:

@@ -1,5 +1,6 @@
 """The composition root of llm-gateway."""
 
+import asyncio
 import re
 from typing import Final
 
@@ -9,6 +10,7 @@ from pydantic import SecretStr
 from servicekit.app import run
 from servicekit.host import Host
 from synod.common.event import Event
+from synod.common.ids import new_id
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.llm_gateway.events import EVENTS
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
@@ -30,6 +32,7 @@ from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
+from llm_gateway.workers import PostgresWorkers
 
 SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-usage|no-end|html)")
 """The simulator's model, and those that fail on demand."""
@@ -42,6 +45,9 @@ async def compose(host: Host[Settings]) -> None:
     aggregates: Aggregates[Call, Event] = Aggregates(log, "model-call", Call, calls.evolve, Codec(EVENTS), host.clock)
     results = PostgresResults(host.pool, host.clock, settings.answers_kept_s)
     await results.prepare()
+    workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, new_id("gw"))
+    await workers.enter()
+    host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session()))
     catalogue = Catalogue(provider_entries(settings, transport, host.clock.now), settings.model_aliases)
     listed = frozenset(card.id for card in catalogue.cards())
@@ -49,6 +55,7 @@ async def compose(host: Host[Settings]) -> None:
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
         aggregates=aggregates,
         results=results,
+        workers=workers,
         codec=AnswerRecords(),
         clock=host.clock,
         telemetry=Telemetry(host.tracer, host.metrics.registry, host.log_, listed),
@@ -59,11 +66,14 @@ async def compose(host: Host[Settings]) -> None:
     queries = Queries(host.pool)
 
     async def end_orphans() -> None:
-        await gateway.end_orphans(await queries.running())
+        while True:
+            await gateway.end_orphans(await queries.running())
+            await asyncio.sleep(settings.orphans_s)
 
     host.add_view(ModelCallsView())
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
     host.add_task("orphans", end_orphans)
+    host.add_task("worker lock", workers.stay)
     host.add_task("results", results.purge_forever)
     host.on_stop(gateway.close)
 

@@ -21,14 +21,17 @@ _TABLE: Final = """
     create table if not exists model_call_results (
         call_id text primary key, answer bytea not null, completed bytea not null, expires_at timestamptz not null
     );
+    alter table model_call_results add column if not exists attempt int not null default 1;
     create index if not exists model_call_results_expiry on model_call_results (expires_at);
 """
 _KEEP: Final = """
-    insert into model_call_results values (%s, %s, %s, %s)
+    insert into model_call_results as known (call_id, answer, completed, attempt, expires_at) values (%s, %s, %s, %s, %s)
     on conflict (call_id) do update
-    set answer = excluded.answer, completed = excluded.completed, expires_at = excluded.expires_at
+    set answer = excluded.answer, completed = excluded.completed, attempt = excluded.attempt,
+        expires_at = excluded.expires_at
+    where known.attempt <= excluded.attempt
 """
-_FIND: Final = "select answer, completed from model_call_results where call_id = %s and expires_at > %s"
+_FIND: Final = "select answer, completed, attempt from model_call_results where call_id = %s and expires_at > %s"
 _PURGE: Final = "delete from model_call_results where expires_at <= %s"
 
 
@@ -46,12 +49,12 @@ class PostgresResults:
     async def keep(self, call_id: str, kept: Kept) -> None:
         expires_at = self.clock.now() + timedelta(seconds=self.kept_s)
         async with self._connection() as connection:
-            await connection.execute(_KEEP, (call_id, kept.answer, kept.completed, expires_at))
+            await connection.execute(_KEEP, (call_id, kept.answer, kept.completed, kept.attempt, expires_at))
 
     async def find(self, call_id: str) -> Kept | None:
         async with self._connection() as connection:
             row = await (await connection.execute(_FIND, (call_id, self.clock.now()))).fetchone()
-        return Kept(bytes(row[0]), bytes(row[1])) if row else None
+        return Kept(bytes(row[0]), bytes(row[1]), row[2]) if row else None
 
     async def purge(self) -> None:
         async with self._connection() as connection:

@@ -57,6 +57,8 @@ class Settings(ServiceSettings):
     """Calls that go on without a caller at once; a further one is ended at once."""
     calls_max: int = Field(default=1000, ge=1)
     """Calls in flight at once."""
+    orphans_s: float = Field(default=15, gt=0)
+    """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)
     answers_kept_s: float = Field(default=86_400, gt=0)
     """How long an answer is kept for repeats of its request."""

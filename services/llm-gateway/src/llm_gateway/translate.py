@@ -117,6 +117,7 @@ ERRORS: Final = (
     .add(errors.AnswerExpired, lambda error: FailedPrecondition(str(error), reason="ANSWER_EXPIRED"))
     .add(errors.TooManyCalls, lambda error: ResourceExhausted(str(error), 1.0, reason="TOO_MANY_CALLS"))
     .add(errors.GatewayStopping, lambda error: Unavailable(str(error), 1.0, reason="STOPPING"))
+    .add(errors.CallElsewhere, lambda error: Unavailable(str(error), 1.0, reason="CALL_ELSEWHERE"))
     .add(errors.LedgerRefused, _ledger_answer)
     .add(errors.LedgerUnavailable, lambda error: Unavailable(str(error), 1.0, reason="LEDGER_UNAVAILABLE"))
     .add(errors.StoreUnavailable, lambda error: Unavailable(str(error), 1.0, reason="STORE_UNAVAILABLE"))
