@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from llm_gateway.domain import ModelRequest
@@ -65,6 +66,22 @@ class TestAnthropic(_HttpContract):
     @staticmethod
     def make(transport: Transport, origin: str) -> Provider:
         return catalog.anthropic(transport, lambda: FIXED_NOW, "key", origin)
+
+
+class TestOpenAiResponses(_HttpContract):
+    stops = False
+
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.openai_responses(transport, lambda: FIXED_NOW, "key", f"{origin}/v1")
+
+
+class TestGoogle(_HttpContract):
+    not_taken: ClassVar = {"service_tier": "flex"}
+
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.google(transport, lambda: FIXED_NOW, "key", origin)
 
 
 class TestOllama(_HttpContract):

@@ -21,6 +21,7 @@ _SNAPSHOT: Final = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 _CHAT: Final[Mapping[str, re.Pattern[str]]] = {
     "openai": re.compile(r"gpt-|chatgpt-|o\d"),
     "anthropic": re.compile(r"claude-"),
+    "google": re.compile(r"gemini-"),
 }
 # These speak other wire formats than chat, or other media than text.
 _NOT_CHAT: Final = re.compile(

@@ -95,6 +95,7 @@ def provider_entries(settings: Settings, transport: Transport, now: Now) -> tupl
         _simulator(settings, transport, now),
         _openai(settings, transport, now),
         _anthropic(settings, transport, now),
+        _google(settings, transport, now),
         _own_server("ollama", "OLLAMA_HOST", ollama_url(settings.ollama_host), None, transport, now),
         _own_server("vllm", "SYNOD_VLLM_URL", settings.vllm_url, settings.vllm_api_key, transport, now),
         _own_server(
@@ -123,12 +124,15 @@ def _simulator(settings: Settings, transport: Transport, now: Now) -> ProviderEn
 
 
 def _openai(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    responses = settings.openai_dialect == "responses"
+    made, profile = (
+        (catalog.openai_responses, catalog.OPENAI_RESPONSES) if responses else (catalog.openai, catalog.OPENAI)
+    )
     provider: Provider | None = None
     if key := _secret(settings.openai_api_key):
-        provider = catalog.openai(transport, now, key, settings.openai_base_url)
-    return ProviderEntry(
-        "openai", "openai-chat", catalog.OPENAI, provider, "set OPENAI_API_KEY", hosted_models("openai")
-    )
+        provider = made(transport, now, key, settings.openai_base_url)
+    dialect = f"openai-{settings.openai_dialect}"
+    return ProviderEntry("openai", dialect, profile, provider, "set OPENAI_API_KEY", hosted_models("openai"))
 
 
 def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
@@ -139,6 +143,14 @@ def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEn
     return ProviderEntry(
         "anthropic", "anthropic-messages", catalog.ANTHROPIC, provider, "set ANTHROPIC_API_KEY", models
     )
+
+
+def _google(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    provider: Provider | None = None
+    if key := _secret(settings.gemini_api_key):
+        provider = catalog.google(transport, now, key, settings.gemini_base_url)
+    models = hosted_models("google")
+    return ProviderEntry("google", "gemini-generate", catalog.GEMINI, provider, "set GEMINI_API_KEY", models)
 
 
 def _own_server(

@@ -1,8 +1,10 @@
 """Settings of llm-gateway, read once from the environment.
 
-Providers are configured by the variables their own tools use (OPENAI_API_KEY, ANTHROPIC_API_KEY, OLLAMA_HOST); all
-else is SYNOD_*.
+Providers are configured by the variables their own tools use (OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY,
+OLLAMA_HOST); all else is SYNOD_*.
 """
+
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -31,6 +33,12 @@ class Settings(ServiceSettings):
     anthropic_api_key: SecretStr | None = Field(None, validation_alias=_by("ANTHROPIC_API_KEY", "anthropic_api_key"))
     anthropic_base_url: str = Field(
         "https://api.anthropic.com", validation_alias=_by("ANTHROPIC_BASE_URL", "anthropic_base_url")
+    )
+    openai_dialect: Literal["chat", "responses"] = "chat"
+    """The API by which models of OpenAI are asked; responses keeps their reasoning from one call to the next."""
+    gemini_api_key: SecretStr | None = Field(None, validation_alias=_by("GEMINI_API_KEY", "gemini_api_key"))
+    gemini_base_url: str = Field(
+        "https://generativelanguage.googleapis.com", validation_alias=_by("GEMINI_BASE_URL", "gemini_base_url")
     )
     ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
     vllm_url: str = ""

@@ -129,7 +129,9 @@ class _Event(TypedDict, total=False):
 
 class AnthropicMessagesDialect:
     name = NAME
-    path = "/v1/messages"
+
+    def path(self, model: str, *, stream: bool) -> str:
+        return "/v1/messages"
 
     def headers(self, api_key: str) -> Mapping[str, str]:
         return {"x-api-key": api_key, "anthropic-version": API_VERSION}

@@ -27,9 +27,8 @@ class Dialect(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def path(self) -> str:
-        """The path below the endpoint's base URL to which requests are posted."""
+    def path(self, model: str, *, stream: bool) -> str:
+        """The path below the endpoint's base URL to which a request is posted."""
         ...
 
     def headers(self, api_key: str) -> Mapping[str, str]: ...

@@ -45,6 +45,7 @@ _STATUS_BY_TYPE: Mapping[str, int] = {
     "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "server_error": 500,
     "timeout_error": 504,
     "overloaded_error": 529,
 }

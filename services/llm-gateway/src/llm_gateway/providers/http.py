@@ -40,7 +40,7 @@ class HttpProvider:
         self._dialect = dialect
         self._transport = transport
         self._now = now
-        self._url = endpoint.base_url.rstrip("/") + dialect.path
+        self._base_url = endpoint.base_url.rstrip("/")
         self._headers = {
             "content-type": "application/json",
             **dialect.headers(endpoint.api_key),
@@ -54,7 +54,7 @@ class HttpProvider:
     async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse:
         try:
             adapted, body = self._encoded(request, stream=False)
-            async with self._transport.post(self._url, self._headers, body, deadline) as reply:
+            async with self._transport.post(self._url(request, stream=False), self._headers, body, deadline) as reply:
                 answer = await reply.body()
                 if reply.status != 200:
                     raise self._failure(reply, answer)
@@ -67,7 +67,7 @@ class HttpProvider:
         delivered = False
         try:
             adapted, body = self._encoded(request, stream=True)
-            async with self._transport.post(self._url, self._headers, body, deadline) as reply:
+            async with self._transport.post(self._url(request, stream=True), self._headers, body, deadline) as reply:
                 await self._check_is_stream(reply)
                 parser, assembler = SseParser(), self._dialect.assembler()
                 while chunk := await reply.read():
@@ -83,6 +83,9 @@ class HttpProvider:
             error.provider = self.name
             error.content_delivered = delivered
             raise
+
+    def _url(self, request: ModelRequest, *, stream: bool) -> str:
+        return self._base_url + self._dialect.path(request.model, stream=stream)
 
     def _encoded(self, request: ModelRequest, *, stream: bool) -> tuple[Adapted, bytes]:
         adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)

@@ -800,7 +800,7 @@ class Model(_message.Message):
     """"provider/model"."""
     provider: _builtins.str
     dialect: _builtins.str
-    """openai-chat, anthropic-messages, openai-compatible."""
+    """openai-chat, openai-responses, anthropic-messages, gemini-generate, openai-compatible."""
     context_tokens: _builtins.int
     output_tokens_max: _builtins.int
     available: _builtins.bool
