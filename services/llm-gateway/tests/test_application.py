@@ -16,7 +16,9 @@ from llm_gateway import calls, errors
 from llm_gateway.application import Gateway, call_id
 from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
+from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.domain import (
+    Abort,
     Answer,
     Completed,
     Message,
@@ -123,6 +125,8 @@ class World:
     log: MemoryEventLog = field(default_factory=MemoryEventLog)
     results: MemoryResults = field(default_factory=MemoryResults)
     terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
+    circuit: CircuitTerms = field(default_factory=lambda: CircuitTerms(failures_max=1000, outcomes_min=1000))
+    abort: Abort = "drain"
     living: set[str] = field(default_factory=set)
     workers: FakeWorkers = field(init=False)
     registry: CollectorRegistry = field(init=False)
@@ -136,7 +140,7 @@ class World:
         self.living.add(worker)
         self.workers = FakeWorkers(worker, self.living)
         entries = (
-            ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),)),
+            ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),), abort=self.abort),
             ProviderEntry("other", "openai-chat", OPENAI, self.other, models=(KnownModel("m"),)),
             ProviderEntry("off", "openai-chat", OPENAI, None, "set OFF_KEY", models=(KnownModel("m"),)),
         )
@@ -154,6 +158,7 @@ class World:
             clock=clock,
             telemetry=Telemetry(NoOpTracer(), self.registry, Logger("test"), frozenset({"fake/m"})),
             retry_budget=RetryBudget(),
+            circuits=Circuits(self.circuit),
             terms=self.terms,
         )
         return Gateway(Catalogue(entries), tools)
@@ -734,6 +739,98 @@ async def test_more_calls_than_allowed_are_refused() -> None:
         await world.generate(asked("second"))
     provider.released.set()
     await first
+
+
+@pytest.mark.parametrize("abort", ["drain", "estimate", "free"])
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(abort: Abort, chunks: int) -> None:
+    provider = HeldProvider(("he",) * chunks)
+    world = World(provider, abort=abort, terms=Terms(retry=AT_ONCE, drain_s=WAIT_S * 10))
+    leaving = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+
+    if abort == "drain":
+        await until(lambda: world.draining() == 1)
+        provider.released.set()
+        await logged(world, "ModelCallCompleted")
+        return
+    await logged(world, "ModelCallCancelled" if chunks else "ModelCallFailed")
+    events = await world.events()
+    if chunks:
+        cancelled = events[-1]
+        assert isinstance(cancelled, ModelCallCancelled)
+        charged = [line.quantity for line in cancelled.usage]
+        assert charged == ([] if abort == "free" else [7, 2 * chunks])
+    else:
+        failed = events[-2]
+        assert isinstance(failed, ModelCallAttemptFailed)
+        assert failed.billed == ("no" if abort == "free" else "unknown")
+
+
+# --- circuits ---
+
+AFTER_TWO = CircuitTerms(failures_max=2, open_s=60)
+
+
+def cut_stream() -> HeldProvider:
+    provider = HeldProvider(("he",), errors.StreamInterrupted("cut"))
+    provider.released.set()
+    return provider
+
+
+async def test_group_11_streams_that_break_after_their_beginning_open_the_circuit() -> None:
+    provider = cut_stream()
+    world = World(provider, circuit=AFTER_TWO)
+    for number in range(2):
+        (*_, end) = await world.stream(asked(f"req{number}"))
+        assert isinstance(end, Broken)
+
+    before = await world.types()
+    with pytest.raises(errors.ModelSuspended, match="fake/m has failed too often") as caught:
+        await world.stream(asked("req2"))
+
+    assert 0 < caught.value.retry_after_s <= 60
+    assert provider.asked == 2
+    assert len(world.ledger.reservations) == 2
+    assert await world.types() == before
+
+
+async def test_group_11_callers_who_leave_do_not_open_the_circuit() -> None:
+    provider = HeldProvider(("he",))
+    world = World(provider, circuit=AFTER_TWO, terms=Terms(retry=AT_ONCE, drains_max=0))
+    for number in range(4):
+        provider.reached.clear()
+        async with aclosing(world.gateway.stream(asked(f"req{number}"), CONTEXT, None)) as events:
+            await anext(events)
+        await logged(world, "ModelCallCancelled")
+
+    provider.released.set()
+    assert isinstance((await world.stream(asked("last")))[-1], Answer)
+
+
+async def test_group_11_a_fallback_is_asked_at_once_while_the_circuit_is_open() -> None:
+    other = FakeProvider([HELLO, HELLO], name="other")
+    world = World(FakeProvider([errors.ProviderFailed("500")] * 2), other, circuit=AFTER_TWO)
+    first = await world.generate(asked("req1", fallback=("other/m",)))
+    second = await world.generate(asked("req2", fallback=("other/m",)))
+
+    assert (first.model, first.reservation_id[-2:]) == ("other/m", ":3")
+    assert (second.model, second.reservation_id[-2:]) == ("other/m", ":1")
+
+
+async def test_a_rate_limit_that_one_call_met_is_waited_for_by_the_next() -> None:
+    limited = errors.ProviderRateLimited("slow down", status=429, retry_after_s=3600)
+    provider = FakeProvider([limited])
+    world = World(provider)
+    with pytest.raises(errors.CallFailed):
+        await world.generate(left_s=1)
+
+    with pytest.raises(errors.ModelSuspended) as caught:
+        await world.generate(asked("req2"), left_s=1)
+    assert caught.value.limited
+    assert len(provider.requests) == 1
 
 
 # --- several processes ---

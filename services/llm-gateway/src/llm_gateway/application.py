@@ -103,9 +103,9 @@ class Gateway:
         self._tools.telemetry.in_flight.set(len(self._flights))
 
     def _drain(self, id: str, flight: Flight) -> None:
-        """Nobody waits: go on for a while, unless too many calls do so already."""
+        """Nobody waits: go on for a while, where the rest is billed anyway, unless too many calls do so already."""
         terms = self._tools.terms
-        if len(self._draining) >= terms.drains_max:
+        if flight.abort != "drain" or len(self._draining) >= terms.drains_max:
             flight.abandon()
             return
         self._draining[id] = asyncio.get_running_loop().call_later(terms.drain_s, flight.abandon)

@@ -12,6 +12,7 @@ from typing import Final
 
 from genai_prices.data import providers as price_book
 
+from llm_gateway.domain import Abort
 from llm_gateway.errors import ModelUnavailable, UnknownModel
 from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
@@ -53,6 +54,7 @@ class ProviderEntry:
     models: tuple[KnownModel, ...] = ()
     accepts: re.Pattern[str] | None = None
     simulated: bool = False
+    abort: Abort = "drain"
 
     def knows(self, model: str) -> bool:
         names = {known.name for known in self.models}
@@ -69,6 +71,7 @@ class Target:
     model: str
     provider: Provider
     simulated: bool = False
+    abort: Abort = "drain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ class Catalogue:
             raise UnknownModel(model, self.near(model))
         if entry.provider is None:
             raise ModelUnavailable(model, entry.remedy)
-        return Target(id, name, entry.provider, entry.simulated)
+        return Target(id, name, entry.provider, entry.simulated, entry.abort)
 
     def cards(self, provider: str = "") -> tuple[ModelCard, ...]:
         """The listed models, in the order of the providers, then by name."""

@@ -282,6 +282,11 @@ class Answer:
     replayed: bool = False
 
 
+Abort = Literal["drain", "estimate", "free"]
+"""What a provider bills for an answer that nobody waits for any more, and so what is done with it: all of it (read on),
+what it has written so far (cancel, and charge an estimate), or nothing (cancel)."""
+
+
 # --- stream ---------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ GatewayError
 │   ├── AnswerExpired                 the call completed, its answer is no longer kept
 │   ├── TooManyCalls                  as many calls are in flight as the gateway allows: repeat later
 │   ├── GatewayStopping               repeat; another process or the next start answers
+│   ├── ModelSuspended                it has failed too often, or its provider wants a pause: repeat later
 │   ├── CallElsewhere                 another process carries it out and has not ended: repeat
 │   ├── LedgerRefused                 the budget or the price forbids it; carries the ledger's own answer
 │   └── LedgerUnavailable             nothing may be spent while the ledger cannot be asked: repeat
@@ -22,6 +23,7 @@ GatewayError
     ├── RetryableProviderError        may be repeated here or elsewhere, not before `retry_after_s`
     │   ├── ProviderUnreachable       no connection, or lost before an answer began
     │   ├── ProviderTimedOut          connecting, or the pause between bytes, took too long (also status 408)
+    │   ├── ProviderSuspended         not asked, because it has failed too often; nothing was sent
     │   ├── ProviderConflict          409
     │   ├── ProviderRateLimited       429
     │   ├── ProviderOverloaded        503, 529
@@ -106,6 +108,15 @@ class TooManyCalls(CallRefused):
 class GatewayStopping(CallRefused):
     def __init__(self) -> None:
         super().__init__("the gateway is stopping; repeat the call with the same request_id")
+
+
+class ModelSuspended(CallRefused):
+    """No model of the call takes calls now. `limited` when that is the provider's rate limit and no failure."""
+
+    def __init__(self, message: str, retry_after_s: float, *, limited: bool) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.limited = limited
 
 
 class CallElsewhere(CallRefused):
@@ -193,6 +204,12 @@ class ProviderUnreachable(RetryableProviderError):
 
 class ProviderTimedOut(RetryableProviderError):
     pass
+
+
+class ProviderSuspended(RetryableProviderError):
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.dispatched = False
 
 
 class ProviderConflict(RetryableProviderError):

@@ -26,8 +26,9 @@ from synod.llm_gateway.events import (
 )
 
 from llm_gateway import calls, counting, domain, retrying
-from llm_gateway.calls import Call
+from llm_gateway.calls import Billed, Call
 from llm_gateway.catalogue import Target
+from llm_gateway.circuits import Circuits, suspension
 from llm_gateway.domain import Answer, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
 from llm_gateway.errors import (
     AnswerExpired,
@@ -36,6 +37,7 @@ from llm_gateway.errors import (
     CallFailed,
     LedgerRefused,
     LedgerUnavailable,
+    ModelSuspended,
     ProviderError,
     StoreUnavailable,
     TakenOver,
@@ -107,6 +109,7 @@ class Tools:
     clock: Clock
     telemetry: Telemetry
     retry_budget: RetryBudget
+    circuits: Circuits
     terms: Terms
     draw: Callable[[], float] = random.random
 
@@ -201,13 +204,13 @@ class Execution:
 
     async def _tried(self, call: Call) -> Answer:
         """One attempt after another, until one answers or none may follow."""
-        number, target, tries = call.attempt + 1, 0, 1
+        number, target, tries = call.attempt + 1, await self._first(), 1
         # A refusal goes to the caller as it is; a call that was accepted before stays open for a repeat.
-        await self._reserve(number, self._targets[0])
+        await self._reserve(number, self._targets[target])
         while True:
             attempt = await self._begin(number, self._targets[target])
             try:
-                response = await self._ask(attempt)
+                response = await self._watched(attempt)
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
                 following = self._next(error, Tried(target, len(self._targets), tries, self._left_s()))
@@ -223,7 +226,48 @@ class Execution:
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
         following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        while following is not None and self._suspended_s(following.target):
+            tried = replace(tried, target=following.target)
+            following = retrying.next_target(tried)
         return following if following is not None and self._tools.retry_budget.spend() else None
+
+    # --- circuits ---
+
+    async def _first(self) -> int:
+        """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
+        waits = [
+            max(self._suspended_s(index), self._tools.circuits.limited_s(target.id, _now()))
+            for index, target in enumerate(self._targets)
+        ]
+        wait_s = min(waits)
+        target = waits.index(wait_s)
+        if suspended_s := self._suspended_s(target):
+            raise ModelSuspended(suspension(self._targets[target].id, suspended_s), suspended_s, limited=False)
+        if wait_s >= self._left_s():
+            limited = f"{self._targets[target].id} is not to be asked for {wait_s:.1f} s more, says its provider"
+            raise ModelSuspended(limited, wait_s, limited=True)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        return target
+
+    def _suspended_s(self, target: int) -> float:
+        return self._tools.circuits.suspended_s(self._targets[target].id, _now())
+
+    async def _watched(self, attempt: Attempt) -> ModelResponse:
+        """Asks, and tells the circuit how it ended, for a stream at its end. Callers who leave say nothing about it."""
+        circuits, model = self._tools.circuits, attempt.target.id
+        circuits.enter(model, _now())
+        failed: ProviderError | None = None
+        answered = False
+        try:
+            response = await self._ask(attempt)
+            answered = True
+            return response
+        except ProviderError as error:
+            failed = error
+            raise
+        finally:
+            circuits.leave(model, _now(), failed, answered=answered)
 
     # --- reservations ---
 
@@ -281,7 +325,7 @@ class Execution:
         if not calls.has_begun(call, started):
             self._attempt, self._ours = None, False
             raise TakenOver
-        self._ours = True
+        self._ours, self._flight.abort = True, target.abort
         return attempt
 
     async def _ask(self, attempt: Attempt) -> ModelResponse:
@@ -380,7 +424,8 @@ class Execution:
     async def _interrupted(self) -> None:
         """Cancelled in the middle: because nobody waits, or because the process stops. The call must not stay running.
 
-        What was delivered to a caller who left is charged as counted here. Otherwise what the provider bills is unknown.
+        What was delivered to a caller who left is charged as counted here, where it is billed at all. Otherwise what the
+        provider bills is unknown.
         """
         attempt = self._attempt
         if attempt is None:
@@ -392,8 +437,9 @@ class Execution:
         else:
             last = self._flight.abandoned
             failure = ABANDONED if last else CRASHED
+            billed: Billed = "no" if last and attempt.target.abort == "free" else "unknown"
             await self._recorder.append(
-                lambda call: calls.fail_attempt(call, attempt.number, failure, "unknown", last=last)
+                lambda call: calls.fail_attempt(call, attempt.number, failure, billed, last=last)
             )
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
@@ -401,11 +447,12 @@ class Execution:
         input_tokens = reported.input_tokens if reported else attempt.input_tokens_max
         counted = min(counting.delivered_bound(self._flight.deltas), attempt.output_tokens_max)
         output_tokens = max(counted, reported.output_tokens if reported else 0)
+        free = attempt.target.abort == "free"
         return ModelCallCancelled(
             request_id=self._asked.request_id,
             attempt=attempt.number,
             reservation_id=attempt.reservation_id,
-            usage=usage_lines(counting.plain_usage(input_tokens, output_tokens)),
+            usage=() if free else usage_lines(counting.plain_usage(input_tokens, output_tokens)),
             usage_source="gateway_counted",
         )
 

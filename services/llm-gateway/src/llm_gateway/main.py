@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from typing import Final
 
 from eventlog.aggregates import Aggregates
@@ -19,6 +20,7 @@ from llm_gateway import calls
 from llm_gateway.application import Gateway
 from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
 from llm_gateway.execution import Terms, Tools
 from llm_gateway.projections import ModelCallsView, Queries
@@ -49,8 +51,12 @@ async def compose(host: Host[Settings]) -> None:
     await workers.enter()
     host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session()))
-    catalogue = Catalogue(provider_entries(settings, transport, host.clock.now), settings.model_aliases)
+    entries = provider_entries(settings, transport, host.clock.now)
+    aborts = settings.abort_policies
+    entries = tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
+    catalogue = Catalogue(entries, settings.model_aliases)
     listed = frozenset(card.id for card in catalogue.cards())
+    telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
     tools = Tools(
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
         aggregates=aggregates,
@@ -58,8 +64,9 @@ async def compose(host: Host[Settings]) -> None:
         workers=workers,
         codec=AnswerRecords(),
         clock=host.clock,
-        telemetry=Telemetry(host.tracer, host.metrics.registry, host.log_, listed),
+        telemetry=telemetry,
         retry_budget=RetryBudget(),
+        circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
     )
     gateway = Gateway(catalogue, tools)
@@ -87,6 +94,10 @@ def terms(settings: Settings) -> Terms:
         calls_max=settings.calls_max,
         retry=RetryTerms(attempts_max=settings.attempts_max),
     )
+
+
+def circuit_terms(settings: Settings) -> CircuitTerms:
+    return CircuitTerms(failures_max=settings.circuit_failures_max, open_s=settings.circuit_open_s)
 
 
 def provider_entries(settings: Settings, transport: Transport, now: Now) -> tuple[ProviderEntry, ...]:

@@ -11,6 +11,8 @@ from pydantic_settings import SettingsConfigDict
 from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
 
+from llm_gateway.domain import Abort
+
 
 def _by(variable: str, field: str) -> AliasChoices:
     """Read from the environment under the provider's own name, and given in code under the field's."""
@@ -57,10 +59,16 @@ class Settings(ServiceSettings):
     """Reserved and asked for when a request gives no max_output_tokens."""
     attempts_max: int = Field(default=3, ge=1, le=10)
     """Attempts at one model."""
+    circuit_failures_max: int = Field(default=5, ge=1)
+    """Failures in a row after which a model is left alone for a while; a repeat goes to the fallbacks at once."""
+    circuit_open_s: float = Field(default=5, gt=0)
+    """How long, the first time; then one call tries it, and each failure doubles the time."""
     call_max_s: float = Field(default=900, gt=0)
     """The longest a call may take, whatever its callers' deadlines."""
     drain_s: float = Field(default=120, gt=0)
     """How long a call goes on after its last caller has left, so that what was paid for is recorded."""
+    abort_policies: dict[str, Abort] = Field(default_factory=dict)
+    """Provider to drain, estimate or free, for example {"ollama": "free"}; drain where nothing is said."""
     drains_max: int = Field(default=100, ge=0)
     """Calls that go on without a caller at once; a further one is ended at once."""
     calls_max: int = Field(default=1000, ge=1)

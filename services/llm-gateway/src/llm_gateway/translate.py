@@ -97,6 +97,12 @@ def _failed(error: errors.CallFailed) -> ServiceError:
             return FailedPrecondition(failure.message, reason=failure.reason)
 
 
+def _suspended(error: errors.ModelSuspended) -> ServiceError:
+    if error.limited:
+        return ResourceExhausted(str(error), error.retry_after_s, reason="RATE_LIMITED")
+    return Unavailable(str(error), error.retry_after_s, reason="PROVIDER_UNAVAILABLE")
+
+
 def _ledger_answer(error: errors.LedgerRefused) -> ServiceError:
     if isinstance(error.answer, ServiceError):
         return error.answer
@@ -117,6 +123,7 @@ ERRORS: Final = (
     .add(errors.AnswerExpired, lambda error: FailedPrecondition(str(error), reason="ANSWER_EXPIRED"))
     .add(errors.TooManyCalls, lambda error: ResourceExhausted(str(error), 1.0, reason="TOO_MANY_CALLS"))
     .add(errors.GatewayStopping, lambda error: Unavailable(str(error), 1.0, reason="STOPPING"))
+    .add(errors.ModelSuspended, _suspended)
     .add(errors.CallElsewhere, lambda error: Unavailable(str(error), 1.0, reason="CALL_ELSEWHERE"))
     .add(errors.LedgerRefused, _ledger_answer)
     .add(errors.LedgerUnavailable, lambda error: Unavailable(str(error), 1.0, reason="LEDGER_UNAVAILABLE"))
