@@ -13,6 +13,7 @@ from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Append, Appended, Context
 from llm_gateway import calls, errors
+from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway, call_id
 from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
@@ -33,6 +34,7 @@ from llm_gateway.domain import (
 )
 from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.limits import LimitRule, Line
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import FakeProvider
@@ -127,6 +129,7 @@ class World:
     terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
     circuit: CircuitTerms = field(default_factory=lambda: CircuitTerms(failures_max=1000, outcomes_min=1000))
     abort: Abort = "drain"
+    admission: Admission = field(default_factory=Admission)
     living: set[str] = field(default_factory=set)
     workers: FakeWorkers = field(init=False)
     registry: CollectorRegistry = field(init=False)
@@ -159,6 +162,7 @@ class World:
             telemetry=Telemetry(NoOpTracer(), self.registry, Logger("test"), frozenset({"fake/m"})),
             retry_budget=RetryBudget(),
             circuits=Circuits(self.circuit),
+            admission=self.admission,
             terms=self.terms,
         )
         return Gateway(Catalogue(entries), tools)
@@ -831,6 +835,72 @@ async def test_a_rate_limit_that_one_call_met_is_waited_for_by_the_next() -> Non
         await world.generate(asked("req2"), left_s=1)
     assert caught.value.limited
     assert len(provider.requests) == 1
+
+
+# --- limits ---
+
+
+def one_at_a_time(**rule: int) -> Admission:
+    return Admission(Line((LimitRule("model", **(rule or {"concurrent": 1})),)))  # type: ignore[arg-type]
+
+
+async def test_a_call_beyond_the_limit_waits_and_holds_no_money_meanwhile() -> None:
+    provider = HeldProvider()
+    world = World(provider, admission=one_at_a_time())
+    first = asyncio.create_task(world.generate(asked("req1")))
+    await provider.reached.wait()
+    second = asyncio.create_task(world.generate(asked("req2")))
+    await until(lambda: len(world.admission.line) == 1)
+
+    assert len(world.ledger.reservations) == 1
+    provider.released.set()
+    await first
+    await second
+    assert provider.asked == len(world.ledger.reservations) == 2
+
+
+async def test_a_limit_without_room_in_time_refuses_before_anything_is_recorded() -> None:
+    provider = FakeProvider([HELLO])
+    world = World(provider, admission=one_at_a_time(requests_per_min=1))
+    await world.generate(asked("req1"))
+
+    with pytest.raises(errors.RateLimited) as caught:
+        await world.generate(asked("req2"), left_s=5)
+
+    assert caught.value.retry_after_s > 5
+    assert len(world.ledger.reservations) == 1
+    assert await world.types() == ANSWERED
+
+
+async def test_tokens_that_were_not_used_are_given_back_to_the_limit() -> None:
+    bound = 150  # the request's input bound, and 100 tokens of output
+    world = World(FakeProvider([HELLO] * 4), admission=one_at_a_time(output_tokens_per_min=6 * bound))
+    for number in range(4):
+        await world.generate(asked(f"req{number}"), left_s=1)
+    assert len(world.ledger.reservations) == 4
+
+
+@pytest.mark.parametrize("refusal", [errors.LedgerUnavailable("away"), errors.LedgerRefused("NO", ValueError("no"))])
+async def test_a_call_that_the_ledger_refuses_leaves_its_place_to_the_next(refusal: Exception) -> None:
+    world = World(FakeProvider([HELLO]), ledger=FakeLedger([refusal]), admission=one_at_a_time())
+    with pytest.raises(type(refusal)):
+        await world.generate(asked("req1"))
+    await world.generate(asked("req2"))
+
+
+async def test_a_caller_who_leaves_the_line_is_forgotten() -> None:
+    provider = HeldProvider()
+    world = World(provider, admission=one_at_a_time())
+    first = asyncio.create_task(world.generate(asked("req1")))
+    await provider.reached.wait()
+    second = asyncio.create_task(world.generate(asked("req2")))
+    await until(lambda: len(world.admission.line) == 1)
+
+    second.cancel()
+    await until(lambda: len(world.admission.line) == 0)
+    provider.released.set()
+    await first
+    assert (provider.asked, await world.types()) == (1, ANSWERED)
 
 
 # --- several processes ---

@@ -12,6 +12,7 @@ GatewayError
 │   ├── TooManyCalls                  as many calls are in flight as the gateway allows: repeat later
 │   ├── GatewayStopping               repeat; another process or the next start answers
 │   ├── ModelSuspended                it has failed too often, or its provider wants a pause: repeat later
+│   ├── RateLimited                   a limit set here leaves no room before the deadline: repeat later
 │   ├── CallElsewhere                 another process carries it out and has not ended: repeat
 │   ├── LedgerRefused                 the budget or the price forbids it; carries the ledger's own answer
 │   └── LedgerUnavailable             nothing may be spent while the ledger cannot be asked: repeat
@@ -117,6 +118,14 @@ class ModelSuspended(CallRefused):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.limited = limited
+
+
+class RateLimited(CallRefused):
+    def __init__(self, model: str, retry_after_s: float) -> None:
+        super().__init__(
+            f"the rate limit of {model} leaves no room for this call within {retry_after_s:.1f} s; repeat later"
+        )
+        self.retry_after_s = retry_after_s
 
 
 class CallElsewhere(CallRefused):

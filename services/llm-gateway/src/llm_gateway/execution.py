@@ -26,6 +26,7 @@ from synod.llm_gateway.events import (
 )
 
 from llm_gateway import calls, counting, domain, retrying
+from llm_gateway.admission import Admission
 from llm_gateway.calls import Billed, Call
 from llm_gateway.catalogue import Target
 from llm_gateway.circuits import Circuits, suspension
@@ -39,10 +40,12 @@ from llm_gateway.errors import (
     LedgerUnavailable,
     ModelSuspended,
     ProviderError,
+    RateLimited,
     StoreUnavailable,
     TakenOver,
 )
 from llm_gateway.flight import Began, Delta, Flight
+from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.telemetry import Telemetry
@@ -83,6 +86,7 @@ class Asked:
     request: ModelRequest
     attribution: Attribution
     sha256: str
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ class Tools:
     telemetry: Telemetry
     retry_budget: RetryBudget
     circuits: Circuits
+    admission: Admission
     terms: Terms
     draw: Callable[[], float] = random.random
 
@@ -149,6 +154,7 @@ class Execution:
         self._stream = stream
         self._attempt: Attempt | None = None
         self._ours = False
+        self._ticket: Ticket | None = None
         self._recorder = Recorder(id, context, tools)
 
     async def run(self) -> Answer:
@@ -165,6 +171,8 @@ class Execution:
             if self._flight.abandoned:
                 raise CallCancelled(self._asked.request_id) from None
             raise
+        finally:
+            self._leave_limits(None)
 
     async def _found(self) -> Call:
         """The call as recorded, once nobody else carries it out; an attempt left behind is ended first."""
@@ -250,6 +258,12 @@ class Execution:
             await asyncio.sleep(wait_s)
         return target
 
+    def _leave_limits(self, used: Need | None) -> None:
+        """Gives back what the attempt did not use of its limits; None when the provider counts nothing of it."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._tools.admission.leave(ticket, used)
+
     def _suspended_s(self, target: int) -> float:
         return self._tools.circuits.suspended_s(self._targets[target].id, _now())
 
@@ -258,16 +272,18 @@ class Execution:
         circuits, model = self._tools.circuits, attempt.target.id
         circuits.enter(model, _now())
         failed: ProviderError | None = None
-        answered = False
+        answered, used = False, Need(attempt.input_tokens_max, attempt.output_tokens_max)
         try:
             response = await self._ask(attempt)
-            answered = True
+            answered, used = True, _used(response.usage) or used
             return response
         except ProviderError as error:
             failed = error
             raise
         finally:
             circuits.leave(model, _now(), failed, answered=answered)
+            unbilled = failed is not None and retrying.billed(failed) == "no"
+            self._leave_limits(None if unbilled else used)
 
     # --- reservations ---
 
@@ -278,6 +294,9 @@ class Execution:
         except LedgerRefused as error:
             await self._give_up(Failure(reason=error.reason, message=str(error)))
             raise
+        except RateLimited as error:
+            await self._give_up(Failure(reason=retrying.RATE_LIMITED, message=str(error), retryable=True))
+            raise
         except LedgerUnavailable as error:
             failure = retrying.failure_of(cause)
             told = failure.model_copy(update={"message": f"{failure.message}; and no further attempt: {error}"})
@@ -285,7 +304,12 @@ class Execution:
             raise CallFailed(told, cause.retry_after_s) from error
 
     async def _reserve(self, number: int, target: Target) -> None:
+        """Room within the limits first: money is not held while a call waits for it."""
         request = self._request(target)
+        self._leave_limits(None)
+        self._ticket = await self._tools.admission.enter(
+            self._context.tenant, target.id, _need(request), self._asked.priority, self._flight.wanted_until
+        )
         reservation = Reservation(
             id=self._reservation_id(number),
             attribution=self._attribution(target),
@@ -529,6 +553,18 @@ async def _unbroken(recording: Coroutine[None, None, T]) -> T:
         with suppress(asyncio.CancelledError):
             await asyncio.shield(task)
     return task.result()
+
+
+def _need(request: ModelRequest) -> Need:
+    return Need(counting.request_bound(request), request.max_output_tokens or 0)
+
+
+def _used(usage: domain.Usage | None) -> Need | None:
+    """What a provider's limits count: what it reads from its cache, they mostly do not."""
+    if usage is None:
+        return None
+    read = sum(line.quantity for line in usage.lines if line.cache == "read")
+    return Need(usage.input_tokens - read, usage.output_tokens)
 
 
 def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:

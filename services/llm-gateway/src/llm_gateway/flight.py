@@ -57,7 +57,8 @@ class Flight:
         self.wanted_until = 0.0
         self.callers = 0
         self.abandoned = False
-        self.abort: Abort = "drain"
+        # Until an attempt is begun nothing is paid for.
+        self.abort: Abort = "free"
         self.began: Began | None = None
         self.usage: Usage | None = None
         self.first_content_at: float | None = None

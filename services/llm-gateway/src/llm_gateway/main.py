@@ -17,12 +17,14 @@ from synod.llm_gateway.events import EVENTS
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
 
 from llm_gateway import calls
+from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway
 from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
 from llm_gateway.execution import Terms, Tools
+from llm_gateway.limits import Line
 from llm_gateway.projections import ModelCallsView, Queries
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
@@ -66,6 +68,7 @@ async def compose(host: Host[Settings]) -> None:
         clock=host.clock,
         telemetry=telemetry,
         retry_budget=RetryBudget(),
+        admission=Admission(Line(settings.rate_limits), telemetry.calls_waiting, telemetry.call_waited),
         circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
     )

@@ -12,6 +12,7 @@ from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
 
 from llm_gateway.domain import Abort
+from llm_gateway.limits import LimitRule
 
 
 def _by(variable: str, field: str) -> AliasChoices:
@@ -59,6 +60,8 @@ class Settings(ServiceSettings):
     """Reserved and asked for when a request gives no max_output_tokens."""
     attempts_max: int = Field(default=3, ge=1, le=10)
     """Attempts at one model."""
+    rate_limits: tuple[LimitRule, ...] = ()
+    """As JSON: [{"per": "model", "models": "openai/*", "requests_per_min": 500, "input_tokens_per_min": 200000}]."""
     circuit_failures_max: int = Field(default=5, ge=1)
     """Failures in a row after which a model is left alone for a while; a repeat goes to the fallbacks at once."""
     circuit_open_s: float = Field(default=5, gt=0)

@@ -54,6 +54,7 @@ from llm_gateway.domain import (
 )
 from llm_gateway.execution import Asked, usage_lines
 from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.limits import Priority
 from llm_gateway.ports import Reservation
 
 REQUEST_ID_MAX: Final = 128
@@ -74,6 +75,7 @@ _FINISH_REASONS: Final[dict[str, FinishReason]] = {name: name for name in get_ar
 _USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args(UsageSource)}
 _MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modality)}
 _CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
+_PRIORITIES: Final[dict["pb.Priority.ValueType", Priority]] = {pb.PRIORITY_HIGH: "high", pb.PRIORITY_LOW: "low"}
 _CHOICES: Final = ("auto", "none", "required")
 _FORMATS: Final = ("text", "json_object", "json_schema")
 
@@ -124,6 +126,7 @@ ERRORS: Final = (
     .add(errors.TooManyCalls, lambda error: ResourceExhausted(str(error), 1.0, reason="TOO_MANY_CALLS"))
     .add(errors.GatewayStopping, lambda error: Unavailable(str(error), 1.0, reason="STOPPING"))
     .add(errors.ModelSuspended, _suspended)
+    .add(errors.RateLimited, lambda error: ResourceExhausted(str(error), error.retry_after_s, reason="RATE_LIMITED"))
     .add(errors.CallElsewhere, lambda error: Unavailable(str(error), 1.0, reason="CALL_ELSEWHERE"))
     .add(errors.LedgerRefused, _ledger_answer)
     .add(errors.LedgerUnavailable, lambda error: Unavailable(str(error), 1.0, reason="LEDGER_UNAVAILABLE"))
@@ -146,6 +149,7 @@ def to_asked(request: pb.GenerateRequest, tenant: str) -> Asked:
         request=to_model_request(request),
         attribution=to_attribution(request.attribution, tenant),
         sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
+        priority=_PRIORITIES.get(request.priority, "normal"),
     )
 
 
