@@ -252,7 +252,7 @@ async def test_a_limit_that_was_not_given_is_reserved_and_asked_for() -> None:
 # --- the same request again ---
 
 
-async def test_a_repeat_gets_the_answer_on_record() -> None:
+async def test_group_18_a_repeat_gets_the_answer_on_record() -> None:
     provider = FakeProvider([HELLO])
     world = World(provider)
     first = await world.generate()
@@ -297,7 +297,7 @@ async def test_other_content_under_the_same_request_id_is_refused() -> None:
     assert await world.types() == ANSWERED
 
 
-async def test_two_tenants_may_use_the_same_request_id() -> None:
+async def test_group_21_two_tenants_may_use_the_same_request_id() -> None:
     world = World(FakeProvider([HELLO, HELLO]))
     await world.generate()
 
@@ -427,7 +427,7 @@ async def test_a_wait_beyond_the_deadline_fails_at_once_and_says_how_long() -> N
     assert (caught.value.failure.reason, caught.value.retry_after_s) == ("RATE_LIMITED", 3600)
 
 
-async def test_a_storm_of_failures_runs_out_of_retries() -> None:
+async def test_group_10_a_storm_of_failures_runs_out_of_retries() -> None:
     provider = FakeProvider([errors.ProviderOverloaded("busy", status=503)] * 100)
     world = World(provider)
 
@@ -438,7 +438,7 @@ async def test_a_storm_of_failures_runs_out_of_retries() -> None:
     assert len(provider.requests) <= 20 + 10 + 20 * 0.1
 
 
-async def test_nothing_is_retried_once_content_was_shown() -> None:
+async def test_group_13_nothing_is_retried_once_content_was_shown() -> None:
     provider = HeldProvider(("he",), errors.StreamInterrupted("cut"))
     provider.released.set()
     world = World(provider)
@@ -486,7 +486,7 @@ async def test_without_the_ledger_nothing_is_spent() -> None:
     assert not provider.requests
 
 
-async def test_a_retry_that_the_budget_does_not_cover_ends_the_call() -> None:
+async def test_group_12_a_retry_that_the_budget_does_not_cover_ends_the_call() -> None:
     refusal = errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError("empty"))
     world = World(FakeProvider([errors.ProviderFailed("broken")]), ledger=FakeLedger([None, refusal]))
 
@@ -569,7 +569,7 @@ async def test_draining_without_content_leaves_the_bill_unknown() -> None:
     assert failed.billed == "unknown"
 
 
-async def test_more_drains_than_allowed_end_at_once() -> None:
+async def test_group_07_more_drains_than_allowed_end_at_once() -> None:
     provider = HeldProvider(("hello",))
     world = World(provider, terms=Terms(drains_max=0))
     await leave(world, provider)
@@ -617,7 +617,7 @@ async def copied(log: MemoryEventLog) -> MemoryEventLog:
     return copy
 
 
-async def test_a_repeat_after_a_crash_ends_the_old_attempt_as_unknown_and_makes_a_new_one() -> None:
+async def test_group_02_a_repeat_after_a_crash_ends_the_old_attempt_as_unknown_and_makes_a_new_one() -> None:
     provider = HeldProvider()
     world = World(provider)
     await crash(world, provider)
@@ -644,7 +644,7 @@ async def test_a_start_ends_the_attempts_that_a_crash_left_running() -> None:
     assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed"]
 
 
-async def test_an_answer_on_record_before_the_crash_completes_the_call() -> None:
+async def test_group_02_an_answer_on_record_before_the_crash_completes_the_call() -> None:
     provider = FakeProvider([HELLO])
     world = World(provider)
     first = await world.generate()
@@ -771,6 +771,18 @@ async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(a
         failed = events[-2]
         assert isinstance(failed, ModelCallAttemptFailed)
         assert failed.billed == ("no" if abort == "free" else "unknown")
+
+
+async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once() -> None:
+    provider = HeldProvider(("he",), errors.ProviderRateLimited("slow down", status=429, retry_after_s=0.0))
+    provider.released.set()
+    world = World(provider)
+
+    *_, broken = await world.stream()
+
+    assert isinstance(broken, Broken)
+    assert (broken.failure.reason, provider.asked) == ("RATE_LIMITED", 1)
+    assert (await world.types())[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
 
 
 # --- circuits ---

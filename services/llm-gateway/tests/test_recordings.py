@@ -254,7 +254,7 @@ def test_the_deltas_make_up_the_response(recording: Path) -> None:
 
 
 @each_recording
-def test_a_recording_cut_anywhere_never_completes(recording: Path) -> None:
+def test_group_08_a_recording_cut_anywhere_never_completes(recording: Path) -> None:
     dialect = dialect_of(recording)
     content = recording.read_bytes().rstrip(b"\r\n")
 

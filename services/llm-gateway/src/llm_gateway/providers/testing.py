@@ -214,7 +214,7 @@ class ProviderContract:
         served = simulator.usage.total()
         assert (served.input_tokens, served.output_tokens) == (2 * whole.usage.input_tokens, 16)
 
-    async def test_missing_usage_is_absent_and_not_zero(self, provider: Provider) -> None:
+    async def test_group_08_missing_usage_is_absent_and_not_zero(self, provider: Provider) -> None:
         whole = await provider.generate(asked("answer: done", "sim-no-usage"), in_time())
         completed = (await collect(provider, asked("answer: done", "sim-no-usage")))[-1]
 
@@ -241,7 +241,7 @@ class ProviderContract:
             (529, errors.ProviderOverloaded, True),
         ],
     )
-    async def test_each_status_is_a_typed_error(
+    async def test_group_09_each_status_is_a_typed_error(
         self, provider: Provider, status: int, error: type[errors.ProviderError], retryable: bool
     ) -> None:
         with pytest.raises(errors.ProviderError) as whole:
@@ -255,7 +255,9 @@ class ProviderContract:
             assert (caught.value.status, caught.value.provider) == (status, provider.name)
             assert not caught.value.content_delivered
 
-    async def test_the_wait_a_provider_asks_for_is_kept(self, provider: Provider, simulator: RunningSimulator) -> None:
+    async def test_group_09_the_wait_a_provider_asks_for_is_kept(
+        self, provider: Provider, simulator: RunningSimulator
+    ) -> None:
         simulator.faults.plan(Fault(status=429, headers={"retry-after-ms": "1500", "retry-after": "9"}))
         simulator.faults.plan(Fault(status=429, retry_after="Thu, 01 Jan 2026 00:00:07 GMT"))
         waits = []
@@ -272,15 +274,15 @@ class ProviderContract:
         with pytest.raises(errors.PaymentRequired, match="insufficient_quota"):
             await provider.generate(asked(), in_time())
 
-    async def test_an_html_error_page_is_a_failed_provider(self, provider: Provider) -> None:
+    async def test_group_09_an_html_error_page_is_a_failed_provider(self, provider: Provider) -> None:
         with pytest.raises(errors.ProviderFailed, match="502 Bad Gateway"):
             await provider.generate(asked(model="sim-html"), in_time())
 
-    async def test_an_error_inside_an_answer_with_status_200_is_raised(self, provider: Provider) -> None:
+    async def test_group_09_an_error_inside_an_answer_with_status_200_is_raised(self, provider: Provider) -> None:
         with pytest.raises(errors.ProviderFailed, match="simulated error"):
             await provider.generate(asked(model="sim-error-event"), in_time())
 
-    async def test_an_error_before_content_may_be_retried_silently(self, provider: Provider) -> None:
+    async def test_group_08_an_error_before_content_may_be_retried_silently(self, provider: Provider) -> None:
         with pytest.raises(errors.RetryableProviderError, match="simulated error") as caught:
             await collect(provider, asked(model="sim-error-event"))
 
@@ -295,13 +297,15 @@ class ProviderContract:
             await collect(provider, asked("answer: one two three four five"))
         assert caught.value.content_delivered
 
-    async def test_a_cut_connection_is_an_interrupted_stream(self, provider: Provider) -> None:
+    async def test_group_08_a_cut_connection_is_an_interrupted_stream(self, provider: Provider) -> None:
         with pytest.raises(errors.StreamInterrupted):
             await collect(provider, asked("answer: one two three four", "sim-cut"))
         with pytest.raises(errors.StreamInterrupted):
             await provider.generate(asked("answer: one two three four", "sim-cut"), in_time())
 
-    async def test_a_clean_end_without_terminal_event_is_an_interrupted_stream(self, provider: Provider) -> None:
+    async def test_group_08_a_clean_end_without_terminal_event_is_an_interrupted_stream(
+        self, provider: Provider
+    ) -> None:
         with pytest.raises(errors.StreamInterrupted, match="without its terminal event") as caught:
             await collect(provider, asked("answer: one two three four", "sim-no-end"))
 
