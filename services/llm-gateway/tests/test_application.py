@@ -6,16 +6,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import pytest
-from eventlog.aggregates import Aggregates
 from eventlog.clock import SystemClock
 from eventlog.codec import Codec
 from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Append, Appended, Context
-from llm_gateway import calls, errors
+from llm_gateway import errors
 from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway, call_id
-from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.domain import (
@@ -34,6 +32,7 @@ from llm_gateway.domain import (
 )
 from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.journal import Journal
 from llm_gateway.limits import LimitRule, Line
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.provider import Provider
@@ -149,12 +148,9 @@ class World:
         )
         clock = SystemClock()
         self.registry = CollectorRegistry()
-        aggregates: Aggregates[Call, Event] = Aggregates(
-            self.log, "model-call", Call, calls.evolve, Codec(EVENTS), clock
-        )
         tools = Tools(
             ledger=self.ledger,
-            aggregates=aggregates,
+            journal=Journal(self.log, Codec(EVENTS), clock),
             results=self.results,
             workers=self.workers,
             codec=AnswerRecords(),

@@ -51,7 +51,7 @@ class Gateway:
         """Ends what a process that is gone left running: calls by id, with the context to record it under."""
         for id, context in orphans:
             recorder = Recorder(id, context, self._tools)
-            call = (await self._tools.aggregates.load(id)).state
+            call = await recorder.load()
             if id not in self._flights and not await recorder.runs_elsewhere(call):
                 await recorder.end_orphan(call)
 

@@ -11,7 +11,6 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
-from eventlog.aggregates import Aggregates
 from eventlog.errors import LogUnavailable, QueueFull
 from eventlog.records import Context
 from servicekit.clock import Clock
@@ -45,6 +44,7 @@ from llm_gateway.errors import (
     TakenOver,
 )
 from llm_gateway.flight import Began, Delta, Flight
+from llm_gateway.journal import Journal, Seen
 from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
@@ -106,7 +106,7 @@ class Tools:
     """What carrying out a call needs."""
 
     ledger: Ledger
-    aggregates: Aggregates[Call, Event]
+    journal: Journal
     results: Results
     workers: Workers
     codec: AnswerCodec
@@ -177,7 +177,7 @@ class Execution:
     async def _found(self) -> Call:
         """The call as recorded, once nobody else carries it out; an attempt left behind is ended first."""
         for look in itertools.count():
-            call = (await self._tools.aggregates.load(self._id)).state
+            call = await self._recorder.load()
             calls.check_same(call, self._asked.request_id, self._asked.sha256)
             if not await self._recorder.runs_elsewhere(call):
                 return await self._recorder.end_orphan(call)
@@ -500,18 +500,25 @@ class Execution:
         return None if shown_at is None or attempt is None else shown_at - attempt.began_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recorder:
     """Writes what happened to one call, and does not give up at the first difficulty: the outcome is worth money."""
 
     id: str
     context: Context
     tools: Tools
+    _seen: Seen = field(default_factory=Seen)
+
+    async def load(self) -> Call:
+        """The call as it is in the log. Raises LogUnavailable."""
+        self._seen = await self.tools.journal.load(self.id, self._seen)
+        return self._seen.call
 
     async def append(self, decide: Callable[[Call], Sequence[Event]]) -> Call:
         """The call after what was decided. Raises LogUnavailable, QueueFull once patience is over."""
-        executed = await self._patiently(lambda: self.tools.aggregates.execute(self.id, decide, self.context))
-        return executed.state
+        journal = self.tools.journal
+        self._seen = await self._patiently(lambda: journal.execute(self.id, self._seen, decide, self.context))
+        return self._seen.call
 
     async def complete(self, kept: Kept, event: ModelCallCompleted) -> Call:
         await self._patiently(lambda: self.tools.results.keep(self.id, kept))

@@ -5,25 +5,22 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from eventlog.aggregates import Aggregates
 from eventlog.codec import Codec
 from pydantic import SecretStr
 from servicekit.app import run
 from servicekit.host import Host
-from synod.common.event import Event
 from synod.common.ids import new_id
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.llm_gateway.events import EVENTS
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
 
-from llm_gateway import calls
 from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway
-from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
 from llm_gateway.execution import Terms, Tools
+from llm_gateway.journal import Journal
 from llm_gateway.limits import Line
 from llm_gateway.projections import ModelCallsView, Queries
 from llm_gateway.providers import catalog
@@ -46,7 +43,6 @@ ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
 async def compose(host: Host[Settings]) -> None:
     settings = host.settings
     log = await host.open_log()
-    aggregates: Aggregates[Call, Event] = Aggregates(log, "model-call", Call, calls.evolve, Codec(EVENTS), host.clock)
     results = PostgresResults(host.pool, host.clock, settings.answers_kept_s)
     await results.prepare()
     workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, new_id("gw"))
@@ -61,7 +57,7 @@ async def compose(host: Host[Settings]) -> None:
     telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
     tools = Tools(
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
-        aggregates=aggregates,
+        journal=Journal(log, Codec(EVENTS), host.clock),
         results=results,
         workers=workers,
         codec=AnswerRecords(),
