@@ -4,11 +4,16 @@ Every service is a process as in production; the provider is the simulator, whic
 kernel has counted for the processes named, for each request; a stream has 50 words. Through the OpenAI-compatible edge
 ws-gateway and llm-gateway are counted together; over gRPC llm-gateway alone. What the ledger and PostgreSQL spend
 besides stands in rows of its own.
+
+LiteLLM is measured in the same run where it is installed in an environment of its own, which is no part of Synod:
+``python3 -m venv build/bench/peers/litellm && build/bench/peers/litellm/bin/pip install 'litellm[proxy]'``.
 """
 
 import asyncio
+import json
 import os
 import random
+import secrets
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -39,6 +44,8 @@ WORDS = 50
 SCRIPTS = {"unary": "answer: " + "word " * 10, "stream": "answer: " + "word " * WORDS}
 TICKS = os.sysconf("SC_CLK_TCK")
 RICH_NANO = 10**15
+LITELLM = Path("build/bench/peers/litellm/bin/litellm")
+LITELLM_READY_S = 60
 FORWARDER = Path(__file__).parent / "peers" / "forwarder.py"
 TARGETS = {"unary": 1.5, "stream": 6.0}
 
@@ -64,6 +71,7 @@ class Stage:
     gateway: LlmGatewayStub
     forwarder: LlmGatewayStub
     token: str
+    litellm: aiohttp.ClientSession | None
 
     async def over_http(self, session: aiohttp.ClientSession, kind: str, model: str) -> None:
         stream = kind == "stream"
@@ -110,6 +118,8 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
         "grpc": (("llm-gateway",), lambda _: stage.over_grpc(stage.gateway, kind)),
         "grpc forwarder": (("forwarder",), lambda _: stage.over_grpc(stage.forwarder, kind)),
     }
+    if (peer := stage.litellm) is not None:
+        ways["litellm"] = (("litellm",), lambda _: stage.over_http(peer, kind, "sim-1"))
     # One after the other and then again, so that a slow moment of the machine does not meet one of them only.
     runs: dict[str, list[Measured]] = {way: [] for way in ways}
     for way, (_, call) in ways.items():
@@ -121,7 +131,16 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     alone = {way: (await closed_loop(1, seconds / 4, call)).percentile_ms(50) for way, (_, call) in ways.items()}
     cpu = {way: sum(mean(runs[way], name) for name in names) for way, (names, _) in ways.items()}
     edge, grpc_ = runs["edge"][-1].load, runs["grpc"][-1].load
+    beside: list[Row] = []
+    if "litellm" in cpu:
+        times = cpu["litellm"] / cpu["edge"]
+        beside = [
+            Row(kind, "times less CPU than LiteLLM", "x", times, 8.0),
+            Row(f"{kind}, LiteLLM", "CPU ms/request", "ms", cpu["litellm"]),
+            Row(f"{kind}, LiteLLM", "requests/s", "1/s", runs["litellm"][-1].load.per_second),
+        ]
     return [
+        *beside,
         Row(kind, "CPU ms/request", "ms", cpu["edge"], TARGETS[kind], "bare HTTP forwarder", cpu["http forwarder"]),
         Row(
             f"{kind}, gRPC",
@@ -180,7 +199,11 @@ def resident_mib(pids: Sequence[int]) -> float:
 async def staged() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="synod-bench-") as directory:
         layout = Layout(Path(directory), free_base(), simulator=True)
-        async with System(layout, fresh=True) as system, forwarding(layout.simulator_url) as (process, http, grpc_port):
+        async with (
+            System(layout, fresh=True) as system,
+            forwarding(layout.simulator_url) as (process, http, grpc_port),
+            litellm(layout.simulator_url) as peer,
+        ):
             key = {"Authorization": f"Bearer {system.dev_key}"}
             addresses = {**system.endpoints, "forwarder": f"127.0.0.1:{grpc_port}"}
             async with (
@@ -193,8 +216,9 @@ async def staged() -> AsyncIterator[Stage]:
             ):
                 token = (await authenticated(registry, system.dev_key)).token
                 await enrich(ledger, token)
-                pids = {**pids_of(system), "forwarder": (process,)}
-                yield Stage(system, pids, edge, plain, LlmGatewayStub(gateway), LlmGatewayStub(forwarder), token)
+                pids = {**pids_of(system), "forwarder": (process,), "litellm": (peer[1],) if peer else ()}
+                stubs = LlmGatewayStub(gateway), LlmGatewayStub(forwarder)
+                yield Stage(system, pids, edge, plain, *stubs, token, peer[0] if peer else None)
 
 
 def free_base() -> int:
@@ -243,3 +267,49 @@ async def forwarding(origin: str) -> AsyncIterator[tuple[int, int, int]]:
     finally:
         process.terminate()
         await process.wait()
+
+
+@asynccontextmanager
+async def litellm(origin: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int] | None]:
+    """A session with LiteLLM's proxy before the same simulator, and its process; None where it is not installed."""
+    if not LITELLM.exists():
+        yield None
+        return
+    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    upstream = {"model": "openai/sim-1", "api_base": f"{origin}/v1", "api_key": "any"}
+    config = {
+        "model_list": [{"model_name": "sim-1", "litellm_params": upstream}],
+        "litellm_settings": {"num_retries": 0, "request_timeout": 30, "callbacks": []},
+    }
+    quiet = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(config, file)  # JSON is YAML
+        file.flush()
+        arguments = ("--config", file.name, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
+        process = await asyncio.create_subprocess_exec(
+            str(LITELLM.absolute()),
+            *arguments,
+            env=os.environ | quiet | {"LITELLM_MASTER_KEY": key},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session:
+                await answering(session)
+                yield session, process.pid
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def answering(session: aiohttp.ClientSession) -> None:
+    """Returns when the proxy answers."""
+    async with asyncio.timeout(LITELLM_READY_S):
+        while True:
+            try:
+                async with session.get("/health/liveliness") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.2)
