@@ -57,6 +57,8 @@ class _HttpContract(ProviderContract):
 
 
 class TestOpenAi(_HttpContract):
+    counts = False
+
     @staticmethod
     def make(transport: Transport, origin: str) -> Provider:
         return catalog.openai(transport, lambda: FIXED_NOW, "key", f"{origin}/v1")
@@ -85,6 +87,8 @@ class TestGoogle(_HttpContract):
 
 
 class TestOllama(_HttpContract):
+    counts = False
+
     @staticmethod
     def make(transport: Transport, origin: str) -> Provider:
         return catalog.ollama(transport, lambda: FIXED_NOW, f"{origin}/v1")

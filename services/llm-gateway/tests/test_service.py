@@ -425,6 +425,17 @@ async def test_tokens_are_bounded_without_asking_anybody(stub: LlmGatewayStub, s
     assert simulator.usage.total().requests == 1
 
 
+async def test_tokens_are_counted_by_the_provider_where_it_does_so_for_free(stub: LlmGatewayStub) -> None:
+    asked = request()
+    exact = await stub.CountTokens(
+        pb.CountTokensRequest(model="anthropic/claude-opus-5", messages=asked.messages, exact=True)
+    )
+    bound = await stub.CountTokens(pb.CountTokensRequest(model=asked.model, messages=asked.messages, exact=True))
+
+    assert (exact.method, bound.method) == ("provider", "upper_bound")
+    assert 0 < exact.input_tokens < bound.input_tokens
+
+
 async def test_no_event_holds_content_or_a_key(channel: PeerChannel, stub: LlmGatewayStub) -> None:
     await stub.Generate(request(script="answer: a secret word"))
     await refused(stub.Generate(request("other", model="anthropic/claude-opus-5")))

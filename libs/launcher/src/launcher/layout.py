@@ -33,7 +33,7 @@ class Service:
         return self.name.replace("-", "_")
 
 
-PROVIDER_KEYS = ("OPENAI_", "ANTHROPIC_", "OLLAMA_")
+PROVIDER_KEYS = ("OPENAI_", "ANTHROPIC_", "GEMINI_", "OLLAMA_")
 SERVICES = (
     Service(AUTHORITY, 1),
     Service("cost-ledger", 5, needs=(AUTHORITY,)),

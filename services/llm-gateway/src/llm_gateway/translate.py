@@ -173,6 +173,10 @@ def to_model_request(request: pb.GenerateRequest) -> ModelRequest:
     )
 
 
+def to_countable(request: pb.CountTokensRequest) -> ModelRequest:
+    return ModelRequest(request.model, to_messages(request.messages), to_tools(request.tools))
+
+
 def to_messages(messages: Iterable[pb.Message]) -> tuple[Message, ...]:
     return tuple(_message(f"messages[{index}]", message) for index, message in enumerate(messages))
 

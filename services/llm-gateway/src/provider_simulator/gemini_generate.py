@@ -105,6 +105,10 @@ class _Request(WireModel):
         return [function for tool in self.tools for function in tool.functionDeclarations]
 
 
+class _Countable(WireModel):
+    generateContentRequest: _Request  # noqa: N815
+
+
 class GeminiGenerate:
     """One request's dialect: what other wire formats say in the body, this one says in the path."""
 
@@ -116,7 +120,13 @@ class GeminiGenerate:
         self._stream = stream
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Ask:
-        request = read(_Request, body)
+        return self._ask(read(_Request, body))
+
+    def parse_countable(self, body: bytes) -> Ask:
+        """What countTokens is asked for. Raises BadRequest."""
+        return self._ask(read(_Countable, body).generateContentRequest)
+
+    def _ask(self, request: _Request) -> Ask:
         config, instructions = request.generationConfig, _instructions(request)
         forbidden = request.toolConfig.functionCallingConfig.mode == "NONE"
         offered = frozenset() if forbidden else frozenset(function.name for function in request.functions())

@@ -43,6 +43,7 @@ class Simulator:
             [
                 web.post("/v1/chat/completions", self._completions(OpenAiChat())),
                 web.post("/v1/responses", self._completions(OpenAiResponses())),
+                web.post("/v1/responses/input_tokens", _count_responses),
                 web.post("/v1/messages", self._completions(AnthropicMessages())),
                 web.post("/v1/messages/count_tokens", _count_tokens),
                 web.post("/v1beta/models/{model}:{method}", self._gemini),
@@ -72,6 +73,8 @@ class Simulator:
     async def _gemini(self, request: web.Request) -> web.StreamResponse:
         """Model and streaming stand in the path."""
         model, method = request.match_info["model"], request.match_info["method"]
+        if method == "countTokens":
+            return await _count_gemini(request, model)
         if method not in METHODS:
             raise web.HTTPNotFound
         return await self._completions(GeminiGenerate(model, stream=METHODS[method]))(request)
@@ -128,6 +131,24 @@ async def _count_tokens(request: web.Request) -> web.StreamResponse:
     except BadRequest as error:
         return json_response(dialect.error(400, str(error), None), status=400)
     return json_response({"input_tokens": count_input(texts)})
+
+
+async def _count_responses(request: web.Request) -> web.StreamResponse:
+    dialect = OpenAiResponses()
+    try:
+        texts = dialect.parse(await request.read(), request.headers).billable
+    except BadRequest as error:
+        return json_response(dialect.error(400, str(error), None), status=400)
+    return json_response({"object": "response.input_tokens", "input_tokens": count_input(texts)})
+
+
+async def _count_gemini(request: web.Request, model: str) -> web.StreamResponse:
+    dialect = GeminiGenerate(model, stream=False)
+    try:
+        texts = dialect.parse_countable(await request.read()).billable
+    except BadRequest as error:
+        return json_response(dialect.error(400, str(error), None), status=400)
+    return json_response({"totalTokens": count_input(texts)})
 
 
 async def _ready(_: web.Request) -> web.StreamResponse:

@@ -43,6 +43,18 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
     return orjson.dumps(body)
 
 
+def encode_count(request: ModelRequest) -> bytes:
+    """The body of a question for the tokens of the input."""
+    system = [{"type": "text", "text": text} for text in _instructions(request.messages)]
+    body = {
+        "model": request.model,
+        "messages": [{"role": role, "content": blocks} for role, blocks in _turns(request.messages)],
+        **({"system": system} if system else {}),
+        **({"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}),
+    }
+    return orjson.dumps(body)
+
+
 def _optional(request: ModelRequest) -> JsonObject:
     fields: dict[str, Json] = {
         "system": [{"type": "text", "text": text} for text in _instructions(request.messages)] or None,

@@ -122,6 +122,17 @@ class GeminiGenerateDialect:
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
         return f"/v1beta/models/{model}:{method}"
 
+    def count_path(self, model: str) -> str | None:
+        return f"/v1beta/models/{model}:countTokens"
+
+    def encode_count(self, request: ModelRequest) -> bytes:
+        """The whole request, because instructions and tools count too."""
+        whole = orjson.loads(encode(request))
+        return orjson.dumps({"generateContentRequest": {"model": f"models/{request.model}", **whole}})
+
+    def decode_count(self, body: bytes) -> int:
+        return int(orjson.loads(body)["totalTokens"])
+
     def headers(self, api_key: str) -> Mapping[str, str]:
         return {"x-goog-api-key": api_key}
 

@@ -31,7 +31,7 @@ from llm_gateway.domain import (
     UsageLine,
     UsageUpdated,
 )
-from llm_gateway.errors import InvalidUsage, MalformedResponse, ProviderError
+from llm_gateway.errors import InvalidUsage, MalformedResponse, ProviderError, RequestRejected
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
 from llm_gateway.providers.openai_chat_request import ChatWire, encode
@@ -124,6 +124,15 @@ class OpenAiChatDialect:
 
     def path(self, model: str, *, stream: bool) -> str:
         return "/chat/completions"
+
+    def count_path(self, model: str) -> str | None:
+        return None
+
+    def encode_count(self, request: ModelRequest) -> bytes:
+        raise RequestRejected("this wire format counts no tokens")
+
+    def decode_count(self, body: bytes) -> int:
+        raise RequestRejected("this wire format counts no tokens")
 
     def headers(self, api_key: str) -> Mapping[str, str]:
         return {"authorization": f"Bearer {api_key}"} if api_key else {}

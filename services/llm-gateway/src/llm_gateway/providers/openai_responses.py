@@ -36,7 +36,7 @@ from llm_gateway.errors import InvalidUsage, ProviderError
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
 from llm_gateway.providers.openai_chat import error_of
-from llm_gateway.providers.openai_responses_request import encode
+from llm_gateway.providers.openai_responses_request import encode, encode_count
 from llm_gateway.providers.sse import SseEvent
 
 NAME: Final = "openai-responses"
@@ -124,6 +124,15 @@ class OpenAiResponsesDialect:
 
     def path(self, model: str, *, stream: bool) -> str:
         return "/responses"
+
+    def count_path(self, model: str) -> str | None:
+        return "/responses/input_tokens"
+
+    def encode_count(self, request: ModelRequest) -> bytes:
+        return encode_count(request)
+
+    def decode_count(self, body: bytes) -> int:
+        return int(orjson.loads(body)["input_tokens"])
 
     def headers(self, api_key: str) -> Mapping[str, str]:
         return {"authorization": f"Bearer {api_key}"} if api_key else {}

@@ -43,6 +43,16 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
     return orjson.dumps(body)
 
 
+def encode_count(request: ModelRequest) -> bytes:
+    """The body of a question for the tokens of the input."""
+    body = {
+        "model": request.model,
+        "input": [item for message in request.messages for item in _items(message)],
+        **({"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}),
+    }
+    return orjson.dumps(body)
+
+
 def _optional(request: ModelRequest) -> JsonObject:
     effort = request.reasoning_effort
     fields: dict[str, Json] = {

@@ -59,6 +59,9 @@ class FakeProvider:
             raise outcome
         return outcome
 
+    async def count_tokens(self, request: ModelRequest, deadline: float) -> int | None:
+        return None
+
     async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         response = await self.generate(request, deadline)
         yield Started(response.provider_response_id, response.model)
@@ -95,10 +98,12 @@ async def collect(provider: Provider, request: ModelRequest) -> list[StreamPart]
 class ProviderContract:
     """What holds for every Provider whose dialect the simulator speaks. A subclass gives the fixture `provider`.
 
-    `stops` is False for a wire format that has no stop sequences; `not_taken` is a parameter that it does not have.
+    `stops` is False for a wire format that has no stop sequences; `counts` for one whose provider counts no
+    tokens; `not_taken` is a parameter that it does not have.
     """
 
     stops: ClassVar[bool] = True
+    counts: ClassVar[bool] = True
     not_taken: ClassVar[dict[str, Any]] = {"top_k": 5}
 
     async def test_an_answer_has_text_usage_and_identity(self, provider: Provider) -> None:
@@ -170,6 +175,13 @@ class ProviderContract:
         assert response.finish_reason == "refusal"
         assert [type(part) for part in response.message.parts] == [Refusal]
         assert "{{nothing}}" in response.message.parts[0].text  # type: ignore[union-attr]
+
+    async def test_tokens_are_counted_as_they_would_be_billed(self, provider: Provider) -> None:
+        counted = await provider.count_tokens(asked("answer: ok"), in_time())
+        billed = (await provider.generate(asked("answer: ok"), in_time())).usage
+
+        assert billed is not None
+        assert counted == (billed.input_tokens if self.counts else None)
 
     async def test_limits_are_passed_on(self, provider: Provider) -> None:
         request = replace(asked("answer: one two three four"), max_output_tokens=2)

@@ -127,7 +127,7 @@ class AnthropicMessages:
 def parse_countable(body: bytes) -> pb.CountTokensRequest:
     """Raises InvalidArgument."""
     request = read(_Countable, body)
-    return pb.CountTokensRequest(model=request.model, messages=_messages(request), tools=_tools(request))
+    return pb.CountTokensRequest(model=request.model, messages=_messages(request), tools=_tools(request), exact=True)
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:

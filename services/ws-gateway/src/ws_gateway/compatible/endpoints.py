@@ -3,7 +3,6 @@ answer goes back in the form that it was asked in. Plain ASGI, because every lay
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -121,7 +120,9 @@ class Compatible:
 
     async def _generate(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        asked = exchange.dialect.parse(await exchange.body(), exchange.request_id, int(time.time()))
+        asked = exchange.dialect.parse(
+            await exchange.body(), exchange.request_id, int(self._back.clock.now().timestamp())
+        )
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if asked.stream:
             await self._stream(exchange, asked, caller)
