@@ -37,7 +37,7 @@ from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 
-SECONDS = {"tiny": 0.5, "small": 6.0, "full": 30.0}
+SECONDS = {"tiny": 0.5, "small": 3.0, "full": 30.0}
 CALLERS = 16
 MODEL = "simulator/sim-1"
 WORDS = 50
