@@ -154,7 +154,7 @@ def test_a_history_with_broken_arguments_is_rejected_before_it_is_sent() -> None
         sent(replace(ASKED, messages=(broken,)))
 
 
-def test_the_total_input_includes_what_the_cache_read_and_wrote() -> None:
+def test_group_14_the_total_input_includes_what_the_cache_read_and_wrote() -> None:
     usage = usage_of(
         {
             "input_tokens": 20,
@@ -178,7 +178,7 @@ def test_the_total_input_includes_what_the_cache_read_and_wrote() -> None:
     assert usage == Usage(1320, 40, lines, (ToolUnits("web_search", 2),))
 
 
-def test_usage_of_a_stream_is_cumulative_and_the_last_counts() -> None:
+def test_group_08_usage_of_a_stream_is_cumulative_and_the_last_counts() -> None:
     assembler = AnthropicMessagesDialect().assembler()
     start = {
         "id": "1",
@@ -193,7 +193,7 @@ def test_usage_of_a_stream_is_cumulative_and_the_last_counts() -> None:
     assert parts == [UsageUpdated(Usage.of(lines))]
 
 
-def test_usage_that_cannot_be_is_left_out_with_a_warning() -> None:
+def test_group_14_usage_that_cannot_be_is_left_out_with_a_warning() -> None:
     response = AnthropicMessagesDialect().decode(
         body([{"type": "text", "text": "hi"}], usage={"input_tokens": -1, "output_tokens": 1})
     )

@@ -6,17 +6,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import pytest
-from eventlog.aggregates import Aggregates
 from eventlog.clock import SystemClock
 from eventlog.codec import Codec
 from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Append, Appended, Context
-from llm_gateway import calls, errors
+from llm_gateway import errors
+from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway, call_id
-from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
+from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.domain import (
+    Abort,
     Answer,
     Completed,
     Message,
@@ -31,12 +32,14 @@ from llm_gateway.domain import (
 )
 from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.journal import Journal
+from llm_gateway.limits import LimitRule, Line
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import FakeProvider
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.telemetry import Telemetry
-from llm_gateway.testing import FakeLedger, MemoryResults
+from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryResults
 from llm_gateway.translate import AnswerRecords
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
@@ -123,31 +126,39 @@ class World:
     log: MemoryEventLog = field(default_factory=MemoryEventLog)
     results: MemoryResults = field(default_factory=MemoryResults)
     terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
+    circuit: CircuitTerms = field(default_factory=lambda: CircuitTerms(failures_max=1000, outcomes_min=1000))
+    abort: Abort = "drain"
+    admission: Admission = field(default_factory=Admission)
+    living: set[str] = field(default_factory=set)
+    workers: FakeWorkers = field(init=False)
     registry: CollectorRegistry = field(init=False)
     gateway: Gateway = field(init=False)
 
     def __post_init__(self) -> None:
         self.gateway = self.start()
 
-    def start(self) -> Gateway:
+    def start(self, worker: str = "gw_1") -> Gateway:
+        """One process of the service, alive as long as its name is in `living`."""
+        self.living.add(worker)
+        self.workers = FakeWorkers(worker, self.living)
         entries = (
-            ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),)),
+            ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),), abort=self.abort),
             ProviderEntry("other", "openai-chat", OPENAI, self.other, models=(KnownModel("m"),)),
             ProviderEntry("off", "openai-chat", OPENAI, None, "set OFF_KEY", models=(KnownModel("m"),)),
         )
         clock = SystemClock()
         self.registry = CollectorRegistry()
-        aggregates: Aggregates[Call, Event] = Aggregates(
-            self.log, "model-call", Call, calls.evolve, Codec(EVENTS), clock
-        )
         tools = Tools(
             ledger=self.ledger,
-            aggregates=aggregates,
+            journal=Journal(self.log, Codec(EVENTS), clock),
             results=self.results,
+            workers=self.workers,
             codec=AnswerRecords(),
             clock=clock,
             telemetry=Telemetry(NoOpTracer(), self.registry, Logger("test"), frozenset({"fake/m"})),
             retry_budget=RetryBudget(),
+            circuits=Circuits(self.circuit),
+            admission=self.admission,
             terms=self.terms,
         )
         return Gateway(Catalogue(entries), tools)
@@ -237,7 +248,7 @@ async def test_a_limit_that_was_not_given_is_reserved_and_asked_for() -> None:
 # --- the same request again ---
 
 
-async def test_a_repeat_gets_the_answer_on_record() -> None:
+async def test_group_18_a_repeat_gets_the_answer_on_record() -> None:
     provider = FakeProvider([HELLO])
     world = World(provider)
     first = await world.generate()
@@ -282,7 +293,7 @@ async def test_other_content_under_the_same_request_id_is_refused() -> None:
     assert await world.types() == ANSWERED
 
 
-async def test_two_tenants_may_use_the_same_request_id() -> None:
+async def test_group_21_two_tenants_may_use_the_same_request_id() -> None:
     world = World(FakeProvider([HELLO, HELLO]))
     await world.generate()
 
@@ -412,7 +423,7 @@ async def test_a_wait_beyond_the_deadline_fails_at_once_and_says_how_long() -> N
     assert (caught.value.failure.reason, caught.value.retry_after_s) == ("RATE_LIMITED", 3600)
 
 
-async def test_a_storm_of_failures_runs_out_of_retries() -> None:
+async def test_group_10_a_storm_of_failures_runs_out_of_retries() -> None:
     provider = FakeProvider([errors.ProviderOverloaded("busy", status=503)] * 100)
     world = World(provider)
 
@@ -423,7 +434,7 @@ async def test_a_storm_of_failures_runs_out_of_retries() -> None:
     assert len(provider.requests) <= 20 + 10 + 20 * 0.1
 
 
-async def test_nothing_is_retried_once_content_was_shown() -> None:
+async def test_group_13_nothing_is_retried_once_content_was_shown() -> None:
     provider = HeldProvider(("he",), errors.StreamInterrupted("cut"))
     provider.released.set()
     world = World(provider)
@@ -471,7 +482,7 @@ async def test_without_the_ledger_nothing_is_spent() -> None:
     assert not provider.requests
 
 
-async def test_a_retry_that_the_budget_does_not_cover_ends_the_call() -> None:
+async def test_group_12_a_retry_that_the_budget_does_not_cover_ends_the_call() -> None:
     refusal = errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError("empty"))
     world = World(FakeProvider([errors.ProviderFailed("broken")]), ledger=FakeLedger([None, refusal]))
 
@@ -554,7 +565,7 @@ async def test_draining_without_content_leaves_the_bill_unknown() -> None:
     assert failed.billed == "unknown"
 
 
-async def test_more_drains_than_allowed_end_at_once() -> None:
+async def test_group_07_more_drains_than_allowed_end_at_once() -> None:
     provider = HeldProvider(("hello",))
     world = World(provider, terms=Terms(drains_max=0))
     await leave(world, provider)
@@ -602,7 +613,7 @@ async def copied(log: MemoryEventLog) -> MemoryEventLog:
     return copy
 
 
-async def test_a_repeat_after_a_crash_ends_the_old_attempt_as_unknown_and_makes_a_new_one() -> None:
+async def test_group_02_a_repeat_after_a_crash_ends_the_old_attempt_as_unknown_and_makes_a_new_one() -> None:
     provider = HeldProvider()
     world = World(provider)
     await crash(world, provider)
@@ -629,7 +640,7 @@ async def test_a_start_ends_the_attempts_that_a_crash_left_running() -> None:
     assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed"]
 
 
-async def test_an_answer_on_record_before_the_crash_completes_the_call() -> None:
+async def test_group_02_an_answer_on_record_before_the_crash_completes_the_call() -> None:
     provider = FakeProvider([HELLO])
     world = World(provider)
     first = await world.generate()
@@ -726,5 +737,268 @@ async def test_more_calls_than_allowed_are_refused() -> None:
 
     with pytest.raises(errors.TooManyCalls, match="repeat later"):
         await world.generate(asked("second"))
+    provider.released.set()
+    await first
+
+
+@pytest.mark.parametrize("abort", ["drain", "estimate", "free"])
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(abort: Abort, chunks: int) -> None:
+    provider = HeldProvider(("he",) * chunks)
+    world = World(provider, abort=abort, terms=Terms(retry=AT_ONCE, drain_s=WAIT_S * 10))
+    leaving = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+
+    if abort == "drain":
+        await until(lambda: world.draining() == 1)
+        provider.released.set()
+        await logged(world, "ModelCallCompleted")
+        return
+    await logged(world, "ModelCallCancelled" if chunks else "ModelCallFailed")
+    events = await world.events()
+    if chunks:
+        cancelled = events[-1]
+        assert isinstance(cancelled, ModelCallCancelled)
+        charged = [line.quantity for line in cancelled.usage]
+        assert charged == ([] if abort == "free" else [7, 2 * chunks])
+    else:
+        failed = events[-2]
+        assert isinstance(failed, ModelCallAttemptFailed)
+        assert failed.billed == ("no" if abort == "free" else "unknown")
+
+
+async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once() -> None:
+    provider = HeldProvider(("he",), errors.ProviderRateLimited("slow down", status=429, retry_after_s=0.0))
+    provider.released.set()
+    world = World(provider)
+
+    *_, broken = await world.stream()
+
+    assert isinstance(broken, Broken)
+    assert (broken.failure.reason, provider.asked) == ("RATE_LIMITED", 1)
+    assert (await world.types())[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+# --- circuits ---
+
+AFTER_TWO = CircuitTerms(failures_max=2, open_s=60)
+
+
+def cut_stream() -> HeldProvider:
+    provider = HeldProvider(("he",), errors.StreamInterrupted("cut"))
+    provider.released.set()
+    return provider
+
+
+async def test_group_11_streams_that_break_after_their_beginning_open_the_circuit() -> None:
+    provider = cut_stream()
+    world = World(provider, circuit=AFTER_TWO)
+    for number in range(2):
+        (*_, end) = await world.stream(asked(f"req{number}"))
+        assert isinstance(end, Broken)
+
+    before = await world.types()
+    with pytest.raises(errors.ModelSuspended, match="fake/m has failed too often") as caught:
+        await world.stream(asked("req2"))
+
+    assert 0 < caught.value.retry_after_s <= 60
+    assert provider.asked == 2
+    assert len(world.ledger.reservations) == 2
+    assert await world.types() == before
+
+
+async def test_group_11_callers_who_leave_do_not_open_the_circuit() -> None:
+    provider = HeldProvider(("he",))
+    world = World(provider, circuit=AFTER_TWO, terms=Terms(retry=AT_ONCE, drains_max=0))
+    for number in range(4):
+        provider.reached.clear()
+        async with aclosing(world.gateway.stream(asked(f"req{number}"), CONTEXT, None)) as events:
+            await anext(events)
+        await logged(world, "ModelCallCancelled")
+
+    provider.released.set()
+    assert isinstance((await world.stream(asked("last")))[-1], Answer)
+
+
+async def test_group_11_a_fallback_is_asked_at_once_while_the_circuit_is_open() -> None:
+    other = FakeProvider([HELLO, HELLO], name="other")
+    world = World(FakeProvider([errors.ProviderFailed("500")] * 2), other, circuit=AFTER_TWO)
+    first = await world.generate(asked("req1", fallback=("other/m",)))
+    second = await world.generate(asked("req2", fallback=("other/m",)))
+
+    assert (first.model, first.reservation_id[-2:]) == ("other/m", ":3")
+    assert (second.model, second.reservation_id[-2:]) == ("other/m", ":1")
+
+
+async def test_a_rate_limit_that_one_call_met_is_waited_for_by_the_next() -> None:
+    limited = errors.ProviderRateLimited("slow down", status=429, retry_after_s=3600)
+    provider = FakeProvider([limited])
+    world = World(provider)
+    with pytest.raises(errors.CallFailed):
+        await world.generate(left_s=1)
+
+    with pytest.raises(errors.ModelSuspended) as caught:
+        await world.generate(asked("req2"), left_s=1)
+    assert caught.value.limited
+    assert len(provider.requests) == 1
+
+
+# --- limits ---
+
+
+def one_at_a_time(**rule: int) -> Admission:
+    return Admission(Line((LimitRule("model", **(rule or {"concurrent": 1})),)))  # type: ignore[arg-type]
+
+
+async def test_a_call_beyond_the_limit_waits_and_holds_no_money_meanwhile() -> None:
+    provider = HeldProvider()
+    world = World(provider, admission=one_at_a_time())
+    first = asyncio.create_task(world.generate(asked("req1")))
+    await provider.reached.wait()
+    second = asyncio.create_task(world.generate(asked("req2")))
+    await until(lambda: len(world.admission.line) == 1)
+
+    assert len(world.ledger.reservations) == 1
+    provider.released.set()
+    await first
+    await second
+    assert provider.asked == len(world.ledger.reservations) == 2
+
+
+async def test_a_limit_without_room_in_time_refuses_before_anything_is_recorded() -> None:
+    provider = FakeProvider([HELLO])
+    world = World(provider, admission=one_at_a_time(requests_per_min=1))
+    await world.generate(asked("req1"))
+
+    with pytest.raises(errors.RateLimited) as caught:
+        await world.generate(asked("req2"), left_s=5)
+
+    assert caught.value.retry_after_s > 5
+    assert len(world.ledger.reservations) == 1
+    assert await world.types() == ANSWERED
+
+
+async def test_tokens_that_were_not_used_are_given_back_to_the_limit() -> None:
+    bound = 150  # the request's input bound, and 100 tokens of output
+    world = World(FakeProvider([HELLO] * 4), admission=one_at_a_time(output_tokens_per_min=6 * bound))
+    for number in range(4):
+        await world.generate(asked(f"req{number}"), left_s=1)
+    assert len(world.ledger.reservations) == 4
+
+
+@pytest.mark.parametrize("refusal", [errors.LedgerUnavailable("away"), errors.LedgerRefused("NO", ValueError("no"))])
+async def test_a_call_that_the_ledger_refuses_leaves_its_place_to_the_next(refusal: Exception) -> None:
+    world = World(FakeProvider([HELLO]), ledger=FakeLedger([refusal]), admission=one_at_a_time())
+    with pytest.raises(type(refusal)):
+        await world.generate(asked("req1"))
+    await world.generate(asked("req2"))
+
+
+async def test_a_caller_who_leaves_the_line_is_forgotten() -> None:
+    provider = HeldProvider()
+    world = World(provider, admission=one_at_a_time())
+    first = asyncio.create_task(world.generate(asked("req1")))
+    await provider.reached.wait()
+    second = asyncio.create_task(world.generate(asked("req2")))
+    await until(lambda: len(world.admission.line) == 1)
+
+    second.cancel()
+    await until(lambda: len(world.admission.line) == 0)
+    provider.released.set()
+    await first
+    assert (provider.asked, await world.types()) == (1, ANSWERED)
+
+
+# --- several processes ---
+
+
+async def test_a_call_that_another_process_carries_out_is_waited_for() -> None:
+    provider = HeldProvider(("he", "llo"))
+    world = World(provider)
+    first = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    other = world.start("gw_2")
+
+    second = asyncio.create_task(other.generate(asked(), CONTEXT, None))
+    await until(lambda: len(world.workers.asked) > 1)
+    provider.released.set()
+
+    answer = (await first)[-1]
+    assert isinstance(answer, Answer)
+    async with asyncio.timeout(WAIT_S):
+        assert await second == replace(answer, replayed=True)
+    assert provider.asked == 1
+    assert await world.types() == ANSWERED
+
+
+async def test_a_call_of_a_process_that_died_is_begun_again_under_another_reservation() -> None:
+    dead = HeldProvider(("he",))
+    world = World(dead)
+    lost = asyncio.create_task(world.stream())
+    await dead.reached.wait()
+    world.provider = FakeProvider([HELLO])
+    other = world.start("gw_2")
+    world.living.discard("gw_1")
+
+    async with asyncio.timeout(WAIT_S):
+        answer = await other.generate(asked(), CONTEXT, None)
+
+    assert answer.reservation_id.endswith(":2")
+    failed = next(event for event in await world.events() if isinstance(event, ModelCallAttemptFailed))
+    assert (failed.failure.reason, failed.billed) == ("GATEWAY_STOPPED", "unknown")
+    dead.released.set()
+    (*_, broken) = await lost
+    assert isinstance(broken, Broken)
+    assert broken.failure.reason == "CALL_TAKEN_OVER"
+    assert (await world.types()).count("ModelCallCompleted") == 1
+    assert await other.generate(asked(), CONTEXT, None) == replace(answer, replayed=True)
+
+
+async def test_a_process_that_was_held_for_dead_and_showed_nothing_gives_the_answer_on_record() -> None:
+    slow = HeldProvider()
+    world = World(slow)
+    first = asyncio.create_task(world.generate())
+    await slow.reached.wait()
+    world.provider = FakeProvider([replace(HELLO, provider_response_id="resp_2")])
+    other = world.start("gw_2")
+    world.living.discard("gw_1")
+    async with asyncio.timeout(WAIT_S):
+        answer = await other.generate(asked(), CONTEXT, None)
+    slow.released.set()
+
+    assert await first == replace(answer, replayed=True)
+    assert answer.provider_response_id == "resp_2"
+
+
+async def test_of_two_processes_that_begin_at_once_one_asks_the_provider() -> None:
+    provider = HeldProvider()
+    provider.released.set()
+    world = World(provider)
+    gateways = [world.gateway, *(world.start(f"gw_{number}") for number in range(2, 6))]
+
+    async with asyncio.timeout(WAIT_S):
+        answers = await asyncio.gather(*(gateway.generate(asked(), CONTEXT, None) for gateway in gateways))
+
+    assert provider.asked == 1
+    assert sum(answer.replayed for answer in answers) == 4
+    assert await world.types() == ANSWERED
+    assert {reserved.id for reserved in world.ledger.reservations} == {f"{call_id('local', 'req')}:1"}
+
+
+async def test_the_sweep_leaves_calls_of_living_processes_alone() -> None:
+    provider = HeldProvider(("he",))
+    world = World(provider)
+    first = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+    other = world.start("gw_2")
+    orphans = [(call_id("local", "req"), CONTEXT)]
+
+    await other.end_orphans(orphans)
+    assert await world.types() == ANSWERED[:2]
+    world.living.discard("gw_1")
+    await other.end_orphans(orphans)
+    assert (await world.types())[-1] == "ModelCallAttemptFailed"
     provider.released.set()
     await first

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 from llm_gateway.catalogue import Catalogue, ProviderEntry, hosted_models
@@ -78,3 +80,26 @@ def test_cards_carry_aliases_and_capabilities() -> None:
     (card,) = [card for card in CATALOGUE.cards("openai") if card.id == "openai/gpt-5-mini"]
     assert card.aliases == ("small",)
     assert {"tools", "streaming", "json_schema"} <= set(card.capabilities)
+
+
+OFFLINE = """
+import socket
+
+def refuse(*_):
+    raise AssertionError("a connection was opened")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from llm_gateway.catalogue import hosted_models
+from llm_gateway.counting import input_bound
+from llm_gateway.domain import Message, Text
+import llm_gateway.main
+
+print(min(len(hosted_models(provider)) for provider in ("openai", "anthropic", "google")))
+print(input_bound([Message("user", (Text("word " * 100),))]))
+"""
+
+
+def test_group_22_a_start_knows_models_and_counts_without_a_network() -> None:
+    done = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, check=True, timeout=60)
+    models, tokens = map(int, done.stdout.split())
+    assert (models > 5, tokens > 500) == (True, True)

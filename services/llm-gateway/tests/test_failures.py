@@ -23,11 +23,21 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         ({"retry-after": "inf"}, None),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after-ms": "x", "retry-after": "9"}, 9.0),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1m2.5s"}, 62.5),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "120ms"}, 0.12),
+        ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "6m0s"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
+        (
+            {
+                "anthropic-ratelimit-input-tokens-remaining": "0",
+                "anthropic-ratelimit-input-tokens-reset": "2026-01-01T00:00:30Z",
+            },
+            30.0,
+        ),
+        ({"retry-after": "7", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1m"}, 7.0),
     ],
 )
-def test_the_wait_is_read_from_milliseconds_seconds_or_a_date(
-    headers: Mapping[str, str], seconds: float | None
-) -> None:
+def test_group_09_the_wait_is_read_in_all_its_forms(headers: Mapping[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers, NOW) == seconds
 
 

@@ -121,7 +121,7 @@ def test_images_and_files_are_sent_as_content_parts() -> None:
     ]
 
 
-def test_usage_is_split_into_lines_that_share_nothing() -> None:
+def test_group_14_usage_is_split_into_lines_that_share_nothing() -> None:
     usage = usage_of(
         {
             "prompt_tokens": 100,
@@ -159,7 +159,7 @@ def test_usage_is_split_into_lines_that_share_nothing() -> None:
         {"prompt_tokens": 10**12, "completion_tokens": 1},
     ],
 )
-def test_usage_that_cannot_be_is_left_out_with_a_warning(usage: dict[str, object]) -> None:
+def test_group_14_usage_that_cannot_be_is_left_out_with_a_warning(usage: dict[str, object]) -> None:
     response = OpenAiChatDialect().decode(body({"content": "hi"}, usage=usage))
 
     assert response.message.text == "hi"

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from llm_gateway.domain import ModelRequest
@@ -56,6 +57,8 @@ class _HttpContract(ProviderContract):
 
 
 class TestOpenAi(_HttpContract):
+    counts = False
+
     @staticmethod
     def make(transport: Transport, origin: str) -> Provider:
         return catalog.openai(transport, lambda: FIXED_NOW, "key", f"{origin}/v1")
@@ -67,7 +70,25 @@ class TestAnthropic(_HttpContract):
         return catalog.anthropic(transport, lambda: FIXED_NOW, "key", origin)
 
 
+class TestOpenAiResponses(_HttpContract):
+    stops = False
+
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.openai_responses(transport, lambda: FIXED_NOW, "key", f"{origin}/v1")
+
+
+class TestGoogle(_HttpContract):
+    not_taken: ClassVar = {"service_tier": "flex"}
+
+    @staticmethod
+    def make(transport: Transport, origin: str) -> Provider:
+        return catalog.google(transport, lambda: FIXED_NOW, "key", origin)
+
+
 class TestOllama(_HttpContract):
+    counts = False
+
     @staticmethod
     def make(transport: Transport, origin: str) -> Provider:
         return catalog.ollama(transport, lambda: FIXED_NOW, f"{origin}/v1")

@@ -1,7 +1,7 @@
 """One recorded byte stream through the provider's SDK and through our parser gives equal results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -24,15 +24,35 @@ from llm_gateway.domain import (
 )
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
+from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
 from llm_gateway.providers.openai_chat import OpenAiChatDialect
+from llm_gateway.providers.openai_responses import OpenAiResponsesDialect
 from llm_gateway.providers.sse import SseParser
 from openai import AsyncOpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 RECORDINGS = Path(__file__).parent / "recordings"
 OPENAI = sorted((RECORDINGS / "openai-chat").glob("*.sse"))
 ANTHROPIC = sorted((RECORDINGS / "anthropic-messages").glob("*.sse"))
+RESPONSES = sorted((RECORDINGS / "openai-responses").glob("*.sse"))
+GEMINI = sorted((RECORDINGS / "gemini-generate").glob("*.sse"))
+DIALECTS: Mapping[str, type[Dialect]] = {
+    "openai-chat": OpenAiChatDialect,
+    "openai-responses": OpenAiResponsesDialect,
+    "anthropic-messages": AnthropicMessagesDialect,
+    "gemini-generate": GeminiGenerateDialect,
+}
+each_recording = pytest.mark.parametrize(
+    "recording",
+    [*OPENAI, *RESPONSES, *ANTHROPIC, *GEMINI],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+
+
+def dialect_of(recording: Path) -> Dialect:
+    return DIALECTS[recording.parent.name]()
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,30 @@ def anthropic_sdks(message: AnthropicMessage) -> Seen:
     )
 
 
+def responses_sdks(response: Response) -> Seen:
+    usage = response.usage
+    into, out = usage and usage.input_tokens_details, usage and usage.output_tokens_details
+    said = [content for item in response.output if item.type == "message" for content in item.content]
+    calls = [item for item in response.output if item.type == "function_call"]
+    details = response.incomplete_details
+    return Seen(
+        id=response.id,
+        model=response.model,
+        finish=(details and details.reason) or response.status or "",
+        text=response.output_text,
+        refusal="".join(content.refusal for content in said if content.type == "refusal"),
+        calls=[(call.call_id, call.name, json.loads(call.arguments)) for call in calls],
+        blocks=[item.model_dump(exclude_unset=True) for item in response.output if item.type == "reasoning"],
+        tokens={
+            "input": usage.input_tokens if usage else 0,
+            "output": usage.output_tokens if usage else 0,
+            "read": (into and into.cached_tokens) or 0,
+            "write": (into and into.cache_write_tokens) or 0,
+            "reasoning": (out and out.reasoning_tokens) or 0,
+        },
+    )
+
+
 def replaying(content: bytes) -> httpx2.AsyncClient:
     headers = {"content-type": "text/event-stream"}
     return httpx2.AsyncClient(
@@ -144,6 +188,15 @@ async def read_by_openai(content: bytes) -> Seen:
     return openai_sdks(state.current_completion_snapshot)
 
 
+async def read_responses_by_openai(content: bytes) -> Seen:
+    async with AsyncOpenAI(api_key="any", max_retries=0, http_client=replaying(content)) as client:
+        stream = await client.responses.create(model="any", input="any", stream=True)
+        events = [event async for event in stream]
+    last = events[-1]
+    assert last.type in {"response.completed", "response.incomplete"}
+    return responses_sdks(last.response)  # type: ignore[union-attr]
+
+
 async def read_by_anthropic(content: bytes) -> Seen:
     async with (
         AsyncAnthropic(api_key="any", max_retries=0, http_client=replaying(content)) as client,
@@ -160,6 +213,14 @@ async def test_openai_chat_reads_as_the_openai_sdk_does(recording: Path) -> None
     assert ours(response) == await read_by_openai(content)
 
 
+@pytest.mark.parametrize("recording", RESPONSES, ids=lambda path: path.stem)
+async def test_openai_responses_reads_as_the_openai_sdk_does(recording: Path) -> None:
+    content = recording.read_bytes()
+
+    response = completed(read_ours(OpenAiResponsesDialect(), content, len(content)))
+    assert ours(response) == await read_responses_by_openai(content)
+
+
 @pytest.mark.parametrize("recording", ANTHROPIC, ids=lambda path: path.stem)
 async def test_anthropic_messages_reads_as_the_anthropic_sdk_does(recording: Path) -> None:
     content = recording.read_bytes()
@@ -168,9 +229,9 @@ async def test_anthropic_messages_reads_as_the_anthropic_sdk_does(recording: Pat
     assert ours(response) == await read_by_anthropic(content)
 
 
-@pytest.mark.parametrize("recording", [*OPENAI, *ANTHROPIC], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@each_recording
 def test_the_cut_into_chunks_does_not_matter(recording: Path) -> None:
-    dialect = OpenAiChatDialect() if recording in OPENAI else AnthropicMessagesDialect()
+    dialect = dialect_of(recording)
     content = recording.read_bytes()
     whole = read_ours(dialect, content, len(content))
 
@@ -178,9 +239,9 @@ def test_the_cut_into_chunks_does_not_matter(recording: Path) -> None:
         assert read_ours(dialect, content, chunk_bytes) == whole
 
 
-@pytest.mark.parametrize("recording", [*OPENAI, *ANTHROPIC], ids=lambda path: f"{path.parent.name}-{path.stem}")
+@each_recording
 def test_the_deltas_make_up_the_response(recording: Path) -> None:
-    dialect = OpenAiChatDialect() if recording in OPENAI else AnthropicMessagesDialect()
+    dialect = dialect_of(recording)
     parts = read_ours(dialect, recording.read_bytes(), 1 << 20)
     response = completed(parts)
 
@@ -192,9 +253,9 @@ def test_the_deltas_make_up_the_response(recording: Path) -> None:
         assert ("".join(delta.arguments for delta in deltas) or "{}") == call.arguments
 
 
-@pytest.mark.parametrize("recording", [*OPENAI, *ANTHROPIC], ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_recording_cut_anywhere_never_completes(recording: Path) -> None:
-    dialect = OpenAiChatDialect() if recording in OPENAI else AnthropicMessagesDialect()
+@each_recording
+def test_group_08_a_recording_cut_anywhere_never_completes(recording: Path) -> None:
+    dialect = dialect_of(recording)
     content = recording.read_bytes().rstrip(b"\r\n")
 
     for end in range(0, len(content) + 1, 11):

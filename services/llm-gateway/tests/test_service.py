@@ -240,7 +240,7 @@ async def test_a_model_that_its_provider_does_not_know_is_refused_in_its_words(s
     assert "anthropic: status 404" in error.message
 
 
-async def test_a_repeat_is_answered_from_the_record_and_charged_once(
+async def test_group_18_a_repeat_is_answered_from_the_record_and_charged_once(
     stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
 ) -> None:
     first = await stub.Generate(request())
@@ -294,7 +294,9 @@ async def test_a_fallback_answers_for_a_model_that_is_down(stub: LlmGatewayStub,
     assert simulator.usage.totals["sim-401"].failed == 1
 
 
-async def test_a_stream_that_breaks_after_content_ends_in_one_error(channel: PeerChannel, stub: LlmGatewayStub) -> None:
+async def test_group_08_a_stream_that_breaks_after_content_ends_in_one_error(
+    channel: PeerChannel, stub: LlmGatewayStub
+) -> None:
     asked = request(model="simulator/sim-cut", script="answer: one two three four five six")
 
     events = [event async for event in stub.Stream(streamed(asked))]
@@ -350,12 +352,12 @@ async def test_an_exhausted_budget_reaches_the_caller_unchanged(
     assert await event_types(channel) == []
 
 
-async def test_a_ledger_that_stumbles_is_asked_again(stub: LlmGatewayStub, ledger: Ledger) -> None:
+async def test_group_04_a_ledger_that_stumbles_is_asked_again(stub: LlmGatewayStub, ledger: Ledger) -> None:
     ledger.refusals.extend([Unavailable("starting", 0.1)] * 2)
     assert (await stub.Generate(request())).finish_reason == "stop"
 
 
-async def test_without_a_ledger_nothing_is_spent(
+async def test_group_04_without_a_ledger_nothing_is_spent(
     stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
 ) -> None:
     ledger.refusals.extend([Unavailable("down", 0.1)] * 50)
@@ -423,6 +425,17 @@ async def test_tokens_are_bounded_without_asking_anybody(stub: LlmGatewayStub, s
     assert simulator.usage.total().requests == 1
 
 
+async def test_tokens_are_counted_by_the_provider_where_it_does_so_for_free(stub: LlmGatewayStub) -> None:
+    asked = request()
+    exact = await stub.CountTokens(
+        pb.CountTokensRequest(model="anthropic/claude-opus-5", messages=asked.messages, exact=True)
+    )
+    bound = await stub.CountTokens(pb.CountTokensRequest(model=asked.model, messages=asked.messages, exact=True))
+
+    assert (exact.method, bound.method) == ("provider", "upper_bound")
+    assert 0 < exact.input_tokens < bound.input_tokens
+
+
 async def test_no_event_holds_content_or_a_key(channel: PeerChannel, stub: LlmGatewayStub) -> None:
     await stub.Generate(request(script="answer: a secret word"))
     await refused(stub.Generate(request("other", model="anthropic/claude-opus-5")))
@@ -434,7 +447,7 @@ async def test_no_event_holds_content_or_a_key(channel: PeerChannel, stub: LlmGa
     assert b"key-of-a-test" not in text
 
 
-async def test_views_equal_views_rebuilt_from_the_log(channel: PeerChannel, stub: LlmGatewayStub) -> None:
+async def test_group_05_views_equal_views_rebuilt_from_the_log(channel: PeerChannel, stub: LlmGatewayStub) -> None:
     await stub.Generate(request())
     await refused(stub.Generate(request("failing", model="simulator/sim-400")))
     log = EventLogStub(channel)

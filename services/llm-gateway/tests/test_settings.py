@@ -8,7 +8,14 @@ from provider_simulator.testing import FIXED_NOW
 from servicekit.settings import load_settings
 
 NEEDED = {"SYNOD_POSTGRES_DSN": "dsn", "SYNOD_NATS_URL": "nats", "SYNOD_AUTH_PUBLIC_KEY_FILE": "key.pem"}
-PROVIDERS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "OLLAMA_HOST")
+PROVIDERS = (
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_BASE_URL",
+    "GEMINI_API_KEY",
+    "OLLAMA_HOST",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +39,13 @@ async def test_without_keys_no_provider_can_be_called() -> None:
 async def test_providers_are_configured_by_their_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-one")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-two")
+    monkeypatch.setenv("GEMINI_API_KEY", "three")
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1")
     monkeypatch.setenv("SYNOD_SIMULATOR_URL", "http://127.0.0.1:7199")
     monkeypatch.setenv("SYNOD_VLLM_URL", "http://127.0.0.1:8000/v1")
     settings = load_settings(Settings)
 
-    assert await available(settings) == {"openai", "anthropic", "ollama", "simulator", "vllm"}
+    assert await available(settings) == {"openai", "anthropic", "google", "ollama", "simulator", "vllm"}
     assert "sk-one" not in repr(settings)
     assert settings.auth_public_key_file == Path("key.pem")
 

@@ -41,7 +41,7 @@ def test_a_byte_order_mark_is_skipped() -> None:
     assert parsed(b"\xef\xbb", b"\xbfdata: x\n\n") == [SseEvent(b"", b"x")]
 
 
-def test_a_line_of_ten_megabytes_passes_and_a_longer_one_does_not() -> None:
+def test_group_08_a_line_of_ten_megabytes_passes_and_a_longer_one_does_not() -> None:
     longest = b"data:" + b"x" * (LINE_BYTES_MAX - len(b"data:"))
     chunks = [longest[start : start + 65536] for start in range(0, len(longest), 65536)]
 

@@ -99,6 +99,12 @@ class FakeServices:
     hold_run: asyncio.Event | None = None
     break_watch_after: int = 0
     run: runtime_pb.Run = field(default_factory=a_run)
+    answer: llm_pb.GenerateResponse = field(default_factory=llm_pb.GenerateResponse)
+    model_events: list[llm_pb.StreamEvent] = field(default_factory=list)
+    break_stream: ServiceError | None = None
+    hold_stream: bool = False
+    stream_left: asyncio.Event = field(default_factory=asyncio.Event)
+    refusals_once: dict[str, ServiceError] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
 
     def reset(self) -> None:
@@ -111,7 +117,7 @@ class FakeServices:
     async def take(self, method: str, request: object, context: grpc.aio.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata() or ())
         self.asked.append(Asked(method, request, str(metadata.get("authorization", ""))))
-        if refusal := self.refusals.get(method):
+        if refusal := self.refusals_once.pop(method, None) or self.refusals.get(method):
             await refuse(context, refusal)
 
     def token_for(self, id: str = "usr_key") -> str:
@@ -273,8 +279,35 @@ class Models(llm_grpc.LlmGatewayServicer):
     async def ListModels(self, request, context):
         await self.fake.take("ListModels", request, context)
         return llm_pb.ListModelsResponse(
-            models=[llm_pb.Model(id="simulator/sim-1", provider="simulator", simulated=True)]
+            models=[
+                llm_pb.Model(
+                    id="simulator/sim-1", provider="simulator", simulated=True, available=True, aliases=["small"]
+                ),
+                llm_pb.Model(id="openai/gpt-4o", provider="openai", unavailable_reason="set OPENAI_API_KEY"),
+            ]
         )
+
+    async def Generate(self, request, context):
+        await self.fake.take("Generate", request, context)
+        self.fake.answer.request_id = request.request_id
+        return self.fake.answer
+
+    async def Stream(self, request, context) -> AsyncIterator[llm_pb.StreamEvent]:
+        await self.fake.take("Stream", request, context)
+        for sequence, event in enumerate(self.fake.model_events, start=1):
+            event.sequence = sequence
+            yield event
+        if self.fake.break_stream is not None:
+            await refuse(context, self.fake.break_stream)
+        if self.fake.hold_stream:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.fake.stream_left.set()
+
+    async def CountTokens(self, request, context):
+        await self.fake.take("CountTokens", request, context)
+        return llm_pb.CountTokensResponse(input_tokens=42, method="upper_bound")
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Service:
         return self.name.replace("-", "_")
 
 
-PROVIDER_KEYS = ("OPENAI_", "ANTHROPIC_", "OLLAMA_")
+PROVIDER_KEYS = ("OPENAI_", "ANTHROPIC_", "GEMINI_", "OLLAMA_")
 RUNTIME, TOOLS, MODELS = "agent-runtime", "tool-executor", "llm-gateway"
 ALL = (AUTHORITY, "cost-ledger", "consensus", TOOLS, MODELS, RUNTIME, EDGE)
 SERVICES = (

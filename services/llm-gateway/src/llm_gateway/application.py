@@ -2,20 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Final, Literal
 
 from eventlog.records import Context
 from synod.common.ids import derived_id
 
 from llm_gateway import counting
 from llm_gateway.catalogue import Catalogue, ModelCard
-from llm_gateway.domain import Answer, Message, ToolSpec
-from llm_gateway.errors import GatewayStopping, RequestIdReused, TooManyCalls
+from llm_gateway.domain import Answer, ModelRequest
+from llm_gateway.errors import GatewayStopping, ProviderError, RequestIdReused, TooManyCalls
 from llm_gateway.execution import Asked, Execution, Recorder, Tools
 from llm_gateway.flight import CallEvent, Flight
 
 ACTOR: Final = "llm-gateway"
+COUNT_S: Final = 5.0
+"""How long a provider may take to count tokens."""
+CountMethod = Literal["provider", "upper_bound"]
 
 
 class Gateway:
@@ -39,20 +43,28 @@ class Gateway:
             async for event in flight.events():
                 yield event
 
-    def count_tokens(self, model: str, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
-        """An upper bound of the input tokens. Raises UnknownModel, ModelUnavailable."""
-        self._catalogue.target(model)
-        return counting.input_bound(messages, tools)
+    async def count_tokens(self, request: ModelRequest, *, exact: bool) -> tuple[int, CountMethod]:
+        """The input tokens and who counted them. Raises UnknownModel, ModelUnavailable."""
+        target = self._catalogue.target(request.model)
+        if exact:
+            deadline = asyncio.get_running_loop().time() + COUNT_S
+            # The bound is always at hand, whatever keeps the provider from counting.
+            with suppress(ProviderError):
+                counted = await target.provider.count_tokens(replace(request, model=target.model), deadline)
+                if counted is not None:
+                    return counted, "provider"
+        return counting.input_bound(request.messages, request.tools), "upper_bound"
 
     def models(self, provider: str = "") -> tuple[ModelCard, ...]:
         return self._catalogue.cards(provider)
 
     async def end_orphans(self, orphans: Sequence[tuple[str, Context]]) -> None:
-        """Ends what an earlier process left running: calls by id, with the context to record it under."""
+        """Ends what a process that is gone left running: calls by id, with the context to record it under."""
         for id, context in orphans:
-            if id not in self._flights:
-                call = (await self._tools.aggregates.load(id)).state
-                await Recorder(id, context, self._tools).end_orphan(call)
+            recorder = Recorder(id, context, self._tools)
+            call = await recorder.load()
+            if id not in self._flights and not await recorder.runs_elsewhere(call):
+                await recorder.end_orphan(call)
 
     async def close(self) -> None:
         """Ends all calls in flight with an unknown outcome, and waits until that is recorded."""
@@ -102,9 +114,9 @@ class Gateway:
         self._tools.telemetry.in_flight.set(len(self._flights))
 
     def _drain(self, id: str, flight: Flight) -> None:
-        """Nobody waits: go on for a while, unless too many calls do so already."""
+        """Nobody waits: go on for a while, where the rest is billed anyway, unless too many calls do so already."""
         terms = self._tools.terms
-        if len(self._draining) >= terms.drains_max:
+        if flight.abort != "drain" or len(self._draining) >= terms.drains_max:
             flight.abandon()
             return
         self._draining[id] = asyncio.get_running_loop().call_later(terms.drain_s, flight.abandon)

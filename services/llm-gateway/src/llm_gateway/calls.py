@@ -12,7 +12,7 @@
     └────────┴──▶ failed      no attempt answered
 
 A process that dies leaves a call running. Whoever finds it ends the attempt with an unknown outcome, and the call waits
-for its caller to come back.
+for its caller to come back. What a living process runs is left to it: the log lets only one begin an attempt.
 """
 
 from collections.abc import Sequence
@@ -104,6 +104,16 @@ def fail_attempt(call: Call, attempt: int, failure: Failure, billed: Billed, *, 
 def give_up(call: Call, failure: Failure) -> Sequence[Event]:
     """Ends a call that waits, because no further attempt may be made."""
     return (ModelCallFailed(request_id=call.request_id, failure=failure),) if call.phase == "waiting" else ()
+
+
+def has_begun(call: Call, started: ModelCallAttemptStarted) -> bool:
+    """Whether this very attempt is the one that runs."""
+    return call.running == started
+
+
+def has_completed(call: Call, attempt: int) -> bool:
+    """Whether the call was answered by this attempt."""
+    return call.phase == "completed" and call.attempt == attempt
 
 
 def end(call: Call, outcome: ModelCallCompleted | ModelCallCancelled) -> Sequence[Event]:

@@ -12,6 +12,7 @@ from typing import Final
 
 from genai_prices.data import providers as price_book
 
+from llm_gateway.domain import Abort
 from llm_gateway.errors import ModelUnavailable, UnknownModel
 from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
@@ -21,6 +22,7 @@ _SNAPSHOT: Final = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 _CHAT: Final[Mapping[str, re.Pattern[str]]] = {
     "openai": re.compile(r"gpt-|chatgpt-|o\d"),
     "anthropic": re.compile(r"claude-"),
+    "google": re.compile(r"gemini-"),
 }
 # These speak other wire formats than chat, or other media than text.
 _NOT_CHAT: Final = re.compile(
@@ -52,6 +54,7 @@ class ProviderEntry:
     models: tuple[KnownModel, ...] = ()
     accepts: re.Pattern[str] | None = None
     simulated: bool = False
+    abort: Abort = "drain"
 
     def knows(self, model: str) -> bool:
         names = {known.name for known in self.models}
@@ -68,6 +71,7 @@ class Target:
     model: str
     provider: Provider
     simulated: bool = False
+    abort: Abort = "drain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Catalogue:
             raise UnknownModel(model, self.near(model))
         if entry.provider is None:
             raise ModelUnavailable(model, entry.remedy)
-        return Target(id, name, entry.provider, entry.simulated)
+        return Target(id, name, entry.provider, entry.simulated, entry.abort)
 
     def cards(self, provider: str = "") -> tuple[ModelCard, ...]:
         """The listed models, in the order of the providers, then by name."""

@@ -11,6 +11,7 @@ from typing import Final
 import orjson
 
 from llm_gateway.domain import (
+    Audio,
     File,
     Image,
     Message,
@@ -40,6 +41,9 @@ TOOLS_TOKENS: Final = 1024
 """Providers add a page of instructions once a request has tools."""
 TOOL_TOKENS: Final = 32
 IMAGE_TOKENS: Final = 8192
+AUDIO_TOKENS: Final = 64
+AUDIO_BYTES_PER_TOKEN: Final = 8
+"""The densest speech codecs need some 20 bytes for what a provider counts as one token."""
 
 
 def input_bound(messages: Sequence[Message], tools: Sequence[ToolSpec] = (), format: OutputFormat | None = None) -> int:
@@ -89,6 +93,8 @@ def _part(part: Part) -> int:
             return len(part.payload)
         case Image():
             return IMAGE_TOKENS
+        case Audio():
+            return AUDIO_TOKENS + len(part.data) // AUDIO_BYTES_PER_TOKEN
         case File():
             return len(part.data)
 

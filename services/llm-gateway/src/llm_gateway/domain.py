@@ -96,13 +96,21 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Audio:
+    """Sound, as `audio/wav`."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     media_type: str
     name: str
     data: bytes
 
 
-Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | File
+Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | Audio | File
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +280,11 @@ class Answer:
     warnings: tuple[str, ...] = ()
     simulated: bool = False
     replayed: bool = False
+
+
+Abort = Literal["drain", "estimate", "free"]
+"""What a provider bills for an answer that nobody waits for any more, and so what is done with it: all of it (read on),
+what it has written so far (cancel, and charge an estimate), or nothing (cancel)."""
 
 
 # --- stream ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,12 @@ GatewayError
 │   ├── AnswerExpired                 the call completed, its answer is no longer kept
 │   ├── TooManyCalls                  as many calls are in flight as the gateway allows: repeat later
 │   ├── GatewayStopping               repeat; another process or the next start answers
+│   ├── ModelSuspended                it has failed too often, or its provider wants a pause: repeat later
+│   ├── RateLimited                   a limit set here leaves no room before the deadline: repeat later
+│   ├── CallElsewhere                 another process carries it out and has not ended: repeat
 │   ├── LedgerRefused                 the budget or the price forbids it; carries the ledger's own answer
 │   └── LedgerUnavailable             nothing may be spent while the ledger cannot be asked: repeat
+├── TakenOver                         another process has the call now; its outcome counts, not ours
 ├── CallEnded                         a call that was begun ended without an answer
 │   ├── CallFailed                    no attempt answered; carries the recorded failure
 │   └── CallCancelled                 its callers left and it took too long to finish without them
@@ -20,6 +24,7 @@ GatewayError
     ├── RetryableProviderError        may be repeated here or elsewhere, not before `retry_after_s`
     │   ├── ProviderUnreachable       no connection, or lost before an answer began
     │   ├── ProviderTimedOut          connecting, or the pause between bytes, took too long (also status 408)
+    │   ├── ProviderSuspended         not asked, because it has failed too often; nothing was sent
     │   ├── ProviderConflict          409
     │   ├── ProviderRateLimited       429
     │   ├── ProviderOverloaded        503, 529
@@ -58,6 +63,10 @@ class InvalidToolArguments(GatewayError):
 
 class StoreUnavailable(GatewayError):
     """The store of recorded answers cannot be reached; whether the last write happened is unknown."""
+
+
+class TakenOver(GatewayError):
+    """Another process began or ended the attempt that this one was about to."""
 
 
 class CallRefused(GatewayError):
@@ -100,6 +109,30 @@ class TooManyCalls(CallRefused):
 class GatewayStopping(CallRefused):
     def __init__(self) -> None:
         super().__init__("the gateway is stopping; repeat the call with the same request_id")
+
+
+class ModelSuspended(CallRefused):
+    """No model of the call takes calls now. `limited` when that is the provider's rate limit and no failure."""
+
+    def __init__(self, message: str, retry_after_s: float, *, limited: bool) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.limited = limited
+
+
+class RateLimited(CallRefused):
+    def __init__(self, model: str, retry_after_s: float) -> None:
+        super().__init__(
+            f"the rate limit of {model} leaves no room for this call within {retry_after_s:.1f} s; repeat later"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class CallElsewhere(CallRefused):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"request_id '{request_id}' is still being carried out elsewhere; repeat the call with the same request_id"
+        )
 
 
 class LedgerRefused(CallRefused):
@@ -180,6 +213,12 @@ class ProviderUnreachable(RetryableProviderError):
 
 class ProviderTimedOut(RetryableProviderError):
     pass
+
+
+class ProviderSuspended(RetryableProviderError):
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.dispatched = False
 
 
 class ProviderConflict(RetryableProviderError):

@@ -4,13 +4,13 @@ the next one begins, so that a crash between two of them leaves a state from whi
 
 import asyncio
 import hashlib
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
-from eventlog.aggregates import Aggregates
 from eventlog.errors import LogUnavailable, QueueFull
 from eventlog.records import Context
 from servicekit.clock import Clock
@@ -25,29 +25,44 @@ from synod.llm_gateway.events import (
 )
 
 from llm_gateway import calls, counting, domain, retrying
-from llm_gateway.calls import Call
+from llm_gateway.admission import Admission
+from llm_gateway.calls import Billed, Call
 from llm_gateway.catalogue import Target
+from llm_gateway.circuits import Circuits, suspension
 from llm_gateway.domain import Answer, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
 from llm_gateway.errors import (
     AnswerExpired,
     CallCancelled,
+    CallElsewhere,
     CallFailed,
     LedgerRefused,
     LedgerUnavailable,
+    ModelSuspended,
     ProviderError,
+    RateLimited,
     StoreUnavailable,
+    TakenOver,
 )
 from llm_gateway.flight import Began, Delta, Flight
-from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results
+from llm_gateway.journal import Journal, Seen
+from llm_gateway.limits import Need, Priority, Ticket
+from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.telemetry import Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
 RESERVATION_GRACE_S: Final = 60.0
+LOOK_BACKOFF: Final = Backoff(initial_s=0.02, max_s=0.5)
+"""Between two looks at a call that another process carries out."""
 CRASHED: Final = Failure(
     reason="GATEWAY_STOPPED",
     message="the gateway stopped before the outcome of the attempt was known",
+    retryable=True,
+)
+TAKEN_OVER: Final = Failure(
+    reason="CALL_TAKEN_OVER",
+    message="another process took this one for dead and carries the call out; repeat it with the same request_id",
     retryable=True,
 )
 ABANDONED: Final = Failure(
@@ -71,6 +86,7 @@ class Asked:
     request: ModelRequest
     attribution: Attribution
     sha256: str
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +106,15 @@ class Tools:
     """What carrying out a call needs."""
 
     ledger: Ledger
-    aggregates: Aggregates[Call, Event]
+    journal: Journal
     results: Results
+    workers: Workers
     codec: AnswerCodec
     clock: Clock
     telemetry: Telemetry
     retry_budget: RetryBudget
+    circuits: Circuits
+    admission: Admission
     terms: Terms
     draw: Callable[[], float] = random.random
 
@@ -134,26 +153,38 @@ class Execution:
         self._tools = tools
         self._stream = stream
         self._attempt: Attempt | None = None
+        self._ours = False
+        self._ticket: Ticket | None = None
         self._recorder = Recorder(id, context, tools)
 
     async def run(self) -> Answer:
         """The answer, new or on record. Raises CallRefused, CallEnded, or what the log or the store raise."""
         try:
-            call = await self._found()
-            if call.ended:
-                return await self._recorded(call)
-            return await self._carry_out(call)
+            while True:
+                call = await self._found()
+                if call.ended:
+                    return await self._recorded(call)
+                with suppress(TakenOver):
+                    return await self._carry_out(call)
         except asyncio.CancelledError:
             await self._interrupted()
             if self._flight.abandoned:
                 raise CallCancelled(self._asked.request_id) from None
             raise
+        finally:
+            self._leave_limits(None)
 
     async def _found(self) -> Call:
-        """The call as recorded; an attempt that somebody left behind is ended first."""
-        call = (await self._tools.aggregates.load(self._id)).state
-        calls.check_same(call, self._asked.request_id, self._asked.sha256)
-        return await self._recorder.end_orphan(call) if call.running else call
+        """The call as recorded, once nobody else carries it out; an attempt left behind is ended first."""
+        for look in itertools.count():
+            call = await self._recorder.load()
+            calls.check_same(call, self._asked.request_id, self._asked.sha256)
+            if not await self._recorder.runs_elsewhere(call):
+                return await self._recorder.end_orphan(call)
+            if _now() > self._flight.ends_at:
+                break
+            await asyncio.sleep(LOOK_BACKOFF.delay_s(look))
+        raise CallElsewhere(self._asked.request_id)
 
     async def _recorded(self, call: Call) -> Answer:
         """What an ended call ended with."""
@@ -181,13 +212,13 @@ class Execution:
 
     async def _tried(self, call: Call) -> Answer:
         """One attempt after another, until one answers or none may follow."""
-        number, target, tries = call.attempt + 1, 0, 1
+        number, target, tries = call.attempt + 1, await self._first(), 1
         # A refusal goes to the caller as it is; a call that was accepted before stays open for a repeat.
-        await self._reserve(number, self._targets[0])
+        await self._reserve(number, self._targets[target])
         while True:
             attempt = await self._begin(number, self._targets[target])
             try:
-                response = await self._ask(attempt)
+                response = await self._watched(attempt)
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
                 following = self._next(error, Tried(target, len(self._targets), tries, self._left_s()))
@@ -203,7 +234,56 @@ class Execution:
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
         following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        while following is not None and self._suspended_s(following.target):
+            tried = replace(tried, target=following.target)
+            following = retrying.next_target(tried)
         return following if following is not None and self._tools.retry_budget.spend() else None
+
+    # --- circuits ---
+
+    async def _first(self) -> int:
+        """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
+        waits = [
+            max(self._suspended_s(index), self._tools.circuits.limited_s(target.id, _now()))
+            for index, target in enumerate(self._targets)
+        ]
+        wait_s = min(waits)
+        target = waits.index(wait_s)
+        if suspended_s := self._suspended_s(target):
+            raise ModelSuspended(suspension(self._targets[target].id, suspended_s), suspended_s, limited=False)
+        if wait_s >= self._left_s():
+            limited = f"{self._targets[target].id} is not to be asked for {wait_s:.1f} s more, says its provider"
+            raise ModelSuspended(limited, wait_s, limited=True)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        return target
+
+    def _leave_limits(self, used: Need | None) -> None:
+        """Gives back what the attempt did not use of its limits; None when the provider counts nothing of it."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._tools.admission.leave(ticket, used)
+
+    def _suspended_s(self, target: int) -> float:
+        return self._tools.circuits.suspended_s(self._targets[target].id, _now())
+
+    async def _watched(self, attempt: Attempt) -> ModelResponse:
+        """Asks, and tells the circuit how it ended, for a stream at its end. Callers who leave say nothing about it."""
+        circuits, model = self._tools.circuits, attempt.target.id
+        circuits.enter(model, _now())
+        failed: ProviderError | None = None
+        answered, used = False, Need(attempt.input_tokens_max, attempt.output_tokens_max)
+        try:
+            response = await self._ask(attempt)
+            answered, used = True, _used(response.usage) or used
+            return response
+        except ProviderError as error:
+            failed = error
+            raise
+        finally:
+            circuits.leave(model, _now(), failed, answered=answered)
+            unbilled = failed is not None and retrying.billed(failed) == "no"
+            self._leave_limits(None if unbilled else used)
 
     # --- reservations ---
 
@@ -214,6 +294,9 @@ class Execution:
         except LedgerRefused as error:
             await self._give_up(Failure(reason=error.reason, message=str(error)))
             raise
+        except RateLimited as error:
+            await self._give_up(Failure(reason=retrying.RATE_LIMITED, message=str(error), retryable=True))
+            raise
         except LedgerUnavailable as error:
             failure = retrying.failure_of(cause)
             told = failure.model_copy(update={"message": f"{failure.message}; and no further attempt: {error}"})
@@ -221,7 +304,12 @@ class Execution:
             raise CallFailed(told, cause.retry_after_s) from error
 
     async def _reserve(self, number: int, target: Target) -> None:
+        """Room within the limits first: money is not held while a call waits for it."""
         request = self._request(target)
+        self._leave_limits(None)
+        self._ticket = await self._tools.admission.enter(
+            self._context.tenant, target.id, _need(request), self._asked.priority, self._flight.wanted_until
+        )
         reservation = Reservation(
             id=self._reservation_id(number),
             attribution=self._attribution(target),
@@ -254,9 +342,14 @@ class Execution:
             provider=target.provider.name,
             reservation_id=attempt.reservation_id,
             attribution=self._attribution(target),
+            worker=self._tools.workers.own,
         )
         self._attempt = attempt
-        await self._recorder.append(lambda call: calls.begin(call, accepted, started))
+        call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
+        if not calls.has_begun(call, started):
+            self._attempt, self._ours = None, False
+            raise TakenOver
+        self._ours, self._flight.abort = True, target.abort
         return attempt
 
     async def _ask(self, attempt: Attempt) -> ModelResponse:
@@ -303,8 +396,18 @@ class Execution:
         answer = self._answer(attempt, response)
         data = self._tools.codec.dump(answer)
         event = self._completed_event(attempt, answer, data)
-        await _unbroken(self._recorder.complete(Kept(data, event.model_dump_json().encode()), event))
+        kept = Kept(data, event.model_dump_json().encode(), attempt.number)
+        call = await _unbroken(self._recorder.complete(kept, event))
+        if not calls.has_completed(call, attempt.number):
+            self._taken_over()
         return answer
+
+    def _taken_over(self) -> NoReturn:
+        """Another process held this one for dead and ended the attempt. What it says counts, if nothing was shown yet."""
+        self._attempt, self._ours = None, False
+        if self._flight.began is not None:
+            raise CallFailed(TAKEN_OVER)
+        raise TakenOver
 
     def _answer(self, attempt: Attempt, response: ModelResponse) -> Answer:
         counted = min(counting.output_bound(response.message), attempt.output_tokens_max)
@@ -345,11 +448,12 @@ class Execution:
     async def _interrupted(self) -> None:
         """Cancelled in the middle: because nobody waits, or because the process stops. The call must not stay running.
 
-        What was delivered to a caller who left is charged as counted here. Otherwise what the provider bills is unknown.
+        What was delivered to a caller who left is charged as counted here, where it is billed at all. Otherwise what the
+        provider bills is unknown.
         """
         attempt = self._attempt
         if attempt is None:
-            if self._flight.abandoned:
+            if self._flight.abandoned and self._ours:
                 await self._give_up(ABANDONED)
         elif self._flight.abandoned and self._flight.began is not None:
             event = self._cancelled_event(attempt)
@@ -357,8 +461,9 @@ class Execution:
         else:
             last = self._flight.abandoned
             failure = ABANDONED if last else CRASHED
+            billed: Billed = "no" if last and attempt.target.abort == "free" else "unknown"
             await self._recorder.append(
-                lambda call: calls.fail_attempt(call, attempt.number, failure, "unknown", last=last)
+                lambda call: calls.fail_attempt(call, attempt.number, failure, billed, last=last)
             )
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
@@ -366,11 +471,12 @@ class Execution:
         input_tokens = reported.input_tokens if reported else attempt.input_tokens_max
         counted = min(counting.delivered_bound(self._flight.deltas), attempt.output_tokens_max)
         output_tokens = max(counted, reported.output_tokens if reported else 0)
+        free = attempt.target.abort == "free"
         return ModelCallCancelled(
             request_id=self._asked.request_id,
             attempt=attempt.number,
             reservation_id=attempt.reservation_id,
-            usage=usage_lines(counting.plain_usage(input_tokens, output_tokens)),
+            usage=() if free else usage_lines(counting.plain_usage(input_tokens, output_tokens)),
             usage_source="gateway_counted",
         )
 
@@ -394,22 +500,34 @@ class Execution:
         return None if shown_at is None or attempt is None else shown_at - attempt.began_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recorder:
     """Writes what happened to one call, and does not give up at the first difficulty: the outcome is worth money."""
 
     id: str
     context: Context
     tools: Tools
+    _seen: Seen = field(default_factory=Seen)
+
+    async def load(self) -> Call:
+        """The call as it is in the log. Raises LogUnavailable."""
+        self._seen = await self.tools.journal.load(self.id, self._seen)
+        return self._seen.call
 
     async def append(self, decide: Callable[[Call], Sequence[Event]]) -> Call:
         """The call after what was decided. Raises LogUnavailable, QueueFull once patience is over."""
-        executed = await self._patiently(lambda: self.tools.aggregates.execute(self.id, decide, self.context))
-        return executed.state
+        journal = self.tools.journal
+        self._seen = await self._patiently(lambda: journal.execute(self.id, self._seen, decide, self.context))
+        return self._seen.call
 
     async def complete(self, kept: Kept, event: ModelCallCompleted) -> Call:
         await self._patiently(lambda: self.tools.results.keep(self.id, kept))
         return await self.append(lambda call: calls.end(call, event))
+
+    async def runs_elsewhere(self, call: Call) -> bool:
+        """Whether another living process carries the call out now."""
+        workers, running = self.tools.workers, call.running
+        return running is not None and running.worker != workers.own and await workers.alive(running.worker)
 
     async def end_orphan(self, call: Call) -> Call:
         """Ends the attempt that somebody left running: by its answer if that is on record, else as unknown."""
@@ -435,13 +553,25 @@ class Recorder:
         raise AssertionError("the last attempt returns or raises")
 
 
-async def _unbroken(recording: Coroutine[None, None, object]) -> None:
+async def _unbroken(recording: Coroutine[None, None, T]) -> T:
     """Records to the end what is known already, even if the task is cancelled meanwhile."""
     task = asyncio.ensure_future(recording)
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.shield(task)
-    task.result()
+    return task.result()
+
+
+def _need(request: ModelRequest) -> Need:
+    return Need(counting.request_bound(request), request.max_output_tokens or 0)
+
+
+def _used(usage: domain.Usage | None) -> Need | None:
+    """What a provider's limits count: what it reads from its cache, they mostly do not."""
+    if usage is None:
+        return None
+    read = sum(line.quantity for line in usage.lines if line.cache == "read")
+    return Need(usage.input_tokens - read, usage.output_tokens)
 
 
 def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 from synod.common.values import Failure
 
 from llm_gateway.domain import (
+    Abort,
     Answer,
     ReasoningDelta,
     RefusalDelta,
@@ -56,6 +57,8 @@ class Flight:
         self.wanted_until = 0.0
         self.callers = 0
         self.abandoned = False
+        # Until an attempt is begun nothing is paid for.
+        self.abort: Abort = "free"
         self.began: Began | None = None
         self.usage: Usage | None = None
         self.first_content_at: float | None = None

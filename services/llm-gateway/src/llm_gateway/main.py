@@ -1,24 +1,27 @@
 """The composition root of llm-gateway."""
 
+import asyncio
 import re
+from dataclasses import replace
 from typing import Final
 
-from eventlog.aggregates import Aggregates
 from eventlog.codec import Codec
 from pydantic import SecretStr
 from servicekit.app import run
 from servicekit.host import Host
-from synod.common.event import Event
+from synod.common.ids import new_id
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.llm_gateway.events import EVENTS
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
 
-from llm_gateway import calls
+from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway
-from llm_gateway.calls import Call
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
 from llm_gateway.execution import Terms, Tools
+from llm_gateway.journal import Journal
+from llm_gateway.limits import Line
 from llm_gateway.projections import ModelCallsView, Queries
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
@@ -30,6 +33,7 @@ from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
+from llm_gateway.workers import PostgresWorkers
 
 SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-usage|no-end|html)")
 """The simulator's model, and those that fail on demand."""
@@ -39,31 +43,43 @@ ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
 async def compose(host: Host[Settings]) -> None:
     settings = host.settings
     log = await host.open_log()
-    aggregates: Aggregates[Call, Event] = Aggregates(log, "model-call", Call, calls.evolve, Codec(EVENTS), host.clock)
     results = PostgresResults(host.pool, host.clock, settings.answers_kept_s)
     await results.prepare()
+    workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, new_id("gw"))
+    await workers.enter()
+    host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session()))
-    catalogue = Catalogue(provider_entries(settings, transport, host.clock.now), settings.model_aliases)
+    entries = provider_entries(settings, transport, host.clock.now)
+    aborts = settings.abort_policies
+    entries = tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
+    catalogue = Catalogue(entries, settings.model_aliases)
     listed = frozenset(card.id for card in catalogue.cards())
+    telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
     tools = Tools(
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
-        aggregates=aggregates,
+        journal=Journal(log, Codec(EVENTS), host.clock),
         results=results,
+        workers=workers,
         codec=AnswerRecords(),
         clock=host.clock,
-        telemetry=Telemetry(host.tracer, host.metrics.registry, host.log_, listed),
+        telemetry=telemetry,
         retry_budget=RetryBudget(),
+        admission=Admission(Line(settings.rate_limits), telemetry.calls_waiting, telemetry.call_waited),
+        circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
     )
     gateway = Gateway(catalogue, tools)
     queries = Queries(host.pool)
 
     async def end_orphans() -> None:
-        await gateway.end_orphans(await queries.running())
+        while True:
+            await gateway.end_orphans(await queries.running())
+            await asyncio.sleep(settings.orphans_s)
 
     host.add_view(ModelCallsView())
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
     host.add_task("orphans", end_orphans)
+    host.add_task("worker lock", workers.stay)
     host.add_task("results", results.purge_forever)
     host.on_stop(gateway.close)
 
@@ -79,12 +95,17 @@ def terms(settings: Settings) -> Terms:
     )
 
 
+def circuit_terms(settings: Settings) -> CircuitTerms:
+    return CircuitTerms(failures_max=settings.circuit_failures_max, open_s=settings.circuit_open_s)
+
+
 def provider_entries(settings: Settings, transport: Transport, now: Now) -> tuple[ProviderEntry, ...]:
     """Every provider that can be configured, those that are not with what to set."""
     return (
         _simulator(settings, transport, now),
         _openai(settings, transport, now),
         _anthropic(settings, transport, now),
+        _google(settings, transport, now),
         _own_server("ollama", "OLLAMA_HOST", ollama_url(settings.ollama_host), None, transport, now),
         _own_server("vllm", "SYNOD_VLLM_URL", settings.vllm_url, settings.vllm_api_key, transport, now),
         _own_server(
@@ -113,12 +134,15 @@ def _simulator(settings: Settings, transport: Transport, now: Now) -> ProviderEn
 
 
 def _openai(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    responses = settings.openai_dialect == "responses"
+    made, profile = (
+        (catalog.openai_responses, catalog.OPENAI_RESPONSES) if responses else (catalog.openai, catalog.OPENAI)
+    )
     provider: Provider | None = None
     if key := _secret(settings.openai_api_key):
-        provider = catalog.openai(transport, now, key, settings.openai_base_url)
-    return ProviderEntry(
-        "openai", "openai-chat", catalog.OPENAI, provider, "set OPENAI_API_KEY", hosted_models("openai")
-    )
+        provider = made(transport, now, key, settings.openai_base_url)
+    dialect = f"openai-{settings.openai_dialect}"
+    return ProviderEntry("openai", dialect, profile, provider, "set OPENAI_API_KEY", hosted_models("openai"))
 
 
 def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
@@ -129,6 +153,14 @@ def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEn
     return ProviderEntry(
         "anthropic", "anthropic-messages", catalog.ANTHROPIC, provider, "set ANTHROPIC_API_KEY", models
     )
+
+
+def _google(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
+    provider: Provider | None = None
+    if key := _secret(settings.gemini_api_key):
+        provider = catalog.google(transport, now, key, settings.gemini_base_url)
+    models = hosted_models("google")
+    return ProviderEntry("google", "gemini-generate", catalog.GEMINI, provider, "set GEMINI_API_KEY", models)
 
 
 def _own_server(

@@ -34,21 +34,35 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An answer on record. `completed` is the terminal event, as JSON, that belongs to it."""
+    """An answer on record, of the attempt with this number. `completed` is the terminal event, as JSON, that belongs to it."""
 
     answer: bytes
     completed: bytes
+    attempt: int
 
 
 class Results(Protocol):
     """Answers kept for repeats of their requests, until they expire. The owner of the store closes it."""
 
     async def keep(self, call_id: str, kept: Kept) -> None:
-        """A second answer to the same call replaces the first. Raises StoreUnavailable."""
+        """The answer of a later attempt replaces that of an earlier one, never the other way. Raises StoreUnavailable."""
         ...
 
     async def find(self, call_id: str) -> Kept | None:
         """None when there is none or it has expired. Raises StoreUnavailable."""
+        ...
+
+
+class Workers(Protocol):
+    """The processes of this service. A call that one of them carries out is left to it while it lives."""
+
+    @property
+    def own(self) -> str:
+        """This process."""
+        ...
+
+    async def alive(self, worker: str) -> bool:
+        """Raises StoreUnavailable."""
         ...
 
 

@@ -1,11 +1,11 @@
 """Recorded answers in the service's own database. They are not facts: the log has their hash, they expire."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Final
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
@@ -21,22 +21,33 @@ _TABLE: Final = """
     create table if not exists model_call_results (
         call_id text primary key, answer bytea not null, completed bytea not null, expires_at timestamptz not null
     );
+    alter table model_call_results add column if not exists attempt int not null default 1;
     create index if not exists model_call_results_expiry on model_call_results (expires_at);
 """
 _KEEP: Final = """
-    insert into model_call_results values (%s, %s, %s, %s)
+    insert into model_call_results as known (call_id, answer, completed, attempt, expires_at)
+    select * from unnest(%s::text[], %s::bytea[], %s::bytea[], %s::int[], %s::timestamptz[])
     on conflict (call_id) do update
-    set answer = excluded.answer, completed = excluded.completed, expires_at = excluded.expires_at
+    set answer = excluded.answer, completed = excluded.completed, attempt = excluded.attempt,
+        expires_at = excluded.expires_at
+    where known.attempt <= excluded.attempt
 """
-_FIND: Final = "select answer, completed from model_call_results where call_id = %s and expires_at > %s"
+_FIND: Final = "select answer, completed, attempt from model_call_results where call_id = %s and expires_at > %s"
 _PURGE: Final = "delete from model_call_results where expires_at <= %s"
 
 
-@dataclass(frozen=True, slots=True)
+_Row: TypeAlias = tuple[str, bytes, bytes, int, datetime]
+
+
+@dataclass(slots=True)
 class PostgresResults:
+    """Answers that come while others are being written are written together: a transaction costs more than a row."""
+
     pool: AsyncConnectionPool
     clock: Clock
     kept_s: float
+    _waiting: list[tuple[_Row, asyncio.Future[None]]] = field(default_factory=list)
+    _writing: asyncio.Task[None] | None = None
 
     async def prepare(self) -> None:
         """Create the table when there is none."""
@@ -45,13 +56,16 @@ class PostgresResults:
 
     async def keep(self, call_id: str, kept: Kept) -> None:
         expires_at = self.clock.now() + timedelta(seconds=self.kept_s)
-        async with self._connection() as connection:
-            await connection.execute(_KEEP, (call_id, kept.answer, kept.completed, expires_at))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(((call_id, kept.answer, kept.completed, kept.attempt, expires_at), written))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all(), name="model call results")
+        await written
 
     async def find(self, call_id: str) -> Kept | None:
         async with self._connection() as connection:
             row = await (await connection.execute(_FIND, (call_id, self.clock.now()))).fetchone()
-        return Kept(bytes(row[0]), bytes(row[1])) if row else None
+        return Kept(bytes(row[0]), bytes(row[1]), row[2]) if row else None
 
     async def purge(self) -> None:
         async with self._connection() as connection:
@@ -62,6 +76,28 @@ class PostgresResults:
             await self.purge()
             await asyncio.sleep(PURGE_EVERY_S)
 
+    async def _write_all(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._write([row for row, _ in batch], [written for _, written in batch])
+        finally:
+            self._writing = None
+
+    async def _write(self, rows: Sequence[_Row], written: Sequence["asyncio.Future[None]"]) -> None:
+        # One statement may not meet a row twice; of two answers to a call the later attempt's stays.
+        newest = {row[0]: row for row in sorted(rows, key=lambda row: row[3])}
+        try:
+            async with self._connection() as connection:
+                await connection.execute(_KEEP, [list(column) for column in zip(*newest.values(), strict=True)])
+        except StoreUnavailable as error:
+            _end(written, error)
+        except BaseException:
+            _end(written, StoreUnavailable("the store is closing"))
+            raise
+        else:
+            _end(written, None)
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
         try:
@@ -69,3 +105,14 @@ class PostgresResults:
                 yield connection
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise StoreUnavailable(f"recorded answers cannot be reached: {error}") from error
+
+
+def _end(written: Sequence["asyncio.Future[None]"], error: StoreUnavailable | None) -> None:
+    """Whoever was cancelled while it waited has left its answer all the same."""
+    for future in written:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

@@ -18,6 +18,7 @@ from llm_gateway.errors import (
     PermissionRejected,
     ProviderError,
     ProviderRateLimited,
+    ProviderSuspended,
 )
 
 RATE_LIMITED: Final = "RATE_LIMITED"
@@ -85,10 +86,16 @@ def next_attempt(error: ProviderError, tried: Tried, terms: RetryTerms, draw: fl
     if error.content_delivered:
         return None
     delay_s = max(terms.ceiling_s(tried.tries) * draw, error.retry_after_s or 0.0)
-    if error.retryable and tried.tries < terms.attempts_max and delay_s < tried.left_s:
+    again = error.retryable and not isinstance(error, ProviderSuspended)
+    if again and tried.tries < terms.attempts_max and delay_s < tried.left_s:
         return Next(tried.target, delay_s)
     elsewhere = error.retryable or isinstance(error, _ACCOUNT_ERRORS)
-    if elsewhere and tried.target + 1 < tried.targets and tried.left_s > 0:
+    return next_target(tried) if elsewhere else None
+
+
+def next_target(tried: Tried) -> Next | None:
+    """The next model of the list, at once; None after the last one."""
+    if tried.target + 1 < tried.targets and tried.left_s > 0:
         return Next(tried.target + 1, 0.0)
     return None
 

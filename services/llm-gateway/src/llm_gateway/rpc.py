@@ -48,9 +48,8 @@ class LlmGatewayRpc(llm_gateway_pb2_grpc.LlmGatewayServicer):
                 yield translate.from_event(sequence, event)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
-        messages, tools = translate.to_messages(request.messages), translate.to_tools(request.tools)
-        tokens = self.gateway.count_tokens(request.model, messages, tools)
-        return pb.CountTokensResponse(input_tokens=tokens, method="upper_bound")
+        tokens, method = await self.gateway.count_tokens(translate.to_countable(request), exact=request.exact)
+        return pb.CountTokensResponse(input_tokens=tokens, method=method)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(

@@ -1,13 +1,18 @@
 """Settings of llm-gateway, read once from the environment.
 
-Providers are configured by the variables their own tools use (OPENAI_API_KEY, ANTHROPIC_API_KEY, OLLAMA_HOST); all
-else is SYNOD_*.
+Providers are configured by the variables their own tools use (OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY,
+OLLAMA_HOST); all else is SYNOD_*.
 """
+
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
+
+from llm_gateway.domain import Abort
+from llm_gateway.limits import LimitRule
 
 
 def _by(variable: str, field: str) -> AliasChoices:
@@ -32,6 +37,12 @@ class Settings(ServiceSettings):
     anthropic_base_url: str = Field(
         "https://api.anthropic.com", validation_alias=_by("ANTHROPIC_BASE_URL", "anthropic_base_url")
     )
+    openai_dialect: Literal["chat", "responses"] = "chat"
+    """The API by which models of OpenAI are asked; responses keeps their reasoning from one call to the next."""
+    gemini_api_key: SecretStr | None = Field(None, validation_alias=_by("GEMINI_API_KEY", "gemini_api_key"))
+    gemini_base_url: str = Field(
+        "https://generativelanguage.googleapis.com", validation_alias=_by("GEMINI_BASE_URL", "gemini_base_url")
+    )
     ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
     vllm_url: str = ""
     """Base URL of a vLLM server, with /v1; its models are called vllm/<name>."""
@@ -49,14 +60,24 @@ class Settings(ServiceSettings):
     """Reserved and asked for when a request gives no max_output_tokens."""
     attempts_max: int = Field(default=3, ge=1, le=10)
     """Attempts at one model."""
+    rate_limits: tuple[LimitRule, ...] = ()
+    """As JSON: [{"per": "model", "models": "openai/*", "requests_per_min": 500, "input_tokens_per_min": 200000}]."""
+    circuit_failures_max: int = Field(default=5, ge=1)
+    """Failures in a row after which a model is left alone for a while; a repeat goes to the fallbacks at once."""
+    circuit_open_s: float = Field(default=5, gt=0)
+    """How long, the first time; then one call tries it, and each failure doubles the time."""
     call_max_s: float = Field(default=900, gt=0)
     """The longest a call may take, whatever its callers' deadlines."""
     drain_s: float = Field(default=120, gt=0)
     """How long a call goes on after its last caller has left, so that what was paid for is recorded."""
+    abort_policies: dict[str, Abort] = Field(default_factory=dict)
+    """Provider to drain, estimate or free, for example {"ollama": "free"}; drain where nothing is said."""
     drains_max: int = Field(default=100, ge=0)
     """Calls that go on without a caller at once; a further one is ended at once."""
     calls_max: int = Field(default=1000, ge=1)
     """Calls in flight at once."""
+    orphans_s: float = Field(default=15, gt=0)
+    """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)
     answers_kept_s: float = Field(default=86_400, gt=0)
     """How long an answer is kept for repeats of its request."""

@@ -48,6 +48,19 @@ class Telemetry:
         self._attempts_failed = Counter(
             "model_call_attempts_failed_total", "Attempts that failed", (*names, "reason", "billed"), registry=registry
         )
+        self._circuit = Gauge(
+            "model_circuit_open", "1 while a model is left alone after failures", names, registry=registry
+        )
+        self._waiting = Gauge(
+            "model_calls_waiting", "Calls that wait for room within the rate limits", registry=registry
+        )
+        self._waited = Histogram(
+            "model_call_limit_wait_seconds",
+            "Time that calls waited for room within the rate limits",
+            ("priority",),
+            registry=registry,
+            buckets=genai.DURATION_BUCKETS_S,
+        )
         self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
         self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
 
@@ -100,6 +113,16 @@ class Telemetry:
         self._log.warning(
             "model_call_attempt_failed", call=call_id, model=model, attempt=attempt, reason=reason, billed=billed
         )
+
+    def circuit_changed(self, model: str, phase: str) -> None:
+        self._circuit.labels(*self._labels(model)).set(phase == "open")
+        self._log.warning("model_circuit", model=model, phase=phase)
+
+    def calls_waiting(self, calls: int) -> None:
+        self._waiting.set(calls)
+
+    def call_waited(self, priority: str, seconds: float) -> None:
+        self._waited.labels(priority).observe(seconds)
 
     def not_recorded(self, call_id: str, error: Exception) -> None:
         """The outcome of a call could not be written; it stays open until it is found again."""

@@ -25,6 +25,20 @@ class FakeLedger:
         self.reservations.append(reservation)
 
 
+class FakeWorkers:
+    """One of several processes that share `living`."""
+
+    def __init__(self, own: str = "gw_1", living: set[str] | None = None) -> None:
+        self.own = own
+        self.living = {own} if living is None else living
+        self.asked: list[str] = []
+
+    async def alive(self, worker: str) -> bool:
+        self.asked.append(worker)
+        await asyncio.sleep(0)
+        return worker in self.living
+
+
 class MemoryResults:
     """Results that never expire. It fails as often as `failures` says, then works."""
 
@@ -34,7 +48,9 @@ class MemoryResults:
 
     async def keep(self, call_id: str, kept: Kept) -> None:
         await self._reach()
-        self.kept[call_id] = kept
+        before = self.kept.get(call_id)
+        if before is None or before.attempt <= kept.attempt:
+            self.kept[call_id] = kept
 
     async def find(self, call_id: str) -> Kept | None:
         await self._reach()

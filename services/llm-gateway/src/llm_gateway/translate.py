@@ -24,8 +24,11 @@ from llm_gateway import errors
 from llm_gateway.catalogue import ModelCard
 from llm_gateway.domain import (
     Answer,
+    Audio,
     Cache,
+    File,
     FinishReason,
+    Image,
     JsonObject,
     Message,
     Modality,
@@ -51,6 +54,7 @@ from llm_gateway.domain import (
 )
 from llm_gateway.execution import Asked, usage_lines
 from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.limits import Priority
 from llm_gateway.ports import Reservation
 
 REQUEST_ID_MAX: Final = 128
@@ -64,12 +68,14 @@ _ROLES: Final[dict["pb.Role.ValueType", Role]] = {
     pb.ROLE_USER: "user",
     pb.ROLE_ASSISTANT: "assistant",
     pb.ROLE_TOOL: "tool",
+    pb.ROLE_DEVELOPER: "developer",
 }
-_ROLE_VALUES: Final = {name: value for value, name in _ROLES.items()} | {"developer": pb.ROLE_SYSTEM}
+_ROLE_VALUES: Final = {name: value for value, name in _ROLES.items()}
 _FINISH_REASONS: Final[dict[str, FinishReason]] = {name: name for name in get_args(FinishReason)}
 _USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args(UsageSource)}
 _MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modality)}
 _CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
+_PRIORITIES: Final[dict["pb.Priority.ValueType", Priority]] = {pb.PRIORITY_HIGH: "high", pb.PRIORITY_LOW: "low"}
 _CHOICES: Final = ("auto", "none", "required")
 _FORMATS: Final = ("text", "json_object", "json_schema")
 
@@ -93,6 +99,12 @@ def _failed(error: errors.CallFailed) -> ServiceError:
             return FailedPrecondition(failure.message, reason=failure.reason)
 
 
+def _suspended(error: errors.ModelSuspended) -> ServiceError:
+    if error.limited:
+        return ResourceExhausted(str(error), error.retry_after_s, reason="RATE_LIMITED")
+    return Unavailable(str(error), error.retry_after_s, reason="PROVIDER_UNAVAILABLE")
+
+
 def _ledger_answer(error: errors.LedgerRefused) -> ServiceError:
     if isinstance(error.answer, ServiceError):
         return error.answer
@@ -113,6 +125,9 @@ ERRORS: Final = (
     .add(errors.AnswerExpired, lambda error: FailedPrecondition(str(error), reason="ANSWER_EXPIRED"))
     .add(errors.TooManyCalls, lambda error: ResourceExhausted(str(error), 1.0, reason="TOO_MANY_CALLS"))
     .add(errors.GatewayStopping, lambda error: Unavailable(str(error), 1.0, reason="STOPPING"))
+    .add(errors.ModelSuspended, _suspended)
+    .add(errors.RateLimited, lambda error: ResourceExhausted(str(error), error.retry_after_s, reason="RATE_LIMITED"))
+    .add(errors.CallElsewhere, lambda error: Unavailable(str(error), 1.0, reason="CALL_ELSEWHERE"))
     .add(errors.LedgerRefused, _ledger_answer)
     .add(errors.LedgerUnavailable, lambda error: Unavailable(str(error), 1.0, reason="LEDGER_UNAVAILABLE"))
     .add(errors.StoreUnavailable, lambda error: Unavailable(str(error), 1.0, reason="STORE_UNAVAILABLE"))
@@ -134,6 +149,7 @@ def to_asked(request: pb.GenerateRequest, tenant: str) -> Asked:
         request=to_model_request(request),
         attribution=to_attribution(request.attribution, tenant),
         sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
+        priority=_PRIORITIES.get(request.priority, "normal"),
     )
 
 
@@ -148,7 +164,17 @@ def to_model_request(request: pb.GenerateRequest) -> ModelRequest:
         max_output_tokens=request.max_output_tokens or None,
         stop=tuple(request.stop),
         temperature=request.temperature if request.HasField("temperature") else None,
+        top_p=request.top_p if request.HasField("top_p") else None,
+        top_k=request.top_k if request.HasField("top_k") else None,
+        seed=request.seed if request.HasField("seed") else None,
+        reasoning_effort=request.reasoning_effort or None,
+        service_tier=request.service_tier or None,
+        parallel_tool_calls=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else None,
     )
+
+
+def to_countable(request: pb.CountTokensRequest) -> ModelRequest:
+    return ModelRequest(request.model, to_messages(request.messages), to_tools(request.tools))
 
 
 def to_messages(messages: Iterable[pb.Message]) -> tuple[Message, ...]:
@@ -204,7 +230,7 @@ def _check_request(request: pb.GenerateRequest) -> None:
 
 def _message(field: str, message: pb.Message) -> Message:
     if message.role not in _ROLES:
-        raise InvalidArgument(f"{field}.role", message.role, "must be system, user, assistant or tool")
+        raise InvalidArgument(f"{field}.role", message.role, "must be system, developer, user, assistant or tool")
     parts = tuple(_part(f"{field}.parts[{index}]", part) for index, part in enumerate(message.parts))
     return Message(_ROLES[message.role], parts)
 
@@ -222,14 +248,31 @@ def _part(field: str, part: pb.Part) -> Part:
             return Reasoning(part.reasoning.text, part.reasoning.provider, part.reasoning.signature)
         case "refusal":
             return Refusal(part.refusal)
+        case "image" | "audio" | "file":
+            return _medium(field, part)
         case _:
-            raise InvalidArgument(field, "", "is empty; set text, tool_call, tool_result, reasoning or refusal")
+            raise InvalidArgument(
+                field, "", "is empty; set text, tool_call, tool_result, reasoning, refusal, image, audio or file"
+            )
+
+
+def _medium(field: str, part: pb.Part) -> Image | Audio | File:
+    match part.WhichOneof("part"):
+        case "image":
+            medium: Image | Audio | File = Image(part.image.media_type, part.image.data, part.image.url)
+        case "audio":
+            medium = Audio(part.audio.media_type, part.audio.data)
+        case _:
+            medium = File(part.file.media_type, part.file.name, part.file.data)
+    if not medium.data and not (isinstance(medium, Image) and medium.url):
+        raise InvalidArgument(f"{field}.data", b"", "must not be empty")
+    return medium
 
 
 def _tool(field: str, tool: pb.Tool) -> ToolSpec:
     if not tool.name:
         raise InvalidArgument(f"{field}.name", "", "must not be empty")
-    return ToolSpec(tool.name, tool.description, _schema(f"{field}.parameters_json", tool.parameters_json))
+    return ToolSpec(tool.name, tool.description, _schema(f"{field}.parameters_json", tool.parameters_json), tool.strict)
 
 
 def _schema(field: str, text: str) -> JsonObject:
@@ -293,8 +336,10 @@ def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
         case Began():
             started = pb.StreamStarted(model=event.model, attempt=event.attempt, reservation_id=event.reservation_id)
             return pb.StreamEvent(sequence=sequence, started=started)
-        case TextDelta() | RefusalDelta():
+        case TextDelta():
             return pb.StreamEvent(sequence=sequence, text_delta=event.text)
+        case RefusalDelta():
+            return pb.StreamEvent(sequence=sequence, refusal_delta=event.text)
         case ReasoningDelta():
             return pb.StreamEvent(sequence=sequence, reasoning_delta=event.text)
         case ToolCallDelta():

@@ -1,4 +1,4 @@
-"""A model provider that is no model: it speaks the wire formats of OpenAI and Anthropic and follows a written script.
+"""A model provider that is no model: it speaks the wire formats of OpenAI, Anthropic and Gemini and follows a written script.
 
 It stands in for a real provider in tests, demonstrations and benchmarks. Every answer says that it comes from a
 simulator (`system_fingerprint: "synod-simulator"`, header `x-synod-simulator: true`), and every request is counted,

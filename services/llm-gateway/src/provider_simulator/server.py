@@ -1,4 +1,4 @@
-"""The HTTP routes of the simulator: three dialects, models, embeddings, token counts, and its own administration."""
+"""The HTTP routes of the simulator: four dialects, models, embeddings, token counts, and its own administration."""
 
 import base64
 import struct
@@ -14,6 +14,7 @@ from provider_simulator.dialect import Dialect
 from provider_simulator.embeddings import DIMENSIONS, DIMENSIONS_MAX, EMBEDDING_MODEL, embed
 from provider_simulator.exchange import Exchange, json_response
 from provider_simulator.faults import FAULT_MODELS, FaultPlan, PlannedFault
+from provider_simulator.gemini_generate import METHODS, GeminiGenerate
 from provider_simulator.openai_chat import OpenAiChat
 from provider_simulator.openai_responses import OpenAiResponses
 from provider_simulator.reply import FINGERPRINT, count_input
@@ -42,8 +43,10 @@ class Simulator:
             [
                 web.post("/v1/chat/completions", self._completions(OpenAiChat())),
                 web.post("/v1/responses", self._completions(OpenAiResponses())),
+                web.post("/v1/responses/input_tokens", _count_responses),
                 web.post("/v1/messages", self._completions(AnthropicMessages())),
                 web.post("/v1/messages/count_tokens", _count_tokens),
+                web.post("/v1beta/models/{model}:{method}", self._gemini),
                 web.post("/v1/embeddings", self._embeddings),
                 web.get("/v1/models", _models),
                 web.get("/ready", _ready),
@@ -66,6 +69,15 @@ class Simulator:
             return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
 
         return handle
+
+    async def _gemini(self, request: web.Request) -> web.StreamResponse:
+        """Model and streaming stand in the path."""
+        model, method = request.match_info["model"], request.match_info["method"]
+        if method == "countTokens":
+            return await _count_gemini(request, model)
+        if method not in METHODS:
+            raise web.HTTPNotFound
+        return await self._completions(GeminiGenerate(model, stream=METHODS[method]))(request)
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -119,6 +131,24 @@ async def _count_tokens(request: web.Request) -> web.StreamResponse:
     except BadRequest as error:
         return json_response(dialect.error(400, str(error), None), status=400)
     return json_response({"input_tokens": count_input(texts)})
+
+
+async def _count_responses(request: web.Request) -> web.StreamResponse:
+    dialect = OpenAiResponses()
+    try:
+        texts = dialect.parse(await request.read(), request.headers).billable
+    except BadRequest as error:
+        return json_response(dialect.error(400, str(error), None), status=400)
+    return json_response({"object": "response.input_tokens", "input_tokens": count_input(texts)})
+
+
+async def _count_gemini(request: web.Request, model: str) -> web.StreamResponse:
+    dialect = GeminiGenerate(model, stream=False)
+    try:
+        texts = dialect.parse_countable(await request.read()).billable
+    except BadRequest as error:
+        return json_response(dialect.error(400, str(error), None), status=400)
+    return json_response({"totalTokens": count_input(texts)})
 
 
 async def _ready(_: web.Request) -> web.StreamResponse:

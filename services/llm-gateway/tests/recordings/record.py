@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -39,16 +39,39 @@ def anthropic_request(script: str) -> dict[str, object]:
     }
 
 
+def responses_request(script: str) -> dict[str, object]:
+    return {
+        "model": "sim-1",
+        "instructions": script,
+        "input": "How warm is it?",
+        "tools": [{"type": "function", "name": "lookup", "parameters": SCHEMA, "strict": False}],
+        "stream": True,
+    }
+
+
+def gemini_request(script: str) -> dict[str, object]:
+    return {
+        "systemInstruction": {"parts": [{"text": script}]},
+        "contents": [{"role": "user", "parts": [{"text": "How warm is it?"}]}],
+        "tools": [{"functionDeclarations": [{"name": "lookup", "parametersJsonSchema": SCHEMA}]}],
+    }
+
+
+REQUESTS: Mapping[str, tuple[str, Callable[[str], dict[str, object]]]] = {
+    "openai-chat": ("/v1/chat/completions", openai_request),
+    "openai-responses": ("/v1/responses", responses_request),
+    "anthropic-messages": ("/v1/messages", anthropic_request),
+    "gemini-generate": ("/v1beta/models/sim-1:streamGenerateContent?alt=sse", gemini_request),
+}
+
+
 async def record() -> Mapping[str, bytes]:
     """Relative path to bytes. A fresh simulator each time, so that the ids are always the same."""
     recorded: dict[str, bytes] = {}
     for name, script in SCRIPTS.items():
-        async with running_simulator() as simulator:
-            recorded[f"openai-chat/{name}.sse"] = await _post(simulator, "/v1/chat/completions", openai_request(script))
-        async with running_simulator() as simulator:
-            recorded[f"anthropic-messages/{name}.sse"] = await _post(
-                simulator, "/v1/messages", anthropic_request(script)
-            )
+        for dialect, (path, request) in REQUESTS.items():
+            async with running_simulator() as simulator:
+                recorded[f"{dialect}/{name}.sse"] = await _post(simulator, path, request(script))
     return recorded
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 import grpc
+from servicekit.clock import Clock
 from servicekit.errors import ServiceError, Unauthenticated, from_rpc_error
 from servicekit.telemetry import Logger
 from synod.common.ids import new_id
@@ -40,6 +41,7 @@ class Backstage:
     register: Register
     limits: EdgeLimits
     log_: Logger
+    clock: Clock
 
 
 @dataclass(slots=True)

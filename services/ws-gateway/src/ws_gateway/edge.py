@@ -18,11 +18,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ws_gateway import asyncapi
+from ws_gateway.compatible.endpoints import PREFIX, Compatible
 from ws_gateway.dialogue import Backstage
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
 from ws_gateway.rest.requests import BEARER, KEY
 from ws_gateway.sessions import Meters
-from ws_gateway.settings import Settings
+from ws_gateway.settings import EdgeLimits, Settings
 from ws_gateway.ws import GOING_AWAY, WebSockets
 
 ROUTERS: Final = (
@@ -69,7 +70,8 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
 
     _add_pages(app)
     problems.add_handlers(app, back.log_)
-    app.add_middleware(Outer, meters=meters, body_bytes_max=settings.edge.body_bytes_max)
+    app.add_middleware(Compatible, back=back)
+    app.add_middleware(Outer, meters=meters, limits=settings.edge)
     return app
 
 
@@ -100,30 +102,33 @@ class Outer:
 
     app: ASGIApp
     meters: Meters
-    body_bytes_max: int
+    limits: EdgeLimits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         answer = _Guarded(self.meters, scope["method"], send)
-        body = _Body(receive, self.body_bytes_max)
-        if int(Headers(scope=scope).get("content-length", "0")) > self.body_bytes_max:
-            await self._refuse(scope, receive, answer)
+        bytes_max = self._bytes_max(scope["path"])
+        if int(Headers(scope=scope).get("content-length", "0")) > bytes_max:
+            await self._refuse(scope, receive, answer, bytes_max)
             return
         try:
-            await self.app(scope, body, answer)
+            await self.app(scope, _Body(receive, bytes_max), answer)
         except BodyTooLarge:
-            await self._refuse(scope, receive, answer)
+            await self._refuse(scope, receive, answer, bytes_max)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _bytes_max(self, path: str) -> int:
+        return self.limits.model_body_bytes_max if path.startswith(PREFIX) else self.limits.body_bytes_max
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, bytes_max: int) -> None:
         """Reads on for a while before it answers: a client that is cut off while it sends does not see the answer."""
         read, more = 0, True
         while more and read < DRAIN_BYTES_MAX:
             message = await receive()
             read += len(message.get("body", b""))
             more = bool(message.get("more_body", False))
-        await problems.too_large(scope["path"], self.body_bytes_max)(scope, receive, send)
+        await problems.too_large(scope["path"], bytes_max)(scope, receive, send)
 
 
 class BodyTooLarge(BaseException):

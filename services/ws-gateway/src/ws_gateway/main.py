@@ -40,6 +40,7 @@ async def compose(host: Host[Settings]) -> None:
         register=register,
         limits=limits,
         log_=host.log_,
+        clock=host.clock,
     )
     edge = Edge(application(back, settings, meters), back, settings)
     host.add_view(SessionsView())

@@ -13,6 +13,10 @@ class EdgeLimits(BaseModel):
 
     body_bytes_max: PositiveInt = MIB
     """The largest body of an HTTP request."""
+    model_body_bytes_max: PositiveInt = 16 * MIB
+    """The largest body under /v1, where a conversation may hold images and files; no more fits into a gRPC message."""
+    model_call_s: PositiveFloat = 600
+    """How long a call of a model under /v1 may take; the SDKs wait as long."""
     connections_max: PositiveInt = 10_000
     """WebSocket connections at once; a further one is closed with 4429."""
     frame_bytes_max: PositiveInt = 64 * KIB

@@ -22,7 +22,10 @@ class ModelCallAccepted(Event):
 
 
 class ModelCallAttemptStarted(Event):
-    """Appended before the provider is called, so that a crash after it is an unknown outcome, not a free call."""
+    """Appended before the provider is called, so that a crash after it is an unknown outcome, not a free call.
+
+    `worker` is the process that carries the attempt out; empty in events from before there were several.
+    """
 
     AGGREGATE: ClassVar[str] = "model-call"
 
@@ -32,6 +35,7 @@ class ModelCallAttemptStarted(Event):
     provider: str
     reservation_id: str
     attribution: Attribution
+    worker: str = ""
 
 
 class ModelCallAttemptFailed(Event):

@@ -33,7 +33,7 @@ from llm_gateway.domain import (
     UsageUpdated,
 )
 from llm_gateway.errors import InvalidUsage, ProviderError
-from llm_gateway.providers.anthropic_messages_request import encode
+from llm_gateway.providers.anthropic_messages_request import encode, encode_count
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
 from llm_gateway.providers.sse import SseEvent
@@ -129,7 +129,18 @@ class _Event(TypedDict, total=False):
 
 class AnthropicMessagesDialect:
     name = NAME
-    path = "/v1/messages"
+
+    def path(self, model: str, *, stream: bool) -> str:
+        return "/v1/messages"
+
+    def count_path(self, model: str) -> str | None:
+        return "/v1/messages/count_tokens"
+
+    def encode_count(self, request: ModelRequest) -> bytes:
+        return encode_count(request)
+
+    def decode_count(self, body: bytes) -> int:
+        return int(orjson.loads(body)["input_tokens"])
 
     def headers(self, api_key: str) -> Mapping[str, str]:
         return {"x-api-key": api_key, "anthropic-version": API_VERSION}

@@ -8,6 +8,7 @@ from typing import Literal
 import orjson
 
 from llm_gateway.domain import (
+    Audio,
     File,
     Image,
     Json,
@@ -38,6 +39,18 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
         **_optional(request),
         **({"stream": True} if stream else {}),
         **request.provider_options,
+    }
+    return orjson.dumps(body)
+
+
+def encode_count(request: ModelRequest) -> bytes:
+    """The body of a question for the tokens of the input."""
+    system = [{"type": "text", "text": text} for text in _instructions(request.messages)]
+    body = {
+        "model": request.model,
+        "messages": [{"role": role, "content": blocks} for role, blocks in _turns(request.messages)],
+        **({"system": system} if system else {}),
+        **({"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}),
     }
     return orjson.dumps(body)
 
@@ -109,6 +122,8 @@ def _block(part: Part) -> Block:
             return {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text, **error}
         case Reasoning() | Opaque():
             return orjson.Fragment(part.payload)
+        case Audio():
+            raise RequestRejected("this provider takes no audio")
         case Image():
             return {"type": "image", "source": _image_source(part)}
         case File():

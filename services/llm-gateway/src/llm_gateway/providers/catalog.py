@@ -8,14 +8,17 @@ from collections.abc import Callable
 from datetime import datetime
 
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
+from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
 from llm_gateway.providers.http import Endpoint, HttpProvider
 from llm_gateway.providers.openai_chat import OpenAiChatDialect
 from llm_gateway.providers.openai_chat_request import ChatWire
+from llm_gateway.providers.openai_responses import OpenAiResponsesDialect
 from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.transport import Transport
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 ANTHROPIC_BASE_URL = "https://api.anthropic.com"
+GOOGLE_BASE_URL = "https://generativelanguage.googleapis.com"
 OLLAMA_BASE_URL = "http://127.0.0.1:11434/v1"
 
 OPENAI = CapabilityProfile(
@@ -30,6 +33,7 @@ ANTHROPIC = CapabilityProfile(
     parameters=frozenset({"stop", "reasoning_effort", "service_tier", "parallel_tool_calls"}),
     output_formats=frozenset({"text", "json_schema"}),
     output_tokens_default=4096,
+    audio=False,
 )
 OPENAI_COMPATIBLE = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "seed", "stop", "reasoning_effort"}), files=False
@@ -38,6 +42,14 @@ VLLM = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "parallel_tool_calls"}),
     files=False,
 )
+
+OPENAI_RESPONSES = CapabilityProfile(
+    parameters=frozenset({"temperature", "top_p", "reasoning_effort", "service_tier", "parallel_tool_calls"})
+)
+OPENAI_RESPONSES_REASONING = CapabilityProfile(
+    parameters=frozenset({"reasoning_effort", "service_tier", "parallel_tool_calls"})
+)
+GEMINI = CapabilityProfile(parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort"}))
 
 OPENAI_FAMILIES = dict.fromkeys(("o1", "o3", "o4", "gpt-5", "gpt-6"), OPENAI_REASONING)
 """Models that reason refuse to be told how to sample."""
@@ -48,6 +60,16 @@ Now = Callable[[], datetime]
 def openai(transport: Transport, now: Now, api_key: str, base_url: str = OPENAI_BASE_URL) -> HttpProvider:
     endpoint = Endpoint("openai", base_url, api_key, OPENAI, OPENAI_FAMILIES)
     return HttpProvider(endpoint, OpenAiChatDialect(), transport, now)
+
+
+def openai_responses(transport: Transport, now: Now, api_key: str, base_url: str = OPENAI_BASE_URL) -> HttpProvider:
+    families = dict.fromkeys(OPENAI_FAMILIES, OPENAI_RESPONSES_REASONING)
+    endpoint = Endpoint("openai", base_url, api_key, OPENAI_RESPONSES, families)
+    return HttpProvider(endpoint, OpenAiResponsesDialect(), transport, now)
+
+
+def google(transport: Transport, now: Now, api_key: str, base_url: str = GOOGLE_BASE_URL) -> HttpProvider:
+    return HttpProvider(Endpoint("google", base_url, api_key, GEMINI), GeminiGenerateDialect(), transport, now)
 
 
 def anthropic(transport: Transport, now: Now, api_key: str, base_url: str = ANTHROPIC_BASE_URL) -> HttpProvider:

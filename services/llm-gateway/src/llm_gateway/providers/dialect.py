@@ -27,10 +27,17 @@ class Dialect(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def path(self) -> str:
-        """The path below the endpoint's base URL to which requests are posted."""
+    def path(self, model: str, *, stream: bool) -> str:
+        """The path below the endpoint's base URL to which a request is posted."""
         ...
+
+    def count_path(self, model: str) -> str | None:
+        """Where the provider counts the tokens of a request for free; None where it does not."""
+        ...
+
+    def encode_count(self, request: ModelRequest) -> bytes: ...
+
+    def decode_count(self, body: bytes) -> int: ...
 
     def headers(self, api_key: str) -> Mapping[str, str]: ...
 

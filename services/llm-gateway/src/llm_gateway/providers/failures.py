@@ -1,5 +1,6 @@
 """From a provider's status, code and headers to the error that says what may be done. Pure."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -31,6 +32,9 @@ _BY_STATUS: Mapping[int, type[ProviderError]] = {
     503: ProviderOverloaded,
     529: ProviderOverloaded,
 }
+_UNITS_S: Mapping[str, float] = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|h|m|s))+")
 # Some providers say with status 429 that the money is gone; waiting does not help.
 _EXHAUSTED_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "credit_balance_too_low"})
 # An error inside an answer with status 200 has a type or code only; this is the status it would have had.
@@ -45,6 +49,7 @@ _STATUS_BY_TYPE: Mapping[str, int] = {
     "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "server_error": 500,
     "timeout_error": 504,
     "overloaded_error": 529,
 }
@@ -72,7 +77,8 @@ def failure_inside_answer(kind: str, code: str | None, message: str) -> Provider
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """How long the provider asks to wait, in seconds: `retry-after-ms`, or `Retry-After` in seconds or as an HTTP date.
+    """How long the provider asks to wait, in seconds: `retry-after-ms`, `Retry-After` in seconds or as an HTTP date, or
+    until the limit that is used up is filled again.
 
     `headers` must be case-insensitive. A value that is negative, in the past or unreadable counts as none.
     """
@@ -81,7 +87,34 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
         return milliseconds / 1000
     value = headers.get("retry-after")
     seconds = _number(value)
-    return seconds if seconds is not None or value is None else _seconds_until(value, now)
+    if seconds is not None:
+        return seconds
+    return _reset_s(headers, now) if value is None else _seconds_until(value, now)
+
+
+def _reset_s(headers: Mapping[str, str], now: datetime) -> float | None:
+    """The latest reset of a limit of which nothing remains; OpenAI gives a duration, Anthropic a time."""
+    resets: list[float] = []
+    for name in ("requests", "tokens", "input-tokens", "output-tokens"):
+        if headers.get(f"x-ratelimit-remaining-{name}") == "0":
+            resets.append(_duration_s(headers.get(f"x-ratelimit-reset-{name}", "")))
+        if headers.get(f"anthropic-ratelimit-{name}-remaining") == "0":
+            resets.append(_seconds_until_time(headers.get(f"anthropic-ratelimit-{name}-reset", ""), now))
+    return max(resets, default=0.0) or None
+
+
+def _duration_s(text: str) -> float:
+    """Seconds of a duration as "1h2m3.5s" or "120ms"; 0 for anything else."""
+    if not _DURATION.fullmatch(text):
+        return 0.0
+    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+def _seconds_until_time(text: str, now: datetime) -> float:
+    try:
+        return max(0.0, (datetime.fromisoformat(text) - now).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _by_class(status: int) -> type[ProviderError]:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TypeVar
 
 from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPart, is_content
 from llm_gateway.errors import MalformedResponse, ProviderError, StreamInterrupted
@@ -12,6 +13,7 @@ from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt
 from llm_gateway.providers.sse import SseParser
 from llm_gateway.providers.transport import HttpReply, Transport
 
+T = TypeVar("T")
 _SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
@@ -40,7 +42,7 @@ class HttpProvider:
         self._dialect = dialect
         self._transport = transport
         self._now = now
-        self._url = endpoint.base_url.rstrip("/") + dialect.path
+        self._base_url = endpoint.base_url.rstrip("/")
         self._headers = {
             "content-type": "application/json",
             **dialect.headers(endpoint.api_key),
@@ -54,7 +56,7 @@ class HttpProvider:
     async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse:
         try:
             adapted, body = self._encoded(request, stream=False)
-            async with self._transport.post(self._url, self._headers, body, deadline) as reply:
+            async with self._transport.post(self._url(request, stream=False), self._headers, body, deadline) as reply:
                 answer = await reply.body()
                 if reply.status != 200:
                     raise self._failure(reply, answer)
@@ -63,11 +65,27 @@ class HttpProvider:
             error.provider = self.name
             raise
 
+    async def count_tokens(self, request: ModelRequest, deadline: float) -> int | None:
+        path = self._dialect.count_path(request.model)
+        if path is None:
+            return None
+        try:
+            adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
+            body = self._dialect.encode_count(adapted.request)
+            async with self._transport.post(self._base_url + path, self._headers, body, deadline) as reply:
+                answer = await reply.body()
+                if reply.status != 200:
+                    raise self._failure(reply, answer)
+            return self._readable(self._dialect.decode_count, answer)
+        except ProviderError as error:
+            error.provider = self.name
+            raise
+
     async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         delivered = False
         try:
             adapted, body = self._encoded(request, stream=True)
-            async with self._transport.post(self._url, self._headers, body, deadline) as reply:
+            async with self._transport.post(self._url(request, stream=True), self._headers, body, deadline) as reply:
                 await self._check_is_stream(reply)
                 parser, assembler = SseParser(), self._dialect.assembler()
                 while chunk := await reply.read():
@@ -84,6 +102,9 @@ class HttpProvider:
             error.content_delivered = delivered
             raise
 
+    def _url(self, request: ModelRequest, *, stream: bool) -> str:
+        return self._base_url + self._dialect.path(request.model, stream=stream)
+
     def _encoded(self, request: ModelRequest, *, stream: bool) -> tuple[Adapted, bytes]:
         adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
         return adapted, self._dialect.encode(adapted.request, stream=stream)
@@ -97,8 +118,12 @@ class HttpProvider:
             raise MalformedResponse("a stream was asked for and a whole answer came")
 
     def _decoded(self, body: bytes) -> ModelResponse:
+        return self._readable(self._dialect.decode, body)
+
+    @staticmethod
+    def _readable(read: Callable[[bytes], T], body: bytes) -> T:
         try:
-            return self._dialect.decode(body)
+            return read(body)
         except _SHAPE_ERRORS as error:
             raise MalformedResponse(f"the answer cannot be read: {error!r}", status=200) from error
 

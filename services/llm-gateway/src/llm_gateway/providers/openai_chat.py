@@ -31,7 +31,7 @@ from llm_gateway.domain import (
     UsageLine,
     UsageUpdated,
 )
-from llm_gateway.errors import InvalidUsage, MalformedResponse, ProviderError
+from llm_gateway.errors import InvalidUsage, MalformedResponse, ProviderError, RequestRejected
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
 from llm_gateway.providers.openai_chat_request import ChatWire, encode
@@ -118,10 +118,21 @@ class _Error(TypedDict, total=False):
 
 class OpenAiChatDialect:
     name = NAME
-    path = "/chat/completions"
 
     def __init__(self, wire: ChatWire | None = None) -> None:
         self._wire = wire or ChatWire()
+
+    def path(self, model: str, *, stream: bool) -> str:
+        return "/chat/completions"
+
+    def count_path(self, model: str) -> str | None:
+        return None
+
+    def encode_count(self, request: ModelRequest) -> bytes:
+        raise RequestRejected("this wire format counts no tokens")
+
+    def decode_count(self, body: bytes) -> int:
+        raise RequestRejected("this wire format counts no tokens")
 
     def headers(self, api_key: str) -> Mapping[str, str]:
         return {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -143,7 +154,7 @@ class OpenAiChatDialect:
         return _ChatAssembler()
 
     def failure(self, status: int, body: bytes, request_id: str | None, retry_after_s: float | None) -> ProviderError:
-        message, code = _error_of(body)
+        message, code = error_of(body)
         return failure(status, message, code=code, request_id=request_id, retry_after_s=retry_after_s)
 
 
@@ -297,7 +308,7 @@ def _raise_error_inside(body: _Body) -> None:
         raise failure_inside_answer(error.get("type") or "", str(code) if code else None, error.get("message") or "")
 
 
-def _error_of(body: bytes) -> tuple[str, str | None]:
+def error_of(body: bytes) -> tuple[str, str | None]:
     """Message and code of an error body; a body that is no such JSON is its own message."""
     try:
         parsed: _Body = orjson.loads(body)

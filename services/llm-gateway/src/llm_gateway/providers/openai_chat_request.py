@@ -8,6 +8,7 @@ from typing import Literal
 import orjson
 
 from llm_gateway.domain import (
+    Audio,
     File,
     Image,
     Json,
@@ -135,6 +136,9 @@ def _content_part(part: Part) -> JsonObject:
             return {"type": "text", "text": text}
         case Image():
             return {"type": "image_url", "image_url": {"url": part.url or _data_url(part.media_type, part.data)}}
+        case Audio():
+            sound = {"data": base64.b64encode(part.data).decode(), "format": part.media_type.rpartition("/")[2]}
+            return {"type": "input_audio", "input_audio": sound}
         case File():
             return {"type": "file", "file": {"filename": part.name, "file_data": _data_url(part.media_type, part.data)}}
         case ToolCall() | ToolResult() | Reasoning() | Opaque():

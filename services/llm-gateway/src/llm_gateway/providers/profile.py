@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llm_gateway.domain import File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
+from llm_gateway.domain import Audio, File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
 from llm_gateway.errors import UnsupportedParameter
 
 Parameter = Literal[
@@ -26,6 +26,7 @@ class CapabilityProfile:
     output_formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
     images: bool = True
     files: bool = True
+    audio: bool = True
     unsupported: Literal["drop", "reject"] = "drop"
     output_tokens_default: int | None = None
 
@@ -41,7 +42,7 @@ class Adapted:
 def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Adapted:
     """Leave out, or with `unsupported="reject"` refuse, what the profile does not have. Raises UnsupportedParameter.
 
-    Images and files are content: they are never dropped, because the answer would be about something else. Reasoning
+    Images, audio and files are content: they are never dropped, because the answer would be about something else. Reasoning
     and opaque parts of another dialect mean nothing to this one and are always dropped with a warning.
     """
     missing = tuple(_unsupported_names(request, profile))
@@ -89,6 +90,8 @@ def _check_content(request: ModelRequest, profile: CapabilityProfile) -> None:
     parts = [part for message in request.messages for part in message.parts]
     if not profile.images and any(isinstance(part, Image) for part in parts):
         raise UnsupportedParameter(f"{request.model} does not support images")
+    if not profile.audio and any(isinstance(part, Audio) for part in parts):
+        raise UnsupportedParameter(f"{request.model} does not support audio")
     if not profile.files and any(isinstance(part, File) for part in parts):
         raise UnsupportedParameter(f"{request.model} does not support files")
 

@@ -21,6 +21,10 @@ class Provider(Protocol):
 
     async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse: ...
 
+    async def count_tokens(self, request: ModelRequest, deadline: float) -> int | None:
+        """What the provider counts for the input, for free; None when it does not."""
+        ...
+
     def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         """Parts in order, the last one Completed; without it the generator raises.
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 from provider_simulator.faults import Fault
@@ -58,6 +59,9 @@ class FakeProvider:
             raise outcome
         return outcome
 
+    async def count_tokens(self, request: ModelRequest, deadline: float) -> int | None:
+        return None
+
     async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         response = await self.generate(request, deadline)
         yield Started(response.provider_response_id, response.model)
@@ -92,7 +96,15 @@ async def collect(provider: Provider, request: ModelRequest) -> list[StreamPart]
 
 
 class ProviderContract:
-    """What holds for every Provider whose dialect the simulator speaks. A subclass gives the fixture `provider`."""
+    """What holds for every Provider whose dialect the simulator speaks. A subclass gives the fixture `provider`.
+
+    `stops` is False for a wire format that has no stop sequences; `counts` for one whose provider counts no
+    tokens; `not_taken` is a parameter that it does not have.
+    """
+
+    stops: ClassVar[bool] = True
+    counts: ClassVar[bool] = True
+    not_taken: ClassVar[dict[str, Any]] = {"top_k": 5}
 
     async def test_an_answer_has_text_usage_and_identity(self, provider: Provider) -> None:
         response = await provider.generate(asked("answer: {{input}}!"), in_time())
@@ -164,13 +176,26 @@ class ProviderContract:
         assert [type(part) for part in response.message.parts] == [Refusal]
         assert "{{nothing}}" in response.message.parts[0].text  # type: ignore[union-attr]
 
-    async def test_limits_and_stop_sequences_are_passed_on(self, provider: Provider) -> None:
-        request = asked("answer: one two three four")
-        short = await provider.generate(replace(request, max_output_tokens=2), in_time())
-        stopped = await provider.generate(replace(request, stop=(" three",)), in_time())
+    async def test_tokens_are_counted_as_they_would_be_billed(self, provider: Provider) -> None:
+        counted = await provider.count_tokens(asked("answer: ok"), in_time())
+        billed = (await provider.generate(asked("answer: ok"), in_time())).usage
+
+        assert billed is not None
+        assert counted == (billed.input_tokens if self.counts else None)
+
+    async def test_limits_are_passed_on(self, provider: Provider) -> None:
+        request = replace(asked("answer: one two three four"), max_output_tokens=2)
+        short = await provider.generate(request, in_time())
 
         assert (short.finish_reason, short.message.text) == ("length", "one two ")
-        assert (stopped.finish_reason, stopped.message.text) == ("stop", "one two")
+
+    async def test_stop_sequences_are_passed_on_or_named_as_left_out(self, provider: Provider) -> None:
+        request = replace(asked("answer: one two three four"), stop=(" three",))
+        stopped = await provider.generate(request, in_time())
+
+        left_out = () if self.stops else ("stop is not supported by sim-1 and was left out",)
+        assert (stopped.finish_reason, stopped.warnings) == ("stop", left_out)
+        assert stopped.message.text == ("one two" if self.stops else "one two three four")
 
     async def test_a_json_schema_is_passed_on(self, provider: Provider) -> None:
         wanted = OutputFormat("json_schema", schema={"type": "object", "properties": {"a": {"type": "integer"}}})
@@ -201,7 +226,7 @@ class ProviderContract:
         served = simulator.usage.total()
         assert (served.input_tokens, served.output_tokens) == (2 * whole.usage.input_tokens, 16)
 
-    async def test_missing_usage_is_absent_and_not_zero(self, provider: Provider) -> None:
+    async def test_group_08_missing_usage_is_absent_and_not_zero(self, provider: Provider) -> None:
         whole = await provider.generate(asked("answer: done", "sim-no-usage"), in_time())
         completed = (await collect(provider, asked("answer: done", "sim-no-usage")))[-1]
 
@@ -228,7 +253,7 @@ class ProviderContract:
             (529, errors.ProviderOverloaded, True),
         ],
     )
-    async def test_each_status_is_a_typed_error(
+    async def test_group_09_each_status_is_a_typed_error(
         self, provider: Provider, status: int, error: type[errors.ProviderError], retryable: bool
     ) -> None:
         with pytest.raises(errors.ProviderError) as whole:
@@ -242,7 +267,9 @@ class ProviderContract:
             assert (caught.value.status, caught.value.provider) == (status, provider.name)
             assert not caught.value.content_delivered
 
-    async def test_the_wait_a_provider_asks_for_is_kept(self, provider: Provider, simulator: RunningSimulator) -> None:
+    async def test_group_09_the_wait_a_provider_asks_for_is_kept(
+        self, provider: Provider, simulator: RunningSimulator
+    ) -> None:
         simulator.faults.plan(Fault(status=429, headers={"retry-after-ms": "1500", "retry-after": "9"}))
         simulator.faults.plan(Fault(status=429, retry_after="Thu, 01 Jan 2026 00:00:07 GMT"))
         waits = []
@@ -259,15 +286,15 @@ class ProviderContract:
         with pytest.raises(errors.PaymentRequired, match="insufficient_quota"):
             await provider.generate(asked(), in_time())
 
-    async def test_an_html_error_page_is_a_failed_provider(self, provider: Provider) -> None:
+    async def test_group_09_an_html_error_page_is_a_failed_provider(self, provider: Provider) -> None:
         with pytest.raises(errors.ProviderFailed, match="502 Bad Gateway"):
             await provider.generate(asked(model="sim-html"), in_time())
 
-    async def test_an_error_inside_an_answer_with_status_200_is_raised(self, provider: Provider) -> None:
+    async def test_group_09_an_error_inside_an_answer_with_status_200_is_raised(self, provider: Provider) -> None:
         with pytest.raises(errors.ProviderFailed, match="simulated error"):
             await provider.generate(asked(model="sim-error-event"), in_time())
 
-    async def test_an_error_before_content_may_be_retried_silently(self, provider: Provider) -> None:
+    async def test_group_08_an_error_before_content_may_be_retried_silently(self, provider: Provider) -> None:
         with pytest.raises(errors.RetryableProviderError, match="simulated error") as caught:
             await collect(provider, asked(model="sim-error-event"))
 
@@ -282,13 +309,15 @@ class ProviderContract:
             await collect(provider, asked("answer: one two three four five"))
         assert caught.value.content_delivered
 
-    async def test_a_cut_connection_is_an_interrupted_stream(self, provider: Provider) -> None:
+    async def test_group_08_a_cut_connection_is_an_interrupted_stream(self, provider: Provider) -> None:
         with pytest.raises(errors.StreamInterrupted):
             await collect(provider, asked("answer: one two three four", "sim-cut"))
         with pytest.raises(errors.StreamInterrupted):
             await provider.generate(asked("answer: one two three four", "sim-cut"), in_time())
 
-    async def test_a_clean_end_without_terminal_event_is_an_interrupted_stream(self, provider: Provider) -> None:
+    async def test_group_08_a_clean_end_without_terminal_event_is_an_interrupted_stream(
+        self, provider: Provider
+    ) -> None:
         with pytest.raises(errors.StreamInterrupted, match="without its terminal event") as caught:
             await collect(provider, asked("answer: one two three four", "sim-no-end"))
 
@@ -329,10 +358,10 @@ class ProviderContract:
             await unreachable_provider.generate(asked(), in_time())
 
     async def test_parameters_a_model_does_not_take_are_left_out_with_a_warning(self, provider: Provider) -> None:
-        response = await provider.generate(replace(asked("answer: ok"), top_k=5), in_time())
+        response = await provider.generate(replace(asked("answer: ok"), **self.not_taken), in_time())
 
         assert response.message.text == "ok"
-        assert response.warnings == ("top_k is not supported by sim-1 and was left out",)
+        assert response.warnings == (f"{next(iter(self.not_taken))} is not supported by sim-1 and was left out",)
 
     async def test_many_calls_at_once_do_not_mix(self, provider: Provider) -> None:
         requests = [asked(f"answer: number {number}") for number in range(20)]

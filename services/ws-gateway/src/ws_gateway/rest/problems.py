@@ -88,10 +88,13 @@ class Problem(BaseModel):
     metadata: dict[str, str] = {}
 
 
+def status_of(error: ServiceError) -> int:
+    """The HTTP status of a refusal."""
+    return _answer_to(error)[0]
+
+
 def problem_of(error: ServiceError, instance: str) -> Problem:
-    status, remedy = next(
-        ((status, remedy) for kind, status, remedy in _ANSWERS if isinstance(error, kind)), (502, "repeat later")
-    )
+    status, remedy = _answer_to(error)
     return Problem(
         type=f"urn:synod:problem:{error.reason.lower()}",
         title=HTTPStatus(status).phrase,
@@ -103,6 +106,11 @@ def problem_of(error: ServiceError, instance: str) -> Problem:
         field=error.metadata.get("field"),
         metadata=error.metadata,
     )
+
+
+def _answer_to(error: ServiceError) -> tuple[int, str]:
+    found = ((status, remedy) for kind, status, remedy in _ANSWERS if isinstance(error, kind))
+    return next(found, (502, "repeat later"))
 
 
 def known(error: Exception) -> ServiceError | None:

@@ -83,7 +83,7 @@ class LlmGatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Upper bound of the tokens of a request, counted here, without a provider. Permission: models.read.
+        """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class LlmGatewayStub:
     Permission: models.generate.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.CountTokensRequest, _llm_gateway_pb2.CountTokensResponse]
-    """Upper bound of the tokens of a request, counted here, without a provider. Permission: models.read."""
+    """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListModelsRequest, _llm_gateway_pb2.ListModelsResponse]
     """Permission: models.read."""
 
@@ -64,7 +64,7 @@ class LlmGatewayAsyncStub(LlmGatewayStub):
     Permission: models.generate.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_gateway_pb2.CountTokensRequest, _llm_gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Upper bound of the tokens of a request, counted here, without a provider. Permission: models.read."""
+    """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read."""
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListModelsRequest, _llm_gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Permission: models.read."""
 
@@ -96,7 +96,7 @@ class LlmGatewayServicer:
         request: _llm_gateway_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_llm_gateway_pb2.CountTokensResponse, _abc.Awaitable[_llm_gateway_pb2.CountTokensResponse]]:
-        """Upper bound of the tokens of a request, counted here, without a provider. Permission: models.read."""
+        """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read."""
 
     def ListModels(
         self,

@@ -1,0 +1,153 @@
+"""Circuit breakers: a model that fails is left alone for a while. Pure; times are seconds on one monotonic clock.
+
+      closed ──── failures in a row, or too large a share of them ────▶ open
+        ▲                                                                │ its time is over
+        │ the probe succeeded                                            ▼
+        └──────────────────────────────────────────────────────────── half open: one probe
+                                                                         │ the probe failed: open, twice as long
+                                                                         └────────────────────────────────────▶ open
+
+What counts is how an attempt ended, for a stream its last event and not its first. A caller who leaves, and a request
+that is the caller's own mistake, say nothing about the provider. A rate limit is no failure: the model is only not asked
+before the provider wants to be.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llm_gateway.errors import ProviderError, ProviderRateLimited, ProviderSuspended, RetryableProviderError
+
+Phase = Literal["closed", "open", "half_open"]
+Verdict = Literal["success", "failure", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitTerms:
+    """`failures_max` in a row open a circuit, and `failed_share` of at least `outcomes_min` in `window_s`."""
+
+    failures_max: int = 5
+    failed_share: float = 0.5
+    outcomes_min: int = 10
+    window_s: float = 30.0
+    open_s: float = 5.0
+    open_s_max: float = 120.0
+    limited_s_max: float = 60.0
+    """A provider that asks for more is asked again after this time, in case it has changed its mind."""
+
+
+@dataclass(slots=True)
+class Circuit:
+    """One model at one provider under one key."""
+
+    terms: CircuitTerms = field(default_factory=CircuitTerms)
+    _in_a_row: int = 0
+    _opened: int = 0
+    _open_until: float = 0.0
+    _limited_until: float = 0.0
+    _probing: bool = False
+    _outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=1000))
+
+    def phase(self, now: float) -> Phase:
+        if now < self._open_until:
+            return "open"
+        return "half_open" if self._opened else "closed"
+
+    def suspended_s(self, now: float) -> float:
+        """How long no attempt may be made, because too many have failed."""
+        match self.phase(now):
+            case "closed":
+                return 0.0
+            case "open":
+                return self._open_until - now
+            case "half_open":
+                return self.terms.open_s if self._probing else 0.0
+
+    def limited_s(self, now: float) -> float:
+        """How long the provider wants not to be asked."""
+        return max(0.0, self._limited_until - now)
+
+    def enter(self, now: float) -> float:
+        """An attempt begins, unless it has to wait, as `suspended_s`. Each that begins ends in `leave`."""
+        waiting = self.suspended_s(now)
+        if not waiting:
+            self._probing = self.phase(now) == "half_open"
+        return waiting
+
+    def leave(self, now: float, verdict: Verdict, retry_after_s: float | None = None) -> None:
+        """`retry_after_s` is a rate limit's."""
+        self._probing = False
+        match verdict:
+            case "success":
+                self._in_a_row, self._opened = 0, 0
+                self._outcomes.append((now, True))
+            case "failure":
+                self._in_a_row += 1
+                self._outcomes.append((now, False))
+                if self._opened or self._is_failing(now):
+                    self._open(now)
+        if retry_after_s is not None:
+            self._limited_until = max(self._limited_until, now + min(retry_after_s, self.terms.limited_s_max))
+
+    def _open(self, now: float) -> None:
+        self._open_until = now + min(self.terms.open_s * 2**self._opened, self.terms.open_s_max)
+        self._opened += 1
+        self._in_a_row = 0
+        self._outcomes.clear()
+
+    def _is_failing(self, now: float) -> bool:
+        while self._outcomes and self._outcomes[0][0] < now - self.terms.window_s:
+            self._outcomes.popleft()
+        failed = sum(not succeeded for _, succeeded in self._outcomes)
+        enough = len(self._outcomes) >= self.terms.outcomes_min
+        return self._in_a_row >= self.terms.failures_max or (
+            enough and failed >= self.terms.failed_share * len(self._outcomes)
+        )
+
+
+class Circuits:
+    """The circuits of a process, by model. `changed` is told of each that opens or closes, with its new phase."""
+
+    def __init__(self, terms: CircuitTerms, changed: Callable[[str, Phase], None] = lambda model, phase: None) -> None:
+        self._terms = terms
+        self._changed = changed
+        self._circuits: dict[str, Circuit] = {}
+
+    def suspended_s(self, model: str, now: float) -> float:
+        return self._of(model).suspended_s(now)
+
+    def limited_s(self, model: str, now: float) -> float:
+        return self._of(model).limited_s(now)
+
+    def enter(self, model: str, now: float) -> None:
+        """Raises ProviderSuspended."""
+        if waiting := self._of(model).enter(now):
+            raise ProviderSuspended(suspension(model, waiting), retry_after_s=waiting)
+
+    def leave(self, model: str, now: float, error: ProviderError | None = None, *, answered: bool = False) -> None:
+        """The attempt ended: answered, by `error`, or by neither when its callers left."""
+        circuit = self._of(model)
+        before = circuit.phase(now)
+        limited = isinstance(error, ProviderRateLimited)
+        circuit.leave(
+            now, "success" if answered else verdict(error), error.retry_after_s if error and limited else None
+        )
+        after = circuit.phase(now)
+        if after != before:
+            self._changed(model, after)
+
+    def _of(self, model: str) -> Circuit:
+        return self._circuits.setdefault(model, Circuit(self._terms))
+
+
+def verdict(error: ProviderError | None) -> Verdict:
+    """What an error says about the provider."""
+    if error is None or isinstance(error, ProviderRateLimited):
+        return "nothing"
+    # A refusal is an answer too: the provider is there.
+    return "failure" if isinstance(error, RetryableProviderError) else "nothing"
+
+
+def suspension(model: str, wait_s: float) -> str:
+    return f"{model} has failed too often and is left alone for {wait_s:.1f} s"

@@ -1,0 +1,77 @@
+"""The calls in the log. A call belongs to one process at a time, so what that one has seen is mostly the newest: it is
+decided on without reading again, and only a conflict brings what others have appended.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from eventlog.codec import Codec
+from eventlog.errors import UnknownEventType, VersionConflict
+from eventlog.log import EventLog
+from eventlog.records import Append, Context, StoredEvent, StreamId
+from servicekit.clock import Clock
+from synod.common.event import Event
+
+from llm_gateway import calls
+from llm_gateway.calls import Call
+
+AGGREGATE: Final = "model-call"
+CONFLICTS_MAX: Final = 8
+_PAGE_EVENTS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A call as it was after so many events."""
+
+    call: Call = field(default_factory=Call)
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    log: EventLog
+    codec: Codec[Event]
+    clock: Clock
+
+    async def load(self, id: str, seen: Seen = Seen()) -> Seen:
+        """The newest state. Raises LogUnavailable, UnknownEventType."""
+        stream = StreamId(AGGREGATE, id)
+        while True:
+            page = await self.log.read_stream(stream, after=seen.version, limit=_PAGE_EVENTS)
+            for stored in page:
+                seen = Seen(calls.evolve(seen.call, self._known(stored)), stored.version)
+            if len(page) < _PAGE_EVENTS:
+                return seen
+
+    async def execute(self, id: str, seen: Seen, decide: Callable[[Call], Sequence[Event]], context: Context) -> Seen:
+        """Appends what `decide` returns; after a conflict it is asked again about the newer state.
+
+        Raises VersionConflict after too many of them, and what log and `decide` raise.
+        """
+        for conflicts_left in reversed(range(CONFLICTS_MAX)):
+            events = tuple(decide(seen.call))
+            if not events:
+                return seen
+            try:
+                return await self._append(id, seen, events, context)
+            except VersionConflict:
+                if not conflicts_left:
+                    raise
+            seen = await self.load(id, seen)
+        raise AssertionError("the last conflict is raised")
+
+    async def _append(self, id: str, seen: Seen, events: tuple[Event, ...], context: Context) -> Seen:
+        at, call = self.clock.now(), seen.call
+        new = tuple(self.codec.encode(event, at=at) for event in events)
+        appended = await self.log.append(Append(StreamId(AGGREGATE, id), seen.version, new, context))
+        for event in events:
+            call = calls.evolve(call, event)
+        return Seen(call, appended.versions[0])
+
+    def _known(self, stored: StoredEvent) -> Event:
+        event = self.codec.decode(stored)
+        if not isinstance(event, Event):
+            raise UnknownEventType(event.type, event.version, "a model call with it cannot be folded")
+        return event

@@ -1,0 +1,238 @@
+"""Rate limits and the line before them. Pure; times are seconds on one monotonic clock.
+
+A limit has four meters: requests, input tokens and output tokens by the minute, and calls at once. A call takes its
+upper bound from all of them when it is admitted and gives back what it did not use when it ends.
+
+Calls that find no room wait in a line. Classes of priority go one before the other, and a call moves up one class for
+each `aging_s` that it has waited, so that none starves. Within a class tenants share by start-time fair queueing
+(Goyal, Vin, Cheng 1996): who asked for much stands behind who asked for little. A call that does not fit keeps back
+those behind it that want the same meters, and nobody else.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final, Literal
+
+MINUTE_S: Final = 60.0
+Priority = Literal["high", "normal", "low"]
+Per = Literal["provider", "model", "tenant", "tenant_model"]
+_RANKS: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRule:
+    """Limits of each `per`, for models whose "provider/model" matches the pattern `models`; 0 is no limit.
+
+    `burst_s` is how much of a minute may come at once.
+    """
+
+    per: Per
+    models: str = "*"
+    requests_per_min: int = 0
+    input_tokens_per_min: int = 0
+    output_tokens_per_min: int = 0
+    concurrent: int = 0
+    burst_s: float = 10.0
+
+    def key(self, tenant: str, model: str) -> tuple[str, ...]:
+        match self.per:
+            case "provider":
+                return (model.partition("/")[0],)
+            case "model":
+                return (model,)
+            case "tenant":
+                return (tenant,)
+            case "tenant_model":
+                return (tenant, model)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a call takes: one request, and tokens."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Rate:
+    """One meter as a generic cell rate algorithm: `full_at` is when everything taken has flowed off again."""
+
+    def __init__(self, per_min: int, burst_s: float) -> None:
+        self._seconds_each = MINUTE_S / per_min
+        self._burst_s = burst_s
+        self._full_at = 0.0
+
+    def wait_s(self, now: float, amount: float, ahead: float = 0) -> float:
+        """Until `amount` fits behind what is `ahead`. More than the burst fits when the meter is empty."""
+        room_s = max(self._burst_s, amount * self._seconds_each)
+        return max(0.0, max(self._full_at, now) + (ahead + amount) * self._seconds_each - room_s - now)
+
+    def take(self, now: float, amount: float) -> None:
+        """More than there is room for is a debt that flows off first; a negative amount is given back."""
+        self._full_at = max(self._full_at, now) + amount * self._seconds_each
+
+
+class Meters:
+    """The meters of one rule for one key."""
+
+    def __init__(self, rule: LimitRule) -> None:
+        self._requests = _rate(rule.requests_per_min, rule.burst_s)
+        self._input = _rate(rule.input_tokens_per_min, rule.burst_s)
+        self._output = _rate(rule.output_tokens_per_min, rule.burst_s)
+        self._free = rule.concurrent or math.inf
+
+    def wait_s(self, now: float, need: Need) -> float:
+        """Until the need fits; infinite while as many calls run as may."""
+        return self.rates_wait_s(now, need, ()) if self._free >= 1 else math.inf
+
+    def rates_wait_s(self, now: float, need: Need, ahead: Sequence[Need]) -> float:
+        """Behind those ahead, and without the calls that run, of which nobody knows when they end."""
+        amounts = zip(self._rates(), _amounts((need,)), _amounts(ahead), strict=True)
+        return max((rate.wait_s(now, own, others) for rate, own, others in amounts if rate), default=0.0)
+
+    def take(self, now: float, need: Need) -> None:
+        self._free -= 1
+        self._add(now, 1, need.input_tokens, need.output_tokens)
+
+    def settle(self, now: float, need: Need, used: Need | None) -> None:
+        """The call has ended. `used` is None when the provider counts nothing of it."""
+        self._free += 1
+        if used is None:
+            self._add(now, -1, -need.input_tokens, -need.output_tokens)
+        else:
+            self._add(now, 0, used.input_tokens - need.input_tokens, used.output_tokens - need.output_tokens)
+
+    def _rates(self) -> tuple[Rate | None, Rate | None, Rate | None]:
+        return (self._requests, self._input, self._output)
+
+    def _add(self, now: float, *amounts: int) -> None:
+        for rate, amount in zip(self._rates(), amounts, strict=True):
+            if rate is not None:
+                rate.take(now, amount)
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A call before, in or past the line. `until` is when its callers stop waiting, `start` its place in fair queueing."""
+
+    tenant: str
+    model: str
+    need: Need
+    priority: Priority
+    asked_at: float
+    until: float
+    meters: tuple[Meters, ...]
+    start: float = 0.0
+    admitted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LineTerms:
+    """`length_max` bounds the calls that wait; `aging_s` is what one class of priority is worth."""
+
+    length_max: int = 1000
+    aging_s: float = 10.0
+
+
+@dataclass(slots=True)
+class Line:
+    """Who is admitted next. Nothing happens by itself: ask `admit` whenever time has passed or a call has ended."""
+
+    rules: tuple[LimitRule, ...] = ()
+    terms: LineTerms = field(default_factory=LineTerms)
+    _meters: dict[tuple[LimitRule, tuple[str, ...]], Meters] = field(default_factory=dict)
+    _waiting: list[Ticket] = field(default_factory=list)
+    _finish: dict[str, float] = field(default_factory=dict)
+    _virtual: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ticket(self, tenant: str, model: str, need: Need, priority: Priority, now: float, until: float) -> Ticket:
+        meters = tuple(self._of(rule, tenant, model) for rule in self.rules if fnmatchcase(model, rule.models))
+        return Ticket(tenant, model, need, priority, now, until, meters)
+
+    def hopeless_s(self, ticket: Ticket, now: float) -> float | None:
+        """How long the ticket would wait at least, if that is too long or the line is full; else None."""
+        ahead = [other for other in self._waiting if self._rank(other, now) <= self._rank(ticket, now)]
+        wait_s = max(
+            (
+                meters.rates_wait_s(now, ticket.need, [other.need for other in ahead if meters in other.meters])
+                for meters in ticket.meters
+            ),
+            default=0.0,
+        )
+        full = len(self._waiting) >= self.terms.length_max
+        return wait_s if now + wait_s > ticket.until or full else None
+
+    def join(self, ticket: Ticket) -> None:
+        """Behind those of the same tenant; the larger the need, the later the tenant's next one."""
+        ticket.start = max(self._virtual, self._finish.get(ticket.tenant, 0.0))
+        self._finish[ticket.tenant] = ticket.start + 1 + ticket.need.input_tokens + ticket.need.output_tokens
+        self._waiting.append(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Its callers wait no longer."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+    def admit(self, now: float) -> list[Ticket]:
+        """Those that fit now, in their order; they have taken what they need."""
+        admitted: list[Ticket] = []
+        held: set[Meters] = set()
+        for ticket in sorted(self._waiting, key=lambda ticket: (self._rank(ticket, now), ticket.start)):
+            if held.isdisjoint(ticket.meters) and all(not one.wait_s(now, ticket.need) for one in ticket.meters):
+                self._take(ticket, now)
+                admitted.append(ticket)
+            else:
+                held.update(ticket.meters)
+        return admitted
+
+    def late(self, now: float) -> list[Ticket]:
+        """Those whose callers have stopped waiting; they are out of the line."""
+        gone = [ticket for ticket in self._waiting if ticket.until <= now]
+        for ticket in gone:
+            self._waiting.remove(ticket)
+        return gone
+
+    def settle(self, ticket: Ticket, now: float, used: Need | None) -> None:
+        for meters in ticket.meters:
+            meters.settle(now, ticket.need, used)
+
+    def next_at(self, now: float) -> float:
+        """When it is worth asking again, if no call ends before."""
+        return min((now + wait_s for wait_s in self._waits(now)), default=math.inf)
+
+    def _waits(self, now: float) -> Iterator[float]:
+        for ticket in self._waiting:
+            wait_s = max((meters.wait_s(now, ticket.need) for meters in ticket.meters), default=0.0)
+            yield min(wait_s, ticket.until - now)
+
+    def _take(self, ticket: Ticket, now: float) -> None:
+        ticket.admitted = True
+        self._waiting.remove(ticket)
+        self._virtual = max(self._virtual, ticket.start)
+        if not self._waiting:
+            self._finish.clear()
+            self._virtual = 0.0
+        for meters in ticket.meters:
+            meters.take(now, ticket.need)
+
+    def _rank(self, ticket: Ticket, now: float) -> int:
+        return max(0, _RANKS[ticket.priority] - int((now - ticket.asked_at) / self.terms.aging_s))
+
+    def _of(self, rule: LimitRule, tenant: str, model: str) -> Meters:
+        key = (rule, rule.key(tenant, model))
+        if key not in self._meters:
+            self._meters[key] = Meters(rule)
+        return self._meters[key]
+
+
+def _rate(per_min: int, burst_s: float) -> Rate | None:
+    return Rate(per_min, burst_s) if per_min else None
+
+
+def _amounts(needs: Sequence[Need]) -> tuple[int, int, int]:
+    return (len(needs), sum(need.input_tokens for need in needs), sum(need.output_tokens for need in needs))

@@ -1,0 +1,321 @@
+"""The dialect gemini-generate: POST /v1beta/models/<model>:generateContent and :streamGenerateContent. Pure.
+
+Reference: https://ai.google.dev/api/generate-content (GenerateContentResponse, FinishReason, UsageMetadata) and
+https://ai.google.dev/gemini-api/docs/thought-signatures. A stream has no event that only ends it: the chunk with the
+finish reason is the last one. Cached tokens are a share of the prompt; thoughts are not a share of the candidates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypedDict
+
+import orjson
+
+from llm_gateway.domain import (
+    Completed,
+    FinishReason,
+    Message,
+    ModelRequest,
+    ModelResponse,
+    Opaque,
+    Part,
+    Reasoning,
+    ReasoningDelta,
+    Refusal,
+    RefusalDelta,
+    Started,
+    StreamPart,
+    Text,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    UsageLine,
+    UsageUpdated,
+)
+from llm_gateway.errors import InvalidUsage, ProviderError
+from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
+from llm_gateway.providers.failures import failure
+from llm_gateway.providers.gemini_generate_request import SIGNATURE, encode
+from llm_gateway.providers.sse import SseEvent
+
+NAME: Final = "gemini-generate"
+_FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
+    "STOP": "stop",
+    "MAX_TOKENS": "length",
+    "SAFETY": "refusal",
+    "PROHIBITED_CONTENT": "refusal",
+    "RECITATION": "content_filter",
+    "BLOCKLIST": "content_filter",
+    "SPII": "content_filter",
+    "LANGUAGE": "content_filter",
+    "IMAGE_SAFETY": "content_filter",
+}
+_RETRY_INFO: Final = "type.googleapis.com/google.rpc.RetryInfo"
+
+
+# The wire, as far as it is read. TypedDicts cost nothing at run time; a wrong shape surfaces as KeyError or TypeError.
+
+
+class _Call(TypedDict, total=False):
+    id: str
+    name: str
+    args: Mapping[str, object]
+
+
+class _Part(TypedDict, total=False):
+    text: str
+    thought: bool
+    thoughtSignature: str
+    functionCall: _Call
+
+
+class _Content(TypedDict, total=False):
+    parts: list[_Part]
+
+
+class _Candidate(TypedDict, total=False):
+    content: _Content
+    finishReason: str
+    finishMessage: str
+
+
+class _Modality(TypedDict):
+    modality: str
+    tokenCount: int
+
+
+class _Usage(TypedDict, total=False):
+    promptTokenCount: int
+    cachedContentTokenCount: int
+    candidatesTokenCount: int
+    thoughtsTokenCount: int
+    toolUsePromptTokenCount: int
+    promptTokensDetails: list[_Modality]
+
+
+class _Feedback(TypedDict, total=False):
+    blockReason: str
+    blockReasonMessage: str
+
+
+class _Error(TypedDict, total=False):
+    code: int
+    message: str
+    status: str
+    details: list[Mapping[str, str]]
+
+
+class _Body(TypedDict, total=False):
+    responseId: str
+    modelVersion: str
+    system_fingerprint: str
+    candidates: list[_Candidate]
+    promptFeedback: _Feedback
+    usageMetadata: _Usage
+    error: _Error
+
+
+class GeminiGenerateDialect:
+    name = NAME
+
+    def path(self, model: str, *, stream: bool) -> str:
+        method = "streamGenerateContent?alt=sse" if stream else "generateContent"
+        return f"/v1beta/models/{model}:{method}"
+
+    def count_path(self, model: str) -> str | None:
+        return f"/v1beta/models/{model}:countTokens"
+
+    def encode_count(self, request: ModelRequest) -> bytes:
+        """The whole request, because instructions and tools count too."""
+        whole = orjson.loads(encode(request))
+        return orjson.dumps({"generateContentRequest": {"model": f"models/{request.model}", **whole}})
+
+    def decode_count(self, body: bytes) -> int:
+        return int(orjson.loads(body)["totalTokens"])
+
+    def headers(self, api_key: str) -> Mapping[str, str]:
+        return {"x-goog-api-key": api_key}
+
+    def encode(self, request: ModelRequest, *, stream: bool) -> bytes:
+        return encode(request)
+
+    def decode(self, body: bytes) -> ModelResponse:
+        parsed: _Body = orjson.loads(body)
+        _raise_error_inside(parsed)
+        answer = _Answer(parsed)
+        list(answer.add(parsed))
+        return answer.response()
+
+    def assembler(self) -> Assembler:
+        return _GeminiAssembler()
+
+    def failure(self, status: int, body: bytes, request_id: str | None, retry_after_s: float | None) -> ProviderError:
+        error = _error_of(body)
+        after_s = retry_after_s if retry_after_s is not None else _retry_delay_s(error)
+        return failure(
+            status, error.get("message") or "", code=error.get("status"), request_id=request_id, retry_after_s=after_s
+        )
+
+
+class _GeminiAssembler:
+    def __init__(self) -> None:
+        self._answer: _Answer | None = None
+
+    def feed(self, event: SseEvent) -> Sequence[StreamPart]:
+        chunk: _Body = orjson.loads(event.data)
+        _raise_error_inside(chunk)
+        return list(self._parts(chunk))
+
+    def _parts(self, chunk: _Body) -> Iterator[StreamPart]:
+        if self._answer is None:
+            self._answer = _Answer(chunk)
+            yield Started(self._answer.id, self._answer.model)
+        yield from self._answer.add(chunk)
+        if usage := self._answer.usage:
+            yield UsageUpdated(usage)
+        if self._answer.finish_reason:
+            yield Completed(self._answer.response())
+
+
+class _Answer:
+    """An answer while it grows; `response()` closes it."""
+
+    def __init__(self, body: _Body) -> None:
+        self.id = body["responseId"]
+        self.model = body["modelVersion"]
+        self.finish_reason = ""
+        self.usage: Usage | None = None
+        self._simulated = body.get("system_fingerprint") == SIMULATOR_FINGERPRINT
+        self._parts: list[Part] = []
+        self._calls = 0
+        self._warnings: tuple[str, ...] = ("the provider reported no usage",)
+
+    def add(self, body: _Body) -> Iterator[StreamPart]:
+        """Take in a whole body, or a chunk of one; gives what it added."""
+        self._read_usage(body.get("usageMetadata"))
+        for candidate in body.get("candidates", ())[:1]:
+            for part in candidate.get("content", {}).get("parts", ()):
+                yield from self._add(part)
+            yield from self._finish(candidate.get("finishReason", ""), candidate.get("finishMessage", ""))
+        feedback = body.get("promptFeedback", {})
+        if blocked := feedback.get("blockReason"):
+            yield from self._finish(blocked, feedback.get("blockReasonMessage", ""))
+
+    def response(self) -> ModelResponse:
+        return ModelResponse(
+            message=Message("assistant", tuple(self._parts)),
+            finish_reason=self._meaning(),
+            raw_finish_reason=self.finish_reason,
+            usage=self.usage,
+            provider_response_id=self.id,
+            model=self.model,
+            warnings=self._warnings,
+            simulated=self._simulated,
+        )
+
+    def _add(self, part: _Part) -> Iterator[StreamPart]:
+        if part.get("thought"):
+            yield from self._think(part)
+            return
+        if signature := part.get("thoughtSignature"):
+            self._parts.append(Reasoning("", NAME, orjson.dumps({SIGNATURE: signature})))
+        if call := part.get("functionCall"):
+            yield self._call(call)
+        elif text := part.get("text"):
+            self._grow(text)
+            yield TextDelta(text)
+        elif "text" not in part:
+            self._parts.append(Opaque(NAME, orjson.dumps(part)))
+
+    def _think(self, part: _Part) -> Iterator[StreamPart]:
+        text = part.get("text", "")
+        self._parts.append(Reasoning(text, NAME, orjson.dumps(part)))
+        yield from (ReasoningDelta(text),) if text else ()
+
+    def _call(self, call: _Call) -> ToolCallDelta:
+        """Only newer models name their calls; a call without a name is known by the answer that it stands in."""
+        index, self._calls = self._calls, self._calls + 1
+        found = ToolCall(
+            call.get("id") or f"{self.id}-{index}", call["name"], orjson.dumps(call.get("args", {})).decode()
+        )
+        self._parts.append(found)
+        return ToolCallDelta(index, found.id, found.name, found.arguments)
+
+    def _grow(self, text: str) -> None:
+        last = self._parts[-1] if self._parts else None
+        if isinstance(last, Text):
+            self._parts[-1] = Text(last.text + text)
+        else:
+            self._parts.append(Text(text))
+
+    def _finish(self, reason: str, message: str) -> Iterator[StreamPart]:
+        self.finish_reason = reason or self.finish_reason
+        if message and self._meaning() == "refusal":
+            self._parts.append(Refusal(message))
+            yield RefusalDelta(message)
+
+    def _meaning(self) -> FinishReason:
+        """The wire says STOP also for calls of tools."""
+        reason = _FINISH_REASONS.get(self.finish_reason, "error")
+        return "tool_calls" if reason == "stop" and self._calls else reason
+
+    def _read_usage(self, usage: _Usage | None) -> None:
+        """Counts are cumulative: the last ones count."""
+        if not usage:
+            return
+        try:
+            self.usage, self._warnings = usage_of(usage), ()
+        except InvalidUsage as error:
+            self.usage, self._warnings = None, (f"the provider's usage was not believed: {error}",)
+
+
+def usage_of(usage: _Usage) -> Usage:
+    """Raises InvalidUsage."""
+    cached = usage.get("cachedContentTokenCount", 0)
+    media = {one["modality"]: one["tokenCount"] for one in usage.get("promptTokensDetails", ())}
+    # Cached tokens are told apart by modality nowhere, so other media than text are only priced where nothing is cached.
+    image, audio = (0, 0) if cached else (media.get("IMAGE", 0) + media.get("DOCUMENT", 0), media.get("AUDIO", 0))
+    video = 0 if cached else media.get("VIDEO", 0)
+    prompt = usage.get("promptTokenCount", 0) + usage.get("toolUsePromptTokenCount", 0)
+    return Usage.of(
+        (
+            UsageLine("input", prompt - cached - image - audio - video),
+            UsageLine("input", cached, cache="read"),
+            UsageLine("input", image, modality="image"),
+            UsageLine("input", audio, modality="audio"),
+            UsageLine("input", video, modality="video"),
+            UsageLine("output", usage.get("candidatesTokenCount", 0)),
+            UsageLine("output", usage.get("thoughtsTokenCount", 0), reasoning=True),
+        )
+    )
+
+
+def _raise_error_inside(body: _Body) -> None:
+    error = body.get("error")
+    if error:
+        raise failure(
+            error.get("code") or 500,
+            error.get("message") or "",
+            code=error.get("status"),
+            retry_after_s=_retry_delay_s(error),
+        )
+
+
+def _error_of(body: bytes) -> _Error:
+    """The error of a body; a body that is no such JSON is its own message."""
+    try:
+        parsed: _Body = orjson.loads(body)
+        return parsed["error"]
+    except (ValueError, KeyError, TypeError):
+        return {"message": body[:1000].decode(errors="replace")}
+
+
+def _retry_delay_s(error: _Error) -> float | None:
+    """google.rpc.RetryInfo writes its duration as "3.5s"."""
+    for detail in error.get("details") or ():
+        if detail.get("@type") == _RETRY_INFO:
+            try:
+                return float(detail.get("retryDelay", "").removesuffix("s"))
+            except ValueError:
+                return None
+    return None

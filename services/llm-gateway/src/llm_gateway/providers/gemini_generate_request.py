@@ -1,0 +1,138 @@
+"""A ModelRequest as a Gemini generateContent request. Pure."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Final
+
+import orjson
+
+from llm_gateway.domain import (
+    Audio,
+    File,
+    Image,
+    Json,
+    JsonObject,
+    Message,
+    ModelRequest,
+    Opaque,
+    Part,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+)
+from llm_gateway.errors import InvalidToolArguments, RequestRejected
+
+SIGNATURE: Final = "thoughtSignature"
+_MODES: Final[Mapping[str, str]] = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
+Block = JsonObject | orjson.Fragment
+
+
+def encode(request: ModelRequest) -> bytes:
+    """The body to post; model and streaming stand in the path. Raises RequestRejected for what cannot be said."""
+    names = {call.id: call.name for message in request.messages for call in message.tool_calls}
+    body = {
+        "contents": [{"role": role, "parts": list(_blocks(parts, names))} for role, parts in _turns(request.messages)],
+        "generationConfig": _config(request),
+        **_instructions(request.messages),
+        **(_tools(request) if request.tools else {}),
+        **request.provider_options,
+    }
+    return orjson.dumps(body)
+
+
+def _config(request: ModelRequest) -> JsonObject:
+    wanted, effort = request.output_format, request.reasoning_effort
+    fields: dict[str, Json] = {
+        "maxOutputTokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "topP": request.top_p,
+        "topK": request.top_k,
+        "seed": request.seed,
+        "stopSequences": list(request.stop) or None,
+        "responseMimeType": None if wanted.kind == "text" else "application/json",
+        "responseJsonSchema": wanted.schema if wanted.kind == "json_schema" else None,
+        "thinkingConfig": {"includeThoughts": True, "thinkingLevel": effort} if effort else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _instructions(messages: Sequence[Message]) -> JsonObject:
+    texts = [message.text for message in messages if message.role in {"system", "developer"} and message.text]
+    return {"systemInstruction": {"parts": [{"text": text} for text in texts]}} if texts else {}
+
+
+def _tools(request: ModelRequest) -> JsonObject:
+    choice = request.tool_choice
+    named = {"allowedFunctionNames": [choice.name]} if choice.mode == "tool" else {}
+    return {
+        "tools": [{"functionDeclarations": [_tool(tool) for tool in request.tools]}],
+        "toolConfig": {"functionCallingConfig": {"mode": _MODES[choice.mode], **named}},
+    }
+
+
+def _tool(tool: ToolSpec) -> JsonObject:
+    return {"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, list[Part]]]:
+    """Turns alternate: what users and tools say in a row is one turn."""
+    spoken = [message for message in messages if message.role not in {"system", "developer"}]
+    for is_model, run in groupby(spoken, key=lambda message: message.role == "assistant"):
+        yield "model" if is_model else "user", [part for message in run for part in message.parts]
+
+
+def _blocks(parts: Sequence[Part], names: Mapping[str, str]) -> Iterator[Block]:
+    """A signature stands alone before the part that it belongs to, and goes back inside of it."""
+    signature: JsonObject = {}
+    for part in parts:
+        if isinstance(part, Reasoning) and not part.text:
+            signature = orjson.loads(part.payload)
+            continue
+        block = _block(part, names)
+        yield {**block, **signature} if isinstance(block, Mapping) else block
+        signature = {}
+    if signature:
+        yield {"text": "", **signature}
+
+
+def _block(part: Part, names: Mapping[str, str]) -> Block:
+    match part:
+        case Text(text) | Refusal(text):
+            return {"text": text}
+        case ToolCall():
+            return {"functionCall": {"id": part.id, "name": part.name, "args": _arguments(part)}}
+        case ToolResult():
+            return {"functionResponse": _response(part, names)}
+        case Reasoning() | Opaque():
+            return orjson.Fragment(part.payload)
+        case Image() if part.url:
+            return {"fileData": {"fileUri": part.url, **({"mimeType": part.media_type} if part.media_type else {})}}
+        case Image() | Audio() | File():
+            return {"inlineData": {"mimeType": part.media_type, "data": base64.b64encode(part.data).decode()}}
+
+
+def _arguments(call: ToolCall) -> JsonObject:
+    try:
+        return call.parsed()
+    except InvalidToolArguments as error:
+        raise RequestRejected(f"the history cannot be sent: {error}") from None
+
+
+def _response(result: ToolResult, names: Mapping[str, str]) -> JsonObject:
+    """Results are objects here, and name the function again."""
+    if result.call_id not in names:
+        raise RequestRejected(f"the history cannot be sent: no call {result.call_id!r} has the result")
+    said = {"error": {"message": result.text}} if result.is_error else _output(result.text)
+    return {"id": result.call_id, "name": names[result.call_id], "response": said}
+
+
+def _output(text: str) -> JsonObject:
+    try:
+        value: Json = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {"output": text}
+    return value if isinstance(value, Mapping) else {"output": value}

@@ -1,0 +1,166 @@
+"""The dialect gemini-generate against the documented shapes (ai.google.dev/api/generate-content)."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from llm_gateway.domain import (
+    Audio,
+    Completed,
+    File,
+    Image,
+    Message,
+    ModelRequest,
+    ModelResponse,
+    OutputFormat,
+    Part,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+    ToolSpec,
+    UsageLine,
+)
+from llm_gateway.errors import ProviderRateLimited, RequestRejected
+from llm_gateway.providers.gemini_generate import NAME, GeminiGenerateDialect
+from llm_gateway.providers.sse import SseParser
+
+RECORDINGS = Path(__file__).parent / "recordings" / NAME
+DIALECT = GeminiGenerateDialect()
+
+
+def read(name: str) -> ModelResponse:
+    assembler = DIALECT.assembler()
+    events = SseParser().feed((RECORDINGS / f"{name}.sse").read_bytes())
+    parts = [part for event in events for part in assembler.feed(event)]
+    assert isinstance(parts[-1], Completed)
+    return parts[-1].response
+
+
+def body(request: ModelRequest) -> dict[str, object]:
+    return orjson.loads(DIALECT.encode(request, stream=False))
+
+
+def asked(*parts: Part, **more: object) -> ModelRequest:
+    return ModelRequest("gemini-3-pro", (Message("user", parts or (Text("Hi"),)),), **more)  # type: ignore[arg-type]
+
+
+def test_thoughts_calls_and_signatures_come_back_where_they_stood() -> None:
+    response = read("thoughts-and-calls")
+    first, second = response.message.tool_calls
+
+    assert (response.finish_reason, response.raw_finish_reason) == ("tool_calls", "STOP")
+    assert (first.id, first.parsed(), second.id) == ("gem-1-0", {"city": "Zürich"}, "gem-1-1")
+    results = Message("tool", (ToolResult(first.id, '{"degrees":12}'), ToolResult(second.id, "no", is_error=True)))
+    sent = body(replace(asked(), messages=(*asked().messages, response.message, results)))
+    _, model, user = sent["contents"]  # type: ignore[misc]
+    assert model["parts"] == [
+        {"text": "Two cities.", "thought": True},
+        {
+            "functionCall": {"id": "gem-1-0", "name": "lookup", "args": {"city": "Zürich"}},
+            "thoughtSignature": "EqQB/+==",
+        },
+        {"functionCall": {"id": "gem-1-1", "name": "lookup", "args": {"city": "Łódź"}}},
+    ]
+    assert [part["functionResponse"] for part in user["parts"]] == [
+        {"id": "gem-1-0", "name": "lookup", "response": {"degrees": 12}},
+        {"id": "gem-1-1", "name": "lookup", "response": {"error": {"message": "no"}}},
+    ]
+
+
+def test_a_signature_after_the_text_goes_back_after_the_text() -> None:
+    response = read("text-with-late-signature")
+
+    assert response.message.text == "Grüezi, it is 12 °C"
+    sent = body(replace(asked(), messages=(*asked().messages, response.message)))
+    assert sent["contents"][1]["parts"] == [  # type: ignore[index]
+        {"text": "Grüezi, it is 12 °C"},
+        {"text": "", "thoughtSignature": "Zz9+/w=="},
+    ]
+
+
+def test_group_14_cached_tokens_and_thoughts_are_counted_once() -> None:
+    late, calls, media = read("text-with-late-signature"), read("thoughts-and-calls"), read("media-usage")
+
+    assert late.usage is not None
+    assert late.usage.lines == (
+        UsageLine("input", 5),
+        UsageLine("input", 4, cache="read"),
+        UsageLine("output", 8),
+    )
+    assert calls.usage is not None
+    assert (calls.usage.input_tokens, calls.usage.output_tokens) == (27, 40)
+    assert media.usage is not None
+    assert [(line.modality, line.quantity) for line in media.usage.lines if line.direction == "input"] == [
+        ("text", 10),
+        ("image", 258),
+        ("audio", 32),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "finish"), [("recitation", "content_filter"), ("blocked-prompt", "refusal"), ("sim-refusal", "refusal")]
+)
+def test_each_reason_to_stop_has_its_meaning(name: str, finish: str) -> None:
+    response = read(name)
+    assert response.finish_reason == finish
+    assert any(isinstance(part, Refusal) for part in response.message.parts) == (finish == "refusal")
+
+
+def test_media_and_parameters_stand_where_the_documentation_says() -> None:
+    schema = {"type": "object"}
+    request = asked(
+        Text("look"),
+        Image("image/png", b"png"),
+        Image("", url="https://example.org/a.png"),
+        Audio("audio/wav", b"wav"),
+        File("application/pdf", "a.pdf", b"pdf"),
+        tools=(ToolSpec("lookup", "Warmth.", schema),),
+        tool_choice=ToolChoice("tool", "lookup"),
+        output_format=OutputFormat("json_schema", schema=schema),
+        max_output_tokens=9,
+        top_k=3,
+        stop=("END",),
+    )
+    sent = body(request)
+
+    assert sent["contents"][0]["parts"] == [  # type: ignore[index]
+        {"text": "look"},
+        {"inlineData": {"mimeType": "image/png", "data": "cG5n"}},
+        {"fileData": {"fileUri": "https://example.org/a.png"}},
+        {"inlineData": {"mimeType": "audio/wav", "data": "d2F2"}},
+        {"inlineData": {"mimeType": "application/pdf", "data": "cGRm"}},
+    ]
+    assert sent["toolConfig"] == {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["lookup"]}}
+    assert sent["generationConfig"] == {
+        "maxOutputTokens": 9,
+        "topK": 3,
+        "stopSequences": ["END"],
+        "responseMimeType": "application/json",
+        "responseJsonSchema": schema,
+    }
+    assert DIALECT.path("gemini-3-pro", stream=True) == "/v1beta/models/gemini-3-pro:streamGenerateContent?alt=sse"
+
+
+def test_a_result_without_its_call_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(RequestRejected, match="no call 'c1' has the result"):
+        body(asked(ToolResult("c1", "12")))
+    with pytest.raises(RequestRejected, match="no JSON"):
+        body(replace(asked(), messages=(Message("assistant", (ToolCall("c1", "f", "{"),)),)))
+
+
+def test_the_wait_in_the_body_of_an_error_is_read() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3.5s"}]
+    error = {"error": {"code": 429, "message": "slow", "status": "RESOURCE_EXHAUSTED", "details": details}}
+
+    found = DIALECT.failure(429, json.dumps(error).encode(), None, None)
+    assert isinstance(found, ProviderRateLimited)
+    assert (found.retry_after_s, found.code) == (3.5, "RESOURCE_EXHAUSTED")
+
+
+def test_reasoning_of_another_dialect_is_no_part_of_this_one() -> None:
+    assert all(part.dialect == NAME for part in read("thoughts-and-calls").message.parts if isinstance(part, Reasoning))

@@ -1,0 +1,232 @@
+"""POST /v1/messages and /v1/messages/count_tokens, as the SDK anthropic 2.12 speaks them: the requests. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
+
+from pydantic import ConfigDict, Field
+from servicekit.errors import InvalidArgument, ServiceError
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from ws_gateway.compatible import failures
+from ws_gateway.compatible.anthropic_messages_answer import MessageWriter, message
+from ws_gateway.compatible.anthropic_reasoning import from_block
+from ws_gateway.compatible.dialect import Asked, Writer
+from ws_gateway.compatible.wire import JsonObject, WireModel, decoded, read, text_of
+
+_ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
+    "system": pb.ROLE_SYSTEM,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+}
+_CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
+
+
+class _Source(WireModel):
+    type: Literal["base64", "url", "text"]
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+
+
+class _Said(WireModel):
+    """A part of a system prompt or of a tool's result; other parts than text are not read there."""
+
+    type: str
+    text: str = ""
+
+
+class _Block(WireModel):
+    """Any content block; those with a meaning for their own provider only are kept whole, as they came."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+    text: str = ""
+    source: _Source | None = None
+    title: str | None = None
+    id: str = ""
+    name: str = ""
+    input: JsonObject = Field(default_factory=dict)
+    tool_use_id: str = ""
+    content: str | tuple[_Said, ...] | object = ""
+    is_error: bool | None = None
+
+
+class _Message(WireModel):
+    role: Literal["system", "user", "assistant"]
+    content: str | tuple[_Block, ...]
+
+
+class _Tool(WireModel):
+    type: Literal["custom"] | None = None
+    name: str
+    description: str = ""
+    input_schema: JsonObject
+    strict: bool = False
+
+
+class _Choice(WireModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str = ""
+    disable_parallel_tool_use: bool | None = None
+
+
+class _Format(WireModel):
+    type: Literal["json_schema"]
+    schema_: JsonObject = Field(alias="schema")
+
+
+class _OutputConfig(WireModel):
+    effort: str | None = None
+    format: _Format | None = None
+
+
+class _Thinking(WireModel):
+    type: str
+
+
+class _Countable(WireModel):
+    model: str
+    messages: tuple[_Message, ...]
+    system: str | tuple[_Said, ...] = ""
+    tools: tuple[_Tool, ...] = ()
+
+
+class _Request(_Countable):
+    max_tokens: int = Field(ge=1)
+    tool_choice: _Choice | None = None
+    output_config: _OutputConfig | None = None
+    thinking: _Thinking | None = None
+    service_tier: str | None = None
+    stop_sequences: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stream: bool = False
+
+
+class AnthropicMessages:
+    """Implements Dialect."""
+
+    def parse(self, body: bytes, request_id: str, created: int) -> Asked:
+        request = read(_Request, body)
+        if request.thinking is not None and request.thinking.type == "enabled":
+            raise InvalidArgument("thinking.type", "enabled", "say how much to think by output_config.effort")
+        return Asked(_generate(request, request_id), request.stream, True, created)
+
+    def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
+        return message(answer)
+
+    def writer(self, asked: Asked) -> Writer:
+        return MessageWriter(asked)
+
+    def failure(self, error: ServiceError) -> tuple[int, Mapping[str, object]]:
+        return failures.anthropic(error)
+
+
+def parse_countable(body: bytes) -> pb.CountTokensRequest:
+    """Raises InvalidArgument."""
+    request = read(_Countable, body)
+    return pb.CountTokensRequest(model=request.model, messages=_messages(request), tools=_tools(request), exact=True)
+
+
+def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
+    choice, config = request.tool_choice, request.output_config or _OutputConfig()
+    return pb.GenerateRequest(
+        request_id=request_id,
+        model=request.model,
+        messages=_messages(request),
+        tools=_tools(request),
+        tool_choice=_choice(choice),
+        output_format=_format(config.format),
+        max_output_tokens=request.max_tokens,
+        stop=request.stop_sequences,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        reasoning_effort=config.effort or "",
+        service_tier="" if request.service_tier == "auto" else request.service_tier or "",
+        parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
+    )
+
+
+def _messages(request: _Countable) -> list[pb.Message]:
+    system = _text(request.system)
+    told = [pb.Message(role=pb.ROLE_SYSTEM, parts=[pb.Part(text=system)])] if system else []
+    spoken = (turn for index, one in enumerate(request.messages) for turn in _turns(f"messages.{index}.content", one))
+    return [*told, *spoken]
+
+
+def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
+    """One message, or two: results of tools stand in a user's message here and in one of their own there."""
+    if isinstance(message.content, str):
+        yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
+        return
+    blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
+    results = [_result(block) for _, block in blocks if block.type == "tool_result"]
+    if results:
+        yield pb.Message(role=pb.ROLE_TOOL, parts=results)
+    parts = [_part(where, block) for where, block in blocks if block.type != "tool_result"]
+    if parts:
+        yield pb.Message(role=_ROLES[message.role], parts=parts)
+
+
+def _result(block: _Block) -> pb.Part:
+    content = _text(block.content)
+    return pb.Part(
+        tool_result=pb.ToolResult(tool_call_id=block.tool_use_id, content=content, is_error=bool(block.is_error))
+    )
+
+
+def _part(field: str, block: _Block) -> pb.Part:
+    match block.type:
+        case "text":
+            return pb.Part(text=block.text)
+        case "tool_use":
+            call = pb.ToolCall(id=block.id, name=block.name, arguments_json=text_of(block.input))
+            return pb.Part(tool_call=call)
+        case "image" | "document" if block.source is not None:
+            return _medium(f"{field}.source", block, block.source)
+        case _:
+            return pb.Part(reasoning=from_block(block.model_dump(exclude_unset=True)))
+
+
+def _medium(field: str, block: _Block, source: _Source) -> pb.Part:
+    if source.type == "url" and block.type == "image":
+        return pb.Part(image=pb.Image(url=source.url))
+    if source.type == "url":
+        raise InvalidArgument(f"{field}.type", "url", "send the document itself, as base64 or text")
+    data = source.data.encode() if source.type == "text" else decoded(f"{field}.data", source.data)
+    if block.type == "image":
+        return pb.Part(image=pb.Image(media_type=source.media_type, data=data))
+    return pb.Part(file=pb.File(media_type=source.media_type, name=block.title or "document", data=data))
+
+
+def _text(content: object) -> str:
+    if isinstance(content, tuple):
+        return "\n".join(said.text for said in content if isinstance(said, _Said) and said.text)
+    return content if isinstance(content, str) else ""
+
+
+def _tools(request: _Countable) -> list[pb.Tool]:
+    return [
+        pb.Tool(
+            name=tool.name,
+            description=tool.description,
+            parameters_json=text_of(tool.input_schema),
+            strict=tool.strict,
+        )
+        for tool in request.tools
+    ]
+
+
+def _choice(choice: _Choice | None) -> str:
+    if choice is None:
+        return ""
+    return choice.name if choice.type == "tool" else _CHOICES[choice.type]
+
+
+def _format(wanted: _Format | None) -> pb.OutputFormat:
+    if wanted is None:
+        return pb.OutputFormat()
+    return pb.OutputFormat(kind="json_schema", json_schema=text_of(wanted.schema_), strict=True)

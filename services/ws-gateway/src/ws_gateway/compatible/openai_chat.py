@@ -1,0 +1,260 @@
+"""POST /v1/chat/completions, as the SDK openai 3.54 speaks it: the request. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
+
+from pydantic import Field
+from servicekit.errors import InvalidArgument, ServiceError
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from ws_gateway.compatible import failures
+from ws_gateway.compatible.dialect import Asked, Writer
+from ws_gateway.compatible.openai_chat_answer import ChatWriter, completion
+from ws_gateway.compatible.wire import JsonObject, WireModel, data_url, decoded, read, text_of
+
+# Asked for, these change the answer in a way that no model behind the gateway is told about.
+_NOT_TAKEN: Final = ("audio", "functions", "function_call", "logprobs", "prediction", "web_search_options")
+_NEUTRAL: Final = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+
+ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
+    "system": pb.ROLE_SYSTEM,
+    "developer": pb.ROLE_DEVELOPER,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+    "tool": pb.ROLE_TOOL,
+}
+
+
+class _Address(WireModel):
+    url: str
+
+
+class _Sound(WireModel):
+    data: str
+    format: str
+
+
+class _File(WireModel):
+    filename: str = "file"
+    file_data: str
+
+
+class _Content(WireModel):
+    type: Literal["text", "refusal", "image_url", "input_audio", "file"]
+    text: str = ""
+    refusal: str = ""
+    image_url: _Address | None = None
+    input_audio: _Sound | None = None
+    file: _File | None = None
+
+
+class _Function(WireModel):
+    name: str
+    arguments: str = "{}"
+
+
+class _Call(WireModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: _Function
+
+
+class _Message(WireModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[_Content, ...] | None = None
+    refusal: str | None = None
+    tool_calls: tuple[_Call, ...] = ()
+    tool_call_id: str = ""
+
+
+class _ToolFunction(WireModel):
+    name: str
+    description: str | None = None
+    parameters: JsonObject = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class _Tool(WireModel):
+    type: Literal["function"]
+    function: _ToolFunction
+
+
+class _ChosenName(WireModel):
+    name: str
+
+
+class _Chosen(WireModel):
+    type: Literal["function"]
+    function: _ChosenName
+
+
+class _Schema(WireModel):
+    name: str = "answer"
+    schema_: JsonObject = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class _Format(WireModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+
+class _StreamOptions(WireModel):
+    include_usage: bool | None = None
+
+
+class _Request(WireModel):
+    model: str
+    messages: tuple[_Message, ...]
+    tools: tuple[_Tool, ...] | None = None
+    tool_choice: Literal["none", "auto", "required"] | _Chosen | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _Format | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    stop: str | tuple[str, ...] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    reasoning_effort: str | None = None
+    service_tier: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: int | None = None
+    modalities: tuple[str, ...] | None = None
+    audio: object = None
+    functions: object = None
+    function_call: object = None
+    logprobs: object = None
+    prediction: object = None
+    web_search_options: object = None
+    frequency_penalty: object = None
+    presence_penalty: object = None
+    logit_bias: object = None
+    top_logprobs: object = None
+
+
+class OpenAiChat:
+    """Implements Dialect."""
+
+    def parse(self, body: bytes, request_id: str, created: int) -> Asked:
+        request = read(_Request, body)
+        _check(request)
+        options = request.stream_options
+        include_usage = bool(options and options.include_usage)
+        return Asked(_generate(request, request_id), bool(request.stream), include_usage, created)
+
+    def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
+        return completion(answer, asked.created)
+
+    def writer(self, asked: Asked) -> Writer:
+        return ChatWriter(asked)
+
+    def failure(self, error: ServiceError) -> tuple[int, Mapping[str, object]]:
+        return failures.openai(error)
+
+
+def _check(request: _Request) -> None:
+    """Refuses what would be left out silently."""
+    for name in (*_NOT_TAKEN, *_NEUTRAL):
+        value = getattr(request, name)
+        if value:
+            raise InvalidArgument(name, value, "is not supported here; leave it out")
+    if request.n not in (None, 1):
+        raise InvalidArgument("n", request.n, "one answer is given to each request; ask several times")
+    if request.modalities and request.modalities != ("text",):
+        raise InvalidArgument("modalities", list(request.modalities), "answers are text; leave it out")
+
+
+def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
+    stop = (request.stop,) if isinstance(request.stop, str) else request.stop
+    return pb.GenerateRequest(
+        request_id=request_id,
+        model=request.model,
+        messages=[_message(f"messages.{index}.content", message) for index, message in enumerate(request.messages)],
+        tools=[_tool(tool.function) for tool in request.tools or ()],
+        tool_choice=_choice(request.tool_choice),
+        output_format=_format(request.response_format),
+        max_output_tokens=request.max_completion_tokens or request.max_tokens or 0,
+        stop=stop or (),
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        reasoning_effort=request.reasoning_effort or "",
+        # "auto" is what a provider does without being told.
+        service_tier="" if request.service_tier == "auto" else request.service_tier or "",
+        parallel_tool_calls=request.parallel_tool_calls,
+    )
+
+
+def _message(field: str, message: _Message) -> pb.Message:
+    if message.role == "tool":
+        result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(message.content))
+        return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
+    return pb.Message(role=ROLES[message.role], parts=list(_parts(field, message)))
+
+
+def _parts(field: str, message: _Message) -> Iterator[pb.Part]:
+    if isinstance(message.content, str):
+        yield pb.Part(text=message.content)
+    elif message.content:
+        yield from (_part(f"{field}.{index}", content) for index, content in enumerate(message.content))
+    if message.refusal:
+        yield pb.Part(refusal=message.refusal)
+    for call in message.tool_calls:
+        function = call.function
+        yield pb.Part(tool_call=pb.ToolCall(id=call.id, name=function.name, arguments_json=function.arguments))
+
+
+def _part(field: str, content: _Content) -> pb.Part:
+    match content:
+        case _Content(type="refusal"):
+            return pb.Part(refusal=content.refusal)
+        case _Content(type="image_url", image_url=_Address(url=url)):
+            return pb.Part(image=image(f"{field}.image_url.url", url))
+        case _Content(type="input_audio", input_audio=_Sound() as sound):
+            data = decoded(f"{field}.input_audio.data", sound.data)
+            return pb.Part(audio=pb.Audio(media_type=f"audio/{sound.format}", data=data))
+        case _Content(type="file", file=_File() as file):
+            media_type, data = data_url(f"{field}.file.file_data", file.file_data)
+            return pb.Part(file=pb.File(media_type=media_type, name=file.filename, data=data))
+        case _Content(type="text"):
+            return pb.Part(text=content.text)
+        case _:
+            raise InvalidArgument(f"{field}.{content.type}", None, "must be given")
+
+
+def image(field: str, url: str) -> pb.Image:
+    """An image by its address, or the one that a data URL holds. Raises InvalidArgument."""
+    if not url.startswith("data:"):
+        return pb.Image(url=url)
+    media_type, data = data_url(field, url)
+    return pb.Image(media_type=media_type, data=data)
+
+
+def _text(content: str | tuple[_Content, ...] | None) -> str:
+    if isinstance(content, tuple):
+        return "\n".join(part.text for part in content)
+    return content or ""
+
+
+def _tool(function: _ToolFunction) -> pb.Tool:
+    return pb.Tool(
+        name=function.name,
+        description=function.description or "",
+        parameters_json=text_of(function.parameters),
+        strict=bool(function.strict),
+    )
+
+
+def _choice(choice: str | _Chosen | None) -> str:
+    return choice.function.name if isinstance(choice, _Chosen) else choice or ""
+
+
+def _format(wanted: _Format | None) -> pb.OutputFormat:
+    if wanted is None or wanted.json_schema is None:
+        return pb.OutputFormat(kind=wanted.type if wanted else "")
+    schema = wanted.json_schema
+    return pb.OutputFormat(
+        kind=wanted.type, json_schema=text_of(schema.schema_), name=schema.name, strict=bool(schema.strict)
+    )

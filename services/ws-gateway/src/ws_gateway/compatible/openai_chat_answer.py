@@ -1,0 +1,143 @@
+"""Chat completions and the chunks of their streams. Pure."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from ws_gateway.compatible.dialect import Asked
+from ws_gateway.compatible.failures import openai_broken
+from ws_gateway.compatible.usage import Counts
+from ws_gateway.compatible.wire import DONE, data_frame
+
+# The dialect has no word for the others: they ended the text, for a reason that the message itself shows.
+_FINISH_REASONS: Final[Mapping[str, str]] = {
+    "length": "length",
+    "context_window": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+def completion(answer: pb.GenerateResponse, created: int) -> Mapping[str, object]:
+    choice = {
+        "index": 0,
+        "message": _message(answer.message),
+        "logprobs": None,
+        "finish_reason": _finish_reason(answer),
+    }
+    return {
+        "id": completion_id(answer.request_id),
+        "object": "chat.completion",
+        "created": created,
+        "model": answer.model,
+        "choices": [choice],
+        "usage": _usage(answer.usage),
+        **_fingerprint(answer),
+    }
+
+
+class ChatWriter:
+    """Implements Writer."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._include_usage = asked.include_usage
+        self._head: dict[str, object] = {
+            "id": completion_id(asked.request.request_id),
+            "object": "chat.completion.chunk",
+            "created": asked.created,
+            "model": asked.request.model,
+        }
+
+    def write(self, event: pb.StreamEvent) -> bytes:
+        match event.WhichOneof("event"):
+            case "started":
+                self._head["model"] = event.started.model
+                return self._chunk({"role": "assistant", "content": ""})
+            case "text_delta":
+                return self._chunk({"content": event.text_delta})
+            case "refusal_delta":
+                return self._chunk({"refusal": event.refusal_delta})
+            case "reasoning_delta":
+                return self._chunk({"reasoning_content": event.reasoning_delta})
+            case "tool_call_delta":
+                return self._chunk({"tool_calls": [_call_delta(event.tool_call_delta)]})
+            case "completed":
+                return self._end(event.completed, whole=event.sequence == 1)
+            case "error":
+                return data_frame(openai_broken(event.error))
+            case _:
+                return b""
+
+    def _end(self, answer: pb.GenerateResponse, *, whole: bool) -> bytes:
+        """`whole` when nothing came before, because the answer was on record already."""
+        self._head = {**self._head, "model": answer.model, **_fingerprint(answer)}
+        content = self._chunk(_whole_delta(answer.message)) if whole else b""
+        usage = b""
+        if self._include_usage:
+            usage = data_frame({**self._head, "choices": [], "usage": _usage(answer.usage)})
+        return content + self._chunk({}, _finish_reason(answer)) + usage + DONE
+
+    def _chunk(self, delta: Mapping[str, object], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        usage = {"usage": None} if self._include_usage else {}
+        return data_frame({**self._head, "choices": [choice], **usage})
+
+
+def completion_id(request_id: str) -> str:
+    return f"chatcmpl-{request_id}"
+
+
+def _message(message: pb.Message) -> dict[str, object]:
+    reasoning = "".join(part.reasoning.text for part in message.parts if part.HasField("reasoning"))
+    calls = [_call(part.tool_call) for part in message.parts if part.HasField("tool_call")]
+    return {
+        "role": "assistant",
+        "content": "".join(part.text for part in message.parts) or None,
+        "refusal": "".join(part.refusal for part in message.parts) or None,
+        **({"reasoning_content": reasoning} if reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def _whole_delta(message: pb.Message) -> dict[str, object]:
+    delta = _message(message)
+    calls = delta.get("tool_calls")
+    numbered = [{"index": index, **call} for index, call in enumerate(calls)] if isinstance(calls, list) else None
+    return {**delta, **({"tool_calls": numbered} if numbered else {})}
+
+
+def _call(call: pb.ToolCall) -> dict[str, object]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments_json}}
+
+
+def _call_delta(delta: pb.ToolCallDelta) -> Mapping[str, object]:
+    """The first piece of a call names it."""
+    if not delta.name:
+        return {"index": delta.index, "function": {"arguments": delta.arguments_delta}}
+    function = {"name": delta.name, "arguments": delta.arguments_delta}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+
+
+def _finish_reason(answer: pb.GenerateResponse) -> str:
+    return _FINISH_REASONS.get(answer.finish_reason, "stop")
+
+
+def _usage(usage: pb.Usage) -> Mapping[str, object]:
+    counts = Counts.of(usage)
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": counts.cache_read,
+            "cache_write_tokens": counts.cache_write,
+            "audio_tokens": counts.audio_input,
+        },
+        "completion_tokens_details": {"reasoning_tokens": counts.reasoning, "audio_tokens": counts.audio_output},
+    }
+
+
+def _fingerprint(answer: pb.GenerateResponse) -> Mapping[str, object]:
+    """Answers of a simulator say so."""
+    return {"system_fingerprint": "synod-simulator"} if answer.simulated else {}

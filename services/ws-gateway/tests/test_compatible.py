@@ -1,0 +1,380 @@
+"""The edge under /v1, before a faked llm-gateway, and both SDKs where their own behaviour matters."""
+
+import asyncio
+import base64
+import json
+from io import BytesIO
+
+import anthropic
+import edge_fakes as fakes
+import openai
+import pytest
+from anthropic import AsyncAnthropic
+from edge_world import WAIT_S, System
+from openai import AsyncOpenAI
+from servicekit.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+MODEL = "simulator/sim-1"
+USER = [{"role": "user", "content": "Hi"}]
+CHAT = {"model": MODEL, "messages": USER}
+MESSAGE = CHAT | {"max_tokens": 10}
+PNG = b"\x89PNG"
+PNG_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+SIGNED = b'{"type":"thinking","thinking":"hm","signature":"EqQB/+=="}'
+
+
+def usage(read: int = 0) -> pb.Usage:
+    lines = [
+        ledger_pb.UsageLine(direction="input", quantity=7 - read),
+        ledger_pb.UsageLine(direction="input", cache="read", quantity=read),
+        ledger_pb.UsageLine(direction="output", quantity=2),
+        ledger_pb.UsageLine(direction="output", reasoning=True, quantity=1),
+    ]
+    return pb.Usage(input_tokens=7, output_tokens=3, lines=lines, source="provider_final")
+
+
+def answer(*parts: pb.Part, finish: str = "stop", read: int = 0) -> pb.GenerateResponse:
+    message = pb.Message(role=pb.ROLE_ASSISTANT, parts=parts)
+    return pb.GenerateResponse(message=message, finish_reason=finish, model=MODEL, usage=usage(read))
+
+
+HELLO = answer(pb.Part(text="Hello"))
+STARTED = pb.StreamEvent(started=pb.StreamStarted(model=MODEL, attempt=1))
+THOUGHT = pb.Part(reasoning=pb.Reasoning(text="hm", signature=SIGNED, provider="anthropic-messages"))
+CALL = pb.Part(tool_call=pb.ToolCall(id="call_1", name="lookup", arguments_json='{"a":1}'))
+
+
+def asked(system: System, method: str = "Generate") -> pb.GenerateRequest:
+    (found,) = system.fake.requests(method)
+    request = found.request
+    return request.request if method == "Stream" else request  # type: ignore[attr-defined,no-any-return]
+
+
+async def posted(system: System, path: str, body: object, **headers: str) -> tuple[int, dict[str, object]]:
+    async with system.http.post(path, json=body, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def frames(system: System, path: str, body: dict[str, object]) -> list[str]:
+    """The data of the events of a stream."""
+    async with system.http.post(path, json=body | {"stream": True}) as response:
+        assert response.status == 200
+        text = await response.text()
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+def openai_sdk(system: System, **options: object) -> AsyncOpenAI:
+    return AsyncOpenAI(api_key=fakes.API_KEY, base_url=f"{system.url}/v1", **options)  # type: ignore[arg-type]
+
+
+def anthropic_sdk(system: System, **options: object) -> AsyncAnthropic:
+    return AsyncAnthropic(api_key=fakes.API_KEY, base_url=system.url, **options)  # type: ignore[arg-type]
+
+
+# --- who asks, and what reaches the gateway ---
+
+
+async def test_a_call_is_made_with_the_callers_token_and_counted_as_theirs(system: System) -> None:
+    system.fake.answer = HELLO
+    status, body = await posted(
+        system, "/v1/chat/completions", CHAT, **{"synod-project": "p1", "idempotency-key": "k1"}
+    )
+
+    assert (status, body["choices"][0]["message"]["content"]) == (200, "Hello")  # type: ignore[index]
+    request = asked(system)
+    assert (request.request_id, request.attribution.project_id, request.attribution.user_id) == ("k1", "p1", "usr_key")
+    (found,) = system.fake.requests("Generate")
+    assert found.authorization.startswith("Bearer ey")
+
+
+async def test_the_key_may_stand_where_anthropic_puts_it(system: System) -> None:
+    system.fake.answer = HELLO
+    async with anthropic_sdk(system) as client:
+        message = await client.messages.create(model=MODEL, max_tokens=5, messages=USER)
+    assert message.content[0].text == "Hello"
+    assert message.id == f"msg_{asked(system).request_id}" == f"msg_{message._request_id}"
+
+
+async def test_without_a_key_both_dialects_say_so_in_their_own_form(system: System) -> None:
+    key = {"Authorization": "", "X-API-Key": ""}
+    status, body = await posted(system, "/v1/chat/completions", CHAT, **key)
+    assert (status, body["error"]["type"]) == (401, "invalid_request_error")  # type: ignore[index]
+    status, body = await posted(system, "/v1/messages", MESSAGE, **key)
+    assert (status, body["error"]["type"]) == (401, "authentication_error")  # type: ignore[index]
+
+
+async def test_every_kind_of_content_reaches_the_gateway(system: System) -> None:
+    system.fake.answer = HELLO
+    data = base64.b64encode(b"bytes").decode()
+    content = [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": {"url": PNG_URL}},
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{data}"}},
+    ]
+    await posted(system, "/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": content}]})
+
+    assert list(asked(system).messages[0].parts) == [
+        pb.Part(text="look"),
+        pb.Part(image=pb.Image(media_type="image/png", data=PNG)),
+        pb.Part(image=pb.Image(url="https://example.org/a.png")),
+        pb.Part(audio=pb.Audio(media_type="audio/wav", data=b"bytes")),
+        pb.Part(file=pb.File(media_type="application/pdf", name="a.pdf", data=b"bytes")),
+    ]
+
+
+async def test_every_parameter_of_a_chat_reaches_the_gateway(system: System) -> None:
+    system.fake.answer = HELLO
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}
+    form = {"type": "json_schema", "json_schema": {"name": "w", "schema": {"type": "object"}, "strict": True}}
+    more = {
+        "tools": [tool],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": False,
+        "response_format": form,
+        "max_completion_tokens": 9,
+        "stop": "END",
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "reasoning_effort": "low",
+        "service_tier": "flex",
+    }
+    await posted(system, "/v1/chat/completions", CHAT | more)
+
+    request = asked(system)
+    assert request.tools[0] == pb.Tool(name="f", parameters_json='{"type":"object"}', strict=True)
+    assert (request.tool_choice, request.HasField("parallel_tool_calls"), request.max_output_tokens) == ("f", True, 9)
+    assert request.output_format.json_schema == '{"type":"object"}'
+    assert (list(request.stop), request.temperature, request.top_p, request.seed) == (["END"], 0.5, 0.9, 3)
+    assert (request.reasoning_effort, request.service_tier) == ("low", "flex")
+
+
+@pytest.mark.parametrize("field", ["n", "logprobs", "logit_bias", "frequency_penalty", "audio", "functions"])
+async def test_what_would_be_left_out_silently_is_refused_by_name(system: System, field: str) -> None:
+    status, body = await posted(system, "/v1/chat/completions", CHAT | {field: 2})
+    assert (status, body["error"]["param"]) == (400, field)  # type: ignore[index]
+    assert system.fake.requests("Generate") == []
+
+
+async def test_a_field_of_the_wrong_type_is_named_by_its_path(system: System) -> None:
+    status, body = await posted(system, "/v1/chat/completions", {"model": MODEL, "messages": [{"role": "robot"}]})
+    assert (status, body["error"]["param"]) == (400, "messages.0.role")  # type: ignore[index]
+    status, body = await posted(system, "/v1/messages", CHAT)
+    assert status == 400
+    assert "max_tokens" in body["error"]["message"]  # type: ignore[index,operator]
+
+
+async def test_images_beyond_the_limit_of_rest_are_taken(system: System) -> None:
+    system.fake.answer = HELLO
+    large = base64.b64encode(bytes(2 * 1024 * 1024)).decode()
+    content = [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": large}}]
+    body = json.dumps(MESSAGE | {"messages": [{"role": "user", "content": content}]}).encode()
+    async with system.http.post("/v1/messages", data=BytesIO(body)) as response:
+        assert response.status == 200
+    assert len(asked(system).messages[0].parts[0].image.data) == 2 * 1024 * 1024
+
+
+# --- reasoning ---
+
+
+async def test_reasoning_of_anthropic_comes_back_with_its_signature(system: System) -> None:
+    system.fake.answer = answer(THOUGHT, CALL, finish="tool_calls")
+    async with anthropic_sdk(system) as client:
+        first = await client.messages.create(model=MODEL, max_tokens=9, messages=USER)
+        result = {"type": "tool_result", "tool_use_id": "call_1", "content": "12"}
+        history = [*USER, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+        await client.messages.create(model=MODEL, max_tokens=9, messages=history)
+
+    second = system.fake.requests("Generate")[1].request
+    reasoning = second.messages[1].parts[0].reasoning  # type: ignore[attr-defined]
+    assert (json.loads(reasoning.signature), reasoning.provider) == (json.loads(SIGNED), "anthropic-messages")
+    assert [message.role for message in second.messages] == [pb.ROLE_USER, pb.ROLE_ASSISTANT, pb.ROLE_TOOL]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00\xff opaque"])
+async def test_reasoning_of_another_provider_passes_through_anthropics_form_whole(
+    system: System, payload: bytes
+) -> None:
+    thought = pb.Part(reasoning=pb.Reasoning(text="hm", signature=payload, provider="openai-responses"))
+    system.fake.answer = answer(thought)
+    _, first = await posted(system, "/v1/messages", MESSAGE)
+    history = [*USER, {"role": "assistant", "content": first["content"]}, *USER]
+    await posted(system, "/v1/messages", MESSAGE | {"messages": history})
+
+    assert system.fake.requests("Generate")[1].request.messages[1].parts[0] == thought  # type: ignore[attr-defined]
+
+
+async def test_a_stream_of_reasoning_and_tools_builds_the_whole_message(system: System) -> None:
+    system.fake.model_events = [
+        STARTED,
+        pb.StreamEvent(reasoning_delta="h"),
+        pb.StreamEvent(reasoning_delta="m"),
+        pb.StreamEvent(text_delta="Hello"),
+        pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, id="call_1", name="lookup")),
+        pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, arguments_delta='{"a":1}')),
+        pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=1, id="call_2", name="lookup", arguments_delta="{}")),
+        pb.StreamEvent(completed=answer(THOUGHT, pb.Part(text="Hello"), CALL, finish="tool_calls", read=5)),
+    ]
+    async with (
+        anthropic_sdk(system) as client,
+        client.messages.stream(model=MODEL, max_tokens=9, messages=USER) as stream,
+    ):
+        message = await stream.get_final_message()
+
+    thinking, text, first, second = message.content
+    assert (thinking.thinking, thinking.signature, text.text) == ("hm", "EqQB/+==", "Hello")
+    assert (first.id, first.input, second.id, second.input) == ("call_1", {"a": 1}, "call_2", {})
+    assert (message.usage.input_tokens, message.usage.cache_read_input_tokens, message.usage.output_tokens) == (2, 5, 3)
+    assert message.stop_reason == "tool_use"
+
+
+# --- the ends of a stream ---
+
+
+async def test_a_stream_ends_in_one_done(system: System) -> None:
+    system.fake.model_events = [STARTED, pb.StreamEvent(text_delta="Hello"), pb.StreamEvent(completed=HELLO)]
+    found = await frames(system, "/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}})
+
+    *chunks, last = found
+    assert (last, found.count("[DONE]")) == ("[DONE]", 1)
+    assert json.loads(chunks[-1])["usage"]["prompt_tokens"] == 7
+    assert [json.loads(chunk)["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None, None, "stop"]
+
+
+async def test_usage_that_was_not_asked_for_is_not_sent(system: System) -> None:
+    system.fake.model_events = [STARTED, pb.StreamEvent(text_delta="Hello"), pb.StreamEvent(completed=HELLO)]
+    chunks = await frames(system, "/v1/chat/completions", CHAT)
+    assert not any("usage" in json.loads(chunk) for chunk in chunks[:-1])
+
+
+async def test_an_answer_on_record_is_streamed_whole(system: System) -> None:
+    system.fake.model_events = [pb.StreamEvent(completed=answer(THOUGHT, CALL, finish="tool_calls"))]
+    async with openai_sdk(system) as client, client.chat.completions.stream(model=MODEL, messages=USER) as stream:
+        completion = await stream.get_final_completion()
+    async with (
+        anthropic_sdk(system) as other,
+        other.messages.stream(model=MODEL, max_tokens=9, messages=USER) as messages,
+    ):
+        message = await messages.get_final_message()
+
+    assert completion.choices[0].message.tool_calls[0].function.arguments == '{"a":1}'
+    assert [block.type for block in message.content] == ["thinking", "tool_use"]
+    assert message.content[1].input == {"a": 1}
+
+
+@pytest.mark.parametrize("broken", ["event", "connection"])
+async def test_group_08_a_stream_that_breaks_after_content_ends_in_one_error(system: System, broken: str) -> None:
+    system.fake.model_events = [STARTED, pb.StreamEvent(text_delta="Hel")]
+    if broken == "event":
+        failure = pb.StreamError(reason="PROVIDER_UNAVAILABLE", message="the answer was cut", retryable=True)
+        system.fake.model_events.append(pb.StreamEvent(error=failure))
+    else:
+        system.fake.break_stream = Unavailable("the answer was cut", 1.0)
+
+    found = await frames(system, "/v1/chat/completions", CHAT)
+    assert "[DONE]" not in found
+    assert "the answer was cut" in json.loads(found[-1])["error"]["message"]
+    with pytest.raises(openai.APIError, match="the answer was cut"):
+        async with openai_sdk(system) as client:
+            async for _ in await client.chat.completions.create(model=MODEL, messages=USER, stream=True):
+                pass
+    with pytest.raises(anthropic.APIStatusError, match="the answer was cut"):
+        async with (
+            anthropic_sdk(system) as other,
+            other.messages.stream(model=MODEL, max_tokens=9, messages=USER) as stream,
+        ):
+            await stream.get_final_message()
+
+
+async def test_a_refusal_before_content_is_no_stream(system: System) -> None:
+    system.fake.refusals["Stream"] = fakes.over_budget()
+    status, body = await posted(system, "/v1/chat/completions", CHAT | {"stream": True})
+    assert (status, body["error"]["code"]) == (402, "budget_exhausted")  # type: ignore[index]
+
+
+async def test_group_07_a_client_who_leaves_ends_the_stream_at_the_gateway(system: System) -> None:
+    system.fake.model_events = [STARTED, pb.StreamEvent(text_delta="Hel")]
+    system.fake.hold_stream = True
+    async with system.http.post("/v1/chat/completions", json=CHAT | {"stream": True}) as response:
+        await response.content.readany()
+        response.close()
+    async with asyncio.timeout(WAIT_S):
+        await system.fake.stream_left.wait()
+    assert len(system.fake.requests("Stream")) == 1
+
+
+# --- what the SDKs repeat ---
+
+
+async def test_group_09_a_rate_limit_is_repeated_by_both_sdks_after_the_time_given(system: System) -> None:
+    system.fake.answer = HELLO
+    limited = ResourceExhausted("slow down", 0.01, reason="RATE_LIMITED")
+    async with openai_sdk(system) as client, anthropic_sdk(system) as other:
+        system.fake.refusals_once["Generate"] = limited
+        completion = await client.chat.completions.create(model=MODEL, messages=USER)
+        system.fake.refusals_once["Generate"] = limited
+        message = await other.messages.create(model=MODEL, max_tokens=9, messages=USER)
+
+    assert (completion.choices[0].message.content, message.content[0].text) == ("Hello", "Hello")
+    assert len(system.fake.requests("Generate")) == 4
+
+
+async def test_a_rate_limit_says_when_to_come_back(system: System) -> None:
+    system.fake.refusals["Generate"] = ResourceExhausted("slow down", 1.25, reason="RATE_LIMITED")
+    async with system.http.post("/v1/chat/completions", json=CHAT) as response:
+        assert (response.status, response.headers["retry-after"], response.headers["retry-after-ms"]) == (
+            429,
+            "2",
+            "1250",
+        )
+        assert (await response.json())["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(fakes.over_budget(), 402), (FailedPrecondition("no", reason="PROVIDER_REFUSED"), 400)],
+    ids=["budget", "refused"],
+)
+async def test_what_cannot_succeed_later_is_not_repeated(system: System, error: Exception, status: int) -> None:
+    system.fake.refusals["Generate"] = error  # type: ignore[assignment]
+    async with openai_sdk(system) as client, anthropic_sdk(system) as other:
+        with pytest.raises(openai.APIStatusError) as first:
+            await client.chat.completions.create(model=MODEL, messages=USER)
+        with pytest.raises(anthropic.APIStatusError) as second:
+            await other.messages.create(model=MODEL, max_tokens=9, messages=USER)
+
+    assert (first.value.status_code, second.value.status_code) == (status, status)
+    assert len(system.fake.requests("Generate")) == 2
+
+
+# --- models, counts, other paths ---
+
+
+async def test_models_that_can_be_called_are_listed_under_all_their_names(system: System) -> None:
+    async with openai_sdk(system) as client, anthropic_sdk(system) as other:
+        theirs = [model.id async for model in client.models.list()]
+        page = await other.models.list()
+        one = await client.models.retrieve("small")
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("openai/gpt-4o")
+
+    assert theirs == [model.id for model in page.data] == [MODEL, "small"]
+    assert (one.id, one.owned_by) == ("small", "simulator")
+
+
+async def test_tokens_are_counted_by_the_gateway(system: System) -> None:
+    async with anthropic_sdk(system) as client:
+        counted = await client.messages.count_tokens(model=MODEL, messages=USER, system="be brief")
+    assert counted.input_tokens == 42
+    (found,) = system.fake.requests("CountTokens")
+    assert [message.role for message in found.request.messages] == [pb.ROLE_SYSTEM, pb.ROLE_USER]  # type: ignore[attr-defined]
+
+
+async def test_an_unknown_path_under_v1_is_refused_in_the_dialects_form(system: System) -> None:
+    status, body = await posted(system, "/v1/completions", {})
+    assert (status, body["error"]["type"]) == (404, "invalid_request_error")  # type: ignore[index]

@@ -1,0 +1,315 @@
+"""A model call through the whole gateway, with budget, events, limits and metrics on, beside a bare forwarder.
+
+Every service is a process as in production; the provider is the simulator, which answers without delay. CPU is what the
+kernel has counted for the processes named, for each request; a stream has 50 words. Through the OpenAI-compatible edge
+ws-gateway and llm-gateway are counted together; over gRPC llm-gateway alone. What the ledger and PostgreSQL spend
+besides stands in rows of its own.
+
+LiteLLM is measured in the same run where it is installed in an environment of its own, which is no part of Synod:
+``python3 -m venv build/bench/peers/litellm && build/bench/peers/litellm/bin/pip install 'litellm[proxy]'``.
+"""
+
+import asyncio
+import json
+import os
+import random
+import secrets
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import grpc
+from harness import Load, Report, Row, Size, closed_loop
+from launcher.errors import PortInUse
+from launcher.layout import Layout
+from launcher.ports import check_ports
+from launcher.processes import free_port
+from launcher.system import System
+from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
+from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
+from synod.common.ids import new_id
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
+
+SECONDS = {"tiny": 0.5, "small": 3.0, "full": 30.0}
+CALLERS = 16
+MODEL = "simulator/sim-1"
+WORDS = 50
+SCRIPTS = {"unary": "answer: " + "word " * 10, "stream": "answer: " + "word " * WORDS}
+TICKS = os.sysconf("SC_CLK_TCK")
+RICH_NANO = 10**15
+LITELLM = Path("build/bench/peers/litellm/bin/litellm")
+LITELLM_READY_S = 60
+FORWARDER = Path(__file__).parent / "peers" / "forwarder.py"
+TARGETS = {"unary": 1.5, "stream": 6.0}
+
+Call = Callable[[int], Awaitable[object]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A closed loop, and the CPU milliseconds that each group of processes spent for one of its requests."""
+
+    load: Load
+    cpu_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The running system and the forwarder, with a client for each way into them."""
+
+    system: System
+    pids: Mapping[str, Sequence[int]]
+    edge: aiohttp.ClientSession
+    plain: aiohttp.ClientSession
+    gateway: LlmGatewayStub
+    forwarder: LlmGatewayStub
+    token: str
+    litellm: aiohttp.ClientSession | None
+
+    async def over_http(self, session: aiohttp.ClientSession, kind: str, model: str) -> None:
+        stream = kind == "stream"
+        messages = [{"role": "system", "content": SCRIPTS[kind]}, {"role": "user", "content": "go"}]
+        body = {"model": model, "messages": messages, "stream": stream}
+        async with session.post("/v1/chat/completions", json=body) as answer:
+            assert answer.status == 200, await answer.text()
+            assert not stream or b"[DONE]" in await answer.read()
+            await answer.read()
+
+    async def over_grpc(self, stub: LlmGatewayStub, kind: str) -> None:
+        metadata = (("authorization", f"Bearer {self.token}"),)
+        if kind == "unary":
+            await stub.Generate(asked(kind), metadata=metadata)
+            return
+        events = [event async for event in stub.Stream(pb.StreamRequest(request=asked(kind)), metadata=metadata)]
+        assert events[-1].WhichOneof("event") == "completed"
+
+
+def asked(kind: str) -> pb.GenerateRequest:
+    texts = ((pb.ROLE_SYSTEM, SCRIPTS[kind]), (pb.ROLE_USER, "go"))
+    messages = [pb.Message(role=role, parts=[pb.Part(text=text)]) for role, text in texts]
+    return pb.GenerateRequest(request_id=new_id("req"), model=MODEL, messages=messages)
+
+
+async def measure(size: Size) -> Report:
+    rows: list[Row] = []
+    async with staged() as stage:
+        for kind in ("unary", "stream"):
+            rows += await rows_of(stage, kind, SECONDS[size])
+        rows += [
+            Row("after the load", f"memory of {name}", "MiB", resident_mib(stage.pids[name]))
+            for name in ("llm-gateway", "ws-gateway", "forwarder")
+        ]
+    return Report(
+        "gateway", "intent and outcome of every call flushed to disk, its budget reserved (fsync on)", tuple(rows)
+    )
+
+
+async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
+    ways: dict[str, tuple[tuple[str, ...], Call]] = {
+        "edge": (("ws-gateway", "llm-gateway"), lambda _: stage.over_http(stage.edge, kind, MODEL)),
+        "http forwarder": (("forwarder",), lambda _: stage.over_http(stage.plain, kind, "sim-1")),
+        "grpc": (("llm-gateway",), lambda _: stage.over_grpc(stage.gateway, kind)),
+        "grpc forwarder": (("forwarder",), lambda _: stage.over_grpc(stage.forwarder, kind)),
+    }
+    if (peer := stage.litellm) is not None:
+        ways["litellm"] = (("litellm",), lambda _: stage.over_http(peer, kind, "sim-1"))
+    # One after the other and then again, so that a slow moment of the machine does not meet one of them only.
+    runs: dict[str, list[Measured]] = {way: [] for way in ways}
+    for way, (_, call) in ways.items():
+        await closed_loop(CALLERS, seconds / 6, call)  # warm
+        runs[way].clear()
+    for _ in range(2):
+        for way, (_, call) in ways.items():
+            runs[way].append(await measured(stage, call, seconds / 2))
+    alone = {way: (await closed_loop(1, seconds / 4, call)).percentile_ms(50) for way, (_, call) in ways.items()}
+    cpu = {way: sum(mean(runs[way], name) for name in names) for way, (names, _) in ways.items()}
+    edge, grpc_ = runs["edge"][-1].load, runs["grpc"][-1].load
+    beside: list[Row] = []
+    if "litellm" in cpu:
+        times = cpu["litellm"] / cpu["edge"]
+        beside = [
+            Row(kind, "times less CPU than LiteLLM", "x", times, 8.0),
+            Row(f"{kind}, LiteLLM", "CPU ms/request", "ms", cpu["litellm"]),
+            Row(f"{kind}, LiteLLM", "requests/s", "1/s", runs["litellm"][-1].load.per_second),
+        ]
+    return [
+        *beside,
+        Row(kind, "CPU ms/request", "ms", cpu["edge"], TARGETS[kind], "bare HTTP forwarder", cpu["http forwarder"]),
+        Row(
+            f"{kind}, gRPC",
+            "CPU ms/request",
+            "ms",
+            cpu["grpc"],
+            TARGETS[kind],
+            "bare gRPC forwarder",
+            cpu["grpc forwarder"],
+        ),
+        Row(f"{kind}, gRPC", "added p50", "ms", max(0.0, alone["grpc"] - alone["grpc forwarder"]), 2.0),
+        Row(kind, "added p50", "ms", max(0.0, alone["edge"] - alone["http forwarder"])),
+        Row(kind, f"p99 of {CALLERS} callers", "ms", edge.percentile_ms(99)),
+        Row(f"{kind}, gRPC", f"p99 of {CALLERS} callers", "ms", grpc_.percentile_ms(99)),
+        Row(kind, "requests/s", "1/s", edge.per_second),
+        Row(f"{kind}, gRPC", "requests/s", "1/s", grpc_.per_second),
+        Row(f"{kind}, gRPC", "requests/s per core of the gateway", "1/s", 1000 / cpu["grpc"]),
+        Row(kind, "CPU ms/request of cost-ledger", "ms", mean(runs["edge"], "cost-ledger")),
+        Row(kind, "CPU ms/request of PostgreSQL", "ms", mean(runs["edge"], "postgres")),
+    ]
+
+
+async def measured(stage: Stage, call: Call, seconds: float) -> Measured:
+    before = {name: cpu_ms(pids) for name, pids in stage.pids.items()}
+    load = await closed_loop(CALLERS, seconds, call)
+    requests = max(1, len(load.latencies_s))
+    return Measured(load, {name: (cpu_ms(pids) - before[name]) / requests for name, pids in stage.pids.items()})
+
+
+def mean(runs: Sequence[Measured], name: str) -> float:
+    """At least one tick of the kernel's clock, which is all that a tiny run may see."""
+    requests = sum(len(run.load.latencies_s) for run in runs)
+    spent = sum(run.cpu_ms[name] * len(run.load.latencies_s) for run in runs)
+    return max(spent, 1000 / TICKS) / max(1, requests)
+
+
+def cpu_ms(pids: Sequence[int]) -> float:
+    return sum(1000 * ticks_of(pid) / TICKS for pid in pids)
+
+
+def ticks_of(pid: int) -> int:
+    """User and system time of a process in ticks (proc(5), fields 14 and 15); 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
+def resident_mib(pids: Sequence[int]) -> float:
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@asynccontextmanager
+async def staged() -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="synod-bench-") as directory:
+        layout = Layout(Path(directory), free_base(), simulator=True)
+        async with (
+            System(layout, fresh=True) as system,
+            forwarding(layout.simulator_url) as (process, http, grpc_port),
+            litellm(layout.simulator_url) as peer,
+        ):
+            key = {"Authorization": f"Bearer {system.dev_key}"}
+            addresses = {**system.endpoints, "forwarder": f"127.0.0.1:{grpc_port}"}
+            async with (
+                aiohttp.ClientSession(system.endpoints["http"], headers=key) as edge,
+                aiohttp.ClientSession(f"http://127.0.0.1:{http}") as plain,
+                grpc.aio.insecure_channel(addresses["agent-registry"]) as registry,
+                grpc.aio.insecure_channel(addresses["llm-gateway"]) as gateway,
+                grpc.aio.insecure_channel(addresses["forwarder"]) as forwarder,
+                grpc.aio.insecure_channel(addresses["cost-ledger"]) as ledger,
+            ):
+                token = (await authenticated(registry, system.dev_key)).token
+                await enrich(ledger, token)
+                pids = {**pids_of(system), "forwarder": (process,), "litellm": (peer[1],) if peer else ()}
+                stubs = LlmGatewayStub(gateway), LlmGatewayStub(forwarder)
+                yield Stage(system, pids, edge, plain, *stubs, token, peer[0] if peer else None)
+
+
+def free_base() -> int:
+    """A base whose ports are all free now."""
+    for _ in range(50):
+        base = random.randrange(20_000, 60_000, 1_100)
+        try:
+            check_ports(base, Layout(Path(), base, simulator=True).ports())
+        except PortInUse:
+            continue
+        return base
+    raise RuntimeError("no free range of ports was found")
+
+
+def pids_of(system: System) -> dict[str, Sequence[int]]:
+    """The process of each program; of PostgreSQL also those that it has started by now."""
+    own = {name: status.pid for name, status in system.services.items() if status.pid}
+    found: dict[str, Sequence[int]] = {name: (pid,) for name, pid in own.items()}
+    return found | {"postgres": (own["postgres"], *children_of(own["postgres"]))}
+
+
+def children_of(pid: int) -> tuple[int, ...]:
+    return tuple(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+async def authenticated(channel: grpc.aio.Channel, key: str) -> registry_pb.AuthenticateResponse:
+    return await AgentRegistryStub(channel).Authenticate(registry_pb.AuthenticateRequest(api_key=key))
+
+
+async def enrich(channel: grpc.aio.Channel, token: str) -> None:
+    """A hard budget over all that is measured, large enough for it."""
+    budget = ledger_pb.SetBudgetRequest(budget_id="bench", limit_nano_usd=RICH_NANO, hard=True, window="day")
+    await CostLedgerStub(channel).SetBudget(budget, metadata=(("authorization", f"Bearer {token}"),))
+
+
+@asynccontextmanager
+async def forwarding(origin: str) -> AsyncIterator[tuple[int, int, int]]:
+    """The forwarder's process and its two ports."""
+    http, grpc_port = free_port(), free_port()
+    arguments = (sys.executable, str(FORWARDER), origin, str(http), str(grpc_port))
+    process = await asyncio.create_subprocess_exec(*arguments)
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, asyncio.timeout(30):
+            await channel.channel_ready()
+        yield process.pid, http, grpc_port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def litellm(origin: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int] | None]:
+    """A session with LiteLLM's proxy before the same simulator, and its process; None where it is not installed."""
+    if not LITELLM.exists():
+        yield None
+        return
+    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    upstream = {"model": "openai/sim-1", "api_base": f"{origin}/v1", "api_key": "any"}
+    config = {
+        "model_list": [{"model_name": "sim-1", "litellm_params": upstream}],
+        "litellm_settings": {"num_retries": 0, "request_timeout": 30, "callbacks": []},
+    }
+    quiet = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(config, file)  # JSON is YAML
+        file.flush()
+        arguments = ("--config", file.name, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
+        process = await asyncio.create_subprocess_exec(
+            str(LITELLM.absolute()),
+            *arguments,
+            env=os.environ | quiet | {"LITELLM_MASTER_KEY": key},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            headers = {"Authorization": f"Bearer {key}"}
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session:
+                await answering(session)
+                yield session, process.pid
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def answering(session: aiohttp.ClientSession) -> None:
+    """Returns when the proxy answers."""
+    async with asyncio.timeout(LITELLM_READY_S):
+        while True:
+            try:
+                async with session.get("/health/liveliness") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.2)

@@ -1,0 +1,197 @@
+"""The unmodified SDKs of OpenAI and Anthropic, pointed at Synod: one scripted session each."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import anthropic
+import openai
+import pytest
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
+from pydantic import BaseModel
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod_client import Synod
+
+from .conftest import RunningSystem
+
+pytestmark = pytest.mark.system
+MODEL = "simulator/sim-1"
+SCRIPT = '1. call lookup with {"city": "Zürich"} and call lookup with {"city": "Łódź"}\nanswer: {{1.degrees}} degrees'
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+OPENAI_TOOLS = [{"type": "function", "function": {"name": "lookup", "description": "Warmth.", "parameters": SCHEMA}}]
+ANTHROPIC_TOOLS = [{"name": "lookup", "description": "Warmth.", "input_schema": SCHEMA}]
+BROKE = "broke-project"
+
+
+class Weather(BaseModel):
+    city: str
+    degrees: int
+
+
+@pytest.fixture
+async def openai_sdk(running: RunningSystem) -> AsyncIterator[AsyncOpenAI]:
+    ends = running.endpoints
+    async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1") as client:
+        yield client
+
+
+@pytest.fixture
+async def anthropic_sdk(running: RunningSystem) -> AsyncIterator[AsyncAnthropic]:
+    ends = running.endpoints
+    async with AsyncAnthropic(api_key=ends.api_key, base_url=ends.edge) as client:
+        yield client
+
+
+@pytest.fixture
+async def broke(synod: Synod) -> dict[str, str]:
+    """Headers that name a project which may not spend anything."""
+    await synod.set_budget("broke", 1, scope=ledger_pb.Attribution(project_id=BROKE))
+    return {"synod-project": BROKE}
+
+
+async def served(running: RunningSystem) -> int:
+    """How many requests the simulator has seen."""
+    origin = running.system.layout.simulator_url
+    async with aiohttp.ClientSession() as http, http.get(f"{origin}/simulator/usage") as answer:
+        return int((await answer.json())["total"]["requests"])
+
+
+def said(script: str, text: str = "How warm is it?") -> list[dict[str, str]]:
+    return [{"role": "system", "content": script}, {"role": "user", "content": text}]
+
+
+async def test_a_session_of_the_openai_sdk(openai_sdk: AsyncOpenAI) -> None:
+    chat = openai_sdk.chat.completions
+    plain = await chat.create(model=MODEL, messages=said("answer: {{input}}!"))
+    assert plain.choices[0].message.content == "How warm is it?!"
+    assert (plain.choices[0].finish_reason, plain.model) == ("stop", MODEL)
+    assert plain.usage.total_tokens == plain.usage.prompt_tokens + plain.usage.completion_tokens
+
+    short = await chat.create(model=MODEL, messages=said("answer: one two three four"), max_completion_tokens=2)
+    assert (short.choices[0].message.content, short.choices[0].finish_reason) == ("one two ", "length")
+
+    options = {"include_usage": True}
+    stream = await chat.create(model=MODEL, messages=said("answer: one two three"), stream=True, stream_options=options)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "one two three"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices].count("stop") == 1
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens > 0
+
+    parsed = await chat.parse(
+        model=MODEL, messages=said('answer: {"city": "Zürich", "degrees": 12}'), response_format=Weather
+    )
+    assert parsed.choices[0].message.parsed == Weather(city="Zürich", degrees=12)
+
+    names = {model.id async for model in openai_sdk.models.list()}
+    assert MODEL in names
+    assert (await openai_sdk.models.retrieve(MODEL)).owned_by == "simulator"
+
+
+async def test_tools_through_the_openai_sdk(openai_sdk: AsyncOpenAI) -> None:
+    chat, messages = openai_sdk.chat.completions, said(SCRIPT)
+    whole = await chat.create(model=MODEL, messages=messages, tools=OPENAI_TOOLS)
+    async with chat.stream(model=MODEL, messages=messages, tools=OPENAI_TOOLS) as stream:
+        async for _ in stream:
+            pass
+        streamed = await stream.get_final_completion()
+
+    for answer in (whole, streamed):
+        assert answer.choices[0].finish_reason == "tool_calls"
+        calls = answer.choices[0].message.tool_calls
+        assert [call.function.arguments for call in calls] == ['{"city":"Zürich"}', '{"city":"Łódź"}']
+        results = [{"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 12}'} for call in calls]
+        history = [*messages, answer.choices[0].message.to_dict(), *results]
+        following = await chat.create(model=MODEL, messages=history, tools=OPENAI_TOOLS)
+        assert following.choices[0].message.content == "12 degrees"
+
+
+async def test_refusals_through_the_openai_sdk(
+    running: RunningSystem, openai_sdk: AsyncOpenAI, broke: dict[str, str]
+) -> None:
+    chat, messages = openai_sdk.chat.completions, said("answer: never")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        await chat.create(model="simulator/sim1", messages=messages)
+    assert unknown.value.code == "model_not_found"
+    assert "did you mean simulator/sim-1" in str(unknown.value)
+
+    with pytest.raises(openai.BadRequestError) as wrong:
+        await chat.create(model=MODEL, messages=messages, n=2)
+    assert wrong.value.param == "n"
+
+    with pytest.raises(openai.AuthenticationError):
+        await openai_sdk.with_options(api_key="syn_wrong_key").chat.completions.create(model=MODEL, messages=messages)
+
+    before = await served(running)
+    for options in ({}, {"stream": True}):
+        with pytest.raises(openai.APIStatusError) as refused:
+            await chat.create(model=MODEL, messages=messages, extra_headers=broke, **options)
+        assert (refused.value.status_code, refused.value.code) == (402, "budget_exhausted")
+        assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
+    assert await served(running) == before
+
+
+async def test_a_session_of_the_anthropic_sdk(anthropic_sdk: AsyncAnthropic) -> None:
+    asked = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": "How warm is it?"}]}
+    plain = await anthropic_sdk.messages.create(system="answer: {{input}}!", **asked)
+    assert plain.content[0].text == "How warm is it?!"
+    assert (plain.stop_reason, plain.model) == ("end_turn", MODEL)
+
+    short = await anthropic_sdk.messages.create(system="answer: one two three", **(asked | {"max_tokens": 2}))
+    assert (short.content[0].text, short.stop_reason) == ("one two ", "max_tokens")
+
+    async with anthropic_sdk.messages.stream(system="answer: one two three", **asked) as stream:
+        events = [event.type async for event in stream]
+        streamed = await stream.get_final_message()
+    assert (events[0], events[-1], events.count("message_stop")) == ("message_start", "message_stop", 1)
+    assert streamed.content[0].text == "one two three"
+    assert streamed.stop_reason == "end_turn"
+    assert min(streamed.usage.input_tokens, streamed.usage.output_tokens) > 0
+
+    parsed = await anthropic_sdk.messages.parse(
+        system='answer: {"city": "Zürich", "degrees": 12}', output_format=Weather, **asked
+    )
+    assert parsed.parsed_output == Weather(city="Zürich", degrees=12)
+
+    counted = await anthropic_sdk.messages.count_tokens(model=MODEL, messages=asked["messages"], system="answer: x")
+    assert counted.input_tokens > 0
+    models = [model.id async for model in anthropic_sdk.models.list()]
+    assert MODEL in models
+
+
+async def test_tools_through_the_anthropic_sdk(anthropic_sdk: AsyncAnthropic) -> None:
+    messages = [{"role": "user", "content": "How warm is it?"}]
+    asked = {"model": MODEL, "max_tokens": 100, "system": SCRIPT, "tools": ANTHROPIC_TOOLS}
+    whole = await anthropic_sdk.messages.create(messages=messages, **asked)
+    async with anthropic_sdk.messages.stream(messages=messages, **asked) as stream:
+        streamed = await stream.get_final_message()
+
+    for answer in (whole, streamed):
+        assert answer.stop_reason == "tool_use"
+        assert [block.input for block in answer.content] == [{"city": "Zürich"}, {"city": "Łódź"}]
+        results = [
+            {"type": "tool_result", "tool_use_id": block.id, "content": '{"degrees": 12}'} for block in answer.content
+        ]
+        history = [
+            *messages,
+            {"role": "assistant", "content": answer.content},
+            {"role": "user", "content": results},
+        ]
+        following = await anthropic_sdk.messages.create(messages=history, **asked)
+        assert following.content[0].text == "12 degrees"
+
+
+async def test_refusals_through_the_anthropic_sdk(
+    running: RunningSystem, anthropic_sdk: AsyncAnthropic, broke: dict[str, str]
+) -> None:
+    asked = {"max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}], "system": "answer: never"}
+    with pytest.raises(anthropic.NotFoundError, match="did you mean simulator/sim-1"):
+        await anthropic_sdk.messages.create(model="simulator/sim1", **asked)
+    with pytest.raises(anthropic.AuthenticationError):
+        await anthropic_sdk.with_options(api_key="syn_wrong_key").messages.create(model=MODEL, **asked)
+
+    before = await served(running)
+    with pytest.raises(anthropic.PaymentRequiredError) as refused:
+        await anthropic_sdk.messages.create(model=MODEL, extra_headers=broke, **asked)
+    assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
+    assert await served(running) == before
