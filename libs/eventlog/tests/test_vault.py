@@ -371,6 +371,16 @@ async def test_a_key_taken_without_an_erasure_is_found_at_the_first_event_that_i
     assert await house.vault.unrecorded() is None
 
 
+async def test_an_erasure_on_record_does_not_excuse_what_was_taken_after_it(house: House) -> None:
+    await house.invite("ada", "ada@example.org")
+    await house.forget("ada")
+    key = await house.vault.key("acme", "ada")
+    event = CODEC.encode(Invited(guest="ada", email="new@example.org"), at=NOON, key=key)
+    appended = await house.log.append(Append(StreamId("guest", "ada-again"), NO_STREAM, (event,), CONTEXT))
+    await house.sql("delete from eventlog.subject_keys")
+    assert await house.vault.unrecorded() == appended.position
+
+
 async def test_the_key_of_another_person_in_the_place_of_ones_own_is_refused(house: House) -> None:
     ada = await house.invite("ada", "ada@example.org")
     await house.invite("bob", "bob@example.org")
