@@ -165,15 +165,20 @@ class Load:
 
 
 async def closed_loop(callers: int, seconds: float, call: Callable[[int], Awaitable[object]]) -> Load:
-    """Each caller calls again as soon as it is answered, for the time given."""
+    """Each caller calls again as soon as it is answered, for the time given, and once at least."""
     load = Load()
     start = time.perf_counter()
     until = start + seconds
 
     async def caller(number: int) -> None:
-        while (begun := time.perf_counter()) < until:
+        now = time.perf_counter()
+        while True:
+            begun = now
             await call(number)
-            load.latencies_s.append(time.perf_counter() - begun)
+            now = time.perf_counter()
+            load.latencies_s.append(now - begun)
+            if now >= until:
+                return
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
     load.took_s = time.perf_counter() - start
