@@ -78,8 +78,6 @@ def events_read(
 ) -> None:  # fmt: skip
     """Print events by position; those of a run over all services, each after what caused it.
 
-    Example: synod events read cost-ledger --type CostSettled
-
     Example: synod events read --run run_01k9 --since 2026-11-01T12:00
     """
     if not service and not run_id:
