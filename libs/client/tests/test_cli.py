@@ -15,6 +15,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.protobuf.timestamp_pb2 import Timestamp
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_runtime.v1 import agent_runtime_pb2 as runtime_pb
 from synod.consensus.v1 import consensus_pb2 as consensus_pb
@@ -571,6 +572,51 @@ def test_views_are_compared_with_what_their_events_say(synod: Command, fakes: Fa
     assert differs.exit_code == Exit.NOT_TRUE
     assert "DIFFERS: lines" in differs.stdout
     assert "cost-ledger/spend: 12 events" in synod("views", "rebuild", "cost-ledger", "spend").stdout
+
+
+def a_page(*events: log_pb.Event) -> log_pb.ReadResponse:
+    return log_pb.ReadResponse(events=events, head_position=9, next_after_position=9)
+
+
+def test_a_run_is_told_over_all_services_each_event_after_its_cause(synod: Command, fakes: FakeSystem) -> None:
+    for service in SERVICES:
+        fakes.answer(service, "Read", a_page())
+    asked = log_pb.Event(position=4, id="a", type="ToolCallIntended", data=b"{}", recorded_at=Timestamp(seconds=9))
+    settled = log_pb.Event(position=8, type="CostSettled", data=b"{}", causation_id="a")
+    fakes.answer("agent-runtime", "Read", a_page(asked))
+    fakes.answer("cost-ledger", "Read", a_page(settled))
+    moments = ["--since", "2026-11-01T12:00", "--as-of", "2026-11-02"]
+    told = synod("events", "read", "--correlation", "run_1", "--json", *moments)
+    assert [(line["service"], line["type"]) for line in map(json.loads, told.stdout.splitlines())] == [
+        ("agent-runtime", "ToolCallIntended"),
+        ("cost-ledger", "CostSettled"),
+    ]
+    (request,) = fakes.requests("Read", "consensus")
+    assert request.filter.correlation_id == "run_1"
+    assert request.filter.since.ToJsonString() == "2026-11-01T12:00:00Z"
+    assert request.as_of.ToJsonString() == "2026-11-02T00:00:00Z"
+
+
+def test_events_of_everything_are_not_read_by_mistake(synod: Command) -> None:
+    refused = synod("events", "read")
+    assert refused.exit_code == 2
+    assert "name a service, or a run" in refused.stderr
+    assert synod("events", "read", "--run", "run_1", "--since", "yesterday").exit_code == 2
+
+
+def test_a_view_is_rolled_back_and_its_parked_events_are_redriven(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("cost-ledger", "RollbackView", log_pb.RollbackViewResponse(view=log_pb.View(position=40)))
+    fakes.answer("cost-ledger", "RedriveParkedEvent", log_pb.RedriveParkedEventResponse())
+    parked = log_pb.ParkedEvent(view="spend", position=7, type="CostSettled", error="ValueError: no")
+    fakes.answer("cost-ledger", "ListParkedEvents", log_pb.ListParkedEventsResponse(parked=[parked]))
+    assert "rolled back, live at 40" in synod("views", "rollback", "cost-ledger", "spend").stdout
+    assert "ValueError: no" in synod("views", "parked", "cost-ledger").stdout
+    assert "event 7 folded" in synod("views", "redrive", "cost-ledger", "spend", "7").stdout
+    assert "event 7 skipped" in synod("views", "redrive", "cost-ledger", "spend", "7", "--skip").stdout
+    assert [(r.view, r.position, r.skip) for r in fakes.requests("RedriveParkedEvent")] == [
+        ("spend", 7, False),
+        ("spend", 7, True),
+    ]
 
 
 # As a process

@@ -243,3 +243,31 @@ async def test_the_command_archives(log: PostgresEventLog, postgres_dsn: str, tm
     answer, _ = await program.communicate()
     assert [line.partition(":")[0] for line in answer.decode().splitlines()] == ["1 to 20", "21 to 40"]
     assert positions(await log.read()) == list(range(1, 61))
+
+
+async def test_reading_by_time_and_as_of_a_moment_reach_into_the_archive(log: PostgresEventLog) -> None:
+    times = [event.recorded_at for event in await log.read()]
+    wheres = [Filter(since=times[10], until=times[30]), Filter(since=times[30]), Filter(until=times[10])]
+
+    async def all_that_is_read() -> list[object]:
+        found: list[object] = [await log.position_at(at) for at in (NOON, times[4], times[30], times[59])]
+        return found + [await log.read(where=where) for where in wheres]
+
+    before = await all_that_is_read()
+    await log.archive(keep_events=15, segment_events=20)
+    assert await all_that_is_read() == before
+    assert before[0] == 0
+    assert before[3] == 60
+
+
+async def test_a_follower_that_stands_in_the_archive_comes_out_of_it_without_a_gap(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    await log.archive(keep_events=15, segment_events=20)
+    async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as fresh:
+        seen: list[int] = []
+        while len(seen) < 60:
+            page = await fresh.next_page(seen[-1] if seen else 0, limit=7)
+            assert page.events
+            seen += positions(page.events)
+    assert seen == list(range(1, 61))

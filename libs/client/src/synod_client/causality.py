@@ -25,7 +25,7 @@ def in_causal_order(logs: Mapping[str, Sequence[Event]]) -> list[Logged]:
     A cause that is not among the events is not waited for. Should causes run in a circle, which no true history does, the
     event recorded first breaks it.
     """
-    missing = {event.id for events in logs.values() for event in events}
+    missing = {event.id for events in logs.values() for event in events} - {""}
     ahead = {service: list(reversed(events)) for service, events in logs.items() if events}
     ready: list[tuple[int, int, str]] = []
     waiting: dict[str, list[str]] = {}

@@ -6,9 +6,11 @@
 ...     finished = await synod.wait(run.id)
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
@@ -26,6 +28,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2_grpc as llm_grpc
 from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 from synod.tool_executor.v1 import tool_executor_pb2_grpc as tools_grpc
 
+from synod_client.causality import Logged, in_causal_order
 from synod_client.connection import Connection, Limits
 from synod_client.endpoints import Endpoints
 from synod_client.errors import Refused
@@ -33,6 +36,7 @@ from synod_client.following import Recorded, follow
 from synod_client.tasks import Tasks
 
 _PAGE = 500
+STORY_EVENTS_MAX = 50_000
 _REBUILD_TIMEOUT_S = 600.0
 
 
@@ -303,10 +307,40 @@ class Synod:
     # The log of any service
 
     async def read(
-        self, service: str, *, after: int = 0, limit: int = 100, where: eventlog_pb.EventFilter | None = None
-    ) -> eventlog_pb.ReadResponse:
+        self, service: str, *, after: int = 0, limit: int = 100, where: eventlog_pb.EventFilter | None = None,
+        as_of: datetime | None = None,
+    ) -> eventlog_pb.ReadResponse:  # fmt: skip
+        """A page of a log, as it is or as it was at a moment."""
         request = eventlog_pb.ReadRequest(after_position=after, page_size=limit, filter=where)
+        if as_of is not None:
+            request.as_of.FromDatetime(as_of)
         return await self.connection.call(self._log(service).Read, request)
+
+    async def story(self, where: eventlog_pb.EventFilter, *, as_of: datetime | None = None) -> list[Logged]:
+        """The events of all services that match, as of a run across them, each after what caused it.
+
+        Raises Refused (STORY_TOO_LONG) beyond STORY_EVENTS_MAX events of one service.
+        """
+        names = self.services
+        logs = await asyncio.gather(*(self._read_whole(name, where, as_of) for name in names))
+        return in_causal_order(dict(zip(names, logs, strict=True)))
+
+    async def _read_whole(
+        self, service: str, where: eventlog_pb.EventFilter, as_of: datetime | None
+    ) -> list[eventlog_pb.Event]:
+        events: list[eventlog_pb.Event] = []
+        position = 0
+        while True:
+            page = await self.read(service, after=position, limit=_PAGE, where=where, as_of=as_of)
+            events += page.events
+            if len(events) > STORY_EVENTS_MAX:
+                raise Refused(
+                    f"{service} has more than {STORY_EVENTS_MAX} such events; ask for less time, or read one service",
+                    "STORY_TOO_LONG",
+                )
+            if page.next_after_position in (position, page.head_position):
+                return events
+            position = page.next_after_position
 
     def subscribe(
         self, service: str, *, after: int = 0, where: eventlog_pb.EventFilter | None = None
@@ -358,6 +392,21 @@ class Synod:
     async def rebuild_view(self, service: str, name: str) -> eventlog_pb.RebuildViewResponse:
         request = eventlog_pb.RebuildViewRequest(name=name)
         return await self.connection.call(self._log(service).RebuildView, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def rollback_view(self, service: str, name: str) -> eventlog_pb.RollbackViewResponse:
+        """Goes back to the copy of the view that its last rebuild replaced, brought up to date first."""
+        request = eventlog_pb.RollbackViewRequest(name=name)
+        return await self.connection.call(self._log(service).RollbackView, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def parked(self, service: str, view: str = "") -> list[eventlog_pb.ParkedEvent]:
+        """Events of the caller's tenant that a view, or any view, could not fold."""
+        request = eventlog_pb.ListParkedEventsRequest(view=view)
+        return list((await self.connection.call(self._log(service).ListParkedEvents, request)).parked)
+
+    async def redrive(self, service: str, view: str, position: int, *, skip: bool = False) -> None:
+        """Folds a parked event again, or drops it from the list."""
+        request = eventlog_pb.RedriveParkedEventRequest(view=view, position=position, skip=skip)
+        await self.connection.call(self._log(service).RedriveParkedEvent, request)
 
     async def verify_view(self, service: str, name: str) -> eventlog_pb.VerifyViewResponse:
         """Builds the view aside from its events and compares it with the live one at the same position."""

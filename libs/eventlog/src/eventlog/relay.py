@@ -184,7 +184,10 @@ class Relay:
             ahead.cancel()
 
     def _read(self, after: int) -> asyncio.Task[list[StoredEvent]]:
-        return asyncio.create_task(self._log.read(after, limit=self._config.page_events))
+        return asyncio.create_task(self._read_page(after))
+
+    async def _read_page(self, after: int) -> list[StoredEvent]:
+        return list((await self._log.next_page(after, limit=self._config.page_events)).events)
 
     async def _publish_page(self, events: list[StoredEvent], reply: str) -> None:
         window, config = self._window, self._config

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,24 +43,57 @@ Services = Annotated[
     typer.Argument(help="Default: all.", callback=known_services, autocompletion=_complete_service),
 ]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; repeatable.")]
-RunId = Annotated[str, typer.Option("--run", help="Only events of this run.")]
+RunId = Annotated[str, typer.Option("--run", "--correlation", help="Only events of this run.")]
 Stream = Annotated[str, typer.Option("--stream", help='Only this stream, "<aggregate>/<id>".')]
 After = Annotated[int, typer.Option("--after", help="Events with a greater position.")]
 
 
+def a_moment(text: str) -> datetime:
+    """A moment as ISO 8601; in UTC unless it says otherwise."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is no moment such as 2026-11-01T12:00 or 2026-11-01T12:00+02:00") from error
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+Since = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Recorded then or later.")]
+Until = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Recorded before then.")]
+AsOf = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="The log as it was then.")]
+OneService = Annotated[
+    str,
+    typer.Argument(
+        help="Default: all, for the events of a run.",
+        callback=lambda name: name and known_service(name),
+        autocompletion=_complete_service,
+    ),
+]
+
+
 @events_app.command("read")
 def events_read(
-    service: Service, after: After = 0, limit: Annotated[int, typer.Option(min=1, max=1000)] = 50, types: Types = None,
-    run_id: RunId = "", stream: Stream = "", as_json: AsJson = False, data: Data = None,
+    service: OneService = "", after: After = 0, limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    types: Types = None, run_id: RunId = "", stream: Stream = "", since: Since = None, until: Until = None,
+    as_of: AsOf = None, as_json: AsJson = False, data: Data = None,
 ) -> None:  # fmt: skip
-    """Print events by position.
+    """Print events by position; those of a run over all services, each after what caused it.
 
-    Example: synod events read cost-ledger --type CostSettled
+    Example: synod events read --run run_01k9 --since 2026-11-01T12:00
     """
+    if not service and not run_id:
+        raise typer.BadParameter("name a service, or a run with --run", param_hint="SERVICE")
     where = _filter(types, run_id, stream)
+    if since is not None:
+        where.since.FromDatetime(since)
+    if until is not None:
+        where.until.FromDatetime(until)
+
+    async def tell(synod: Synod) -> None:
+        for name, event in await synod.story(where, as_of=as_of):
+            print_event(event, as_json, name)
 
     async def command(synod: Synod) -> None:
-        page = await synod.read(service, after=after, limit=limit, where=where)
+        page = await synod.read(service, after=after, limit=limit, where=where, as_of=as_of)
         for event in page.events:
             print_event(event, as_json)
         if not as_json:
@@ -67,7 +101,7 @@ def events_read(
                 f"[dim]{len(page.events)} events; the log's head is at {page.head_position}[/dim]", highlight=False
             )
 
-    run(command, data)
+    run(command if service else tell, data)
 
 
 @events_app.command("tail")
@@ -164,6 +198,61 @@ def views_rebuild(
     run(command, data)
 
 
+@views_app.command("rollback")
+def views_rollback(
+    service: Service, view: Annotated[str, typer.Argument(help="Name of the view.")],
+    as_json: AsJson = False, data: Data = None,
+) -> None:  # fmt: skip
+    """Go back to the copy of a view that its last rebuild replaced, brought up to date first.
+
+    Example: synod views rollback cost-ledger spend
+    """
+
+    async def command(synod: Synod) -> None:
+        done = await synod.rollback_view(service, view)
+        if as_json:
+            return print_json(as_dict(done))
+        return console.print(f"{service}/{view}: rolled back, live at {done.view.position}")
+
+    run(command, data)
+
+
+@views_app.command("parked")
+def views_parked(service: Services = None, as_json: AsJson = False, data: Data = None) -> None:
+    """List the events that a view could not fold and has set aside.
+
+    Example: synod views parked cost-ledger
+    """
+
+    async def command(synod: Synod) -> None:
+        found = [(name, item) for name in service or synod.services for item in await synod.parked(name)]
+        if as_json:
+            return print_json([{"service": name, **as_dict(item)} for name, item in found])
+        rows = [(name, item.view, item.position, item.type, moment(item.parked_at), item.error) for name, item in found]
+        return print_table("", ("service", "view", "position>", "type", "parked", "error"), rows)
+
+    run(command, data)
+
+
+@views_app.command("redrive")
+def views_redrive(
+    service: Service, view: Annotated[str, typer.Argument(help="Name of the view.")],
+    position: Annotated[int, typer.Argument(help="Position of the parked event.")],
+    skip: Annotated[bool, typer.Option("--skip", help="Drop it from the list without folding it.")] = False,
+    data: Data = None,
+) -> None:  # fmt: skip
+    """Fold a parked event again once the view can, or skip it for good.
+
+    Example: synod views redrive cost-ledger spend 42
+    """
+
+    async def command(synod: Synod) -> None:
+        await synod.redrive(service, view, position, skip=skip)
+        console.print(f"{service}/{view}: event {position} {'skipped' if skip else 'folded'}")
+
+    run(command, data)
+
+
 @views_app.command("verify")
 def views_verify(
     service: Services = None,
@@ -196,10 +285,12 @@ def views_verify(
     run(command, data)
 
 
-def print_event(event: Event, as_json: bool) -> None:
+def print_event(event: Event, as_json: bool, service: str = "") -> None:
     if as_json:
-        return print_json({**as_dict(event), "data": json.loads(event.data)})
+        named = {"service": service} if service else {}
+        return print_json({**named, **as_dict(event), "data": json.loads(event.data)})
     head = f"[bold]{event.position:>6}[/bold] [dim]{moment(event.occurred_at)}[/dim] [cyan]{event.type}[/cyan]"
+    head = f"{service:<14}{head}" if service else head
     console.print(f"{head} [dim]{event.stream}#{event.version}[/dim]", highlight=False)
     console.print(f"       {event.data.decode()}", markup=False, highlight=False, overflow="ellipsis", no_wrap=True)
     return None

@@ -76,8 +76,9 @@ class Feed:
             self._tell(root_run_id)
         while True:
             await self.log.wait_for(position + 1, FOLLOW_S)
-            for stored in await self.log.read(position, limit=PAGE_EVENTS):
-                position = stored.position
+            page = await self.log.next_page(position, limit=PAGE_EVENTS)
+            position = page.position
+            for stored in page.events:
                 self._tell(stored.correlation)
 
     def _tell(self, root_run_id: str) -> None:
@@ -133,16 +134,16 @@ class Watcher:
                 yield seen
         where, position = Filter(correlation=root_run_id), head
         while not view.ended:
-            while page := await self.log.read(position, limit=PAGE_EVENTS, where=where):
-                for stored in page:
-                    position = stored.position
-                    seen = view.see(stored)
-                    if seen is not None and with_tokens:
-                        async for token in view.tokens_before(seen, inbox):
-                            yield token
-                    if seen is not None:
-                        yield seen
-            if not view.ended:
+            page = await self.log.next_page(position, limit=PAGE_EVENTS, where=where)
+            position = page.position
+            for stored in page.events:
+                seen = view.see(stored)
+                if seen is not None and with_tokens:
+                    async for token in view.tokens_before(seen, inbox):
+                        yield token
+                if seen is not None:
+                    yield seen
+            if not (page.events or page.more or view.ended):
                 async for token in view.tokens_until_news(inbox):
                     yield token
 
