@@ -21,7 +21,7 @@ from .rounds import Round
 from .servers import Servers
 from .targets import TARGETS
 
-KILLS_A_ROUND = 100
+KILLS_A_ROUND = 50
 OUT = Path("build/chaos.json")
 GRACE_S = 5.0
 

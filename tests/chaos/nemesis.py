@@ -50,6 +50,10 @@ class Nemesis:
     weight: int = 0
     whole_only: bool = False
     """Only for a log with relay, stream and view."""
+    needs_transaction: bool = False
+    """Only for a log whose appends are transactions that can be watched from outside."""
+    needs_rivals: bool = False
+    """Only in a round with several writers."""
     slow: bool = False
     """Takes ten seconds: not in every round."""
 
@@ -148,10 +152,11 @@ async def fill_disk(scene: Scene) -> None:
 
 
 async def jump_clock(scene: Scene) -> None:
-    """One writer's clock goes back an hour, another's forward."""
-    early, late = scene.random.sample(scene.crew.names("writer"), 2)
-    scene.crew.order_one(SetClock(-HOUR_S), early)
-    scene.crew.order_one(SetClock(HOUR_S), late)
+    """Every writer's clock goes back or forward an hour, the first one's back."""
+    writers = scene.crew.names("writer")
+    scene.crew.order_one(SetClock(-HOUR_S), writers[0])
+    for writer in writers[1:]:
+        scene.crew.order_one(SetClock(scene.random.choice((-HOUR_S, HOUR_S))), writer)
 
 
 async def poison(scene: Scene) -> None:
@@ -194,9 +199,9 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis("kill postmaster", kill_postmaster, weight=10),
     Nemesis("kill backend", kill_backend, weight=10),
     Nemesis("cut connection", cut_connection),
-    Nemesis("lose commit", lose_commit),
-    Nemesis("freeze writer", freeze_writer),
-    Nemesis("freeze lock holder", freeze_lock_holder, slow=True),
+    Nemesis("lose commit", lose_commit, needs_transaction=True),
+    Nemesis("freeze writer", freeze_writer, needs_transaction=True, needs_rivals=True),
+    Nemesis("freeze lock holder", freeze_lock_holder, needs_transaction=True, needs_rivals=True, slow=True),
     Nemesis("fill disk", fill_disk),
     Nemesis("jump clock", jump_clock),
     Nemesis("poison event", poison, whole_only=True),

@@ -10,7 +10,12 @@ SLOW_EVERY = 5
 """Faults that take ten seconds come in one of so many rounds."""
 
 
-def possible(kind: TargetKind, *, disk: bool, only: Collection[str] = ()) -> list[Nemesis]:
+def writers(number: int) -> int:
+    """How many write in round `number`: rivals, or one who may rely on what he remembers."""
+    return (3, 1)[number % 2]
+
+
+def possible(kind: TargetKind, *, disk: bool, rivals: bool = True, only: Collection[str] = ()) -> list[Nemesis]:
     """The faults that a log has parts for, on a machine with or without a disk to fill; `only` these, if any is named."""
     return [
         nemesis
@@ -18,7 +23,8 @@ def possible(kind: TargetKind, *, disk: bool, only: Collection[str] = ()) -> lis
         if (kind.whole or not nemesis.whole_only)
         and (disk or nemesis.name != "fill disk")
         and (kind.forbid or nemesis.name != "forbidden event")
-        and (kind.commits or nemesis.name != "lose commit")
+        and (rivals or not nemesis.needs_rivals)
+        and (kind.commits or not nemesis.needs_transaction)
         and (not only or nemesis.name in only)
     ]
 

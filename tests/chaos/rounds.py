@@ -19,14 +19,13 @@ from .history import Acked, Entry, Evidence, Unknown, ViewFound
 from .journal import Stop
 from .nemesis import Nemesis, Scene
 from .outcome import Outcome, Step
-from .plan import plan, possible
+from .plan import plan, possible, writers
 from .servers import Servers
 from .target import TargetKind
 from .target_eventlog import PAGE_EVENTS, WrongClock, found
 from .worker import Job, projecting
 
 Found = TypeVar("Found")
-WRITERS = 3
 QUIET_DEADLINE_S = 15.0
 READ_DEADLINE_S = 30.0
 
@@ -73,7 +72,7 @@ class Round:
                 await connection.execute(self.kind.forbid.encode())
 
     def _start(self, scene: Scene) -> None:
-        names = {"writer": WRITERS, "tail": 2}
+        names = {"writer": writers(self.number), "tail": 2}
         if self.kind.whole:
             names |= {"relay": 2, "follower": 1, "projector": 1}
         for role, count in names.items():
@@ -84,7 +83,8 @@ class Round:
                 scene.crew.start(Job(name, role, self.kind.name, dsn, self.servers.nats_url, scene.service, seed))
 
     async def _inflict(self, scene: Scene, outcome: Outcome) -> None:
-        nemeses = possible(self.kind, disk=self.servers.disk is not None, only=self.only)
+        has_disk, rivals = self.servers.disk is not None, writers(self.number) > 1
+        nemeses = possible(self.kind, disk=has_disk, rivals=rivals, only=self.only)
         await self._step(scene, outcome, Nemesis("start", _nothing))
         for nemesis in plan(scene.random, nemeses, self.kills, self.number):
             if monotonic() > self.deadline_s or not await self._step(scene, outcome, nemesis):

@@ -52,6 +52,7 @@ class TargetKind:
     """With relays, stream, view and chain: everything that only our log has."""
     versioned: bool = True
     commits: bool = True
-    """Whether an append ends by a COMMIT of its own, which the proxy can tell on the wire from a read."""
+    """Whether an append is a transaction of several round trips, in which a writer can be caught, and whose COMMIT the
+    proxy can tell on the wire from a read."""
     forbid: str = ""
     """SQL that makes the database refuse events of the type Forbidden."""

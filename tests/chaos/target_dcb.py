@@ -46,7 +46,7 @@ class DcbTarget:
     def _append(self, request: Request, again: bool) -> Answer:
         try:
             if again and (position := self._stored_at(request)):
-                return Acked(position, self._versions(request))
+                return Acked(position, _versions(request))
             return self._decide(request, again)
         except IntegrityError as error:
             return Unknown("raced with itself") if again else Refused(type(error).__name__)
@@ -61,19 +61,23 @@ class DcbTarget:
             found = self._recorder.read(streams)
             versions = Counter(_entry(event).stream for event in found)
             if any(write.expected not in (None, versions[write.stream]) for write in request.writes):
+                # What was read may be the earlier attempt itself, which was still under way a moment ago.
+                if again and (position := self._stored_at(request)):
+                    return Acked(position, _versions(request))
                 return Refused("conflict", {write.stream: versions[write.stream] for write in request.writes})
             condition = DCBAppendCondition(streams, found.head)
         elif again:
             condition = DCBAppendCondition(DCBQuery([DCBQueryItem(tags=[_id_tag(request.key)])]))
         position = self._recorder.append(_events(request), condition)
-        return Acked(position, tuple((write.expected or 0) + len(write.ids) for write in request.writes))
+        return Acked(position, _versions(request))
 
     def _stored_at(self, request: Request) -> int:
         query = DCBQuery([DCBQueryItem(tags=[_id_tag(event_id)]) for event_id in request.ids()])
         return max((event.position for event in self._recorder.read(query)), default=0)
 
-    def _versions(self, request: Request) -> tuple[int, ...]:
-        return tuple((write.expected or 0) + len(write.ids) for write in request.writes)
+
+def _versions(request: Request) -> tuple[int, ...]:
+    return tuple((write.expected or 0) + len(write.ids) for write in request.writes)
 
 
 def _events(request: Request) -> list[DCBEvent]:

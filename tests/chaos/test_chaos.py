@@ -11,10 +11,11 @@ import pytest
 from .nemesis import NEMESES
 from .report import KINDS
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 KINDS_OF_KILL = sum(nemesis.weight > 0 for nemesis in NEMESES)
-TIMEOUT_S = 110
+TIMEOUT_S = 280
+"""It takes half a minute; a machine that is shared by many may need far more."""
 
 
 def test_the_log_keeps_its_word_through_every_fault(tmp_path: Path) -> None:

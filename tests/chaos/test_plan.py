@@ -24,6 +24,11 @@ def test_a_round_has_exactly_the_kills_that_are_asked_for() -> None:
         assert sum(step.weight > 0 for step in plan(Random(1), ALL, 50, number)) == 50
 
 
+def test_a_lone_writer_is_spared_what_needs_a_rival_only() -> None:
+    names = {nemesis.name for nemesis in possible(EVENTLOG, disk=True, rivals=False)}
+    assert {nemesis.name for nemesis in ALL} - names == {"freeze writer", "freeze lock holder"}
+
+
 def test_without_a_disk_to_fill_all_other_faults_remain() -> None:
     names = {nemesis.name for nemesis in possible(EVENTLOG, disk=False)}
     assert {nemesis.name for nemesis in ALL} - names == {"fill disk"}
