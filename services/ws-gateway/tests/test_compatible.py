@@ -12,7 +12,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from edge_world import WAIT_S, System
 from openai import AsyncOpenAI
-from servicekit.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from servicekit.errors import AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
@@ -337,8 +337,12 @@ async def test_a_rate_limit_says_when_to_come_back(system: System) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(fakes.over_budget(), 402), (FailedPrecondition("no", reason="PROVIDER_REFUSED"), 400)],
-    ids=["budget", "refused"],
+    [
+        (fakes.over_budget(), 402),
+        (FailedPrecondition("no", reason="PROVIDER_REFUSED"), 400),
+        (AlreadyExists("model call", "req", reason="REQUEST_ID_REUSED"), 409),
+    ],
+    ids=["budget", "refused", "reused"],
 )
 async def test_what_cannot_succeed_later_is_not_repeated(system: System, error: Exception, status: int) -> None:
     system.fake.refusals["Generate"] = error  # type: ignore[assignment]
@@ -349,6 +353,7 @@ async def test_what_cannot_succeed_later_is_not_repeated(system: System, error: 
             await other.messages.create(model=MODEL, max_tokens=9, messages=USER)
 
     assert (first.value.status_code, second.value.status_code) == (status, status)
+    assert first.value.response.headers["x-should-retry"] == "false"
     assert len(system.fake.requests("Generate")) == 2
 
 

@@ -155,6 +155,8 @@ class Execution:
         self._attempt: Attempt | None = None
         self._ours = False
         self._ticket: Ticket | None = None
+        # Walks through the whole input, which is the same for every attempt.
+        self._input_tokens_max = counting.request_bound(asked.request)
         self._recorder = Recorder(id, context, tools)
 
     async def run(self) -> Answer:
@@ -308,13 +310,13 @@ class Execution:
         request = self._request(target)
         self._leave_limits(None)
         self._ticket = await self._tools.admission.enter(
-            self._context.tenant, target.id, _need(request), self._asked.priority, self._flight.wanted_until
+            self._context.tenant, target.id, self._need(request), self._asked.priority, self._flight.wanted_until
         )
         reservation = Reservation(
             id=self._reservation_id(number),
             attribution=self._attribution(target),
             model=target.id,
-            input_tokens_max=counting.request_bound(request),
+            input_tokens_max=self._input_tokens_max,
             output_tokens_max=request.max_output_tokens or 0,
             ttl_s=self._tools.terms.call_max_s + RESERVATION_GRACE_S,
         )
@@ -325,7 +327,7 @@ class Execution:
     async def _begin(self, number: int, target: Target) -> Attempt:
         """Records the intent; only then may the provider be asked."""
         request = self._request(target)
-        bounds = counting.request_bound(request), request.max_output_tokens or 0
+        bounds = self._input_tokens_max, request.max_output_tokens or 0
         attempt = Attempt(number, target, self._reservation_id(number), *bounds, _now())
         accepted = ModelCallAccepted(
             request_id=self._asked.request_id,
@@ -486,6 +488,9 @@ class Execution:
         limit = self._asked.request.max_output_tokens or self._tools.terms.output_tokens_default
         return replace(self._asked.request, model=target.model, max_output_tokens=limit)
 
+    def _need(self, request: ModelRequest) -> Need:
+        return Need(self._input_tokens_max, request.max_output_tokens or 0)
+
     def _attribution(self, target: Target) -> Attribution:
         return self._asked.attribution.model_copy(update={"model": target.id})
 
@@ -560,10 +565,6 @@ async def _unbroken(recording: Coroutine[None, None, T]) -> T:
         with suppress(asyncio.CancelledError):
             await asyncio.shield(task)
     return task.result()
-
-
-def _need(request: ModelRequest) -> Need:
-    return Need(counting.request_bound(request), request.max_output_tokens or 0)
 
 
 def _used(usage: domain.Usage | None) -> Need | None:
