@@ -27,7 +27,8 @@ from .worker import Job, projecting
 
 Found = TypeVar("Found")
 QUIET_DEADLINE_S = 15.0
-READ_DEADLINE_S = 30.0
+READ_DEADLINE_S = 120.0
+"""A batch with poison in it is folded event by event: on a busy machine that takes its time."""
 
 
 @dataclass(slots=True)
