@@ -1,5 +1,7 @@
 """The processes that are killed. Each is forked by the crew, speaks through one pipe, and dies with its parent."""
 
+from __future__ import annotations
+
 import asyncio
 import ctypes
 import logging
@@ -62,9 +64,14 @@ def main(job: Job, pipe: Pipe) -> None:
     logging.disable()  # what a log writes about lost connections is not what clients are told
     link = Link(pipe)
     try:
-        asyncio.run(ROLES[job.role](job, link))
+        asyncio.run(_work(job, link))
     except Exception as error:  # noqa: BLE001  # the edge of the process: the crew records why it ended
         link.say(Failed(f"{type(error).__name__}: {error}"))
+
+
+async def _work(job: Job, link: Link) -> None:
+    link.on_order(lambda _: None)
+    await ROLES[job.role](job, link)
 
 
 class Link:
@@ -77,7 +84,14 @@ class Link:
         self._pipe.send(message)
 
     def on_order(self, handle: Callable[[Order], None]) -> None:
-        asyncio.get_running_loop().add_reader(self._pipe.fileno(), lambda: handle(self._pipe.recv()))
+        asyncio.get_running_loop().add_reader(self._pipe.fileno(), self._hear, handle)
+
+    def _hear(self, handle: Callable[[Order], None]) -> None:
+        try:
+            order = self._pipe.recv()
+        except (EOFError, OSError):
+            os._exit(1)  # whoever gives orders is gone: the parent that our death is bound to is only the fork server
+        handle(order)
 
 
 async def opened(opening: Callable[[], Awaitable[Opened]]) -> Opened:
