@@ -10,7 +10,6 @@ SERVICES := agent-registry agent-runtime llm-gateway tool-executor cost-ledger c
 SIZE   ?= small
 ONLY   ?=
 PORT_BASE ?= 7100
-BREAKING_AGAINST ?= HEAD
 
 .PHONY: help
 help: ## List the recipes
@@ -66,6 +65,8 @@ lock: setup ## Resolve requirements.lock anew, for development and for each serv
 clean: ## Remove what the recipes made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# The contracts that clients were last promised, as a descriptor in JSON.
+RELEASED := proto/released.json
 PROTOS := $(sort $(wildcard proto/synod/*/v1/*.proto))
 
 .PHONY: proto
@@ -81,11 +82,15 @@ asyncapi: setup ## Write the JSON Schemas, golden files and the AsyncAPI documen
 
 # buf comes from the npm registry; without npm the recipe says so.
 .PHONY: proto-lint
-proto-lint: ## Lint proto/ and refuse breaking changes against the last commit, with buf
+proto-lint: ## Lint proto/ and refuse what breaks clients of the released contracts, with buf
 	@command -v npm >/dev/null || { echo "proto-lint: npm is needed to get buf (package @bufbuild/buf); install Node.js"; exit 1; }
 	@test -x build/buf/node_modules/.bin/buf || npm install --silent --no-audit --no-fund --prefix build/buf @bufbuild/buf@1
 	build/buf/node_modules/.bin/buf lint proto
-	build/buf/node_modules/.bin/buf breaking proto --against '.git#subdir=proto,ref=$(BREAKING_AGAINST)'
+	build/buf/node_modules/.bin/buf breaking proto --against $(RELEASED)
+
+.PHONY: proto-release
+proto-release: proto-lint ## Make the contracts as they are what clients may rely on, for proto-lint to hold them to
+	build/buf/node_modules/.bin/buf build proto --exclude-source-info -o $(RELEASED)
 
 .PHONY: demo
 demo: setup ## Run the example team on real input and prove what it did

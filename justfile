@@ -72,9 +72,13 @@ prices *args:
 proto *args:
     @make proto {{args}}
 
-# Lint proto/ and refuse breaking changes against the last commit, with buf
+# Lint proto/ and refuse what breaks clients of the released contracts, with buf
 proto-lint *args:
     @make proto-lint {{args}}
+
+# Make the contracts as they are what clients may rely on, for proto-lint to hold them to
+proto-release *args:
+    @make proto-release {{args}}
 
 # Install everything into .venv (done by the other recipes when needed)
 setup *args:
