@@ -37,7 +37,10 @@ def test_commands_run_in_their_order(command: Command) -> None:
         assert done.stdout.strip(), line
 
 
-@pytest.mark.parametrize(("number", "said"), [(0, "The result is 42.5."), (1, "1 synod.agent-runtime.")])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "The result is 42.5."), (1, "1 synod.agent-runtime."), (2, "Hello from the simulator.")],
+)
 def test_python_examples_run(running: RunningSystem, command: Command, number: int, said: str) -> None:
     command("define", "deploy/examples/helper.yaml")
     command("tools", "grant", "calculator", "calc")
