@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel
-from servicekit.dependencies import nats_address, postgres_address, watch_postgres
+from servicekit.dependencies import nats_address, open_pool, postgres_address, watch_postgres
 from servicekit.health import Health
 from servicekit.host import Host
-from servicekit.settings import ServiceSettings
+from servicekit.settings import Limits, ServiceSettings
 from servicekit.telemetry import Metrics
 from servicekit.testing import serve_in_process, settings_for
 
@@ -62,6 +63,33 @@ async def test_a_database_that_does_not_answer_degrades_health_until_it_does(pos
         opened = health.problems
     assert "PostgreSQL at 127.0.0.1:7132/ledger does not answer" in closed["postgres"]
     assert opened == {}
+
+
+async def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(postgres_dsn: str) -> None:
+    async with open_pool(settings_for(Settings, postgres_dsn, "nats://127.0.0.1:1")) as pool:
+        async with pool.connection() as connection:
+            closed = connection.info.backend_pid
+        async with await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as administrator:
+            await administrator.execute("select pg_terminate_backend(%s, 30000)", [closed])
+        async with pool.connection() as connection:
+            (answer,) = await (await connection.execute("select 1")).fetchone() or (0,)
+            assert connection.info.backend_pid != closed
+    assert answer == 1
+
+
+async def test_a_living_connection_is_used_without_asking_it_first(postgres_dsn: str) -> None:
+    last = "select query from pg_stat_activity where pid = %s"
+    one = Limits(postgres_connections_max=1)
+    async with open_pool(settings_for(Settings, postgres_dsn, "nats://127.0.0.1:1", limits=one)) as pool:
+        async with pool.connection() as connection:
+            used = connection.info.backend_pid
+            await connection.execute("select 'mine'")
+        async with (
+            pool.connection() as connection,
+            await psycopg.AsyncConnection.connect(postgres_dsn) as onlooker,
+        ):
+            assert connection.info.backend_pid == used
+            assert await (await onlooker.execute(last, [used])).fetchone() == ("COMMIT",)
 
 
 def test_an_address_for_people_has_no_password() -> None:

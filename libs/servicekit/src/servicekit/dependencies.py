@@ -1,6 +1,7 @@
 """What a service stands on, PostgreSQL and NATS: reached, watched, and named with a remedy when they are missing."""
 
 import asyncio
+import select
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -9,6 +10,7 @@ import psycopg
 from faststream.nats import NatsBroker
 from faststream.nats.security import NatsUserPassword
 from nats.errors import Error as NatsError
+from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
@@ -85,9 +87,21 @@ def open_pool(settings: ServiceSettings) -> AsyncConnectionPool:
         min_size=1,
         max_size=settings.limits.postgres_connections_max,
         timeout=settings.limits.rpc_default_s,
-        check=AsyncConnectionPool.check_connection,
+        check=_check_if_spoken_to,
         open=False,
     )
+
+
+async def _check_if_spoken_to(connection: AsyncConnection) -> None:
+    """Ask the server whether a connection lives only if there is something to read on it.
+
+    An idle server is silent, and one that is gone has closed the connection, which reads as an end. Asking each time
+    would double the round trips of every query.
+    """
+    heard = select.poll()
+    heard.register(connection.fileno(), select.POLLIN)
+    if heard.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 def nats_broker(settings: ServiceSettings, health: Health, log: Logger) -> NatsBroker:
