@@ -1,6 +1,7 @@
 """Views: folded exactly once, rebuilt beside the live one, parked where they cannot be folded."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,8 +10,16 @@ import nats
 import psycopg
 import pytest
 from eventlog.ending import end
-from eventlog.errors import FoldFailed, NoOldView, NotParked, RebuildRunning, SourceTruncated, ViewSuperseded
-from eventlog.folding import ProjectorLimits
+from eventlog.errors import (
+    FoldFailed,
+    LogUnavailable,
+    NoOldView,
+    NotParked,
+    RebuildRunning,
+    SourceTruncated,
+    ViewSuperseded,
+)
+from eventlog.folding import ProjectorLimits, is_away
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import StoredEvent
@@ -100,6 +109,17 @@ async def test_a_view_follows_its_log(projector: Projector, log: PostgresEventLo
     assert (await projector.position(), await projector.lag()) == (125, 0)
 
 
+async def test_a_view_that_stands_still_lags_by_what_comes_meanwhile(
+    projector: Projector, log: PostgresEventLog
+) -> None:
+    await append(log, 20)
+    assert (await projector.position(), await projector.lag()) == (0, 20)
+    await projector.catch_up(15)
+    await append(log, 2)
+    status = await projector.status()
+    assert (status.position, status.lag, await projector.lag()) == (15, 7, 7)
+
+
 async def test_events_are_folded_in_batches(pool, log: PostgresEventLog) -> None:
     view = Totals()
     await append(log, 120)
@@ -149,6 +169,49 @@ async def test_a_poison_event_is_parked_and_the_view_goes_on(pool, log: Postgres
     assert parked.error == "ValueError: cannot digest it"
     status = await projector.status()
     assert (status.source, status.position, status.lag, status.parked) == ("orders", 21, 0, 1)
+
+
+class Names:
+    """Keeps the data of events under an index that takes at most some 2,700 bytes of it."""
+
+    name, version, types = "names", 1, None
+    tables = "create table names (name text primary key)"
+
+    async def apply(self, connection: AsyncConnection[Any], events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            await connection.execute("insert into names values (%s)", [event.data.decode()])
+
+
+async def test_an_event_that_a_living_database_refuses_is_parked(pool, log: PostgresEventLog) -> None:
+    """A value too long for its index is an OperationalError to psycopg, as a lost connection is."""
+    await append(log, 1, data=os.urandom(6_000).hex().encode())
+    await append(log, 1, data=b"short")
+    projector = Projector(pool, Names(), LogSource(log), QUICK)
+    async with running(projector):
+        assert await projector.wait_for(2, timeout_s=30) == 2
+    (parked,) = await projector.parked()
+    assert (parked.event.position, parked.error.partition(":")[0]) == (1, "ProgramLimitExceeded")
+    with pytest.raises(FoldFailed):
+        await projector.redrive(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (psycopg.OperationalError("the connection is lost"), True),
+        (psycopg.errors.AdminShutdown(), True),
+        (psycopg.errors.TooManyConnections(), True),
+        (psycopg.errors.DeadlockDetected(), True),
+        (LogUnavailable("restarting"), True),
+        (psycopg.errors.QueryCanceled(), False),
+        (psycopg.errors.ProgramLimitExceeded(), False),
+        (psycopg.errors.UniqueViolation(), False),
+        (ValueError("cannot digest it"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_only_what_says_that_the_infrastructure_is_away_makes_a_view_wait(error: Exception, away: bool) -> None:
+    assert is_away(error) == away
 
 
 async def test_a_parked_event_is_folded_again_once_the_view_can(pool, log: PostgresEventLog) -> None:

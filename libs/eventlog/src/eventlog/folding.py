@@ -26,9 +26,30 @@ AWAY: Final = (
     TimeoutError,
     OSError,
 )
-"""Errors of the infrastructure, not of the event: try again, park nothing."""
+"""Errors that the infrastructure raises. Of psycopg's, not all speak of it: `is_away` tells."""
+
+_AWAY_SQLSTATES: Final = (
+    "08",  # the connection
+    "40",  # a deadlock or a serialization failure: the same again may succeed
+    "53100",  # the disk is full
+    "53300",  # too many connections
+    "55P03",  # somebody else holds a lock
+    "57P",  # the server stops, crashed or starts
+    "58",  # the system below the server
+)
 
 _log = logging.getLogger(__name__)
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the infrastructure is at fault, not the event: try again, park nothing.
+
+    psycopg calls many answers of a living server an OperationalError too: that a value is too long for its index, or that
+    a statement took too long, is about this event and would be so for ever.
+    """
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return error.sqlstate.startswith(_AWAY_SQLSTATES)
+    return isinstance(error, AWAY)
 
 
 class View(Protocol):
@@ -112,7 +133,8 @@ class Folder:
     async def step(self, upto: int | None = None) -> int:
         """Fold the next page, cut at `upto`; how many positions of the source that was, 0 if there is none.
 
-        Raises what AWAY lists while source or database are away, ViewSuperseded if the copy is no longer this view's.
+        Raises what AWAY lists while source or database are away, ViewSuperseded if the copy is no longer this view's. What
+        an event is at fault for is parked.
         """
         await self._learn()
         page = await self.reader.read(self.position, self._limits.batch_events)
@@ -123,9 +145,9 @@ class Folder:
             return 0
         try:
             await self._fold(page)
-        except (*AWAY, ViewSuperseded):
-            raise
-        except Exception as error:  # noqa: BLE001  # a view may fail in any way: the event at fault is found and parked
+        except Exception as error:  # a view may fail in any way: the event at fault is found and parked
+            if is_away(error) or isinstance(error, ViewSuperseded):
+                raise
             _log.warning("view %s: a batch failed, folding one by one: %r", self._view.name, error)
             await self._fold_one_by_one(page)
         return page.position - before
@@ -141,9 +163,9 @@ class Folder:
         for attempt in range(1, self._limits.attempts_max + 1):
             try:
                 return await self._fold(Page([event], event.position))
-            except (*AWAY, ViewSuperseded):
-                raise
-            except Exception as error:  # noqa: BLE001  # recorded with the event, after some attempts
+            except Exception as error:  # recorded with the event, after some attempts
+                if is_away(error) or isinstance(error, ViewSuperseded):
+                    raise
                 if attempt == self._limits.attempts_max:
                     return await self._fold(Page([event], event.position), parked_for=error)
             await asyncio.sleep(self._limits.retry_pause_s * attempt)

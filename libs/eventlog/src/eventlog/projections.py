@@ -19,7 +19,7 @@ from typing import Final
 from psycopg_pool import AsyncConnectionPool
 
 from eventlog.errors import FoldFailed, NoOldView, NotParked, RebuildRunning, ViewSuperseded
-from eventlog.folding import AWAY, Folder, ProjectorLimits, View
+from eventlog.folding import AWAY, Folder, ProjectorLimits, View, is_away
 from eventlog.records import StoredEvent
 from eventlog.signal import HeadSignal
 from eventlog.sources import Source
@@ -217,9 +217,9 @@ class Projector:
         await self._live.enter(connection)
         try:
             await self.view.apply(connection, [event])
-        except AWAY:
-            raise
         except Exception as error:
+            if is_away(error):
+                raise
             raise FoldFailed(self.view.name, event.position, error) from error
 
     async def _take_over(self) -> None:
