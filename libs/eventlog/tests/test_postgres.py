@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from eventlog.fences import take_fence
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Append, Appended, Context, StreamId
+from eventlog.records import Append, Appended, Context, Filter, StreamId
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
 from synod.common.ids import uuid7
 
@@ -254,6 +255,61 @@ async def test_a_page_from_the_database_ends_when_it_is_large_enough(postgres_ds
         assert (positions(first.events), first.position, first.more) == ([1, 2, 3, 4], 4, True)
         rest = await log.next_page(4)
         assert (positions(rest.events), rest.position, rest.more) == ([5, 6, 7], 7, False)
+
+
+class Adjustable:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.at = NOON
+
+    def now(self) -> datetime:
+        return self.at
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["the same writer", "another writer"])
+async def test_a_clock_that_is_set_back_hides_nothing_from_a_reader_by_time(postgres_dsn: str, restarted: bool) -> None:
+    clock, since = Adjustable(), Filter(since=NOON - timedelta(minutes=30))
+    async with await PostgresEventLog.open(postgres_dsn, clock=clock) as log:
+        for _ in range(3):
+            await log.append(an_append(a_stream()))
+        clock.at -= timedelta(hours=1)
+        if not restarted:
+            await log.append(an_append(a_stream()))
+            await log.append(an_append(a_stream()))
+    async with await PostgresEventLog.open(postgres_dsn, clock=clock) as log:
+        if restarted:
+            await log.append(an_append(a_stream()))
+            await log.append(an_append(a_stream()))
+        assert {event.recorded_at for event in await log.read()} == {NOON}
+        assert positions(await log.read(where=since)) == [1, 2, 3, 4, 5]
+        assert await log.read(where=Filter(until=NOON - timedelta(minutes=30))) == []
+        clock.at = NOON + timedelta(seconds=1)
+        await log.append(an_append(a_stream()))
+        assert await log.position_at(NOON) == 5
+
+
+async def test_a_follower_by_time_sees_the_same_from_memory_and_from_the_database(postgres_dsn: str) -> None:
+    clock, where = Adjustable(), Filter(until=NOON + timedelta(minutes=30))
+    async with await PostgresEventLog.open(postgres_dsn, clock=clock) as log:
+        for minutes in (0, 60, -60, 90):
+            clock.at = NOON + timedelta(minutes=minutes)
+            await log.append(an_append(a_stream()))
+        own = positions((await log.next_page(0, where=where)).events)
+        async with await PostgresEventLog.open(postgres_dsn) as other:
+            assert await other.wait_for(4, timeout_s=30) == 4
+            assert positions((await other.next_page(0, where=where)).events) == own == [1]
+
+
+async def test_a_log_of_a_former_release_learns_when_its_newest_event_was_recorded(postgres_dsn: str) -> None:
+    clock = Adjustable()
+    async with await PostgresEventLog.open(postgres_dsn, clock=clock) as log:
+        await log.append(an_append(a_stream()))
+    await run_sql(postgres_dsn, "alter table eventlog.head drop column recorded_at")
+    clock.at -= timedelta(hours=1)
+    async with await PostgresEventLog.open(postgres_dsn, clock=clock) as log:
+        await log.append(an_append(a_stream()))
+        assert [event.recorded_at for event in await log.read()] == [NOON, NOON]
 
 
 async def test_a_waiter_wakes_for_what_another_process_appends(postgres_dsn: str, log: PostgresEventLog) -> None:

@@ -9,14 +9,17 @@ request leaves no trace.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from eventlog.chain import link_facts
 from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
+
+BEGINNING: Final = datetime.fromtimestamp(0, UTC)
+"""Before anything was recorded."""
 
 Request = Sequence[Append]
 """The appends of one caller: all of them are stored, or none."""
@@ -42,24 +45,29 @@ class Known(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Position and hash of the last event, and the last position that is archived."""
+    """Position and hash of the last event, the last position that is archived, and when the newest event was recorded."""
 
     position: int
     hash: bytes
     archived_to: int = 0
+    recorded_at: datetime = BEGINNING
 
 
 class Admission:
-    """Decides the requests of one group. Raises what the caller of a refused request shall see."""
+    """Decides the requests of one group. Raises what the caller of a refused request shall see.
+
+    `now` counts unless the head was recorded later: clocks are set back, and differ, but the order of recording is that
+    of the positions, so that what lies in a time can be found by position.
+    """
 
     def __init__(
-        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Known | StoredEvent], recorded_at: datetime
+        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Known | StoredEvent], now: datetime
     ) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
         self.versions = versions
         self._known = known
-        self._recorded_at = recorded_at
+        self._recorded_at = max(now, head.recorded_at)
 
     def admit(self, request: Request) -> Appended:
         """Number and hash the request's events.
@@ -148,7 +156,7 @@ class Admission:
         stored = StoredEvent(*facts, previous, link_facts(previous, facts))
         self.accepted.append(stored)
         self._known[event.id] = stored
-        self.head = Head(position, stored.hash, self.head.archived_to)
+        self.head = self.head._replace(position=position, hash=stored.hash, recorded_at=self._recorded_at)
 
 
 class Size(NamedTuple):

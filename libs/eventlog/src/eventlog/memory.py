@@ -93,7 +93,10 @@ class MemoryEventLog:
             raise LogClosed
 
     def _head(self) -> Head:
-        return Head(len(self._events), self._hash_before(len(self._events) + 1))
+        if not self._events:
+            return Head(0, GENESIS)
+        newest = self._events[-1]
+        return Head(newest.position, newest.hash, recorded_at=newest.recorded_at)
 
     def _hash_before(self, position: int) -> bytes:
         return self._events[position - 2].hash if position > 1 else GENESIS

@@ -29,7 +29,7 @@ from eventlog.sql import Statements, statements, stored_event, stored_events
 from eventlog.writer import GroupWriter
 
 _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
-"""By so much may writers disagree on the time before a reader by time misses events."""
+"""By so much may events recorded by former releases lie out of order; since then a writer never goes back in time."""
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ create table if not exists {schema}.head (
     one boolean primary key default true check (one),
     position bigint not null,
     hash bytea not null,
-    archived_to bigint not null default 0
+    archived_to bigint not null default 0,
+    recorded_at timestamptz not null default 'epoch'
 ) with (fillfactor = 10);
 create table if not exists {schema}.events (
     position bigint primary key,
@@ -77,6 +78,13 @@ do $$ begin
         select from pg_attribute where attrelid = {head_name}::regclass and attname = 'archived_to'
     ) then
         alter table {schema}.head add column archived_to bigint not null default 0;
+    end if;
+    if not exists (
+        select from pg_attribute where attrelid = {head_name}::regclass and attname = 'recorded_at'
+    ) then
+        alter table {schema}.head add column recorded_at timestamptz not null default 'epoch';
+        update {schema}.head set recorded_at = newest.recorded_at
+            from (select recorded_at from {schema}.events order by position desc limit 1) newest;
     end if;
     -- Finds a run, or a rare type, among millions. It costs an append next to nothing: it is kept per 64 pages, afterwards.
     if to_regclass({found_by_name}) is null then
@@ -170,7 +178,7 @@ def statements(schema: str) -> Statements:
     return Statements(
         lock_schema=b"select pg_advisory_xact_lock(hashtextextended(%s, 0))",
         create=render(_TABLES.replace("{genesis}", "00" * 32)),
-        lock_head=render("select position, hash, archived_to from {schema}.head for update"),
+        lock_head=render("select position, hash, archived_to, recorded_at from {schema}.head for update"),
         versions=render(
             "select s.stream, coalesce(e.version, (select version from {schema}.archived_streams"
             " where stream = s.stream order by segment desc limit 1), 0)"
@@ -212,7 +220,9 @@ def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[object
     last = events[-1]
     begun = streams(event.stream for event in events if event.version == 1)
     ids = packed[_STORED_ID]
-    return [last.position, last.hash, *before, ids, begun, before.position, last.recorded_at, *packed]
+    expected = [before.position, before.hash, before.archived_to]
+    moved = [last.position, last.hash, last.recorded_at]
+    return [*moved, *expected, ids, begun, before.position, last.recorded_at, *packed]
 
 
 def stored_event(row: Sequence[Any]) -> StoredEvent:
@@ -263,7 +273,7 @@ def _store_text() -> str:
     columns = ", ".join(name for _, (name, _, _) in _STORED)
     arrays = ", ".join(f"%b::{kind}[]" for _, (_, kind, _) in _STORED)
     return (
-        "with moved as (update {schema}.head set position = %b, hash = %b"
+        "with moved as (update {schema}.head set position = %b, hash = %b, recorded_at = %b"
         " where position = %b and hash = %b and archived_to = %b"
         " and not exists (select from {schema}.archived_events where id = any(%b::uuid[]))"
         " and not exists (select from {schema}.archived_streams where stream = any(%b::text[]))"
