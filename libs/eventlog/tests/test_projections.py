@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import nats
@@ -369,6 +370,25 @@ async def test_a_second_rebuild_of_a_view_is_refused(projector: Projector, log: 
     await projector.catch_up()
     results = await asyncio.gather(projector.rebuild(), projector.rebuild(), return_exceptions=True)
     assert [type(result) for result in results] == [int, RebuildRunning]
+
+
+async def test_a_rebuild_is_refused_while_another_process_is_at_it(pool, log: PostgresEventLog) -> None:
+    await append(log, 300)
+    one, other = (Projector(pool, Totals(), LogSource(log), QUICK) for _ in range(2))
+    await one.prepare()
+    results = await asyncio.gather(one.rebuild(), other.rebuild(), return_exceptions=True)
+    assert sorted(map(type, results), key=str) == [RebuildRunning, int]
+    assert await other.rebuild() == 300
+
+
+async def test_replicas_of_a_new_release_that_start_at_once_prepare_its_view_once(pool, log: PostgresEventLog) -> None:
+    await append(log, 300)
+    await Projector(pool, Totals(version=1), LogSource(log), QUICK).catch_up()
+    limits = replace(QUICK, copy_events=50, poll_interval_s=0.01)
+    views = [Totals(version=2) for _ in range(3)]
+    await asyncio.gather(*[Projector(pool, view, LogSource(log), limits).prepare() for view in views])
+    assert sorted(sum(view.batches) for view in views) == [0, 0, 300]
+    assert await totals(pool) == await totals(pool, "view_totals__old") == {"Happened": 300}
 
 
 async def test_a_view_survives_the_loss_of_its_connections(

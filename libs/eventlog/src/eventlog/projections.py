@@ -78,15 +78,15 @@ class Projector:
         self._aside = asyncio.Lock()
 
     async def prepare(self) -> None:
-        """Create the view's tables, or rebuild them if they are of another version."""
-        async with self._transaction() as connection:
-            await self._live.lock(connection)
-            standing = await self._live.standing(connection)
-            if standing is None:
-                await self._live.create(connection, self.view.tables, self.view.version)
-        if standing is not None and standing.version != self.view.version:
-            _log.info("view %s: going from version %d to %d", self.view.name, standing.version, self.view.version)
-            await self._take_over()
+        """Create the view's tables, or rebuild them if they are of another version. Of several processes one does it, the
+        others wait.
+        """
+        while not await self._is_prepared():
+            try:
+                return await self._take_over()
+            except RebuildRunning:
+                await asyncio.sleep(self._limits.poll_interval_s)
+        return None
 
     async def run(self) -> None:
         """Fold for ever. ViewSuperseded when another release takes the view over."""
@@ -147,13 +147,10 @@ class Projector:
         """Fold the view anew beside the live one, then swap; how many positions were folded.
 
         Queries go on meanwhile; the live view stands still for the last few events only. What was live is kept as
-        view_<name>__old until the next rebuild. RebuildRunning if one runs already in this process.
+        view_<name>__old until the next rebuild. RebuildRunning if one runs already, in whatever process.
         """
-        async with self._copy("next") as copy, self._folder(copy, self._limits.copy_events) as folder:
-            await folder.fold_to(await self.source.head())
-            async with self._transaction() as connection:
-                await self._old.drop(connection)
-            return await self._swap_in(copy, folder)
+        async with self._turn() as turn:
+            return await self._rebuild(turn)
 
     async def rollback(self) -> int:
         """Go back to the copy that the last rebuild replaced, and keep what is live in its place; the position reached.
@@ -161,13 +158,10 @@ class Projector:
         The old copy is folded up to the live one first, then they are swapped as by a rebuild. NoOldView if there is none
         of this version; RebuildRunning.
         """
-        if self._aside.locked():
-            raise RebuildRunning(self.view.name)
-        async with self._aside:
+        async with self._turn() as turn:
             if not await self._has_old():
                 raise NoOldView(self.view.name, self.view.version)
-            async with self._folder(self._old, self._limits.copy_events) as folder:
-                return await self._swap_in(self._old, folder)
+            return await self._rollback(turn)
 
     async def forget(self) -> int:
         """Rebuild without keeping what was live before: nothing erased since stays in any table of the view."""
@@ -177,14 +171,18 @@ class Projector:
         return folded
 
     async def verify(self) -> ViewVerified:
-        """Fold the view anew aside, compare it with the live one at the same position, and drop it."""
-        async with self._copy("verify") as copy, self._folder(copy, self._limits.copy_events) as folder:
+        """Fold the view anew aside, compare it with the live one at the same position, and drop it. RebuildRunning."""
+        async with (
+            self._turn() as turn,
+            self._copy("verify") as copy,
+            self._folder(copy, self._limits.copy_events) as folder,
+        ):
             await self._come_near(folder)
-            async with self._transaction() as connection:
-                live = await self._lock_live(connection)
+            async with turn.transaction():
+                live = await self._lock_live(turn)
                 await folder.fold_to(live.position)
-                found = await self._live.checksum(connection)
-                expected = await copy.checksum(connection)
+                found = await self._live.checksum(turn)
+                expected = await copy.checksum(turn)
         differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         return ViewVerified(self.view.name, live.position, not differing, tuple(differing), _combined(expected))
 
@@ -222,28 +220,52 @@ class Projector:
                 raise
             raise FoldFailed(self.view.name, event.position, error) from error
 
+    async def _is_prepared(self) -> bool:
+        """Whether the live tables are of this version of the view; they are made if there are none."""
+        async with self._transaction() as connection:
+            await self._live.lock(connection)
+            standing = await self._live.standing(connection)
+            if standing is None:
+                await self._live.create(connection, self.view.tables, self.view.version)
+        return standing is None or standing.version == self.view.version
+
     async def _take_over(self) -> None:
         """From another version of the view: to the copy of this one that was kept, or to a new one."""
-        if await self._has_old():
-            await self.rollback()
-        else:
-            await self.rebuild()
+        async with self._turn() as turn:
+            if await self._is_prepared():
+                return  # by another process, before it was this one's turn
+            _log.info("view %s: going to version %d", self.view.name, self.view.version)
+            if await self._has_old():
+                await self._rollback(turn)
+            else:
+                await self._rebuild(turn)
+
+    async def _rebuild(self, turn: Connection) -> int:
+        async with self._copy("next") as copy, self._folder(copy, self._limits.copy_events) as folder:
+            await folder.fold_to(await self.source.head())
+            async with turn.transaction():
+                await self._old.drop(turn)
+            return await self._swap_in(turn, copy, folder)
+
+    async def _rollback(self, turn: Connection) -> int:
+        async with self._folder(self._old, self._limits.copy_events) as folder:
+            return await self._swap_in(turn, self._old, folder)
 
     async def _has_old(self) -> bool:
         async with self._transaction() as connection:
             old = await self._old.standing(connection)
         return old is not None and old.version == self.view.version
 
-    async def _swap_in(self, copy: ViewTables, folder: Folder) -> int:
+    async def _swap_in(self, turn: Connection, copy: ViewTables, folder: Folder) -> int:
         """Bring the copy to where the live view stands, and let them change places with nobody folding meanwhile."""
         await self._come_near(folder)
         spare = ViewTables(f"{self._live.schema}__spare")
-        async with self._transaction() as connection:
-            live = await self._lock_live(connection)
+        async with turn.transaction():
+            live = await self._lock_live(turn)
             await folder.fold_to(live.position)
-            await self._live.rename(connection, spare.schema)
-            await copy.rename(connection, self._live.schema)
-            await spare.rename(connection, self._old.schema)
+            await self._live.rename(turn, spare.schema)
+            await copy.rename(turn, self._live.schema)
+            await spare.rename(turn, self._old.schema)
         self._signal.advance(folder.position)
         return folder.position
 
@@ -268,6 +290,19 @@ class Projector:
             yield connection
 
     @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Connection]:
+        """Be the only one, of all processes, that makes or swaps copies of the view; RebuildRunning if somebody else is."""
+        if self._aside.locked():
+            raise RebuildRunning(self.view.name)
+        async with self._aside, self._pool.connection() as connection:
+            if not await self._live.claim(connection):
+                raise RebuildRunning(self.view.name)
+            try:
+                yield connection
+            finally:
+                await self._live.release(connection)
+
+    @asynccontextmanager
     async def _folder(self, tables: ViewTables, batch_events: int) -> AsyncIterator[Folder]:
         reader = self.source.reader(self.view.types)
         try:
@@ -278,18 +313,15 @@ class Projector:
     @asynccontextmanager
     async def _copy(self, purpose: str) -> AsyncIterator[ViewTables]:
         """An empty copy of the view's tables, dropped at the end unless it was renamed."""
-        if self._aside.locked():
-            raise RebuildRunning(self.view.name)
         copy = ViewTables(f"{self._live.schema}__{purpose}")
-        async with self._aside:
+        async with self._transaction() as connection:
+            await copy.drop(connection)
+            await copy.create(connection, self.view.tables, self.view.version)
+        try:
+            yield copy
+        finally:
             async with self._transaction() as connection:
                 await copy.drop(connection)
-                await copy.create(connection, self.view.tables, self.view.version)
-            try:
-                yield copy
-            finally:
-                async with self._transaction() as connection:
-                    await copy.drop(connection)
 
 
 def _combined(digests: dict[str, str]) -> str:

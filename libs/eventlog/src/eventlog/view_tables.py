@@ -6,9 +6,11 @@ far it is folded, at which version of the view) and `_parked` (events that could
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 import orjson
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
@@ -67,6 +69,26 @@ class ViewTables:
                 "select pg_advisory_xact_lock(hashtextextended({name}, 0)), set_config('synchronous_commit', 'off', true)"
             )
         )
+
+    async def claim(self, connection: Connection) -> bool:
+        """Become the only connection that makes or swaps copies of the view, until `release`; False if another one is."""
+        async with connection.transaction():
+            tried = await connection.execute(
+                self._sql("select pg_try_advisory_lock(hashtextextended({name} || ':copies', 0))")
+            )
+            (claimed,) = await tried.fetchone() or (False,)
+        return bool(claimed)
+
+    async def release(self, connection: Connection) -> None:
+        """Give the claim back. If that fails the connection is closed, which does the same."""
+        try:
+            async with connection.transaction():
+                await connection.execute(
+                    self._sql("select pg_advisory_unlock(hashtextextended({name} || ':copies', 0))")
+                )
+        except (psycopg.Error, asyncio.CancelledError):
+            await connection.close()
+            raise
 
     async def standing(self, connection: Connection) -> Standing | None:
         """Where the copy stands; None if there is none."""
