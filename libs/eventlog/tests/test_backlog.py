@@ -64,3 +64,29 @@ async def test_a_closed_backlog_ends_when_it_is_empty() -> None:
     assert await backlog.filled()
     backlog.take(1)
     assert not await backlog.filled()
+
+
+async def test_a_closed_backlog_waits_for_a_caller_that_was_let_in() -> None:
+    backlog: Backlog[str] = Backlog(1)
+    await backlog.put("cancelled", 1, timeout_s=0)
+    held_back = asyncio.create_task(backlog.put("held back", 1, timeout_s=30))
+    await asyncio.sleep(0)
+    backlog.close()
+    backlog.take(1)  # lets the other one in, whose turn comes only later
+    assert await backlog.filled()
+    await held_back
+    assert backlog.take(1) == ["held back"]
+    assert not await backlog.filled()
+
+
+async def test_a_closed_backlog_ends_although_who_was_let_in_gives_up() -> None:
+    backlog: Backlog[str] = Backlog(1)
+    await backlog.put("a", 1, timeout_s=0)
+    held_back = asyncio.create_task(backlog.put("b", 1, timeout_s=30))
+    await asyncio.sleep(0)
+    backlog.close()
+    backlog.take(1)
+    held_back.cancel()
+    assert not await backlog.filled()
+    await asyncio.wait([held_back])
+    assert held_back.cancelled()

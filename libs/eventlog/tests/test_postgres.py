@@ -417,6 +417,23 @@ async def test_close_commits_what_waits(postgres_dsn: str) -> None:
         await log.append(an_append(a_stream()))
 
 
+async def test_close_commits_what_is_held_back_behind_a_queue_that_was_cancelled(postgres_dsn: str) -> None:
+    log = await PostgresEventLog.open(postgres_dsn, limits=Limits(queue_events_max=2, queue_timeout_s=30))
+    async with head_locked(postgres_dsn) as writer_waits:
+        first = asyncio.create_task(log.append(an_append(a_stream())))
+        await writer_waits()
+        queued = [asyncio.create_task(log.append(an_append(a_stream()))) for _ in range(2)]
+        await until(lambda: log.backlog_events == 2)
+        held_back = asyncio.create_task(log.append(an_append(a_stream())))
+        await asyncio.sleep(0)
+        for each in queued:
+            each.cancel()
+        closing = asyncio.create_task(log.close())
+    await closing
+    async with asyncio.timeout(30):
+        assert [(await first).position, (await held_back).position] == [1, 2]
+
+
 async def test_an_unreachable_database_is_named(postgres_dsn: str) -> None:
     limits = Limits(reconnect_timeout_s=0.1)
     async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn, limits=limits) as log:

@@ -37,9 +37,9 @@ class Backlog(Generic[Item]):
         self._changed.set()
 
     async def filled(self) -> bool:
-        """Wait for an item: True. False when the backlog is closed and empty."""
+        """Wait for an item: True. False when the backlog is closed and empty, and nobody is let in but not here yet."""
         while not self._items:
-            if self._closed and not self._held_back:
+            if self._closed and not self._held_back and self._weight == 0:
                 return False
             self._changed.clear()
             await self._changed.wait()
