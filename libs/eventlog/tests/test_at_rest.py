@@ -3,10 +3,11 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import psycopg
 import pytest
-from eventlog.at_rest import OVERHEAD_BYTES, EncryptedLog, PayloadCipher, key_number
+from eventlog.at_rest import OVERHEAD_BYTES, ROTATION_NOTICED_S, EncryptedLog, PayloadCipher, key_number
 from eventlog.checkpoints import Checkpoints
 from eventlog.data_keys import DataKeys, has_data_keys
 from eventlog.errors import DuplicateEventId, EventTooLarge, KeyUnusable, PayloadUnreadable
@@ -23,13 +24,18 @@ SECRET = b'{"text":"the secret of the house"}'
 
 @asynccontextmanager
 async def opened(
-    dsn: str, master: MasterKey = MASTER, *, retired: tuple[MasterKey, ...] = (), encrypting: bool = True
+    dsn: str,
+    master: MasterKey = MASTER,
+    *,
+    retired: tuple[MasterKey, ...] = (),
+    encrypting: bool = True,
+    stopwatch=monotonic,
 ) -> AsyncIterator[EncryptedLog]:
     async with (
         await PostgresEventLog.open(dsn) as stored,
         AsyncConnectionPool(dsn, min_size=1, max_size=2, open=False) as pool,
     ):
-        log = EncryptedLog(stored, DataKeys(pool, master, retired=retired), encrypting=encrypting)
+        log = EncryptedLog(stored, DataKeys(pool, master, retired=retired), encrypting=encrypting, stopwatch=stopwatch)
         await log.prepare()
         yield log
 
@@ -146,6 +152,41 @@ async def test_a_request_repeated_after_a_rotation_is_stored_once(log: Encrypted
     with pytest.raises(DuplicateEventId):
         await log.append(other)
     assert await log.head() == 1
+
+
+async def test_a_request_repeated_in_another_process_after_a_rotation_is_stored_once(
+    log: EncryptedLog, postgres_dsn: str
+) -> None:
+    request = an_append(a_stream(), an_event(data=SECRET))
+    async with opened(postgres_dsn) as other:
+        await log.rotate()
+        await log.append(request)
+        assert (await other.append(request)).duplicate
+        with pytest.raises(DuplicateEventId):
+            await other.append(an_append(request.stream, an_event(data=b"{}", event_id=request.events[0].id)))
+        await other.append(an_append(a_stream(), an_event(data=SECRET)))
+    assert [key_number(event.data) for event in await log.stored.read()] == [2, 2]
+
+
+async def test_a_process_that_only_writes_notices_a_rotation_in_time(log: EncryptedLog, postgres_dsn: str) -> None:
+    now = 1_000.0
+    async with opened(postgres_dsn, stopwatch=lambda: now) as other:
+        await log.rotate()
+        await other.append(an_append(a_stream(), an_event(data=SECRET)))
+        now += ROTATION_NOTICED_S
+        await other.append(an_append(a_stream(), an_event(data=SECRET)))
+    assert [key_number(event.data) for event in await log.stored.read()] == [1, 2]
+
+
+async def test_while_the_keys_cannot_be_read_a_process_goes_on_with_the_key_it_knows(postgres_dsn: str) -> None:
+    now = 1_000.0
+    async with await PostgresEventLog.open(postgres_dsn) as stored:
+        async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=2, open=False) as pool:
+            log = EncryptedLog(stored, DataKeys(pool, MASTER), stopwatch=lambda: now)
+            await log.prepare()
+        now += ROTATION_NOTICED_S  # the pool is closed: the keys cannot be read any more
+        await log.append(an_append(a_stream(), an_event(data=SECRET)))
+        assert [key_number(event.data) for event in await stored.read()] == [1]
 
 
 async def test_the_switch_may_be_turned_either_way(postgres_dsn: str) -> None:

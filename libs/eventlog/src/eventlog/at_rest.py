@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from time import monotonic
 from typing import Final
 
+import psycopg
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from eventlog.data_keys import DataKeys
-from eventlog.errors import DuplicateEventId, PayloadUnreadable
+from eventlog.errors import DuplicateEventId, KeyUnusable, LogUnavailable, PayloadUnreadable
 from eventlog.log import EventLog
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 
@@ -35,6 +37,8 @@ _NONCE_BYTES: Final = 12
 _HEAD_BYTES: Final = len(MAGIC) + _NUMBER_BYTES
 OVERHEAD_BYTES: Final = _HEAD_BYTES + _NONCE_BYTES + 16
 """By so much is a stored payload longer than what was appended."""
+ROTATION_NOTICED_S: Final = 60.0
+"""At the latest after so long does a process encrypt with the key to which another one rotated."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,14 +74,23 @@ class EncryptedLog:
     """An EventLog whose payloads and snapshots are ciphertext in the log below, `stored`.
 
     `hash` and `previous_hash` of the events it gives are over the ciphertext: who checks hashes reads `stored`. With
-    `encrypting` off it writes plaintext, and reads what was encrypted before.
+    `encrypting` off it writes plaintext, and reads what was encrypted before. `stopwatch` tells seconds from any start.
     """
 
-    def __init__(self, stored: EventLog, keys: DataKeys, *, encrypting: bool = True) -> None:
+    def __init__(
+        self,
+        stored: EventLog,
+        keys: DataKeys,
+        *,
+        encrypting: bool = True,
+        stopwatch: Callable[[], float] = monotonic,
+    ) -> None:
         self.stored = stored
         self.encrypting = encrypting
         self._keys = keys
         self._ciphers: Mapping[int, PayloadCipher] = {}
+        self._stopwatch = stopwatch
+        self._look_again_at = 0.0
 
     async def prepare(self) -> None:
         """Load the data keys, the first one made if there is none. KeyUnusable if the master key is another."""
@@ -92,8 +105,20 @@ class EncryptedLog:
 
     async def append(self, *appends: Append) -> Appended:
         """As EventLog.append. What is repeated after a rotation, or a turn of the switch, is still the same request."""
-        *forms, last = self._forms()
-        for form in forms:
+        await self._notice_rotation()
+        forms = self._forms()
+        try:
+            return await self._append_in_one_of(forms, appends)
+        except DuplicateEventId:
+            await self._load()  # perhaps another process has rotated, and stored it in a form unknown here
+            newer = [form for form in self._forms() if form not in forms]
+            if not newer:
+                raise
+            return await self._append_in_one_of(newer, appends)
+
+    async def _append_in_one_of(self, forms: Sequence[PayloadCipher | None], appends: Sequence[Append]) -> Appended:
+        *others, last = forms
+        for form in others:
             try:
                 return await self.stored.append(*(_in_form(append, form) for append in appends))
             except DuplicateEventId:
@@ -167,9 +192,26 @@ class EncryptedLog:
         ciphers = [self._ciphers[number] for number in sorted(self._ciphers, reverse=True)]
         return [*ciphers, None] if self.encrypting else [None, *ciphers]
 
+    async def _notice_rotation(self) -> None:
+        """Ask now and then for the newest key, by which what is appended is to be encrypted."""
+        now = self._stopwatch()
+        if not self.encrypting or now < self._look_again_at:
+            return
+        self._look_again_at = now + ROTATION_NOTICED_S
+        try:
+            if await self._keys.newest() not in self._ciphers:
+                await self._load()
+        except (psycopg.OperationalError, LogUnavailable, KeyUnusable) as error:
+            _log.warning("encrypting with the newest data key known here, the keys cannot be read: %s", error)
+
     async def _load(self) -> None:
-        keys = await self._keys.all()
-        self._ciphers = {number: PayloadCipher(number, key) for number, key in keys.items()}
+        self._look_again_at = self._stopwatch() + ROTATION_NOTICED_S
+        try:
+            keys = await self._keys.all()
+        except psycopg.OperationalError as error:
+            raise LogUnavailable(f"the data keys cannot be read: {error}") from error
+        known = self._ciphers
+        self._ciphers = {number: known.get(number) or PayloadCipher(number, key) for number, key in keys.items()}
 
 
 def _in_form(append: Append, cipher: PayloadCipher | None) -> Append:

@@ -57,6 +57,11 @@ class DataKeys:
             rows = await (await connection.execute(self._sql.select)).fetchall()
         return {number: await self._unwrap(number, bytes(wrapped), master) for number, wrapped, master in rows}
 
+    async def newest(self) -> int:
+        """The number of the newest key; 0 if there is none."""
+        async with self._pool.connection() as connection:
+            return await self._newest(connection)
+
     async def add(self) -> int:
         """Make the next key; its number."""
         async with self._locked() as connection:
