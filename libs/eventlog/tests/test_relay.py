@@ -148,6 +148,17 @@ async def received_from(client: Client, service: str, first: int) -> list[Msg]:
     return list(messages)
 
 
+async def test_a_single_event_is_no_batch_whatever_is_asked_for(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await log.append(an_append(a_stream()))
+    async with running(Relay(log, client, service, replace(QUICK, batch_events_min=1))) as relay:
+        assert await relay.wait_for(1, timeout_s=10) == 1
+        assert relay.resyncs == 1
+    (message,) = await received(client, service, 1)
+    assert "Nats-Batch-Id" not in (message.headers or {})
+
+
 async def test_a_stream_that_takes_no_batches_is_filled_one_by_one(
     client: Client, service: str, log: MemoryEventLog
 ) -> None:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import random
+from typing import Final
 
 import nats.errors
 import nats.js.errors
@@ -28,6 +29,9 @@ from eventlog.errors import LogUnavailable, RelayDiverged
 from eventlog.log import EventLog
 from eventlog.records import StoredEvent
 from eventlog.signal import HeadSignal
+
+_BATCH_EVENTS_MIN: Final = 2
+"""The first message of a batch opens it, another one commits it."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ class RelayConfig:
     """Read at once; at most 1,000, the largest batch that the server takes."""
     batch_events_min: int = 50
     """A page of so many events is published as one atomic batch: one acknowledgement, and one flush of the server's disk
-    where it flushes always. Fewer go one by one, for less delay. Only if the stream allows batches."""
+    where it flushes always. Fewer go one by one, for less delay, and so does a single one. Only if the stream allows
+    batches."""
     makes_stream: bool = True
     """Make the stream if it is missing. Not where an administrator makes streams, and a service's user may not: the relay
     then waits for the stream, and fills it from the first event on."""
@@ -191,7 +196,7 @@ class Relay:
 
     async def _publish_page(self, events: list[StoredEvent], reply: str) -> None:
         window, config = self._window, self._config
-        if self._allows_batches and len(events) >= config.batch_events_min:
+        if self._allows_batches and len(events) >= max(_BATCH_EVENTS_MIN, config.batch_events_min):
             await window.wait_for_room(config.window_messages, config.ack_timeout_s)
             window.sent = events[-1].position
             await send(self._client, self._batch(events, reply))
