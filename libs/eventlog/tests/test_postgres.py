@@ -338,9 +338,36 @@ async def test_an_append_whose_answer_is_lost_after_commit_is_stored_once(postgr
         proxy.lose_commits = 1
         appended = await log.append(an_append(stream, an_event(), an_event(), expected=0))
         assert proxy.lose_commits == 0
-        assert (appended.position, appended.versions) == (3, (2,))
+        assert appended == Appended(position=3, versions=(2,), duplicate=False)  # to the caller it is the first one
         assert await log.head() == 3
         assert len(await log.read_stream(stream)) == 2
+
+
+async def test_a_repeat_whose_answer_is_lost_stays_a_duplicate(postgres_dsn: str) -> None:
+    async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn) as log:
+        repeated = an_append(a_stream())
+        await log.append(repeated)
+        proxy.lose_commits = 1
+        both = await asyncio.gather(log.append(repeated), log.append(an_append(a_stream())))
+        assert proxy.lose_commits == 0
+        assert [(appended.position, appended.duplicate) for appended in both] == [(1, True), (2, False)]
+
+
+async def test_an_append_is_flushed_although_the_database_is_set_not_to(postgres_dsn: str) -> None:
+    name = psycopg.conninfo.conninfo_to_dict(postgres_dsn)["dbname"]
+    await run_sql(postgres_dsn, f'alter database "{name}" set synchronous_commit = off')
+    # What the statement that stores runs under, as its own transaction tells it.
+    await run_sql(postgres_dsn, "create table seen (setting text)")
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        await run_sql(
+            postgres_dsn,
+            "create function see() returns trigger language plpgsql as $$ begin"
+            " insert into public.seen values (current_setting('synchronous_commit')); return null; end $$;"
+            " create trigger see after insert on eventlog.events for each statement execute function see()",
+        )
+        await log.append(an_append(a_stream()))
+    async with await psycopg.AsyncConnection.connect(postgres_dsn) as connection:
+        assert await (await connection.execute("select setting from seen")).fetchall() == [("on",)]
 
 
 async def test_killed_connections_cost_no_append_and_double_none(postgres_dsn: str, log: PostgresEventLog) -> None:

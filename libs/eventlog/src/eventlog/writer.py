@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import random
 from uuid import UUID
 
@@ -73,6 +73,7 @@ class GroupWriter:
         self._archived = archived
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
+        self._decided: list[Outcome] = []
         self._connection: AsyncConnection[TupleRow] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -140,16 +141,20 @@ class GroupWriter:
     async def _commit_when_connected(self, requests: list[Request]) -> list[Outcome]:
         """Commit, reconnecting as often as the time allows.
 
-        A connection lost after COMMIT leaves the outcome unknown; committing again is safe because of the event ids.
+        A connection lost after COMMIT leaves the outcome unknown; committing again is safe because of the event ids. What
+        is found stored then just as an attempt of this call would have stored it is no duplicate to the caller.
         """
+        attempts: list[list[Outcome]] = []
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._limits.reconnect_timeout_s
         pause_s = _RECONNECT_PAUSE_S
         while True:
+            self._decided = []
             try:
-                return await self._commit(await self._connected(), requests)
+                return _own(await self._commit(await self._connected(), requests), attempts)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self._disconnect()
+                attempts.append(self._decided)
                 if loop.time() >= deadline:
                     raise LogUnavailable(f"the database cannot be reached: {error}") from error
             except psycopg.Error:
@@ -176,6 +181,7 @@ class GroupWriter:
         admission = Admission(head, versions, {}, self._clock.now())
         try:
             outcomes: list[Outcome] = [admission.admit(request) for request in requests]
+            self._decided = outcomes
             stored = await connection.execute(
                 self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
             )
@@ -210,7 +216,7 @@ class GroupWriter:
                 await self._known(await known.fetchall(), await known_archived.fetchall()),
                 self._clock.now(),
             )
-            outcomes = [_decide(admission, request) for request in requests]
+            outcomes = self._decided = [_decide(admission, request) for request in requests]
             stored = None
             if admission.accepted:
                 stored = await connection.execute(
@@ -237,10 +243,12 @@ class GroupWriter:
             connection = await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5)
             arrays.register(connection)
             # Statistics of a young table must never talk the planner out of the indexes, and a frozen process must
-            # not hold the head for ever.
+            # not hold the head for ever. A role or database that is set not to flush would lose what was answered.
             await connection.execute(
                 "set timezone = 'UTC'; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;"
-                f" set idle_in_transaction_session_timeout = {_LOCK_HOLDER_IDLE_MAX_MS}"
+                f" set idle_in_transaction_session_timeout = {_LOCK_HOLDER_IDLE_MAX_MS};"
+                " select set_config('synchronous_commit', 'on', false)"
+                " where current_setting('synchronous_commit') = 'off'"
             )
             self._connection = connection
         return self._connection
@@ -257,6 +265,15 @@ def _decide(admission: Admission, request: Request) -> Outcome:
         return admission.admit(request)
     except EventLogError as error:
         return error
+
+
+def _own(outcomes: list[Outcome], attempts: list[list[Outcome]]) -> list[Outcome]:
+    """The outcomes, those that an attempt brought about whose answer was lost as that attempt decided them."""
+    for decided in attempts:
+        for index, first in enumerate(decided):
+            if isinstance(first, Appended) and outcomes[index] == replace(first, duplicate=True):
+                outcomes[index] = first
+    return outcomes
 
 
 def _answer(answer: asyncio.Future[Appended], outcome: Outcome) -> None:
