@@ -118,6 +118,17 @@ async def test_read_returns_events_and_where_to_go_on(served: Served) -> None:
     assert event.recorded_at.ToDatetime(stored.recorded_at.tzinfo) == stored.recorded_at
 
 
+async def test_a_page_of_large_events_ends_before_a_client_refuses_it(served: Served) -> None:
+    data = b'"' + b"x" * 700_000 + b'"'
+    await served.log.append(an_append(a_stream(), *[an_event("Large", data) for _ in range(8)]))
+    after, pages = 0, []
+    while after < 8:
+        response = await served.stub.Read(pb.ReadRequest(after_position=after))
+        pages.append([event.position for event in response.events])
+        after = response.next_after_position
+    assert pages == [[1, 2, 3], [4, 5, 6], [7, 8]]
+
+
 async def test_a_filtered_read_goes_on_after_what_it_considered(served: Served) -> None:
     await served.log.append(an_append(a_stream(), *[an_event("Other") for _ in range(9)], an_event("Placed")))
     await served.log.append(an_append(a_stream(), an_event("Other")))

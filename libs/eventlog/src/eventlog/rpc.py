@@ -47,6 +47,9 @@ from eventlog.view_tables import Parked
 
 PAGE_EVENTS_DEFAULT = 100
 PAGE_EVENTS_MAX = 1_000
+PAGE_BYTES = 2 * 1024 * 1024
+"""Data after which a page ends. With the event that reaches it, and all else that events carry, a page stays below the
+4 MiB that gRPC clients take by default."""
 WITNESSED_MAX = 1_000
 IDLE_WAIT_S = 5.0
 OPERATOR = "operator"
@@ -106,7 +109,7 @@ class EventLogServicer(_Servicer):
         async with self._errors(context):
             limit, after, where = _page_size(request.page_size), _after(request.after_position), _filter(request.filter)
             head = await self._head_as_of(request)
-            page = (await read_page(self._log, after, limit, where)).upto(head)
+            page = (await read_page(self._log, after, limit, where, PAGE_BYTES)).upto(head)
             return pb.ReadResponse(
                 events=map(to_event, page.events),
                 head_position=head,

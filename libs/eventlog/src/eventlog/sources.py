@@ -20,6 +20,8 @@ from eventlog.log import EventLog
 from eventlog.records import EVERYTHING, Filter, Page, StoredEvent
 from eventlog.relay import from_message
 
+_PIECE_EVENTS = 100
+
 Types = frozenset[str] | None
 
 
@@ -105,13 +107,27 @@ class _LogReader:
         return await self._log.next_page(after, limit=limit, where=self._where)
 
 
-async def read_page(log: EventLog, after: int, limit: int, where: Filter) -> Page:
-    """As EventLog.next_page, but as fresh as the database: what any process appended before is there."""
+async def read_page(log: EventLog, after: int, limit: int, where: Filter, bytes_max: int) -> Page:
+    """As EventLog.next_page, but as fresh as the database: what any process appended before is there. The page ends with
+    the event whose data brings it to `bytes_max`.
+    """
     # The head is read first: whatever the filter skips up to it has been seen and can be passed over.
     head = await log.head()
-    events = await log.read(after, limit=limit, where=where)
-    last = events[-1].position if events else after
-    return Page(events, last, last < head) if len(events) == limit else Page(events, max(head, last))
+    events: list[StoredEvent] = []
+    last = after
+    while len(events) < limit:
+        # The bytes are known only when they are here: asked for in pieces.
+        asked = min(limit - len(events), _PIECE_EVENTS)
+        piece = await log.read(last, limit=asked, where=where)
+        for event in piece:
+            events.append(event)
+            last = event.position
+            bytes_max -= len(event.data)
+            if bytes_max <= 0:
+                return Page(events, last, last < head)
+        if len(piece) < asked:
+            return Page(events, max(head, last))
+    return Page(events, last, last < head)
 
 
 class StreamSource:
