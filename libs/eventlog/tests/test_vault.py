@@ -381,6 +381,36 @@ async def test_an_erasure_on_record_does_not_excuse_what_was_taken_after_it(hous
     assert await house.vault.unrecorded() == appended.position
 
 
+async def test_an_erasure_waits_for_what_is_being_sealed_and_covers_it(house: House) -> None:
+    async with house.vault.sealing("acme", ["ada"]) as keys:
+        erasing = asyncio.create_task(house.forget("ada"))
+        await waits_for_a_lock(house.dsn)
+        event = CODEC.encode(Invited(guest="ada", email="ada@example.org"), at=NOON, key=keys["ada"])
+        appended = await house.log.append(Append(StreamId("guest", "ada"), NO_STREAM, (event,), CONTEXT))
+        assert not erasing.done()
+    await erasing
+    assert [event.type for event in await house.log.read(appended.position)] == ["SubjectErased"]
+    assert await house.vault.unrecorded() is None
+
+
+async def test_a_command_that_is_being_appended_holds_an_erasure_back(house: House) -> None:
+    """What the log holds behind SubjectErased is never sealed with the key that it destroyed."""
+    guests = house.guests(house.vault)
+    for number in range(10):
+        invited = guests.execute(f"ada-{number}", lambda _: [Invited(guest="ada", email="ada@example.org")], CONTEXT)
+        results = await asyncio.gather(invited, house.forget("ada"), return_exceptions=True)
+        assert [each for each in results if isinstance(each, BaseException) and not isinstance(each, KeyUnusable)] == []
+    assert await house.vault.unrecorded() is None
+
+
+async def waits_for_a_lock(dsn: str) -> None:
+    """Until a statement waits for a lock that somebody else holds."""
+    async with asyncio.timeout(30), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        query = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        while await (await connection.execute(query)).fetchone() is None:
+            pass
+
+
 async def test_the_key_of_another_person_in_the_place_of_ones_own_is_refused(house: House) -> None:
     ada = await house.invite("ada", "ada@example.org")
     await house.invite("bob", "bob@example.org")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter
@@ -183,32 +184,39 @@ class Aggregates(Generic[S, E]):
         if not events:
             return Executed(loaded.state, loaded.version, 0, ())
         stream = StreamId(self._aggregate, id)
-        new, personal = await self._encode(events, event_ids, context.tenant)
-        appended = await self._log.append(Append(stream, loaded.version, new, context))
+        subjects = [self._codec.sealed_for(event) for event in events]
+        async with self._sealing(context.tenant, subjects) as keys:
+            new = self._encode(
+                events, event_ids, [None if subject is None else keys.get(subject) for subject in subjects]
+            )
+            appended = await self._log.append(Append(stream, loaded.version, new, context))
         if appended.duplicate:
             newest = await self.load(id)
             return Executed(newest.state, newest.version, appended.position, ())
         (version,) = appended.versions
-        folded = Loaded(self._fold(loaded.state, events), version, loaded.personal or personal)
+        folded = Loaded(self._fold(loaded.state, events), version, loaded.personal or bool(keys))
         after = self._remember(id, folded)
         self._save_after_appending(stream, loaded.version, after)
         return Executed(after.state, version, appended.position, events)
 
-    async def _encode(
-        self, events: tuple[E, ...], event_ids: EventIds | None, tenant: str
-    ) -> tuple[tuple[NewEvent, ...], bool]:
-        """The events as they are stored, and whether any holds personal data."""
+    def _encode(
+        self, events: tuple[E, ...], event_ids: EventIds | None, keys: Sequence[SubjectKey | None]
+    ) -> tuple[NewEvent, ...]:
+        """The events as they are stored, each with its key or none."""
         at = self._clock.now()
-        keys = [await self._key(event, tenant) for event in events]
-        encoded = [
-            self._codec.encode(event, id=id, at=at, key=key)
-            for event, id, key in zip(events, _ids(event_ids, len(events)), keys, strict=True)
-        ]
-        return tuple(encoded), any(key is not None for key in keys)
+        return tuple(
+            [
+                self._codec.encode(event, id=id, at=at, key=key)
+                for event, id, key in zip(events, _ids(event_ids, len(events)), keys, strict=True)
+            ]
+        )
 
-    async def _key(self, event: E, tenant: str) -> SubjectKey | None:
-        subject = self._codec.sealed_for(event)
-        return None if subject is None or self._vault is None else await self._vault.key(tenant, subject)
+    def _sealing(
+        self, tenant: str, subjects: Iterable[str | None]
+    ) -> AbstractAsyncContextManager[Mapping[str, SubjectKey]]:
+        """The keys of the persons that events are about, held against an erasure while the events are appended."""
+        named = [subject for subject in subjects if subject is not None]
+        return nullcontext({}) if self._vault is None else self._vault.sealing(tenant, named)
 
     async def _advance(self, loaded: Loaded[S], page: Sequence[StoredEvent]) -> Loaded[S]:
         if not page:

@@ -123,7 +123,9 @@ class Vault:
             count += len(rows)
 
     async def key(self, tenant: str, subject: str) -> SubjectKey:
-        """The key that seals the data of a person, made now if there is none."""
+        """The key that seals the data of a person, made now if there is none. It may be destroyed at any moment: who
+        appends uses `sealing`.
+        """
         require_text("subject", subject)
         found = await self._rows({(tenant, subject)})
         if not found:
@@ -135,6 +137,23 @@ class Vault:
         if not found:
             raise KeyUnusable(subject, "the key was destroyed while it was made, repeat")
         return await self._unwrap(*found[0])
+
+    @asynccontextmanager
+    async def sealing(self, tenant: str, subjects: Iterable[str]) -> AsyncIterator[dict[str, SubjectKey]]:
+        """The keys that seal the data of some persons, made now where there is none; their erasure waits until the block
+        ends. Append in it: what is sealed is then stored before its key is destroyed, or sealed with the next key.
+        """
+        wanted = sorted(set(subjects))
+        if not wanted:
+            yield {}
+            return
+        for subject in wanted:
+            await self.key(tenant, subject)
+        async with self._transaction() as connection:
+            rows = await (await connection.execute(self._sql.hold, [tenant, wanted])).fetchall()
+            if len(rows) < len(wanted):
+                raise KeyUnusable(", ".join(wanted), "the key was destroyed while it was fetched, repeat")
+            yield {row[1]: await self._unwrap(row[0], row[1], bytes(row[2]), row[3]) for row in rows}
 
     async def keys(self, events: Iterable[StoredEvent]) -> Keyring:
         """The keys that are needed to read `events`, as far as they still exist."""
@@ -220,6 +239,10 @@ class _Statements:
         self.select = render(
             "select tenant, subject, wrapped, master_key_id from {schema}.subject_keys"
             " where (tenant, subject) in (select * from unnest(%s::text[], %s::text[]))"
+        )
+        self.hold = render(
+            "select tenant, subject, wrapped, master_key_id from {schema}.subject_keys"
+            " where tenant = %s and subject = any(%s::text[]) for share"
         )
         self.insert = render(
             "insert into {schema}.subject_keys (tenant, subject, wrapped, master_key_id, created_at)"
