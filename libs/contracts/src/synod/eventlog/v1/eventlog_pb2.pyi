@@ -167,7 +167,7 @@ class ReadRequest(_message.Message):
     after_position: _builtins.int
     """Events with a greater position are returned; 0 starts at the beginning."""
     page_size: _builtins.int
-    """1 to 1000; 0 means 100."""
+    """1 to 1000; 0 means 100. A page of large events is shorter: it ends once they hold 2 MiB of data."""
     @_builtins.property
     def filter(self) -> Global___EventFilter: ...
     @_builtins.property
