@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psycopg
@@ -14,13 +16,17 @@ from eventlog.errors import ArchiveDamaged, ArchiveMissing, DuplicateEventId, Ve
 from eventlog.limits import Limits
 from eventlog.merkle import verify_inclusion
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Append, Context, Filter, NewEvent, StreamId
+from eventlog.projections import Projector
+from eventlog.records import Append, Context, Filter, NewEvent, StoredEvent, StreamId
 from eventlog.signing import SigningKey
+from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event, positions
 from psycopg_pool import AsyncConnectionPool
 from synod.common.ids import uuid7
 
 QUICK = Limits(poll_interval_s=0.01)
+DEAF = Limits(poll_interval_s=600)
+"""Of a process that hears of nothing that others do."""
 OLD = StreamId("order", "old")
 GROWING = StreamId("order", "growing")
 
@@ -45,6 +51,34 @@ async def value(dsn: str, query: str) -> object:
 async def run_sql(dsn: str, statement: str) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute(statement.encode())
+
+
+async def until_registered(dsn: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while await value(dsn, "select count(*) from eventlog.archived_segments") != count:
+            pass
+
+
+class Positions:
+    """Which events were seen."""
+
+    name = "positions"
+    version = 1
+    types = None
+    tables = "create table seen (position bigint primary key)"
+
+    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            await connection.execute("insert into seen values (%s)", [event.position])
+
+
+class LearnsWhileReading(PostgresEventLog):
+    """Hears of every segment in the middle of a read by time."""
+
+    async def position_at(self, moment: datetime) -> int:
+        position = await super().position_at(moment)
+        await self._archivist.refresh()
+        return position
 
 
 async def test_whole_segments_are_moved_as_long_as_enough_stays(log: PostgresEventLog, postgres_dsn: str) -> None:
@@ -158,6 +192,57 @@ async def test_a_reader_of_another_process_misses_nothing(
         assert len(await archiving) == 12
 
 
+async def test_a_reader_that_heard_of_no_archiving_misses_nothing(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with await PostgresEventLog.open(postgres_dsn, limits=DEAF, archive=tmp_path) as reader:
+        times = [event.recorded_at for event in await reader.read()]
+        await log.archive(keep_events=40, segment_events=20)
+        assert positions(await reader.read()) == list(range(1, 61))
+        await log.archive(keep_events=20, segment_events=20)
+        assert [event.version for event in await reader.read_stream(GROWING)] == list(range(1, 41))
+        await log.archive(keep_events=10, segment_events=10)
+        assert positions((await reader.next_page()).events) == list(range(1, 61))
+        await log.archive(keep_events=0, segment_events=10)
+        assert await reader.position_at(times[54]) == await log.position_at(times[54]) > 50
+
+
+async def test_a_view_of_a_process_that_heard_of_no_archiving_is_complete(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with (
+        await PostgresEventLog.open(postgres_dsn, limits=DEAF, archive=tmp_path) as reader,
+        AsyncConnectionPool(postgres_dsn, min_size=1, max_size=4, open=False) as pool,
+    ):
+        await log.archive(keep_events=20, segment_events=20)
+        await Projector(pool, Positions(), LogSource(reader)).catch_up()
+        assert await value(postgres_dsn, "select count(*) from view_positions.seen") == 60
+
+
+async def test_an_archived_event_that_no_segment_holds_is_an_error(log: PostgresEventLog, postgres_dsn: str) -> None:
+    await run_sql(postgres_dsn, "delete from eventlog.events where position <= 20")
+    await run_sql(postgres_dsn, "update eventlog.head set archived_to = 20")
+    with pytest.raises(ArchiveDamaged, match="no segment"):
+        await log.read()
+
+
+async def test_a_segment_that_becomes_known_during_a_read_is_not_read_twice(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    """Its rows are still in the table: the archiver waits for the head, which somebody holds."""
+    await log.archive(keep_events=40, segment_events=20)
+    async with (
+        await LearnsWhileReading.open(postgres_dsn, limits=DEAF, archive=tmp_path) as reader,
+        await psycopg.AsyncConnection.connect(postgres_dsn) as holder,
+    ):
+        await holder.execute("select from eventlog.head for update")
+        archiving = asyncio.create_task(log.archive(keep_events=20, segment_events=20))
+        await until_registered(postgres_dsn, 2)
+        assert positions(await reader.read(where=Filter(since=NOON))) == list(range(1, 61))
+        await holder.rollback()
+        assert [segment.last for segment in await archiving] == [40]
+
+
 async def test_appends_go_on_while_events_are_archived(log: PostgresEventLog) -> None:
     archiving = asyncio.create_task(log.archive(keep_events=0, segment_events=20))
     while not archiving.done():
@@ -171,13 +256,13 @@ async def test_appends_go_on_while_events_are_archived(log: PostgresEventLog) ->
 async def test_an_archiving_that_was_interrupted_is_finished_by_the_next(
     log: PostgresEventLog, postgres_dsn: str
 ) -> None:
-    archiving = asyncio.create_task(log.archive(keep_events=40, segment_events=20))
-    async with asyncio.timeout(30):
-        while not await value(postgres_dsn, "select count(*) from eventlog.archived_segments"):
-            assert not archiving.done()
-    archiving.cancel()
-    await asyncio.wait([archiving])
-    assert await value(postgres_dsn, "select count(*) from eventlog.events") in (40, 60)
+    async with await psycopg.AsyncConnection.connect(postgres_dsn) as holder:
+        await holder.execute("select from eventlog.head for update")
+        archiving = asyncio.create_task(log.archive(keep_events=40, segment_events=20))
+        await until_registered(postgres_dsn, 1)
+        archiving.cancel()
+        await asyncio.wait([archiving])
+    assert await value(postgres_dsn, "select count(*) from eventlog.events") == 60
     await log.archive(keep_events=40, segment_events=20)
     assert await value(postgres_dsn, "select archived_to from eventlog.head") == 20
     assert positions(await log.read()) == list(range(1, 61))

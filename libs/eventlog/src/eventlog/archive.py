@@ -2,9 +2,13 @@
 
 The oldest events of a log, one segment of positions after another, are moved to files (segments.py). In the database a
 narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; and of each
-stream its version. A segment is moved in two steps, so that whoever reads meanwhile misses nothing: first the file is
-written, flushed, read back, verified and made known; then, after all readers had time to hear of it, one transaction
-takes the rows out of `events`. A crash in between leaves both, and the next archiving goes on from there.
+stream its version. A segment is moved in two steps: first the file is written, flushed, read back, verified and made
+known; then one transaction takes the rows out of `events` and moves `archived_to`. A crash in between leaves both, and
+the next archiving goes on from there.
+
+Whoever reads meanwhile misses nothing, however late they hear of a file: every statement that reads `events` gives
+`archived_to` as it is in its own snapshot, and who finds it beyond the files that they know learns of them and reads
+again.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -35,48 +40,39 @@ class Reading(Protocol):
     async def read(self, after: int = 0, *, limit: int = 1000) -> list[StoredEvent]: ...
 
 
+@dataclass(frozen=True, slots=True)
 class Archive:
-    """The segments of one log that this process knows of, as files in `directory`."""
+    """Segments of one log by position, from the first on, as files in `location`: what was known at one moment."""
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
-        self._segments: tuple[Segment, ...] = ()
+    location: Path | None
+    segments: tuple[Segment, ...] = ()
 
     @property
     def last(self) -> int:
-        """The last archived position, 0 if there is none."""
-        return self._segments[-1].last if self._segments else 0
+        """The last position of the segments, 0 if there is none."""
+        return self.segments[-1].last if self.segments else 0
 
     @property
     def directory(self) -> Path:
         """ArchiveMissing if the log was opened without one."""
-        if self._directory is None:
+        if self.location is None:
             raise ArchiveMissing
-        return self._directory
-
-    def learn(self, segments: Sequence[Segment]) -> None:
-        """The segments there are now, by position."""
-        if len(segments) > len(self._segments):
-            self._segments = tuple(segments)
+        return self.location
 
     def require_readable(self) -> None:
         """ArchiveMissing if there are segments, and nothing says where."""
-        if self._segments and self._directory is None:
+        if self.segments and self.location is None:
             raise ArchiveMissing
-
-    def knows(self, firsts: Sequence[int]) -> bool:
-        """Whether all segments that begin at `firsts` are known."""
-        return not firsts or firsts[-1] <= self.last
 
     async def read(self, after: int, limit: int, where: Filter = EVERYTHING) -> list[StoredEvent]:
         """At most `limit` archived events with a position above `after`, ascending."""
-        readers = [self._reader(segment) for segment in self._segments if segment.last > after]
+        readers = [self._reader(segment) for segment in self.segments if segment.last > after]
         found = (event for reader in readers for event in reader.events(after) if where.matches(event))
         return await asyncio.to_thread(_taken, found, limit)
 
     async def read_stream(self, stream: StreamId, after: int, limit: int, firsts: Sequence[int]) -> list[StoredEvent]:
         """At most `limit` events of one stream with a version above `after`, from the segments that begin at `firsts`."""
-        readers = [self._reader(segment) for segment in self._segments if segment.first in firsts]
+        readers = [self._reader(segment) for segment in self.segments if segment.first in firsts]
         found = (event for reader in readers for event in reader.stream(stream, after))
         return await asyncio.to_thread(_taken, found, limit)
 
@@ -96,46 +92,60 @@ class Archivist:
     """Moves the oldest events of one log to its archive. Any number may run: they take turns."""
 
     def __init__(
-        self, log: Reading, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], schema: str, archive: Archive
+        self, log: Reading, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], schema: str, location: Path | None
     ) -> None:
         self._log = log
         self._pool = pool
-        self._archive = archive
+        self._known = Archive(location)
         self._sql = ArchiveStatements(schema)
+
+    @property
+    def known(self) -> Archive:
+        """The archive as far as this process knows of it; what another one archived may be lacking."""
+        return self._known
 
     async def refresh(self) -> None:
         """Learn of what others archived."""
-        self._archive.learn(await self.segments())
+        segments = await self.segments()
+        if len(segments) > len(self._known.segments):
+            self._known = Archive(self._known.location, tuple(segments))
+
+    async def learn_to(self, position: int) -> None:
+        """Know the segment that holds an archived position. ArchiveDamaged if there is none."""
+        if position > self._known.last:
+            await self.refresh()
+        if position > self._known.last:
+            raise ArchiveDamaged("archived_segments", f"no segment holds position {position}")
 
     async def segments(self) -> list[Segment]:
         async with self._pool.connection() as connection:
             rows = await (await connection.execute(self._sql.segments)).fetchall()
         return [Segment(*row) for row in rows]
 
-    async def archive(self, *, keep_events: int, segment_events: int, grace_s: float) -> list[Segment]:
+    async def archive(self, *, keep_events: int, segment_events: int) -> list[Segment]:
         """Archive whole segments as long as `keep_events` events stay in the database. The segments moved.
 
-        `grace_s` is how long every reader takes at most to hear of a segment. Raises ArchiveMissing, ArchiveDamaged.
+        Raises ArchiveMissing, ArchiveDamaged.
         """
         if segment_events < 1 or keep_events < 0:
             raise ValueError(f"segment_events {segment_events} must be 1 or more, keep_events {keep_events} 0 or more")
-        await asyncio.to_thread(self._archive.directory.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._known.directory.mkdir, parents=True, exist_ok=True)
         moved: list[Segment] = []
         async with self._turn():
             known = await self.segments()
-            moved += await self._finish(known, grace_s)
+            moved += await self._finish(known)
             last = known[-1].last if known else 0
             upto = await self._log.head() - keep_events
             while last + segment_events <= upto:
                 segment = await self._write(last + 1, last + segment_events)
                 await self._make_known(segment)
-                moved += await self._finish([segment], grace_s)
+                moved += await self._finish([segment])
                 last = segment.last
         return moved
 
     async def _write(self, first: int, last: int) -> Segment:
         previous_hash = await self._hash_at(first - 1) if first > 1 else GENESIS
-        writer = await asyncio.to_thread(SegmentWriter, self._archive.directory, first, last, previous_hash)
+        writer = await asyncio.to_thread(SegmentWriter, self._known.directory, first, last, previous_hash)
         try:
             for after in range(first - 1, last, BLOCK_EVENTS):
                 events = await self._log.read(after, limit=min(BLOCK_EVENTS, last - after))
@@ -144,7 +154,7 @@ class Archivist:
         except BaseException:
             writer.abandon()
             raise
-        if await self._archive.verify(segment, previous_hash) != await self._hash_at(last):
+        if await self._known.verify(segment, previous_hash) != await self._hash_at(last):
             raise ArchiveDamaged(segment.file, "it does not end with the hash that the log has there")
         return segment
 
@@ -156,14 +166,12 @@ class Archivist:
             )
         await self.refresh()
 
-    async def _finish(self, known: Iterable[Segment], grace_s: float) -> list[Segment]:
+    async def _finish(self, known: Iterable[Segment]) -> list[Segment]:
         """Take out of the database what is archived, but still there."""
         async with self._pool.connection() as connection:
             row = await (await connection.execute(self._sql.archived_to)).fetchone()
         archived_to = row[0] if row else 0
         pending = [segment for segment in known if segment.last > archived_to]
-        if pending:
-            await asyncio.sleep(grace_s)
         for segment in pending:
             await self._take_out(segment)
         return pending
