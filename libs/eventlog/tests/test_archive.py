@@ -17,7 +17,8 @@ from eventlog.limits import Limits
 from eventlog.merkle import verify_inclusion
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
-from eventlog.records import Append, Context, Filter, NewEvent, StoredEvent, StreamId
+from eventlog.records import Append, Appended, Context, Filter, NewEvent, StoredEvent, StreamId
+from eventlog.segments import forget_read
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event, positions
@@ -143,6 +144,35 @@ async def test_archived_ids_stay_idempotency_keys(log: PostgresEventLog) -> None
     with pytest.raises(DuplicateEventId, match="other content"):
         await log.append(an_append(a_stream(), event, expected=0))  # nothing but the id is known of this one
     assert await log.head() == 82
+
+
+async def test_a_repeat_of_an_archived_event_that_cannot_be_read_fails_alone(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    (lost,) = await log.read(4, limit=1)
+    (segment,) = await log.archive(keep_events=40, segment_events=20)
+    (tmp_path / segment.file).unlink()
+    forget_read()
+    repeat = log.append(an_append(OLD, an_event(event_id=lost.id)))
+    refused, *others = await asyncio.gather(
+        repeat, *[log.append(an_append(a_stream())) for _ in range(3)], return_exceptions=True
+    )
+    assert isinstance(refused, ArchiveDamaged)
+    assert [isinstance(other, Appended) for other in others] == [True] * 3
+
+
+async def test_a_writer_that_was_opened_before_there_was_an_archive_goes_on_without_it(
+    log: PostgresEventLog, postgres_dsn: str
+) -> None:
+    (old,) = await log.read(4, limit=1)
+    async with await PostgresEventLog.open(postgres_dsn, limits=DEAF) as other:
+        await log.archive(keep_events=40, segment_events=20)
+        repeat = other.append(an_append(OLD, an_event(event_id=old.id)))
+        refused, stored = await asyncio.gather(repeat, other.append(an_append(a_stream())), return_exceptions=True)
+        assert isinstance(refused, ArchiveMissing)
+        assert isinstance(stored, Appended)
+        with pytest.raises(ArchiveMissing):
+            await other.read()
 
 
 async def test_a_writer_that_does_not_know_yet_stores_nothing_twice(

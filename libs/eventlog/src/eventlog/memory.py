@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
-from eventlog.admission import Admission, Head, Known, check_request, streams_of
+from eventlog.admission import Admission, Head, Stored, check_request, streams_of
 from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
@@ -27,7 +27,7 @@ class MemoryEventLog:
         self._clock = clock or SystemClock()
         self._events: list[StoredEvent] = []
         self._streams: defaultdict[StreamId, list[StoredEvent]] = defaultdict(list)
-        self._known: dict[UUID, Known | StoredEvent] = {}
+        self._known: dict[UUID, Stored] = {}
         self._snapshots: dict[tuple[StreamId, str], Snapshot] = {}
         self._signal = HeadSignal()
         self._closed = False

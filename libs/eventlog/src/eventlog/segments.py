@@ -168,6 +168,12 @@ _index = lru_cache(maxsize=_INDEXES_CACHED_MAX)(_read_index)
 _events = lru_cache(maxsize=_BLOCKS_CACHED_MAX)(_read_events)
 
 
+def forget_read() -> None:
+    """Read from the disk again what was kept of all files: to see what they hold now."""
+    _index.cache_clear()
+    _events.cache_clear()
+
+
 def _lines(path: Path, offset: int, size: int) -> list[dict[str, Any]]:
     try:
         return [orjson.loads(line) for line in gzip.decompress(_bytes_at(path, offset, size)).splitlines()]
