@@ -341,8 +341,8 @@ async def test_a_log_of_a_release_that_knew_no_archive_is_opened_as_it_is(postgr
         await log.append(an_append(GROWING, *[an_event() for _ in range(20)]))
     await run_sql(
         postgres_dsn,
-        "drop view eventlog.hashes; drop table eventlog.archived_events, eventlog.archived_streams,"
-        " eventlog.archived_segments; alter table eventlog.head drop column archived_to",
+        "drop view eventlog.hashes, eventlog.subjects; drop table eventlog.archived_events, eventlog.archived_streams,"
+        " eventlog.archived_subjects, eventlog.archived_segments; alter table eventlog.head drop column archived_to",
     )
     async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as log:
         await log.append(an_append(GROWING, expected=20))

@@ -1,10 +1,11 @@
 """The archived part of a log, and how it grows.
 
 The oldest events of a log, one segment of positions after another, are moved to files (segments.py). In the database a
-narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; and of each
-stream its version. A segment is moved in two steps: first the file is written, flushed, read back, verified and made
-known; then one transaction takes the rows out of `events` and moves `archived_to`. A crash in between leaves both, and
-the next archiving goes on from there.
+narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; of each
+stream its version; and of an event about a person whom it is about, so that an erasure reaches all that they left. A
+segment is moved in two steps: first the file is written, flushed, read back, verified and made known; then one
+transaction takes the rows out of `events` and moves `archived_to`. A crash in between leaves both, and the next archiving
+goes on from there.
 
 Whoever reads meanwhile misses nothing, however late they hear of a file: every statement that reads `events` gives
 `archived_to` as it is in its own snapshot, and who finds it beyond the files that they know learns of them and reads
@@ -179,6 +180,7 @@ class Archivist:
     async def _take_out(self, segment: Segment) -> None:
         async with self._pool.connection() as connection, connection.transaction():
             await connection.execute(self._sql.note_streams, (segment.first, segment.first, segment.last))
+            await connection.execute(self._sql.note_subjects, (segment.first, segment.last))
             await connection.execute(self._sql.move, (segment.first, segment.last))
             await connection.execute(self._sql.archived, (segment.last,))  # last: it holds up every writer
 
@@ -219,6 +221,11 @@ class ArchiveStatements:
         self.note_streams = render(
             "insert into {schema}.archived_streams (stream, segment, version)"
             " select stream, %s, max(version) from {schema}.events where position between %s and %s group by stream"
+        )
+        self.note_subjects = render(
+            "insert into {schema}.archived_subjects (position, stream, type, tenant, data_subject)"
+            " select position, stream, type, tenant, data_subject from {schema}.events"
+            " where position between %s and %s and data_subject is not null"
         )
         self.move = render(
             "with gone as (delete from {schema}.events where position between %s and %s returning position, id, hash)"

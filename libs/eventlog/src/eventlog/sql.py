@@ -65,6 +65,14 @@ create table if not exists {schema}.archived_events (
     id uuid not null unique,
     hash bytea not null
 );
+create table if not exists {schema}.archived_subjects (
+    position bigint primary key,
+    stream text collate "C" not null,
+    type text not null,
+    tenant text not null,
+    data_subject text not null
+);
+create index if not exists archived_subjects_by_name on {schema}.archived_subjects (tenant, data_subject);
 create table if not exists {schema}.archived_streams (
     stream text collate "C" not null,
     segment bigint not null,
@@ -86,6 +94,12 @@ do $$ begin
     if to_regclass({hashes_name}) is null then
         create view {schema}.hashes as
             select position, hash from {schema}.archived_events union all select position, hash from {schema}.events;
+    end if;
+    if to_regclass({subjects_name}) is null then
+        create view {schema}.subjects as
+            select position, stream, type, tenant, data_subject from {schema}.archived_subjects
+            union all
+            select position, stream, type, tenant, data_subject from {schema}.events where data_subject is not null;
     end if;
 end $$;
 insert into {schema}.head (position, hash) values (0, '\\x{genesis}') on conflict do nothing;
@@ -167,6 +181,7 @@ def statements(schema: str) -> Statements:
             channel_name=Literal(channel),
             head_name=Literal(Identifier(schema, "head").as_string(None)),
             hashes_name=Literal(Identifier(schema, "hashes").as_string(None)),
+            subjects_name=Literal(Identifier(schema, "subjects").as_string(None)),
             found_by_name=Literal(Identifier(schema, "events_found_by").as_string(None)),
         ).as_bytes(None)
 
