@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import psycopg
 import pytest
+from eventlog.chain import GENESIS
 from eventlog.checkpoints import Checkpoints
 from eventlog.errors import ArchiveDamaged, ArchiveMissing, DuplicateEventId, VersionConflict
 from eventlog.limits import Limits
@@ -18,7 +19,7 @@ from eventlog.merkle import verify_inclusion
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import Append, Appended, Context, Filter, NewEvent, StoredEvent, StreamId
-from eventlog.segments import forget_read
+from eventlog.segments import SegmentReader, SegmentWriter, forget_read
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event, positions
@@ -296,6 +297,32 @@ async def test_an_archiving_that_was_interrupted_is_finished_by_the_next(
     await log.archive(keep_events=40, segment_events=20)
     assert await value(postgres_dsn, "select archived_to from eventlog.head") == 20
     assert positions(await log.read()) == list(range(1, 61))
+
+
+async def test_archivers_of_one_process_take_turns_and_leave_the_readers_alone(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    frugal = Limits(poll_interval_s=0.01, readers_max=1, reconnect_timeout_s=5)
+    async with await PostgresEventLog.open(postgres_dsn, limits=frugal, archive=tmp_path) as log:
+        await log.append(an_append(OLD, *[an_event() for _ in range(20)]))
+        moved = await asyncio.gather(*[log.archive(keep_events=0, segment_events=10) for _ in range(5)])
+        assert sorted(map(len, moved)) == [0, 0, 0, 0, 2]
+        assert positions(await log.read()) == list(range(1, 21))
+
+
+async def test_two_writers_of_one_segment_do_not_spoil_each_others_file(log: PostgresEventLog, tmp_path: Path) -> None:
+    """As when an archiver lost its lock, and with it its turn, without noticing."""
+    events = await log.read(limit=20)
+    first, second = (SegmentWriter(tmp_path, 1, 20, GENESIS) for _ in range(2))
+    first.add(events)
+    segment = first.finish()
+    second.abandon()
+    assert list(SegmentReader(tmp_path, segment).events(0)) == events
+    late = SegmentWriter(tmp_path, 1, 20, GENESIS)
+    late.add(events)
+    assert SegmentReader(tmp_path, segment).verify(GENESIS) == events[-1].hash
+    assert late.finish() == segment
+    assert [file.name for file in tmp_path.iterdir()] == [segment.file]
 
 
 async def test_the_file_is_json_lines_for_anybody(log: PostgresEventLog, tmp_path: Path) -> None:

@@ -93,9 +93,15 @@ class Archivist:
     """Moves the oldest events of one log to its archive. Any number may run: they take turns."""
 
     def __init__(
-        self, log: Reading, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], schema: str, location: Path | None
+        self,
+        log: Reading,
+        dsn: str,
+        pool: AsyncConnectionPool[AsyncConnection[TupleRow]],
+        schema: str,
+        location: Path | None,
     ) -> None:
         self._log = log
+        self._dsn = dsn
         self._pool = pool
         self._known = Archive(location)
         self._sql = ArchiveStatements(schema)
@@ -191,12 +197,10 @@ class Archivist:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        async with self._pool.connection() as connection:
+        """On a connection of its own, which holds the lock until it is closed: those that wait leave readers theirs."""
+        async with await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
             await connection.execute(self._sql.lock)
-            try:
-                yield
-            finally:
-                await connection.execute(self._sql.unlock)
+            yield
 
 
 class ArchiveStatements:
@@ -208,7 +212,6 @@ class ArchiveStatements:
             return SQL(text).format(schema=Identifier(schema), key=key).as_bytes(None)
 
         self.lock = render("select pg_advisory_lock(hashtextextended({key}, 0))")
-        self.unlock = render("select pg_advisory_unlock(hashtextextended({key}, 0))")
         self.segments = render(
             "select first, last, file, size, sha256, index_at from {schema}.archived_segments order by first"
         )

@@ -37,7 +37,8 @@ _log = logging.getLogger(__name__)
 class PostgresEventLog:
     """An EventLog in one schema of one database. Any number of processes may open the same log at once.
 
-    Holds one connection for writing, one for notifications, and up to `limits.readers_max` for reading.
+    Holds one connection for writing, one for notifications, up to `limits.readers_max` for reading, and one for as long as
+    it archives.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class PostgresEventLog:
             configure=_prepare_reader,
             open=False,
         )
-        self._archivist = Archivist(self, self._readers, schema, archive)
+        self._archivist = Archivist(self, dsn, self._readers, schema, archive)
         self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal)
         self._closed = False
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
+from synod.common.ids import uuid7
 
 from eventlog.chain import Verifier
 from eventlog.errors import ArchiveDamaged
@@ -63,11 +64,15 @@ class Index:
 
 
 class SegmentWriter:
-    """Writes one segment block by block. Nothing has the file's final name before all of it is on disk."""
+    """Writes one segment block by block. Nothing has the file's final name before all of it is on disk.
+
+    Until then its name is nobody else's: an archiver that lost its turn unnoticed spoils no file of the next one, which
+    has the same bytes. After a crash an `.unfinished` file stays, and can be deleted.
+    """
 
     def __init__(self, directory: Path, first: int, last: int, previous_hash: bytes) -> None:
         self._path = directory / f"{first:020d}-{last:020d}.events.gz"
-        self._unfinished = self._path.with_suffix(".unfinished")
+        self._unfinished = self._path.with_suffix(f".{uuid7().hex}.unfinished")
         self._first, self._last = first, last
         self._blocks: list[Block] = []
         self._streams: dict[str, list[int]] = {}
