@@ -354,6 +354,61 @@ async def test_a_damaged_or_missing_file_is_named(log: PostgresEventLog, tmp_pat
         await log.read(20)
 
 
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+async def test_verification_reads_the_files_as_they_are_now(log: PostgresEventLog, tmp_path: Path) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    assert len(await log.read()) == 60  # and keeps what it read
+    damage(tmp_path / second.file, second.size // 2)
+    found = await log.verify()
+    assert (found.ok, found.broken_at) == (False, 21)
+    assert second.file in found.reason
+    assert (await log.verify(1, 20)).ok
+    assert (await log.verify(30)).broken_at == 30
+    assert (await log.verify(41)).ok
+
+
+async def test_a_file_whose_events_hold_is_still_compared_with_what_was_written(
+    log: PostgresEventLog, tmp_path: Path
+) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    damage(tmp_path / second.file, 20)  # the header, which no reader needs
+    found = await log.verify()
+    assert (found.ok, found.broken_at) == (False, 21)
+
+
+async def test_what_is_broken_before_a_damaged_file_is_found_first(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    (tmp_path / second.file).unlink()
+    block = SegmentWriter(tmp_path, 1, 20, GENESIS)
+    events = await log.read(limit=20)
+    block.add([event._replace(data=b"[]") if event.position == 7 else event for event in events])
+    forged = block.finish()
+    sizes = f"size = {forged.size}, index_at = {forged.index_at}"
+    await run_sql(postgres_dsn, f"update eventlog.archived_segments set {sizes} where first = 1")
+    async with await PostgresEventLog.open(postgres_dsn, archive=tmp_path) as fresh:
+        assert (await fresh.verify()).broken_at == 7
+
+
+async def test_verification_with_checkpoints_finds_a_damaged_file(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        checkpoints = Checkpoints(pool, log, "shop", SigningKey.generate())
+        await checkpoints.prepare()
+        await checkpoints.make()
+        _, second = await log.archive(keep_events=15, segment_events=20)
+        await log.read()
+        damage(tmp_path / second.file, second.size // 2)
+        assert (await checkpoints.verify()).broken_at == 21
+
+
 async def test_a_log_with_an_archive_is_not_opened_without_it(log: PostgresEventLog, postgres_dsn: str) -> None:
     with pytest.raises(ArchiveMissing):
         async with await PostgresEventLog.open(postgres_dsn) as without:

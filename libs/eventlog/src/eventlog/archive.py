@@ -81,6 +81,12 @@ class Archive:
         """The hash of the segment's last event, once file and chain were found good; ArchiveDamaged if not."""
         return await asyncio.to_thread(self._reader(segment).verify, previous_hash)
 
+    async def compare(self, first: int, last: int) -> None:
+        """ArchiveDamaged for the first file within the positions `first` to `last` that is not the one written."""
+        for segment in self.segments:
+            if first <= segment.first and segment.last <= last:
+                await asyncio.to_thread(self._reader(segment).compare)
+
     def _reader(self, segment: Segment) -> SegmentReader:
         return SegmentReader(self.directory, segment)
 
@@ -122,7 +128,7 @@ class Archivist:
         if position > self._known.last:
             await self.refresh()
         if position > self._known.last:
-            raise ArchiveDamaged("archived_segments", f"no segment holds position {position}")
+            raise ArchiveDamaged("archived_segments", position, f"no segment holds position {position}")
 
     async def segments(self) -> list[Segment]:
         async with self._pool.connection() as connection:
@@ -162,7 +168,7 @@ class Archivist:
             writer.abandon()
             raise
         if await self._known.verify(segment, previous_hash) != await self._hash_at(last):
-            raise ArchiveDamaged(segment.file, "it does not end with the hash that the log has there")
+            raise ArchiveDamaged(segment.file, segment.last, "it does not end with the hash that the log has there")
         return segment
 
     async def _make_known(self, segment: Segment) -> None:

@@ -14,6 +14,7 @@ from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
 from eventlog.limits import Limits
+from eventlog.log import Auditing
 from eventlog.newest import page_of
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 from eventlog.signal import HeadSignal
@@ -71,8 +72,12 @@ class MemoryEventLog:
         self._require_open()
         whole = last is None
         verifier = Verifier(first, len(self._events) if last is None else last, self._hash_before(first))
-        verifier.check(islice(self._events, first - 1, None))
+        await self.audit(verifier)
         return verifier.finding(self._head().hash if whole else None)
+
+    async def audit(self, audit: Auditing) -> None:
+        self._require_open()
+        audit.check(self._events[audit.position :])
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()

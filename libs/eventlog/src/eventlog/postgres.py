@@ -18,12 +18,13 @@ from eventlog import arrays
 from eventlog.archive import Archivist
 from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
-from eventlog.errors import ArchiveMissing, LogClosed, LogUnavailable
+from eventlog.errors import ArchiveDamaged, ArchiveMissing, LogClosed, LogUnavailable
 from eventlog.limits import Limits
+from eventlog.log import Auditing
 from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
-from eventlog.segments import Segment
+from eventlog.segments import Segment, forget_read
 from eventlog.signal import HeadSignal
 from eventlog.sql import Statements, statements, stored_events
 from eventlog.writer import GroupWriter
@@ -175,12 +176,17 @@ class PostgresEventLog:
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         ((head, head_hash),) = await self._fetch(self._sql.head_and_hash, [])
         verifier = Verifier(first, head if last is None else last, await self._anchor(first))
-        while not verifier.done:
-            page = await self.read(verifier.position, limit=self._limits.page_events)
-            if not page:
-                break
-            verifier.check(page)
+        await self.audit(verifier)
         return verifier.finding(head_hash if last in (None, head) else None)
+
+    async def audit(self, audit: Auditing) -> None:
+        first = audit.position + 1
+        forget_read()
+        await self._audit_events(audit)
+        try:
+            await self._archivist.known.compare(first, audit.position)
+        except ArchiveDamaged as damage:  # in what no event shows: its header, its index
+            audit.unreadable(max(first, damage.position), str(damage))
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()
@@ -199,6 +205,23 @@ class PostgresEventLog:
         """
         self._require_open()
         return await self._archivist.archive(keep_events=keep_events, segment_events=segment_events)
+
+    async def _audit_events(self, audit: Auditing) -> None:
+        limit = self._limits.page_events
+        while not audit.done:
+            try:
+                page = await self.read(audit.position, limit=limit)
+            except ArchiveDamaged as damage:
+                readable = damage.position - 1 - audit.position
+                if not 0 < readable < limit:
+                    return audit.unreadable(audit.position + 1, str(damage))
+                limit = readable  # up to the damage first: something before it may be broken too
+                continue
+            if not page:
+                return None
+            audit.check(page)
+            limit = self._limits.page_events
+        return None
 
     async def _read(self, after: int, last: int | None, limit: int, where: Filter) -> tuple[list[StoredEvent], int]:
         """What the table has, and the last position that had been taken out of it at that moment."""
