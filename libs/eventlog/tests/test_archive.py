@@ -3,24 +3,32 @@
 import asyncio
 import gzip
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psycopg
 import pytest
+from eventlog.chain import GENESIS
 from eventlog.checkpoints import Checkpoints
 from eventlog.errors import ArchiveDamaged, ArchiveMissing, DuplicateEventId, VersionConflict
 from eventlog.limits import Limits
 from eventlog.merkle import verify_inclusion
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Append, Context, Filter, NewEvent, StreamId
+from eventlog.projections import Projector
+from eventlog.records import Append, Appended, Context, Filter, NewEvent, StoredEvent, StreamId
+from eventlog.segments import SegmentReader, SegmentWriter, forget_read
 from eventlog.signing import SigningKey
+from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event, positions
 from psycopg_pool import AsyncConnectionPool
 from synod.common.ids import uuid7
 
 QUICK = Limits(poll_interval_s=0.01)
+DEAF = Limits(poll_interval_s=600)
+"""Of a process that hears of nothing that others do."""
 OLD = StreamId("order", "old")
 GROWING = StreamId("order", "growing")
 
@@ -45,6 +53,34 @@ async def value(dsn: str, query: str) -> object:
 async def run_sql(dsn: str, statement: str) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute(statement.encode())
+
+
+async def until_registered(dsn: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while await value(dsn, "select count(*) from eventlog.archived_segments") != count:
+            pass
+
+
+class Positions:
+    """Which events were seen."""
+
+    name = "positions"
+    version = 1
+    types = None
+    tables = "create table seen (position bigint primary key)"
+
+    async def apply(self, connection: psycopg.AsyncConnection[Any], events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            await connection.execute("insert into seen values (%s)", [event.position])
+
+
+class LearnsWhileReading(PostgresEventLog):
+    """Hears of every segment in the middle of a read by time."""
+
+    async def position_at(self, moment: datetime) -> int:
+        position = await super().position_at(moment)
+        await self._archivist.refresh()
+        return position
 
 
 async def test_whole_segments_are_moved_as_long_as_enough_stays(log: PostgresEventLog, postgres_dsn: str) -> None:
@@ -111,6 +147,35 @@ async def test_archived_ids_stay_idempotency_keys(log: PostgresEventLog) -> None
     assert await log.head() == 82
 
 
+async def test_a_repeat_of_an_archived_event_that_cannot_be_read_fails_alone(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    (lost,) = await log.read(4, limit=1)
+    (segment,) = await log.archive(keep_events=40, segment_events=20)
+    (tmp_path / segment.file).unlink()
+    forget_read()
+    repeat = log.append(an_append(OLD, an_event(event_id=lost.id)))
+    refused, *others = await asyncio.gather(
+        repeat, *[log.append(an_append(a_stream())) for _ in range(3)], return_exceptions=True
+    )
+    assert isinstance(refused, ArchiveDamaged)
+    assert [isinstance(other, Appended) for other in others] == [True] * 3
+
+
+async def test_a_writer_that_was_opened_before_there_was_an_archive_goes_on_without_it(
+    log: PostgresEventLog, postgres_dsn: str
+) -> None:
+    (old,) = await log.read(4, limit=1)
+    async with await PostgresEventLog.open(postgres_dsn, limits=DEAF) as other:
+        await log.archive(keep_events=40, segment_events=20)
+        repeat = other.append(an_append(OLD, an_event(event_id=old.id)))
+        refused, stored = await asyncio.gather(repeat, other.append(an_append(a_stream())), return_exceptions=True)
+        assert isinstance(refused, ArchiveMissing)
+        assert isinstance(stored, Appended)
+        with pytest.raises(ArchiveMissing):
+            await other.read()
+
+
 async def test_a_writer_that_does_not_know_yet_stores_nothing_twice(
     log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
 ) -> None:
@@ -158,6 +223,57 @@ async def test_a_reader_of_another_process_misses_nothing(
         assert len(await archiving) == 12
 
 
+async def test_a_reader_that_heard_of_no_archiving_misses_nothing(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with await PostgresEventLog.open(postgres_dsn, limits=DEAF, archive=tmp_path) as reader:
+        times = [event.recorded_at for event in await reader.read()]
+        await log.archive(keep_events=40, segment_events=20)
+        assert positions(await reader.read()) == list(range(1, 61))
+        await log.archive(keep_events=20, segment_events=20)
+        assert [event.version for event in await reader.read_stream(GROWING)] == list(range(1, 41))
+        await log.archive(keep_events=10, segment_events=10)
+        assert positions((await reader.next_page()).events) == list(range(1, 61))
+        await log.archive(keep_events=0, segment_events=10)
+        assert await reader.position_at(times[54]) == await log.position_at(times[54]) > 50
+
+
+async def test_a_view_of_a_process_that_heard_of_no_archiving_is_complete(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with (
+        await PostgresEventLog.open(postgres_dsn, limits=DEAF, archive=tmp_path) as reader,
+        AsyncConnectionPool(postgres_dsn, min_size=1, max_size=4, open=False) as pool,
+    ):
+        await log.archive(keep_events=20, segment_events=20)
+        await Projector(pool, Positions(), LogSource(reader)).catch_up()
+        assert await value(postgres_dsn, "select count(*) from view_positions.seen") == 60
+
+
+async def test_an_archived_event_that_no_segment_holds_is_an_error(log: PostgresEventLog, postgres_dsn: str) -> None:
+    await run_sql(postgres_dsn, "delete from eventlog.events where position <= 20")
+    await run_sql(postgres_dsn, "update eventlog.head set archived_to = 20")
+    with pytest.raises(ArchiveDamaged, match="no segment"):
+        await log.read()
+
+
+async def test_a_segment_that_becomes_known_during_a_read_is_not_read_twice(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    """Its rows are still in the table: the archiver waits for the head, which somebody holds."""
+    await log.archive(keep_events=40, segment_events=20)
+    async with (
+        await LearnsWhileReading.open(postgres_dsn, limits=DEAF, archive=tmp_path) as reader,
+        await psycopg.AsyncConnection.connect(postgres_dsn) as holder,
+    ):
+        await holder.execute("select from eventlog.head for update")
+        archiving = asyncio.create_task(log.archive(keep_events=20, segment_events=20))
+        await until_registered(postgres_dsn, 2)
+        assert positions(await reader.read(where=Filter(since=NOON))) == list(range(1, 61))
+        await holder.rollback()
+        assert [segment.last for segment in await archiving] == [40]
+
+
 async def test_appends_go_on_while_events_are_archived(log: PostgresEventLog) -> None:
     archiving = asyncio.create_task(log.archive(keep_events=0, segment_events=20))
     while not archiving.done():
@@ -171,16 +287,42 @@ async def test_appends_go_on_while_events_are_archived(log: PostgresEventLog) ->
 async def test_an_archiving_that_was_interrupted_is_finished_by_the_next(
     log: PostgresEventLog, postgres_dsn: str
 ) -> None:
-    archiving = asyncio.create_task(log.archive(keep_events=40, segment_events=20))
-    async with asyncio.timeout(30):
-        while not await value(postgres_dsn, "select count(*) from eventlog.archived_segments"):
-            assert not archiving.done()
-    archiving.cancel()
-    await asyncio.wait([archiving])
-    assert await value(postgres_dsn, "select count(*) from eventlog.events") in (40, 60)
+    async with await psycopg.AsyncConnection.connect(postgres_dsn) as holder:
+        await holder.execute("select from eventlog.head for update")
+        archiving = asyncio.create_task(log.archive(keep_events=40, segment_events=20))
+        await until_registered(postgres_dsn, 1)
+        archiving.cancel()
+        await asyncio.wait([archiving])
+    assert await value(postgres_dsn, "select count(*) from eventlog.events") == 60
     await log.archive(keep_events=40, segment_events=20)
     assert await value(postgres_dsn, "select archived_to from eventlog.head") == 20
     assert positions(await log.read()) == list(range(1, 61))
+
+
+async def test_archivers_of_one_process_take_turns_and_leave_the_readers_alone(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
+    frugal = Limits(poll_interval_s=0.01, readers_max=1, reconnect_timeout_s=5)
+    async with await PostgresEventLog.open(postgres_dsn, limits=frugal, archive=tmp_path) as log:
+        await log.append(an_append(OLD, *[an_event() for _ in range(20)]))
+        moved = await asyncio.gather(*[log.archive(keep_events=0, segment_events=10) for _ in range(5)])
+        assert sorted(map(len, moved)) == [0, 0, 0, 0, 2]
+        assert positions(await log.read()) == list(range(1, 21))
+
+
+async def test_two_writers_of_one_segment_do_not_spoil_each_others_file(log: PostgresEventLog, tmp_path: Path) -> None:
+    """As when an archiver lost its lock, and with it its turn, without noticing."""
+    events = await log.read(limit=20)
+    first, second = (SegmentWriter(tmp_path, 1, 20, GENESIS) for _ in range(2))
+    first.add(events)
+    segment = first.finish()
+    second.abandon()
+    assert list(SegmentReader(tmp_path, segment).events(0)) == events
+    late = SegmentWriter(tmp_path, 1, 20, GENESIS)
+    late.add(events)
+    assert SegmentReader(tmp_path, segment).verify(GENESIS) == events[-1].hash
+    assert late.finish() == segment
+    assert [file.name for file in tmp_path.iterdir()] == [segment.file]
 
 
 async def test_the_file_is_json_lines_for_anybody(log: PostgresEventLog, tmp_path: Path) -> None:
@@ -212,6 +354,61 @@ async def test_a_damaged_or_missing_file_is_named(log: PostgresEventLog, tmp_pat
         await log.read(20)
 
 
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+async def test_verification_reads_the_files_as_they_are_now(log: PostgresEventLog, tmp_path: Path) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    assert len(await log.read()) == 60  # and keeps what it read
+    damage(tmp_path / second.file, second.size // 2)
+    found = await log.verify()
+    assert (found.ok, found.broken_at) == (False, 21)
+    assert second.file in found.reason
+    assert (await log.verify(1, 20)).ok
+    assert (await log.verify(30)).broken_at == 30
+    assert (await log.verify(41)).ok
+
+
+async def test_a_file_whose_events_hold_is_still_compared_with_what_was_written(
+    log: PostgresEventLog, tmp_path: Path
+) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    damage(tmp_path / second.file, 20)  # the header, which no reader needs
+    found = await log.verify()
+    assert (found.ok, found.broken_at) == (False, 21)
+
+
+async def test_what_is_broken_before_a_damaged_file_is_found_first(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    (tmp_path / second.file).unlink()
+    block = SegmentWriter(tmp_path, 1, 20, GENESIS)
+    events = await log.read(limit=20)
+    block.add([event._replace(data=b"[]") if event.position == 7 else event for event in events])
+    forged = block.finish()
+    sizes = f"size = {forged.size}, index_at = {forged.index_at}"
+    await run_sql(postgres_dsn, f"update eventlog.archived_segments set {sizes} where first = 1")
+    async with await PostgresEventLog.open(postgres_dsn, archive=tmp_path) as fresh:
+        assert (await fresh.verify()).broken_at == 7
+
+
+async def test_verification_with_checkpoints_finds_a_damaged_file(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        checkpoints = Checkpoints(pool, log, "shop", SigningKey.generate())
+        await checkpoints.prepare()
+        await checkpoints.make()
+        _, second = await log.archive(keep_events=15, segment_events=20)
+        await log.read()
+        damage(tmp_path / second.file, second.size // 2)
+        assert (await checkpoints.verify()).broken_at == 21
+
+
 async def test_a_log_with_an_archive_is_not_opened_without_it(log: PostgresEventLog, postgres_dsn: str) -> None:
     with pytest.raises(ArchiveMissing):
         async with await PostgresEventLog.open(postgres_dsn) as without:
@@ -226,8 +423,8 @@ async def test_a_log_of_a_release_that_knew_no_archive_is_opened_as_it_is(postgr
         await log.append(an_append(GROWING, *[an_event() for _ in range(20)]))
     await run_sql(
         postgres_dsn,
-        "drop view eventlog.hashes; drop table eventlog.archived_events, eventlog.archived_streams,"
-        " eventlog.archived_segments; alter table eventlog.head drop column archived_to",
+        "drop view eventlog.hashes, eventlog.subjects; drop table eventlog.archived_events, eventlog.archived_streams,"
+        " eventlog.archived_subjects, eventlog.archived_segments; alter table eventlog.head drop column archived_to",
     )
     async with await PostgresEventLog.open(postgres_dsn, limits=QUICK, archive=tmp_path) as log:
         await log.append(an_append(GROWING, expected=20))

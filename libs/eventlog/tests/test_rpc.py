@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
@@ -15,6 +16,7 @@ from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import Context, StoredEvent, StreamId
 from eventlog.rpc import EventLogServicer, to_checkpoint
+from eventlog.segments import forget_read
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event
@@ -66,11 +68,11 @@ KEY = SigningKey.generate()
 
 
 @pytest.fixture
-async def served(postgres_dsn: str) -> AsyncIterator[Served]:
+async def served(postgres_dsn: str, tmp_path: Path) -> AsyncIterator[Served]:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     async with (
-        await PostgresEventLog.open(postgres_dsn) as log,
+        await PostgresEventLog.open(postgres_dsn, archive=tmp_path) as log,
         AsyncConnectionPool(postgres_dsn, min_size=1, max_size=4, open=False) as pool,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
@@ -337,6 +339,40 @@ async def test_parked_events_are_listed_and_redriven(served: Served) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await served.stub.RedriveParkedEvent(redrive)
     assert reason(refused.value) == (grpc.StatusCode.NOT_FOUND, "PARKED_EVENT_NOT_FOUND")
+
+
+async def test_a_damaged_archive_is_a_finding_of_verify_and_data_loss_to_who_reads(
+    served: Served, tmp_path: Path
+) -> None:
+    await served.log.append(*[an_append(a_stream()) for _ in range(4)])
+    _, second = await served.log.archive(keep_events=0, segment_events=2)
+    (tmp_path / second.file).unlink()
+    forget_read()
+    verified = await served.stub.Verify(pb.VerifyRequest())
+    assert (verified.ok, verified.broken_position) == (False, 3)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await served.stub.Read(pb.ReadRequest())
+    assert reason(refused.value) == (grpc.StatusCode.DATA_LOSS, "ARCHIVE_DAMAGED")
+
+
+async def test_what_was_archived_cannot_be_read_by_who_has_no_archive(
+    served: Served, postgres_dsn: str, tmp_path: Path
+) -> None:
+    await served.log.append(*[an_append(a_stream()) for _ in range(4)])
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    async with (
+        await PostgresEventLog.open(postgres_dsn) as without,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        await served.log.archive(keep_events=0, segment_events=2)
+        add_EventLogServicer_to_server(EventLogServicer(without, [], service="orders"), server)
+        await server.start()
+        stub: Any = EventLogStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Read(pb.ReadRequest())
+        await server.stop(0)
+    assert reason(refused.value) == (grpc.StatusCode.FAILED_PRECONDITION, "ARCHIVE_MISSING")
 
 
 async def test_a_closed_log_is_unavailable(served: Served) -> None:

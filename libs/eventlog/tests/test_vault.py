@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import nats
@@ -132,9 +133,9 @@ class House:
 
 
 @pytest.fixture
-async def house(postgres_dsn: str) -> AsyncIterator[House]:
+async def house(postgres_dsn: str, tmp_path: Path) -> AsyncIterator[House]:
     async with (
-        await PostgresEventLog.open(postgres_dsn) as log,
+        await PostgresEventLog.open(postgres_dsn, archive=tmp_path) as log,
         AsyncConnectionPool(postgres_dsn, min_size=1, max_size=6, open=False) as pool,
     ):
         vault = Vault(pool, log, MASTER)
@@ -369,6 +370,28 @@ async def test_a_key_taken_without_an_erasure_is_found_at_the_first_event_that_i
     assert await house.vault.unrecorded(first=3) is None
     await house.forget("ada")
     assert await house.vault.unrecorded() is None
+
+
+async def test_an_erasure_drops_the_snapshot_of_a_stream_that_was_archived(house: House) -> None:
+    ada, bob = await house.invite("ada", "ada@example.org"), await house.invite("bob", "bob@example.org")
+    await house.log.save_snapshot(ada.stream, 1, "guest-1", b"0|ada@example.org")
+    await house.log.save_snapshot(bob.stream, 1, "guest-1", b"0|bob@example.org")
+    await house.log.archive(keep_events=0, segment_events=1)
+    erasure = await house.vault.erase("acme", "ada", actor="officer", reason="asked for it")
+    assert erasure.snapshots_dropped == 1
+    assert await house.log.load_snapshot(ada.stream, "guest-1") is None
+    assert await house.log.load_snapshot(bob.stream, "guest-1") is not None
+    assert "ada@example.org" not in await table_dump(house.dsn)
+
+
+async def test_a_key_taken_without_an_erasure_is_found_in_the_archive_too(house: House) -> None:
+    ada = await house.invite("ada", "ada@example.org")
+    await house.invite("bob", "bob@example.org")
+    await house.forget("bob")
+    await house.log.archive(keep_events=0, segment_events=3)
+    assert await house.vault.unrecorded() is None
+    await house.sql("delete from eventlog.subject_keys")
+    assert await house.vault.unrecorded() == ada.position == 1
 
 
 async def test_an_erasure_on_record_does_not_excuse_what_was_taken_after_it(house: House) -> None:

@@ -223,6 +223,7 @@ def test_a_service_is_given_its_own_secrets_only(make_layout: MakeLayout) -> Non
     assert "AWS_SECRET" not in given
     assert steady["SYNOD_LOG_LEVEL"] == "DEBUG"
     assert json.loads(steady["SYNOD_PEERS"]) == {}
+    assert steady["SYNOD_ARCHIVE_DIRECTORY"] == str(layout.data / "archive" / "steady")
 
 
 def test_a_service_is_given_the_peers_that_it_and_they_need(make_layout: MakeLayout) -> None:

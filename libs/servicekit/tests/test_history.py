@@ -12,6 +12,7 @@ import grpc
 import psycopg
 import pytest
 from aiohttp import ClientSession
+from eventlog.postgres import PostgresEventLog
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
@@ -222,6 +223,30 @@ async def stored_payloads(dsn: str) -> list[bytes]:
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         rows = await (await connection.execute("select data from eventlog.events order by position")).fetchall()
     return [bytes(data) for (data,) in rows]
+
+
+async def test_a_service_reads_on_what_was_archived_while_it_was_up_and_after_a_restart(
+    postgres_dsn: str, fresh_nats: Any, tmp_path: Path
+) -> None:
+    directory = tmp_path / "archive"
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, archive_directory=directory)
+    async with serve_in_process(compose, settings) as service:
+        for _ in range(4):
+            await append(service.host, "local")
+        async with await PostgresEventLog.open(postgres_dsn, archive=directory) as operator:
+            await operator.archive(keep_events=2, segment_events=2)
+        assert await positions_read(service.channel) == [1, 2, 3, 4]
+    async with serve_in_process(compose, settings) as service:
+        assert await positions_read(service.channel) == [1, 2, 3, 4]
+        await append(service.host, "local")
+    with pytest.raises(StartFailed, match="events of the log are archived"):
+        async with serve_in_process(compose, settings.model_copy(update={"archive_directory": None})):
+            pass
+
+
+async def positions_read(channel: grpc.aio.Channel) -> list[int]:
+    stub: Any = EventLogStub(channel)
+    return [event.position for event in (await stub.Read(pb.ReadRequest())).events]
 
 
 async def tell_secret(host: Host[Settings]) -> None:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from eventlog.chain import link_facts
-from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, VersionConflict
+from eventlog.errors import DuplicateEventId, EventLogError, EventTooLarge, FenceLost, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
 
@@ -44,6 +44,10 @@ class Known(NamedTuple):
     data: bytes
 
 
+Stored = Known | StoredEvent | EventLogError
+"""What an id stands for in the log; an error if that cannot be read: the id is taken, and nothing more is known."""
+
+
 class Head(NamedTuple):
     """Position and hash of the last event, the last position that is archived, and when the newest event was recorded."""
 
@@ -61,7 +65,7 @@ class Admission:
     """
 
     def __init__(
-        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Known | StoredEvent], now: datetime
+        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Stored], now: datetime
     ) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
@@ -72,7 +76,8 @@ class Admission:
     def admit(self, request: Request) -> Appended:
         """Number and hash the request's events.
 
-        Raises FenceLost, VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content.
+        Raises FenceLost, VersionConflict, or DuplicateEventId if only some of the ids are stored or stand for other content;
+        of a repeated id that cannot be read, the error why not.
         """
         ids = [event.id for append in request for event in append.events]
         if not self._known.keys().isdisjoint(ids):
@@ -96,6 +101,8 @@ class Admission:
         known = self._known.get(event.id)
         if known is None or not complete:
             raise DuplicateEventId(event.id, "some events of the request are stored already, others are not")
+        if isinstance(known, EventLogError):
+            raise known
         if (known.stream, known.type, known.type_version, known.data) != (
             stream,
             event.type,

@@ -1,10 +1,15 @@
 """The archived part of a log, and how it grows.
 
 The oldest events of a log, one segment of positions after another, are moved to files (segments.py). In the database a
-narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; and of each
-stream its version. A segment is moved in two steps, so that whoever reads meanwhile misses nothing: first the file is
-written, flushed, read back, verified and made known; then, after all readers had time to hear of it, one transaction
-takes the rows out of `events`. A crash in between leaves both, and the next archiving goes on from there.
+narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; of each
+stream its version; and of an event about a person whom it is about, so that an erasure reaches all that they left. A
+segment is moved in two steps: first the file is written, flushed, read back, verified and made known; then one
+transaction takes the rows out of `events` and moves `archived_to`. A crash in between leaves both, and the next archiving
+goes on from there.
+
+Whoever reads meanwhile misses nothing, however late they hear of a file: every statement that reads `events` gives
+`archived_to` as it is in its own snapshot, and who finds it beyond the files that they know learns of them and reads
+again.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -35,54 +41,51 @@ class Reading(Protocol):
     async def read(self, after: int = 0, *, limit: int = 1000) -> list[StoredEvent]: ...
 
 
+@dataclass(frozen=True, slots=True)
 class Archive:
-    """The segments of one log that this process knows of, as files in `directory`."""
+    """Segments of one log by position, from the first on, as files in `location`: what was known at one moment."""
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
-        self._segments: tuple[Segment, ...] = ()
+    location: Path | None
+    segments: tuple[Segment, ...] = ()
 
     @property
     def last(self) -> int:
-        """The last archived position, 0 if there is none."""
-        return self._segments[-1].last if self._segments else 0
+        """The last position of the segments, 0 if there is none."""
+        return self.segments[-1].last if self.segments else 0
 
     @property
     def directory(self) -> Path:
         """ArchiveMissing if the log was opened without one."""
-        if self._directory is None:
+        if self.location is None:
             raise ArchiveMissing
-        return self._directory
-
-    def learn(self, segments: Sequence[Segment]) -> None:
-        """The segments there are now, by position."""
-        if len(segments) > len(self._segments):
-            self._segments = tuple(segments)
+        return self.location
 
     def require_readable(self) -> None:
         """ArchiveMissing if there are segments, and nothing says where."""
-        if self._segments and self._directory is None:
+        if self.segments and self.location is None:
             raise ArchiveMissing
-
-    def knows(self, firsts: Sequence[int]) -> bool:
-        """Whether all segments that begin at `firsts` are known."""
-        return not firsts or firsts[-1] <= self.last
 
     async def read(self, after: int, limit: int, where: Filter = EVERYTHING) -> list[StoredEvent]:
         """At most `limit` archived events with a position above `after`, ascending."""
-        readers = [self._reader(segment) for segment in self._segments if segment.last > after]
+        readers = [self._reader(segment) for segment in self.segments if segment.last > after]
         found = (event for reader in readers for event in reader.events(after) if where.matches(event))
         return await asyncio.to_thread(_taken, found, limit)
 
     async def read_stream(self, stream: StreamId, after: int, limit: int, firsts: Sequence[int]) -> list[StoredEvent]:
         """At most `limit` events of one stream with a version above `after`, from the segments that begin at `firsts`."""
-        readers = [self._reader(segment) for segment in self._segments if segment.first in firsts]
+        readers = [self._reader(segment) for segment in self.segments if segment.first in firsts]
         found = (event for reader in readers for event in reader.stream(stream, after))
         return await asyncio.to_thread(_taken, found, limit)
 
     async def verify(self, segment: Segment, previous_hash: bytes) -> bytes:
         """The hash of the segment's last event, once file and chain were found good; ArchiveDamaged if not."""
         return await asyncio.to_thread(self._reader(segment).verify, previous_hash)
+
+    async def compare(self, first: int, last: int) -> None:
+        """ArchiveDamaged for the first file within the positions `first` to `last` that is not the one written."""
+        for segment in self.segments:
+            if first <= segment.first and segment.last <= last:
+                await asyncio.to_thread(self._reader(segment).compare)
 
     def _reader(self, segment: Segment) -> SegmentReader:
         return SegmentReader(self.directory, segment)
@@ -96,46 +99,66 @@ class Archivist:
     """Moves the oldest events of one log to its archive. Any number may run: they take turns."""
 
     def __init__(
-        self, log: Reading, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], schema: str, archive: Archive
+        self,
+        log: Reading,
+        dsn: str,
+        pool: AsyncConnectionPool[AsyncConnection[TupleRow]],
+        schema: str,
+        location: Path | None,
     ) -> None:
         self._log = log
+        self._dsn = dsn
         self._pool = pool
-        self._archive = archive
+        self._known = Archive(location)
         self._sql = ArchiveStatements(schema)
+
+    @property
+    def known(self) -> Archive:
+        """The archive as far as this process knows of it; what another one archived may be lacking."""
+        return self._known
 
     async def refresh(self) -> None:
         """Learn of what others archived."""
-        self._archive.learn(await self.segments())
+        segments = await self.segments()
+        if len(segments) > len(self._known.segments):
+            self._known = Archive(self._known.location, tuple(segments))
+
+    async def learn_to(self, position: int) -> None:
+        """Know the segment that holds an archived position. ArchiveDamaged if there is none."""
+        if position > self._known.last:
+            await self.refresh()
+        if position > self._known.last:
+            raise ArchiveDamaged("archived_segments", position, f"no segment holds position {position}")
 
     async def segments(self) -> list[Segment]:
         async with self._pool.connection() as connection:
             rows = await (await connection.execute(self._sql.segments)).fetchall()
         return [Segment(*row) for row in rows]
 
-    async def archive(self, *, keep_events: int, segment_events: int, grace_s: float) -> list[Segment]:
+    async def archive(self, *, keep_events: int, segment_events: int) -> list[Segment]:
         """Archive whole segments as long as `keep_events` events stay in the database. The segments moved.
 
-        `grace_s` is how long every reader takes at most to hear of a segment. Raises ArchiveMissing, ArchiveDamaged.
+        Raises ArchiveMissing, ArchiveDamaged.
         """
         if segment_events < 1 or keep_events < 0:
             raise ValueError(f"segment_events {segment_events} must be 1 or more, keep_events {keep_events} 0 or more")
-        await asyncio.to_thread(self._archive.directory.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._known.directory.mkdir, parents=True, exist_ok=True)
         moved: list[Segment] = []
         async with self._turn():
             known = await self.segments()
-            moved += await self._finish(known, grace_s)
+            moved += await self._finish(known)
             last = known[-1].last if known else 0
             upto = await self._log.head() - keep_events
             while last + segment_events <= upto:
                 segment = await self._write(last + 1, last + segment_events)
                 await self._make_known(segment)
-                moved += await self._finish([segment], grace_s)
+                moved += await self._finish([segment])
                 last = segment.last
         return moved
 
     async def _write(self, first: int, last: int) -> Segment:
         previous_hash = await self._hash_at(first - 1) if first > 1 else GENESIS
-        writer = await asyncio.to_thread(SegmentWriter, self._archive.directory, first, last, previous_hash)
+        writer = await asyncio.to_thread(SegmentWriter, self._known.directory, first, last, previous_hash)
         try:
             for after in range(first - 1, last, BLOCK_EVENTS):
                 events = await self._log.read(after, limit=min(BLOCK_EVENTS, last - after))
@@ -144,8 +167,8 @@ class Archivist:
         except BaseException:
             writer.abandon()
             raise
-        if await self._archive.verify(segment, previous_hash) != await self._hash_at(last):
-            raise ArchiveDamaged(segment.file, "it does not end with the hash that the log has there")
+        if await self._known.verify(segment, previous_hash) != await self._hash_at(last):
+            raise ArchiveDamaged(segment.file, segment.last, "it does not end with the hash that the log has there")
         return segment
 
     async def _make_known(self, segment: Segment) -> None:
@@ -156,14 +179,12 @@ class Archivist:
             )
         await self.refresh()
 
-    async def _finish(self, known: Iterable[Segment], grace_s: float) -> list[Segment]:
+    async def _finish(self, known: Iterable[Segment]) -> list[Segment]:
         """Take out of the database what is archived, but still there."""
         async with self._pool.connection() as connection:
             row = await (await connection.execute(self._sql.archived_to)).fetchone()
         archived_to = row[0] if row else 0
         pending = [segment for segment in known if segment.last > archived_to]
-        if pending:
-            await asyncio.sleep(grace_s)
         for segment in pending:
             await self._take_out(segment)
         return pending
@@ -171,6 +192,7 @@ class Archivist:
     async def _take_out(self, segment: Segment) -> None:
         async with self._pool.connection() as connection, connection.transaction():
             await connection.execute(self._sql.note_streams, (segment.first, segment.first, segment.last))
+            await connection.execute(self._sql.note_subjects, (segment.first, segment.last))
             await connection.execute(self._sql.move, (segment.first, segment.last))
             await connection.execute(self._sql.archived, (segment.last,))  # last: it holds up every writer
 
@@ -181,12 +203,10 @@ class Archivist:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        async with self._pool.connection() as connection:
+        """On a connection of its own, which holds the lock until it is closed: those that wait leave readers theirs."""
+        async with await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
             await connection.execute(self._sql.lock)
-            try:
-                yield
-            finally:
-                await connection.execute(self._sql.unlock)
+            yield
 
 
 class ArchiveStatements:
@@ -198,7 +218,6 @@ class ArchiveStatements:
             return SQL(text).format(schema=Identifier(schema), key=key).as_bytes(None)
 
         self.lock = render("select pg_advisory_lock(hashtextextended({key}, 0))")
-        self.unlock = render("select pg_advisory_unlock(hashtextextended({key}, 0))")
         self.segments = render(
             "select first, last, file, size, sha256, index_at from {schema}.archived_segments order by first"
         )
@@ -211,6 +230,11 @@ class ArchiveStatements:
         self.note_streams = render(
             "insert into {schema}.archived_streams (stream, segment, version)"
             " select stream, %s, max(version) from {schema}.events where position between %s and %s group by stream"
+        )
+        self.note_subjects = render(
+            "insert into {schema}.archived_subjects (position, stream, type, tenant, data_subject)"
+            " select position, stream, type, tenant, data_subject from {schema}.events"
+            " where position between %s and %s and data_subject is not null"
         )
         self.move = render(
             "with gone as (delete from {schema}.events where position between %s and %s returning position, id, hash)"

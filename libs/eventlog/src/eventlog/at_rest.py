@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from eventlog.data_keys import DataKeys
 from eventlog.errors import DuplicateEventId, KeyUnusable, LogUnavailable, PayloadUnreadable
-from eventlog.log import EventLog
+from eventlog.log import Auditing, EventLog
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 
 MAGIC: Final = b"\x00aead\x01"
@@ -148,6 +148,9 @@ class EncryptedLog:
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         return await self.stored.verify(first, last)
+
+    async def audit(self, audit: Auditing) -> None:
+        await self.stored.audit(audit)
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         newest = self._forms()[0]

@@ -55,6 +55,10 @@ class Audit:
             events = events[count:]
             self._compare()
 
+    def unreadable(self, position: int, reason: str) -> None:
+        """The event at `position` is not there to be checked, or not as it was stored."""
+        self._chain.unreadable(position, reason)
+
     def finding(self, head_hash: bytes | None = None) -> Verified:
         """The finding; `head_hash`, if given, is what the log claims as hash of its last event."""
         found = self._refuted or self._chain.finding(head_hash)

@@ -141,6 +141,11 @@ class Verifier:
                 return
             self._check_one(event)
 
+    def unreadable(self, position: int, reason: str) -> None:
+        """The event at `position` is not there to be checked, or not as it was stored."""
+        if self._broken is None:
+            self._broken = (position, reason)
+
     def finding(self, head_hash: bytes | None = None) -> Verified:
         """The finding; `head_hash`, if given, is what the log claims as hash of the last event."""
         if self._broken is None and self._position < self._last:

@@ -75,8 +75,6 @@ class CheckpointLimits:
     rest_s: float = 2.0
     """A log that grew and then rests for so long gets one at once: little is ever unsigned."""
     retry_pause_s: float = 1.0
-    page_events: int = 1_000
-    """Events of one page of a verification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +247,7 @@ class Checkpoints:
             return await self.verify(1, last, witnessed=witnessed)
         forged = self._forged(checkpoints)
         audit = Audit(first, head if last is None else last, anchor, tree, checkpoints.keys() - forged.keys(), head)
-        while not audit.done and (page := await self._log.read(audit.position, limit=self._limits.page_events)):
-            audit.check(page)
+        await self._log.audit(audit)
         found = audit.finding(head_hash if last in (None, head) else None)
         return _first_broken(found, forged)
 

@@ -155,11 +155,12 @@ class ArchiveMissing(EventLogError):
 
 
 class ArchiveDamaged(EventLogError):
-    """The file at `path` cannot be read, or does not hold what was archived."""
+    """The file at `path` cannot be read, or does not hold what was archived: first so at `position`, as far as known."""
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: str, position: int, problem: str) -> None:
         super().__init__(f"archive {path}: {problem}")
         self.path = path
+        self.position = position
 
 
 class KeyUnusable(EventLogError):

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
+
+
+class Auditing(Protocol):
+    """What folds a range of events, in order, to find out whether they are what they were: Verifier, Audit."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing further can change the finding."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """The last position found good, from where on events are wanted."""
+        ...
+
+    def check(self, events: Sequence[StoredEvent]) -> None: ...
+
+    def unreadable(self, position: int, reason: str) -> None:
+        """There are no good events at `position`, unless one before it is broken already."""
+        ...
 
 
 class EventLog(Protocol):
@@ -57,6 +78,10 @@ class EventLog(Protocol):
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         """Whether positions `first` to `last` (default: all) are complete and unchanged by their hash chain."""
+        ...
+
+    async def audit(self, audit: Auditing) -> None:
+        """Give `audit` the stored events that it asks for, read anew from where they are kept."""
         ...
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:

@@ -9,11 +9,12 @@ from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
-from eventlog.admission import Admission, Head, Known, check_request, streams_of
+from eventlog.admission import Admission, Head, Stored, check_request, streams_of
 from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
 from eventlog.limits import Limits
+from eventlog.log import Auditing
 from eventlog.newest import page_of
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
 from eventlog.signal import HeadSignal
@@ -27,7 +28,7 @@ class MemoryEventLog:
         self._clock = clock or SystemClock()
         self._events: list[StoredEvent] = []
         self._streams: defaultdict[StreamId, list[StoredEvent]] = defaultdict(list)
-        self._known: dict[UUID, Known | StoredEvent] = {}
+        self._known: dict[UUID, Stored] = {}
         self._snapshots: dict[tuple[StreamId, str], Snapshot] = {}
         self._signal = HeadSignal()
         self._closed = False
@@ -71,8 +72,12 @@ class MemoryEventLog:
         self._require_open()
         whole = last is None
         verifier = Verifier(first, len(self._events) if last is None else last, self._hash_before(first))
-        verifier.check(islice(self._events, first - 1, None))
+        await self.audit(verifier)
         return verifier.finding(self._head().hash if whole else None)
+
+    async def audit(self, audit: Auditing) -> None:
+        self._require_open()
+        audit.check(self._events[audit.position :])
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,18 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from eventlog import arrays
-from eventlog.archive import Archive, Archivist
+from eventlog.archive import Archivist
 from eventlog.chain import GENESIS, Verifier
 from eventlog.clock import Clock, SystemClock
-from eventlog.errors import ArchiveMissing, LogClosed, LogUnavailable
+from eventlog.errors import ArchiveDamaged, ArchiveMissing, LogClosed, LogUnavailable
 from eventlog.limits import Limits
+from eventlog.log import Auditing
 from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
 from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
-from eventlog.segments import Segment
+from eventlog.segments import Segment, forget_read
 from eventlog.signal import HeadSignal
-from eventlog.sql import Statements, statements, stored_event, stored_events
+from eventlog.sql import Statements, statements, stored_events
 from eventlog.writer import GroupWriter
 
 _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
@@ -37,7 +38,8 @@ _log = logging.getLogger(__name__)
 class PostgresEventLog:
     """An EventLog in one schema of one database. Any number of processes may open the same log at once.
 
-    Holds one connection for writing, one for notifications, and up to `limits.readers_max` for reading.
+    Holds one connection for writing, one for notifications, up to `limits.readers_max` for reading, and one for as long as
+    it archives.
     """
 
     def __init__(
@@ -64,9 +66,8 @@ class PostgresEventLog:
             configure=_prepare_reader,
             open=False,
         )
-        self._archive = Archive(archive)
-        self._archivist = Archivist(self, self._readers, schema, self._archive)
-        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal, self._archived_to)
+        self._archivist = Archivist(self, dsn, self._readers, schema, archive)
+        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal)
         self._closed = False
 
     @classmethod
@@ -127,13 +128,17 @@ class PostgresEventLog:
         return await self._writer.submit(appends)
 
     async def read(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> list[StoredEvent]:
-        border = self._archive.last  # before reading: it may move meanwhile
         first, last = await self._bounds(after, where)
-        if first >= border:
-            return await self._read(first, last, limit, where)
-        archived = await self._archive.read(first, limit, where)
-        room = limit - len(archived)
-        return archived + await self._read(border, last, room, where) if room else archived
+        while True:
+            archive = self._archivist.known  # one view of files and border: more may become known meanwhile
+            archived = await archive.read(first, limit, where) if first < archive.last else []
+            if len(archived) == limit:
+                return archived
+            border = max(first, archive.last)
+            events, archived_to = await self._read(border, last, limit - len(archived), where)
+            if archived_to <= border:
+                return archived + events
+            await self._archivist.learn_to(archived_to)  # somebody took events out that were asked for: read again
 
     async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
         self._require_open()
@@ -147,9 +152,9 @@ class PostgresEventLog:
         return Page(events, last, True) if more else Page(events, max(last, head))
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
-        rows = await self._fetch(self._sql.read_stream, [str(stream), after, limit])
-        events = [stored_event(row) for row in rows]
-        if self._archive.last == 0 or (events and events[0].version == after + 1):
+        ((archived_to, *columns),) = await self._fetch(self._sql.read_stream, [str(stream), after, limit])
+        events = stored_events(columns)
+        if archived_to == 0 or (events and events[0].version == after + 1):
             return events
         archived = await self._read_archived_stream(stream, after, limit)
         border = archived[-1].version if archived else after
@@ -157,9 +162,8 @@ class PostgresEventLog:
         return (archived + [event for event in events if event.version > border])[:limit]
 
     async def position_at(self, moment: datetime) -> int:
-        border = self._archive.last
-        ((position,),) = await self._fetch(self._sql.position_at, [moment])
-        return int(position) if position > border else await self._archived_position_at(moment, border)
+        ((position, archived_to),) = await self._fetch(self._sql.position_at, [moment])
+        return int(position) if position > archived_to else await self._archived_position_at(moment, archived_to)
 
     async def head(self) -> int:
         ((position,),) = await self._fetch(self._sql.head, [])
@@ -172,12 +176,17 @@ class PostgresEventLog:
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         ((head, head_hash),) = await self._fetch(self._sql.head_and_hash, [])
         verifier = Verifier(first, head if last is None else last, await self._anchor(first))
-        while not verifier.done:
-            page = await self.read(verifier.position, limit=self._limits.page_events)
-            if not page:
-                break
-            verifier.check(page)
+        await self.audit(verifier)
         return verifier.finding(head_hash if last in (None, head) else None)
+
+    async def audit(self, audit: Auditing) -> None:
+        first = audit.position + 1
+        forget_read()
+        await self._audit_events(audit)
+        try:
+            await self._archivist.known.compare(first, audit.position)
+        except ArchiveDamaged as damage:  # in what no event shows: its header, its index
+            audit.unreadable(max(first, damage.position), str(damage))
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()
@@ -195,43 +204,56 @@ class PostgresEventLog:
         ArchiveDamaged (nothing is taken out of the database then).
         """
         self._require_open()
-        # Four polls: by then every process that is alive has heard of the files.
-        grace_s = 4 * self._limits.poll_interval_s
-        return await self._archivist.archive(keep_events=keep_events, segment_events=segment_events, grace_s=grace_s)
+        return await self._archivist.archive(keep_events=keep_events, segment_events=segment_events)
 
-    async def _read(self, after: int, last: int | None, limit: int, where: Filter) -> list[StoredEvent]:
+    async def _audit_events(self, audit: Auditing) -> None:
+        limit = self._limits.page_events
+        while not audit.done:
+            try:
+                page = await self.read(audit.position, limit=limit)
+            except ArchiveDamaged as damage:
+                readable = damage.position - 1 - audit.position
+                if not 0 < readable < limit:
+                    return audit.unreadable(audit.position + 1, str(damage))
+                limit = readable  # up to the damage first: something before it may be broken too
+                continue
+            if not page:
+                return None
+            audit.check(page)
+            limit = self._limits.page_events
+        return None
+
+    async def _read(self, after: int, last: int | None, limit: int, where: Filter) -> tuple[list[StoredEvent], int]:
+        """What the table has, and the last position that had been taken out of it at that moment."""
         query, parameters = self._sql.filtered(where, last)
         # With a filter the best way depends on its values (a rare type, a common one): planned anew each time.
-        (columns,) = await self._fetch(query, [after, *parameters, limit], prepare=where is EVERYTHING)
-        return stored_events(columns)
+        ((archived_to, *columns),) = await self._fetch(query, [after, *parameters, limit], prepare=where is EVERYTHING)
+        return stored_events(columns), archived_to
 
     async def _read_archived_stream(self, stream: StreamId, after: int, limit: int) -> list[StoredEvent]:
         rows = await self._fetch(self._sql.archived_in, [str(stream), after])
         firsts = [row[0] for row in rows]
-        if not self._archive.knows(firsts):
-            await self._archivist.refresh()
-        return await self._archive.read_stream(stream, after, limit, firsts) if firsts else []
+        if not firsts:
+            return []
+        await self._archivist.learn_to(firsts[-1])
+        return await self._archivist.known.read_stream(stream, after, limit, firsts)
 
     async def _archived_position_at(self, moment: datetime, border: int) -> int:
         low, high = 0, border + 1
         while high - low > 1:
             middle = (low + high) // 2
-            (event,) = await self._archive.read(middle - 1, 1)
+            event = await self._archived_event(middle)
             low, high = (middle, high) if event.recorded_at <= moment else (low, middle)
         return low
 
     async def _archived_event(self, position: int) -> StoredEvent:
-        await self._archived_to(position)
-        (event,) = await self._archive.read(position - 1, 1)
+        await self._archivist.learn_to(position)
+        (event,) = await self._archivist.known.read(position - 1, 1)
         return event
-
-    async def _archived_to(self, position: int) -> None:
-        if position > self._archive.last:
-            await self._archivist.refresh()
 
     async def _open_archive(self) -> None:
         await self._archivist.refresh()
-        self._archive.require_readable()
+        self._archivist.known.require_readable()
 
     async def _read_on(self, after: int, limit: int, where: Filter) -> tuple[list[StoredEvent], bool]:
         """Events for one page, and whether it is full: so many, or so many bytes. Asked for in pieces: the bytes are
@@ -284,19 +306,11 @@ class PostgresEventLog:
 class HeadWatch:
     """Follows the head for other processes' appends: by notification, and by a poll where that is lost."""
 
-    def __init__(
-        self,
-        dsn: str,
-        sql: Statements,
-        poll_interval_s: float,
-        signal: HeadSignal,
-        on_archived: Callable[[int], Awaitable[None]],
-    ) -> None:
+    def __init__(self, dsn: str, sql: Statements, poll_interval_s: float, signal: HeadSignal) -> None:
         self._dsn = dsn
         self._sql = sql
         self._poll_interval_s = poll_interval_s
         self._signal = signal
-        self._on_archived = on_archived
         self._task: asyncio.Task[None] | None = None
         self._connecting = False
         self._stopping = False
@@ -338,8 +352,6 @@ class HeadWatch:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             row = await (await connection.execute(self._sql.head)).fetchone()
             self._signal.advance(row[0] if row else 0)
-            archived = await (await connection.execute(self._sql.archived_last)).fetchone()
-            await self._on_archived(archived[0] if archived else 0)
             async for notification in connection.notifies(timeout=self._poll_interval_s):
                 self._signal.advance(int(notification.payload))
 

@@ -21,6 +21,8 @@ from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
 from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.errors import (
+    ArchiveDamaged,
+    ArchiveMissing,
     CheckpointMissing,
     EventLogError,
     EventMissing,
@@ -68,6 +70,8 @@ _STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
     (CheckpointMissing, grpc.StatusCode.UNAVAILABLE, "CHECKPOINT_MISSING"),
     (HistoryRewritten, grpc.StatusCode.DATA_LOSS, "HISTORY_REWRITTEN"),
     (PayloadUnreadable, grpc.StatusCode.DATA_LOSS, "PAYLOAD_UNREADABLE"),
+    (ArchiveDamaged, grpc.StatusCode.DATA_LOSS, "ARCHIVE_DAMAGED"),
+    (ArchiveMissing, grpc.StatusCode.FAILED_PRECONDITION, "ARCHIVE_MISSING"),
     (KeyUnusable, grpc.StatusCode.FAILED_PRECONDITION, "KEY_UNUSABLE"),
     (LogUnavailable, grpc.StatusCode.UNAVAILABLE, "LOG_UNAVAILABLE"),
     (LogClosed, grpc.StatusCode.UNAVAILABLE, "LOG_CLOSED"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
+from synod.common.ids import uuid7
 
 from eventlog.chain import Verifier
 from eventlog.errors import ArchiveDamaged
@@ -30,6 +32,8 @@ _FORMAT: Final = "eventlog-archive"
 _LEVEL: Final = 6
 _BLOCKS_CACHED_MAX: Final = 16
 _INDEXES_CACHED_MAX: Final = 64
+_UNREADABLE: Final = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError)
+"""What reading damaged bytes raises: of gzip, of JSON, of what it was expected to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,15 @@ class Index:
 
 
 class SegmentWriter:
-    """Writes one segment block by block. Nothing has the file's final name before all of it is on disk."""
+    """Writes one segment block by block. Nothing has the file's final name before all of it is on disk.
+
+    Until then its name is nobody else's: an archiver that lost its turn unnoticed spoils no file of the next one, which
+    has the same bytes. After a crash an `.unfinished` file stays, and can be deleted.
+    """
 
     def __init__(self, directory: Path, first: int, last: int, previous_hash: bytes) -> None:
         self._path = directory / f"{first:020d}-{last:020d}.events.gz"
-        self._unfinished = self._path.with_suffix(".unfinished")
+        self._unfinished = self._path.with_suffix(f".{uuid7().hex}.unfinished")
         self._first, self._last = first, last
         self._blocks: list[Block] = []
         self._streams: dict[str, list[int]] = {}
@@ -134,57 +142,76 @@ class SegmentReader:
 
     def verify(self, previous_hash: bytes) -> bytes:
         """The hash of the last event, if the file on disk is the one written and its chain holds; else ArchiveDamaged."""
-        if sha256(_bytes_at(self._path, 0, self.segment.size)).digest() != self.segment.sha256:
-            raise ArchiveDamaged(str(self._path), "its bytes are not those that were written")
+        self.compare()
         verifier = Verifier(self.segment.first, self.segment.last, previous_hash)
-        for block in _read_index(self._path, self.segment.index_at, self.segment.size).blocks:
-            verifier.check(_read_events(self._path, block.offset, block.size))
+        for block in _read_index(self._path, self.segment).blocks:
+            verifier.check(_read_events(self._path, block))
         finding = verifier.finding()
-        if not finding.ok:
-            raise ArchiveDamaged(str(self._path), f"position {finding.broken_at}: {finding.reason}")
+        if finding.broken_at is not None:
+            problem = f"position {finding.broken_at}: {finding.reason}"
+            raise ArchiveDamaged(str(self._path), finding.broken_at, problem)
         return finding.head_hash
 
+    def compare(self) -> None:
+        """ArchiveDamaged unless the file on disk is, byte for byte, the one that was written."""
+        data = _bytes_at(self._path, Block(self.segment.first, 0, self.segment.size))
+        if sha256(data).digest() != self.segment.sha256:
+            problem = "its bytes are not those that were written"
+            raise ArchiveDamaged(str(self._path), self.segment.first, problem)
+
     def _index(self) -> Index:
-        return _index(self._path, self.segment.index_at, self.segment.size)
+        return _index(self._path, self.segment)
 
     def _block(self, block: Block) -> tuple[StoredEvent, ...]:
-        return _events(self._path, block.offset, block.size)
+        return _events(self._path, block)
 
 
-def _read_index(path: Path, offset: int, end: int) -> Index:
-    (line,) = _lines(path, offset, end - offset)
-    blocks = tuple(Block(*block) for block in line["blocks"])
-    return Index(blocks, {stream: tuple(numbers) for stream, numbers in line["streams"].items()})
-
-
-def _read_events(path: Path, offset: int, size: int) -> tuple[StoredEvent, ...]:
+def _read_index(path: Path, segment: Segment) -> Index:
+    place = Block(segment.first, segment.index_at, segment.size - segment.index_at)
     try:
-        return tuple(_from_json(line) for line in _lines(path, offset, size))
-    except (ValueError, LookupError, TypeError) as error:
-        raise ArchiveDamaged(str(path), f"the block at byte {offset} cannot be read: {error!r}") from error
+        (line,) = _lines(path, place)
+        blocks = tuple(Block(*block) for block in line["blocks"])
+        return Index(blocks, {stream: tuple(numbers) for stream, numbers in line["streams"].items()})
+    except _UNREADABLE as error:
+        raise _unreadable(path, place, error) from error
+
+
+def _read_events(path: Path, block: Block) -> tuple[StoredEvent, ...]:
+    try:
+        return tuple(_from_json(line) for line in _lines(path, block))
+    except _UNREADABLE as error:
+        raise _unreadable(path, block, error) from error
 
 
 _index = lru_cache(maxsize=_INDEXES_CACHED_MAX)(_read_index)
 _events = lru_cache(maxsize=_BLOCKS_CACHED_MAX)(_read_events)
 
 
-def _lines(path: Path, offset: int, size: int) -> list[dict[str, Any]]:
-    try:
-        return [orjson.loads(line) for line in gzip.decompress(_bytes_at(path, offset, size)).splitlines()]
-    except (OSError, EOFError, ValueError) as error:
-        raise ArchiveDamaged(str(path), f"the block at byte {offset} cannot be read: {error!r}") from error
+def forget_read() -> None:
+    """Read from the disk again what was kept of all files: to see what they hold now."""
+    _index.cache_clear()
+    _events.cache_clear()
 
 
-def _bytes_at(path: Path, offset: int, size: int) -> bytes:
+def _lines(path: Path, block: Block) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in gzip.decompress(_bytes_at(path, block)).splitlines()]
+
+
+def _bytes_at(path: Path, block: Block) -> bytes:
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
+            file.seek(block.offset)
+            data = file.read(block.size)
     except OSError as error:
-        raise ArchiveDamaged(str(path), f"it cannot be read: {error}") from error
-    if len(data) != size:
-        raise ArchiveDamaged(str(path), f"it ends at byte {offset + len(data)}, expected {offset + size}")
+        raise ArchiveDamaged(str(path), block.first, f"it cannot be read: {error}") from error
+    if len(data) != block.size:
+        problem = f"it ends at byte {block.offset + len(data)}, expected {block.offset + block.size}"
+        raise ArchiveDamaged(str(path), block.first, problem)
     return data
+
+
+def _unreadable(path: Path, block: Block, error: Exception) -> ArchiveDamaged:
+    return ArchiveDamaged(str(path), block.first, f"the block at byte {block.offset} cannot be read: {error!r}")
 
 
 def _to_json(event: StoredEvent) -> dict[str, object]:

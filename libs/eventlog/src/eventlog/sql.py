@@ -66,6 +66,14 @@ create table if not exists {schema}.archived_events (
     id uuid not null unique,
     hash bytea not null
 );
+create table if not exists {schema}.archived_subjects (
+    position bigint primary key,
+    stream text collate "C" not null,
+    type text not null,
+    tenant text not null,
+    data_subject text not null
+);
+create index if not exists archived_subjects_by_name on {schema}.archived_subjects (tenant, data_subject);
 create table if not exists {schema}.archived_streams (
     stream text collate "C" not null,
     segment bigint not null,
@@ -95,6 +103,12 @@ do $$ begin
         create view {schema}.hashes as
             select position, hash from {schema}.archived_events union all select position, hash from {schema}.events;
     end if;
+    if to_regclass({subjects_name}) is null then
+        create view {schema}.subjects as
+            select position, stream, type, tenant, data_subject from {schema}.archived_subjects
+            union all
+            select position, stream, type, tenant, data_subject from {schema}.events where data_subject is not null;
+    end if;
 end $$;
 insert into {schema}.head (position, hash) values (0, '\\x{genesis}') on conflict do nothing;
 """
@@ -102,26 +116,30 @@ insert into {schema}.head (position, hash) values (0, '\\x{genesis}') on conflic
 _new_event: Callable[[tuple[Any, ...]], StoredEvent] = partial(tuple.__new__, StoredEvent)
 _COLUMNS = ", ".join(StoredEvent._fields)
 _ORDER = b" order by position limit "
-# One row of arrays instead of a row for each event: half the work for who reads many.
-_READ = (
-    f"select {', '.join(f'array_agg({name})' for name in StoredEvent._fields)} from"
-    f" (select {_COLUMNS} from {{schema}}.events where position > %b order by position limit %b) ordered"
+# One row of arrays instead of a row for each event: half the work for who reads many. Before them stands how far events
+# had been archived in the snapshot that was read: who expects any up to there has to look for them in the files.
+_ARCHIVED_TO = "(select archived_to from {schema}.head)"
+_ARRAYS = f"select {_ARCHIVED_TO}, {', '.join(f'array_agg({name})' for name in StoredEvent._fields)} from"
+_READ = f"{_ARRAYS} (select {_COLUMNS} from {{schema}}.events where position > %b order by position limit %b) ordered"
+_READ_STREAM = (
+    f"{_ARRAYS} (select {_COLUMNS} from {{schema}}.events where stream = %b and version > %b"
+    " order by version limit %b) ordered"
 )
 
 # Halves the log until one position is left: some twenty look-ups for a million events, and no index on the time. What is
 # no longer in the table is old.
-_POSITION_AT = """
+_POSITION_AT = f"""
 with recursive bisection (low, high) as (
-    select 0::bigint, position + 1 from {schema}.head
+    select 0::bigint, position + 1 from {{schema}}.head
     union all
     select case when old then middle else low end, case when old then high else middle end
     from (
         select low, high, middle,
-            coalesce((select recorded_at <= %b from {schema}.events where position = middle), true) as old
+            coalesce((select recorded_at <= %b from {{schema}}.events where position = middle), true) as old
         from (select low, high, (low + high) / 2 as middle from bisection where high - low > 1) halved
     ) compared
 )
-select max(low) from bisection
+select max(low), {_ARCHIVED_TO} from bisection
 """
 
 
@@ -136,7 +154,6 @@ class Statements:
     known: bytes
     known_archived: bytes
     archived_in: bytes
-    archived_last: bytes
     store: bytes
     listen: bytes
     head: bytes
@@ -172,6 +189,7 @@ def statements(schema: str) -> Statements:
             channel_name=Literal(channel),
             head_name=Literal(Identifier(schema, "head").as_string(None)),
             hashes_name=Literal(Identifier(schema, "hashes").as_string(None)),
+            subjects_name=Literal(Identifier(schema, "subjects").as_string(None)),
             found_by_name=Literal(Identifier(schema, "events_found_by").as_string(None)),
         ).as_bytes(None)
 
@@ -193,7 +211,6 @@ def statements(schema: str) -> Statements:
         archived_in=render(
             "select segment from {schema}.archived_streams where stream = %b and version > %b order by segment"
         ),
-        archived_last=render("select coalesce(max(last), 0) from {schema}.archived_segments"),
         store=render(_store_text()),
         listen=render("listen {channel}"),
         head=render("select position from {schema}.head"),
@@ -201,9 +218,7 @@ def statements(schema: str) -> Statements:
         position_at=render(_POSITION_AT),
         hash_at=render("select hash from {schema}.hashes where position = %b"),
         read=render(_READ),
-        read_stream=render(
-            f"select {_COLUMNS} from {{schema}}.events where stream = %b and version > %b order by version limit %b"
-        ),
+        read_stream=render(_READ_STREAM),
         save_snapshot=render(
             "insert into {schema}.snapshots as kept (stream, fold, version, data) values (%b, %b, %b, %b)"
             " on conflict (stream, fold) do update set version = excluded.version, data = excluded.data"
@@ -225,14 +240,8 @@ def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[object
     return [*moved, *expected, ids, begun, before.position, last.recorded_at, *packed]
 
 
-def stored_event(row: Sequence[Any]) -> StoredEvent:
-    """A row with the columns of StoredEvent, in order."""
-    position, stream, *rest = row
-    return _new_event((position, parse_stream(stream), *rest))
-
-
 def stored_events(columns: Sequence[Any]) -> list[StoredEvent]:
-    """The row of `Statements.read`: an array for each column of StoredEvent, in order; None for no event at all."""
+    """The arrays that a reading statement gives: one for each column of StoredEvent, in order; None for no event at all."""
     if columns[0] is None:
         return []
     positions, streams, *rest = columns

@@ -259,10 +259,10 @@ class _Statements:
             "update {schema}.subject_keys set wrapped = %s, master_key_id = %s where tenant = %s and subject = %s"
         )
         self.keyless = render(
-            "select e.position from {schema}.events e where e.data_subject is not null"
-            " and e.position >= %s and (%s::bigint is null or e.position <= %s) and not exists ("
+            "select e.position from {schema}.subjects e where"
+            " e.position >= %s and (%s::bigint is null or e.position <= %s) and not exists ("
             " select from {schema}.subject_keys k where (k.tenant, k.subject) = (e.tenant, e.data_subject)) and not exists ("
-            " select from {schema}.events later where (later.tenant, later.data_subject) = (e.tenant, e.data_subject)"
+            " select from {schema}.subjects later where (later.tenant, later.data_subject) = (e.tenant, e.data_subject)"
             f" and later.type = '{SubjectErased.type_name()}' and later.position >= e.position)"
             f" order by e.position limit {_KEYLESS_MAX}"
         )
@@ -270,7 +270,7 @@ class _Statements:
         self.delete = render("delete from {schema}.subject_keys where tenant = %s and subject = %s")
         self.drop_snapshots = render(
             "delete from {schema}.snapshots where stream in"
-            " (select stream from {schema}.events where tenant = %s and data_subject = %s)"
+            " (select stream from {schema}.subjects where tenant = %s and data_subject = %s)"
         )
 
 

@@ -21,7 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from eventlog import arrays
-from eventlog.admission import Admission, Head, Known, Request, Size, check_request, streams_of
+from eventlog.admission import Admission, Head, Known, Request, Size, Stored, check_request, streams_of
 from eventlog.backlog import Backlog
 from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, ArchiveMissing, EventLogError, LogClosed, LogUnavailable
@@ -70,7 +70,7 @@ class GroupWriter:
         self._clock = clock
         self._on_commit = on_commit
         self._observer = observer or Unobserved()
-        self._archived = archived
+        self._archived = archived or _no_archive
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
@@ -229,14 +229,19 @@ class GroupWriter:
         self._on_commit(admission.head.position, admission.accepted)
         return outcomes
 
-    async def _known(self, rows: list[TupleRow], archived: list[TupleRow]) -> dict[UUID, Known | StoredEvent]:
+    async def _known(self, rows: list[TupleRow], archived: list[TupleRow]) -> dict[UUID, Stored]:
         """What is stored under the ids of a group. An archived event is read from its file: repeats so late are rare."""
-        known: dict[UUID, Known | StoredEvent] = {row[0]: _known(row) for row in rows}
+        known: dict[UUID, Stored] = {row[0]: _known(row) for row in rows}
         for event_id, position in archived:
-            if self._archived is None:
-                raise ArchiveMissing
-            known[event_id] = await self._archived(position)
+            known[event_id] = await self._known_archived(position)
         return known
+
+    async def _known_archived(self, position: int) -> Stored:
+        """An error is what its own repeat is answered; the others of the group have no part in it."""
+        try:
+            return await self._archived(position)
+        except EventLogError as error:
+            return error
 
     async def _connected(self) -> AsyncConnection[TupleRow]:
         if self._connection is None:
@@ -258,6 +263,10 @@ class GroupWriter:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+async def _no_archive(_position: int) -> StoredEvent:
+    raise ArchiveMissing
 
 
 def _decide(admission: Admission, request: Request) -> Outcome:

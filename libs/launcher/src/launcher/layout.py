@@ -136,6 +136,10 @@ class Layout:
     def logs(self) -> Path:
         return self.data / "logs"
 
+    def archive(self, service: Service) -> Path:
+        """Where `python -m eventlog archive` has to put the files of the service's log."""
+        return self.data / "archive" / service.name
+
     def state(self, service: Service) -> Path:
         """A directory for files of a service that are not events."""
         return self.data / "state" / service.name

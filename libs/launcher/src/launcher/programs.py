@@ -71,6 +71,7 @@ def environment(layout: Layout, credentials: Credentials, service: Service) -> M
         "SYNOD_NATS_PASSWORD": credentials.nats[service.name],
         "SYNOD_AUTH_PUBLIC_KEY_FILE": str(layout.keys / "public.pem"),
         "SYNOD_STATE_DIR": str(layout.state(service)),
+        "SYNOD_ARCHIVE_DIRECTORY": str(layout.archive(service)),
         "SYNOD_PEERS": json.dumps(peers),
         **_identity(layout, service),
         **_log_keys(layout, service),

@@ -18,7 +18,7 @@ from time import monotonic, perf_counter
 from typing import Generic
 
 import uvloop
-from eventlog.errors import KeyUnusable
+from eventlog.errors import ArchiveMissing, KeyUnusable
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
@@ -67,7 +67,7 @@ class StartFailed(Exception):
         self.missing = missing
 
 
-EXPECTED = (StartFailed, KeyFileInvalid, KeyUnusable, PermissionMissing, PeerUnknown, PortTaken)
+EXPECTED = (StartFailed, ArchiveMissing, KeyFileInvalid, KeyUnusable, PermissionMissing, PeerUnknown, PortTaken)
 
 
 def run(settings_type: type[S], compose: Compose[S]) -> int:
@@ -256,6 +256,7 @@ class _Start(Generic[S]):
             master_key_file=settings.master_key_file,
             former_master_key_files=settings.former_master_key_files,
             encrypt_at_rest=settings.encrypt_at_rest,
+            archive_directory=settings.archive_directory,
             make_streams=settings.make_streams,
         )
 

@@ -11,6 +11,8 @@ from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.data_keys import DataKeys, has_data_keys
 from eventlog.errors import (
+    ArchiveDamaged,
+    ArchiveMissing,
     EventMissing,
     EventTooLarge,
     KeyUnusable,
@@ -81,6 +83,8 @@ LOG_ERRORS = (
     .add(NotParked, lambda error: NotFound("parked event", str(error), reason="NOT_PARKED"))
     .add(SubjectLocked, lambda error: FailedPrecondition(str(error), reason="PERSONAL_DATA_LOCKED"))
     .add(KeyUnusable, lambda error: FailedPrecondition(str(error), reason="KEY_UNUSABLE"))
+    .add(ArchiveMissing, lambda error: FailedPrecondition(str(error), reason="ARCHIVE_MISSING"))
+    .add(ArchiveDamaged, lambda error: FailedPrecondition(str(error), reason="ARCHIVE_DAMAGED"))
     .add(RebuildRunning, lambda error: FailedPrecondition(str(error), reason="REBUILD_RUNNING"))
 )
 """How the errors of the event log look to the callers of a service."""
@@ -170,6 +174,7 @@ class History:
     master_key_file: Path | None = None
     former_master_key_files: tuple[Path, ...] = ()
     encrypt_at_rest: bool = False
+    archive_directory: Path | None = None
     make_streams: bool = False
     log: EventLog | None = None
     """What the service appends to and reads from."""
@@ -187,7 +192,9 @@ class History:
         """
         if self.log is None:
             observer = CommitMetrics(self.metrics)
-            stored = await PostgresEventLog.open(self.dsn, limits=limits, clock=self.clock, observer=observer)
+            stored = await PostgresEventLog.open(
+                self.dsn, limits=limits, clock=self.clock, observer=observer, archive=self.archive_directory
+            )
             self.metrics.eventlog_queue_events.set_function(lambda: stored.backlog_events)
             self.stored = stored
             self.log = log = await self._encrypted(stored)

@@ -48,6 +48,8 @@ class ServiceSettings(BaseSettings):
     """Master keys of before a rotation: what they wrapped is wrapped anew at the start, after which they can go."""
     encrypt_at_rest: bool = False
     """Encrypt the payloads of the event log where they are stored; needs `master_key_file`."""
+    archive_directory: Path | None = None
+    """Where the oldest events are once they were archived; must be set before anybody archives."""
     peers: dict[str, str] = {}
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None

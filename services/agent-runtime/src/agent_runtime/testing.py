@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 
 from eventlog.clock import Clock
-from eventlog.log import EventLog
+from eventlog.log import Auditing, EventLog
 from eventlog.memory import MemoryEventLog
 from eventlog.records import (
     EVERYTHING,
@@ -114,6 +114,9 @@ class FaultyLog:
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         return await self._log.verify(first, last)
+
+    async def audit(self, audit: Auditing) -> None:
+        await self._log.audit(audit)
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         await self._log.save_snapshot(stream, version, fold, data)
