@@ -130,14 +130,14 @@ def test_tool_executor_reaches_only_what_it_needs(containers: Containers) -> Non
     assert hosts == {"tool-executor", "agent-registry", "agent-runtime", "ws-gateway", "postgres", "nats"}
 
 
-@pytest.mark.parametrize("service", [service.name for service in SERVICES])
-def test_a_service_has_no_power_over_its_container(containers: Containers, service: str) -> None:
-    status = containers.run(service, "cat", "/proc/1/status")
+@pytest.mark.parametrize("name", [*(service.name for service in SERVICES), "nats"])
+def test_a_program_has_no_power_over_its_container(containers: Containers, name: str) -> None:
+    status = containers.run(name, "cat", "/proc/1/status")
     fields = dict(line.split(":", 1) for line in status.splitlines())
     assert fields["Uid"].split() == ["10001"] * 4
     assert (int(fields["CapEff"], 16), int(fields["CapBnd"], 16)) == (0, 0)
     assert fields["NoNewPrivs"].strip() == "1"
-    mounts = [line.split() for line in containers.run(service, "cat", "/proc/mounts").splitlines()]
+    mounts = [line.split() for line in containers.run(name, "cat", "/proc/mounts").splitlines()]
     assert "ro" in next(options for _, place, _, options, *_ in mounts if place == "/").split(",")
 
 
