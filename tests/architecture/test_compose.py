@@ -22,6 +22,8 @@ DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
 NATS_ADMIN = "nats-admin"
+NATS_OWNER = "nats-owner"
+NOT_ROOT = "10001:10001"
 CALLERS_OF_TOOLS = {"agent-runtime", EDGE}
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
@@ -30,8 +32,11 @@ each_container = pytest.mark.parametrize("name", CONTAINERS)
 
 def neighbours(name: str) -> set[str]:
     """The containers that share a network with this one."""
-    networks = set(CONTAINERS[name]["networks"])
-    return {other for other, found in CONTAINERS.items() if networks & set(found["networks"])} - {name}
+    return {other for other in CONTAINERS if networks(name) & networks(other)} - {name}
+
+
+def networks(name: str) -> set[str]:
+    return set(CONTAINERS[name].get("networks", ()))
 
 
 OF_WHO_ARCHIVES = {"SYNOD_ARCHIVE_DIRECTORY"}
@@ -44,7 +49,14 @@ def of_the_image(service: Service) -> set[str]:
 
 
 def test_every_program_of_the_launcher_is_a_container() -> None:
-    assert set(CONTAINERS) == {POSTGRES, NATS, NATS_ADMIN, SIMULATOR, *(service.name for service in SERVICES)}
+    assert set(CONTAINERS) == {
+        POSTGRES,
+        NATS,
+        NATS_ADMIN,
+        NATS_OWNER,
+        SIMULATOR,
+        *(service.name for service in SERVICES),
+    }
 
 
 @each_service
@@ -125,9 +137,20 @@ def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
-    assert not {"privileged", "network_mode", "pid", "devices"} & set(container)
+    assert not {"privileged", "pid", "devices"} & set(container)
+    assert networks(name) or container["network_mode"] == "none"
     assert {"mem_limit", "cpus", "pids_limit", "logging"} <= set(container)
-    assert ("cap_add" in container) == (name == POSTGRES)
+    assert ("cap_add" in container) == (name in {POSTGRES, NATS_OWNER})
+
+
+def test_nats_is_not_root_and_is_given_its_volume_before_it_starts() -> None:
+    owner, server = CONTAINERS[NATS_OWNER], CONTAINERS[NATS]
+    assert server["user"] == NOT_ROOT
+    assert server["depends_on"] == {NATS_OWNER: {"condition": "service_completed_successfully"}}
+    assert owner["image"] == server["image"]
+    assert f"chown -R {NOT_ROOT} /data" in owner["entrypoint"][-1]
+    assert owner["volumes"] == ["nats:/data"]
+    assert owner["network_mode"] == "none"
 
 
 @each_container
@@ -147,9 +170,9 @@ def test_only_the_edge_is_published_and_on_loopback() -> None:
 
 def test_only_the_gateways_have_a_way_out() -> None:
     open_networks = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
-    outside = {name: open_networks & set(each["networks"]) for name, each in CONTAINERS.items()}
+    outside = {name: open_networks & networks(name) for name in CONTAINERS}
     assert {name: found for name, found in outside.items() if found} == {EDGE: {"edge"}, "llm-gateway": {"outside"}}
-    assert len({name for name in CONTAINERS if "outside" in CONTAINERS[name]["networks"]}) == 1
+    assert len({name for name in CONTAINERS if "outside" in networks(name)}) == 1
 
 
 def test_tool_executor_reaches_nothing_but_servers_authority_and_its_callers() -> None:

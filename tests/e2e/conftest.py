@@ -5,16 +5,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from launcher.layout import SERVICES
+from launcher.keys import OBSERVER, nats_file
+from launcher.layout import NATS_OFFSET, PORT_BASE, SERVICES
 from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
 
 ROOT = Path(__file__).parents[2]
-SECRETS = ROOT / "deploy" / "compose" / "secrets"
+SECRETS = Path("deploy/compose/secrets")
 FILES = ("compose.yaml", "deploy/compose/compose.dev.yaml")
 PROJECT = "synod-e2e"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
@@ -40,24 +41,48 @@ def compose_command() -> tuple[str, ...]:
 
 
 class Containers:
-    """The project, and what a person would do to it."""
+    """The project, run from `folder` with `variables`, and what a person would do to it."""
 
-    def __init__(self, port_base: int) -> None:
-        self.port_base = port_base
+    def __init__(self, port_base: int, folder: Path, variables: Mapping[str, str]) -> None:
+        self.port_base, self.folder = port_base, folder
         files = (part for file in FILES for part in ("--file", file))
         self._command = (*compose_command(), "--project-name", PROJECT, *files)
         ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": str(port_base + 980)}
-        self._environment = {**os.environ, **ports}
+        self._environment = {**os.environ, **ports, **variables}
+
+    @property
+    def secrets(self) -> Path:
+        return self.folder / SECRETS
 
     @property
     def endpoints(self) -> Endpoints:
-        return Endpoints.discover({"SYNOD_PORT_BASE": str(self.port_base)}, SECRETS)
+        """Where it is published, with the login to NATS of who may read all events."""
+        observer = nats_file(self.secrets / "keys", OBSERVER).read_text()
+        nats = observer.replace(f":{PORT_BASE + NATS_OFFSET}", f":{self.port_base + NATS_OFFSET}")
+        variables = {"SYNOD_PORT_BASE": str(self.port_base), "SYNOD_NATS_URL": nats}
+        return Endpoints.discover(variables, self.secrets)
+
+    @classmethod
+    def installed(cls, port_base: int, folder: Path, *, encrypt_at_rest: bool) -> "Containers":
+        """With secrets of its own in `folder`, so that those of the person who runs this stay as they are."""
+        shutil.copy(ROOT / "compose.yaml", folder)
+        shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns(SECRETS.name))
+        containers = cls(port_base, folder, {"SYNOD_ENCRYPT_AT_REST": str(encrypt_at_rest).lower()})
+        command = [sys.executable, "-m", "launcher.containers", "secrets", str(containers.secrets)]
+        subprocess.run(command, env=containers._environment, check=True, timeout=60)
+        return containers
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
         """Runs a command of Compose and answers what it printed; AssertionError with its words if it fails."""
         command = (*self._command, *arguments)
         done = subprocess.run(
-            command, cwd=ROOT, env=self._environment, capture_output=True, input=stdin, timeout=timeout_s, check=False
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            input=stdin,
+            timeout=timeout_s,
+            check=False,
         )
         assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
         return done.stdout
@@ -95,12 +120,12 @@ class Containers:
 
 
 @pytest.fixture(scope="session")
-def containers() -> Iterator[Containers]:
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
     if reason := missing():
         pytest.skip(reason)
-    subprocess.run([sys.executable, "-m", "launcher.containers", "secrets", str(SECRETS)], check=True, timeout=60)
-    started = Containers(free_port_base(step=100))
-    started.compose("build", timeout_s=BUILD_S)
+    port_base = free_port_base(step=100)
+    Containers(port_base, ROOT, {}).compose("build", timeout_s=BUILD_S)
+    started = Containers.installed(port_base, tmp_path_factory.mktemp("synod"), encrypt_at_rest=False)
     started.down()
     try:
         started.up()

@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from launcher.layout import SERVICES
+from openai import AsyncOpenAI
 from synod.agent_runtime.v1.agent_runtime_pb2 import RUN_STATE_COMPLETED, Run
+from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
 from synod.eventlog.v1.eventlog_pb2 import EventFilter
 from synod_client import Synod
 
-from .conftest import ROOT, SECRETS, Containers
+from .conftest import ROOT, Containers
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 WAIT_S = 180
@@ -24,6 +27,19 @@ BACKUP = (
     "--username=postgres --checkpoint=fast --wal-method=fetch --format=tar --pgdata=-"
 )
 RESTORE = 'umask 077 && mkdir -p "${PGDATA:=/var/lib/postgresql/18/docker}" && exec tar --extract --directory="$PGDATA"'
+SAID = "The password of the vault is xyzzy."
+KEEPER = f"""
+apiVersion: synod/v1
+kind: Agent
+metadata: {{name: keeper}}
+spec: {{behaviour: chat, model: {{name: simulator/sim-1}}, instructions: {SAID}}}
+"""
+IN_STREAMS = 'grep -rlF "$0" /data || true'
+IN_LOG = (
+    "PGPASSWORD=$(cat /run/secrets/postgres.password) exec psql --host=/var/run/postgresql --username=postgres "
+    "--dbname=agent_registry --tuples-only --no-align --command="
+    "\"select 1 from eventlog.events where position(convert_to('$0', 'UTF8') in data) > 0\""
+)
 REACH = """
 import socket, sys
 def reached(address):
@@ -63,7 +79,7 @@ spec:
 
 def test_the_demo_proves_itself(containers: Containers, tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "synod"
-    command = [program, "demo", "--running", "--data", str(SECRETS), "--out", str(tmp_path)]
+    command = [program, "demo", "--running", "--data", str(containers.secrets), "--out", str(tmp_path)]
     environment = {"SYNOD_PORT_BASE": str(containers.port_base), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT_S * 2, check=False
@@ -72,6 +88,22 @@ def test_the_demo_proves_itself(containers: Containers, tmp_path: Path) -> None:
     outcome = json.loads((tmp_path / "demo.json").read_text())
     assert (outcome["state"], outcome["replay_equal"]) == ("completed", True)
     assert (outcome["views_equal"], outcome["logs_verified"]) == (True, True)
+
+
+async def test_an_unmodified_sdk_is_served_at_the_published_edge(containers: Containers, synod: Synod) -> None:
+    # By name: the image of cost-ledger has to know the time zones of the world.
+    await synod.put_budget(
+        SetBudgetRequest(budget_id="nightly", limit_nano_usd=10**9, hard=False, window="day", time_zone="Europe/Warsaw")
+    )
+    ends, said = (
+        containers.endpoints,
+        [{"role": "system", "content": "answer: 4"}, {"role": "user", "content": "2 + 2?"}],
+    )
+    async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1") as client:
+        answered = await client.chat.completions.create(model="simulator/sim-1", messages=said)
+    assert answered.choices[0].message.content == "4"
+    nightly = await synod.budget("nightly")
+    assert nightly.posted_nano_usd + nightly.pending_nano_usd > 0
 
 
 @pytest.mark.parametrize("victim", ["agent-runtime", "tool-executor", "llm-gateway", "cost-ledger", "nats", "postgres"])
@@ -130,14 +162,14 @@ def test_tool_executor_reaches_only_what_it_needs(containers: Containers) -> Non
     assert hosts == {"tool-executor", "agent-registry", "agent-runtime", "ws-gateway", "postgres", "nats"}
 
 
-@pytest.mark.parametrize("service", [service.name for service in SERVICES])
-def test_a_service_has_no_power_over_its_container(containers: Containers, service: str) -> None:
-    status = containers.run(service, "cat", "/proc/1/status")
+@pytest.mark.parametrize("name", [*(service.name for service in SERVICES), "nats"])
+def test_a_program_has_no_power_over_its_container(containers: Containers, name: str) -> None:
+    status = containers.run(name, "cat", "/proc/1/status")
     fields = dict(line.split(":", 1) for line in status.splitlines())
     assert fields["Uid"].split() == ["10001"] * 4
     assert (int(fields["CapEff"], 16), int(fields["CapBnd"], 16)) == (0, 0)
     assert fields["NoNewPrivs"].strip() == "1"
-    mounts = [line.split() for line in containers.run(service, "cat", "/proc/mounts").splitlines()]
+    mounts = [line.split() for line in containers.run(name, "cat", "/proc/mounts").splitlines()]
     assert "ro" in next(options for _, place, _, options, *_ in mounts if place == "/").split(",")
 
 
@@ -177,3 +209,30 @@ async def test_a_backup_restores_the_system_after_everything_was_destroyed(
         assert (await restored.run(run.id)).result_sha256 == run.result_sha256
         again = await finished(restored, (await restored.start("porters", "the load")).id)
         assert again.result_sha256 == run.result_sha256
+
+
+async def test_encryption_at_rest_leaves_no_payload_readable_on_disk(containers: Containers, tmp_path: Path) -> None:
+    assert await where_it_is_readable(containers) == {"log", "streams"}
+    await asyncio.to_thread(containers.down)
+    encrypting = Containers.installed(containers.port_base, tmp_path, encrypt_at_rest=True)
+    try:
+        await asyncio.to_thread(encrypting.up)
+        assert await where_it_is_readable(encrypting) == set()
+    finally:
+        await asyncio.to_thread(encrypting.down)
+        await asyncio.to_thread(containers.up)
+
+
+async def where_it_is_readable(containers: Containers) -> set[str]:
+    """Has something said, waits until it is in the log and its stream, and looks at the bytes of both."""
+    async with Synod.connect(containers.endpoints) as synod:
+        await synod.define(KEEPER)
+        async with asyncio.timeout(WAIT_S), aclosing(synod.follow("agent-registry")) as events:
+            async for event in events:
+                if SAID.encode() in event.data:
+                    break
+    found = {
+        "log": await asyncio.to_thread(containers.run, "postgres", "sh", "-c", IN_LOG, SAID),
+        "streams": await asyncio.to_thread(containers.run, "nats", "sh", "-c", IN_STREAMS, SAID),
+    }
+    return {place for place, printed in found.items() if printed.strip()}
