@@ -64,9 +64,7 @@ class Admission:
     of the positions, so that what lies in a time can be found by position.
     """
 
-    def __init__(
-        self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Stored], now: datetime
-    ) -> None:
+    def __init__(self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Stored], now: datetime) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
         self.versions = versions
