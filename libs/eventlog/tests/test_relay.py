@@ -274,6 +274,38 @@ async def test_a_relay_that_makes_no_stream_waits_for_one_and_fills_it_from_the_
     await assert_published(client, service, log)
 
 
+def forgetful(service: str) -> StreamConfig:
+    """A stream that counts from 60 on: as NATS made it once after a stream was deleted, and may after a crash."""
+    return StreamConfig.from_response(dict(events_of(service).config()) | {"first_seq": 60})
+
+
+async def test_a_stream_that_lost_events_is_made_anew_and_filled(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await fill(log, 100)
+    await client.jetstream().add_stream(forgetful(service))
+    async with running(Relay(log, client, service, QUICK)) as relay:
+        async with asyncio.timeout(30):
+            while await relay.wait_for(100, timeout_s=1) < 100:
+                continue
+    await assert_published(client, service, log)
+
+
+async def test_a_relay_that_makes_no_stream_says_what_a_stream_lost(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await fill(log, 100)
+    await client.jetstream().add_stream(forgetful(service))
+    async with running(Relay(log, client, service, replace(QUICK, makes_stream=False))) as relay:
+        await said(relay, f"NATS lost event 59 of stream {event_stream(service)}")
+        assert await stream_end(client, service) == 59
+        await client.jetstream().delete_stream(event_stream(service))
+        await client.jetstream().add_stream(StreamConfig.from_response(dict(events_of(service).config())))
+        await said(relay, "")
+        assert await relay.wait_for(100, timeout_s=30) == 100
+    await assert_published(client, service, log)
+
+
 async def said(relay: Relay, problem: str) -> None:
     """Returns once the relay says that this is wrong, or with an empty text that nothing is."""
     async with asyncio.timeout(30):

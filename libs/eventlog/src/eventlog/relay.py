@@ -12,6 +12,8 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import inf
 from random import random
 from typing import Final
 
@@ -20,7 +22,7 @@ import nats.js.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import StreamConfig
+from nats.js.api import StreamConfig, StreamInfo
 from synod.common.streams import DAY_S, events_of
 from synod.common.subjects import event_stream, event_subject
 
@@ -75,6 +77,16 @@ class StreamMissing(Exception):
         )
 
 
+class StreamDamaged(Exception):
+    """The stream lost events that have not aged out, and goes on counting behind them: it has to be filled anew."""
+
+    def __init__(self, stream: str, position: int) -> None:
+        super().__init__(
+            f"NATS lost event {position} of stream {stream}; an administrator deletes the stream and makes it anew, the"
+            " relay then fills it from the log"
+        )
+
+
 class Relay:
     """Publishes `log` as the events of `service`. Owns the stream's configuration, not the connection."""
 
@@ -116,8 +128,8 @@ class Relay:
                     pause_s = 0.01
                 except nats.errors.ConnectionClosedError:
                     raise
-                except StreamMissing as missing:
-                    self._report(str(missing))
+                except (StreamMissing, StreamDamaged) as error:
+                    self._report(str(error))
                     await asyncio.sleep(self._config.retry_pause_max_s)
                 except (Fenced, nats.errors.Error, TimeoutError, OSError, LogUnavailable) as error:
                     _log.info("relay of %s looks anew where its stream ends: %r", self._service, error)
@@ -134,6 +146,9 @@ class Relay:
 
     async def ensure_stream(self) -> int:
         """The sequence of the stream's last message. Creates a missing stream, or raises StreamMissing."""
+        return (await self._ensured()).state.last_seq
+
+    async def _ensured(self) -> StreamInfo:
         try:
             info = await self._js.stream_info(self._stream)
         except nats.js.errors.NotFoundError as error:
@@ -141,7 +156,7 @@ class Relay:
                 raise StreamMissing(self._stream) from error
             info = await self._js.add_stream(self._stream_config())
         self._allows_batches = bool(info.config.allow_atomic)
-        return info.state.last_seq
+        return info
 
     def _stream_config(self) -> StreamConfig:
         stream = events_of(self._service, replicas=self._config.replicas, max_age_s=self._config.max_age_s)
@@ -149,8 +164,10 @@ class Relay:
         return config
 
     async def _resync(self) -> None:
-        last = await self.ensure_stream()
+        info = await self._ensured()
+        last = info.state.last_seq
         await self._check_same_history(last)
+        await self._check_whole(info)
         self.resyncs += 1
         self._report("")
         self._window = _Window(last)
@@ -169,6 +186,30 @@ class Relay:
             return  # aged out: the stream is empty and goes on counting
         if (message.headers or {}).get("synod-hash") != events[0].hash.hex():
             raise RelayDiverged(self._stream, last, "the message is not the event of the log")
+
+    async def _check_whole(self, info: StreamInfo) -> None:
+        """Nothing but age may take messages out of the stream. A server that crashed may come back without some, and yet
+        remember how far it had counted: then only a stream made anew equals the log again.
+        """
+        lost = await self._lost(info)
+        if lost is None:
+            return
+        if not self._config.makes_stream:
+            raise StreamDamaged(self._stream, lost)
+        _log.warning("relay of %s: NATS lost event %d, the stream is made anew", self._service, lost)
+        await self._js.delete_stream(self._stream)
+        raise Fenced(f"the stream lost event {lost}")
+
+    async def _lost(self, info: StreamInfo) -> int | None:
+        """A position that is missing in the stream though it is too young for that."""
+        state = info.state
+        if state.num_deleted:
+            return state.first_seq
+        if state.first_seq <= 1:
+            return None
+        (before,) = await self._log.read(state.first_seq - 2, limit=1)
+        age_s = (datetime.now(UTC) - before.recorded_at).total_seconds()
+        return before.position if age_s < (info.config.max_age or inf) / 2 else None
 
     async def _publish_until_idle(self, inbox: str) -> None:
         window = self._window
