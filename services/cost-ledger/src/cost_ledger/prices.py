@@ -105,7 +105,7 @@ class PricedModel:
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:
-    """Immutable but for a cache of what patterns matched. Models are named "provider/model"."""
+    """Immutable but for caches of what patterns matched and of names alike. Models are named "provider/model"."""
 
     version: str
     models: Mapping[str, PricedModel]
@@ -116,6 +116,7 @@ class PriceBook:
     """For each provider what tells whether a name means a model."""
     _names: tuple[str, ...] = ()
     _found: dict[str, PricedModel | None] = field(default_factory=dict)
+    _near: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def price(self, model: str, at: datetime, terms: Terms = STANDARD) -> Price:
         """The price in force at `at`; of source "unpriced", with what there is instead, if the book has none."""
@@ -130,7 +131,13 @@ class PriceBook:
 
     def near(self, model: str) -> tuple[str, ...]:
         """Priced models with names like `model`."""
-        return tuple(difflib.get_close_matches(model.lower(), self.models, n=NEAR_MAX))
+        name = model.lower()
+        if name not in self._near:
+            # Compares with every name, for milliseconds: a model with the tenant's own price is asked for at each call.
+            if len(self._near) >= FOUND_MAX:
+                self._near.clear()
+            self._near[name] = tuple(difflib.get_close_matches(name, self.models, n=NEAR_MAX))
+        return self._near[name]
 
     def _price_of(self, model: PricedModel, source: PriceSource, at: datetime, terms: Terms) -> Price:
         if model.knows(terms):
