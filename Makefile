@@ -65,7 +65,7 @@ lock: setup ## Resolve requirements.lock anew, for development and for each serv
 clean: ## Remove what the recipes made
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The contracts that clients were last promised, as a descriptor in JSON.
+# The contracts that clients were last promised, as a descriptor in JSON, without what imported files say for Go.
 RELEASED := proto/released.json
 PROTOS := $(sort $(wildcard proto/synod/*/v1/*.proto))
 
@@ -86,11 +86,13 @@ proto-lint: ## Lint proto/ and refuse what breaks clients of the released contra
 	@command -v npm >/dev/null || { echo "proto-lint: npm is needed to get buf (package @bufbuild/buf); install Node.js"; exit 1; }
 	@test -x build/buf/node_modules/.bin/buf || npm install --silent --no-audit --no-fund --prefix build/buf @bufbuild/buf@1
 	build/buf/node_modules/.bin/buf lint proto
-	build/buf/node_modules/.bin/buf breaking proto --against $(RELEASED)
+	build/buf/node_modules/.bin/buf breaking proto --exclude-imports --against $(RELEASED)
 
 .PHONY: proto-release
 proto-release: proto-lint ## Make the contracts as they are what clients may rely on, for proto-lint to hold them to
-	build/buf/node_modules/.bin/buf build proto --exclude-source-info -o $(RELEASED)
+	build/buf/node_modules/.bin/buf build proto --exclude-source-info -o -#format=json \
+	  | sed 's/"goPackage":"[^"]*",//g' | $(BIN)/python -m json.tool --indent 1 > $(RELEASED).new
+	mv $(RELEASED).new $(RELEASED)
 
 .PHONY: demo
 demo: setup ## Run the example team on real input and prove what it did
