@@ -95,9 +95,9 @@ class ProjectorLimits:
     """How often an event is tried alone before it is parked."""
     chases_max: int = 10
     """How often a copy runs after a live view that moves on, before it holds it."""
-    pace_s: float = 0.02
+    pace_s: float = 0.1
     """Under steady load a view is folded this often at most: what comes meanwhile shares one transaction. The first event
-    after a rest is folded at once."""
+    after a rest is folded at once, and so is one that somebody waits for."""
     idle_wait_s: float = 1.0
     retry_pause_s: float = 0.05
     retry_pause_max_s: float = 2.0
@@ -179,7 +179,6 @@ class Folder:
                 if parked_for is not None:
                     await self._park(connection, page.events[0], parked_for)
                 elif page.events:
-                    await self._tables.enter(connection)
                     await self._view.apply(connection, page.events)
                 await self._tables.move(connection, page.position)
         self.position = page.position if standing.position == self.position else standing.position
@@ -194,8 +193,7 @@ class Folder:
                 self.position = (await self._take(connection)).position
 
     async def _take(self, connection: Connection) -> Standing:
-        await self._tables.lock(connection)
-        standing = await self._tables.standing(connection)
+        standing = await self._tables.take(connection)
         if standing is None or standing.version != self._view.version:
             raise ViewSuperseded(self._view.name, self._view.version, standing.version if standing else 0)
         return standing

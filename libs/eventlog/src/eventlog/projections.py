@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
@@ -75,6 +75,7 @@ class Projector:
         self._live = ViewTables(f"view_{view.name}")
         self._old = ViewTables(f"{self._live.schema}__old")
         self._signal = HeadSignal()
+        self._awaited = asyncio.Event()
         self._aside = asyncio.Lock()
 
     async def prepare(self) -> None:
@@ -95,13 +96,14 @@ class Projector:
             pause_s = self._limits.retry_pause_s
             while True:
                 try:
+                    self._awaited.clear()
                     folded = await folder.step()
                     self._signal.advance(folder.position)
                     pause_s = self._limits.retry_pause_s
                     if not folded:
                         await folder.reader.wait(folder.position, self._limits.idle_wait_s)
                     elif folded < self._limits.batch_events:
-                        await asyncio.sleep(self._limits.pace_s)
+                        await self._rest()
                 except AWAY as error:
                     _log.warning("view %s waits for its source or its database: %r", self.view.name, error)
                     await asyncio.sleep(pause_s)
@@ -137,6 +139,8 @@ class Projector:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
+            if self._signal.head < position:
+                self._awaited.set()
             slice_s = min(self._limits.poll_interval_s, deadline - loop.time())
             reached = await self._signal.wait_for(position, slice_s)
             if reached >= position or slice_s <= 0:
@@ -210,6 +214,12 @@ class Projector:
                 raise NotParked(self.view.name, position)
             if not skip:
                 await self._refold(connection, event)
+
+    async def _rest(self) -> None:
+        """Let events gather for one transaction, unless somebody waits for one of them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.pace_s):
+                await self._awaited.wait()
 
     async def _refold(self, connection: Connection, event: StoredEvent) -> None:
         await self._live.enter(connection)

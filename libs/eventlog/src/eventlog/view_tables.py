@@ -29,6 +29,12 @@ create table if not exists _parked (
     parked_at timestamptz not null default clock_timestamp());
 """)
 
+_TAKE = """
+select pg_advisory_xact_lock(hashtextextended({name}, 0)), set_config('synchronous_commit', 'off', true),
+    set_config('search_path', quote_ident({name}), true);
+select position, version from {schema}._position
+"""
+
 _ROWS_DIGEST = SQL("""
 select encode(sha256(convert_to(coalesce(string_agg(row, '' order by row collate "C"), ''), 'UTF8')), 'hex')
 from (select encode(sha256(convert_to(t::text, 'UTF8')), 'hex') as row from {table} t) digests
@@ -55,6 +61,9 @@ class ViewTables:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
+        # Said anew for every batch of events: put together once.
+        self._take = self._sql(_TAKE).as_bytes()
+        self._move = self._sql("update {schema}._position set position = %s").as_bytes()
 
     def _sql(self, text: str) -> Composed:
         return SQL(text).format(schema=Identifier(self.schema), name=Literal(self.schema))
@@ -69,6 +78,16 @@ class ViewTables:
                 "select pg_advisory_xact_lock(hashtextextended({name}, 0)), set_config('synchronous_commit', 'off', true)"
             )
         )
+
+    async def take(self, connection: Connection) -> Standing | None:
+        """As `lock`, `standing` and `enter`, in one round trip."""
+        try:
+            results = await connection.execute(self._take, prepare=False)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return None
+        results.nextset()
+        row = await results.fetchone()
+        return None if row is None else Standing(*row)
 
     async def claim(self, connection: Connection) -> bool:
         """Become the only connection that makes or swaps copies of the view, until `release`; False if another one is."""
@@ -110,7 +129,7 @@ class ViewTables:
         await connection.execute(self._sql("set local search_path to {schema}"))
 
     async def move(self, connection: Connection, position: int) -> None:
-        await connection.execute(self._sql("update {schema}._position set position = %s"), [position])
+        await connection.execute(self._move, [position])
 
     async def park(self, connection: Connection, event: StoredEvent, error: str) -> None:
         headers = orjson.dumps(to_headers(event, "")).decode()
