@@ -595,10 +595,17 @@ async def crash(world: World, provider: HeldProvider) -> None:
     """Bring a call to the middle of its attempt and forget the gateway, as a killed process does."""
     caller = asyncio.create_task(world.generate())
     await provider.reached.wait()
-    world.log, dead = await copied(world.log), caller
+    # Whatever the old gateway still does, it does to a log and a store that nobody reads.
+    world.log, world.results, dead = await copied(world.log), replaced(world.results), caller
     world.gateway = world.start()
     dead.cancel()
     await asyncio.wait([dead])
+
+
+def replaced(results: MemoryResults) -> MemoryResults:
+    copy = MemoryResults()
+    copy.kept.update(results.kept)
+    return copy
 
 
 async def copied(log: MemoryEventLog) -> MemoryEventLog:

@@ -1,6 +1,7 @@
 """Use cases of llm-gateway: answer, stream, count, list. Calls run apart from their callers, one for each request id."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,8 @@ from llm_gateway.flight import CallEvent, Flight
 ACTOR: Final = "llm-gateway"
 COUNT_S: Final = 5.0
 """How long a provider may take to count tokens."""
+LANDED_REMEMBERED_MAX: Final = 10_000
+"""Repeats of these look up what is on record before anything else."""
 CountMethod = Literal["provider", "upper_bound"]
 
 
@@ -29,6 +32,7 @@ class Gateway:
         self._catalogue = catalogue
         self._tools = tools
         self._flights: dict[str, Flight] = {}
+        self._landed_before: OrderedDict[str, None] = OrderedDict()
         self._draining: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
 
@@ -96,7 +100,8 @@ class Gateway:
         targets = [self._catalogue.target(model) for model in (asked.model, *asked.fallback_models)]
         self._admit()
         flight = Flight(asked.sha256, asyncio.get_running_loop().time() + self._tools.terms.call_max_s)
-        execution = Execution(id, asked, targets, context, flight, self._tools, stream=stream)
+        repeated = id in self._landed_before
+        execution = Execution(id, asked, targets, context, flight, self._tools, stream=stream, repeated=repeated)
         self._flights[id] = flight
         self._tools.telemetry.in_flight.set(len(self._flights))
         flight.carry(asyncio.create_task(execution.run(), name=f"model call {id}"), lambda: self._landed(id))
@@ -111,6 +116,9 @@ class Gateway:
     def _landed(self, id: str) -> None:
         self._undrain(id)
         self._flights.pop(id, None)
+        self._landed_before[id] = None
+        if len(self._landed_before) > LANDED_REMEMBERED_MAX:
+            self._landed_before.popitem(last=False)
         self._tools.telemetry.in_flight.set(len(self._flights))
 
     def _drain(self, id: str, flight: Flight) -> None:

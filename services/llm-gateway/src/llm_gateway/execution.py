@@ -16,6 +16,7 @@ from eventlog.records import Context
 from servicekit.clock import Clock
 from servicekit.retry import Backoff
 from synod.common.event import Event
+from synod.common.ids import uuid7
 from synod.common.values import Attribution, Failure, UsageLine
 from synod.llm_gateway.events import (
     ModelCallAccepted,
@@ -35,6 +36,7 @@ from llm_gateway.errors import (
     CallCancelled,
     CallElsewhere,
     CallFailed,
+    CallRefused,
     LedgerRefused,
     LedgerUnavailable,
     ModelSuspended,
@@ -132,7 +134,7 @@ class Attempt:
 
 
 class Execution:
-    """Carries out one call, once."""
+    """Carries out one call, once. `repeated` says that it is known to be on record."""
 
     def __init__(
         self,
@@ -144,6 +146,7 @@ class Execution:
         tools: Tools,
         *,
         stream: bool,
+        repeated: bool = False,
     ) -> None:
         self._id = id
         self._asked = asked
@@ -152,6 +155,7 @@ class Execution:
         self._flight = flight
         self._tools = tools
         self._stream = stream
+        self._repeated = repeated
         self._attempt: Attempt | None = None
         self._ours = False
         self._ticket: Ticket | None = None
@@ -162,12 +166,12 @@ class Execution:
     async def run(self) -> Answer:
         """The answer, new or on record. Raises CallRefused, CallEnded, or what the log or the store raise."""
         try:
-            while True:
+            # Almost every id is new, so it is not looked up: the log refuses to begin a call a second time.
+            answer = None if self._repeated else await self._carried_out(Call())
+            while answer is None:
                 call = await self._found()
-                if call.ended:
-                    return await self._recorded(call)
-                with suppress(TakenOver):
-                    return await self._carry_out(call)
+                answer = await (self._recorded(call) if call.ended else self._carried_out(call))
+            return answer
         except asyncio.CancelledError:
             await self._interrupted()
             if self._flight.abandoned:
@@ -175,6 +179,17 @@ class Execution:
             raise
         finally:
             self._leave_limits(None)
+
+    async def _carried_out(self, call: Call) -> Answer | None:
+        """The answer; None if what `call` says turns out to be old. A call that is known is not refused for want of money."""
+        try:
+            return await self._carry_out(call)
+        except TakenOver:
+            return None
+        except CallRefused:
+            if self._ours or call.phase != "new" or (await self._recorder.load()).phase == "new":
+                raise
+            return None
 
     async def _found(self) -> Call:
         """The call as recorded, once nobody else carries it out; an attempt left behind is ended first."""
@@ -346,9 +361,10 @@ class Execution:
             attribution=self._attribution(target),
             worker=self._tools.workers.own,
         )
-        self._attempt = attempt
+        unseen, self._attempt = not self._recorder.looked, attempt
         call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
-        if not calls.has_begun(call, started):
+        # An attempt like this one is not this one, if the call was thought to be new and was not.
+        if not calls.has_begun(call, started) or (unseen and self._recorder.looked):
             self._attempt, self._ours = None, False
             raise TakenOver
         self._ours, self._flight.abort = True, target.abort
@@ -513,6 +529,12 @@ class Recorder:
     context: Context
     tools: Tools
     _seen: Seen = field(default_factory=Seen)
+    _author: str = field(default_factory=lambda: uuid7().hex)
+
+    @property
+    def looked(self) -> bool:
+        """Whether the call was read from the log, and not only appended to."""
+        return self._seen.looked
 
     async def load(self) -> Call:
         """The call as it is in the log. Raises LogUnavailable."""
@@ -522,7 +544,9 @@ class Recorder:
     async def append(self, decide: Callable[[Call], Sequence[Event]]) -> Call:
         """The call after what was decided. Raises LogUnavailable, QueueFull once patience is over."""
         journal = self.tools.journal
-        self._seen = await self._patiently(lambda: journal.execute(self.id, self._seen, decide, self.context))
+        self._seen = await self._patiently(
+            lambda: journal.execute(self.id, self._seen, decide, self.context, self._author)
+        )
         return self._seen.call
 
     async def complete(self, kept: Kept, event: ModelCallCompleted) -> Call:

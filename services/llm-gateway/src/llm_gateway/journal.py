@@ -3,8 +3,9 @@ decided on without reading again, and only a conflict brings what others have ap
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
+from uuid import UUID
 
 from eventlog.codec import Codec
 from eventlog.errors import UnknownEventType, VersionConflict
@@ -12,6 +13,7 @@ from eventlog.log import EventLog
 from eventlog.records import Append, Context, StoredEvent, StreamId
 from servicekit.clock import Clock
 from synod.common.event import Event
+from synod.common.ids import derived_uuid
 
 from llm_gateway import calls
 from llm_gateway.calls import Call
@@ -23,10 +25,11 @@ _PAGE_EVENTS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A call as it was after so many events."""
+    """A call as it was after so many events; `looked` once they were read, and not only appended."""
 
     call: Call = field(default_factory=Call)
     version: int = 0
+    looked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +46,42 @@ class Journal:
             for stored in page:
                 seen = Seen(calls.evolve(seen.call, self._known(stored)), stored.version)
             if len(page) < _PAGE_EVENTS:
-                return seen
+                return replace(seen, looked=True)
 
-    async def execute(self, id: str, seen: Seen, decide: Callable[[Call], Sequence[Event]], context: Context) -> Seen:
+    async def execute(
+        self, id: str, seen: Seen, decide: Callable[[Call], Sequence[Event]], context: Context, author: str
+    ) -> Seen:
         """Appends what `decide` returns; after a conflict it is asked again about the newer state.
 
-        Raises VersionConflict after too many of them, and what log and `decide` raise.
+        An author says each thing once: said again because an answer was lost, the log knows it. Raises VersionConflict
+        after too many conflicts, and what log and `decide` raise.
         """
         for conflicts_left in reversed(range(CONFLICTS_MAX)):
             events = tuple(decide(seen.call))
             if not events:
                 return seen
             try:
-                return await self._append(id, seen, events, context)
+                return await self._append(id, seen, events, context, author)
             except VersionConflict:
                 if not conflicts_left:
                     raise
             seen = await self.load(id, seen)
         raise AssertionError("the last conflict is raised")
 
-    async def _append(self, id: str, seen: Seen, events: tuple[Event, ...], context: Context) -> Seen:
+    async def _append(self, id: str, seen: Seen, events: tuple[Event, ...], context: Context, author: str) -> Seen:
         at, call = self.clock.now(), seen.call
-        new = tuple(self.codec.encode(event, at=at) for event in events)
+        new = tuple(self.codec.encode(event, id=_event_id(author, event), at=at) for event in events)
         appended = await self.log.append(Append(StreamId(AGGREGATE, id), seen.version, new, context))
         for event in events:
             call = calls.evolve(call, event)
-        return Seen(call, appended.versions[0])
+        return Seen(call, appended.versions[0], seen.looked)
 
     def _known(self, stored: StoredEvent) -> Event:
         event = self.codec.decode(stored)
         if not isinstance(event, Event):
             raise UnknownEventType(event.type, event.version, "a model call with it cannot be folded")
         return event
+
+
+def _event_id(author: str, event: Event) -> UUID:
+    return derived_uuid(author, event.type_name(), str(getattr(event, "attempt", "")))

@@ -32,6 +32,8 @@ _KEEP: Final = """
         expires_at = excluded.expires_at
     where known.attempt <= excluded.attempt
 """
+_UNHURRIED: Final = "set local synchronous_commit to off"
+"""The event that promises the answer is committed after it, and flushes both to disk: the log's order is one order."""
 _FIND: Final = "select answer, completed, attempt from model_call_results where call_id = %s and expires_at > %s"
 _PURGE: Final = "delete from model_call_results where expires_at <= %s"
 
@@ -88,7 +90,8 @@ class PostgresResults:
         # One statement may not meet a row twice; of two answers to a call the later attempt's stays.
         newest = {row[0]: row for row in sorted(rows, key=lambda row: row[3])}
         try:
-            async with self._connection() as connection:
+            async with self._connection() as connection, connection.transaction():
+                await connection.execute(_UNHURRIED)
                 await connection.execute(_KEEP, [list(column) for column in zip(*newest.values(), strict=True)])
         except StoreUnavailable as error:
             _end(written, error)
