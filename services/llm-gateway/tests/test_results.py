@@ -18,11 +18,12 @@ async def pool(postgres_dsn: str) -> AsyncIterator[AsyncConnectionPool]:
 
 
 @pytest.fixture
-async def results(pool: AsyncConnectionPool) -> PostgresResults:
-    made = PostgresResults(pool, FakeClock(), kept_s=60)
+async def results(postgres_dsn: str, pool: AsyncConnectionPool) -> AsyncIterator[PostgresResults]:
+    made = PostgresResults(postgres_dsn, pool, FakeClock(), kept_s=60)
     await made.prepare()
     await made.prepare()  # a second start finds the table
-    return made
+    yield made
+    await made.close()
 
 
 def kept(text: str, attempt: int = 1) -> Kept:

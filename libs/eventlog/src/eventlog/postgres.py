@@ -31,6 +31,7 @@ from eventlog.writer import GroupWriter
 
 _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
 """By so much may events recorded by former releases lie out of order; since then a writer never goes back in time."""
+_NOTIFICATIONS_APART_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -347,13 +348,18 @@ class HeadWatch:
             self._connecting = False
 
     async def _follow(self, connection: AsyncConnection[TupleRow]) -> None:
+        loop = asyncio.get_running_loop()
         await connection.execute(self._sql.listen)
         while not self._stopping:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             row = await (await connection.execute(self._sql.head)).fetchone()
             self._signal.advance(row[0] if row else 0)
-            async for notification in connection.notifies(timeout=self._poll_interval_s):
-                self._signal.advance(int(notification.payload))
+            poll_at = loop.time() + self._poll_interval_s
+            while (left_s := poll_at - loop.time()) > 0:
+                async for notification in connection.notifies(timeout=left_s, stop_after=1):
+                    self._signal.advance(int(notification.payload))
+                # Most tell what this process wrote itself, and to be woken costs as much as a statement.
+                await asyncio.sleep(_NOTIFICATIONS_APART_S)
 
 
 async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:

@@ -34,6 +34,8 @@ from eventlog.signal import HeadSignal
 
 _BATCH_EVENTS_MIN: Final = 2
 """The first message of a batch opens it, another one commits it."""
+_PIECE_EVENTS: Final = 50
+"""So many messages are handed to the connection at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -242,10 +244,20 @@ class Relay:
             window.sent = events[-1].position
             await send(self._client, self._batch(events, reply))
             return
-        for event in events:
+        for at in range(0, len(events), _PIECE_EVENTS):
             await window.wait_for_room(config.window_messages, config.ack_timeout_s)
-            window.sent = event.position
-            await send(self._client, [self._message(event, _expected_last(event), f"{reply}_{event.position}")])
+            await self._publish_piece(events[at : at + _PIECE_EVENTS], reply)
+
+    async def _publish_piece(self, events: list[StoredEvent], reply: str) -> None:
+        """Each on its own condition. What comes before an event that cannot be a message is published all the same."""
+        messages: list[bytes] = []
+        try:
+            messages.extend(
+                self._message(event, _expected_last(event), f"{reply}_{event.position}") for event in events
+            )
+        finally:
+            self._window.sent += len(messages)
+            await send(self._client, messages)
 
     def _batch(self, events: list[StoredEvent], reply: str) -> list[bytes]:
         """All or none of a page, by ADR-50: the first message says what must come before, the last one commits."""

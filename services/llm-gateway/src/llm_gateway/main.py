@@ -43,9 +43,11 @@ ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
 async def compose(host: Host[Settings]) -> None:
     settings = host.settings
     log = await host.open_log()
-    results = PostgresResults(host.pool, host.clock, settings.answers_kept_s)
+    dsn = settings.postgres_dsn.get_secret_value()
+    results = PostgresResults(dsn, host.pool, host.clock, settings.answers_kept_s)
     await results.prepare()
-    workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, new_id("gw"))
+    host.on_stop(results.close)
+    workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session()))

@@ -16,6 +16,7 @@ from llm_gateway.errors import StoreUnavailable
 from llm_gateway.ports import Kept
 
 PURGE_EVERY_S: Final = 600.0
+CONNECT_S: Final = 5
 
 _TABLE: Final = """
     create table if not exists model_call_results (
@@ -32,7 +33,7 @@ _KEEP: Final = """
         expires_at = excluded.expires_at
     where known.attempt <= excluded.attempt
 """
-_UNHURRIED: Final = "set local synchronous_commit to off"
+_UNHURRIED: Final = "set synchronous_commit to off"
 """The event that promises the answer is committed after it, and flushes both to disk: the log's order is one order."""
 _FIND: Final = "select answer, completed, attempt from model_call_results where call_id = %s and expires_at > %s"
 _PURGE: Final = "delete from model_call_results where expires_at <= %s"
@@ -45,9 +46,11 @@ _Row: TypeAlias = tuple[str, bytes, bytes, int, datetime]
 class PostgresResults:
     """Answers that come while others are being written are written together: a transaction costs more than a row."""
 
+    dsn: str
     pool: AsyncConnectionPool
     clock: Clock
     kept_s: float
+    _writer: AsyncConnection[Any] | None = None
     _waiting: list[tuple[_Row, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
 
@@ -68,6 +71,12 @@ class PostgresResults:
         async with self._connection() as connection:
             row = await (await connection.execute(_FIND, (call_id, self.clock.now()))).fetchone()
         return Kept(bytes(row[0]), bytes(row[1]), row[2]) if row else None
+
+    async def close(self) -> None:
+        """Give up the connection that answers are written on; the next answer opens another."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
 
     async def purge(self) -> None:
         async with self._connection() as connection:
@@ -90,8 +99,7 @@ class PostgresResults:
         # One statement may not meet a row twice; of two answers to a call the later attempt's stays.
         newest = {row[0]: row for row in sorted(rows, key=lambda row: row[3])}
         try:
-            async with self._connection() as connection, connection.transaction():
-                await connection.execute(_UNHURRIED)
+            async with self._writing_connection() as connection:
                 await connection.execute(_KEEP, [list(column) for column in zip(*newest.values(), strict=True)])
         except StoreUnavailable as error:
             _end(written, error)
@@ -100,6 +108,20 @@ class PostgresResults:
             raise
         else:
             _end(written, None)
+
+    @asynccontextmanager
+    async def _writing_connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection of its own whose statements are transactions: it writes twice for each call."""
+        try:
+            if self._writer is None:
+                self._writer = await AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=CONNECT_S)
+                await self._writer.execute(_UNHURRIED)
+            yield self._writer
+        except psycopg.Error as error:
+            await self.close()
+            if not isinstance(error, psycopg.OperationalError):
+                raise
+            raise StoreUnavailable(f"answers cannot be recorded: {error}") from error
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
