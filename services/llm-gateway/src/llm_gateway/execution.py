@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
+from uuid import UUID
 
 from eventlog.errors import LogUnavailable, QueueFull
 from eventlog.records import Context
@@ -158,6 +159,9 @@ class Execution:
         self._repeated = repeated
         self._attempt: Attempt | None = None
         self._ours = False
+        # Each is asked for several times in an attempt.
+        self._requests: dict[str, ModelRequest] = {}
+        self._attributions: dict[str, Attribution] = {}
         self._ticket: Ticket | None = None
         # Walks through the whole input, which is the same for every attempt.
         self._input_tokens_max = counting.request_bound(asked.request)
@@ -501,14 +505,22 @@ class Execution:
     # --- values ---
 
     def _request(self, target: Target) -> ModelRequest:
-        limit = self._asked.request.max_output_tokens or self._tools.terms.output_tokens_default
-        return replace(self._asked.request, model=target.model, max_output_tokens=limit)
+        request = self._requests.get(target.id)
+        if request is None:
+            limit = self._asked.request.max_output_tokens or self._tools.terms.output_tokens_default
+            request = replace(self._asked.request, model=target.model, max_output_tokens=limit)
+            self._requests[target.id] = request
+        return request
 
     def _need(self, request: ModelRequest) -> Need:
         return Need(self._input_tokens_max, request.max_output_tokens or 0)
 
     def _attribution(self, target: Target) -> Attribution:
-        return self._asked.attribution.model_copy(update={"model": target.id})
+        attribution = self._attributions.get(target.id)
+        if attribution is None:
+            attribution = self._asked.attribution.model_copy(update={"model": target.id})
+            self._attributions[target.id] = attribution
+        return attribution
 
     def _reservation_id(self, number: int) -> str:
         return f"{self._id}:{number}"
@@ -529,7 +541,7 @@ class Recorder:
     context: Context
     tools: Tools
     _seen: Seen = field(default_factory=Seen)
-    _author: str = field(default_factory=lambda: uuid7().hex)
+    _author: UUID = field(default_factory=uuid7)
 
     @property
     def looked(self) -> bool:
