@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from agent_runtime.settings import Settings as RuntimeSettings
 from launcher.bus import HUB
+from launcher.cluster import secret_files
 from launcher.layout import SERVICES, Layout, Service
 from servicekit.settings import ServiceSettings
 
@@ -265,6 +266,25 @@ def test_a_service_reads_its_own_secret_and_no_other(service: Service, name: str
 
 def mounts(workload: Manifest) -> dict[str, Manifest]:
     return {each["name"]: each for each in container(workload)["volumeMounts"]}
+
+
+def test_the_secrets_that_are_made_are_those_of_compose() -> None:
+    """By the name of the file; NATS includes its passwords from beside its configuration."""
+    of_compose = {name: secrets_of_compose(name) for name in CONTAINERS if secrets_of_compose(name)}
+    assert secret_files() == of_compose
+
+
+@each_overlay
+def test_every_secret_that_is_mounted_is_made_with_the_keys_that_are_named(name: str) -> None:
+    for each in workloads(name):
+        for volume in pod(each).get("volumes", ()):
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] in secret_files()
+            for source in volume.get("projected", {}).get("sources", ()):
+                if "secret" in source:
+                    assert {item["key"] for item in source["secret"]["items"]} == set(
+                        secret_files()[source["secret"]["name"]]
+                    )
 
 
 @each_overlay
