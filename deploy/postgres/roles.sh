@@ -5,8 +5,8 @@
 set -eu
 
 secret=${ROLES_FILE:-/run/secrets/postgres.roles}
-export PGHOST="${PGHOST:-/var/run/postgresql}" PGUSER="${PGUSER:-${POSTGRES_USER:-postgres}}"
-run() { psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --dbname postgres "$@"; }
+host=${PGHOST:-/var/run/postgresql} superuser=${PGUSER:-${POSTGRES_USER:-postgres}}
+run() { psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --host "$host" --username "$superuser" --dbname postgres "$@"; }
 
 run <<'SQL'
 REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;

@@ -15,7 +15,10 @@ from .kustomize import Manifest, build, by_name
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("small", "production")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
-CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+CONTAINERS: dict[str, dict[str, Any]] = {
+    name: each for name, each in COMPOSE["services"].items() if "profiles" not in each
+}
+"""Those that always run; a cluster has its own of what a profile adds."""
 NAMES = tuple(service.name for service in SERVICES)
 
 
