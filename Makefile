@@ -135,6 +135,13 @@ nats-conf: setup ## Write what is in deploy/nats from the table of services in l
 images: ## Build the image of every service (REVISION=... labels them)
 	$(COMPOSE) build
 
+# kubectl has Kustomize built in. The tests build the same without it; this compares the two.
+.PHONY: kubernetes-lint
+kubernetes-lint: setup ## Compare what the tests check of deploy/kubernetes with what kubectl makes of it
+	@for overlay in small production; do \
+	  kubectl kustomize deploy/kubernetes/overlays/$$overlay \
+	    | $(BIN)/python tests/kubernetes/kustomize.py deploy/kubernetes/overlays/$$overlay; done
+
 .PHONY: compose-secrets
 compose-secrets: setup ## Make the keys and passwords of the containers in deploy/compose/secrets
 	$(BIN)/python -m launcher.containers secrets $(SECRETS)

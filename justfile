@@ -52,6 +52,10 @@ help *args:
 images *args:
     @make images {{args}}
 
+# Compare what the tests check of deploy/kubernetes with what kubectl makes of it
+kubernetes-lint *args:
+    @make kubernetes-lint {{args}}
+
 # Check style and formatting
 lint *args:
     @make lint {{args}}

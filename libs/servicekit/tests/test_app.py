@@ -279,6 +279,25 @@ async def test_sigterm_drains_the_call_in_flight_and_refuses_new_ones(
     assert (kept.value, code) == ("kept", EXIT_OK)
 
 
+async def test_a_process_that_only_prepares_ends_by_itself_and_serves_nobody(
+    postgres_dsn: str, nats_url: str, key_file: Path
+) -> None:
+    environment = {
+        "SYNOD_POSTGRES_DSN": postgres_dsn,
+        "SYNOD_NATS_URL": nats_url,
+        "SYNOD_AUTH_PUBLIC_KEY_FILE": str(key_file),
+        "SYNOD_GRPC_PORT": "0",
+        "SYNOD_HTTP_PORT": "0",
+        "SYNOD_PREPARE_ONLY": "true",
+    }
+    async with slow_service(**environment) as service:
+        prepared = await service.line(event="phase", phase="prepared", state="ok")
+        await service.line(event="phase", phase="stop", state="ok")
+        code = await asyncio.wait_for(service.process.wait(), WAIT_S)
+    assert (prepared["grpc_port"], code) == (0, EXIT_OK)
+    assert not {"grpc", "commands", "announce", "ready"} & {line.get("phase") for line in service.lines}
+
+
 async def test_a_process_without_settings_names_each_variable_and_exits_2() -> None:
     async with slow_service(SYNOD_GRPC_PORT="many") as service:
         missing = [(await service.line(event="phase", phase="settings"))["missing"] for _ in range(5)]

@@ -12,16 +12,17 @@ import grpc
 import psycopg
 import pytest
 from aiohttp import ClientSession
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
-from servicekit.app import StartFailed
+from servicekit.app import StartFailed, running
 from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
 from servicekit.nats_admin import StreamPlan, administrator
 from servicekit.settings import ServiceSettings
-from servicekit.testing import serve_in_process, settings_for
+from servicekit.testing import serve_in_process, settings_for, write_public_key
 from synod.common.streams import events_of
 from synod.common.subjects import checkpoint_subject
 from synod.eventlog.v1 import eventlog_pb2 as pb
@@ -346,6 +347,29 @@ async def test_parked_events_of_another_tenant_are_neither_seen_nor_redriven(
         assert isinstance(from_rpc_error(hidden.value), NotFound)
         await own.RedriveParkedEvent(pb.RedriveParkedEventRequest(view="guests", position=1, skip=True))
         assert [parked.event.position for parked in await projector.parked()] == [2]
+
+
+class Arrivals(Guests):
+    async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            await connection.execute("insert into guests values (%s)", [str(event.id)])
+
+
+async def test_a_service_that_only_prepares_folds_its_views_to_the_head_of_its_log(
+    postgres_dsn: str, fresh_nats: Any, tmp_path: Path
+) -> None:
+    async def compose_view(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Arrivals())
+
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+    key_file = write_public_key(Ed25519PrivateKey.generate(), tmp_path)
+    prepares = settings.model_copy(update={"prepare_only": True, "auth_public_key_file": key_file})
+    async with running(prepares, compose_view) as host:
+        (projector,) = host.history.projectors
+        assert (await projector.position(), host.grpc_port, host.health.ready) == (1, 0, False)
 
 
 async def test_only_an_operator_swaps_views(postgres_dsn: str, fresh_nats: Any) -> None:

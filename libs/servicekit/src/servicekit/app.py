@@ -96,8 +96,9 @@ async def _until_signal(settings: S, compose: Compose[S]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with running(settings, compose, stop=stop):
-            _spare_collector()
-            await stop.wait()
+            if not settings.prepare_only:
+                _spare_collector()
+                await stop.wait()
     except StartFailed:
         # The phase that failed has said so in the log already.
         return EXIT_START_FAILED
@@ -115,7 +116,8 @@ def _spare_collector() -> None:
 async def running(
     settings: S, compose: Compose[S], *, clock: Clock | None = None, stop: asyncio.Event | None = None
 ) -> AsyncIterator[Host[S]]:
-    """Start the service, give its host while it is ready, stop it. Raises StartFailed.
+    """Start the service, give its host while it is ready (or prepared, if that is all it is to be), stop it. Raises
+    StartFailed.
 
     A `stop` that is set during the start ends the waiting for what is missing.
     """
@@ -123,8 +125,9 @@ async def running(
     phases = _Phases(settings, Health(metrics.ready), log, stop or asyncio.Event())
     async with AsyncExitStack() as stack:
         host = await _Start(settings, clock or SystemClock(), metrics, phases, stack).all(compose)
-        phases.health.enter("ready")
-        log.info("phase", phase="ready", state="ok", grpc_port=host.grpc_port, http_port=host.http.port)
+        reached = "prepared" if settings.prepare_only else "ready"
+        phases.health.enter(reached)
+        log.info("phase", phase=reached, state="ok", grpc_port=host.grpc_port, http_port=host.http.port)
         try:
             yield host
         finally:
@@ -155,7 +158,11 @@ class _Start(Generic[S]):
         host = self.host(tracing, http, authenticator, pool, broker, client, peers)
         async with self.phases.phase("compose"):
             await compose(host)
-        await self.serve(host)
+        if self.settings.prepare_only:
+            async with self.phases.phase("views"):
+                await host.history.prepare_views()
+        else:
+            await self.serve(host)
         return host
 
     async def http(self) -> HttpServer:
