@@ -170,6 +170,7 @@ async def test_a_poison_event_is_parked_and_the_view_goes_on(pool, log: Postgres
     assert parked.error == "ValueError: cannot digest it"
     status = await projector.status()
     assert (status.source, status.position, status.lag, status.parked) == ("orders", 21, 0, 1)
+    assert await projector.parked_count() == 1
 
 
 class Names:

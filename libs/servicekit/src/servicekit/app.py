@@ -122,7 +122,7 @@ async def running(
     A `stop` that is set during the start ends the waiting for what is missing.
     """
     log, metrics = Logger(settings.service), Metrics()
-    phases = _Phases(settings, Health(metrics.ready), log, stop or asyncio.Event())
+    phases = _Phases(settings, Health(metrics.ready, metrics.problem), log, stop or asyncio.Event())
     async with AsyncExitStack() as stack:
         host = await _Start(settings, clock or SystemClock(), metrics, phases, stack).all(compose)
         reached = "prepared" if settings.prepare_only else "ready"

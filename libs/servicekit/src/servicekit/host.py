@@ -115,6 +115,10 @@ class Host(Generic[S]):
         """Run `work` in the background once composed; a crash is logged, degrades the service, and restarts it."""
         self._tasks_to_start.append((name, work))
 
+    def add_measurement(self, measure: Hook) -> None:
+        """Call `measure` every few seconds to keep gauges of the service current. Needs an open log."""
+        self.history.measurements.append(measure)
+
     def add_command(
         self,
         verb: str,

@@ -212,6 +212,16 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRuns:
+    """Runs of all tenants that are in a state and have not ended: how many, past their deadline, since when the oldest."""
+
+    state: str
+    count: int
+    overdue: int
+    oldest: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Queries:
     pool: AsyncConnectionPool
 
@@ -233,6 +243,13 @@ class Queries:
             " order by deadline_at limit %s"
         )
         return await self._rows(Overdue, sql, (now, limit))
+
+    async def open_runs(self, now: datetime) -> list[OpenRuns]:
+        sql = (
+            "select state, count(*) as count, count(*) filter (where deadline_at <= %s) as overdue,"
+            " min(started_at) as oldest from view_runs.runs where ended_at is null group by state"
+        )
+        return await self._rows(OpenRuns, sql, (now,))
 
     async def _rows(self, kind: type[Row], sql: str, values: Sequence[object]) -> list[Row]:
         async with self.pool.connection() as connection, connection.cursor(row_factory=class_row(kind)) as cursor:

@@ -31,6 +31,15 @@ class VariableRow:
     changed_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class OpenProposals:
+    """Those of all tenants that wait for votes: how many, how many past their deadline, since when the oldest."""
+
+    count: int
+    overdue: int
+    oldest: datetime | None
+
+
 class ProposalsView:
     """One row a proposal; ballots and tallies stay in the stream."""
 
@@ -109,6 +118,14 @@ class Queries:
         """Open proposals, the nearest deadline first."""
         sql = "select * from view_proposals.proposals where state = 'open' order by deadline limit %s"
         return await self._rows(ProposalRow, sql, (limit,))
+
+    async def open_proposals(self, now: datetime) -> OpenProposals:
+        sql = (
+            "select count(*) as count, count(*) filter (where deadline <= %s) as overdue, min(opened_at) as oldest"
+            " from view_proposals.proposals where state = 'open'"
+        )
+        (found,) = await self._rows(OpenProposals, sql, (now,))
+        return found
 
     async def variables(self, tenant: str, after: str, limit: int) -> list[VariableRow]:
         sql = "select name, changed_at from view_variables.variables where tenant = %s and name > %s order by name limit %s"

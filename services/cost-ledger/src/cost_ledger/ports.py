@@ -45,6 +45,14 @@ class Due:
     reservation_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How many holds of all tenants wait for their settlement, and how many of them are past their time."""
+
+    held: int
+    overdue: int
+
+
 class History(Protocol):
     """The reservations view: every reservation ever, some moments behind the book. Raises psycopg.Error."""
 
