@@ -209,4 +209,9 @@ class Metrics:
         self.relay_lag = Gauge("relay_lag_events", "Events not yet published to JetStream", registry=registry)
         self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
         self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)
+        self.certificate_expires = Gauge(
+            "tls_certificate_expires_seconds",
+            "Unix time at which the certificate expires; 0 without TLS",
+            registry=registry,
+        )
         self.ready = Gauge("service_ready", "1 while the service accepts work", registry=registry)
