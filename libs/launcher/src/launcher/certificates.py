@@ -44,6 +44,7 @@ LIFE = timedelta(days=30)
 AUTHORITY_LIFE = timedelta(days=730)
 RENEW_SHARE = 2 / 3
 """A certificate is renewed when this share of its life is over."""
+AUTHORITY_NAME_MAX = 40
 SETTLE = timedelta(seconds=30)
 """Until everybody believes an authority that was introduced: several looks at the files (servicekit.tls.CHECK_S)."""
 SKEW = timedelta(minutes=5)
@@ -198,7 +199,9 @@ def _authority(directory: Path, now: datetime) -> _Authority:
 
 def _make_authority(key_file: Path, certificate_file: Path, now: datetime) -> None:
     key, serial = ec.generate_private_key(ec.SECP256R1()), x509.random_serial_number()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Synod development authority {serial:x}"[:64])])
+    name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, f"Synod development authority {serial:x}"[:AUTHORITY_NAME_MAX])]
+    )
     usage = x509.KeyUsage(
         digital_signature=False,
         content_commitment=False,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from servicekit.nats_admin import UNREACHABLE, Refused, StreamPlan, Unreachable, administrator, read_plans, run
 from servicekit.tls import TlsFiles, TlsInvalid
@@ -28,9 +29,13 @@ def make_streams(url: str, services: Sequence[Service], tls: TlsFiles | None = N
         raise StartFailed("streams", "of NATS", str(error), remedy) from error
 
 
-def administer(url: str, *, is_check: bool, tls: TlsFiles | None = None) -> int:
-    """Applies or checks, prints what drifts, and answers the exit code (servicekit.nats_admin)."""
-    return asyncio.run(run(plans_of(SERVICES), url, is_check=is_check, tls=tls))
+def administer(url: str, *, is_check: bool, tls: tuple[Path, Path, Path] | None = None) -> int:
+    """Applies or checks, prints what drifts, and answers the exit code (servicekit.nats_admin).
+
+    `tls` are the files of authorities, certificate and key.
+    """
+    files = TlsFiles(*tls) if tls else None
+    return asyncio.run(run(plans_of(SERVICES), url, is_check=is_check, tls=files))
 
 
 def plans_of(services: Sequence[Service]) -> tuple[StreamPlan, ...]:

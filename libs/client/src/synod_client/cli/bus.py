@@ -41,7 +41,6 @@ def check(data: Data = None, url: Url = "") -> None:
 
 def _administer(data: Data, url: str, *, is_check: bool) -> None:
     from launcher.streams import UNREACHABLE, administer
-    from servicekit.tls import TlsFiles
 
     try:
         address = url or administrator_url(data)
@@ -49,6 +48,6 @@ def _administer(data: Data, url: str, *, is_check: bool) -> None:
     except SynodError as error:
         print_error(error)
         raise typer.Exit(exit_code(error)) from error
-    tls = TlsFiles(client.ca, client.certificate, client.key) if client else None
+    tls = (client.ca, client.certificate, client.key) if client else None
     code = administer(address, is_check=is_check, tls=tls)
     raise typer.Exit(Exit.UNAVAILABLE if code == UNREACHABLE else code)
