@@ -122,7 +122,10 @@ chaos: setup ## Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARG
 
 # Either command of Compose will do; the images are built one after the other.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
-COMPOSE_DEV := $(COMPOSE) --file compose.yaml --file deploy/compose/compose.dev.yaml
+# TLS=1 has gRPC and NATS spoken by mutual TLS.
+TLS ?=
+COMPOSE_FILES := --file compose.yaml $(if $(TLS),--file deploy/compose/compose.tls.yaml)
+COMPOSE_DEV := $(COMPOSE) $(COMPOSE_FILES) --file deploy/compose/compose.dev.yaml
 SECRETS := deploy/compose/secrets
 START_S := 180
 
@@ -147,20 +150,31 @@ compose-secrets: setup ## Make the keys and passwords of the containers in deplo
 	$(BIN)/python -m launcher.containers secrets $(SECRETS)
 
 .PHONY: compose-up
-compose-up: compose-secrets images ## Start everything in containers; the edge is at http://127.0.0.1:8080
-	$(COMPOSE) up --detach --remove-orphans
+compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers; the edge is at http://127.0.0.1:8080
+	$(COMPOSE) $(COMPOSE_FILES) up --detach --remove-orphans
 	@$(COMPOSE_READY)
 	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
+
+# ROTATE=rotate renews all, ROTATE="rotate --introduce" and "rotate --retire" replace the authority; see deploy/tls.
+ROTATE ?= init
+
+.PHONY: compose-tls
+compose-tls: compose-secrets ## Make the certificates of the containers, and renew those that are due, while they run
+	$(BIN)/synod tls $(ROTATE) --data $(SECRETS)
+	@if [ -n "$$($(COMPOSE) $(COMPOSE_FILES) ps -q nats 2>/dev/null)" ]; then $(COMPOSE) $(COMPOSE_FILES) kill -s HUP nats; fi
 
 .PHONY: compose-down
 compose-down: ## Stop the containers and keep their data (VOLUMES=1 deletes it)
 	$(COMPOSE_DEV) down --remove-orphans $(if $(VOLUMES),--volumes)
 
 .PHONY: compose-demo
-compose-demo: compose-secrets images ## Run the example team on the containers and prove what it did
+compose-demo: compose-secrets $(if $(TLS),compose-tls) images ## Run the example team on the containers and prove what it did
 	$(COMPOSE_DEV) up --detach --remove-orphans
 	@$(COMPOSE_READY)
-	$(if $(SYNOD_PORT_PREFIX),SYNOD_PORT_BASE=$(SYNOD_PORT_PREFIX)00) $(BIN)/synod demo --running --data $(SECRETS)
+	$(if $(SYNOD_PORT_PREFIX),SYNOD_PORT_BASE=$(SYNOD_PORT_PREFIX)00) $(if $(TLS),$(CLIENT_TLS)) $(BIN)/synod demo --running --data $(SECRETS)
+
+CLIENT_TLS := SYNOD_TLS_CA_FILE=$(SECRETS)/tls/client/ca.crt SYNOD_TLS_CERTIFICATE_FILE=$(SECRETS)/tls/client/tls.crt \
+  SYNOD_TLS_KEY_FILE=$(SECRETS)/tls/client/tls.key
 
 # The gateway is the last to be ready: it waits for the others.
 define COMPOSE_READY

@@ -28,6 +28,10 @@ compose-down *args:
 compose-secrets *args:
     @make compose-secrets {{args}}
 
+# Make the certificates of the containers, and renew those that are due, while they run
+compose-tls *args:
+    @make compose-tls {{args}}
+
 # Start everything in containers; the edge is at http://127.0.0.1:8080
 compose-up *args:
     @make compose-up {{args}}

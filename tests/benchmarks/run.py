@@ -10,7 +10,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "gateway")
+NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "gateway", "tls")
 
 
 def main(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from launcher.certificates import CLIENT, ensure, settings_of, utc_now
 from launcher.keys import OBSERVER, nats_file
 from launcher.layout import NATS_OFFSET, PORT_BASE, SERVICES
 from launcher.testing import free_port_base
@@ -17,6 +18,7 @@ from synod_client import Endpoints, Synod
 ROOT = Path(__file__).parents[2]
 SECRETS = Path("deploy/compose/secrets")
 FILES = ("compose.yaml", "deploy/compose/compose.dev.yaml")
+TLS_FILE = "deploy/compose/compose.tls.yaml"
 PROJECT = "synod-e2e"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
 POLL_S = 0.5
@@ -43,9 +45,9 @@ def compose_command() -> tuple[str, ...]:
 class Containers:
     """The project, run from `folder` with `variables`, and what a person would do to it."""
 
-    def __init__(self, port_base: int, folder: Path, variables: Mapping[str, str]) -> None:
-        self.port_base, self.folder = port_base, folder
-        files = (part for file in FILES for part in ("--file", file))
+    def __init__(self, port_base: int, folder: Path, variables: Mapping[str, str], *, tls: bool = False) -> None:
+        self.port_base, self.folder, self._tls = port_base, folder, tls
+        files = (part for file in (*FILES, *[TLS_FILE] * tls) for part in ("--file", file))
         self._command = (*compose_command(), "--project-name", PROJECT, *files)
         ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": str(port_base + 980)}
         self._environment = {**os.environ, **ports, **variables}
@@ -60,16 +62,27 @@ class Containers:
         observer = nats_file(self.secrets / "keys", OBSERVER).read_text()
         nats = observer.replace(f":{PORT_BASE + NATS_OFFSET}", f":{self.port_base + NATS_OFFSET}")
         variables = {"SYNOD_PORT_BASE": str(self.port_base), "SYNOD_NATS_URL": nats}
-        return Endpoints.discover(variables, self.secrets)
+        return Endpoints.discover(variables | self.client_certificate, self.secrets)
+
+    @property
+    def certificates(self) -> Path:
+        return self.secrets / "tls"
+
+    @property
+    def client_certificate(self) -> dict[str, str]:
+        """The variables that have a client speak TLS; none where the system does not."""
+        return dict(settings_of(self.certificates, CLIENT)) if self._tls else {}
 
     @classmethod
-    def installed(cls, port_base: int, folder: Path, *, encrypt_at_rest: bool) -> "Containers":
+    def installed(cls, port_base: int, folder: Path, *, encrypt_at_rest: bool, tls: bool = False) -> "Containers":
         """With secrets of its own in `folder`, so that those of the person who runs this stay as they are."""
         shutil.copy(ROOT / "compose.yaml", folder)
         shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns(SECRETS.name))
-        containers = cls(port_base, folder, {"SYNOD_ENCRYPT_AT_REST": str(encrypt_at_rest).lower()})
+        containers = cls(port_base, folder, {"SYNOD_ENCRYPT_AT_REST": str(encrypt_at_rest).lower()}, tls=tls)
         command = [sys.executable, "-m", "launcher.containers", "secrets", str(containers.secrets)]
         subprocess.run(command, env=containers._environment, check=True, timeout=60)
+        if tls:
+            ensure(containers.certificates, utc_now())
         return containers
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:

@@ -183,7 +183,7 @@ async def test_a_service_calls_its_peer_as_itself_for_the_tenant_and_actor_it_se
         async with serve_in_process(before, settings, key=key) as front:
             answer = await echo_stub(front.channel).Unary(StringValue(value="x"))
     assert answer.value == "x"
-    assert (seen[0].id, seen[0].tenant, seen[0].actor) == ("svc_front", "local", "usr_test")
+    assert (seen[0].id, seen[0].tenant, seen[0].actor) == ("svc-front", "local", "usr_test")
 
 
 async def test_a_ready_service_answers_health_and_ends_its_hooks_in_order(postgres_dsn: str, nats_url: str) -> None:

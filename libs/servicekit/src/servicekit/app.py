@@ -1,6 +1,6 @@
 """The life of a service process: start in dependency order, serve, stop so that nothing is lost.
 
-    settings -> http (health only) -> postgres -> nats -> peers -> compose -> views -> grpc -> commands -> ready
+    settings -> http (health only) -> keys -> postgres -> nats -> peers -> compose -> views -> grpc -> commands -> ready
     SIGTERM: not ready -> commands finish -> calls finish -> tasks and views end -> log and relay drain -> close
 
 What a phase opens is closed in reverse order, also when a later phase fails. Each phase writes one log line when it
@@ -47,6 +47,7 @@ from servicekit.rpc import Guard, PermissionMissing, RpcServer
 from servicekit.settings import ServiceSettings, SettingsInvalid, load_settings
 from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics, Tracing, configure_logging
+from servicekit.tls import Material, Tls, TlsFiles, TlsInvalid, follow
 
 Compose = Callable[[Host[S]], Awaitable[None]]
 Probe = Callable[[], Awaitable[None]]
@@ -70,7 +71,16 @@ class StartFailed(Exception):
         self.missing = missing
 
 
-EXPECTED = (StartFailed, ArchiveMissing, KeyFileInvalid, KeyUnusable, PermissionMissing, PeerUnknown, PortTaken)
+EXPECTED = (
+    StartFailed,
+    ArchiveMissing,
+    KeyFileInvalid,
+    KeyUnusable,
+    PermissionMissing,
+    PeerUnknown,
+    PortTaken,
+    TlsInvalid,
+)
 
 
 def run(settings_type: type[S], compose: Compose[S]) -> int:
@@ -151,11 +161,11 @@ class _Start(Generic[S]):
         tracing = Tracing(self.settings.service, self.settings.otlp_endpoint)
         self.stack.callback(tracing.close)
         http = await self.http()
-        authenticator = await self.authenticator()
+        authenticator, tls = await self.keys()
         pool = await self.postgres()
-        broker, client = await self.nats()
-        peers = await self.peers()
-        host = self.host(tracing, http, authenticator, pool, broker, client, peers)
+        broker, client = await self.nats(tls)
+        peers = await self.peers(tls)
+        host = self.host(tracing, http, authenticator, tls, pool, broker, client, peers)
         async with self.phases.phase("compose"):
             await compose(host)
         if self.settings.prepare_only:
@@ -176,27 +186,30 @@ class _Start(Generic[S]):
             self.stack.push_async_callback(server.stop)
         return server
 
-    async def authenticator(self) -> Authenticator:
+    async def keys(self) -> tuple[Authenticator, Tls | None]:
+        settings = self.settings
         async with self.phases.phase("keys"):
-            key = load_public_key(self.settings.auth_public_key_file)
-        return Authenticator(key, self.clock, cache_max=self.settings.limits.tokens_cached_max)
+            key = load_public_key(settings.auth_public_key_file)
+            files = TlsFiles.named(settings.tls_ca_file, settings.tls_certificate_file, settings.tls_key_file)
+            tls = Tls(files, self.clock) if files else None
+        return Authenticator(key, self.clock, cache_max=settings.limits.tokens_cached_max), tls
 
     async def postgres(self) -> AsyncConnectionPool:
         async with self.phases.phase("postgres"):
             await self.phases.wait_for("postgres", lambda: probe_postgres(self.settings))
             return await self.stack.enter_async_context(open_pool(self.settings))
 
-    async def nats(self) -> tuple[NatsBroker, Client]:
+    async def nats(self, tls: Tls | None) -> tuple[NatsBroker, Client]:
         async with self.phases.phase("nats"):
-            await self.phases.wait_for("nats", lambda: probe_nats(self.settings))
-            broker = nats_broker(self.settings, self.phases.health, self.phases.log)
+            await self.phases.wait_for("nats", lambda: probe_nats(self.settings, tls))
+            broker = nats_broker(self.settings, self.phases.health, self.phases.log, tls)
             client = await broker.connect()
             self.stack.push_async_callback(broker.stop)
         return broker, client
 
-    async def peers(self) -> Peers:
+    async def peers(self, tls: Tls | None) -> Peers:
         settings = self.settings
-        peers = Peers(settings.peers, self.clock, settings.limits)
+        peers = Peers(settings.peers, self.clock, settings.limits, tls)
         self.stack.push_async_callback(peers.close)
         async with self.phases.phase("peers"):
             if settings.service_key_file:
@@ -217,6 +230,7 @@ class _Start(Generic[S]):
         tracing: Tracing,
         http: HttpServer,
         authenticator: Authenticator,
+        tls: Tls | None,
         pool: AsyncConnectionPool,
         broker: NatsBroker,
         client: Client,
@@ -224,7 +238,7 @@ class _Start(Generic[S]):
     ) -> Host[S]:
         settings, clock, metrics = self.settings, self.clock, self.metrics
         log, health, service, limits = self.phases.log, self.phases.health, settings.service, settings.limits
-        guard = Guard(service, authenticator, LOG_ERRORS, limits, clock, tracing, metrics, log)
+        guard = Guard(service, authenticator, LOG_ERRORS, limits, clock, tracing, metrics, log, tls)
         commands = Commands(
             service,
             broker,
@@ -251,6 +265,7 @@ class _Start(Generic[S]):
             rpc=RpcServer(guard),
             tasks=Tasks(clock, health, metrics, log, _TASK_RETRY),
             peers=peers,
+            tls=tls,
             http=http,
             history=self.history(pool, client),
             stack=self.stack,
@@ -284,6 +299,8 @@ class _Start(Generic[S]):
         async with self.phases.phase("tasks"):
             self.stack.push_async_callback(host.tasks.stop, grace_s)
             host.tasks.start("dependencies", _watch(host, settings))
+            if host.tls:
+                host.tasks.start("tls", _follow_files(host, host.tls))
             await host.start_composed()
         async with self.phases.phase("grpc"):
             host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
@@ -371,6 +388,14 @@ def _watch(host: Host[S], settings: ServiceSettings) -> Probe:
                 await _check_peer(host, name)
 
     return watch
+
+
+def _follow_files(host: Host[S], tls: Tls) -> Probe:
+    def renew(material: Material) -> None:
+        # Taken at the next reconnect; a connection that is there stays.
+        host.nats.options["tls"] = material.context
+
+    return follow(tls, host.health, host.metrics, host.log_, renew, host.clock)
 
 
 async def _check_commands(host: Host[S]) -> None:

@@ -30,6 +30,7 @@ from servicekit.rpc import AddToServer, RpcServer
 from servicekit.settings import ServiceSettings
 from servicekit.tasks import Tasks, Work
 from servicekit.telemetry import Logger, Metrics, Tracing
+from servicekit.tls import Tls
 
 S = TypeVar("S", bound=ServiceSettings)
 Hook = Callable[[], Awaitable[object]]
@@ -56,6 +57,7 @@ class Host(Generic[S]):
     rpc: RpcServer
     tasks: Tasks
     peers: Peers
+    tls: Tls | None
     http: HttpServer
     history: History
     stack: AsyncExitStack

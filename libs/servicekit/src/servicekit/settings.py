@@ -53,6 +53,12 @@ class ServiceSettings(BaseSettings):
     """Encrypt the payloads of the event log where they are stored; needs `master_key_file`."""
     archive_directory: Path | None = None
     """Where the oldest events are once they were archived; must be set before anybody archives."""
+    tls_ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that are believed. With the two below, or none: gRPC and NATS by TLS."""
+    tls_certificate_file: Path | None = None
+    """The service's own certificate (PEM), which names it by the URI spiffe://synod/<service> and its DNS name."""
+    tls_key_file: Path | None = None
+    """The private key (PEM) of that certificate."""
     peers: dict[str, str] = {}
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None

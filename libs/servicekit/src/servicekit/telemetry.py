@@ -224,6 +224,11 @@ class Metrics:
         self.view_parked = Gauge(
             "view_parked_events", "Events that a view could not fold", ("view",), registry=registry
         )
+        self.certificate_expires = Gauge(
+            "tls_certificate_expires_seconds",
+            "Unix time at which the certificate expires; 0 without TLS",
+            registry=registry,
+        )
         self.ready = Gauge("service_ready", "1 while the service accepts work", registry=registry)
         self.problem = Gauge(
             "service_problem", "1 while a component of the service does not work", ("component",), registry=registry
