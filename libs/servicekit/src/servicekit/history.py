@@ -1,7 +1,7 @@
 """The event log of a service in its process: opened, relayed to JetStream, projected into views, served, drained."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,14 @@ EVENTLOG_PERMISSIONS = {
 
 
 class TenantEventLog(EventLogServicer):
-    """The EventLog contract, in which a caller of one tenant sees the events of that tenant only."""
+    """The EventLog contract, in which a caller of one tenant sees the events of that tenant only.
+
+    Views and the key of payloads are everybody's: only who is of the `operator_tenant`, or of any, may swap them.
+    """
+
+    def __init__(self, log: EventLog, projectors: Iterable[Projector], *, operator_tenant: str, **others: Any) -> None:
+        super().__init__(log, projectors, **others)
+        self._operator_tenant = operator_tenant
 
     @override
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
@@ -133,6 +140,32 @@ class TenantEventLog(EventLogServicer):
     async def parked(self, projector: Projector) -> list[Parked]:
         tenant = current_principal().tenant
         return [parked for parked in await super().parked(projector) if tenant in (ANY_TENANT, parked.event.tenant)]
+
+    @override
+    async def RebuildView(self, request: pb.RebuildViewRequest, context: Context) -> pb.RebuildViewResponse:
+        self._require_operator("rebuild a view")
+        return await super().RebuildView(request, context)
+
+    @override
+    async def RollbackView(self, request: pb.RollbackViewRequest, context: Context) -> pb.RollbackViewResponse:
+        self._require_operator("roll a view back")
+        return await super().RollbackView(request, context)
+
+    @override
+    async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Context) -> pb.RotateDataKeyResponse:
+        self._require_operator("rotate the data key")
+        return await super().RotateDataKey(request, context)
+
+    def _require_operator(self, deed: str) -> None:
+        principal = current_principal()
+        if principal.tenant not in (ANY_TENANT, self._operator_tenant):
+            raise PermissionDenied(
+                f"tenant:{self._operator_tenant}",
+                principal.id,
+                message=f"{principal.id} belongs to tenant {principal.tenant} and may not {deed}, which every tenant shares;"
+                f" ask whoever operates this system, in tenant {self._operator_tenant}",
+                reason="OPERATOR_ONLY",
+            )
 
     @override
     async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:
@@ -176,6 +209,7 @@ class History:
     encrypt_at_rest: bool = False
     archive_directory: Path | None = None
     make_streams: bool = False
+    operator_tenant: str = "local"
     log: EventLog | None = None
     """What the service appends to and reads from."""
     stored: PostgresEventLog | None = None
@@ -281,7 +315,12 @@ class History:
         """Add the EventLog contract over the log and its views."""
         if self.log:
             servicer = TenantEventLog(
-                self.log, self.projectors, service=self.service, checkpoints=self.checkpoints, vault=self.vault
+                self.log,
+                self.projectors,
+                operator_tenant=self.operator_tenant,
+                service=self.service,
+                checkpoints=self.checkpoints,
+                vault=self.vault,
             )
             server.add(add_EventLogServicer_to_server, servicer, EVENTLOG_PERMISSIONS, LOG_ERRORS)
 

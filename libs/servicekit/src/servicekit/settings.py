@@ -35,6 +35,9 @@ class ServiceSettings(BaseSettings):
     make_streams: bool = False
     """Make the streams of this service where nobody else does: in tests, or on a NATS of one's own. In a deployment the
     administrator makes them (nats_admin.py), and the service's user may not."""
+    operator_tenant: str = "local"
+    """Whose principals may do what concerns every tenant: swap views, rotate data keys. By default the tenant that
+    agent-registry creates at its first start."""
     auth_public_key_file: Path
     service_key_file: Path | None = None
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""
