@@ -517,7 +517,7 @@ async def until_consumed(client: Client, service: str) -> None:
     """Until somebody waits for an event of the stream."""
     async with asyncio.timeout(30):
         while not any(info.num_waiting for info in await client.jetstream().consumers_info(event_stream(service))):
-            await asyncio.sleep(0)
+            pass
 
 
 async def eventually_read(reader: Reader) -> Page:
