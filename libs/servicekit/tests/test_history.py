@@ -374,6 +374,29 @@ async def test_a_service_that_only_prepares_folds_its_views_to_the_head_of_its_l
         assert (await projector.position(), host.grpc_port, host.health.ready) == (1, 0, False)
 
 
+async def test_only_the_operators_tenant_swaps_what_all_tenants_share(postgres_dsn: str, fresh_nats: Any) -> None:
+    async def compose_view(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Guests())
+
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, operator_tenant="home")
+    async with serve_in_process(compose_view, settings) as service:
+        owner, operator = (EventLogStub(service.connect(service.token(tenant=t))) for t in ("rival", "home"))
+        for call in (
+            owner.RebuildView(pb.RebuildViewRequest(name="guests")),
+            owner.RollbackView(pb.RollbackViewRequest(name="guests")),
+            owner.RotateDataKey(pb.RotateDataKeyRequest()),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            error = from_rpc_error(refused.value)
+            assert isinstance(error, PermissionDenied)
+            assert error.reason == "OPERATOR_ONLY"
+            assert "ask whoever operates this system, in tenant home" in str(error)
+        await operator.RebuildView(pb.RebuildViewRequest(name="guests"))
+        await operator.RollbackView(pb.RollbackViewRequest(name="guests"))
+
+
 async def test_only_an_operator_swaps_views(postgres_dsn: str, fresh_nats: Any) -> None:
     async def compose_view(host: Host[Settings]) -> None:
         await host.open_log()

@@ -290,6 +290,7 @@ class _Start(Generic[S]):
             former_master_key_files=settings.former_master_key_files,
             encrypt_at_rest=settings.encrypt_at_rest,
             archive_directory=settings.archive_directory,
+            operator_tenant=settings.operator_tenant,
             make_streams=settings.make_streams,
         )
 

@@ -113,6 +113,7 @@ class TenantEventLog(EventLogServicer):
     """The EventLog contract, in which a caller of one tenant sees the events of that tenant only.
 
     `broken` is set when a verification finds the log broken, and cleared when one of the whole log finds it whole.
+    Views and the key of payloads are everybody's: only who is of the `operator_tenant`, or of any, may swap them.
     """
 
     def __init__(
@@ -120,12 +121,14 @@ class TenantEventLog(EventLogServicer):
         log: EventLog,
         projectors: Iterable[Projector],
         *,
+        operator_tenant: str,
         service: str,
         broken: Gauge,
         checkpoints: Checkpoints | None,
         vault: Vault | None,
     ) -> None:
         super().__init__(log, projectors, service=service, checkpoints=checkpoints, vault=vault)
+        self._operator_tenant = operator_tenant
         self._broken = broken
 
     @override
@@ -161,6 +164,32 @@ class TenantEventLog(EventLogServicer):
     async def parked(self, projector: Projector) -> list[Parked]:
         tenant = current_principal().tenant
         return [parked for parked in await super().parked(projector) if tenant in (ANY_TENANT, parked.event.tenant)]
+
+    @override
+    async def RebuildView(self, request: pb.RebuildViewRequest, context: Context) -> pb.RebuildViewResponse:
+        self._require_operator("rebuild a view")
+        return await super().RebuildView(request, context)
+
+    @override
+    async def RollbackView(self, request: pb.RollbackViewRequest, context: Context) -> pb.RollbackViewResponse:
+        self._require_operator("roll a view back")
+        return await super().RollbackView(request, context)
+
+    @override
+    async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Context) -> pb.RotateDataKeyResponse:
+        self._require_operator("rotate the data key")
+        return await super().RotateDataKey(request, context)
+
+    def _require_operator(self, deed: str) -> None:
+        principal = current_principal()
+        if principal.tenant not in (ANY_TENANT, self._operator_tenant):
+            raise PermissionDenied(
+                f"tenant:{self._operator_tenant}",
+                principal.id,
+                message=f"{principal.id} belongs to tenant {principal.tenant} and may not {deed}, which every tenant shares;"
+                f" ask whoever operates this system, in tenant {self._operator_tenant}",
+                reason="OPERATOR_ONLY",
+            )
 
     @override
     async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:
@@ -206,6 +235,7 @@ class History:
     encrypt_at_rest: bool = False
     archive_directory: Path | None = None
     make_streams: bool = False
+    operator_tenant: str = "local"
     log: EventLog | None = None
     """What the service appends to and reads from."""
     stored: PostgresEventLog | None = None
@@ -324,6 +354,7 @@ class History:
             servicer = TenantEventLog(
                 self.log,
                 self.projectors,
+                operator_tenant=self.operator_tenant,
                 service=self.service,
                 broken=self.metrics.eventlog_broken,
                 checkpoints=self.checkpoints,

@@ -38,6 +38,9 @@ class ServiceSettings(BaseSettings):
     prepare_only: bool = False
     """Make what the service keeps in its database, fold its views up to date, and end without serving anybody: before the
     replicas of a new release are started."""
+    operator_tenant: str = "local"
+    """Whose principals may do what concerns every tenant: swap views, rotate data keys. By default the tenant that
+    agent-registry creates at its first start."""
     auth_public_key_file: Path
     service_key_file: Path | None = None
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""
