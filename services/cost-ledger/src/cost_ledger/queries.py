@@ -106,6 +106,19 @@ class Queries:
             cursor = await connection.execute(statement, (at, limit))
             return [Due(tenant, id) for tenant, id in await cursor.fetchall()]
 
+    async def in_suspense(
+        self, tenant: str, model_prefix: str, since: datetime, until: datetime, limit: int
+    ) -> Sequence[Reservation]:
+        statement = """
+            select document from view_reservations.reservation
+            where tenant = %s and state = 'suspense' and starts_with(document ->> 'model', %s)
+            and (document ->> 'reserved_at')::timestamptz >= %s and (document ->> 'reserved_at')::timestamptz < %s
+            order by (document ->> 'reserved_at')::timestamptz, id limit %s
+        """
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(statement, (tenant, model_prefix, since, until, limit))
+            return [RESERVATION.validate_python(document) for (document,) in await cursor.fetchall()]
+
 
 _KINDS: Final = ("spent", "pending", "suspense")
 
