@@ -1,15 +1,17 @@
-"""Money: reservations through gRPC from admission to settlement, and a book rebuilt from a million of its events.
+"""Money: a rush on a budget through gateways that are killed, reservations from admission to settlement, and a book
+rebuilt from a million of its events.
 
+Failure group 1: never more admitted than the budget is for, and spend is what the provider counted, to the nano-dollar.
 Failure group 23: the rebuilt book has the balances of the one that decided the events.
 """
 
-import asyncio
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
 
-import grpc
 from cost_ledger.book import EMPTY, Book
 from cost_ledger.books import AGGREGATE, CODEC, Books
 from cost_ledger.commands import Command, Expire, Price, Release, Reserve, SetBudget, Settle
@@ -21,6 +23,9 @@ from cost_ledger.settings import Settings
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import Append, Context, StreamId
 from harness import Load, Report, Row, Size, closed_loop, nats_server, postgres
+from launcher.layout import SERVICES, Layout
+from launcher.system import System
+from launcher.testing import free_port_base
 from servicekit.clock import SystemClock
 from servicekit.testing import serve_in_process, settings_for
 from synod.common.event import Event
@@ -28,11 +33,20 @@ from synod.common.ids import uuid7
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod_client import Endpoints, Synod
+from system.replicas import gateways
+from system.rush import AFFORDED, MOMENTS, REPLICAS, REQUESTS, Moment, Outcome, check, rush
 
 SECONDS = {"tiny": 0.2, "small": 5, "full": 20}
 EVENTS = {"tiny": 2_000, "small": 50_000, "full": 1_000_000}
 CALLERS = 64
-AT_ONCE, AFFORDED = 200, 10
+RUSHES: dict[Size, tuple[Moment, ...]] = {
+    "tiny": (),
+    "small": tuple(MOMENTS),
+    "full": tuple(MOMENTS) * 5,
+}
+"""When a gateway is killed in each of them; tests/system has one of its own."""
+NEEDED = frozenset({"agent-registry", "cost-ledger", "tool-executor", "llm-gateway"})
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TENANT = "local"
 MODEL = "simulator/sim-1"
@@ -50,7 +64,7 @@ async def measure(size: Size) -> Report:
         cpu = time.process_time()
         load = await _calls(ledger, SECONDS[size])
         cpu = time.process_time() - cpu
-        admitted = await _rush(ledger)
+    outcomes = await _rushes(RUSHES[size]) if RUSHES[size] else []
     async with postgres() as dsn:
         written, took = await _rebuilt(dsn, EVENTS[size])
     case = f"reserve, {CALLERS} callers, 4 budgets match, then settle"
@@ -59,7 +73,7 @@ async def measure(size: Size) -> Report:
         Row(case, "latency of reserving p50", "ms", load.percentile_ms(50)),
         Row(case, "latency of reserving p99", "ms", load.percentile_ms(99)),
         Row(case, "CPU of ledger and callers for both", "ms", 1_000 * cpu / len(load.latencies_s)),
-        Row(f"{AT_ONCE} at once for the price of {AFFORDED}", "admitted", "", admitted, AFFORDED),
+        *(_rush_rows(outcomes) if outcomes else ()),
         Row("book rebuilt without a snapshot", "events/s", "1/s", written / took),
         Row("book rebuilt without a snapshot", "seconds per million events", "s", 1e6 * took / written),
     )
@@ -104,20 +118,37 @@ async def _calls(ledger: CostLedgerStub, seconds: float) -> Load:
     return reserving
 
 
-async def _rush(ledger: CostLedgerStub) -> int:
-    """How many of 200 concurrent reservations a budget for ten of them admits."""
-    scope = pb.Attribution(run_id="rush")
-    limit = AFFORDED * 1_000
-    await ledger.SetBudget(
-        pb.SetBudgetRequest(budget_id="rush", limit_nano_usd=limit, hard=True, window="lifetime", scope=scope)
+# --- through gateways that are killed ---
+
+
+async def _rushes(moments: tuple[Moment, ...]) -> list[Outcome]:
+    """One rush after the other on one system, with as many gateways again before each."""
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="synod-bench-") as directory:
+        services = tuple(service for service in SERVICES if service.name in NEEDED)
+        layout = Layout(Path(directory), free_port_base(), services, simulator=True)
+        async with (
+            System(layout, fresh=True) as system,
+            Synod.connect(Endpoints.discover({}, layout.data)) as synod,
+            gateways(system, REPLICAS) as replicas,
+        ):
+            for moment in moments:
+                await replicas.restore()
+                outcomes.append(await rush(replicas, synod, moment))
+                check(outcomes[-1])
+    return outcomes
+
+
+def _rush_rows(outcomes: list[Outcome]) -> tuple[Row, ...]:
+    case = f"{REQUESTS} at once for the price of {AFFORDED}, {REPLICAS} gateways, one killed"
+    spent, counted = (sum(each.spent_nano for each in outcomes), sum(each.simulator_nano for each in outcomes))
+    rows = (
+        Row(case, "admitted", "", max(each.admitted for each in outcomes), AFFORDED),
+        Row(f"{case}, {len(outcomes)} times", "spend", "nUSD", spent, None, "the simulator's own count", counted),
     )
-    requests = [
-        pb.ReserveRequest(reservation_id=f"rush_{number}", attribution=scope, upper_bound_nano_usd=1_000)
-        for number in range(AT_ONCE)
-    ]
-    outcomes = await asyncio.gather(*(ledger.Reserve(each) for each in requests), return_exceptions=True)
-    assert all(isinstance(each, pb.Reservation | grpc.aio.AioRpcError) for each in outcomes)
-    return sum(isinstance(each, pb.Reservation) for each in outcomes)
+    unknown = sum(each.unknown for each in outcomes)
+    by_invoice = Row(f"{case}, {len(outcomes)} times", "calls that only the invoice explains", "", unknown)
+    return (*rows, by_invoice) if unknown else rows
 
 
 # --- a million events ---

@@ -3,12 +3,16 @@
 import argparse
 import asyncio
 import importlib
+import os
 import sys
 from pathlib import Path
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+# gRPC would tell of every process that is started beside it.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "gateway")
 
