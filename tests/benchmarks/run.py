@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 # gRPC would tell of every process that is started beside it.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "gateway")
+NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "ledger-rebuild", "gateway")
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     for name in options.only or NAMES:
         # On the event loop that services run on.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = runner.run(importlib.import_module(f"bench_{name}").measure(options.size))
+            report = runner.run(importlib.import_module(f"bench_{name.replace('-', '_')}").measure(options.size))
         report.show()
         print(f"wrote {report.write()}\n")
     return 0
