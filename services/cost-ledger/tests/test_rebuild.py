@@ -19,7 +19,7 @@ from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity
 
-EVENTS = 3_000
+EVENTS = 2_000
 START = datetime(2026, 1, 31, 20, tzinfo=UTC)
 PRICE = Price(flat_card(1_000, 4_000, 100, 1_250), "book 1", "book")
 MODEL = "acme/m1"
