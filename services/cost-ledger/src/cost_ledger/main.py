@@ -44,7 +44,7 @@ async def compose(host: Host[Settings]) -> None:
     ]
     charges = Charges(host.pool)
     reports = Reports(ledger, queries, charges)
-    corrections = Corrections(books, prices, charges)
+    corrections = Corrections(books, prices, charges, queries)
     servicer = CostLedgerRpc(ledger, queries, reports, corrections, Freshness(log, views, sources))
     host.add_rpc(add_CostLedgerServicer_to_server, servicer, PERMISSIONS, ERRORS)
     host.add_measurement(partial(_measure, queries, telemetry, host.clock))

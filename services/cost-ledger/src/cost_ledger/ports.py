@@ -65,6 +65,16 @@ class History(Protocol):
         ...
 
 
+class Doubtful(Protocol):
+    """The same view, for what is in suspense. Raises psycopg.Error."""
+
+    async def in_suspense(
+        self, tenant: str, model_prefix: str, since: datetime, until: datetime, limit: int
+    ) -> Sequence[Reservation]:
+        """Of models whose names begin so, reserved in the time (half open), the oldest first."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BudgetStatus:
     """A budget with the amounts of its current window, in its unit, and whose they are if each share has the limit."""

@@ -66,7 +66,11 @@ class Simulator:
     def _completions(self, dialect: Dialect) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             created = int(self._now().timestamp())
-            return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
+            self.usage.in_progress += 1
+            try:
+                return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
+            finally:
+                self.usage.in_progress -= 1
 
         return handle
 
