@@ -31,6 +31,8 @@ from llm_gateway.results import PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
+from llm_gateway.shared_limits import FORGET_EVERY_S, PostgresBooks, SharedLimits
+from llm_gateway.slices import SliceTerms
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
 from llm_gateway.workers import PostgresWorkers
@@ -55,6 +57,12 @@ async def compose(host: Host[Settings]) -> None:
     catalogue = Catalogue(entries, settings.model_aliases)
     listed = frozenset(card.id for card in catalogue.cards())
     telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
+    slices = SliceTerms(settings.rate_limit_slice_s)
+    books = PostgresBooks(host.pool, slices)
+    await books.prepare()
+    shared = SharedLimits(workers.own, books, slices)
+    line = Line(settings.rate_limits, make=shared.meters)
+    admission = Admission(line, telemetry.calls_waiting, telemetry.call_waited, shared.wake)
     tools = Tools(
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
         journal=Journal(log, Codec(EVENTS), host.clock),
@@ -64,7 +72,7 @@ async def compose(host: Host[Settings]) -> None:
         clock=host.clock,
         telemetry=telemetry,
         retry_budget=RetryBudget(),
-        admission=Admission(Line(settings.rate_limits), telemetry.calls_waiting, telemetry.call_waited),
+        admission=admission,
         circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
     )
@@ -76,11 +84,19 @@ async def compose(host: Host[Settings]) -> None:
             await gateway.end_orphans(await queries.running())
             await asyncio.sleep(settings.orphans_s)
 
+    async def forget_books() -> None:
+        while True:
+            await books.forget()
+            await asyncio.sleep(FORGET_EVERY_S)
+
     host.add_view(ModelCallsView())
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
     host.add_task("orphans", end_orphans)
     host.add_task("worker lock", workers.stay)
     host.add_task("results", results.purge_forever)
+    host.add_task("rate limits", lambda: shared.run(admission))
+    host.add_task("rate limit books", forget_books)
+    host.on_stop(shared.close)
     host.on_stop(gateway.close)
 
 

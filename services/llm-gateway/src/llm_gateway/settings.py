@@ -62,6 +62,8 @@ class Settings(ServiceSettings):
     """Attempts at one model."""
     rate_limits: tuple[LimitRule, ...] = ()
     """As JSON: [{"per": "model", "models": "openai/*", "requests_per_min": 500, "input_tokens_per_min": 200000}]."""
+    rate_limit_slice_s: float = Field(default=0.5, ge=0.2, le=1.0)
+    """How long a process may use what it was handed of a limit that all processes share."""
     circuit_failures_max: int = Field(default=5, ge=1)
     """Failures in a row after which a model is left alone for a while; a repeat goes to the fallbacks at once."""
     circuit_open_s: float = Field(default=5, gt=0)
