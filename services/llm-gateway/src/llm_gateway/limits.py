@@ -10,6 +10,7 @@ those behind it that want the same meters, and nobody else.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -217,6 +218,10 @@ class Line:
     def in_order(self, now: float) -> list[Ticket]:
         """Those that wait, as they are to be admitted."""
         return sorted(self._waiting, key=lambda ticket: (self._rank(ticket, now), ticket.start))
+
+    def depths(self) -> Mapping[str, int]:
+        """How many calls wait, by model."""
+        return Counter(ticket.model for ticket in self._waiting)
 
     def late(self, now: float) -> list[Ticket]:
         """Those whose callers have stopped waiting; they are out of the line."""
