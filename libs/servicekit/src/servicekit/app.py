@@ -57,6 +57,9 @@ EXIT_SETTINGS_INVALID = 2
 COLLECT_AFTER = (50_000, 20, 20)
 """Thresholds of the garbage collector. Python's own 700 objects are the fields of some ten events: of the time of a
 rebuild, a third went into looking for garbage."""
+DEPENDENCY_CHECK_S = 5.0
+_PROBE_RETRY = Backoff(initial_s=0.2, factor=1.5, max_s=2, full_jitter=False)
+_TASK_RETRY = Backoff(initial_s=0.2, max_s=30)
 
 
 class StartFailed(Exception):
