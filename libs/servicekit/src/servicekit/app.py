@@ -42,6 +42,7 @@ from servicekit.history import LOG_ERRORS, History
 from servicekit.host import Host, S
 from servicekit.http import HttpServer
 from servicekit.peers import Peers, PeerUnknown
+from servicekit.retry import Backoff
 from servicekit.rpc import Guard, PermissionMissing, RpcServer
 from servicekit.settings import ServiceSettings, SettingsInvalid, load_settings
 from servicekit.tasks import Tasks
