@@ -158,7 +158,7 @@ def test_an_expression_names_only_what_is_exported(expression: str) -> None:
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_an_expression_groups_by_labels_that_its_metrics_have(expression: str) -> None:
     there = set.union(ADDED_BY_PROMETHEUS, *(KNOWN[name] for name, _ in selectors(expression)))
-    groups = re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression)
+    groups = re.findall(r"\b(?:by|on)\s*\(([^)]+)\)", expression)
     assert {label.strip() for group in groups for label in group.split(",")} <= there
 
 
