@@ -88,6 +88,6 @@ async def test_what_a_client_says_over_a_websocket_is_a_span(running: RunningSys
     headers = {"Authorization": f"Bearer {running.endpoints.api_key}"}
     async with connect(f"{url}/ws", additional_headers=headers) as socket:
         await socket.send('{"type": "ping", "id": "1"}')
-        found = await asyncio.to_thread(collector.find, "ws ping", COLLECT_S)
+        found = await asyncio.to_thread(collector.find, "ws Ping", COLLECT_S)
     assert found is not None
     assert found.service == "ws-gateway"

@@ -70,7 +70,7 @@ class Dialogue:
     async def answer(self, message: Incoming) -> None:
         """Do what a message asks. What is refused is answered with system_error, never by silence."""
         try:
-            with self.back.tracing.span(f"ws {message.type}", kind=SpanKind.SERVER):
+            with self.back.tracing.span(f"ws {type(message).__name__}", kind=SpanKind.SERVER):
                 await self._dispatch(message)
         except FrameRefused as refused:
             self.refuse(refused, message.id)
