@@ -32,7 +32,7 @@ compose-secrets *args:
 compose-tls *args:
     @make compose-tls {{args}}
 
-# Start everything in containers; the edge is at http://127.0.0.1:8080
+# Start everything in containers, OBSERVE=1 with dashboards; the edge is at http://127.0.0.1:8080
 compose-up *args:
     @make compose-up {{args}}
 
@@ -75,6 +75,10 @@ nats-conf *args:
 # Export every model and price of genai-prices to build/model-scout/prices.csv
 prices *args:
     @make prices {{args}}
+
+# Get promtool into build/promtool, for the tests of the alerts (Debian or Ubuntu; elsewhere put it on PATH)
+promtool *args:
+    @make promtool {{args}}
 
 # Generate the gRPC code from proto/
 proto *args:

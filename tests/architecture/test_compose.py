@@ -23,6 +23,9 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev.yaml").read_text())
 SECURED: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.tls.yaml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+PROFILE = "observability"
+OBSERVERS = {name: each for name, each in CONTAINERS.items() if each.get("profiles") == [PROFILE]}
+GRAFANA = "grafana"
 IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
 NATS_ADMIN = "nats-admin"
 NATS_OWNER = "nats-owner"
@@ -39,7 +42,15 @@ def neighbours(name: str) -> set[str]:
 
 
 def networks(name: str) -> set[str]:
-    return set(CONTAINERS[name].get("networks", ()))
+    """Those of the container whose network it shares, if it has none of its own."""
+    shared = re.fullmatch(r"service:(.+)", CONTAINERS[name].get("network_mode", ""))
+    return set(CONTAINERS[shared[1] if shared else name].get("networks", ()))
+
+
+def leads_out(network: dict[str, Any]) -> bool:
+    """Whether packets from it find a way out of this machine, and answers the way back."""
+    masquerade = network.get("driver_opts", {}).get("com.docker.network.bridge.enable_ip_masquerade")
+    return not network.get("internal") and masquerade != "false"
 
 
 OF_WHO_ARCHIVES = {"SYNOD_ARCHIVE_DIRECTORY"}
@@ -52,7 +63,7 @@ def of_the_image(service: Service) -> set[str]:
 
 
 def test_every_program_of_the_launcher_is_a_container() -> None:
-    assert set(CONTAINERS) == {
+    assert set(CONTAINERS) - set(OBSERVERS) == {
         POSTGRES,
         NATS,
         NATS_ADMIN,
@@ -73,7 +84,11 @@ def test_a_service_is_told_what_the_launcher_tells_it(service: Service, tmp_path
     }
     told = set(CONTAINERS[service.name]["environment"]) | of_the_image(service)
     assert expected <= told
-    chosen = {"SYNOD_LOG_LEVEL", "SYNOD_ENCRYPT_AT_REST"}  # the launcher passes on what its caller's environment says
+    chosen = {
+        "SYNOD_LOG_LEVEL",
+        "SYNOD_ENCRYPT_AT_REST",
+        "SYNOD_OTLP_ENDPOINT",
+    }  # the launcher passes on what its caller's environment says
     extra = {"SYNOD_GRPC_HOST", "OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"} | chosen
     assert told - expected <= extra
 
@@ -95,7 +110,7 @@ def test_the_streams_are_made_by_the_administrator_alone_before_any_service_star
     assert administrator["volumes"] == ["./deploy/nats/jetstream.json:/etc/nats/jetstream.json:ro"]
     holders = {name for name, each in CONTAINERS.items() if "administrator.nats" in str(each.get("secrets"))}
     assert holders == {NATS_ADMIN}
-    assert neighbours(NATS_ADMIN) == {NATS}
+    assert neighbours(NATS_ADMIN) - set(OBSERVERS) == {NATS}
 
 
 def test_the_streams_are_those_that_the_services_take_commands_from() -> None:
@@ -163,23 +178,55 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
     assert all(each.endswith("_FILE") for each in secret)
 
 
-def test_only_the_edge_is_published_and_on_loopback() -> None:
+def test_only_the_edge_and_grafana_are_published_and_on_loopback() -> None:
     published = {name: container["ports"] for name, container in CONTAINERS.items() if "ports" in container}
-    assert published == {EDGE: ["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"]}
+    assert published == {
+        EDGE: ["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"],
+        GRAFANA: ["127.0.0.1:${SYNOD_GRAFANA_PORT:-3000}:3000"],
+    }
     development = [port for each in DEVELOPMENT["services"].values() for port in each["ports"]]
     assert development
     assert all(port.startswith("127.0.0.1:") for port in development)
 
 
 def test_only_the_gateways_have_a_way_out() -> None:
-    open_networks = {name for name, network in COMPOSE["networks"].items() if not network.get("internal")}
+    open_networks = {name for name, network in COMPOSE["networks"].items() if leads_out(network)}
     outside = {name: open_networks & networks(name) for name in CONTAINERS}
     assert {name: found for name, found in outside.items() if found} == {EDGE: {"edge"}, "llm-gateway": {"outside"}}
     assert len({name for name in CONTAINERS if "outside" in networks(name)}) == 1
 
 
 def test_tool_executor_reaches_nothing_but_servers_authority_and_its_callers() -> None:
-    assert neighbours("tool-executor") == {NATS, POSTGRES, AUTHORITY} | CALLERS_OF_TOOLS
+    assert neighbours("tool-executor") - set(OBSERVERS) == {NATS, POSTGRES, AUTHORITY} | CALLERS_OF_TOOLS
+
+
+def test_of_what_measures_tool_executor_reaches_what_scrapes_it_and_takes_its_traces() -> None:
+    # nats-exporter is where NATS is.
+    assert neighbours("tool-executor") & set(OBSERVERS) == {"prometheus", "otel-collector", "nats-exporter"}
+
+
+def test_who_is_reached_from_outside_to_look_is_in_no_network_of_the_system() -> None:
+    assert neighbours(GRAFANA) <= set(OBSERVERS)
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_measures_is_not_root_and_is_pinned(name: str) -> None:
+    container = OBSERVERS[name]
+    # Two images bring a user of their own, which their volumes belong to.
+    assert container.get("user", NOT_ROOT) == NOT_ROOT
+    assert "user" in container or name in {"prometheus", GRAFANA}
+    assert re.search(r":(v?\d+\.\d+\.\d+|pg18)$", container["image"])
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_measures_can_write_no_file_of_the_system(name: str) -> None:
+    written = [volume for volume in OBSERVERS[name].get("volumes", ()) if not volume.endswith(":ro")]
+    assert all(volume.split(":")[0] == name for volume in written)
+
+
+def test_traces_go_nowhere_unless_somebody_says_where() -> None:
+    told = {name: CONTAINERS[name]["environment"]["SYNOD_OTLP_ENDPOINT"] for name in (each.name for each in SERVICES)}
+    assert set(told.values()) == {"${SYNOD_OTLP_ENDPOINT:-}"}
 
 
 def test_publishing_for_development_connects_no_container_with_another() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import mimetypes
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,7 +12,9 @@ from typing import Final
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from opentelemetry.trace import Span, SpanKind
 from servicekit.dependencies import PortTaken
+from servicekit.telemetry import TRACEPARENT, Tracing
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +73,7 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
     _add_pages(app)
     problems.add_handlers(app, back.log_)
     app.add_middleware(Compatible, back=back)
-    app.add_middleware(Outer, meters=meters, limits=settings.edge)
+    app.add_middleware(Outer, meters=meters, tracing=back.tracing, limits=settings.edge)
     return app
 
 
@@ -98,17 +100,24 @@ def _page(name: str) -> Callable[[], Awaitable[Response]]:
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """Around every request: headers that keep browsers safe, a limit on bodies, and a count."""
+    """Around every request: a span, headers that keep browsers safe, a limit on bodies, and a count."""
 
     app: ASGIApp
     meters: Meters
+    tracing: Tracing
     limits: EdgeLimits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Guarded(self.meters, scope["method"], send)
+        with self.tracing.span(scope["method"], Headers(scope=scope).get(TRACEPARENT, ""), SpanKind.SERVER) as span:
+            try:
+                await self._serve(scope, receive, _Guarded(self.meters, scope["method"], span, send))
+            finally:
+                _name(span, scope)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: Send) -> None:
         bytes_max = self._bytes_max(scope["path"])
         if int(Headers(scope=scope).get("content-length", "0")) > bytes_max:
             await self._refuse(scope, receive, answer, bytes_max)
@@ -151,17 +160,34 @@ class _Body:
         return message
 
 
+def _name(span: Span, scope: Scope) -> None:
+    """By the route, which is known once it was taken: a span's name has no ids in it."""
+    span.set_attribute("http.request.method", scope["method"])
+    if "route" in scope:
+        route = _route(scope["path"], scope.get("path_params", {}))
+        span.set_attribute("http.route", route)
+        span.update_name(f"{scope['method']} {route}")
+
+
+def _route(path: str, parameters: Mapping[str, object]) -> str:
+    # The framework keeps no whole template of a route that was included by another.
+    names = {value: f"{{{name}}}" for name, value in parameters.items()}
+    return "/".join(names.get(part, part) for part in path.split("/"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Guarded:
     """Adds the headers to an answer, and counts it."""
 
     meters: Meters
     method: str
+    span: Span
     send: Send
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.meters.requests.labels(self.method, str(message["status"])).inc()
+            self.span.set_attribute("http.response.status_code", message["status"])
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY.items():
                 headers.setdefault(name, value)

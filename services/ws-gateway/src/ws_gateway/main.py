@@ -39,6 +39,7 @@ async def compose(host: Host[Settings]) -> None:
         monitoring=Monitoring(host.nats, register, host.health, host.clock, host.clock.monotonic()),
         register=register,
         limits=limits,
+        tracing=host.tracing,
         log_=host.log_,
         clock=host.clock,
     )
