@@ -81,7 +81,7 @@ async def test_the_bus_is_told_nothing_before_tls_is_spoken(
 ) -> None:
     monkeypatch.setattr("synod_client.bus.GIVE_UP_S", 0.5)
     assert own.nats_options()["tls_handshake_first"] is True
-    with pytest.raises((NotAllowed, TryAgain), match="^NATS at "):
+    with pytest.raises((NotAllowed, TryAgain), match=r"^NATS at "):
         await connect(fresh_nats.url, "client", own)
 
 
