@@ -68,7 +68,7 @@ async def test_the_edge_serves_rest_and_websockets_by_the_newest_certificate(
 
 
 async def test_a_pair_that_does_not_fit_is_reported_and_the_former_goes_on(files: TlsFiles, directory: Path) -> None:
-    certificate, health = EdgeCertificate(files.certificate, files.key), Health(Metrics().ready)
+    certificate, health = EdgeCertificate(files.certificate, files.key), Health(Metrics().ready, Metrics().problem)
     context = certificate.context
     watching = asyncio.create_task(certificate.follow(health, Logger("x"))())
     files.key.write_bytes(certificates.files_of(directory, "consensus").key.read_bytes())
