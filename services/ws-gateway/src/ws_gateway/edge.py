@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ws_gateway import asyncapi
+from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.compatible.endpoints import PREFIX, Compatible
 from ws_gateway.dialogue import Backstage
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
@@ -209,6 +210,7 @@ class Edge:
     app: FastAPI
     back: Backstage
     settings: Settings
+    certificate: EdgeCertificate | None = None
     listener: socket.socket = field(init=False)
 
     def __post_init__(self) -> None:
@@ -221,6 +223,10 @@ class Edge:
     @property
     def port(self) -> int:
         return int(self.listener.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.certificate else 'http'}://{self.settings.edge_host}:{self.port}"
 
     async def run(self) -> None:
         """Serve until cancelled; then say goodbye to every client and let requests finish."""
@@ -242,6 +248,7 @@ class Edge:
         await asyncio.wait([serving])
 
     def _config(self) -> uvicorn.Config:
+        certificate = self.certificate
         return uvicorn.Config(
             self.app,
             ws="websockets-sansio",
@@ -249,6 +256,7 @@ class Edge:
             ws_max_size=self.settings.edge.frame_bytes_fatal,
             ws_ping_interval=self.settings.edge.heartbeat_s,
             ws_ping_timeout=self.settings.edge.pong_wait_s,
+            ssl_context_factory=(lambda _config, _make: certificate.context) if certificate else None,
             lifespan="off",
             access_log=False,
             log_config=None,
