@@ -122,7 +122,9 @@ async def test_a_reservation_is_settled_by_its_usage_and_seen_in_budget_and_spen
     assert spend.total_nano_usd == 130
 
 
-async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(ledger: CostLedgerStub) -> None:
+async def test_group_01_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(
+    ledger: CostLedgerStub,
+) -> None:
     await ledger.SetBudget(budget(limit=100))
     outcomes = await asyncio.gather(
         *(ledger.Reserve(hold(f"r{number}")) for number in range(200)), return_exceptions=True
@@ -133,7 +135,7 @@ async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(
     assert all(isinstance(error, BudgetExhausted) for error in refused)
 
 
-async def test_two_replicas_on_one_database_grant_exactly_10_together(
+async def test_group_01_two_replicas_on_one_database_grant_exactly_10_together(
     postgres_dsn: str, fresh_nats: RunningNats
 ) -> None:
     settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
@@ -167,7 +169,7 @@ async def test_an_unpriced_model_under_a_hard_budget_is_refused_with_a_remedy(le
     assert "openai/gpt-4o" in error.message
 
 
-async def test_the_same_reservation_again_is_the_same_answer_and_other_content_is_refused(
+async def test_group_18_the_same_reservation_again_is_the_same_answer_and_other_content_is_refused(
     ledger: CostLedgerStub,
 ) -> None:
     first = await ledger.Reserve(hold(amount=10))
@@ -177,7 +179,7 @@ async def test_the_same_reservation_again_is_the_same_answer_and_other_content_i
     assert "use another id" in error.message
 
 
-async def test_a_settlement_twice_posts_once_and_an_overrun_is_shown(ledger: CostLedgerStub) -> None:
+async def test_group_03_a_settlement_twice_posts_once_and_an_overrun_is_shown(ledger: CostLedgerStub) -> None:
     await ledger.SetBudget(budget())
     await ledger.Reserve(hold(amount=10))
     settled = await ledger.Settle(settlement(amount=15))
@@ -199,7 +201,7 @@ async def test_release_frees_the_hold_and_is_refused_after_settlement(ledger: Co
     assert [(row.cost_nano_usd, row.pending_nano_usd, row.calls) for row in spend.rows] == [(7, 0, 1)]
 
 
-async def test_a_hold_without_outcome_moves_to_suspense_and_may_be_settled_late(
+async def test_group_03_a_hold_without_outcome_moves_to_suspense_and_may_be_settled_late(
     ledger: CostLedgerStub, clock: FakeClock
 ) -> None:
     await ledger.SetBudget(budget())
@@ -330,7 +332,7 @@ async def test_a_renewed_hold_expires_later(ledger: CostLedgerStub, clock: FakeC
     assert (error.reason, "is settled" in error.message) == ("RESERVATION_CLOSED", True)
 
 
-async def test_batch_is_reserved_and_settled_at_its_price_and_a_downgrade_at_what_was_billed(
+async def test_group_14_batch_is_reserved_and_settled_at_its_price_and_a_downgrade_at_what_was_billed(
     ledger: CostLedgerStub,
 ) -> None:
     asked = {"model": "openai/gpt-5.5", "amount": 0, "input_tokens_max": 1_000}
@@ -470,7 +472,7 @@ async def test_what_was_never_reserved_is_not_found(ledger: CostLedgerStub) -> N
     assert isinstance(await refusal(ledger.GetReservation(get)), NotFound)
 
 
-async def test_tenants_see_nothing_of_each_other(service: Served[Settings], ledger: CostLedgerStub) -> None:
+async def test_group_21_tenants_see_nothing_of_each_other(service: Served[Settings], ledger: CostLedgerStub) -> None:
     await ledger.Reserve(hold())
     await ledger.SetBudget(budget())
     other = CostLedgerStub(service.connect(service.token(tenant="globex")))
@@ -486,7 +488,7 @@ async def test_a_method_needs_its_permission(service: Served[Settings]) -> None:
     assert error.permission == "ledger.reserve"
 
 
-async def test_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nats: RunningNats) -> None:
+async def test_group_05_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nats: RunningNats) -> None:
     clock = FakeClock(NOW)
     settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
     async with serve_in_process(compose, settings, clock=clock) as before:
@@ -501,7 +503,7 @@ async def test_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nat
         assert (state.posted_nano_usd, state.available_nano_usd) == (5, 10)
 
 
-async def test_every_view_is_equal_to_one_rebuilt_and_the_log_verifies(
+async def test_group_05_every_view_is_equal_to_one_rebuilt_and_the_log_verifies(
     service: Served[Settings], ledger: CostLedgerStub, clock: FakeClock
 ) -> None:
     await ledger.SetPrice(sim_price())
