@@ -3,9 +3,10 @@
 A quarter of the calls each goes through the OpenAI-compatible edge and over gRPC, whole and as a stream, within hard budgets,
 quotas, rolling windows and limits per user; every event is published and folded into views. Each service is a process.
 
-Before the clock starts, what is bounded by a number is filled to it: a book remembers its last 10,000 reservations. Memory
-is the resident set of each process; flat means that its median in the last quarter of the time is at most 5 % above that
-in the second. The first quarter is warm-up.
+Before the clock starts, a book is filled with the 10,000 reservations that it remembers. Other memories are filled by the
+load itself, such as the last 4,096 events that each log keeps: some 1,400 calls. So the first quarter is warm-up: `--seconds`
+times `--rate` should be 6,000 or more. Memory is the resident set of each process; flat means that its median in the last
+quarter of the time is at most 5 % above that in the second.
 """
 
 import argparse
@@ -242,8 +243,15 @@ def report(found: Soaked) -> str:
 
 
 def as_json(found: Soaked) -> Mapping[str, object]:
-    growths = [{**asdict(each), "ratio": each.ratio, "is_flat": each.is_flat} for each in found.growths()]
-    return {**asdict(found), "holds": found.holds, "growths": growths}
+    return {
+        "holds": found.holds,
+        "seconds": found.seconds,
+        "rate": found.rate,
+        "calls": dict(found.calls),
+        "failures": dict(found.failures),
+        "growths": [{**asdict(each), "ratio": each.ratio, "is_flat": each.is_flat} for each in found.growths()],
+        "samples_mib": found.samples,
+    }
 
 
 async def run(seconds: float, rate: float) -> Soaked:

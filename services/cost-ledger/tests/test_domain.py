@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cost_ledger import snapshots
 from cost_ledger.book import CLOSED_MAX, EMPTY, SCOPE_FIELDS, Book
 from cost_ledger.commands import (
     Charge,
@@ -18,6 +19,7 @@ from cost_ledger.commands import (
     Reserve,
     SetBudget,
     SetPrice,
+    SetPriceFactor,
     Settle,
     Unreserved,
 )
@@ -184,6 +186,13 @@ class TestReserving:
         book = after(SetBudget("team", Attribution(), 150, True, "lifetime", NOW, per=field))
         book = after(reserve("r1", attribution=one), reserve("r2", attribution=two), book=book)
         assert isinstance(decide(book, reserve("r3", attribution=one))[0], ReservationDenied)
+
+    def test_a_budget_may_be_for_all_models_of_a_provider(self) -> None:
+        book = after(budget(limit=150, model="openai/*"), reserve("r1"))
+        assert isinstance(decide(book, reserve("r2"))[0], ReservationDenied)
+        others = [Attribution(tenant_id="acme", model=model) for model in ("openai-eu/gpt-5.5", "anthropic/opus", "")]
+        for other in others:
+            assert isinstance(decide(book, reserve("r3", attribution=other))[0], CostReserved)
 
     def test_every_set_field_of_a_scope_must_match(self) -> None:
         book = after(budget("both", agent="writer", model=MODEL))
@@ -438,3 +447,45 @@ class TestInvoices:
         book = after(budget(), reserve("a"), Doubt("a"), settle("a"))
         with pytest.raises(InvoiceOvertaken):
             decide(book, self.invoice(Cleared("a", 60)))
+
+
+class TestFactors:
+    def discounted(self, book: Book, model: str = MODEL) -> Price:
+        return book.price_of(model, BOOK_PRICE)
+
+    def test_a_discount_lowers_every_rate_of_the_book_exactly_and_is_named_in_the_version(self) -> None:
+        found = self.discounted(after(SetPriceFactor("openai", "gpt-5.5", 333_333)))
+        (rate,) = [rate for rate in found.rates if rate.unit == "cache_read"]
+        assert (rate.pico_usd * 1_000_000, found.source) == (333_333 * 100 * rate.per, "book")
+        assert found.version == "book 1 at 333333 ppm"
+
+    def test_a_reservation_and_its_settlement_are_at_the_tenants_factor(self) -> None:
+        book = after(budget(), SetPriceFactor("openai", "", 1_500_000))
+        book = after(reserve(fixed=None, input_tokens_max=100, output_tokens_max=10), book=book)
+        assert book.pending(lifetime()) == 218  # 100 cache writes of 1.875 and 10 of 3, rounded to even
+        used = (UsageLine(direction="input", quantity=100), UsageLine(direction="output", quantity=10))
+        assert after(settle(amount=None, usage=used), book=book).posted(lifetime()) == 180
+
+    def test_what_was_billed_on_other_terms_is_discounted_too(self) -> None:
+        book = after(budget(), SetPriceFactor("openai", "", 500_000))
+        book = after(reserve(fixed=None, input_tokens_max=100), book=book)
+        dearer = Price(flat_card(3_000, 3_000, 0, 0), "book 1", "book")
+        used = (UsageLine(direction="input", quantity=100),)
+        book = after(settle(amount=None, usage=used, billed=dearer, price_context="tier=fast"), book=book)
+        assert book.posted(lifetime()) == 150
+
+    def test_a_factor_of_the_model_stands_before_that_of_its_provider_and_a_price_before_both(self) -> None:
+        book = after(SetPriceFactor("openai", "", 500_000), SetPriceFactor("openai", "gpt-5.5", 1_000_000))
+        assert self.discounted(book) == BOOK_PRICE
+        assert self.discounted(book, "openai/other").version.endswith("500000 ppm")
+        assert self.discounted(book, "anthropic/opus") == BOOK_PRICE
+        book = after(SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), book=book)
+        assert self.discounted(book).source == "override"
+
+    def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
+        assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE
+
+    def test_the_same_factor_again_changes_nothing_and_a_snapshot_keeps_it(self) -> None:
+        book = after(SetPriceFactor("openai", "", 500_000))
+        assert decide(book, SetPriceFactor("openai", "", 500_000)) == ()
+        assert snapshots.load(snapshots.dump(book)) == book
