@@ -120,6 +120,13 @@ chaos: setup ## Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARG
 	PYTHONPATH=tests:libs/eventlog/tests $(BIN)/python -m chaos --kills $(KILLS) --seconds $(SECONDS) \
 	  --target $(TARGET) $(if $(SEED),--seed $(SEED))
 
+RATE ?= 20
+
+.PHONY: soak
+soak: SECONDS = 600
+soak: setup ## Load the whole system steadily and tell whether memory grows (SECONDS=600 RATE=20)
+	PYTHONPATH=tests $(BIN)/python -m system.soak --seconds $(SECONDS) --rate $(RATE)
+
 # Either command of Compose will do; the images are built one after the other.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
 # OBSERVE=1 adds what measures the containers, and sends traces to it.

@@ -96,6 +96,10 @@ proto-release *args:
 setup *args:
     @make setup {{args}}
 
+# Load the whole system steadily and tell whether memory grows (SECONDS=600 RATE=20)
+soak *args:
+    @make soak {{args}}
+
 # Run all tests
 test *args:
     @make test {{args}}
