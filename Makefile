@@ -153,7 +153,7 @@ images: ## Build the image of every service (REVISION=... labels them)
 # kubectl has Kustomize built in. The tests build the same without it; this compares the two.
 .PHONY: kubernetes-lint
 kubernetes-lint: setup ## Compare what the tests check of deploy/kubernetes with what kubectl makes of it
-	@for overlay in small production; do \
+	@for overlay in small small-tls production; do \
 	  kubectl kustomize deploy/kubernetes/overlays/$$overlay \
 	    | $(BIN)/python tests/kubernetes/kustomize.py deploy/kubernetes/overlays/$$overlay; done
 

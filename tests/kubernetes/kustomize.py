@@ -32,7 +32,8 @@ NAMESPACELESS = {"Namespace"}
 
 def build(directory: Path) -> list[Manifest]:
     """The manifests of the kustomization in `directory`. Raises ValueError for what is not understood here."""
-    manifests = _accumulated(directory)
+    manifests: list[Manifest] = []
+    _accumulate(manifests, directory)
     renamed = {
         each["metadata"]["name"]: f"{each['metadata']['name']}-{config_hash(each)}"
         for each in manifests
@@ -82,15 +83,13 @@ def selects(selector: str, labels: Mapping[str, str]) -> bool:
     raise ValueError(f"selector {selector!r}")
 
 
-def _accumulated(directory: Path) -> list[Manifest]:
+def _accumulate(manifests: list[Manifest], directory: Path) -> None:
     kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text())
-    manifests: list[Manifest] = []
-    for field in ("resources", "configMapGenerator", "patches", "namespace", "labels", "images", "replicas"):
+    for field, step in _STEPS.items():
         for entry in _entries(kustomization.pop(field, [])):
-            _STEPS[field](manifests, entry, directory)
+            step(manifests, entry, directory)
     if unknown := kustomization.keys() - {"apiVersion", "kind"}:
         raise ValueError(f"{directory}: fields {sorted(unknown)} are not known here")
-    return manifests
 
 
 def _entries(field: Any) -> list[Any]:
@@ -98,8 +97,17 @@ def _entries(field: Any) -> list[Any]:
 
 
 def _add(manifests: list[Manifest], name: str, directory: Path) -> None:
-    path = directory / name
-    manifests += _accumulated(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+    path, added = directory / name, list[Manifest]()
+    if path.is_dir():
+        _accumulate(added, path)
+    else:
+        added += yaml.safe_load_all(path.read_text())
+    manifests += added
+
+
+def _compose(manifests: list[Manifest], name: str, directory: Path) -> None:
+    """A component changes what was there before it."""
+    _accumulate(manifests, directory / name)
 
 
 def _generate(manifests: list[Manifest], entry: Manifest, directory: Path) -> None:
@@ -176,8 +184,10 @@ def _replicate(manifests: list[Manifest], entry: Manifest, _directory: Path) -> 
             each["spec"]["replicas"] = entry["count"]
 
 
+# In this order.
 _STEPS: Mapping[str, Callable[[list[Manifest], Any, Path], None]] = {
     "resources": _add,
+    "components": _compose,
     "configMapGenerator": _generate,
     "patches": _patch,
     "namespace": _put_in_namespace,

@@ -103,6 +103,21 @@ def test_an_overlay_changes_its_base(tmp_path: Path) -> None:
     assert settings["data"] == {"A": "1", "B": "3"}
 
 
+def test_a_component_changes_what_it_is_added_to(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    write(tmp_path / "part", kustomization="configMapGenerator: [{name: settings, behavior: merge, literals: [B=2]}]")
+    write(
+        tmp_path,
+        kustomization="""
+            resources: [settings.yaml]
+            components: [part]
+        """,
+        settings="{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {A: '1'}}",
+    )
+    (settings,) = build(tmp_path)
+    assert settings["data"] == {"A": "1", "B": "2"}
+
+
 @pytest.mark.parametrize(
     ("selector", "expected"), [("part=service", True), ("part=job", False), ("part in (job, service)", True)]
 )

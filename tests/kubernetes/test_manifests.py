@@ -299,9 +299,9 @@ def test_what_is_mounted_is_there(name: str) -> None:
 
 @each_overlay
 def test_nats_and_postgresql_are_given_the_files_of_deploy(name: str) -> None:
-    contents = [each["data"] for each in of_kind(name, "ConfigMap")]
-    for file in ("nats/nats.conf", "nats/jetstream.json", "postgres/roles.sh"):
-        assert {Path(file).name: (ROOT / "deploy" / file).read_text()} in contents
+    given = {file: text for each in of_kind(name, "ConfigMap") for file, text in each["data"].items()}
+    for file in ("nats/nats.conf", "nats/nats.tls.conf", "nats/jetstream.json", "postgres/roles.sh"):
+        assert given[Path(file).name] == (ROOT / "deploy" / file).read_text()
 
 
 # Many replicas

@@ -1,10 +1,13 @@
 """A cluster's secrets are the files of containers, each given to whom compose gives it."""
 
 import json
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
+from launcher.certificates import ensure
 from launcher.cluster import main, secret_files, secrets
 from launcher.containers import write_secrets
 from launcher.layout import SERVICES
@@ -42,6 +45,15 @@ def test_databases_elsewhere_have_the_same_passwords_at_another_address(director
         moved = {"host": "db.example.org", "port": "6432", "sslmode": "verify-full"}
         assert dsn == psycopg.conninfo.conninfo_to_dict(here[service.name]["postgres.dsn"]) | moved
     assert there["postgres"] == here["postgres"]
+
+
+def test_who_has_a_certificate_is_given_it(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory / "files", tmp_path / "files")
+    ensure(tmp_path / "tls", datetime.now(UTC))
+    made = contents(tmp_path)
+    given = {name: files["tls.crt"] for name, files in made.items() if {"ca.crt", "tls.crt", "tls.key"} <= files.keys()}
+    assert given == {name: (tmp_path / "tls" / name / "tls.crt").read_text() for name in made if name != "postgres"}
+    assert "tls.crt" not in contents(directory)["consensus"]
 
 
 def test_it_prints_what_kubectl_takes(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@
     python -m launcher.cluster DIRECTORY --postgres db.example.org:5432 --sslmode require | ...
 
 DIRECTORY is that of `python -m launcher.containers secrets`. A Secret has the name of the workload that mounts it, and its
-keys are the names of the files under /run/secrets, as in compose.yaml. What is printed is secret: keep it in a pipe.
+keys are the names of the files under /run/secrets, as in compose.yaml; with its certificate, if DIRECTORY/tls has one
+(`synod tls init`). What is printed is secret: keep it in a pipe.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+from launcher.certificates import files_of
 from launcher.containers import POSTGRES_ADDRESS, PROVIDER_KEYS
 from launcher.layout import AUTHORITY, MODELS, SERVICES, Service
 
@@ -35,7 +37,10 @@ def secrets(directory: Path, postgres: str = POSTGRES_ADDRESS, sslmode: str = ""
 
     Raises FileNotFoundError for a secret that was not made.
     """
-    items = [_secret(name, _contents(directory, files, postgres, sslmode)) for name, files in secret_files().items()]
+    items = [
+        _secret(name, {**_contents(directory, files, postgres, sslmode), **_certificate(directory, name)})
+        for name, files in secret_files().items()
+    ]
     return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
@@ -58,6 +63,13 @@ def _contents(directory: Path, files: Mapping[str, str], postgres: str, sslmode:
     if "postgres.dsn" in texts:
         texts["postgres.dsn"] = _moved(texts["postgres.dsn"], postgres, sslmode)
     return texts
+
+
+def _certificate(directory: Path, name: str) -> Mapping[str, str]:
+    """ca.crt, tls.crt and tls.key, of whom has any."""
+    files = files_of(directory / "tls", name)
+    paths = (files.ca, files.certificate, files.key)
+    return {path.name: path.read_text() for path in paths if files.key.exists()}
 
 
 def _moved(dsn: str, postgres: str, sslmode: str) -> str:
