@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import yaml
 from agent_runtime.settings import Settings as RuntimeSettings
 from launcher.bus import HUB
 from launcher.cluster import secret_files
@@ -69,6 +70,18 @@ def test_a_trigger_that_keda_does_not_know_is_found() -> None:
     metadata = scaled["spec"]["triggers"][0]["metadata"]
     metadata["lagTreshold"] = metadata.pop("lagThreshold")
     assert len(problems(scaled)) == 2
+
+
+def test_what_restores_is_known_and_closed_as_the_server_whose_volume_it_mounts() -> None:
+    restore = yaml.safe_load((ROOT / "deploy/kubernetes/overlays/small/restore.yaml").read_text())
+    assert problems(restore) == []
+    postgres = manifest("small", "StatefulSet", "postgres")
+    spec, (only,) = restore["spec"], restore["spec"]["containers"]
+    assert spec["securityContext"] == pod(postgres)["securityContext"]
+    assert only["securityContext"] == container(postgres)["securityContext"]
+    assert only["image"] == container(postgres)["image"]
+    (claim,) = postgres["spec"]["volumeClaimTemplates"]
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == f"{claim['metadata']['name']}-postgres-0"
 
 
 @each_overlay
