@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 # gRPC would tell of every process that is started beside it.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "ledger-rebuild", "gateway", "tls")
+NAMES = ("append", "relay", "rebuild", "open", "growth", "step", "spawn", "budget", "ledger-rebuild", "gateway", "tls")
 
 
 def main(arguments: list[str]) -> int:

@@ -88,6 +88,12 @@ def test_adding_an_optional_field_or_a_choice_is_compatible() -> None:
     assert generate.breaking_changes(OLD, grown) == []
 
 
+def test_text_may_become_personal_and_nothing_may_cease_to_be() -> None:
+    personal = {"properties": {**OLD["properties"], "a": {"type": "string", "personal": True}}, "required": ["a"]}
+    assert generate.breaking_changes(OLD, personal) == []
+    assert generate.breaking_changes(personal, OLD) == ["field a changed its type"]
+
+
 @pytest.mark.parametrize(
     ("new", "problem"),
     [

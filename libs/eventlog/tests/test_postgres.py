@@ -507,6 +507,42 @@ async def test_tampering_is_found(
         verified.or_raise()
 
 
+ONE = "stream = 'order/one'"
+
+
+@pytest.mark.parametrize(
+    ("tampering", "broken_at"),
+    [
+        (f"delete from eventlog.events where {ONE} and version = 2", 3),
+        (
+            f"delete from eventlog.events where {ONE} and version = 2;"
+            f"update eventlog.events set version = 2 where {ONE} and version = 3",
+            3,
+        ),
+        (f"delete from eventlog.events where {ONE} and version = 3", 5),
+        (f"update eventlog.events set version = 9 where {ONE} and version = 3", 5),
+        (f"update eventlog.events set stream = 'order/three' where {ONE} and version = 3", 5),
+        (
+            f"update eventlog.events set version = -version where {ONE};"
+            f"update eventlog.events set version = 4 + version where {ONE}",
+            1,
+        ),
+        (f"delete from eventlog.events where {ONE}", 1),
+        ("update eventlog.events set stream = 'order/one', version = 4 where position = 6", 6),
+    ],
+    ids=["gap", "closed gap", "lost end", "moved", "taken out", "turned round", "all gone", "put in"],
+)
+async def test_whatever_is_done_to_one_stream_breaks_the_chain_of_the_log(
+    postgres_dsn: str, log: PostgresEventLog, tampering: str, broken_at: int
+) -> None:
+    """So no stream needs a chain of its own: its events, their order, their number and its end are under the log's."""
+    for _ in range(3):  # at positions 1, 3 and 5, and at 2, 4 and 6
+        await log.append(an_append(StreamId("order", "one")))
+        await log.append(an_append(StreamId("order", "two")))
+    await run_sql(postgres_dsn, tampering)
+    assert (await log.verify()).broken_at == broken_at
+
+
 async def test_a_forged_successor_chain_is_found_at_the_head(postgres_dsn: str, log: PostgresEventLog) -> None:
     """Whoever rewrites the last event with a fitting hash is betrayed by the head."""
     await log.append(an_append(StreamId("order", "1"), an_event()))

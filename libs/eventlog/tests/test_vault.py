@@ -384,6 +384,24 @@ async def test_an_erasure_drops_the_snapshot_of_a_stream_that_was_archived(house
     assert "ada@example.org" not in await table_dump(house.dsn)
 
 
+async def test_an_erasure_reaches_what_a_former_release_archived(house: House, tmp_path: Path) -> None:
+    """It left nothing in the database of whom archived events are about; whoever opens the log next notes that."""
+    ada, bob = await house.invite("ada", "ada@example.org"), await house.invite("bob", "bob@example.org")
+    await house.log.archive(keep_events=0, segment_events=1)
+    await house.sql("drop table eventlog.archived_subjects cascade")
+    await house.sql("alter table eventlog.archived_segments drop column subjects_noted")
+    async with await PostgresEventLog.open(house.dsn, archive=tmp_path) as log:
+        await log.save_snapshot(ada.stream, 1, "guest-1", b"0|ada@example.org")
+        assert (await house.vault.erase("acme", "ada", actor="officer", reason="asked")).snapshots_dropped == 1
+        assert await house.vault.unrecorded() is None
+    (segment,) = tmp_path.glob("*-00000000000000000002.events.gz")
+    segment.unlink()
+    await house.sql("update eventlog.archived_segments set subjects_noted = false")
+    async with await PostgresEventLog.open(house.dsn, archive=tmp_path) as log:
+        assert await log.head() == 3, "a file that is gone keeps nobody from the rest of the log"
+    assert bob.position == 2
+
+
 async def test_a_key_taken_without_an_erasure_is_found_in_the_archive_too(house: House) -> None:
     ada = await house.invite("ada", "ada@example.org")
     await house.invite("bob", "bob@example.org")

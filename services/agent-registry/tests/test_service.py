@@ -58,7 +58,7 @@ class ForeignLog:
     def __init__(self, client: Client, service: str, types: tuple[type[Event], ...]) -> None:
         self.log = MemoryEventLog()
         self.relay = Relay(self.log, client, service)
-        self._codec: Codec[Event] = Codec(types)
+        self._codec: Codec[Event] = Codec(types, sealed_below=True)
 
     async def tell(self, *events: Event, stream_id: str = "x") -> None:
         context = Context(tenant="local", actor="test")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import grpc
+import nats
+import psycopg
 import pytest
 from agent_runtime.clients import NatsTokens
 from agent_runtime.main import compose_with
@@ -30,11 +35,20 @@ from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.relay import Relay
 from launcher.testing import RunningNats
-from servicekit.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, ServiceError, from_rpc_error
+from servicekit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ServiceError,
+    from_rpc_error,
+)
 from servicekit.host import Host
 from servicekit.testing import Served, serve_in_process, settings_for
 from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
 from synod.agent_runtime.v1.agent_runtime_pb2_grpc import AgentRuntimeStub
+from synod.common.subjects import event_stream
 from synod.consensus.events import EVENTS as CONSENSUS_EVENTS
 from synod.consensus.events import OptionTally, ProposalDecided
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
@@ -62,7 +76,9 @@ class World:
 
 
 @pytest.fixture
-def world(postgres_dsn: str, fresh_nats: RunningNats) -> World:
+def world(postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path) -> World:
+    master_key = tmp_path / "master.key"
+    master_key.write_text(b64encode(bytes(32)).decode())
     models = FakeModels(scripted({"ann": ["one two three"], "bob": ["done"]}))
     tools = FakeTools({"double": lambda arguments: {"result": 2 * arguments["number"]}})
     registry, ledger, consensus = FakeRegistry(), FakeLedger(), FakeConsensus()
@@ -73,7 +89,13 @@ def world(postgres_dsn: str, fresh_nats: RunningNats) -> World:
         await compose_with(host, Ports(models, tools, registry, ledger, consensus, NatsTokens(host.nats)))
 
     settings = settings_for(
-        Settings, postgres_dsn, fresh_nats.url, runs_concurrent_max=4, sweep_s=0.2, shutdown_grace_s=0.5
+        Settings,
+        postgres_dsn,
+        fresh_nats.url,
+        runs_concurrent_max=4,
+        sweep_s=0.2,
+        shutdown_grace_s=0.5,
+        master_key_file=master_key,
     )
 
     @asynccontextmanager
@@ -258,6 +280,73 @@ async def test_a_conversation_is_held_in_runs(world: World, stub: AgentRuntimeSt
 
 def answer_with_length(call: ModelCall) -> ModelAnswer:
     return a_model_answer(f"read {len(call.messages)}")
+
+
+async def test_what_a_person_said_and_was_told_is_unreadable_after_their_erasure(
+    world: World, service: Served[Settings], stub: AgentRuntimeStub, postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    asked, told, other = "my sister Ludmilla is ill", "Ludmilla will recover", "what Bartholomew asked"
+    world.says({"ann": [[("double", {"number": 21, "about": asked})], told], "bob": ["fine", "fine"]})
+    world.registry.add(a_team("crew", steps=[{"id": "one", "agent": "ann", "task": "{{input}}"}]))
+    team = await run(stub, "crew", asked)
+    opened = await stub.CreateConversation(pb.CreateConversationRequest(request_id="c1", definition="bob"))
+    message = pb.SendMessageRequest(request_id="m1", conversation_id=opened.id, text=asked)
+    turn = await ended(stub, (await stub.SendMessage(message)).id)
+    neighbour = AgentRuntimeStub(service.connect(service.token(id="usr_other")))
+    kept = await run(neighbour, "bob", other, "r9")
+    assert (team.input, team.output) == (asked, told)
+
+    log: Any = EventLogStub(service.channel)
+    erased = await log.EraseSubject(
+        log_pb.EraseSubjectRequest(tenant="local", data_subject="usr_test", reason="asked by letter")
+    )
+    assert (erased.key_destroyed, list(erased.views_rebuilt)) == (True, ["runs"])
+    rows, copies = everything(postgres_dsn), await published(fresh_nats.url)
+    for text in ("Ludmilla", "sister"):
+        assert text not in rows
+        assert text not in copies
+    assert opened.id in copies
+    for run_id in (team.id, turn.id):
+        found = await eventually_erased(stub, run_id)
+        assert "Ludmilla" not in str(found)
+        error = await refused(stub.ReplayRun(pb.ReplayRunRequest(id=run_id)))
+        assert (type(error), error.reason) == (FailedPrecondition, "RUN_ERASED")
+    listed = await stub.ListRuns(pb.ListRunsRequest(page_size=10))
+    assert {each.input for each in listed.runs if each.id != kept.id} == {"[erased]"}
+    assert (await neighbour.GetRun(pb.GetRunRequest(id=kept.id))).input == other
+    assert (await log.Verify(log_pb.VerifyRequest())).ok
+    assert (await log.VerifyView(log_pb.VerifyViewRequest(name="runs"))).equal
+
+
+def everything(dsn: str) -> str:
+    """Every row of every table, texts and bytes alike."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute("set bytea_output = 'escape'")
+        tables = connection.execute(
+            "select format('%I.%I', schemaname, tablename) from pg_tables where schemaname !~ '^(pg_|information)'"
+        ).fetchall()
+        return "\n".join(
+            text for (table,) in tables for (text,) in connection.execute(f"select t::text from {table} t".encode())
+        )
+
+
+async def published(url: str) -> str:
+    """The payloads of all events in JetStream."""
+    client = await nats.connect(url)
+    try:
+        last = (await client.jetstream().stream_info(event_stream("agent-runtime"))).state.last_seq
+        messages = [await client.jetstream().get_msg(event_stream("agent-runtime"), n) for n in range(1, last + 1)]
+        return "\n".join((message.data or b"").decode() for message in messages)
+    finally:
+        await client.close()
+
+
+async def eventually_erased(stub: AgentRuntimeStub, run_id: str) -> pb.Run:
+    """The run, once the process has heard of the erasure."""
+    async with asyncio.timeout(WAIT_S):
+        while (found := await stub.GetRun(pb.GetRunRequest(id=run_id))).input != "[erased]":
+            pass
+    return found
 
 
 async def test_runs_are_listed_in_pages_newest_first(service: Served[Settings], stub: AgentRuntimeStub) -> None:

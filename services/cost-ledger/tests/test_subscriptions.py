@@ -110,7 +110,7 @@ async def world(pool: AsyncConnectionPool) -> AsyncIterator[World]:
     clock = FakeClock(NOW)
     books = Books(MemoryEventLog(), clock)
     ledger = CostLedger(books, FakePrices(), FakeHistory(), clock)
-    gateway, executor = Publisher(Codec(llm.EVENTS), clock), Publisher(Codec(tools.EVENTS), clock)
+    gateway, executor = Publisher(Codec(llm.EVENTS), clock), Publisher(Codec(tools.EVENTS, sealed_below=True), clock)
     models = Projector(pool, ModelUsage(ledger), LogSource(gateway.log, LLM_GATEWAY))
     tool_calls = Projector(pool, ToolUsage(ledger), LogSource(executor.log, TOOL_EXECUTOR))
     await ledger.set_price(SetPrice("simulator", "sim-1", 1_000, 2_000, 1_000, 1_000), LOCAL)

@@ -195,7 +195,7 @@ async def left_open(
         attribution=Attribution(),
     )
     started = ToolCallStarted(call_id=call_id, attempt=1, worker="wrk_dead", isolation="L2")
-    codec, now = Codec[Event](EVENTS), datetime.now(UTC)
+    codec, now = Codec[Event](EVENTS, sealed_below=True), datetime.now(UTC)
     events = tuple(codec.encode(event, at=now) for event in (requested, started))
     log = service.host.history.log
     assert log is not None

@@ -174,6 +174,10 @@ class Aggregates(Generic[S, E]):
                     if retries < 0:
                         raise
 
+    def forget(self) -> None:
+        """Keep no state: over a PersonalLog, what was folded from the data of somebody who was erased must go."""
+        self._cache.clear()
+
     async def settle(self) -> None:
         """Wait for the snapshots that are being saved; call before the log is closed."""
         await asyncio.gather(*self._saving)

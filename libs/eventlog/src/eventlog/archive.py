@@ -15,6 +15,7 @@ again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from eventlog.chain import GENESIS
 from eventlog.errors import ArchiveDamaged, ArchiveMissing
 from eventlog.records import EVERYTHING, Filter, StoredEvent, StreamId
 from eventlog.segments import BLOCK_EVENTS, Segment, SegmentReader, SegmentWriter, sweep
+
+_log = logging.getLogger(__name__)
 
 
 class Reading(Protocol):
@@ -87,12 +90,22 @@ class Archive:
             if first <= segment.first and segment.last <= last:
                 await asyncio.to_thread(self._reader(segment).compare)
 
+    async def subjects(self, segment: Segment) -> list[tuple[int, str, str, str, str]]:
+        """Position, stream, type, tenant and person of each event of a segment that is about one."""
+        return await asyncio.to_thread(lambda: list(_about_persons(self._reader(segment))))
+
     def _reader(self, segment: Segment) -> SegmentReader:
         return SegmentReader(self.directory, segment)
 
 
 def _taken(events: Iterator[StoredEvent], limit: int) -> list[StoredEvent]:
     return list(islice(events, limit))
+
+
+def _about_persons(reader: SegmentReader) -> Iterator[tuple[int, str, str, str, str]]:
+    for event in reader.events(0):
+        if event.data_subject is not None:
+            yield event.position, str(event.stream), event.type, event.tenant, event.data_subject
 
 
 class Archivist:
@@ -157,6 +170,22 @@ class Archivist:
                 last = segment.last
         return moved
 
+    async def note_subjects(self) -> None:
+        """Let erasures reach what a former release archived, which left nothing in the database of whom events are about."""
+        async with self._pool.connection() as connection:
+            rows = await (await connection.execute(self._sql.unnoted)).fetchall()
+        for row in rows:
+            segment = Segment(*row)
+            try:
+                noted = await self._known.subjects(segment)
+            except ArchiveDamaged as damage:  # who needs the file will be told; it is asked again at the next open
+                _log.warning("of whom the events of %s are cannot be noted: %s", segment.file, damage)
+                continue
+            async with self._pool.connection() as connection, connection.transaction():
+                async with connection.cursor() as cursor:
+                    await cursor.executemany(self._sql.note_subject, noted)
+                await connection.execute(self._sql.noted, (segment.first,))
+
     async def _write(self, first: int, last: int) -> Segment:
         previous_hash = await self._hash_at(first - 1) if first > 1 else GENESIS
         writer = await asyncio.to_thread(SegmentWriter, self._known.directory, first, last, previous_hash)
@@ -194,6 +223,7 @@ class Archivist:
         async with self._pool.connection() as connection, connection.transaction():
             await connection.execute(self._sql.note_streams, (segment.first, segment.first, segment.last))
             await connection.execute(self._sql.note_subjects, (segment.first, segment.last))
+            await connection.execute(self._sql.noted, (segment.first,))
             await connection.execute(self._sql.move, (segment.first, segment.last))
             await connection.execute(self._sql.archived, (segment.last,))  # last: it holds up every writer
 
@@ -237,6 +267,15 @@ class ArchiveStatements:
             " select position, stream, type, tenant, data_subject from {schema}.events"
             " where position between %s and %s and data_subject is not null"
         )
+        self.unnoted = render(
+            "select first, last, file, size, sha256, index_at from {schema}.archived_segments"
+            " where not subjects_noted and last <= (select archived_to from {schema}.head) order by first"
+        )
+        self.note_subject = render(
+            "insert into {schema}.archived_subjects (position, stream, type, tenant, data_subject)"
+            " values (%s, %s, %s, %s, %s) on conflict do nothing"
+        )
+        self.noted = render("update {schema}.archived_segments set subjects_noted = true where first = %s")
         self.move = render(
             "with gone as (delete from {schema}.events where position between %s and %s returning position, id, hash)"
             " insert into {schema}.archived_events (position, id, hash) select position, id, hash from gone"

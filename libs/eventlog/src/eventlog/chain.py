@@ -8,9 +8,9 @@ make the form unambiguous: no two different events share it.
 
 There is no second chain per stream. The log chain commits to every event's stream and version, and no position can be
 left out; so whoever holds the log knows each stream complete and in order (versions 1, 2, 3, ... are an index of the
-table). A chain per stream would cost a column and a hash for each event, and prove nothing more: to somebody who is
-shown one stream only, neither chain can prove that its last event is the newest; an inclusion proof for each event
-(merkle.py) proves the rest.
+table), and whatever is done to one of them is found at its position (a test does all that can be done). A chain per
+stream would cost a column and a hash for each event, and prove nothing more: to somebody who is shown one stream only,
+neither chain can prove that its last event is the newest; an inclusion proof for each event (merkle.py) proves the rest.
 """
 
 from __future__ import annotations

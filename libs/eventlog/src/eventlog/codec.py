@@ -52,11 +52,21 @@ class UnknownEvent:
 
 
 class Codec(Generic[E]):
-    """Encodes and decodes the given classes. `upcasters` maps (type, version) to what lifts that version by one."""
+    """Encodes and decodes the given classes. `upcasters` maps (type, version) to what lifts that version by one.
 
-    def __init__(self, classes: Iterable[type[E]], upcasters: Mapping[tuple[str, int], Upcaster] | None = None) -> None:
+    `sealed_below`: the log that is appended to seals what is personal (PersonalLog), so nothing is sealed here.
+    """
+
+    def __init__(
+        self,
+        classes: Iterable[type[E]],
+        upcasters: Mapping[tuple[str, int], Upcaster] | None = None,
+        *,
+        sealed_below: bool = False,
+    ) -> None:
         self._classes = {cls.type_name(): cls for cls in classes}
         self._upcasters = dict(upcasters or {})
+        self._sealed_below = sealed_below
 
     @property
     def types(self) -> frozenset[str]:
@@ -85,10 +95,10 @@ class Codec(Generic[E]):
         return NewEvent(name, cls.VERSION, self._data(event, event_id, subject, key), event_id, at, subject)
 
     def sealed_for(self, event: E) -> str | None:
-        """The person whose key `encode` needs; None if the event holds nothing personal. SubjectLocked if it does but
+        """The person whose key `encode` needs; None if it needs none. SubjectLocked if it does but
         names nobody.
         """
-        if not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
+        if self._sealed_below or not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
             return None
         subject = self._subject(event)
         if subject is None:
@@ -113,7 +123,7 @@ class Codec(Generic[E]):
         return data_subject_of(event) if isinstance(event, BaseModel) else None
 
     def _data(self, event: E, event_id: UUID, subject: str | None, key: SubjectKey | None) -> bytes:
-        if not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
+        if self._sealed_below or not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
             return event.model_dump_json().encode()
         if key is None or key.subject != subject:
             given = "none is given" if key is None else f"that of {key.subject} is given"

@@ -59,7 +59,8 @@ create table if not exists {schema}.archived_segments (
     file text not null,
     size bigint not null,
     sha256 bytea not null,
-    index_at bigint not null
+    index_at bigint not null,
+    subjects_noted boolean not null default false
 );
 create table if not exists {schema}.archived_events (
     position bigint primary key,
@@ -93,6 +94,12 @@ do $$ begin
         alter table {schema}.head add column recorded_at timestamptz not null default 'epoch';
         update {schema}.head set recorded_at = newest.recorded_at
             from (select recorded_at from {schema}.events order by position desc limit 1) newest;
+    end if;
+    -- False for segments of before there was the table archived_subjects: whom their events are about is noted at the open.
+    if not exists (
+        select from pg_attribute where attrelid = {segments_name}::regclass and attname = 'subjects_noted'
+    ) then
+        alter table {schema}.archived_segments add column subjects_noted boolean not null default false;
     end if;
     -- Finds a run, or a rare type, among millions. It costs an append next to nothing: it is kept per 64 pages, afterwards.
     if to_regclass({found_by_name}) is null then
@@ -187,6 +194,7 @@ def statements(schema: str) -> Statements:
             schema=Identifier(schema),
             channel=Identifier(channel),
             channel_name=Literal(channel),
+            segments_name=Literal(Identifier(schema, "archived_segments").as_string(None)),
             head_name=Literal(Identifier(schema, "head").as_string(None)),
             hashes_name=Literal(Identifier(schema, "hashes").as_string(None)),
             subjects_name=Literal(Identifier(schema, "subjects").as_string(None)),

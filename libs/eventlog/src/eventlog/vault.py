@@ -59,6 +59,11 @@ class SubjectErased(Event):
     reason: str
 
 
+def subject_stream(tenant: str, subject: str) -> StreamId:
+    """Where the erasures of a person are recorded."""
+    return StreamId(SubjectErased.AGGREGATE, sha256(_context(tenant, subject)).hexdigest()[:32])
+
+
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """What was done: the position of SubjectErased, whether there was a key, and how many snapshots were dropped."""
@@ -155,6 +160,13 @@ class Vault:
                 raise KeyUnusable(", ".join(wanted), "the key was destroyed while it was fetched, repeat")
             yield {row[1]: await self._unwrap(row[0], row[1], bytes(row[2]), row[3]) for row in rows}
 
+    async def erasures(self, tenant: str, subject: str) -> int:
+        """How often a person was erased: the version of `subject_stream`."""
+        count = 0
+        while page := await self._log.read_stream(subject_stream(tenant, subject), after=count):
+            count = page[-1].version
+        return count
+
     async def keys(self, events: Iterable[StoredEvent]) -> Keyring:
         """The keys that are needed to read `events`, as far as they still exist."""
         wanted = {(event.tenant, event.data_subject or "") for event in events if is_sealed(event)}
@@ -175,7 +187,7 @@ class Vault:
         # In a second transaction: whoever saved a snapshot while the key was there has saved it before this one starts.
         async with self._transaction() as connection:
             dropped = (await connection.execute(self._sql.drop_snapshots, [tenant, subject])).rowcount
-        stream = StreamId(SubjectErased.AGGREGATE, sha256(_context(tenant, subject)).hexdigest()[:32])
+        stream = subject_stream(tenant, subject)
         event = SubjectErased(subject=subject, reason=reason)
         record = self._codec.encode(event, at=self._clock.now(), data_subject=subject)
         appended = await self._log.append(Append(stream, ANY, (record,), context))

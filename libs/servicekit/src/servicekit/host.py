@@ -1,14 +1,16 @@
 """What a service's compose function is given: everything around it, opened, and where to hang its own parts."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from aiohttp.web_routedef import AbstractRouteDef
 from eventlog.folding import View
 from eventlog.limits import Limits as LogLimits
 from eventlog.log import EventLog
+from eventlog.personal_log import PersonalLog, follow_erasures
 from eventlog.projections import Projector
 from eventlog.sources import Source
 from eventlog.vault import Vault
@@ -16,6 +18,7 @@ from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from opentelemetry.trace import Tracer
 from psycopg_pool import AsyncConnectionPool
+from synod.common.event import Event
 
 from servicekit.auth import TokenSource
 from servicekit.clock import Clock
@@ -65,6 +68,7 @@ class Host(Generic[S]):
     """The port that is listened on, once ready."""
     _tasks_to_start: list[tuple[str, Work]] = field(default_factory=list)
     _when_ready: list[Hook] = field(default_factory=list)
+    _forgetting: list[Callable[[], None]] = field(default_factory=list)
     _routes: list[AbstractRouteDef] = field(default_factory=list)
 
     @property
@@ -103,6 +107,25 @@ class Host(Generic[S]):
         if self.history.log is None:
             self.stack.push_async_callback(self.history.drain)
         return await self.history.open(limits)
+
+    async def open_personal_log(self, classes: Iterable[type[Event]], limits: LogLimits | None = None) -> EventLog:
+        """As open_log, for a service in whose events (`classes`) may be what people wrote: sealed in the log, in the name of
+        the actor, and in the clear to the service. Its codec is `sealed_below`, its views that keep such data read this
+        log; what it keeps itself it forgets on_erasure. Without a master key nothing is sealed.
+        """
+        log = await self.open_log(limits)
+        if self.vault is None:
+            return log
+        self.add_task("erasures", partial(follow_erasures, log, self._forget))
+        return PersonalLog(log, self.vault, classes)
+
+    def on_erasure(self, forget: Callable[[], None]) -> None:
+        """Call `forget` whenever a person was erased, in whatever process, and at the start."""
+        self._forgetting.append(forget)
+
+    def _forget(self) -> None:
+        for forget in self._forgetting:
+            forget()
 
     def add_view(self, view: View, source: Source | None = None) -> Projector:
         """Fold `source`, by default the service's own log, into the tables of `view`; they are there before any call.

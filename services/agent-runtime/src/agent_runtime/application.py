@@ -14,10 +14,11 @@ from eventlog.records import NO_STREAM, Append, Context, NewEvent
 from synod.agent_runtime.events import ConversationStarted, RunCancelRequested, RunStarted
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
+from synod.common.personal import ERASED
 
 from agent_runtime.conversations import ConversationState, start_turn
 from agent_runtime.domain import RunState
-from agent_runtime.errors import ConversationNotFound, InvalidRequest, RequestIdReused, RunNotFound
+from agent_runtime.errors import ConversationNotFound, InvalidRequest, RequestIdReused, RunErased, RunNotFound
 from agent_runtime.ports import Pinned, Ports
 from agent_runtime.replay import Replayed, replay
 from agent_runtime.work.children import budget_of
@@ -83,8 +84,10 @@ class Runtime:
         return (await self._loaded(context.tenant, run_id)).state
 
     async def replay_run(self, tenant: str, run_id: str) -> Replayed:
-        """Fold the run and all below it again and compare every decision. Asks nobody but the log."""
+        """Fold the run and all below it again and compare every decision. Asks nobody but the log. Raises RunErased."""
         run = await self.get_run(tenant, run_id)
+        if run.started.input == ERASED:
+            raise RunErased(run_id)
         histories = await self.histories.below(run_id)
         conversation = await self._conversation_of(run)
         return replay(run_id, histories, conversation)

@@ -8,6 +8,7 @@ RuntimeFailure
 ├── RequestIdReused         use another request id, or the run that exists
 ├── TurnInProgress          wait for the run of the turn, or cancel it
 ├── TemplateInvalid         correct the task of the step
+├── RunErased               stop: what was said in it was erased at somebody's wish
 ├── Superseded              stop: another worker holds a newer epoch of the run
 ├── HistoryInvalid          stop and alarm: the recorded events do not make a run
 └── CallError               the outcome of a call to another service
@@ -32,6 +33,14 @@ class ConversationNotFound(RuntimeFailure):
     def __init__(self, conversation_id: str) -> None:
         super().__init__(f"there is no conversation '{conversation_id}' in this tenant; CreateConversation opens one")
         self.conversation_id = conversation_id
+
+
+class RunErased(RuntimeFailure):
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"what was said in run {run_id} was erased with the data of whom it was for: nothing to replay"
+        )
+        self.run_id = run_id
 
 
 class DefinitionNotFound(RuntimeFailure):

@@ -7,6 +7,7 @@ from eventlog.sources import LogSource, StreamSource
 from servicekit.app import run
 from servicekit.clock import Clock
 from servicekit.host import Host
+from synod.agent_runtime.events import EVENTS
 from synod.agent_runtime.v1.agent_runtime_pb2_grpc import add_AgentRuntimeServicer_to_server
 from synod.common.ids import new_id
 from synod.consensus.events import EVENTS as CONSENSUS_EVENTS
@@ -43,16 +44,18 @@ async def compose(host: Host[Settings]) -> None:
 
 async def compose_with(host: Host[Settings], ports: Ports) -> None:
     """Everything but the ports, which tests replace by fakes."""
-    log, events = await host.open_log(), codec()
+    log, stored, events = await host.open_personal_log(EVENTS), await host.open_log(), codec()
     runs, conversations, histories = Runs(log, events), Conversations(log, events), Histories(log, events)
     calls = Calls(ports, conversations)
     worker = Worker(new_id("wrk"), log, runs, events, host.clock, calls, Turns())
     runtime = Runtime(log, runs, conversations, histories, events, host.clock, ports)
-    feed = Feed(log)
+    feed = Feed(stored)
+    for kept in (runs, conversations):
+        host.on_erasure(kept.forget)
     watcher = Watcher(log, runs, histories, events, feed, NatsTokenListener(host.nats))
     queries, positions = Queries(host.pool), Positions(host.pool)
     await positions.prepare()
-    host.add_view(RunsView())
+    host.add_view(RunsView(), LogSource(log, "agent-runtime"))
     host.add_view(ConversationsView())
     host.add_rpc(add_AgentRuntimeServicer_to_server, AgentRuntimeRpc(runtime, watcher, queries), PERMISSIONS, ERRORS)
     host.add_command(
@@ -63,7 +66,7 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
         max_deliver=DELIVERIES_MAX,
         concurrency=host.settings.runs_concurrent_max,
     )
-    own = Dispatcher(LogSource(log, "agent-runtime"), DISPATCHED, events, host.queue, positions)
+    own = Dispatcher(LogSource(stored, "agent-runtime"), DISPATCHED, events, host.queue, positions)
     decided = Dispatcher(
         StreamSource(host.nats, "consensus"), DECISIONS, Codec(CONSENSUS_EVENTS), host.queue, positions
     )

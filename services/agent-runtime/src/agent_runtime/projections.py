@@ -58,6 +58,7 @@ class RunsView:
 
     name: ClassVar[str] = "runs"
     version: ClassVar[int] = 1
+    personal: ClassVar[bool] = True
     types: ClassVar[frozenset[str] | None] = frozenset(
         {
             "RunStarted",

@@ -52,6 +52,7 @@ from agent_runtime.work.watch import Seen, Token
 
 ERRORS: Final = (
     ErrorMap()
+    .add(errors.RunErased, lambda error: FailedPrecondition(str(error), reason="RUN_ERASED"))
     .add(errors.RunNotFound, lambda error: NotFound("run", error.run_id, remedy="see ListRuns"))
     .add(
         errors.ConversationNotFound,

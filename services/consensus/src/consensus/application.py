@@ -82,6 +82,10 @@ class Consensus:
         self.deadline_added = asyncio.Event()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
+    def forget(self) -> None:
+        """Somebody was erased: keep no proposal, for it may hold what they wrote."""
+        self._proposals.forget()
+
     async def propose(self, command: Propose, context: Context) -> Proposal:
         """Opens a proposal; its id follows from tenant and request id, so that a repeat is no second."""
         if command.change is not None:

@@ -19,8 +19,9 @@ from consensus.translate import ERRORS
 
 
 async def compose(host: Host[Settings]) -> None:
-    log = await host.open_log()
-    consensus = Consensus(log, Codec(EVENTS), host.clock)
+    log = await host.open_personal_log(EVENTS)
+    consensus = Consensus(log, Codec(EVENTS, sealed_below=True), host.clock)
+    host.on_erasure(consensus.forget)
     queries = Queries(host.pool)
     host.add_view(ProposalsView())
     host.add_view(VariablesView())

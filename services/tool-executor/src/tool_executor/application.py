@@ -122,6 +122,10 @@ class ToolExecutor:
             parts.log, "tool-call", ToolCall, domain.evolve_call, parts.codec, parts.clock
         )
 
+    def forget(self) -> None:
+        """Somebody was erased: keep no call that they asked for."""
+        self._calls.forget()
+
     async def execute(self, order: Order, context: Context) -> Answer:
         """Run a call, or answer what the same call came to before. Raises Refused and SandboxUnavailable.
 

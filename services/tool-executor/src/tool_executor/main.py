@@ -36,7 +36,12 @@ async def compose(host: Host[Settings]) -> None:
 
 async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabilities: Capabilities) -> None:
     """The service with these tools, on a machine that can do this."""
-    settings, log, codec, worker = host.settings, await host.open_log(), Codec(EVENTS), new_id("wrk")
+    settings, log, codec, worker = (
+        host.settings,
+        await host.open_personal_log(EVENTS),
+        Codec(EVENTS, sealed_below=True),
+        new_id("wrk"),
+    )
     if capabilities.best < Level.L2:
         host.health.degrade("sandbox", f"best level is {capabilities.best.name}: {capabilities.fix}")
     workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, worker)
@@ -71,6 +76,7 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
 
 def _serve(host: Host[Settings], parts: Parts) -> None:
     queries, executor = Queries(host.pool), ToolExecutor(parts)
+    host.on_erasure(executor.forget)
     host.add_view(ToolCallsView())
     host.add_view(ToolsView())
     servicer = ToolExecutorRpc(

@@ -1,4 +1,7 @@
-"""Events of agent-runtime. A run is its stream; replay folds these and asks nobody."""
+"""Events of agent-runtime. A run is its stream; replay folds these and asks nobody.
+
+What people and models say to each other is personal: about whom the run was started by, the actor of its events.
+"""
 
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal
@@ -6,26 +9,27 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from synod.common.event import Event, Value
+from synod.common.personal import Personal
 from synod.common.values import Failure
 
 
 class TextPart(Value):
     kind: Literal["text"] = "text"
-    text: str
+    text: Annotated[str, Personal()]
 
 
 class ToolCallPart(Value):
     kind: Literal["tool_call"] = "tool_call"
     id: str
     name: str
-    arguments_json: str
+    arguments_json: Annotated[str, Personal()]
 
 
 class ToolResultPart(Value):
     kind: Literal["tool_result"] = "tool_result"
     tool_call_id: str
     name: str
-    content: str
+    content: Annotated[str, Personal()]
     is_error: bool = False
 
 
@@ -33,14 +37,14 @@ class ReasoningPart(Value):
     """Opaque; goes back to its provider byte for byte."""
 
     kind: Literal["reasoning"] = "reasoning"
-    text: str = ""
+    text: Annotated[str, Personal()] = ""
     signature: bytes = b""
     provider: str = ""
 
 
 class RefusalPart(Value):
     kind: Literal["refusal"] = "refusal"
-    text: str
+    text: Annotated[str, Personal()]
 
 
 Part = Annotated[TextPart | ToolCallPart | ToolResultPart | ReasoningPart | RefusalPart, Field(discriminator="kind")]
@@ -69,7 +73,7 @@ class Ballot(Value):
     voter: str
     run_id: str
     option: str = ""
-    reason: str = ""
+    reason: Annotated[str, Personal()] = ""
 
 
 class OptionTally(Value):
@@ -92,7 +96,7 @@ class RunStarted(Event):
     # Canonical JSON of the pinned definition: a replay asks no registry.
     spec_json: str
     agent_id: str = ""
-    input: str
+    input: Annotated[str, Personal()]
     conversation_id: str = ""
     workspace_id: str
     budget_nano_usd: int = 0
@@ -191,7 +195,7 @@ class ToolCallIntended(Event):
     index: int
     tool: str
     tool_call_id: str
-    arguments_json: str
+    arguments_json: Annotated[str, Personal()]
     arguments_sha256: str
 
 
@@ -204,7 +208,7 @@ class ToolCallSucceeded(Event):
     turn: int
     index: int
     tool: str
-    result_json: str
+    result_json: Annotated[str, Personal()]
     isolation: str = ""
     took_ms: int = 0
 
@@ -246,7 +250,7 @@ class StepStarted(Event):
     step: str
     kind: Literal["agent", "vote"]
     child_run_ids: tuple[str, ...] = ()
-    input: str
+    input: Annotated[str, Personal()]
     # Above 1 after a restart by supervision.
     attempt: int = 1
 
@@ -261,7 +265,7 @@ class MemberEnded(Event):
     step: str
     child_run_id: str
     outcome: Literal["completed", "failed", "cancelled"]
-    output: str = ""
+    output: Annotated[str, Personal()] = ""
     failure: Failure | None = None
 
 
@@ -321,7 +325,7 @@ class VoteDecided(Event):
     proposal_id: str
     outcome: str = ""
     tally: tuple[OptionTally, ...] = ()
-    explanation: str = ""
+    explanation: Annotated[str, Personal()] = ""
 
 
 class StepEnded(Event):
@@ -331,7 +335,7 @@ class StepEnded(Event):
     epoch: int
     step: str
     outcome: Literal["completed", "failed"]
-    output: str = ""
+    output: Annotated[str, Personal()] = ""
     failure: Failure | None = None
     proposal_id: str = ""
 
@@ -363,7 +367,7 @@ class RunCompleted(Event):
     agent_id: str = ""
     definition_name: str
     epoch: int
-    output: str
+    output: Annotated[str, Personal()]
     result_sha256: str
 
 
@@ -409,7 +413,7 @@ class TurnStarted(Event):
 
     conversation_id: str
     run_id: str
-    text: str
+    text: Annotated[str, Personal()]
 
 
 class TurnEnded(Event):

@@ -1,9 +1,10 @@
 """Events of consensus. A vote counts if its event stands before the decision's in the proposal's stream."""
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from synod.common.event import Event, Value
+from synod.common.personal import Personal
 
 RuleKind = Literal["majority", "two_thirds", "unanimous", "threshold", "veto"]
 
@@ -36,8 +37,8 @@ class ProposalOpened(Event):
 
     proposal_id: str
     tenant_id: str
-    title: str
-    body: str
+    title: Annotated[str, Personal()]
+    body: Annotated[str, Personal()]
     options: tuple[str, ...]
     electorate: tuple[Voter, ...]
     rule: Rule
@@ -53,7 +54,7 @@ class VoteCast(Event):
     proposal_id: str
     voter_id: str
     option: str
-    reason: str
+    reason: Annotated[str, Personal()]
     weight: int
 
 
@@ -65,7 +66,7 @@ class LateVoteRecorded(Event):
     proposal_id: str
     voter_id: str
     option: str
-    reason: str
+    reason: Annotated[str, Personal()]
 
 
 class VotingClosed(Event):

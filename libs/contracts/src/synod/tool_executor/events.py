@@ -1,8 +1,9 @@
 """Events of tool-executor: the catalogue, grants, and calls from request to outcome."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from synod.common.event import Event, Value
+from synod.common.personal import Personal
 from synod.common.values import Attribution, Failure
 
 EffectClass = Literal["pure", "idempotent", "at_most_once"]
@@ -68,7 +69,7 @@ class ToolCallRequested(Event):
     tool_digest: str
     agent: str
     workspace_id: str
-    arguments_json: str
+    arguments_json: Annotated[str, Personal()]
     arguments_sha256: str
     effect: EffectClass
     grant_id: str
@@ -92,7 +93,7 @@ class ToolCallCompleted(Event):
     call_id: str
     attempt: int
     tool: str
-    result_json: str
+    result_json: Annotated[str, Personal()]
     artefacts: tuple[Artefact, ...] = ()
     isolation: str
     duration_ms: int
@@ -128,8 +129,8 @@ class ToolCallReconciled(Event):
 
     call_id: str
     happened: bool
-    result_json: str
-    reason: str
+    result_json: Annotated[str, Personal()]
+    reason: Annotated[str, Personal()]
     by: str
 
 

@@ -29,7 +29,7 @@ def conversation_stream(conversation_id: str) -> StreamId:
 
 
 def codec() -> Codec[Event]:
-    return Codec(EVENTS)
+    return Codec(EVENTS, sealed_below=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,10 @@ class Runs:
         state = begin(event, stored.tenant, stored.actor, stored.occurred_at, stored.traceparent)
         return Loaded(state, stored.version)
 
+    def forget(self) -> None:
+        """Somebody was erased: keep no state that was folded from what they said."""
+        self._cache.clear()
+
     def remember(self, loaded: Loaded) -> Loaded:
         run_id = loaded.state.id
         kept = self._cache.get(run_id)
@@ -106,6 +110,10 @@ class Conversations:
                 state = self._fold(state, stored)
             if len(page) < PAGE_EVENTS:
                 return self._remember(state) if state else None
+
+    def forget(self) -> None:
+        """Somebody was erased: keep no state that was folded from what they said."""
+        self._cache.clear()
 
     def _fold(self, state: ConversationState | None, stored: StoredEvent) -> ConversationState:
         event = known(self._codec, stored)
