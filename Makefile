@@ -106,6 +106,12 @@ up: setup ## Start the whole system on this machine (Ctrl-C stops it)
 prices: setup ## Export every model and price of genai-prices to build/model-scout/prices.csv
 	$(BIN)/python deploy/examples/model-scout/export_prices.py build/model-scout/prices.csv
 
+.PHONY: compare-prices
+compare-prices: setup ## Hold the price book against the prices that LiteLLM ships (fetches its wheel, 41 MB, by hash)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+	  --dest build/prices --requirement tests/prices/second-source.txt
+	PYTHONPATH=tests $(BIN)/python -m prices.compare build/prices
+
 .PHONY: bench
 bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JSON in build/bench
 	$(BIN)/python tests/benchmarks/run.py --size $(SIZE) $(if $(ONLY),--only $(ONLY))

@@ -72,6 +72,10 @@ lock *args:
 nats-conf *args:
     @make nats-conf {{args}}
 
+# Hold the price book against the prices that LiteLLM ships (fetches its wheel, 41 MB, by hash)
+compare-prices *args:
+    @make compare-prices {{args}}
+
 # Export every model and price of genai-prices to build/model-scout/prices.csv
 prices *args:
     @make prices {{args}}

@@ -16,7 +16,7 @@ from cost_ledger.commands import (
     Settle,
 )
 from cost_ledger.domain import decide
-from cost_ledger.folding import fold
+from cost_ledger.folding import entries, fold
 from cost_ledger.rates import flat_card
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import CostReserved, CostSettled, Hold, ReservationDenied
@@ -86,6 +86,23 @@ def test_the_worked_example_comes_to_what_its_table_says() -> None:
     late = next(event for event in events if isinstance(event, CostSettled) and event.reservation_id == "r2")
     assert (denied.available_nano_usd, denied.required_nano_usd) == (0, 1)
     assert (late.overrun_nano_usd, late.late) == (1_000, True)
+
+
+def test_the_journal_has_the_postings_of_the_example() -> None:
+    table = README.partition("| entry | account")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table]
+    written = [(account, _amount(debit) - _amount(credit)) for account, debit, credit in rows]
+    book = fold(EMPTY, decide(EMPTY, SetBudget("team", Attribution(), 10_000, True, "lifetime", NOW)))
+    posted: list[tuple[str, int]] = []
+    for command in (STEPS[0], STEPS[3], STEPS[7]):
+        decided = decide(book, command)
+        book = fold(book, decided)
+        posted += [entry for event in decided for entry in entries(event)]
+    assert written == posted
+
+
+def _amount(cell: str) -> int:
+    return int(cell.replace(",", "") or 0)
 
 
 def test_every_event_and_every_state_of_a_reservation_is_named() -> None:

@@ -47,7 +47,7 @@ class Telemetry:
             "ledger_reservations_denied_total", "Reservations refused by a budget", registry=registry
         )
         self._suspended = Counter(
-            "ledger_suspense_entered_total", "Holds on a budget whose time was over", registry=registry
+            "ledger_suspense_entered_total", "Holds on a budget whose outcome nobody knows", registry=registry
         )
         self._resolved = Counter(
             "ledger_suspense_left_total", "Of those, settled or released after all", registry=registry
