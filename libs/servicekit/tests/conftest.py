@@ -101,6 +101,7 @@ def serve_echo() -> ServeEcho:
         errors: ErrorMap | None = None,
         limits: Limits | None = None,
         tracing: Tracing | None = None,
+        port: int = 0,
     ) -> AsyncIterator[RunningEcho]:
         key, clock, limits = Ed25519PrivateKey.generate(), SystemClock(), limits or Limits()
         guard = Guard(
@@ -116,7 +117,7 @@ def serve_echo() -> ServeEcho:
         server = RpcServer(guard)
         named = permissions if permissions is not None else {name: f"echo.{name.lower()}" for name in KINDS}
         server.add(add_echo_to_server, servicer or Echo(), named, errors or ErrorMap())
-        port = await server.start("127.0.0.1", 0)
+        port = await server.start("127.0.0.1", port)
         await server.set_serving(True)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield RunningEcho(server, guard, key, port, channel)

@@ -20,7 +20,17 @@ from synod_client.errors import SynodError, TryAgain, from_rpc
 Reply = TypeVar("Reply")
 Message = TypeVar("Message")
 _RENEW_AT = 0.8
-_MESSAGE_BYTES_MAX = 32 * 1024 * 1024
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+    # To the replicas of a service in turn, leaving out those that are gone or give no sign of life.
+    ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +64,7 @@ class Connection:
 
     def channel(self, service: str) -> grpc.aio.Channel:
         if service not in self._channels:
-            options = [("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX)]
-            self._channels[service] = grpc.aio.insecure_channel(self.endpoints.address(service), options=options)
+            self._channels[service] = grpc.aio.insecure_channel(self.endpoints.address(service), options=_OPTIONS)
         return self._channels[service]
 
     async def nats(self, login: Login) -> Client:

@@ -267,12 +267,29 @@ class _Passage:
             self._span.end()
 
 
+class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Those who watch the health of a server that stops are told that it does not serve, and then ended."""
+
+    def __init__(self, followers: Followers) -> None:
+        super().__init__()
+        self._followers = followers
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        with self._followers.following():
+            try:
+                await super().Watch(request, context)
+            except asyncio.CancelledError:
+                if not self._followers.ended:
+                    raise
+                await context.abort(_STOPPING.code, _STOPPING.message)
+
+
 class RpcServer:
     """The gRPC server of a service, with health and reflection."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._health = HealthServicer()
+        self._health = _Health(guard.followers)
         self._names = [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         limits = guard.limits
         self._server = grpc.aio.server(
@@ -282,6 +299,11 @@ class RpcServer:
                 ("grpc.max_send_message_length", limits.message_bytes_max),
                 # A second process on the same port would silently share its calls.
                 ("grpc.so_reuseport", 0),
+                # Whoever connects anew looks up again who there is: a replica that was added gets its share.
+                ("grpc.max_connection_age_ms", int(limits.connection_age_s * 1000)),
+                # Pings of peers.py, which a server takes for an attack when they come more often than it expects.
+                ("grpc.http2.min_ping_interval_without_data_ms", int(limits.peer_ping_s * 1000) // 2),
+                ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -54,6 +54,9 @@ class ServiceSettings(BaseSettings):
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None
     log_level: str = "INFO"
+    shutdown_drain_s: float = Field(default=0, ge=0)
+    """How long the service serves on after it was told to stop and says that it is not ready: where another replica takes
+    over, callers go there meanwhile. Zero where there is none to wait for."""
     shutdown_grace_s: float = Field(default=10, gt=0)
     limits: Limits = Limits()
 
