@@ -41,11 +41,11 @@ class ServiceSettings(BaseSettings):
     checkpoint_key_file: Path | None = None
     """Ed25519 private key (PEM) that signs checkpoints of the event log; without it none are made."""
     former_checkpoint_key_files: tuple[Path, ...] = ()
-    """Ed25519 public keys (PEM) of before a rotation: the checkpoints that they signed are still believed."""
+    """Ed25519 public keys (PEM, any number in a file) of before a rotation: what they signed is still believed."""
     master_key_file: Path | None = None
     """32 bytes in base64 that wrap the keys of personal data; without it events with personal data are refused."""
     former_master_key_files: tuple[Path, ...] = ()
-    """Master keys of before a rotation: what they wrapped is wrapped anew at the start, after which they can go."""
+    """Master keys of before a rotation, one in a line: what they wrapped is wrapped anew at the start, then they can go."""
     encrypt_at_rest: bool = False
     """Encrypt the payloads of the event log where they are stored; needs `master_key_file`."""
     archive_directory: Path | None = None
