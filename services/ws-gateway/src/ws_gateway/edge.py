@@ -13,6 +13,7 @@ from typing import Final
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from servicekit.dependencies import PortTaken
+from servicekit.health import Health
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,15 +69,20 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
     async def websocket(socket: WebSocket) -> None:
         await sockets.serve(socket)
 
-    _add_pages(app)
+    _add_pages(app, back.monitoring.health)
     problems.add_handlers(app, back.log_)
     app.add_middleware(Compatible, back=back)
-    app.add_middleware(Outer, meters=meters, limits=settings.edge)
+    app.add_middleware(Outer, meters=meters, limits=settings.edge, health=back.monitoring.health)
     return app
 
 
-def _add_pages(app: FastAPI) -> None:
+def _add_pages(app: FastAPI, health: Health) -> None:
     described = asyncapi.document(VERSION)
+
+    @app.get("/ready", include_in_schema=False)
+    async def ready() -> Response:
+        """For a balancer before many gateways: whether to send requests here."""
+        return JSONResponse({"status": health.status}, status_code=200 if health.ready else 503)
 
     @app.get("/asyncapi.json", include_in_schema=False)
     async def asyncapi_document() -> Response:
@@ -103,12 +109,13 @@ class Outer:
     app: ASGIApp
     meters: Meters
     limits: EdgeLimits
+    health: Health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Guarded(self.meters, scope["method"], send)
+        answer = _Guarded(self.meters, self.health, scope["method"], send)
         bytes_max = self._bytes_max(scope["path"])
         if int(Headers(scope=scope).get("content-length", "0")) > bytes_max:
             await self._refuse(scope, receive, answer, bytes_max)
@@ -156,6 +163,7 @@ class _Guarded:
     """Adds the headers to an answer, and counts it."""
 
     meters: Meters
+    health: Health
     method: str
     send: Send
 
@@ -165,6 +173,9 @@ class _Guarded:
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY.items():
                 headers.setdefault(name, value)
+            if self.health.phase == "stopping":
+                # A request that came by a connection as it is closed would be lost.
+                headers["Connection"] = "close"
         await self.send(message)
 
 
