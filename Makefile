@@ -123,6 +123,8 @@ chaos: setup ## Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARG
 # Either command of Compose will do; the images are built one after the other.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
 COMPOSE_DEV := $(COMPOSE) --file compose.yaml --file deploy/compose/compose.dev.yaml
+REPLICATED := --file compose.yaml --file deploy/compose/compose.replicas.yaml
+export SYNOD_REPLICAS := $(or $(REPLICAS),$(SYNOD_REPLICAS))
 SECRETS := deploy/compose/secrets
 START_S := 180
 
@@ -140,10 +142,14 @@ compose-secrets: setup ## Make the keys and passwords of the containers in deplo
 	$(BIN)/python -m launcher.containers secrets $(SECRETS)
 
 .PHONY: compose-up
-compose-up: compose-secrets images ## Start everything in containers; the edge is at http://127.0.0.1:8080
-	$(COMPOSE) up --detach --remove-orphans
+compose-up: compose-secrets images ## Start everything in containers (REPLICAS=2 of each); the edge is at http://127.0.0.1:8080
+	$(COMPOSE) $(if $(REPLICAS),$(REPLICATED)) up --detach --remove-orphans
 	@$(COMPOSE_READY)
 	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
+
+.PHONY: compose-roll
+compose-roll: ## Replace the containers of ONLY="service ..." by those of new images, one after the other, with no failed call
+	COMPOSE="$(COMPOSE)" deploy/compose/roll.sh $(or $(ONLY),$(SERVICES))
 
 .PHONY: compose-down
 compose-down: ## Stop the containers and keep their data (VOLUMES=1 deletes it)
@@ -158,7 +164,8 @@ compose-demo: compose-secrets images ## Run the example team on the containers a
 # The gateway is the last to be ready: it waits for the others.
 define COMPOSE_READY
 for _ in $$(seq $(START_S)); do \
-  $(COMPOSE) exec -T ws-gateway python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
+  gateway=$$($(COMPOSE) ps -q ws-gateway | head -n 1); \
+  docker exec "$$gateway" python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
 done; $(COMPOSE) ps; echo "compose: not ready after $(START_S) s; see $(COMPOSE) logs"; exit 1
 endef
 

@@ -24,11 +24,15 @@ compose-demo *args:
 compose-down *args:
     @make compose-down {{args}}
 
+# Replace the containers of ONLY="service ..." by those of new images, one after the other, with no failed call
+compose-roll *args:
+    @make compose-roll {{args}}
+
 # Make the keys and passwords of the containers in deploy/compose/secrets
 compose-secrets *args:
     @make compose-secrets {{args}}
 
-# Start everything in containers; the edge is at http://127.0.0.1:8080
+# Start everything in containers (REPLICAS=2 of each); the edge is at http://127.0.0.1:8080
 compose-up *args:
     @make compose-up {{args}}
 
