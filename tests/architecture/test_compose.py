@@ -15,6 +15,8 @@ from agent_runtime.work.dispatch import VERB
 from launcher.keys import ensure_keys
 from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
 from launcher.programs import NATS, POSTGRES, environment, needed
+from servicekit.limits import Limits
+from servicekit.settings import ServiceSettings
 from synod.common.streams import CommandConsumer
 
 ROOT = Path(__file__).parents[2]
@@ -242,6 +244,19 @@ def test_publishing_for_development_connects_no_container_with_another() -> None
         assert container.get("networks", []) == ([] if ATTACHED[name] & OPEN else [f"publish-{name}"])
     masquerade = "com.docker.network.bridge.enable_ip_masquerade"
     assert all(each["driver_opts"][masquerade] == "false" for each in DEVELOPMENT["networks"].values())
+
+
+def test_every_service_can_have_replicas() -> None:
+    replicated = yaml.safe_load((ROOT / "deploy/compose/compose.replicas.yaml").read_text())["services"]
+    assert replicated == {service.name: {"scale": "${SYNOD_REPLICAS:-2}"} for service in SERVICES}
+    assert not [name for name in replicated if "container_name" in CONTAINERS[name]]
+
+
+def test_a_replica_that_stops_has_time_to_be_left_and_to_finish() -> None:
+    drain_s = float(CONTAINERS[EDGE]["environment"]["SYNOD_SHUTDOWN_DRAIN_S"])
+    grace_s = ServiceSettings.model_fields["shutdown_grace_s"].default
+    assert Limits().peer_lookup_s < drain_s
+    assert drain_s + grace_s < float(CONTAINERS[EDGE]["stop_grace_period"].removesuffix("s"))
 
 
 def test_every_secret_that_is_named_is_made_and_every_one_made_is_used(tmp_path: Path) -> None:
