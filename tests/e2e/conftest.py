@@ -23,6 +23,7 @@ REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml")
 PROJECT = "synod-e2e"
 NEXT = "e2e-next"
 """The tag of images of the same code with another revision."""
+NETWORKS = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
 POLL_S = 0.5
 
@@ -161,26 +162,22 @@ class Containers:
 
     def ids(self, service: str) -> list[str]:
         """Of its containers, running or not."""
-        return sorted(self.compose("ps", "-q", service).decode().split())
+        return engine("ps", "--all", "--quiet", *_labelled(oneoff="False", service=service)).split()
 
     def addresses(self, service: str) -> list[str]:
         """One of each of its containers, where this machine reaches it."""
-        return [addresses.split()[0] for addresses in self._addresses(service)]
+        found = engine("inspect", "--format", NETWORKS, *self.ids(service)).splitlines()
+        return [addresses.split()[0] for addresses in found if addresses.strip()]
 
-    def all_addresses(self, service: str) -> list[str]:
-        """All of its containers, one for each network that they are in."""
-        return [address for addresses in self._addresses(service) for address in addresses.split()]
+    def all_addresses(self) -> dict[str, str]:
+        """The service that has each address, in any network."""
+        running = engine("ps", "--quiet", *_labelled(oneoff="False")).split()
+        named = '{{index .Config.Labels "com.docker.compose.service"}} ' + NETWORKS
+        found = [line.split() for line in engine("inspect", "--format", named, *running).splitlines()]
+        return {address: service for service, *addresses in found for address in addresses}
 
     def edges(self) -> list[str]:
         return [f"http://{address}:8080" for address in self.addresses("ws-gateway")]
-
-    def _addresses(self, service: str) -> list[str]:
-        networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
-        found = engine("inspect", "--format", networks, *self.ids(service)).splitlines()
-        return [line for line in found if line.strip()]
-
-    def start(self, container: str) -> None:
-        self.compose("start", container)
 
     def run(self, service: str, *command: str) -> str:
         """What a command prints inside the first container of a service."""
@@ -191,6 +188,12 @@ class Containers:
         while unready := [each for each in self.ids(service) if not is_ready(each)]:
             assert time.monotonic() < end, f"{service}: {unready} not ready after {START_S} s"
             time.sleep(POLL_S)
+
+
+def _labelled(**labels: str) -> Iterator[str]:
+    """Options of `docker ps`: of this project, with these labels of Compose."""
+    for name, value in {"project": PROJECT, **labels}.items():
+        yield from ("--filter", f"label=com.docker.compose.{name}={value}")
 
 
 def engine(*arguments: str) -> str:
