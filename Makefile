@@ -122,9 +122,13 @@ chaos: setup ## Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARG
 
 # Either command of Compose will do; the images are built one after the other.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
-COMPOSE_DEV := $(COMPOSE) --file compose.yaml --file deploy/compose/compose.dev.yaml
-REPLICATED := --file compose.yaml --file deploy/compose/compose.replicas.yaml
+# TLS=1 has gRPC and NATS spoken by mutual TLS; REPLICAS=2 starts so many of each service.
+TLS ?=
+REPLICAS ?=
 export SYNOD_REPLICAS := $(or $(REPLICAS),$(SYNOD_REPLICAS))
+COMPOSE_FILES := --file compose.yaml $(if $(TLS),--file deploy/compose/compose.tls.yaml)
+COMPOSE_DEV := $(COMPOSE) $(COMPOSE_FILES) --file deploy/compose/compose.dev.yaml
+REPLICATED := $(if $(SYNOD_REPLICAS),--file deploy/compose/compose.replicas.yaml)
 SECRETS := deploy/compose/secrets
 START_S := 180
 
@@ -137,29 +141,47 @@ nats-conf: setup ## Write what is in deploy/nats from the table of services in l
 images: ## Build the image of every service (REVISION=... labels them)
 	$(COMPOSE) build
 
+# kubectl has Kustomize built in. The tests build the same without it; this compares the two.
+.PHONY: kubernetes-lint
+kubernetes-lint: setup ## Compare what the tests check of deploy/kubernetes with what kubectl makes of it
+	@for overlay in small production; do \
+	  kubectl kustomize deploy/kubernetes/overlays/$$overlay \
+	    | $(BIN)/python tests/kubernetes/kustomize.py deploy/kubernetes/overlays/$$overlay; done
+
 .PHONY: compose-secrets
 compose-secrets: setup ## Make the keys and passwords of the containers in deploy/compose/secrets
 	$(BIN)/python -m launcher.containers secrets $(SECRETS)
 
 .PHONY: compose-up
-compose-up: compose-secrets images ## Start everything in containers (REPLICAS=2 of each); the edge is at http://127.0.0.1:8080
-	$(COMPOSE) $(if $(REPLICAS),$(REPLICATED)) up --detach --remove-orphans
+compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers; the edge is at http://127.0.0.1:8080
+	$(COMPOSE) $(COMPOSE_FILES) $(REPLICATED) up --detach --remove-orphans
 	@$(COMPOSE_READY)
 	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
 
 .PHONY: compose-roll
 compose-roll: ## Replace the containers of ONLY="service ..." by those of new images, one after the other, with no failed call
-	COMPOSE="$(COMPOSE)" deploy/compose/roll.sh $(or $(ONLY),$(SERVICES))
+	COMPOSE="$(COMPOSE) $(COMPOSE_FILES)" deploy/compose/roll.sh $(or $(ONLY),$(SERVICES))
+
+# ROTATE=rotate renews all, ROTATE="rotate --introduce" and "rotate --retire" replace the authority; see deploy/tls.
+ROTATE ?= init
+
+.PHONY: compose-tls
+compose-tls: compose-secrets ## Make the certificates of the containers, and renew those that are due, while they run
+	$(BIN)/synod tls $(ROTATE) --data $(SECRETS)
+	@if [ -n "$$($(COMPOSE) $(COMPOSE_FILES) ps -q nats 2>/dev/null)" ]; then $(COMPOSE) $(COMPOSE_FILES) kill -s HUP nats; fi
 
 .PHONY: compose-down
 compose-down: ## Stop the containers and keep their data (VOLUMES=1 deletes it)
 	$(COMPOSE_DEV) down --remove-orphans $(if $(VOLUMES),--volumes)
 
 .PHONY: compose-demo
-compose-demo: compose-secrets images ## Run the example team on the containers and prove what it did
+compose-demo: compose-secrets $(if $(TLS),compose-tls) images ## Run the example team on the containers and prove what it did
 	$(COMPOSE_DEV) up --detach --remove-orphans
 	@$(COMPOSE_READY)
-	$(if $(SYNOD_PORT_PREFIX),SYNOD_PORT_BASE=$(SYNOD_PORT_PREFIX)00) $(BIN)/synod demo --running --data $(SECRETS)
+	$(if $(SYNOD_PORT_PREFIX),SYNOD_PORT_BASE=$(SYNOD_PORT_PREFIX)00) $(if $(TLS),$(CLIENT_TLS)) $(BIN)/synod demo --running --data $(SECRETS)
+
+CLIENT_TLS := SYNOD_TLS_CA_FILE=$(SECRETS)/tls/client/ca.crt SYNOD_TLS_CERTIFICATE_FILE=$(SECRETS)/tls/client/tls.crt \
+  SYNOD_TLS_KEY_FILE=$(SECRETS)/tls/client/tls.key
 
 # The gateway is the last to be ready: it waits for the others.
 define COMPOSE_READY

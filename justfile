@@ -32,7 +32,11 @@ compose-roll *args:
 compose-secrets *args:
     @make compose-secrets {{args}}
 
-# Start everything in containers (REPLICAS=2 of each); the edge is at http://127.0.0.1:8080
+# Make the certificates of the containers, and renew those that are due, while they run
+compose-tls *args:
+    @make compose-tls {{args}}
+
+# Start everything in containers; the edge is at http://127.0.0.1:8080
 compose-up *args:
     @make compose-up {{args}}
 
@@ -55,6 +59,10 @@ help *args:
 # Build the image of every service (REVISION=... labels them)
 images *args:
     @make images {{args}}
+
+# Compare what the tests check of deploy/kubernetes with what kubectl makes of it
+kubernetes-lint *args:
+    @make kubernetes-lint {{args}}
 
 # Check style and formatting
 lint *args:

@@ -12,8 +12,10 @@ import pytest
 import yaml
 from agent_runtime.subscriptions import ACK_WAIT_S
 from agent_runtime.work.dispatch import VERB
+from launcher.certificates import CLIENT, holders, settings_of
 from launcher.keys import ensure_keys
 from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
+from launcher.nats import tls_block
 from launcher.programs import NATS, POSTGRES, environment, needed
 from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
@@ -22,6 +24,7 @@ from synod.common.streams import CommandConsumer
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev.yaml").read_text())
+SECURED: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.tls.yaml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 OWN_SECRETS = ("dsn", "nats", "checkpoint", "former-checkpoints", "master", "former-masters")
 IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
@@ -257,6 +260,31 @@ def test_a_replica_that_stops_has_time_to_be_left_and_to_finish() -> None:
     grace_s = ServiceSettings.model_fields["shutdown_grace_s"].default
     assert Limits().peer_lookup_s < drain_s
     assert drain_s + grace_s < float(CONTAINERS[EDGE]["stop_grace_period"].removesuffix("s"))
+
+
+def test_by_tls_everybody_is_given_its_own_certificate_and_no_other() -> None:
+    given = {name: container["volumes"][-1] for name, container in SECURED["services"].items()}
+    assert set(given) == {each.name for each in holders()} - {CLIENT}
+    assert given == {name: f"./deploy/compose/secrets/tls/{name}:/run/tls:ro" for name in given}
+
+
+def test_by_tls_a_container_is_told_what_the_launcher_tells_it() -> None:
+    told = settings_of(Path("/run"), "tls")
+    for name, container in SECURED["services"].items():
+        assert container.get("environment", told) == told
+        assert ("environment" in container) == (name != NATS)
+        assert set(container) <= {"environment", "volumes", "command"}
+
+
+def test_by_tls_nats_is_told_what_the_launcher_tells_it() -> None:
+    nats = SECURED["services"][NATS]
+    assert nats["command"] == ["--config", "/etc/nats/synod.tls.conf"]
+    assert nats["volumes"][0] == "./deploy/nats/nats.tls.conf:/etc/nats/synod.tls.conf:ro"
+    text = (ROOT / "deploy/nats/nats.tls.conf").read_text()
+    settings = dict(re.findall(r'^  (\w+): "?([^"\n]+)"?$', text, re.MULTILINE))
+    told = tls_block("/run/tls/tls.crt", "/run/tls/tls.key", "/run/tls/ca.crt")
+    assert settings == {name: str(value).lower() for name, value in told.items()}
+    assert 'include "synod.conf"' in text
 
 
 def test_every_secret_that_is_named_is_made_and_every_one_made_is_used(tmp_path: Path) -> None:

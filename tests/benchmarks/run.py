@@ -3,14 +3,18 @@
 import argparse
 import asyncio
 import importlib
+import os
 import sys
 from pathlib import Path
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "gateway")
+# gRPC would tell of every process that is started beside it.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+NAMES = ("append", "relay", "rebuild", "open", "step", "spawn", "budget", "ledger-rebuild", "gateway", "tls")
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +25,7 @@ def main(arguments: list[str]) -> int:
     for name in options.only or NAMES:
         # On the event loop that services run on.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            report = runner.run(importlib.import_module(f"bench_{name}").measure(options.size))
+            report = runner.run(importlib.import_module(f"bench_{name.replace('-', '_')}").measure(options.size))
         report.show()
         print(f"wrote {report.write()}\n")
     return 0

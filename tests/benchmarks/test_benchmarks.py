@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.system
 HERE = Path(__file__).parent
-NAMES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+NAMES = sorted(path.stem.removeprefix("bench_").replace("_", "-") for path in HERE.glob("bench_*.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,8 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -16,9 +18,11 @@ from launcher.processes import Warden, free_port
 
 from . import disk, report
 from .nemesis import Nemesis
+from .plants import PLANTS, Plant
 from .report import Summary
 from .rounds import Round
 from .servers import Servers
+from .target_eventlog import EVENTLOG
 from .targets import TARGETS
 
 KILLS_A_ROUND = 50
@@ -39,8 +43,11 @@ def main() -> int:
         EmbeddedNats(directory / "nats", free_port(), name="chaos"),
         warden,
         small,
+        directory / "files",
     )
     try:
+        if options.plants:
+            return asyncio.run(_plant(servers, options))
         summaries = asyncio.run(_run(servers, options))
     finally:
         warden.close()
@@ -64,6 +71,7 @@ def _options() -> argparse.Namespace:
         "--quick", action="store_true", help="do not flush to disk: kill -9 takes nothing from the kernel"
     )
     parser.add_argument("--target", choices=[*TARGETS, "all"], default="eventlog")
+    parser.add_argument("--plants", nargs="+", choices=PLANTS, metavar="NAME", help="plant defects, and find them")
     return parser.parse_args()
 
 
@@ -81,6 +89,29 @@ async def _run(servers: Servers, options: argparse.Namespace) -> list[Summary]:
         return [await _put_to_the_test(servers, name, options) for name in names]
     finally:
         await servers.stop()
+
+
+async def _plant(servers: Servers, options: argparse.Namespace) -> int:
+    """A round for each defect: 0 if all were found."""
+    await servers.start()
+    try:
+        missed = [name for name in options.plants if not await _is_found(servers, PLANTS[name], options)]
+    finally:
+        await servers.stop()
+    return int(bool(missed))
+
+
+async def _is_found(servers: Servers, plant: Plant, options: argparse.Namespace) -> bool:
+    kind = replace(EVENTLOG, whole=plant.whole)
+    deadline_s = monotonic() + options.seconds
+    number = 2 * list(PLANTS).index(plant.name) + (not plant.rivals)  # every other round has one writer
+    fault = frozenset({plant.fault})
+    this = Round(number, options.seed, kind, servers, 1, fault, deadline_s, lambda *_: None, plant)
+    outcome = await this.play()
+    found = Counter(violation.kind.value for violation in outcome.violations)
+    verdict = "found" if found[plant.found.value] else "NOT FOUND"
+    print(f"{plant.name}: {plant.found.value} {verdict}; all: {dict(found)}", flush=True)
+    return found[plant.found.value] > 0
 
 
 async def _put_to_the_test(servers: Servers, name: str, options: argparse.Namespace) -> Summary:

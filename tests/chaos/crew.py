@@ -14,7 +14,7 @@ from time import monotonic
 
 from .checker import Kind, Violation
 from .history import FORBIDDEN, POISON, Acked, Entry, Request, Told, Unknown
-from .journal import Abandoned, Begun, Ended, Failed, Idle, Order, Reached, Seen
+from .journal import Abandoned, Archived, Begun, Ended, Failed, Idle, Order, Reached, Seen
 from .worker import Job, main
 
 CALLER_LEFT = "the caller went away"
@@ -52,6 +52,8 @@ class Crew:
         """How many requests were."""
         self.unavailable = 0
         """How often a log could not answer."""
+        self.archivings = 0
+        """How often an archiver was done."""
         self.hostile = {POISON: 0, FORBIDDEN: 0}
         """How many requests with such events were answered."""
         self._members: dict[str, Member] = {}
@@ -161,6 +163,8 @@ class Crew:
                 member.position = entries[-1].position
             case Reached(position):
                 member.position = position
+            case Archived():
+                self.archivings += 1
             case Idle():
                 member.idle = True
             case Failed(error):

@@ -39,6 +39,10 @@ class Reached(NamedTuple):
     position: int
 
 
+class Archived(NamedTuple):
+    """What there was to archive is archived."""
+
+
 class Failed(NamedTuple):
     """The process ends by this error."""
 
@@ -49,7 +53,7 @@ class Idle(NamedTuple):
     """A writer was told to stop and has nothing on the way any more."""
 
 
-Message = Begun | Ended | Abandoned | Seen | Reached | Failed | Idle
+Message = Begun | Ended | Abandoned | Seen | Reached | Archived | Failed | Idle
 
 
 class SetClock(NamedTuple):
@@ -72,4 +76,8 @@ class Rebuild(NamedTuple):
     """To a projector: fold the view anew beside the live one and swap."""
 
 
-Order = SetClock | Ask | Stop | Rebuild
+class Archive(NamedTuple):
+    """To an archiver: move the oldest events to files."""
+
+
+Order = SetClock | Ask | Stop | Rebuild | Archive

@@ -6,12 +6,13 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from .crew import Crew
 from .history import FORBIDDEN, POISON
-from .journal import Ask, Rebuild, SetClock
+from .journal import Archive, Ask, Rebuild, SetClock
 from .servers import Servers
 from .target import TargetKind
 
@@ -22,6 +23,8 @@ IN_TRANSACTION = "state = 'idle in transaction'"
 WAITING = "wait_event_type = 'Lock'"
 HOUR_S = 3600.0
 FREEZES_MAX = 300
+LOOKS = 20
+MESSAGES_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Scene:
     random: Random
     service: str
     dsn: str
+    files: Path
     proxied: str = "writer-0"
 
 
@@ -62,6 +66,19 @@ async def kill_writer(scene: Scene) -> None:
     await scene.crew.replace(scene.random.choice(scene.crew.names("writer")))
 
 
+async def kill_unheard_writer(scene: Scene) -> None:
+    """What it has the database store is lost on the way, and then it is killed: nothing of that is stored.
+
+    Whoever is told so nevertheless, while the database answers others, was told too early.
+    """
+    scene.proxy.withhold, scene.proxy.withheld = scene.kind.content, 0
+    await scene.crew.until(lambda: scene.proxy.withheld > 0, "a writer to store something")
+    for _ in range(LOOKS):
+        await scene.servers.administer("select 1")
+    scene.proxy.withhold = None
+    await scene.crew.replace(scene.proxied)
+
+
 async def kill_tail(scene: Scene) -> None:
     await scene.crew.replace(scene.random.choice(scene.crew.names("tail", "follower")))
 
@@ -72,6 +89,18 @@ async def kill_projector(scene: Scene) -> None:
 
 async def kill_relay(scene: Scene) -> None:
     await scene.crew.replace(scene.random.choice(scene.crew.names("relay")))
+
+
+async def kill_archiver(scene: Scene) -> None:
+    """While a segment is written, made known, or taken out of the database; the next archiver goes on from there."""
+    (archiver,) = scene.crew.names("archiver")
+    scene.crew.order_one(Archive(), archiver)
+    for _ in range(scene.random.randrange(MESSAGES_MAX)):
+        await scene.crew.heard()
+    await scene.crew.replace(archiver)
+    before = scene.crew.archivings
+    scene.crew.order_one(Archive(), archiver)
+    await scene.crew.until(lambda: scene.crew.archivings > before, "the archiver")
 
 
 async def kill_nats(scene: Scene) -> None:
@@ -190,11 +219,18 @@ async def rebuild_view(scene: Scene) -> None:
     scene.crew.order(Rebuild(), "projector")
 
 
+async def archive(scene: Scene) -> None:
+    """The oldest events move to files, also while the next fault is inflicted."""
+    scene.crew.order(Archive(), "archiver")
+
+
 NEMESES: tuple[Nemesis, ...] = (
-    Nemesis("kill writer", kill_writer, weight=30),
+    Nemesis("kill writer", kill_writer, weight=24),
+    Nemesis("kill unheard writer", kill_unheard_writer, weight=6),
     Nemesis("kill tail", kill_tail, weight=10),
     Nemesis("kill projector", kill_projector, weight=12, whole_only=True),
     Nemesis("kill relay", kill_relay, weight=18, whole_only=True),
+    Nemesis("kill archiver", kill_archiver, weight=8, whole_only=True),
     Nemesis("kill NATS", kill_nats, weight=10, whole_only=True),
     Nemesis("kill postmaster", kill_postmaster, weight=10),
     Nemesis("kill backend", kill_backend, weight=10),
@@ -208,5 +244,6 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis("forbidden event", forbidden),
     Nemesis("cut stream", cut_stream, whole_only=True),
     Nemesis("delete stream", delete_stream, whole_only=True),
+    Nemesis("archive", archive, whole_only=True),
     Nemesis("rebuild view", rebuild_view, whole_only=True),
 )

@@ -3,7 +3,8 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import TypeVar
@@ -20,6 +21,7 @@ from .journal import Stop
 from .nemesis import Nemesis, Scene
 from .outcome import Outcome, Step
 from .plan import plan, possible, writers
+from .plants import Plant
 from .servers import Servers
 from .target import TargetKind
 from .target_eventlog import PAGE_EVENTS, WrongClock, found
@@ -44,17 +46,19 @@ class Round:
     """Names of faults; empty: all."""
     deadline_s: float
     on_step: Callable[[Nemesis, float, int], None]
+    plant: Plant | None = None
 
     async def play(self) -> Outcome:
         name = f"chaos_{self.kind.name.replace('-', '_')}_{self.number}"
         dsn = await self.servers.create_database(name)
-        await self._prepare(dsn)
+        files = self.servers.files / name
+        await self._prepare(dsn, files)
         crew, outcome = Crew(), Outcome()
         try:
             async with lossy_proxy(dsn) as proxy:
                 random = Random(f"{self.seed} {self.number}")
                 service = f"chaos-{self.number}"
-                scene = Scene(self.kind, self.servers, crew, proxy, random, service, dsn)
+                scene = Scene(self.kind, self.servers, crew, proxy, random, service, dsn, files)
                 self._start(scene)
                 await self._inflict(scene, outcome)
                 evidence = await self._stop_and_read(scene, outcome)
@@ -65,23 +69,24 @@ class Round:
         self._count(evidence, outcome)
         return outcome
 
-    async def _prepare(self, dsn: str) -> None:
+    async def _prepare(self, dsn: str, files: Path) -> None:
         """Let the log make its tables."""
-        await (await self.kind.open(dsn, WrongClock())).close()
-        if self.kind.forbid:
-            async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-                await connection.execute(self.kind.forbid.encode())
+        await (await self.kind.open(dsn, WrongClock(), files)).close()
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            for statement in filter(None, (self.kind.forbid, self.plant and self.plant.sql)):
+                await connection.execute(statement.encode())
 
     def _start(self, scene: Scene) -> None:
         names = {"writer": writers(self.number), "tail": 2}
         if self.kind.whole:
-            names |= {"relay": 2, "follower": 1, "projector": 1}
+            names |= {"relay": 2, "follower": 1, "projector": 1, "archiver": 1}
         for role, count in names.items():
             for number in range(count):
                 name = f"{role}-{number}"
                 dsn = scene.proxy.dsn if name == scene.proxied else scene.dsn
                 seed = f"{self.seed} {self.number}"
-                scene.crew.start(Job(name, role, self.kind.name, dsn, self.servers.nats_url, scene.service, seed))
+                job = Job(name, role, self.kind.name, dsn, scene.files, self.servers.nats_url, scene.service, seed)
+                scene.crew.start(replace(job, plant=self.plant.name if self.plant else ""))
 
     async def _inflict(self, scene: Scene, outcome: Outcome) -> None:
         has_disk, rivals = self.servers.disk is not None, writers(self.number) > 1
@@ -109,7 +114,7 @@ class Round:
     async def _stop_and_read(self, scene: Scene, outcome: Outcome) -> Evidence:
         """Let writers finish and followers catch up, as far as they do in time; then read it all."""
         scene.crew.order(Stop(), "writer")
-        target = await self.kind.open(scene.dsn, WrongClock())
+        target = await self.kind.open(scene.dsn, WrongClock(), scene.files)
         try:
             await scene.crew.idle()
             log = tuple(await target.read())
@@ -125,7 +130,7 @@ class Round:
             log=log,
             tails={name: tuple(seen) for name, seen in scene.crew.tails.items()},
             stream=await _in_time(_stream(scene), "the stream", outcome) if self.kind.whole else None,
-            view=await _in_time(_view(scene.dsn), "the view", outcome) if self.kind.whole else None,
+            view=await _in_time(_view(scene), "the view", outcome) if self.kind.whole else None,
             chain_ok=chain_ok,
             versioned=self.kind.versioned,
         )
@@ -166,10 +171,10 @@ async def _stream(scene: Scene) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-async def _view(dsn: str) -> ViewFound:
-    async with projecting(dsn) as (projector, _):
+async def _view(scene: Scene) -> ViewFound:
+    async with projecting(scene.dsn, scene.files) as (projector, _):
         verified = await projector.verify()
         parked = await projector.parked()
-        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        async with await psycopg.AsyncConnection.connect(scene.dsn) as connection:
             rows = await (await connection.execute("select stream, events from view_tallies.tallies")).fetchall()
     return ViewFound(dict(rows), tuple(each.event.position for each in parked), verified.equal)

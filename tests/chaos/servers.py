@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ class Servers:
     nats: EmbeddedNats
     warden: Warden
     disk: SmallDisk | None
+    files: Path
+    """Where logs may keep files."""
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="servers")

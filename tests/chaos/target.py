@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from .history import Answer, Entry, Request
@@ -43,10 +44,10 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TargetKind:
-    """One kind of log. `open` gets the database's address and a clock that may be wrong."""
+    """One kind of log. `open` gets the database's address, a clock that may be wrong, and a directory for files."""
 
     name: str
-    open: Callable[[str, Clock], Awaitable[Target]]
+    open: Callable[[str, Clock, Path], Awaitable[Target]]
     mix: Mix = field(default_factory=Mix)
     whole: bool = False
     """With relays, stream, view and chain: everything that only our log has."""
@@ -54,5 +55,7 @@ class TargetKind:
     commits: bool = True
     """Whether an append is a transaction of several round trips, in which a writer can be caught, and whose COMMIT the
     proxy can tell on the wire from a read."""
+    content: bytes = b""
+    """What the messages of a writer that store events contain, and no other; empty if that cannot be told."""
     forbid: str = ""
     """SQL that makes the database refuse events of the type Forbidden."""

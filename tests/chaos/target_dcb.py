@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from eventsourcing.dcb.api import DCBAppendCondition, DCBEvent, DCBQuery, DCBQueryItem, DCBRecorder, DCBSequencedEvent
 from eventsourcing.dcb.postgres_tt import PostgresTTDCBFactory
@@ -105,7 +106,7 @@ def _id_tag(event_id: str) -> str:
     return f"id:{event_id}"
 
 
-async def _open(dsn: str, _: Clock) -> DcbTarget:
+async def _open(dsn: str, _clock: Clock, _files: Path) -> DcbTarget:
     environment = Environment(APPLICATION, dict(library_settings(dsn)))
     return await asyncio.to_thread(lambda: DcbTarget(PostgresTTDCBFactory(environment)))
 

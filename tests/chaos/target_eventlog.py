@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 from eventlog.errors import EventLogError, LogUnavailable, QueueFull, VersionConflict
@@ -19,7 +20,8 @@ LIMITS = Limits(reconnect_timeout_s=3.0, readers_max=2)
 """Short, so that callers do get to hear that an outcome is unknown."""
 PAGE_EVENTS = 500
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-DATA = b'{"text":"%s"}' % (b"x" * 200)
+CONTENT = b"x" * 200
+DATA = b'{"text":"%s"}' % CONTENT
 
 
 @dataclass(slots=True)
@@ -84,14 +86,15 @@ def _append(write: Write) -> Append:
     return Append(StreamId(AGGREGATE, write.stream), ANY if write.expected is None else write.expected, events, CONTEXT)
 
 
-async def open_eventlog(dsn: str, clock: Clock) -> EventLogTarget:
+async def open_eventlog(dsn: str, clock: Clock, files: Path) -> EventLogTarget:
     wrong = clock if isinstance(clock, WrongClock) else WrongClock()
-    return EventLogTarget(await PostgresEventLog.open(dsn, limits=LIMITS, clock=wrong))
+    return EventLogTarget(await PostgresEventLog.open(dsn, limits=LIMITS, clock=wrong, archive=files))
 
 
 EVENTLOG = TargetKind(
     "eventlog",
     open_eventlog,
     whole=True,
+    content=CONTENT,
     forbid="alter table eventlog.events add check (type <> 'Forbidden')",
 )

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -152,12 +153,12 @@ def _versions(request: Request) -> tuple[int, ...]:
     return tuple((write.expected or 0) + len(write.ids) for write in request.writes)
 
 
-async def _open(settings: Mapping[str, str], dsn: str, _: Clock) -> LibraryTarget:
+async def _open(settings: Mapping[str, str], dsn: str, _clock: Clock, _files: Path) -> LibraryTarget:
     environment = Environment(APPLICATION, {**library_settings(dsn), **settings})
     return await asyncio.to_thread(lambda: LibraryTarget(InfrastructureFactory.construct(environment)))
 
 
-def _opener(**settings: str) -> Callable[[str, Clock], Awaitable[LibraryTarget]]:
+def _opener(**settings: str) -> Callable[[str, Clock, Path], Awaitable[LibraryTarget]]:
     return partial(_open, settings)
 
 

@@ -7,25 +7,43 @@ import ctypes
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import nats
 import nats.errors
 from eventlog.folding import ProjectorLimits
 from eventlog.projections import Projector
-from eventlog.records import StoredEvent
 from eventlog.relay import Relay, RelayConfig
 from eventlog.sources import LogSource, StreamSource
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
 
-from .history import POISON, Answer, Request, Unknown
-from .journal import Abandoned, Ask, Begun, Ended, Failed, Idle, Message, Order, Reached, Rebuild, Seen, SetClock, Stop
+from . import view
+from .history import Answer, Request, Unknown
+from .journal import (
+    Abandoned,
+    Archive,
+    Archived,
+    Ask,
+    Begun,
+    Ended,
+    Failed,
+    Idle,
+    Message,
+    Order,
+    Reached,
+    Rebuild,
+    Seen,
+    SetClock,
+    Stop,
+)
+from .plants import PLANTS
 from .target import Target
 from .target_eventlog import PAGE_EVENTS, EventLogTarget, WrongClock, found, open_eventlog
 from .targets import TARGETS
@@ -35,6 +53,8 @@ Opened = TypeVar("Opened")
 PR_SET_PDEATHSIG = 1
 RETRY_PAUSE_S = 0.02
 OPEN_DEADLINE_S = 30.0
+KEPT_EVENTS = 50
+SEGMENT_EVENTS = 100
 AWAY = (nats.errors.Error, TimeoutError, OSError)
 
 
@@ -46,6 +66,7 @@ class Job:
     role: str
     target: str
     dsn: str
+    files: Path
     nats_url: str = ""
     service: str = ""
     seed: str = ""
@@ -55,6 +76,8 @@ class Job:
     callers: int = 4
     pace_s: float = 0.05
     unanswered: tuple[Request, ...] = ()
+    plant: str = ""
+    """The defect that is to be found, if any."""
 
 
 def main(job: Job, pipe: Pipe) -> None:
@@ -63,6 +86,8 @@ def main(job: Job, pipe: Pipe) -> None:
     os.environ["PGAPPNAME"] = job.name  # by this name a nemesis finds the backends of a process
     logging.disable()  # what a log writes about lost connections is not what clients are told
     link = Link(pipe)
+    if job.plant:
+        PLANTS[job.plant].take_effect()
     try:
         asyncio.run(_work(job, link))
     except Exception as error:  # noqa: BLE001  # the edge of the process: the crew records why it ended
@@ -109,7 +134,7 @@ async def opened(opening: Callable[[], Awaitable[Opened]]) -> Opened:
 async def write(job: Job, link: Link) -> None:
     clock = WrongClock()
     workload = Workload(f"{job.name}i{job.incarnation}", job.seed, TARGETS[job.target].mix)
-    target = await opened(lambda: TARGETS[job.target].open(job.dsn, clock))
+    target = await opened(lambda: TARGETS[job.target].open(job.dsn, clock, job.files))
     writer = Writer(job, link, workload, target)
 
     def handle(order: Order) -> None:
@@ -170,7 +195,7 @@ class Writer:
 
 
 async def tail(job: Job, link: Link) -> None:
-    target = await opened(lambda: TARGETS[job.target].open(job.dsn, WrongClock()))
+    target = await opened(lambda: TARGETS[job.target].open(job.dsn, WrongClock(), job.files))
     async for entries in target.tail(job.after):
         link.say(Seen(list(entries)))
 
@@ -193,38 +218,18 @@ async def follow(job: Job, link: Link) -> None:
                 link.say(Seen([found(event) for event in page.events]))
 
 
-class Tallies:
-    """The view of every round: how many events each stream has. Chokes on poison."""
-
-    name = "tallies"
-    version = 1
-    types = None
-    tables = "create table tallies (stream text primary key, events bigint not null)"
-
-    async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            if event.type == POISON:
-                raise ValueError("poison")
-        streams = [event.stream.id for event in events]
-        await connection.execute(
-            "insert into tallies as t select stream, count(*) from unnest(%s::text[]) stream group by stream"
-            " on conflict (stream) do update set events = t.events + excluded.events",
-            [streams],
-        )
-
-
 @asynccontextmanager
-async def projecting(dsn: str) -> AsyncIterator[tuple[Projector, EventLogTarget]]:
+async def projecting(dsn: str, files: Path) -> AsyncIterator[tuple[Projector, EventLogTarget]]:
     """The round's view over the log."""
-    target = await opened(lambda: open_eventlog(dsn, WrongClock()))
+    target = await opened(lambda: open_eventlog(dsn, WrongClock(), files))
     async with AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as pool:
         limits = ProjectorLimits(retry_pause_s=0.01, retry_pause_max_s=0.5)
-        yield Projector(pool, Tallies(), LogSource(target.log), limits), target
+        yield Projector(pool, view.VIEW(), LogSource(target.log), limits), target
     await target.close()
 
 
 async def project(job: Job, link: Link) -> None:
-    async with projecting(job.dsn) as (projector, _):
+    async with projecting(job.dsn, job.files) as (projector, _):
         rebuilds: set[asyncio.Task[object]] = set()
 
         def handle(order: Order) -> None:
@@ -260,10 +265,21 @@ async def report_position(projector: Projector, link: Link, position: int) -> No
 
 
 async def relay(job: Job, link: Link) -> None:
-    target = await opened(lambda: open_eventlog(job.dsn, WrongClock()))
+    target = await opened(lambda: open_eventlog(job.dsn, WrongClock(), job.files))
     async with connected(job) as client:
         config = RelayConfig(ack_timeout_s=1.0, idle_check_s=0.5, retry_pause_max_s=0.5)
         await Relay(target.log, client, job.service, config).run()
+
+
+async def archive(job: Job, link: Link) -> None:
+    """Small segments, so that what an archiver does happens often, and most of the log is read from files."""
+    ordered = asyncio.Event()
+    link.on_order(lambda order: ordered.set() if isinstance(order, Archive) else None)
+    target = await opened(lambda: open_eventlog(job.dsn, WrongClock(), job.files))
+    while await ordered.wait():
+        ordered.clear()
+        await until_done(lambda: target.log.archive(keep_events=KEPT_EVENTS, segment_events=SEGMENT_EVENTS))
+        link.say(Archived())
 
 
 @asynccontextmanager
@@ -292,4 +308,5 @@ ROLES: dict[str, Callable[[Job, Link], Awaitable[None]]] = {
     "follower": follow,
     "projector": project,
     "relay": relay,
+    "archiver": archive,
 }

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from launcher.certificates import CLIENT, ensure, settings_of, utc_now
 from launcher.keys import OBSERVER, nats_file
 from launcher.layout import NATS_OFFSET, PORT_BASE, SERVICES
 from launcher.testing import free_port_base
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 SECRETS = Path("deploy/compose/secrets")
 PUBLISHED = ("compose.yaml", "deploy/compose/compose.dev.yaml")
 REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml")
+SECURED = (*PUBLISHED, "deploy/compose/compose.tls.yaml")
 PROJECT = "synod-e2e"
 NEXT = "e2e-next"
 """The tag of images of the same code with another revision."""
@@ -52,7 +54,7 @@ class Containers:
     def __init__(
         self, port_base: int, folder: Path, variables: Mapping[str, str], files: tuple[str, ...] = PUBLISHED
     ) -> None:
-        self.port_base, self.folder = port_base, folder
+        self.port_base, self.folder, self._tls = port_base, folder, files == SECURED
         files = tuple(part for file in files for part in ("--file", file))
         self._command = (*compose_command(), "--project-name", PROJECT, *files)
         edges = f"{port_base + 980}-{port_base + 983}" if REPLICATED[1] in files else str(port_base + 980)
@@ -69,7 +71,16 @@ class Containers:
         observer = nats_file(self.secrets / "keys", OBSERVER).read_text()
         nats = observer.replace(f":{PORT_BASE + NATS_OFFSET}", f":{self.port_base + NATS_OFFSET}")
         variables = {"SYNOD_PORT_BASE": str(self.port_base), "SYNOD_NATS_URL": nats}
-        return Endpoints.discover(variables, self.secrets)
+        return Endpoints.discover(variables | self.client_certificate, self.secrets)
+
+    @property
+    def certificates(self) -> Path:
+        return self.secrets / "tls"
+
+    @property
+    def client_certificate(self) -> dict[str, str]:
+        """The variables that have a client speak TLS; none where the system does not."""
+        return dict(settings_of(self.certificates, CLIENT)) if self._tls else {}
 
     @property
     def endpoints_of_replicas(self) -> Endpoints:
@@ -93,6 +104,8 @@ class Containers:
         shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns(SECRETS.name))
         containers = cls(port_base, folder, {"SYNOD_ENCRYPT_AT_REST": str(encrypt_at_rest).lower()}, files)
         containers.make_secrets()
+        if files == SECURED:
+            ensure(containers.certificates, utc_now())
         return containers
 
     def make_secrets(self) -> None:

@@ -597,6 +597,25 @@ def test_a_run_is_told_over_all_services_each_event_after_its_cause(synod: Comma
     assert request.as_of.ToJsonString() == "2026-11-02T00:00:00Z"
 
 
+def test_that_there_is_no_such_run_is_said(synod: Command, fakes: FakeSystem) -> None:
+    for service in SERVICES:
+        fakes.answer(service, "Read", a_page())
+    told = synod("events", "read", "--run", "nope")
+    assert (told.exit_code, told.stdout) == (Exit.NOT_FOUND, "")
+    assert "no service has an event of run 'nope'; `synod runs` shows" in told.stderr
+    narrowed = synod("events", "read", "--run", "nope", "--type", "RunStarted")
+    assert narrowed.exit_code == Exit.NOT_FOUND
+    assert "no service has such an event of run 'nope'; ask for less" in narrowed.stderr
+
+
+def test_that_a_list_is_empty_is_said_beside_it(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("cost-ledger", "ListParkedEvents", log_pb.ListParkedEventsResponse())
+    listed = synod("views", "parked", "cost-ledger")
+    assert listed.exit_code == Exit.DONE
+    assert listed.stderr == "there are none\n"
+    assert synod("views", "parked", "cost-ledger", "--json").stderr == ""
+
+
 def test_events_of_everything_are_not_read_by_mistake(synod: Command) -> None:
     refused = synod("events", "read")
     assert refused.exit_code == 2

@@ -220,10 +220,22 @@ class TestInvoices:
         done = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "openai", "--id", "4711")
         assert done.exit_code == Exit.NOT_TRUE
         assert "Difference $0.10" in done.stdout
+        assert "suspense" not in done.stdout
         (asked,) = fakes.requests("ImportInvoice")
         (line,) = asked.lines
         assert (line.model, line.amount_nano_usd, asked.invoice_id) == ("openai/gpt-5.5", 1_100_000_000, "4711")
         assert line.until.ToDatetime(UTC) == datetime(2026, 11, 1, tzinfo=UTC)
+
+    def test_a_final_invoice_tells_what_it_cleared(self, synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
+        cleared = pb.Reconciliation(
+            settled_from_suspense_nano_usd=5_000_000, settled_from_suspense=2, released_from_suspense=1
+        )
+        fakes.answer("cost-ledger", "ImportInvoice", cleared)
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,1.1\n")
+        arguments = ("--provider", "openai", "--id", "4711", "--final")
+        done = synod("spend", "reconcile", str(tmp_path / "invoice"), *arguments)
+        assert fakes.requests("ImportInvoice")[0].clear_suspense
+        assert "from suspense 2 settled ($0.005), 1 released" in " ".join(done.stdout.split())
 
     @pytest.mark.parametrize(
         ("text", "words"),

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that can lose the answer to a COMMIT."""
+"""A TCP proxy before PostgreSQL that can lose the answer to a COMMIT, or all that a client says."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,6 +17,10 @@ class LossyProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.lose_commits = 0
+        self.withhold: bytes | None = None
+        """A connection whose client says this is lost from there on: the server is given no more of it."""
+        self.withheld = 0
+        """How many bytes it was not given."""
 
     @property
     def dsn(self) -> str:
@@ -46,10 +50,10 @@ class LossyProxy:
             to_client.close()  # as refused as the database's own port
             self._tasks.discard(task)
             return
-        upward = asyncio.create_task(self._pump(client, to_server, lossy=False))
+        upward = asyncio.create_task(self._pump_up(client, to_server))
         upward.add_done_callback(lambda _: to_server.close())  # the server learns at once that its client is gone
         try:
-            await self._pump(server, to_client, lossy=True)
+            await self._pump_down(server, to_client)
         except asyncio.CancelledError:
             pass  # the proxy stops; asyncio's server would log the cancellation as an error
         finally:
@@ -58,9 +62,19 @@ class LossyProxy:
             to_server.close()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lossy: bool) -> None:
+    async def _pump_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        losing = False
         while data := await reader.read(65_536):
-            if lossy and self.lose_commits and any(tag in data for tag in _COMMITTED):
+            losing = losing or (self.withhold is not None and self.withhold in data)
+            if losing:
+                self.withheld += len(data)
+            else:
+                writer.write(data)
+                await writer.drain()
+
+    async def _pump_down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            if self.lose_commits and any(tag in data for tag in _COMMITTED):
                 self.lose_commits -= 1
                 return
             writer.write(data)

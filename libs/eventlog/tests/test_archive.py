@@ -19,7 +19,7 @@ from eventlog.merkle import verify_inclusion
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import Append, Appended, Context, Filter, NewEvent, StoredEvent, StreamId
-from eventlog.segments import SegmentReader, SegmentWriter, forget_read
+from eventlog.segments import SegmentReader, SegmentWriter, forget_read, sweep
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
 from eventlog.testing import NOON, a_stream, an_append, an_event, positions
@@ -323,6 +323,24 @@ async def test_two_writers_of_one_segment_do_not_spoil_each_others_file(log: Pos
     assert SegmentReader(tmp_path, segment).verify(GENESIS) == events[-1].hash
     assert late.finish() == segment
     assert [file.name for file in tmp_path.iterdir()] == [segment.file]
+
+
+async def test_what_a_killed_archiver_had_begun_is_gone_after_the_next_archiving(
+    log: PostgresEventLog, tmp_path: Path
+) -> None:
+    left = tmp_path / f"{1:020d}-{20:020d}.events.{uuid7().hex}.unfinished"
+    left.write_bytes(b"half a segment")
+    (segment,) = await log.archive(keep_events=40, segment_events=20)
+    assert [file.name for file in tmp_path.iterdir()] == [segment.file]
+
+
+async def test_what_another_archiver_is_writing_is_not_swept_away(log: PostgresEventLog, tmp_path: Path) -> None:
+    events = await log.read(limit=20)
+    writing = SegmentWriter(tmp_path, 1, 20, GENESIS)
+    sweep(tmp_path)
+    writing.add(events)
+    segment = writing.finish()
+    assert SegmentReader(tmp_path, segment).verify(GENESIS) == events[-1].hash
 
 
 async def test_the_file_is_json_lines_for_anybody(log: PostgresEventLog, tmp_path: Path) -> None:

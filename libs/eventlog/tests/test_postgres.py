@@ -17,7 +17,7 @@ from eventlog.fences import take_fence
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Append, Appended, Context, Filter, StreamId
+from eventlog.records import NO_STREAM, Append, Appended, Context, Filter, StreamId
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
 from synod.common.ids import uuid7
 
@@ -189,6 +189,17 @@ async def test_an_observer_hears_of_each_transaction(postgres_dsn: str) -> None:
         assert log.backlog_events == 0
     assert [(group.requests, group.events) for group in observer.groups] == [(1, 1), (3, 6)]
     assert all(group.seconds > 0 for group in observer.groups)
+
+
+async def test_an_observer_is_told_what_was_stored_by_type_and_not_what_was_refused(postgres_dsn: str) -> None:
+    observer, stream = Hearing(), a_stream()
+    repeated = an_append(stream, an_event("Noted"), an_event("Noted"), an_event("Closed"))
+    async with await PostgresEventLog.open(postgres_dsn, observer=observer) as log:
+        await log.append(repeated)
+        await log.append(repeated)
+        with pytest.raises(VersionConflict):
+            await log.append(an_append(stream, an_event("Late"), expected=NO_STREAM))
+    assert [dict(group.types) for group in observer.groups] == [{"Noted": 2, "Closed": 1}, {}, {}]
 
 
 class Hearing:

@@ -23,9 +23,9 @@ from eventlog.errors import (
 from eventlog.folding import ProjectorLimits, is_away
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
-from eventlog.records import StoredEvent
+from eventlog.records import Page, StoredEvent
 from eventlog.relay import Relay, RelayConfig
-from eventlog.sources import LogSource, StreamSource
+from eventlog.sources import LogSource, Reader, StreamSource
 from eventlog.testing import a_stream, an_append, an_event
 from launcher.testing import RunningNats
 from nats.aio.client import Client
@@ -170,6 +170,7 @@ async def test_a_poison_event_is_parked_and_the_view_goes_on(pool, log: Postgres
     assert parked.error == "ValueError: cannot digest it"
     status = await projector.status()
     assert (status.source, status.position, status.lag, status.parked) == ("orders", 21, 0, 1)
+    assert await projector.parked_count() == 1
 
 
 class Names:
@@ -491,6 +492,42 @@ async def test_a_view_of_a_foreign_log_survives_the_loss_of_the_stream(
         assert await projector.wait_for(300, timeout_s=60) == 300
     assert await totals(pool) == {"Happened": 300}
     await client.close()
+
+
+async def test_who_waits_is_let_go_when_the_server_that_was_asked_is_gone(
+    log: PostgresEventLog, fresh_nats: RunningNats
+) -> None:
+    """The next server knows nothing of the request: its answer would be waited for in vain."""
+    client = await nats.connect(fresh_nats.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+    reader = StreamSource(client, "orders").reader(None)
+    async with relayed(log, client, "orders") as relay:
+        await append(log, 1)
+        await relay.wait_for(1, timeout_s=30)
+        waiting = asyncio.create_task(reader.wait(1, timeout_s=300))
+        await until_consumed(client, "orders")
+        fresh_nats.kill()
+        fresh_nats.start()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting, 60)
+        assert (await eventually_read(reader)).position == 1
+        await reader.close()
+    await client.close()
+
+
+async def until_consumed(client: Client, service: str) -> None:
+    """Until somebody waits for an event of the stream."""
+    async with asyncio.timeout(30):
+        while not any(info.num_waiting for info in await client.jetstream().consumers_info(event_stream(service))):
+            pass
+
+
+async def eventually_read(reader: Reader) -> Page:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await reader.read(0, 10)
+            except (nats.errors.Error, TimeoutError):
+                await asyncio.sleep(0.01)
 
 
 async def test_a_reader_that_waits_for_every_event_keeps_its_consumer(log: PostgresEventLog, client: Client) -> None:

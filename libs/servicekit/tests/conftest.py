@@ -14,8 +14,10 @@ from servicekit.auth import Authenticator, Principal, issue
 from servicekit.clock import SystemClock
 from servicekit.errors import ErrorMap
 from servicekit.limits import Limits
+from servicekit.peers import open_channel
 from servicekit.rpc import Guard, RpcServer
 from servicekit.telemetry import Logger, Metrics, Tracing
+from servicekit.tls import Tls
 
 KINDS = {
     "Unary": grpc.unary_unary_rpc_method_handler,
@@ -102,6 +104,7 @@ def serve_echo() -> ServeEcho:
         limits: Limits | None = None,
         tracing: Tracing | None = None,
         port: int = 0,
+        tls: Tls | None = None,
     ) -> AsyncIterator[RunningEcho]:
         key, clock, limits = Ed25519PrivateKey.generate(), SystemClock(), limits or Limits()
         guard = Guard(
@@ -113,13 +116,16 @@ def serve_echo() -> ServeEcho:
             tracing or Tracing("echo"),
             Metrics(),
             Logger("echo"),
+            tls,
         )
         server = RpcServer(guard)
         named = permissions if permissions is not None else {name: f"echo.{name.lower()}" for name in KINDS}
         server.add(add_echo_to_server, servicer or Echo(), named, errors or ErrorMap())
         port = await server.start("127.0.0.1", port)
         await server.set_serving(True)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        address = f"127.0.0.1:{port}"
+        opened = open_channel(address, tls.current.holder, limits, tls) if tls else grpc.aio.insecure_channel(address)
+        async with opened as channel:
             yield RunningEcho(server, guard, key, port, channel)
         await server.stop(0)
 

@@ -184,7 +184,7 @@ async def test_a_service_calls_its_peer_as_itself_for_the_tenant_and_actor_it_se
         async with serve_in_process(before, settings, key=key) as front:
             answer = await echo_stub(front.channel).Unary(StringValue(value="x"))
     assert answer.value == "x"
-    assert (seen[0].id, seen[0].tenant, seen[0].actor) == ("svc_front", "local", "usr_test")
+    assert (seen[0].id, seen[0].tenant, seen[0].actor) == ("svc-front", "local", "usr_test")
 
 
 async def test_a_ready_service_answers_health_and_ends_its_hooks_in_order(postgres_dsn: str, nats_url: str) -> None:
@@ -302,6 +302,25 @@ async def test_a_process_that_is_told_to_stop_serves_on_while_it_says_that_it_is
                 status = answer.status
         code = await asyncio.wait_for(service.process.wait(), WAIT_S)
     assert (served.status, status, code) == (health_pb2.HealthCheckResponse.NOT_SERVING, 503, EXIT_OK)
+
+
+async def test_a_process_that_only_prepares_ends_by_itself_and_serves_nobody(
+    postgres_dsn: str, nats_url: str, key_file: Path
+) -> None:
+    environment = {
+        "SYNOD_POSTGRES_DSN": postgres_dsn,
+        "SYNOD_NATS_URL": nats_url,
+        "SYNOD_AUTH_PUBLIC_KEY_FILE": str(key_file),
+        "SYNOD_GRPC_PORT": "0",
+        "SYNOD_HTTP_PORT": "0",
+        "SYNOD_PREPARE_ONLY": "true",
+    }
+    async with slow_service(**environment) as service:
+        prepared = await service.line(event="phase", phase="prepared", state="ok")
+        await service.line(event="phase", phase="stop", state="ok")
+        code = await asyncio.wait_for(service.process.wait(), WAIT_S)
+    assert (prepared["grpc_port"], code) == (0, EXIT_OK)
+    assert not {"grpc", "commands", "announce", "ready"} & {line.get("phase") for line in service.lines}
 
 
 async def test_a_process_without_settings_names_each_variable_and_exits_2() -> None:

@@ -53,7 +53,8 @@ async def test_a_service_outlives_a_restart_of_nats_and_loses_no_command(postgre
 
 
 async def test_a_database_that_does_not_answer_degrades_health_until_it_does(postgres_dsn: str) -> None:
-    health = Health(Metrics().ready, phase="ready", ready=True)
+    metrics = Metrics()
+    health = Health(metrics.ready, metrics.problem, phase="ready", ready=True)
     pool = AsyncConnectionPool(postgres_dsn, min_size=1, open=False)
     check = watch_postgres(pool, health, "127.0.0.1:7132/ledger")
     await check()

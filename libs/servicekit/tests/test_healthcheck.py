@@ -14,7 +14,8 @@ from servicekit.telemetry import Metrics
 async def test_a_service_is_healthy_once_it_is_ready(
     phase: str, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    health = Health(Metrics().ready)
+    metrics = Metrics()
+    health = Health(metrics.ready, metrics.problem)
     health.enter(phase)
     server = HttpServer("guest-book", health, CollectorRegistry(), body_bytes_max=1024)
     await server.start("127.0.0.1", 0)

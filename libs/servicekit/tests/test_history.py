@@ -12,16 +12,18 @@ import grpc
 import psycopg
 import pytest
 from aiohttp import ClientSession
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
 from eventlog.signing import Checkpoint, SigningKey
 from eventlog.testing import an_event
-from servicekit.app import StartFailed
+from prometheus_client import Gauge
+from servicekit.app import StartFailed, running
 from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
 from servicekit.nats_admin import StreamPlan, administrator
 from servicekit.settings import ServiceSettings
-from servicekit.testing import serve_in_process, settings_for
+from servicekit.testing import serve_in_process, settings_for, write_public_key
 from synod.common.streams import events_of
 from synod.common.subjects import checkpoint_subject
 from synod.eventlog.v1 import eventlog_pb2 as pb
@@ -171,7 +173,8 @@ async def test_commits_and_the_queue_of_the_log_are_measured(postgres_dsn: str, 
         await append(service.host, "local")
         async with client.get("/metrics") as response:
             lines = (await response.text()).splitlines()
-    assert "eventlog_queue_events 0.0" in lines
+    assert {"eventlog_queue_events 0.0", "eventlog_queue_limit_events 20000.0"} <= set(lines)
+    assert f'eventlog_events_total{{type="{an_event().type}"}} 1.0' in lines
     assert {"eventlog_group_events_sum 1.0", "eventlog_group_events_count 1.0"} <= set(lines)
     (seconds,) = [line for line in lines if line.startswith("eventlog_commit_seconds_sum")]
     assert float(seconds.split()[1]) > 0
@@ -348,6 +351,52 @@ async def test_parked_events_of_another_tenant_are_neither_seen_nor_redriven(
         assert [parked.event.position for parked in await projector.parked()] == [2]
 
 
+class Arrivals(Guests):
+    async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            await connection.execute("insert into guests values (%s)", [str(event.id)])
+
+
+async def test_a_service_that_only_prepares_folds_its_views_to_the_head_of_its_log(
+    postgres_dsn: str, fresh_nats: Any, tmp_path: Path
+) -> None:
+    async def compose_view(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Arrivals())
+
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+    key_file = write_public_key(Ed25519PrivateKey.generate(), tmp_path)
+    prepares = settings.model_copy(update={"prepare_only": True, "auth_public_key_file": key_file})
+    async with running(prepares, compose_view) as host:
+        (projector,) = host.history.projectors
+        assert (await projector.position(), host.grpc_port, host.health.ready) == (1, 0, False)
+
+
+async def test_only_the_operators_tenant_swaps_what_all_tenants_share(postgres_dsn: str, fresh_nats: Any) -> None:
+    async def compose_view(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Guests())
+
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, operator_tenant="home")
+    async with serve_in_process(compose_view, settings) as service:
+        owner, operator = (EventLogStub(service.connect(service.token(tenant=t))) for t in ("rival", "home"))
+        for call in (
+            owner.RebuildView(pb.RebuildViewRequest(name="guests")),
+            owner.RollbackView(pb.RollbackViewRequest(name="guests")),
+            owner.RotateDataKey(pb.RotateDataKeyRequest()),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            error = from_rpc_error(refused.value)
+            assert isinstance(error, PermissionDenied)
+            assert error.reason == "OPERATOR_ONLY"
+            assert "ask whoever operates this system, in tenant home" in str(error)
+        await operator.RebuildView(pb.RebuildViewRequest(name="guests"))
+        await operator.RollbackView(pb.RollbackViewRequest(name="guests"))
+
+
 async def test_only_an_operator_swaps_views(postgres_dsn: str, fresh_nats: Any) -> None:
     async def compose_view(host: Host[Settings]) -> None:
         await host.open_log()
@@ -364,3 +413,75 @@ async def test_only_an_operator_swaps_views(postgres_dsn: str, fresh_nats: Any) 
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call
             assert isinstance(from_rpc_error(refused.value), PermissionDenied)
+
+
+async def test_a_log_that_a_verification_finds_broken_is_a_metric_until_it_is_found_whole(
+    postgres_dsn: str, fresh_nats: Any
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with serve_in_process(compose, settings) as service:
+        own: Any = EventLogStub(service.channel)
+        await append_many(service.host, 1000)
+        found = []
+        for data in (b"[]", b"{}"):
+            await run_sql(postgres_dsn, "update eventlog.events set data = %s where position = 7", data)
+            await own.Verify(pb.VerifyRequest())
+            await own.Verify(pb.VerifyRequest(first_position=8))
+            found.append(await metric(service, "eventlog_broken"))
+    assert found == [1, 0]
+
+
+async def test_a_history_that_was_rewritten_since_it_was_signed_is_a_metric(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    async with serve_in_process(compose, settings) as service:
+        await append(service.host, "local")
+        await service.host.history.checkpoints.make()
+        await run_sql(postgres_dsn, "update eventlog.events set hash = %s where position = 1", b"0" * 32)
+        await append_many(service.host, 10_000)
+        async with asyncio.timeout(60):
+            while not await metric(service, "eventlog_broken"):
+                await service.host.history.relay.wait_for(1_000_000, 0.05)
+        assert "checkpoints" in service.host.health.problems
+
+
+async def run_sql(dsn: str, statement: str, *values: object) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        await connection.execute(statement.encode(), values)
+
+
+async def test_what_a_service_measures_itself_is_measured_with_its_log(postgres_dsn: str, fresh_nats: Any) -> None:
+    async def composed(host: Host[Settings]) -> None:
+        await host.open_log()
+        guests = Gauge("guests", "Guests in the house", registry=host.metrics.registry)
+
+        async def count() -> None:
+            guests.set(3)
+
+        host.add_measurement(count)
+
+    async with serve_in_process(composed, settings_for(Settings, postgres_dsn, fresh_nats.url)) as service:
+        assert await metric(service, "guests") == 3
+
+
+async def test_parked_events_are_a_metric(postgres_dsn: str, fresh_nats: Any) -> None:
+    async def composed(host: Host[Settings]) -> None:
+        await host.open_log()
+        host.add_view(Picky())
+
+    async with serve_in_process(composed, settings_for(Settings, postgres_dsn, fresh_nats.url)) as service:
+        await append(service.host, "local")
+        async with asyncio.timeout(60):
+            while not await metric(service, 'view_parked_events{view="picky"}'):
+                await service.host.history.relay.wait_for(1_000_000, 0.05)
+
+
+class Picky:
+    """A view that can fold nothing."""
+
+    name, version, types = "picky", 1, None
+    tables = "create table taken (position bigint)"
+
+    async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
+        raise ValueError("not to my taste")

@@ -17,7 +17,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def health(metrics: Metrics) -> Health:
-    return Health(metrics.ready)
+    return Health(metrics.ready, metrics.problem)
 
 
 @pytest.fixture
@@ -74,6 +74,18 @@ async def test_metrics_are_in_prometheus_form(client: aiohttp.ClientSession, met
         text = await response.text()
     assert 'rpc_requests_total{code="OK",method="/synod.x.v1.X/Get"} 1.0' in text
     assert "service_ready 1.0" in text
+
+
+async def test_a_component_that_does_not_work_is_a_metric_until_it_does(metrics: Metrics, health: Health) -> None:
+    def problem() -> float | None:
+        return metrics.registry.get_sample_value("service_problem", {"component": "nats"})
+
+    health.recover("nats")
+    well = problem()
+    health.degrade("nats", "reconnecting")
+    degraded = problem()
+    health.recover("nats")
+    assert (well, degraded, problem()) == (None, 1, 0)
 
 
 async def test_added_routes_are_served_on_the_same_port(server: HttpServer) -> None:

@@ -80,10 +80,12 @@ async def test_a_replica_that_says_it_does_not_serve_is_left_out_and_loses_no_ca
     await replicas.shared_by(0, 1)
 
 
-async def test_a_replica_that_stops_loses_no_call(replicas: Replicas) -> None:
+async def test_a_replica_that_stops_once_it_was_left_loses_no_call(replicas: Replicas) -> None:
     await replicas.shared_by(0, 1)
-    stopping = asyncio.create_task(replicas.echoes[0].server.stop(WAIT_S))
+    await replicas.echoes[0].server.set_serving(False)
     await replicas.shared_by(1)
+    stopping = asyncio.create_task(replicas.echoes[0].server.stop(WAIT_S))
+    assert await replicas.shares(20) == {1}
     await stopping
 
 

@@ -20,7 +20,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def health(metrics: Metrics) -> Health:
-    return Health(metrics.ready, phase="ready", ready=True)
+    return Health(metrics.ready, metrics.problem, phase="ready", ready=True)
 
 
 @pytest.fixture
@@ -46,6 +46,12 @@ async def test_a_crashed_task_is_restarted_counted_and_named_in_health(
     assert health.status == "degraded"
     assert health.problems == {"spinner": "crashed: RuntimeError('lost the thread')"}
     assert metrics.registry.get_sample_value("task_restarts_total", {"task": "spinner"}) == 2
+    await tasks.stop(WAIT_S)
+
+
+async def test_restarts_are_counted_from_none_on(tasks: Tasks, metrics: Metrics) -> None:
+    tasks.start("spinner", asyncio.Event().wait)
+    assert metrics.registry.get_sample_value("task_restarts_total", {"task": "spinner"}) == 0
     await tasks.stop(WAIT_S)
 
 

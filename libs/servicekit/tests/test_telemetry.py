@@ -3,11 +3,21 @@
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.trace import SpanKind
-from servicekit.telemetry import Logger, Tracing, configure_logging, log_fields, traceparent
+from servicekit.telemetry import (
+    Logger,
+    Metrics,
+    Tracing,
+    configure_logging,
+    log_fields,
+    memory_limit_bytes,
+    traceparent,
+)
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -67,3 +77,20 @@ async def test_a_malformed_parent_begins_a_new_trace(malformed: str) -> None:
     span.end()
     assert (version, len(trace_id), len(span_id)) == ("00", 32, 16)
     assert trace_id != "0" * 32
+
+
+@pytest.mark.parametrize(("content", "limit"), [("536870912\n", 536870912), ("max\n", float("inf"))])
+def test_the_memory_limit_is_that_of_the_control_group(content: str, limit: float, tmp_path: Path) -> None:
+    file = tmp_path / "memory.max"
+    file.write_text(content)
+    assert memory_limit_bytes(file) == limit
+
+
+def test_without_a_control_group_memory_is_not_limited(tmp_path: Path) -> None:
+    assert memory_limit_bytes(tmp_path / "memory.max") == float("inf")
+
+
+def test_a_process_tells_its_memory_and_its_clock() -> None:
+    registry = Metrics().registry
+    assert (registry.get_sample_value("process_resident_memory_bytes") or 0) > 2**20
+    assert abs((registry.get_sample_value("process_clock_seconds") or 0) - time.time()) < 60

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from consensus.main import compose
+from consensus.projections import Queries
 from consensus.settings import Settings
 from google.protobuf.timestamp_pb2 import Timestamp
 from launcher.testing import RunningNats
@@ -189,3 +190,27 @@ async def test_views_equal_views_rebuilt_from_the_log(service: Served[Settings],
     for view in views:
         assert (await log.VerifyView(log_pb.VerifyViewRequest(name=view.name))).equal
     assert (await log.Verify(log_pb.VerifyRequest())).ok
+
+
+async def test_proposals_that_wait_are_a_metric(stub: ConsensusStub, service: Served[Settings]) -> None:
+    registry = service.host.metrics.registry
+    opened = await stub.Propose(proposal())
+    async with asyncio.timeout(WAIT_S):
+        while registry.get_sample_value("proposals_open") != 1:
+            await service.host.history.measure_once()
+        assert (registry.get_sample_value("proposals_open_oldest_seconds") or 0) > 0
+        await stub.Vote(ballot(opened.id, "a"))
+        await stub.Vote(ballot(opened.id, "b"))
+        while registry.get_sample_value("proposals_open") != 0:
+            await service.host.history.measure_once()
+    assert registry.get_sample_value("proposals_open_oldest_seconds") == 0
+    assert registry.get_sample_value("proposals_overdue") == 0
+
+
+async def test_a_proposal_past_its_deadline_counts_as_overdue(stub: ConsensusStub, service: Served[Settings]) -> None:
+    queries, later = Queries(service.host.pool), datetime.now(UTC) + timedelta(hours=1)
+    await stub.Propose(proposal())
+    async with asyncio.timeout(WAIT_S):
+        while not (waiting := await queries.open_proposals(later)).count:
+            await service.host.history.measure_once()
+    assert (waiting.count, waiting.overdue) == (1, 1)

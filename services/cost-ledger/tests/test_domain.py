@@ -6,8 +6,12 @@ import pytest
 from cost_ledger.book import CLOSED_MAX, EMPTY, Book
 from cost_ledger.commands import (
     Charge,
+    Cleared,
     Command,
+    Doubt,
     Expire,
+    ImportInvoice,
+    InvoiceLine,
     Price,
     Release,
     Rerate,
@@ -20,6 +24,7 @@ from cost_ledger.commands import (
 from cost_ledger.domain import decide
 from cost_ledger.errors import (
     BudgetFixed,
+    InvoiceOvertaken,
     ModelUnpriced,
     ReservationConflict,
     ReservationNotFound,
@@ -378,3 +383,42 @@ def test_a_book_forgets_the_oldest_outcomes_and_no_balance() -> None:
     assert book.reservation("r0") is None
     assert book.reservation("r1") is not None
     assert book.posted(lifetime()) == CLOSED_MAX + 1
+
+
+class TestDoubt:
+    def test_a_hold_in_doubt_is_held_in_suspense_at_once(self) -> None:
+        book = after(budget(), reserve(), Doubt("r1"))
+        assert book.open["r1"].state == "suspense"
+        assert (book.pending(lifetime()), book.available(lifetime())) == (100, 900)
+
+    @pytest.mark.parametrize(
+        "before", [(), (reserve(), settle()), (reserve(), Release("r1", "no")), (reserve(), Doubt("r1"))]
+    )
+    def test_nothing_is_in_doubt_but_what_is_held(self, before: tuple[Command, ...]) -> None:
+        assert decide(after(budget(), *before), Doubt("r1")) == ()
+
+
+class TestInvoices:
+    def invoice(self, *cleared: Cleared) -> ImportInvoice:
+        line = InvoiceLine(MODEL, NOW, LATER, 160, 160)
+        return ImportInvoice("inv_1", "openai", "sha", (line,), cleared)
+
+    def test_an_invoice_settles_what_was_billed_of_suspense_and_releases_the_rest(self) -> None:
+        book = after(budget(), reserve("a"), reserve("b"), Doubt("a"), Doubt("b"))
+        book = after(self.invoice(Cleared("a", 60), Cleared("b", 0)), book=book)
+        assert (book.posted(lifetime()), book.pending(lifetime())) == (60, 0)
+        assert [book.closed.get(name).state for name in ("a", "b")] == ["settled", "released"]  # type: ignore[union-attr]
+        assert sum(book.balances.values()) == 0
+
+    def test_the_thresholds_that_it_reaches_are_told_once(self) -> None:
+        book = after(budget(limit=100), reserve("a"), Doubt("a"))
+        told = [
+            event for event in decide(book, self.invoice(Cleared("a", 60))) if isinstance(event, BudgetThresholdReached)
+        ]
+        assert [event.threshold_percent for event in told] == [50]
+        assert decide(after(self.invoice(Cleared("a", 60)), book=book), self.invoice(Cleared("a", 60))) == ()
+
+    def test_an_invoice_whose_hold_was_settled_meanwhile_is_to_be_compared_anew(self) -> None:
+        book = after(budget(), reserve("a"), Doubt("a"), settle("a"))
+        with pytest.raises(InvoiceOvertaken):
+            decide(book, self.invoice(Cleared("a", 60)))

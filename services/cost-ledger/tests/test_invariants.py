@@ -5,13 +5,31 @@ nothing in suspense is refunded, each reservation is settled once.
 """
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import get_args
 
 from cost_ledger import snapshots
 from cost_ledger.book import EMPTY, account
 from cost_ledger.books import CODEC, Books
-from cost_ledger.commands import Charge, Command, Expire, Price, Release, Renew, Reserve, SetBudget, Settle, Unreserved
+from cost_ledger.commands import (
+    Charge,
+    Cleared,
+    Command,
+    Doubt,
+    Expire,
+    ImportInvoice,
+    InvoiceLine,
+    Price,
+    Release,
+    Renew,
+    Rerate,
+    Reserve,
+    SetBudget,
+    Settle,
+    Unreserved,
+)
 from cost_ledger.errors import LedgerError
 from cost_ledger.folding import entries, evolve
 from cost_ledger.rates import flat_card
@@ -25,6 +43,7 @@ from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
     BudgetSet,
+    ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
@@ -63,6 +82,8 @@ class Ledger(RuleBasedStateMachine):
         self.processes: list[Books] = []
         self.seen = 0
         self.settled: list[str] = []
+        self.revisions: Counter[str] = Counter()
+        self.invoices = count(1)
         self.book = EMPTY
 
     @initialize(limits=st.lists(st.integers(0, 400), min_size=len(BUDGETS), max_size=len(BUDGETS)))
@@ -147,6 +168,35 @@ class Ledger(RuleBasedStateMachine):
         self.clock.advance(minutes * 60)
         self.run(process, *(Expire(name, self.clock.now()) for name in NAMES))
 
+    @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES))
+    def an_outcome_stays_unknown(self, process: int, name: str) -> None:
+        self.run(process, Doubt(name))
+
+    @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES), pico=st.integers(0, 200_000))
+    def a_settled_cost_is_priced_anew_by_two_at_once(self, process: int, name: str, pico: int) -> None:
+        known = self.book.closed.get(name)
+        if known is None or known.state != "settled":
+            return
+        revision, before = self.revisions[name] + 1, known.settled
+        command = Rerate(
+            name, revision, known.attribution, known.model, before, pico, PRICE, known.holds, known.reserved_at, "new"
+        )
+        for each in (process, 1 - process):
+            self.run(each, command)
+
+    @rule(
+        process=st.integers(0, 1),
+        billed=st.dictionaries(st.sampled_from(NAMES), st.integers(0, 100), max_size=4),
+        difference=st.integers(-50, 50),
+    )
+    def an_invoice_clears_suspense(self, process: int, billed: dict[str, int], difference: int) -> None:
+        cleared = tuple(Cleared(name, amount) for name, amount in billed.items() if name in self.book.open)
+        ledger = sum(each.amount for each in cleared)
+        line = InvoiceLine("", START, self.clock.now() + timedelta(days=1), ledger + difference, ledger)
+        command = ImportInvoice(f"inv_{next(self.invoices)}", "openai", "sha", (line,), cleared)
+        self.run(process, command)
+        self.run(1 - process, command)
+
     @rule(process=st.integers(0, 1))
     def a_process_restarts(self, process: int) -> None:
         self.loop.run_until_complete(self._restart(process))
@@ -172,6 +222,7 @@ class Ledger(RuleBasedStateMachine):
         self.seen += len(found)
         decoded = [CODEC.decode(stored) for stored in found]
         self.settled += [event.reservation_id for event in decoded if isinstance(event, CostSettled)]
+        self.revisions.update(event.reservation_id for event in decoded if isinstance(event, ChargeRerated))
         return [event for event in decoded if isinstance(event, Event)]
 
     def check_admission(self, event: Event) -> None:
@@ -180,7 +231,7 @@ class Ledger(RuleBasedStateMachine):
         if isinstance(event, CostReserved):
             hard = [hold for hold in event.holds if after.budget(hold.budget_id).hard]
             assert all(after.available(hold) >= 0 for hold in hard)
-        elif not isinstance(event, CostSettled | CostCharged | BudgetSet):
+        elif not isinstance(event, CostSettled | CostCharged | ChargeRerated | BudgetSet):
             holds = [hold for reservation in self.book.open.values() for hold in reservation.holds]
             assert all(after.available(hold) >= self.book.available(hold) for hold in holds)
 

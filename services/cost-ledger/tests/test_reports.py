@@ -255,6 +255,55 @@ class TestInvoices:
         found = await ledger.ImportInvoice(self.invoice(200, clock.now()))
         assert found.difference_nano_usd == 0
 
+    async def in_suspense(self, connect: Callable[[], CostLedgerStub], clock: FakeClock, *names: str) -> None:
+        """Holds of 300 nano-USD each whose outcome nobody tells."""
+        ledger = connect()
+        await ledger.SetPrice(price(1_000, 2_000))
+        for name in names:
+            bounds = {"model": SIM, "input_tokens_max": 100, "output_tokens_max": 100}
+            await ledger.Reserve(pb.ReserveRequest(reservation_id=name, attribution=pb.Attribution(), **bounds))
+            clock.advance(60)
+        clock.advance(600)
+        async with asyncio.timeout(10):
+            while True:
+                states = {
+                    (await connect().GetReservation(pb.GetReservationRequest(reservation_id=n))).state for n in names
+                }
+                if states == {pb.RESERVATION_STATE_SUSPENSE}:
+                    return
+
+    async def test_a_final_invoice_settles_what_it_bills_of_suspense_and_releases_the_rest(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        budget = pb.SetBudgetRequest(budget_id="all", limit_nano_usd=1_000, hard=True, window="lifetime")
+        await connect().SetBudget(budget)
+        await self.in_suspense(connect, clock, "a", "b", "c")
+        await use(connect(), "r1", 10, 45)
+        invoice = self.invoice(100 + 300 + 120, clock.now())
+        invoice.clear_suspense = True
+        for _ in range(2):
+            found = await connect().ImportInvoice(invoice)
+            assert found.difference_nano_usd == 0
+        told = (found.invoiced_nano_usd, found.ledger_nano_usd)
+        assert told == (520, 520)
+        reservations = [
+            await connect().GetReservation(pb.GetReservationRequest(reservation_id=name)) for name in ("a", "b", "c")
+        ]
+        assert [each.settled_nano_usd for each in reservations] == [300, 120, 0]
+        assert reservations[2].state == pb.RESERVATION_STATE_RELEASED
+        after = await connect().GetBudget(pb.GetBudgetRequest(budget_id="all"))
+        assert (after.posted, after.pending) == (520, 0)
+
+    async def test_what_a_final_invoice_bills_beyond_all_holds_is_an_adjustment(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await self.in_suspense(connect, clock, "a")
+        invoice = self.invoice(1_000, clock.now())
+        invoice.clear_suspense = True
+        found = await connect().ImportInvoice(invoice)
+        assert (found.ledger_nano_usd, found.difference_nano_usd) == (300, 700)
+        assert (found.settled_from_suspense_nano_usd, found.settled_from_suspense) == (300, 1)
+
     async def test_the_same_invoice_with_other_content_is_refused(
         self, ledger: CostLedgerStub, clock: FakeClock
     ) -> None:
@@ -446,7 +495,7 @@ class TestExport:
         await ledger.SetPrice(price(1_000, 2_000))
         for number in range(12):
             await use(ledger, f"r{number:02}", 100, number)
-            clock.advance(1)
+            clock.advance(60)
         found = [charge async for page in ledger.ExportSpend(pb.ExportSpendRequest()) for charge in page.charges]
         assert [charge.id for charge in found] == [f"r{number:02}" for number in range(12)]
         assert [charge.cost_nano_usd for charge in found] == [100 + 2 * number for number in range(12)]

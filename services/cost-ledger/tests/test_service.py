@@ -13,6 +13,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from cost_ledger.main import compose
+from cost_ledger.queries import Queries
 from cost_ledger.settings import Settings
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -521,3 +522,16 @@ async def test_every_view_is_equal_to_one_rebuilt_and_the_log_verifies(
         await log.RebuildView(log_pb.RebuildViewRequest(name=name))
     assert await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent"])) == spend
     assert (await log.Verify(log_pb.VerifyRequest())).ok
+
+
+async def test_holds_are_a_metric_and_so_are_those_whose_time_is_over(
+    ledger: CostLedgerStub, service: Served[Settings], clock: FakeClock
+) -> None:
+    registry, queries = service.host.metrics.registry, Queries(service.host.pool)
+    await ledger.Reserve(hold(ttl=Duration(seconds=60)))
+    async with asyncio.timeout(WAIT_S):
+        while not (await queries.standing(clock.now() + timedelta(minutes=2))).overdue:
+            await service.host.history.measure_once()
+    await service.host.history.measure_once()
+    assert (registry.get_sample_value("ledger_reservations_held") or 0) >= 1
+    assert registry.get_sample_value("ledger_reservations_overdue") is not None

@@ -212,12 +212,16 @@ async def test_an_outcome_after_expiry_is_posted_and_frees_the_suspense(world: W
     assert await world.amounts() == (COST, 0)
 
 
-async def test_an_attempt_that_was_not_billed_frees_its_hold_and_an_unknown_one_keeps_it(world: World) -> None:
+async def test_group_03_an_attempt_not_billed_frees_its_hold_and_an_unknown_one_puts_it_in_suspense(
+    world: World,
+) -> None:
     await world.reserve("a")
     await world.reserve("b")
-    await world.publish(failed("a", "no"), failed("never-reserved", "no"), failed("b", "unknown"))
+    await world.publish(
+        failed("a", "no"), failed("never-reserved", "no"), failed("b", "unknown"), failed("c", "unknown")
+    )
     assert (await world.reservation("a")).state == "released"
-    assert (await world.reservation("b")).state == "held"
+    assert (await world.reservation("b")).state == "suspense"
     assert await world.models.parked() == []
 
 

@@ -16,6 +16,7 @@ from eventlog.records import Append, Context, StreamId
 from grpc.aio import AioRpcError
 from launcher.testing import RunningNats, RunningPostgres
 from llm_gateway.application import call_id
+from llm_gateway.limits import LimitRule
 from llm_gateway.main import compose
 from llm_gateway.settings import Settings
 from provider_simulator.faults import Fault
@@ -123,7 +124,12 @@ def settings_of(dsn: str, nats_url: str, ledger: Ledger, simulator: RunningSimul
         anthropic_api_key="key-of-a-test",
         anthropic_base_url=simulator.anthropic_base_url,
         ollama_host="",
+        vllm_url=simulator.openai_base_url,
         model_aliases={"scout": "simulator/sim-1"},
+        rate_limits=(
+            LimitRule("tenant", output_tokens_per_min=6_000_000, concurrent=50),
+            LimitRule("tenant_model", models="simulator/sim-no-usage", requests_per_min=6),
+        ),
     )
 
 
@@ -279,10 +285,24 @@ async def test_a_rate_limit_beyond_the_deadline_says_when_to_come_back(
 ) -> None:
     simulator.faults.plan(Fault(status=429, retry_after="3600"))
 
-    error = await refused(stub.Generate(request(), timeout=20))
+    # Not the model of the other tests: it is left alone for a while.
+    error = await refused(stub.Generate(request(model="vllm/sim-1"), timeout=20))
 
     assert isinstance(error, ResourceExhausted)
     assert (error.reason, error.retry_after_s) == ("RATE_LIMITED", 3600)
+
+
+async def test_a_limit_set_here_refuses_what_it_cannot_serve_before_the_deadline(
+    stub: LlmGatewayStub, ledger: Ledger
+) -> None:
+    await stub.Generate(request("first", model="simulator/sim-no-usage"))
+
+    error = await refused(stub.Generate(request("second", model="simulator/sim-no-usage"), timeout=3))
+
+    assert isinstance(error, ResourceExhausted)
+    assert error.reason == "RATE_LIMITED"
+    assert error.retry_after_s == pytest.approx(9, abs=2)
+    assert len(ledger.reserved) == 1
 
 
 async def test_a_fallback_answers_for_a_model_that_is_down(stub: LlmGatewayStub, simulator: RunningSimulator) -> None:

@@ -592,6 +592,7 @@ async def test_calls_are_counted_by_tool(service: Served[Settings], stub: ToolEx
     async with httpx2.AsyncClient() as client:
         text = (await client.get(f"{service.http_url}/metrics")).text
     assert 'tool_calls_total{outcome="succeeded",tool="calc"}' in text
+    assert f"tool_calls_limit {float(service.host.settings.calls_max)}" in text.splitlines()
 
 
 async def test_views_equal_views_rebuilt_from_the_log(

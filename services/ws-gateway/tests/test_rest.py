@@ -48,7 +48,7 @@ async def test_agents_are_listed_in_the_callers_name(system: System) -> None:
     token = asked.authorization.removeprefix("Bearer ")
     assert system.served.host.peers is not None
     assert token.count(".") == 2
-    assert "svc_ws-gateway" not in _claims(token)
+    assert "svc-ws-gateway" not in _claims(token)
     assert "usr_key" in _claims(token)
 
 

@@ -16,11 +16,12 @@ from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
 from synod_client.bus import connect
 from synod_client.endpoints import Endpoints, Login
 from synod_client.errors import SynodError, TryAgain, from_rpc
+from synod_client.tls import VARIABLES
 
 Reply = TypeVar("Reply")
 Message = TypeVar("Message")
 _RENEW_AT = 0.8
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", 32 * 1024 * 1024),
     # To the replicas of a service in turn, leaving out those that are gone or give no sign of life.
     ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
@@ -56,6 +57,9 @@ class Connection:
     """Of the API key; known after the first call."""
     principal: str = ""
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
+    _former: list[grpc.aio.Channel] = field(default_factory=list)
+    """Channels by certificates that were renewed: their calls go on."""
+    _stamp: tuple[int, ...] = ()
     _token: str = field(default="", repr=False)
     _renew_at: float = float("-inf")
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -63,20 +67,32 @@ class Connection:
     _connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def channel(self, service: str) -> grpc.aio.Channel:
+        """Of now: ask again for each call, since one by TLS is another once certificates were renewed. Raises NotAllowed."""
+        if self.endpoints.tls and self._stamp != (stamp := self.endpoints.tls.stamp()):
+            self._former.extend(self._channels.values())
+            self._channels, self._stamp = {}, stamp
         if service not in self._channels:
-            self._channels[service] = grpc.aio.insecure_channel(self.endpoints.address(service), options=_OPTIONS)
+            self._channels[service] = self._open(service)
         return self._channels[service]
+
+    def _open(self, service: str) -> grpc.aio.Channel:
+        address = self.endpoints.address(service)
+        if tls := self.endpoints.tls:
+            # The certificate must be that of the service, wherever it is.
+            options = (*_OPTIONS, ("grpc.ssl_target_name_override", service))
+            return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
 
     async def nats(self, login: Login) -> Client:
         """The connection of this user of NATS, opened on first use; reconnects by itself. Raises TryAgain, NotAllowed."""
         async with self._connecting:
             if login not in self._nats:
-                self._nats[login] = await connect(self.endpoints.nats_url(login), login)
+                self._nats[login] = await connect(self.endpoints.nats_url(login), login, self.endpoints.tls)
         return self._nats[login]
 
     async def close(self) -> None:
         await asyncio.gather(
-            *(channel.close(None) for channel in self._channels.values()),
+            *(channel.close(None) for channel in (*self._channels.values(), *self._former)),
             *(client.close() for client in self._nats.values()),
         )
 
@@ -171,5 +187,8 @@ class Connection:
             return error
         service = self.endpoints.service_at(error.message)
         where = f"{service} at {self.endpoints.address(service)}" if service else "the service"
+        if "Socket closed" in error.message:
+            # What a server does to who begins in the clear, or shows no certificate that it takes.
+            where += f" hangs up (does it speak TLS? then set {', '.join(VARIABLES)}) and"
         text = f"{where} does not answer; is Synod running? `synod up` starts it and shows the state of every service"
         return TryAgain(text, "NOT_RUNNING", error.code)

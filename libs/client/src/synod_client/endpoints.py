@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from synod_client.errors import InvalidInput, NotAllowed, TryAgain
+from synod_client.tls import NAMES, Certificates
 
 SERVICES: Final = (
     "agent-registry",
@@ -38,14 +39,17 @@ class Endpoints:
     api_key: str = field(repr=False)
     data: Path | None = None
     nats_logins: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: Certificates | None = None
+    """With them gRPC and NATS are spoken by TLS, without them in the clear."""
 
     @classmethod
     def discover(cls, environment: Mapping[str, str] = os.environ, data: Path | None = None) -> "Endpoints":
         """Each value from the environment, else from what a system on this machine wrote, else the default.
 
-        SYNOD_API_KEY, SYNOD_HOST, SYNOD_PORT_BASE, SYNOD_NATS_URL (with user and password, for every use of NATS) and
-        SYNOD_EDGE_URL; SYNOD_HOST and SYNOD_PORT_BASE name another system than the one here. Raises InvalidInput for a
-        port base that is none, TryAgain for a system.json that cannot be read.
+        SYNOD_API_KEY, SYNOD_HOST, SYNOD_PORT_BASE, SYNOD_NATS_URL (with user and password, for every use of NATS),
+        SYNOD_EDGE_URL, and SYNOD_TLS_CA_FILE, SYNOD_TLS_CERTIFICATE_FILE and SYNOD_TLS_KEY_FILE together; SYNOD_HOST and
+        SYNOD_PORT_BASE name another system than the one here. Raises InvalidInput for a port base that is none, or some
+        of the TLS files only, TryAgain for a system.json that cannot be read.
         """
         folder = data or default_data_directory(environment)
         written = _Written.read(folder)
@@ -60,6 +64,7 @@ class Endpoints:
             api_key=environment.get("SYNOD_API_KEY") or written.secret("dev_key_file", "dev.key"),
             data=folder if folder.is_dir() else None,
             nats_logins={} if nats or elsewhere else written.logins(),
+            tls=Certificates.named(_tls_files(environment) or ({} if elsewhere else written.files)),
         )
 
     def address(self, service: str) -> str:
@@ -146,6 +151,11 @@ class _Written:
             raise NotAllowed(
                 f"{path} cannot be read ({error.strerror}); it belongs to who started the system"
             ) from error
+
+
+def _tls_files(environment: Mapping[str, str]) -> dict[str, str]:
+    variables = {name: f"SYNOD_{name.upper()}" for name in NAMES}
+    return {name: environment[variable] for name, variable in variables.items() if environment.get(variable)}
 
 
 def _port_base(environment: Mapping[str, str]) -> int:

@@ -5,7 +5,7 @@ narrow row stays of each: its id, so that repeating it stays idempotent, and its
 stream its version; and of an event about a person whom it is about, so that an erasure reaches all that they left. A
 segment is moved in two steps: first the file is written, flushed, read back, verified and made known; then one
 transaction takes the rows out of `events` and moves `archived_to`. A crash in between leaves both, and the next archiving
-goes on from there.
+goes on from there; what had not become a whole file by then it deletes.
 
 Whoever reads meanwhile misses nothing, however late they hear of a file: every statement that reads `events` gives
 `archived_to` as it is in its own snapshot, and who finds it beyond the files that they know learns of them and reads
@@ -30,7 +30,7 @@ from psycopg_pool import AsyncConnectionPool
 from eventlog.chain import GENESIS
 from eventlog.errors import ArchiveDamaged, ArchiveMissing
 from eventlog.records import EVERYTHING, Filter, StoredEvent, StreamId
-from eventlog.segments import BLOCK_EVENTS, Segment, SegmentReader, SegmentWriter
+from eventlog.segments import BLOCK_EVENTS, Segment, SegmentReader, SegmentWriter, sweep
 
 
 class Reading(Protocol):
@@ -145,6 +145,7 @@ class Archivist:
         await asyncio.to_thread(self._known.directory.mkdir, parents=True, exist_ok=True)
         moved: list[Segment] = []
         async with self._turn():
+            await asyncio.to_thread(sweep, self._known.directory)
             known = await self.segments()
             moved += await self._finish(known)
             last = known[-1].last if known else 0

@@ -27,6 +27,7 @@ EventLogError
 ├── RebuildRunning     the view is being rebuilt already: wait for that
 ├── NoOldView          no copy of this version was kept: rebuild the view
 ├── ViewSuperseded     a release with another version of the view has taken it over: stop
+├── RowMissing         the event is about a row that the view does not have: its stream begins otherwise
 ├── FoldFailed         the parked event still cannot be folded: correct the view first
 └── NotParked          no event of this position is parked
 """
@@ -255,6 +256,16 @@ class FoldFailed(EventLogError):
         super().__init__(f"view {name} still cannot fold position {position}: {type(error).__name__}: {error}")
         self.name = name
         self.position = position
+
+
+class RowMissing(EventLogError):
+    """View `name` has no row with this key, which an event of the type changes."""
+
+    def __init__(self, name: str, type_name: str, key: tuple[object, ...]) -> None:
+        super().__init__(f"view {name} has no row {key} for a {type_name} to change")
+        self.name = name
+        self.type_name = type_name
+        self.key = key
 
 
 class NoOldView(EventLogError):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class GroupCommitted:
-    """One transaction: the requests it answered, their events, and the time from taking them to their being durable."""
+    """One transaction: the requests it answered, their events, and the time from taking them to their being durable.
+
+    `types` counts, by type, the events that were stored; `events` also those refused, as by a version conflict.
+    """
 
     requests: int
     events: int
     seconds: float
+    types: Mapping[str, int] = field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -202,6 +202,11 @@ class Projector:
                 return []
             return await self._live.parked(connection)
 
+    async def parked_count(self) -> int:
+        """How many events could not be folded."""
+        async with self._transaction() as connection:
+            return await self._live.parked_count(connection)
+
     async def redrive(self, position: int, *, skip: bool = False) -> None:
         """Fold a parked event again, or drop it from the list with `skip`.
 

@@ -60,7 +60,8 @@ class RelayConfig:
     """Make the stream if it is missing. Not where an administrator makes streams, and a service's user may not: the relay
     then waits for the stream, and fills it from the first event on."""
     ack_timeout_s: float = 5.0
-    """Without any acknowledgement for so long, the relay looks anew where the stream ends."""
+    """Without any acknowledgement, or any other answer of the server, for so long, the relay looks anew where the stream
+    ends."""
     idle_check_s: float = 5.0
     """How often an idle relay looks whether the stream is still whole."""
     retry_pause_max_s: float = 2.0
@@ -95,10 +96,10 @@ class Relay:
     def __init__(self, log: EventLog, client: Client, service: str, config: RelayConfig | None = None) -> None:
         self._log = log
         self._client = client
-        self._js = client.jetstream()
+        self._config = config or RelayConfig()
+        self._js = client.jetstream(timeout=self._config.ack_timeout_s)
         self._service = service
         self._stream = event_stream(service)
-        self._config = config or RelayConfig()
         self._window = _Window(0)
         self._allows_batches = False
         self._published = HeadSignal()

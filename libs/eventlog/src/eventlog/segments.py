@@ -7,11 +7,13 @@ header names the hash before the first event and that of the last, so that the c
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -30,6 +32,7 @@ from eventlog.records import StoredEvent, StreamId, parse_stream
 BLOCK_EVENTS: Final = 1_000
 _FORMAT: Final = "eventlog-archive"
 _LEVEL: Final = 6
+_UNFINISHED: Final = ".unfinished"
 _BLOCKS_CACHED_MAX: Final = 16
 _INDEXES_CACHED_MAX: Final = 64
 _UNREADABLE: Final = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError)
@@ -69,19 +72,20 @@ class Index:
 class SegmentWriter:
     """Writes one segment block by block. Nothing has the file's final name before all of it is on disk.
 
-    Until then its name is nobody else's: an archiver that lost its turn unnoticed spoils no file of the next one, which
-    has the same bytes. After a crash an `.unfinished` file stays, and can be deleted.
+    Until then its name is nobody else's, and it is locked: an archiver that lost its turn unnoticed spoils no file of the
+    next one, which has the same bytes. What a crash leaves is unlocked, and `sweep` deletes it.
     """
 
     def __init__(self, directory: Path, first: int, last: int, previous_hash: bytes) -> None:
         self._path = directory / f"{first:020d}-{last:020d}.events.gz"
-        self._unfinished = self._path.with_suffix(f".{uuid7().hex}.unfinished")
+        self._unfinished = self._path.with_suffix(f".{uuid7().hex}{_UNFINISHED}")
         self._first, self._last = first, last
         self._blocks: list[Block] = []
         self._streams: dict[str, list[int]] = {}
         self._digest = sha256()
         self._size = 0
         self._file = self._unfinished.open("wb")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         header = {"format": _FORMAT, "version": 1, "first": first, "last": last, "previous_hash": previous_hash.hex()}
         self._put([header])
 
@@ -164,6 +168,14 @@ class SegmentReader:
 
     def _block(self, block: Block) -> tuple[StoredEvent, ...]:
         return _events(self._path, block)
+
+
+def sweep(directory: Path) -> None:
+    """Delete what archivers that died had begun to write, and nothing that one is writing."""
+    for path in directory.glob(f"*{_UNFINISHED}"):
+        with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _read_index(path: Path, segment: Segment) -> Index:

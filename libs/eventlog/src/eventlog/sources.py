@@ -163,6 +163,8 @@ class _StreamReader:
 
     BYTES_MAX = 32 * 1024 * 1024
     ANSWER_TIMEOUT_S = 5.0
+    LOOK_S = 0.2
+    """How often who waits for an answer looks whether the connection that was asked over is still there."""
     INACTIVE_S = 60.0
     NO_STREAM_PAUSE_S = 0.25
 
@@ -238,11 +240,12 @@ class _StreamReader:
         body = orjson.dumps({**request, "max_bytes": self.BYTES_MAX})
         self._requests += 1
         reply = f"{self._inbox}.{self._requests}"
+        reconnects = self._client.stats["reconnects"]
         await self._client.publish(subject, body, reply=reply)
         messages: list[Msg] = []
         try:
             while len(messages) < limit:
-                message = await self._subscription.next_msg(timeout=timeout_s)
+                message = await self._next(self._subscription, timeout_s, reconnects)
                 status = (message.headers or {}).get("Status") if not message.data else None
                 if status is not None:
                     if message.subject != reply:
@@ -255,6 +258,19 @@ class _StreamReader:
             await self.close()
             raise
         return messages
+
+    async def _next(self, subscription: Subscription, timeout_s: float, reconnects: int) -> Msg:
+        """The next message. TimeoutError after `timeout_s`, or once there is another connection than the one that was asked
+        over: a server forgets who had asked.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            try:
+                return await subscription.next_msg(timeout=min(self.LOOK_S, max(0.0, deadline - loop.time())))
+            except TimeoutError:
+                if loop.time() >= deadline or self._client.stats["reconnects"] != reconnects:
+                    raise
 
     def _in_sequence(self, messages: list[Msg]) -> list[StoredEvent]:
         """The events that follow the position without a gap, which they move; what is known already is left out."""

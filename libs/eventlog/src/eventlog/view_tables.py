@@ -147,6 +147,14 @@ class ViewTables:
         )
         return [Parked(from_headers(row[0], row[1], row[2]), row[3], row[4]) for row in await rows.fetchall()]
 
+    async def parked_count(self, connection: Connection) -> int:
+        """How many are parked; 0 before the copy exists."""
+        if await self.standing(connection) is None:
+            return 0
+        rows = await connection.execute(self._sql("select count(*) from {schema}._parked"))
+        (count,) = await rows.fetchone() or (0,)
+        return int(count)
+
     async def unpark(self, connection: Connection, position: int) -> StoredEvent | None:
         """Take an event off the list; None if it is not on it."""
         rows = await connection.execute(

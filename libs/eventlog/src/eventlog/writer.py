@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import random
@@ -134,7 +135,8 @@ class GroupWriter:
             outcomes = [_caused(AppendRefused(f"the database refused the append: {error}"), error)]
         else:
             events = sum(waiting.size.events for waiting in group)
-            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun))
+            types = _stored_types(group, outcomes)
+            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun, types))
         for waiting, outcome in zip(group, outcomes, strict=True):
             _answer(waiting.answer, outcome)
 
@@ -283,6 +285,16 @@ def _own(outcomes: list[Outcome], attempts: list[list[Outcome]]) -> list[Outcome
             if isinstance(first, Appended) and outcomes[index] == replace(first, duplicate=True):
                 outcomes[index] = first
     return outcomes
+
+
+def _stored_types(group: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> Counter[str]:
+    """How many events of each type were stored now: not those refused, nor those stored before."""
+    stored = (
+        waiting.request
+        for waiting, outcome in zip(group, outcomes, strict=True)
+        if isinstance(outcome, Appended) and not outcome.duplicate
+    )
+    return Counter(event.type for request in stored for append in request for event in append.events)
 
 
 def _answer(answer: asyncio.Future[Appended], outcome: Outcome) -> None:

@@ -112,11 +112,12 @@ def master_key_file(directory: Path, service: str) -> Path:
 
 
 def write_secret(file: Path, text: str, mode: int = _OWNER_ONLY) -> None:
-    """Writes a file that only its owner can read, whole or not at all: a half-written key would be kept for ever."""
+    """Writes a file that only its owner can read (`mode`), whole or not at all: half a key would be kept for ever."""
     unfinished = file.with_name(f".{file.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "w") as output:
+        os.fchmod(descriptor, mode)  # whatever the caller's umask is
         output.write(text)
         output.flush()
         os.fsync(descriptor)

@@ -106,6 +106,8 @@ class Layout:
     python: str = sys.executable
     limits: Limits = field(default_factory=Limits)
     durable: bool = True
+    tls: bool = False
+    """gRPC and NATS by mutual TLS, with the certificates of a development authority (certificates.py)."""
 
     @property
     def postgres_port(self) -> int:
@@ -131,6 +133,10 @@ class Layout:
     @property
     def keys(self) -> Path:
         return self.data / "keys"
+
+    @property
+    def certificates(self) -> Path:
+        return self.data / "tls"
 
     @property
     def logs(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from launcher.bus import authorization
+from launcher.certificates import NATS_ADMIN, files_of, settings_of
 from launcher.databases import provision
 from launcher.keys import (
     ADMINISTRATOR,
@@ -34,6 +35,8 @@ INHERITED = frozenset(
 )
 """What of the caller's environment every service is given. Other people's secrets stay out of their reach."""
 INHERITED_PREFIXES = ("SYNOD_", "OTEL_", "LC_")
+OF_CLIENTS = "SYNOD_TLS_"
+"""What the caller's environment says for clients of another system, and a service must not take for its own."""
 
 
 def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
@@ -44,7 +47,9 @@ def postgres_of(layout: Layout, credentials: Credentials) -> EmbeddedPostgres:
 
 def nats_of(layout: Layout, credentials: Credentials) -> EmbeddedNats:
     who_may_what = authorization(layout.services, credentials.nats)
-    return EmbeddedNats(layout.data / NATS, layout.nats_port, who_may_what, storage_key=credentials.nats_storage)
+    tls = files_of(layout.certificates, NATS) if layout.tls else None
+    storage_key = credentials.nats_storage
+    return EmbeddedNats(layout.data / NATS, layout.nats_port, who_may_what, storage_key=storage_key, tls=tls)
 
 
 def programs(layout: Layout, credentials: Credentials) -> tuple[Program, ...]:
@@ -75,6 +80,7 @@ def environment(layout: Layout, credentials: Credentials, service: Service) -> M
         "SYNOD_PEERS": json.dumps(peers),
         **_identity(layout, service),
         **_log_keys(layout, service),
+        **(settings_of(layout.certificates, service.name) if layout.tls else {}),
         **_own_settings(layout, service),
     }
 
@@ -131,7 +137,11 @@ def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
 
 def _inherited(layout: Layout, secrets: tuple[str, ...]) -> Mapping[str, str]:
     prefixes = (*INHERITED_PREFIXES, *secrets)
-    return {name: value for name, value in layout.environment.items() if name in INHERITED or name.startswith(prefixes)}
+    return {
+        name: value
+        for name, value in layout.environment.items()
+        if name in INHERITED or (name.startswith(prefixes) and not name.startswith(OF_CLIENTS))
+    }
 
 
 def _postgres(layout: Layout, credentials: Credentials) -> Program:
@@ -150,13 +160,14 @@ def _postgres(layout: Layout, credentials: Credentials) -> Program:
 def _nats(layout: Layout, credentials: Credentials) -> Program:
     server = nats_of(layout, credentials)
     login = NatsUser(ADMINISTRATOR, credentials.nats[ADMINISTRATOR])
+    tls = files_of(layout.certificates, NATS_ADMIN) if layout.tls else None
     return Program(
         NATS,
         server.command(),
         _local(server.is_ready),
         f"127.0.0.1:{server.port}",
         prepare=server.prepare,
-        provision=partial(make_streams, url(server.port, login), layout.services),
+        provision=partial(make_streams, url(server.port, login), layout.services, tls),
     )
 
 

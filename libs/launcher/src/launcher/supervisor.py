@@ -11,6 +11,7 @@ Each program has one _Keeper, a task that lives through the program's lives:
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -132,6 +133,10 @@ class Supervisor:
         """Kills a program as a crash would, with its whole process group; it is then restarted."""
         self._keepers[name].kill()
 
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a program a signal; nothing if it does not run just now."""
+        self._keepers[name].signal(number)
+
     def kill_all(self) -> None:
         """Kills every program at once, for a stop that shall take no time."""
         for keeper in self._keepers.values():
@@ -197,6 +202,11 @@ class _Keeper:
         if self._process is not None:
             kill_group(self._process.pid)
 
+    def signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
     async def restart(self) -> None:
         self._leave_ready()
         self._hurry.set()
@@ -230,9 +240,7 @@ class _Keeper:
             await asyncio.wait({task})
 
     def _ask_to_stop(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(self.program.command.stop_signal)
+        self.signal(self.program.command.stop_signal)
 
     async def _keep(self) -> None:
         for need in self.needs:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,6 +10,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
+from launcher import certificates
 from launcher.datadir import claimed
 from launcher.errors import DataLocked
 from launcher.keys import (
@@ -26,12 +28,15 @@ from launcher.logs import Logs, Record
 from launcher.nats import NatsUser, url
 from launcher.ports import check_ports
 from launcher.processes import POLL_S, Warden
-from launcher.programs import postgres_of, programs
+from launcher.programs import NATS, postgres_of, programs
 from launcher.supervisor import OnChange, Status, Supervisor
 
 SYSTEM_FILE = "system.json"
 """In the data directory while the system is up: {"endpoints": {...}, "dev_key_file": ..., "nats_observer_file": ...,
-"nats_client_file": ..., "nats_administrator_file": ...}, for the synod command and the SDK."""
+"nats_client_file": ..., "nats_administrator_file": ...}, for the synod command and the SDK; with TLS "tls_ca_file",
+"tls_certificate_file" and "tls_key_file" too."""
+RENEWAL_CHECK_S = 3600.0
+CHANGE_CHECK_S = 1.0
 FORMER_SERVER_TIMEOUT_S = 30.0
 
 
@@ -49,6 +54,7 @@ class System:
         self._supervisor: Supervisor | None = None
         self._stopping: Supervisor | None = None
         self._credentials: Credentials | None = None
+        self._renewal: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.up()
@@ -73,6 +79,8 @@ class System:
 
     async def down(self, grace_s: float | None = None) -> None:
         """Stops everything in reverse order and releases the data directory. Does nothing when nothing is up."""
+        if self._renewal is not None:
+            self._renewal.cancel()
         self._stopping, self._supervisor = self._supervisor, None
         if self._stopping is not None:
             await self._stopping.stop(grace_s)
@@ -144,6 +152,8 @@ class System:
         self._held.enter_context(claimed(layout, fresh=self._fresh))
         names = (service.name for service in layout.services)
         self._credentials = ensure_keys(layout.keys, names, encrypt_at_rest=layout.encrypt_at_rest)
+        if layout.tls:
+            certificates.ensure(layout.certificates, certificates.utc_now(), certificates.holders(layout.services))
         await self._wait_for_former_server(self._credentials)
         check_ports(layout.port_base, layout.ports())
         warden = Warden(layout.limits.stop_grace_s)
@@ -153,6 +163,8 @@ class System:
         all_programs = programs(layout, self._credentials)
         self._supervisor = Supervisor(all_programs, layout.limits, logs, warden, on_progress)
         await self._supervisor.start()
+        if layout.tls:
+            self._renewal = asyncio.create_task(self._renew_certificates(self._supervisor))
         self._publish()
 
     async def _wait_for_former_server(self, credentials: Credentials) -> None:
@@ -165,11 +177,28 @@ class System:
                 raise DataLocked("data", server.data, f"PostgreSQL of process {pid} still runs on it", remedy)
             await asyncio.sleep(POLL_S)
 
+    async def _renew_certificates(self, supervisor: Supervisor) -> None:
+        """Renews what is due, and has NATS read its certificate again when somebody renewed it; services do so themselves."""
+        directory = self.layout.certificates
+        everybody = certificates.holders(self.layout.services)
+        server = certificates.files_of(directory, certificates.NATS)
+        renewed_at, seen = monotonic(), server.stamp()
+        while True:
+            await asyncio.sleep(CHANGE_CHECK_S)
+            if monotonic() - renewed_at > RENEWAL_CHECK_S:
+                renewed_at = monotonic()
+                await asyncio.to_thread(certificates.ensure, directory, certificates.utc_now(), everybody)
+            if seen != (seen := server.stamp()):
+                supervisor.signal(NATS, signal.SIGHUP)
+
     def _publish(self) -> None:
         keys = self.layout.keys
         for user in NATS_CLIENTS:
             write_secret(nats_file(keys, user), self._nats_url(user))
         files = {f"nats_{user}_file": str(nats_file(keys, user)) for user in NATS_CLIENTS}
+        if self.layout.tls:
+            for name, path in certificates.settings_of(self.layout.certificates, certificates.CLIENT).items():
+                files[name.removeprefix("SYNOD_").lower()] = path
         published = {"endpoints": dict(self.endpoints), "dev_key_file": str(keys / "dev.key"), **files}
         file = self.layout.data / SYSTEM_FILE
         file.write_text(json.dumps(published, indent=2))

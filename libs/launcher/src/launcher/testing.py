@@ -30,6 +30,7 @@ from secrets import token_hex
 import psycopg
 import pytest
 from psycopg import sql
+from servicekit.tls import TlsFiles
 
 from launcher import nats, processes
 from launcher.errors import PortInUse, StartFailed
@@ -137,6 +138,11 @@ class RunningNats:
         """Kills it as a crash would."""
         self._end(signal.SIGKILL)
 
+    def reload(self) -> None:
+        """Has it read its configuration and certificates again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
     def _end(self, how: signal.Signals) -> None:
         if self.process is not None:
             processes.stop(self.process, how, WARDEN_GRACE_S)
@@ -169,9 +175,9 @@ def running_postgres(directory: Path, warden: Warden) -> Iterator[RunningPostgre
 
 
 @contextmanager
-def running_nats(directory: Path, warden: Warden) -> Iterator[RunningNats]:
+def running_nats(directory: Path, warden: Warden, tls: TlsFiles | None = None) -> Iterator[RunningNats]:
     """A server without streams in `directory`, stopped at the end."""
-    server = RunningNats(EmbeddedNats(directory, name="synod-test"), warden)
+    server = RunningNats(EmbeddedNats(directory, name="synod-test", tls=tls), warden)
     server.start()
     try:
         yield server

@@ -39,6 +39,7 @@ class UpOptions:
     port_base: int = PORT_BASE
     fresh: bool = False
     simulator: bool = False
+    tls: bool = False
     plain: bool = False
     services: tuple[Service, ...] = SERVICES
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
@@ -46,7 +47,9 @@ class UpOptions:
 
     def layout(self) -> Layout:
         data = self.data or default_data_directory(self.environment)
-        return Layout(data, self.port_base, self.services, self.simulator, self.environment, limits=self.limits)
+        return Layout(
+            data, self.port_base, self.services, self.simulator, self.environment, limits=self.limits, tls=self.tls
+        )
 
 
 def run(options: UpOptions, console: Console | None = None) -> int:

@@ -1,6 +1,6 @@
 """The life of a service process: start in dependency order, serve, stop so that nothing is lost.
 
-    settings -> http (health only) -> postgres -> nats -> peers -> compose -> views -> grpc -> commands -> ready
+    settings -> http (health only) -> keys -> postgres -> nats -> peers -> compose -> views -> grpc -> commands -> ready
     SIGTERM: not ready -> callers leave -> commands finish -> calls finish -> tasks and views end -> log and relay drain
 
 What a phase opens is closed in reverse order, also when a later phase fails. Each phase writes one log line when it
@@ -47,6 +47,7 @@ from servicekit.rpc import Guard, PermissionMissing, RpcServer
 from servicekit.settings import ServiceSettings, SettingsInvalid, load_settings
 from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics, Tracing, configure_logging
+from servicekit.tls import Material, Tls, TlsFiles, TlsInvalid, follow
 
 Compose = Callable[[Host[S]], Awaitable[None]]
 Probe = Callable[[], Awaitable[None]]
@@ -54,8 +55,9 @@ Probe = Callable[[], Awaitable[None]]
 EXIT_OK = 0
 EXIT_START_FAILED = 1
 EXIT_SETTINGS_INVALID = 2
-COLLECT_AFTER = (10_000, 20, 20)
-"""Thresholds of the garbage collector's generations; Python's own are for programs that allocate less at once."""
+COLLECT_AFTER = (50_000, 20, 20)
+"""Thresholds of the garbage collector. Python's own 700 objects are the fields of some ten events: of the time of a
+rebuild, a third went into looking for garbage."""
 DEPENDENCY_CHECK_S = 5.0
 _PROBE_RETRY = Backoff(initial_s=0.2, factor=1.5, max_s=2, full_jitter=False)
 _TASK_RETRY = Backoff(initial_s=0.2, max_s=30)
@@ -70,7 +72,16 @@ class StartFailed(Exception):
         self.missing = missing
 
 
-EXPECTED = (StartFailed, ArchiveMissing, KeyFileInvalid, KeyUnusable, PermissionMissing, PeerUnknown, PortTaken)
+EXPECTED = (
+    StartFailed,
+    ArchiveMissing,
+    KeyFileInvalid,
+    KeyUnusable,
+    PermissionMissing,
+    PeerUnknown,
+    PortTaken,
+    TlsInvalid,
+)
 
 
 def run(settings_type: type[S], compose: Compose[S]) -> int:
@@ -86,6 +97,7 @@ def run(settings_type: type[S], compose: Compose[S]) -> int:
             Logger("unconfigured").error("phase", phase="settings", state="failed", missing=problem)
         return EXIT_SETTINGS_INVALID
     configure_logging(settings.service, settings.log_level)
+    collect_seldom()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_until_signal(settings, compose))
 
@@ -96,35 +108,42 @@ async def _until_signal(settings: S, compose: Compose[S]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with running(settings, compose, stop=stop):
-            _spare_collector()
-            await stop.wait()
+            if not settings.prepare_only:
+                _keep_what_is_loaded()
+                await stop.wait()
     except StartFailed:
         # The phase that failed has said so in the log already.
         return EXIT_START_FAILED
     return EXIT_OK
 
 
-def _spare_collector() -> None:
+def collect_seldom() -> None:
+    """For a process that decodes many events, keeps few, and makes no cycles of them."""
+    gc.set_threshold(*COLLECT_AFTER)
+
+
+def _keep_what_is_loaded() -> None:
     """What a service has loaded by now it keeps: looking through it for garbage again and again finds none."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
 
 
 @asynccontextmanager
 async def running(
     settings: S, compose: Compose[S], *, clock: Clock | None = None, stop: asyncio.Event | None = None
 ) -> AsyncIterator[Host[S]]:
-    """Start the service, give its host while it is ready, stop it. Raises StartFailed.
+    """Start the service, give its host while it is ready (or prepared, if that is all it is to be), stop it. Raises
+    StartFailed.
 
     A `stop` that is set during the start ends the waiting for what is missing.
     """
     log, metrics = Logger(settings.service), Metrics()
-    phases = _Phases(settings, Health(metrics.ready), log, stop or asyncio.Event())
+    phases = _Phases(settings, Health(metrics.ready, metrics.problem), log, stop or asyncio.Event())
     async with AsyncExitStack() as stack:
         host = await _Start(settings, clock or SystemClock(), metrics, phases, stack).all(compose)
-        phases.health.enter("ready")
-        log.info("phase", phase="ready", state="ok", grpc_port=host.grpc_port, http_port=host.http.port)
+        reached = "prepared" if settings.prepare_only else "ready"
+        phases.health.enter(reached)
+        log.info("phase", phase=reached, state="ok", grpc_port=host.grpc_port, http_port=host.http.port)
         try:
             yield host
         finally:
@@ -149,14 +168,18 @@ class _Start(Generic[S]):
         tracing = Tracing(self.settings.service, self.settings.otlp_endpoint)
         self.stack.callback(tracing.close)
         http = await self.http()
-        authenticator = await self.authenticator()
+        authenticator, tls = await self.keys()
         pool = await self.postgres()
-        broker, client = await self.nats()
-        peers = await self.peers()
-        host = self.host(tracing, http, authenticator, pool, broker, client, peers)
+        broker, client = await self.nats(tls)
+        peers = await self.peers(tls)
+        host = self.host(tracing, http, authenticator, tls, pool, broker, client, peers)
         async with self.phases.phase("compose"):
             await compose(host)
-        await self.serve(host)
+        if self.settings.prepare_only:
+            async with self.phases.phase("views"):
+                await host.history.prepare_views()
+        else:
+            await self.serve(host)
         return host
 
     async def http(self) -> HttpServer:
@@ -170,27 +193,30 @@ class _Start(Generic[S]):
             self.stack.push_async_callback(server.stop)
         return server
 
-    async def authenticator(self) -> Authenticator:
+    async def keys(self) -> tuple[Authenticator, Tls | None]:
+        settings = self.settings
         async with self.phases.phase("keys"):
-            key = load_public_key(self.settings.auth_public_key_file)
-        return Authenticator(key, self.clock, cache_max=self.settings.limits.tokens_cached_max)
+            key = load_public_key(settings.auth_public_key_file)
+            files = TlsFiles.named(settings.tls_ca_file, settings.tls_certificate_file, settings.tls_key_file)
+            tls = Tls(files, self.clock) if files else None
+        return Authenticator(key, self.clock, cache_max=settings.limits.tokens_cached_max), tls
 
     async def postgres(self) -> AsyncConnectionPool:
         async with self.phases.phase("postgres"):
             await self.phases.wait_for("postgres", lambda: probe_postgres(self.settings))
             return await self.stack.enter_async_context(open_pool(self.settings))
 
-    async def nats(self) -> tuple[NatsBroker, Client]:
+    async def nats(self, tls: Tls | None) -> tuple[NatsBroker, Client]:
         async with self.phases.phase("nats"):
-            await self.phases.wait_for("nats", lambda: probe_nats(self.settings))
-            broker = nats_broker(self.settings, self.phases.health, self.phases.log)
+            await self.phases.wait_for("nats", lambda: probe_nats(self.settings, tls))
+            broker = nats_broker(self.settings, self.phases.health, self.phases.log, tls)
             client = await broker.connect()
             self.stack.push_async_callback(broker.stop)
         return broker, client
 
-    async def peers(self) -> Peers:
+    async def peers(self, tls: Tls | None) -> Peers:
         settings = self.settings
-        peers = Peers(settings.peers, self.clock, settings.limits)
+        peers = Peers(settings.peers, self.clock, settings.limits, tls)
         self.stack.push_async_callback(peers.close)
         async with self.phases.phase("peers"):
             if settings.service_key_file:
@@ -211,6 +237,7 @@ class _Start(Generic[S]):
         tracing: Tracing,
         http: HttpServer,
         authenticator: Authenticator,
+        tls: Tls | None,
         pool: AsyncConnectionPool,
         broker: NatsBroker,
         client: Client,
@@ -218,7 +245,7 @@ class _Start(Generic[S]):
     ) -> Host[S]:
         settings, clock, metrics = self.settings, self.clock, self.metrics
         log, health, service, limits = self.phases.log, self.phases.health, settings.service, settings.limits
-        guard = Guard(service, authenticator, LOG_ERRORS, limits, clock, tracing, metrics, log)
+        guard = Guard(service, authenticator, LOG_ERRORS, limits, clock, tracing, metrics, log, tls)
         commands = Commands(
             service,
             broker,
@@ -245,6 +272,7 @@ class _Start(Generic[S]):
             rpc=RpcServer(guard),
             tasks=Tasks(clock, health, metrics, log, _TASK_RETRY),
             peers=peers,
+            tls=tls,
             http=http,
             history=self.history(pool, client),
             stack=self.stack,
@@ -269,6 +297,7 @@ class _Start(Generic[S]):
             former_master_key_files=settings.former_master_key_files,
             encrypt_at_rest=settings.encrypt_at_rest,
             archive_directory=settings.archive_directory,
+            operator_tenant=settings.operator_tenant,
             make_streams=settings.make_streams,
         )
 
@@ -278,6 +307,8 @@ class _Start(Generic[S]):
         async with self.phases.phase("tasks"):
             self.stack.push_async_callback(host.tasks.stop, grace_s)
             host.tasks.start("dependencies", _watch(host, settings))
+            if host.tls:
+                host.tasks.start("tls", _follow_files(host, host.tls))
             await host.start_composed()
         async with self.phases.phase("grpc"):
             host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
@@ -365,6 +396,14 @@ def _watch(host: Host[S], settings: ServiceSettings) -> Probe:
                 await _check_peer(host, name)
 
     return watch
+
+
+def _follow_files(host: Host[S], tls: Tls) -> Probe:
+    def renew(material: Material) -> None:
+        # Taken at the next reconnect; a connection that is there stays.
+        host.nats.options["tls"] = material.context
+
+    return follow(tls, host.health, host.metrics, host.log_, renew, host.clock)
 
 
 async def _check_commands(host: Host[S]) -> None:

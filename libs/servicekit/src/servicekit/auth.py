@@ -58,6 +58,11 @@ class Principal:
         return any(fnmatchcase(permission, pattern) for pattern in self.permissions)
 
 
+def service_principal(service: str) -> str:
+    """The id of the principal that agent-registry gives a service."""
+    return f"svc-{service}"
+
+
 ANONYMOUS = Principal(id="anonymous", tenant="", kind="user")
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar, get_args
 from uuid import UUID
 
 from faststream import AckPolicy
@@ -43,6 +43,8 @@ from servicekit.telemetry import TRACEPARENT, Logger, Metrics, Tracing, tracepar
 
 C = TypeVar("C", bound=BaseModel)
 Handler = Callable[[C], Awaitable[object]]
+Outcome = Literal["ok", "retried", "dead"]
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 MSG_ID = "Nats-Msg-Id"
 DEADLINE = "synod-deadline"
@@ -224,6 +226,8 @@ class Commands:
         if spec.verb in self._specs:
             raise ValueError(f"the command {spec.verb!r} has a handler already")
         self._specs[spec.verb] = spec  # type: ignore[assignment]
+        for outcome in OUTCOMES:  # from 0 on, so that the first dead letter is seen to be an increase
+            self._metrics.commands.labels(spec.verb, outcome)
 
         async def consume(message: NatsMessage) -> None:
             await self._consume(spec, message.raw_message)
@@ -350,7 +354,7 @@ class Commands:
         self._count(spec, "dead")
         self._log.error("command_dead", error=error, verb=spec.verb, reason=reason, subject=message.subject)
 
-    def _count(self, spec: CommandSpec[C], outcome: str) -> None:
+    def _count(self, spec: CommandSpec[C], outcome: Outcome) -> None:
         self._metrics.commands.labels(spec.verb, outcome).inc()
 
 

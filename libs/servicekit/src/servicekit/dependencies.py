@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import nats
 import psycopg
 from faststream.nats import NatsBroker
-from faststream.nats.security import NatsUserPassword
+from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.errors import Error as NatsError
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
@@ -17,6 +17,9 @@ from psycopg_pool import AsyncConnectionPool
 from servicekit.health import Health
 from servicekit.settings import ServiceSettings
 from servicekit.telemetry import Logger
+from servicekit.tls import Tls
+
+_NATS_TLS = "; with TLS it needs `handshake_first: auto` and a certificate that names its address"
 
 
 class PortTaken(Exception):
@@ -45,7 +48,7 @@ async def probe_postgres(settings: ServiceSettings) -> None:
         ) from error
 
 
-async def probe_nats(settings: ServiceSettings) -> None:
+async def probe_nats(settings: ServiceSettings, tls: Tls | None = None) -> None:
     """Raises Missing, also when the server runs without JetStream."""
     where = nats_address(settings.nats_url)
     refusals: list[Exception] = []
@@ -64,11 +67,12 @@ async def probe_nats(settings: ServiceSettings) -> None:
                 reconnect_time_wait=0,
                 error_cb=note,
                 **_nats_login(settings),
+                **(tls.current.nats_options() if tls else {}),
             )
     except (NatsError, OSError, TimeoutError) as error:
         raise Missing(
             f"NATS at {where} does not answer ({_reason(refusals[-1] if refusals else error)}); "
-            "start it (`synod up` starts one) or set SYNOD_NATS_URL to where it is"
+            f"start it (`synod up` starts one) or set SYNOD_NATS_URL to where it is{_NATS_TLS if tls else ''}"
         ) from error
     try:
         await client.jetstream().account_info()
@@ -104,7 +108,7 @@ async def _check_if_spoken_to(connection: AsyncConnection) -> None:
         await AsyncConnectionPool.check_connection(connection)
 
 
-def nats_broker(settings: ServiceSettings, health: Health, log: Logger) -> NatsBroker:
+def nats_broker(settings: ServiceSettings, health: Health, log: Logger, tls: Tls | None = None) -> NatsBroker:
     """The service's one connection to NATS, not yet opened; it reconnects for ever and tells `health`."""
     where = nats_address(settings.nats_url)
 
@@ -118,7 +122,6 @@ def nats_broker(settings: ServiceSettings, health: Health, log: Logger) -> NatsB
         health.recover("nats")
         log.info("nats_reconnected", address=where)
 
-    user, password = settings.nats_user, settings.nats_password
     return NatsBroker(
         settings.nats_url,
         name=settings.service,
@@ -127,7 +130,7 @@ def nats_broker(settings: ServiceSettings, health: Health, log: Logger) -> NatsB
         disconnected_cb=disconnected,
         reconnected_cb=reconnected,
         graceful_timeout=settings.shutdown_grace_s,
-        security=NatsUserPassword(user, password.get_secret_value()) if user and password else None,
+        security=_nats_security(settings, tls),
         apply_types=True,
         logger=None,
     )
@@ -164,6 +167,14 @@ def _nats_login(settings: ServiceSettings) -> dict[str, str]:
     if not (settings.nats_user and settings.nats_password):
         return {}
     return {"user": settings.nats_user, "password": settings.nats_password.get_secret_value()}
+
+
+def _nats_security(settings: ServiceSettings, tls: Tls | None) -> NatsSecurity | None:
+    login = _nats_login(settings)
+    context, is_first = (tls.current.context, True) if tls else (None, False)
+    if login:
+        return NatsUserPassword(login["user"], login["password"], ssl_context=context, tls_handshake_first=is_first)
+    return NatsSecurity(ssl_context=context, tls_handshake_first=is_first) if tls else None
 
 
 def _reason(error: object) -> str:

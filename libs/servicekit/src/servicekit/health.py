@@ -16,6 +16,8 @@ class Health:
     """
 
     ready_gauge: Gauge
+    problem_gauge: Gauge
+    """By component."""
     phase: str = "starting"
     ready: bool = False
     _problems: dict[str, str] = field(default_factory=dict)
@@ -28,9 +30,11 @@ class Health:
     def degrade(self, component: str, problem: str) -> None:
         """Name a component that does not work, with the reason."""
         self._problems[component] = problem
+        self.problem_gauge.labels(component).set(1)
 
     def recover(self, component: str) -> None:
-        self._problems.pop(component, None)
+        if self._problems.pop(component, None) is not None:
+            self.problem_gauge.labels(component).set(0)
 
     @property
     def problems(self) -> dict[str, str]:

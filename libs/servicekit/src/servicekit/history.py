@@ -1,7 +1,7 @@
 """The event log of a service in its process: opened, relayed to JetStream, projected into views, served, drained."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,6 +16,7 @@ from eventlog.errors import (
     ArchiveMissing,
     EventMissing,
     EventTooLarge,
+    HistoryRewritten,
     KeyUnusable,
     LogClosed,
     LogUnavailable,
@@ -40,6 +41,7 @@ from eventlog.sources import LogSource, Source
 from eventlog.vault import Vault
 from eventlog.view_tables import Parked
 from nats.aio.client import Client
+from prometheus_client import Gauge
 from psycopg_pool import AsyncConnectionPool
 from synod.common.subjects import checkpoint_subject
 from synod.eventlog.v1 import eventlog_pb2 as pb
@@ -109,7 +111,36 @@ EVENTLOG_PERMISSIONS = {
 
 
 class TenantEventLog(EventLogServicer):
-    """The EventLog contract, in which a caller of one tenant sees the events of that tenant only."""
+    """The EventLog contract, in which a caller of one tenant sees the events of that tenant only.
+
+    `broken` is set when a verification finds the log broken, and cleared when one of the whole log finds it whole.
+    Views and the key of payloads are everybody's: only who is of the `operator_tenant`, or of any, may swap them.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        projectors: Iterable[Projector],
+        *,
+        operator_tenant: str,
+        service: str,
+        broken: Gauge,
+        checkpoints: Checkpoints | None,
+        vault: Vault | None,
+    ) -> None:
+        super().__init__(log, projectors, service=service, checkpoints=checkpoints, vault=vault)
+        self._operator_tenant = operator_tenant
+        self._broken = broken
+
+    @override
+    async def Verify(self, request: pb.VerifyRequest, context: Context) -> pb.VerifyResponse:
+        verified = await super().Verify(request, context)
+        # What a caller says to have witnessed may be forged; it is no finding about the log.
+        if not verified.ok and not request.witnessed:
+            self._broken.set(1)
+        elif verified.ok and not request.first_position and not request.last_position:
+            self._broken.set(0)
+        return verified
 
     @override
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
@@ -136,6 +167,32 @@ class TenantEventLog(EventLogServicer):
         return [parked for parked in await super().parked(projector) if tenant in (ANY_TENANT, parked.event.tenant)]
 
     @override
+    async def RebuildView(self, request: pb.RebuildViewRequest, context: Context) -> pb.RebuildViewResponse:
+        self._require_operator("rebuild a view")
+        return await super().RebuildView(request, context)
+
+    @override
+    async def RollbackView(self, request: pb.RollbackViewRequest, context: Context) -> pb.RollbackViewResponse:
+        self._require_operator("roll a view back")
+        return await super().RollbackView(request, context)
+
+    @override
+    async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Context) -> pb.RotateDataKeyResponse:
+        self._require_operator("rotate the data key")
+        return await super().RotateDataKey(request, context)
+
+    def _require_operator(self, deed: str) -> None:
+        principal = current_principal()
+        if principal.tenant not in (ANY_TENANT, self._operator_tenant):
+            raise PermissionDenied(
+                f"tenant:{self._operator_tenant}",
+                principal.id,
+                message=f"{principal.id} belongs to tenant {principal.tenant} and may not {deed}, which every tenant shares;"
+                f" ask whoever operates this system, in tenant {self._operator_tenant}",
+                reason="OPERATOR_ONLY",
+            )
+
+    @override
     async def EraseSubject(self, request: pb.EraseSubjectRequest, context: Context) -> pb.EraseSubjectResponse:
         request.tenant = _own_tenant(request.tenant, "erase persons")
         return await super().EraseSubject(request, context)
@@ -154,6 +211,8 @@ class CommitMetrics:
     def committed(self, group: GroupCommitted) -> None:
         self.metrics.eventlog_group_events.observe(group.events)
         self.metrics.eventlog_commit_seconds.observe(group.seconds)
+        for kind, events in group.types.items():
+            self.metrics.eventlog_events.labels(kind).inc(events)
 
 
 @dataclass(slots=True)
@@ -177,6 +236,7 @@ class History:
     encrypt_at_rest: bool = False
     archive_directory: Path | None = None
     make_streams: bool = False
+    operator_tenant: str = "local"
     log: EventLog | None = None
     """What the service appends to and reads from."""
     stored: PostgresEventLog | None = None
@@ -185,6 +245,8 @@ class History:
     vault: Vault | None = None
     relay: Relay | None = None
     projectors: list[Projector] = field(default_factory=list)
+    measurements: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
+    """Of the service itself, taken together with those of its log."""
 
     async def open(self, limits: LogLimits | None = None) -> EventLog:
         """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault.
@@ -197,6 +259,7 @@ class History:
                 self.dsn, limits=limits, clock=self.clock, observer=observer, archive=self.archive_directory
             )
             self.metrics.eventlog_queue_events.set_function(lambda: stored.backlog_events)
+            self.metrics.eventlog_queue_limit.set((limits or LogLimits()).queue_events_max)
             self.stored = stored
             self.log = log = await self._encrypted(stored)
             await self._open_vault(log)
@@ -239,7 +302,15 @@ class History:
                 self.pool, log, self.service, key, trusted=former, clock=self.clock, publish=self._publish_checkpoint
             )
             await self.checkpoints.prepare()
-            self.relaying.start("checkpoints", self.checkpoints.run)
+            self.relaying.start("checkpoints", self._make_checkpoints)
+
+    async def _make_checkpoints(self) -> None:
+        assert self.checkpoints is not None
+        try:
+            await self.checkpoints.run()
+        except HistoryRewritten:
+            self.metrics.eventlog_broken.set(1)
+            raise
 
     async def _publish_checkpoint(self, checkpoint: Checkpoint) -> None:
         await self.client.publish(checkpoint_subject(self.service), checkpoint.to_json().encode())
@@ -283,7 +354,13 @@ class History:
         """Add the EventLog contract over the log and its views."""
         if self.log:
             servicer = TenantEventLog(
-                self.log, self.projectors, service=self.service, checkpoints=self.checkpoints, vault=self.vault
+                self.log,
+                self.projectors,
+                operator_tenant=self.operator_tenant,
+                service=self.service,
+                broken=self.metrics.eventlog_broken,
+                checkpoints=self.checkpoints,
+                vault=self.vault,
             )
             server.add(add_EventLogServicer_to_server, servicer, EVENTLOG_PERMISSIONS, LOG_ERRORS)
 
@@ -309,6 +386,9 @@ class History:
         for projector in self.projectors:
             self.metrics.view_position.labels(projector.view.name).set(await projector.position())
             self.metrics.view_lag.labels(projector.view.name).set(await projector.lag())
+            self.metrics.view_parked.labels(projector.view.name).set(await projector.parked_count())
+        for measurement in self.measurements:
+            await measurement()
 
 
 def _within_tenant(request: R) -> R:

@@ -30,6 +30,7 @@ from servicekit.rpc import AddToServer, RpcServer
 from servicekit.settings import ServiceSettings
 from servicekit.tasks import Tasks, Work
 from servicekit.telemetry import Logger, Metrics, Tracing
+from servicekit.tls import Tls
 
 S = TypeVar("S", bound=ServiceSettings)
 Hook = Callable[[], Awaitable[object]]
@@ -56,6 +57,7 @@ class Host(Generic[S]):
     rpc: RpcServer
     tasks: Tasks
     peers: Peers
+    tls: Tls | None
     http: HttpServer
     history: History
     stack: AsyncExitStack
@@ -114,6 +116,10 @@ class Host(Generic[S]):
     def add_task(self, name: str, work: Work) -> None:
         """Run `work` in the background once composed; a crash is logged, degrades the service, and restarts it."""
         self._tasks_to_start.append((name, work))
+
+    def add_measurement(self, measure: Hook) -> None:
+        """Call `measure` every few seconds to keep gauges of the service current. Needs an open log."""
+        self.history.measurements.append(measure)
 
     def add_command(
         self,

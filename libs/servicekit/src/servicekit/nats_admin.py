@@ -5,7 +5,8 @@
 
 The document: {"streams": [{"config": {...}, "consumers": [{...}] or null}]}, configurations in the form of JetStream's API.
 With null for consumers whoever reads the stream makes its own. The server is that of SYNOD_NATS_URL, the user SYNOD_NATS_USER
-with SYNOD_NATS_PASSWORD or the content of SYNOD_NATS_PASSWORD_FILE.
+with SYNOD_NATS_PASSWORD or the content of SYNOD_NATS_PASSWORD_FILE; by TLS with SYNOD_TLS_CA_FILE, SYNOD_TLS_CERTIFICATE_FILE
+and SYNOD_TLS_KEY_FILE.
 
 Exit code 0 if all is in step; 1 if something drifts (`check`), or could not be mended (`apply`); 2 if NATS does not answer.
 `apply` makes what is missing, changes what differs and deletes nothing: what is unknown is only reported.
@@ -19,6 +20,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +28,8 @@ import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from synod.common.streams import Json
+
+from servicekit.tls import TlsFiles, TlsInvalid
 
 REQUEST_TIMEOUT_S = 5.0
 INBOX = "_INBOX_administrator"
@@ -215,8 +219,11 @@ class Administrator:
 
 
 @asynccontextmanager
-async def administrator(url: str, user: str | None = None, password: str | None = None) -> AsyncIterator[Administrator]:
-    """Connected as the administrator. Raises Unreachable."""
+async def administrator(
+    url: str, user: str | None = None, password: str | None = None, tls: TlsFiles | None = None
+) -> AsyncIterator[Administrator]:
+    """Connected as the administrator. Raises Unreachable, TlsInvalid."""
+    secured = tls.read(datetime.now(UTC)).nats_options() if tls else {}
     problems: list[Exception] = []
 
     async def note(error: Exception) -> None:
@@ -233,6 +240,7 @@ async def administrator(url: str, user: str | None = None, password: str | None 
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
             error_cb=note,
+            **secured,
         )
     except (NatsError, OSError, TimeoutError) as error:
         raise Unreachable(f"NATS does not answer: {problems[-1] if problems else error}") from error
@@ -242,15 +250,22 @@ async def administrator(url: str, user: str | None = None, password: str | None 
         await client.close()
 
 
-async def run(plans: Sequence[StreamPlan], url: str, login: Login = (None, None), *, is_check: bool = False) -> int:
+async def run(
+    plans: Sequence[StreamPlan],
+    url: str,
+    login: Login = (None, None),
+    *,
+    is_check: bool = False,
+    tls: TlsFiles | None = None,
+) -> int:
     """Applies or checks, prints what drifts, and answers the exit code."""
     try:
-        async with administrator(url, *login) as admin:
+        async with administrator(url, *login, tls) as admin:
             return await _run(admin, plans, is_check)
     except Refused as error:
         _say(f"not mended: {error}")
         return DRIFTS
-    except Unreachable as error:
+    except (Unreachable, TlsInvalid) as error:
         _say(str(error))
         return UNREACHABLE
 
@@ -272,7 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plans = with_replicas(plans, options.replicas)
     login = (environment.get("SYNOD_NATS_USER"), _password(environment))
     url = environment.get("SYNOD_NATS_URL", "nats://127.0.0.1:4222")
-    return asyncio.run(run(plans, url, login, is_check=options.deed == "check"))
+    try:
+        tls = TlsFiles.of_environment(environment)
+    except TlsInvalid as error:
+        _say(str(error))
+        return UNREACHABLE
+    return asyncio.run(run(plans, url, login, is_check=options.deed == "check", tls=tls))
 
 
 def _say(line: str) -> None:

@@ -23,6 +23,7 @@ import grpc
 from synod.agent_registry.v1 import agent_registry_pb2, agent_registry_pb2_grpc
 
 from servicekit.auth import ACTOR, ANY_TENANT, AUTHORIZATION, TENANT, StaticToken, TokenSource
+from servicekit.channels import RenewedChannel
 from servicekit.clock import Clock
 from servicekit.context import current_call
 from servicekit.dependencies import Missing
@@ -31,6 +32,7 @@ from servicekit.limits import Limits
 from servicekit.retry import Backoff
 from servicekit.rpc import CAUSATION, CORRELATION
 from servicekit.telemetry import TRACEPARENT, traceparent
+from servicekit.tls import Tls
 
 IDEMPOTENT_PREFIXES = ("Get", "List", "Read", "Find", "Count", "Check", "Verify", "Authenticate", "Discover", "Spend")
 IDEMPOTENCY_FIELDS = ("request_id", "idempotency_key")
@@ -199,16 +201,17 @@ class Identity:
 class Peers:
     """The channels of a service, one per peer, opened when first asked for."""
 
-    def __init__(self, addresses: Mapping[str, str], clock: Clock, limits: Limits) -> None:
+    def __init__(self, addresses: Mapping[str, str], clock: Clock, limits: Limits, tls: Tls | None = None) -> None:
         self._addresses = addresses
         self._clock = clock
         self._limits = limits
+        self._tls = tls
         self._channels: dict[str, PeerChannel] = {}
         self._identity = Identity()
 
     def exchange_key(self, key_file: Path) -> None:
         """Identify by the API key in `key_file`. Raises PeerUnknown without the address of agent-registry."""
-        registry = PeerChannel(self.address("agent-registry"), self._terms(StaticToken("")))
+        registry = self._open("agent-registry", StaticToken(""))
         self._channels["agent-registry (authentication)"] = registry
         self.identify_by(KeyExchange(key_file, registry, self._clock))
 
@@ -218,7 +221,7 @@ class Peers:
 
     def channel(self, peer: str) -> PeerChannel:
         if peer not in self._channels:
-            self._channels[peer] = PeerChannel(self.address(peer), self._terms(self._identity))
+            self._channels[peer] = self._open(peer, self._identity)
         return self._channels[peer]
 
     def address(self, peer: str) -> str:
@@ -236,8 +239,10 @@ class Peers:
             async with asyncio.timeout(self._limits.probe_s):
                 await self.channel(peer).channel_ready()
         except TimeoutError as error:
+            refuses = ", or does not take this service's certificate (SYNOD_TLS_CERTIFICATE_FILE)" if self._tls else ""
             raise Missing(
-                f"peer {peer} at {self.address(peer)} does not answer; start it, or correct its address in SYNOD_PEERS"
+                f"peer {peer} at {self.address(peer)} does not answer{refuses}; "
+                "start it, or correct its address in SYNOD_PEERS"
             ) from error
 
     async def close(self) -> None:
@@ -245,8 +250,21 @@ class Peers:
             await channel.close()
         self._channels.clear()
 
-    def _terms(self, identity: TokenSource) -> CallTerms:
-        return CallTerms(identity, self._clock, self._limits, Backoff(initial_s=0.05, max_s=1))
+    def _open(self, peer: str, identity: TokenSource) -> PeerChannel:
+        address = self.address(peer)
+        terms = CallTerms(identity, self._clock, self._limits, Backoff(initial_s=0.05, max_s=1))
+        return PeerChannel(address, terms, open_channel(address, peer, self._limits, self._tls))
+
+
+def open_channel(address: str, peer: str, limits: Limits, tls: Tls | None) -> grpc.aio.Channel:
+    """A bare channel to `peer`; with TLS to whoever holds the certificate of that name, and to nobody else."""
+    options = _options(limits)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    named = (*options, ("grpc.ssl_target_name_override", peer))
+    return RenewedChannel(
+        tls, lambda material: grpc.aio.secure_channel(address, material.channel_credentials(), options=named)
+    )
 
 
 def is_idempotent(method: str, request: object) -> bool:

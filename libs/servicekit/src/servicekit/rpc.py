@@ -31,6 +31,7 @@ from servicekit.dependencies import PortTaken
 from servicekit.errors import DeadlineExceeded, ErrorMap, Internal, InvalidArgument, ServiceError, Unavailable, trailers
 from servicekit.limits import Limits
 from servicekit.telemetry import TRACEPARENT, Logger, Metrics, Tracing
+from servicekit.tls import Tls, check_holder
 
 CORRELATION = "synod-correlation"
 CAUSATION = "synod-causation"
@@ -91,6 +92,8 @@ class Guard:
     tracing: Tracing
     metrics: Metrics
     log: Logger
+    tls: Tls | None = None
+    """Callers must hold certificates, and services those that name them."""
     followers: Followers = field(default_factory=Followers)
 
     def wrap(self, method: str, permission: str, handler: Any) -> Any:
@@ -223,7 +226,10 @@ class _Passage:
         self._span = gate.guard.tracing.start(gate.method, SpanKind.SERVER, metadata.get(TRACEPARENT, ""))
         remaining_s = context.time_remaining()
         try:
-            enter_call(gate.admit(metadata, remaining_s))
+            call = gate.admit(metadata, remaining_s)
+            if gate.guard.tls:
+                check_holder(context.auth_context(), call.principal)
+            enter_call(call)
         except ServiceError as error:
             await self._refuse(error)
         self.timeout_s = gate.timeout_s(remaining_s)
@@ -291,20 +297,8 @@ class RpcServer:
         self._guard = guard
         self._health = _Health(guard.followers)
         self._names = [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-        limits = guard.limits
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=limits.rpc_concurrent_max,
-            options=(
-                ("grpc.max_receive_message_length", limits.message_bytes_max),
-                ("grpc.max_send_message_length", limits.message_bytes_max),
-                # A second process on the same port would silently share its calls.
-                ("grpc.so_reuseport", 0),
-                # Whoever connects anew looks up again who there is: a replica that was added gets its share.
-                ("grpc.max_connection_age_ms", int(limits.connection_age_s * 1000)),
-                # Pings of peers.py, which a server takes for an attack when they come more often than it expects.
-                ("grpc.http2.min_ping_interval_without_data_ms", int(limits.peer_ping_s * 1000) // 2),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ),
+            maximum_concurrent_rpcs=guard.limits.rpc_concurrent_max, options=_options(guard.limits)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -332,7 +326,7 @@ class RpcServer:
         """Listen; answers the port. Raises PortTaken."""
         reflection.enable_server_reflection(self._names, self._server)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._listen(f"{host}:{port}")
         except RuntimeError as error:
             raise PortTaken("SYNOD_GRPC_PORT", host, port, "gRPC could not bind it") from error
         await self.set_serving(False)
@@ -348,6 +342,11 @@ class RpcServer:
         """Refuse new calls, end those that only follow, let the others finish for `grace_s`, then cancel the rest."""
         self._guard.followers.end()
         await self._server.stop(grace_s)
+
+    def _listen(self, address: str) -> int:
+        if tls := self._guard.tls:
+            return self._server.add_secure_port(address, tls.server_credentials())
+        return self._server.add_insecure_port(address)
 
     def _with(self, errors: ErrorMap) -> Guard:
         return replace(self._guard, errors=self._guard.errors.including(errors))
@@ -366,6 +365,21 @@ class _Registrar:
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         self.services[service] = handlers
+
+
+def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_receive_message_length", limits.message_bytes_max),
+        ("grpc.max_send_message_length", limits.message_bytes_max),
+        # A second process on the same port would silently share its calls.
+        ("grpc.so_reuseport", 0),
+        # Whoever connects anew looks up again who there is, so that a replica that was added gets its share, and uses the
+        # certificates of then.
+        ("grpc.max_connection_age_ms", int(limits.connection_age_s * 1000)),
+        # Pings of peers.py, which a server takes for an attack when they come more often than it expects.
+        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.peer_ping_s * 1000) // 2),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
 
 
 def _check_permissions(service: str, methods: set[str], named: set[str]) -> None:

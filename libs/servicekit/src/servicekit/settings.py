@@ -35,6 +35,12 @@ class ServiceSettings(BaseSettings):
     make_streams: bool = False
     """Make the streams of this service where nobody else does: in tests, or on a NATS of one's own. In a deployment the
     administrator makes them (nats_admin.py), and the service's user may not."""
+    prepare_only: bool = False
+    """Make what the service keeps in its database, fold its views up to date, and end without serving anybody: before the
+    replicas of a new release are started."""
+    operator_tenant: str = "local"
+    """Whose principals may do what concerns every tenant: swap views, rotate data keys. By default the tenant that
+    agent-registry creates at its first start."""
     auth_public_key_file: Path
     service_key_file: Path | None = None
     """The service's own API key, exchanged at agent-registry for tokens that identify it to its peers."""
@@ -50,6 +56,12 @@ class ServiceSettings(BaseSettings):
     """Encrypt the payloads of the event log where they are stored; needs `master_key_file`."""
     archive_directory: Path | None = None
     """Where the oldest events are once they were archived; must be set before anybody archives."""
+    tls_ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that are believed. With the two below, or none: gRPC and NATS by TLS."""
+    tls_certificate_file: Path | None = None
+    """The service's own certificate (PEM), which names it by the URI spiffe://synod/<service> and its DNS name."""
+    tls_key_file: Path | None = None
+    """The private key (PEM) of that certificate."""
     peers: dict[str, str] = {}
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None

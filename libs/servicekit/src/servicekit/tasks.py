@@ -33,6 +33,7 @@ class Tasks:
         """Raises ValueError when a task of this name runs already."""
         if name in self._running and not self._running[name].done():
             raise ValueError(f"a task named {name!r} runs already")
+        self._metrics.task_restarts.labels(name)  # from 0 on, so that the first crash is seen to be an increase
         self._running[name] = asyncio.create_task(self._supervise(name, work), name=name)
 
     async def stop(self, grace_s: float) -> None:

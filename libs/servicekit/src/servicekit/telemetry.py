@@ -7,11 +7,13 @@ made, passed on and stored with events, at a tenth of the cost.
 import logging
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TextIO
+from pathlib import Path
+from typing import Final, TextIO
 
 import orjson
 from opentelemetry import context as otel_context
@@ -21,12 +23,15 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
 _GROUP_EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+_MEMORY_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+"""Of the own control group (version 2), as a container sees it; holds "max" where there is no limit."""
 
 _bound: ContextVar[dict[str, str]] = ContextVar("servicekit_log_fields", default={})  # noqa: B039 - never mutated
 
@@ -206,7 +211,46 @@ class Metrics:
         self.eventlog_commit_seconds = Histogram(
             "eventlog_commit_seconds", "Time to commit a group durably", registry=registry, buckets=_SECONDS
         )
+        self.eventlog_queue_limit = Gauge(
+            "eventlog_queue_limit_events", "Events that may wait before appends are held back", registry=registry
+        )
+        self.eventlog_events = Counter("eventlog_events_total", "Events stored", ("type",), registry=registry)
+        self.eventlog_broken = Gauge(
+            "eventlog_broken", "1 since the log was found not to be what was chained and signed", registry=registry
+        )
         self.relay_lag = Gauge("relay_lag_events", "Events not yet published to JetStream", registry=registry)
         self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
         self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)
+        self.view_parked = Gauge(
+            "view_parked_events", "Events that a view could not fold", ("view",), registry=registry
+        )
+        self.certificate_expires = Gauge(
+            "tls_certificate_expires_seconds",
+            "Unix time at which the certificate expires; 0 without TLS",
+            registry=registry,
+        )
         self.ready = Gauge("service_ready", "1 while the service accepts work", registry=registry)
+        self.problem = Gauge(
+            "service_problem", "1 while a component of the service does not work", ("component",), registry=registry
+        )
+        _measure_process(registry)
+
+
+def _measure_process(registry: CollectorRegistry) -> None:
+    ProcessCollector(registry=registry)
+    # A scrape has the time of who scrapes; the difference is how far the two clocks are apart.
+    clock = Gauge("process_clock_seconds", "This machine's clock, in seconds since 1970", registry=registry)
+    clock.set_function(time.time)
+    limit = Gauge(
+        "process_memory_limit_bytes", "Memory that the process may use; +Inf without limit", registry=registry
+    )
+    limit.set(memory_limit_bytes())
+
+
+def memory_limit_bytes(file: Path = _MEMORY_LIMIT) -> float:
+    """What the control group allows; infinite without one, or without a limit."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return float("inf")
+    return float("inf") if text == "max" else float(text)

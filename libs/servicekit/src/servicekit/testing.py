@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from servicekit.app import Compose, running
-from servicekit.auth import ANY_TENANT, Kind, Principal, StaticToken, issue
+from servicekit.auth import ANY_TENANT, Kind, Principal, StaticToken, issue, service_principal
 from servicekit.clock import Clock, SystemClock
 from servicekit.host import Host, S
 from servicekit.limits import Limits
-from servicekit.peers import CallTerms, PeerChannel
+from servicekit.peers import CallTerms, PeerChannel, open_channel
 from servicekit.retry import Backoff
 
 TENANT = "local"
@@ -85,8 +85,10 @@ class Served(Generic[S]):
 
     def connect(self, token: str) -> PeerChannel:
         """A channel that carries `token`, closed with the service."""
-        terms = CallTerms(StaticToken(token), self.clock, self.host.settings.limits, Backoff(initial_s=0.01))
-        self._channels.append(PeerChannel(self.address, terms))
+        settings = self.host.settings
+        terms = CallTerms(StaticToken(token), self.clock, settings.limits, Backoff(initial_s=0.01))
+        channel = open_channel(self.address, settings.service, settings.limits, self.host.tls)
+        self._channels.append(PeerChannel(self.address, terms, channel))
         return self._channels[-1]
 
     async def close(self) -> None:
@@ -104,7 +106,12 @@ async def serve_in_process(
     """
     clock, key = clock or SystemClock(), key or Ed25519PrivateKey.generate()
     identity = StaticToken(
-        issue(key, Principal(f"svc_{settings.service}", ANY_TENANT, "service", EVERYTHING), TOKEN_LIFE, now=clock.now())
+        issue(
+            key,
+            Principal(service_principal(settings.service), ANY_TENANT, "service", EVERYTHING),
+            TOKEN_LIFE,
+            now=clock.now(),
+        )
     )
 
     async def composed(host: Host[S]) -> None:

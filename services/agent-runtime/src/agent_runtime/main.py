@@ -1,8 +1,11 @@
 """The composition root of agent-runtime."""
 
+from functools import partial
+
 from eventlog.codec import Codec
 from eventlog.sources import LogSource, StreamSource
 from servicekit.app import run
+from servicekit.clock import Clock
 from servicekit.host import Host
 from synod.agent_runtime.v1.agent_runtime_pb2_grpc import add_AgentRuntimeServicer_to_server
 from synod.common.ids import new_id
@@ -23,6 +26,7 @@ from agent_runtime.subscriptions import (
     RunCommands,
     Sweeper,
 )
+from agent_runtime.telemetry import Telemetry
 from agent_runtime.translate import ERRORS
 from agent_runtime.work.calls import Calls
 from agent_runtime.work.dispatch import DECISIONS, DISPATCHED, VERB, WorkItem
@@ -63,10 +67,16 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
     decided = Dispatcher(
         StreamSource(host.nats, "consensus"), DECISIONS, Codec(CONSENSUS_EVENTS), host.queue, positions
     )
+    host.add_measurement(partial(_measure, queries, Telemetry(host.metrics.registry), host.clock))
     host.add_task("dispatch", own.run)
     host.add_task("dispatch decisions", decided.run)
     host.add_task("feed", feed.follow)
     host.add_task("sweep", Sweeper(queries, host.queue, host.clock, host.settings.sweep_s).run)
+
+
+async def _measure(queries: Queries, telemetry: Telemetry, clock: Clock) -> None:
+    now = clock.now()
+    telemetry.open_runs(await queries.open_runs(now), now)
 
 
 def main() -> int:

@@ -10,9 +10,11 @@ from operator import attrgetter
 from typing import ClassVar, Final, TypeVar
 
 from eventlog.records import StoredEvent
+from eventlog.table_view import TableView, begins, on
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
+from synod.agent_runtime.events import ConversationStarted, TurnEnded, TurnStarted
 
 from agent_runtime.domain import parse_definition
 
@@ -173,34 +175,35 @@ _UPSERT: Final = (
 )
 
 
-class ConversationsView:
+@dataclass(frozen=True, slots=True)
+class ConversationRow:
+    id: str
+    tenant: str
+    definition_name: str
+    started_at: datetime
+    changed_at: datetime
+    turns: int = 0
+    active_run_id: str = ""
+
+
+class ConversationsView(TableView[ConversationRow]):
     """One row a conversation: with whom, how long, and whether a turn is being answered."""
 
-    name: ClassVar[str] = "conversations"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"ConversationStarted", "TurnStarted", "TurnEnded"})
-    tables: ClassVar[str] = """
-        create table conversations (
-            id text primary key, tenant text not null, definition_name text not null, turns int not null,
-            active_run_id text not null, started_at timestamptz not null, changed_at timestamptz not null
-        );
-        create index on conversations (tenant, changed_at desc);
-    """
+    name, version, row = "conversations", 2, ConversationRow
+    indexes = ("(tenant, changed_at desc)",)
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            data: Data = json.loads(event.data)
-            if event.type == "ConversationStarted":
-                await connection.execute(
-                    "insert into conversations values (%s, %s, %s, 0, '', %s, %s)",
-                    (event.stream.id, event.tenant, data["definition_name"], event.occurred_at, event.occurred_at),
-                )
-                continue
-            began = event.type == "TurnStarted"
-            await connection.execute(
-                "update conversations set turns = turns + %s, active_run_id = %s, changed_at = %s where id = %s",
-                (int(began), data["run_id"] if began else "", event.occurred_at, event.stream.id),
-            )
+    @begins
+    def started(self, event: ConversationStarted, stored: StoredEvent) -> ConversationRow:
+        at = stored.occurred_at
+        return ConversationRow(stored.stream.id, stored.tenant, event.definition_name, at, at)
+
+    @on
+    def turn_started(self, row: ConversationRow, event: TurnStarted, stored: StoredEvent) -> ConversationRow:
+        return replace(row, turns=row.turns + 1, active_run_id=event.run_id, changed_at=stored.occurred_at)
+
+    @on
+    def turn_ended(self, row: ConversationRow, event: TurnEnded, stored: StoredEvent) -> ConversationRow:
+        return replace(row, active_run_id="", changed_at=stored.occurred_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,16 @@ class Overdue:
 
     id: str
     tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRuns:
+    """Runs of all tenants that are in a state and have not ended: how many, past their deadline, since when the oldest."""
+
+    state: str
+    count: int
+    overdue: int
+    oldest: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +246,13 @@ class Queries:
             " order by deadline_at limit %s"
         )
         return await self._rows(Overdue, sql, (now, limit))
+
+    async def open_runs(self, now: datetime) -> list[OpenRuns]:
+        sql = (
+            "select state, count(*) as count, count(*) filter (where deadline_at <= %s) as overdue,"
+            " min(started_at) as oldest from view_runs.runs where ended_at is null group by state"
+        )
+        return await self._rows(OpenRuns, sql, (now,))
 
     async def _rows(self, kind: type[Row], sql: str, values: Sequence[object]) -> list[Row]:
         async with self.pool.connection() as connection, connection.cursor(row_factory=class_row(kind)) as cursor:

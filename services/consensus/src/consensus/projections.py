@@ -1,15 +1,21 @@
 """What can be asked: proposals and variables in lists, and which deadlines are next."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from eventlog.records import StoredEvent
-from psycopg import AsyncConnection
+from eventlog.table_view import Key, TableView, begins, on
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
+from synod.consensus.events import (
+    ProposalDecided,
+    ProposalOpened,
+    ProposalUndecided,
+    VariableDeclared,
+    VariableSet,
+)
 
 Row = TypeVar("Row")
 
@@ -22,70 +28,53 @@ class ProposalRow:
     run_id: str
     deadline: datetime
     opened_at: datetime
-    decided_at: datetime | None
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VariableRow:
+    tenant: str
     name: str
     changed_at: datetime
 
 
-class ProposalsView:
+@dataclass(frozen=True, slots=True)
+class OpenProposals:
+    """Those of all tenants that wait for votes: how many, how many past their deadline, since when the oldest."""
+
+    count: int
+    overdue: int
+    oldest: datetime | None
+
+
+class ProposalsView(TableView[ProposalRow]):
     """One row a proposal; ballots and tallies stay in the stream."""
 
-    name: ClassVar[str] = "proposals"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"ProposalOpened", "ProposalDecided", "ProposalUndecided"})
-    tables: ClassVar[str] = """
-        create table proposals (
-            id text primary key, tenant text not null, state text not null, run_id text not null,
-            deadline timestamptz not null, opened_at timestamptz not null, decided_at timestamptz
-        );
-        create index on proposals (tenant, id desc);
-        create index on proposals (deadline) where state = 'open';
-        create index on proposals (run_id) where run_id <> '';
-    """
+    name, version, row = "proposals", 2, ProposalRow
+    indexes = ("(tenant, id desc)", "(deadline) where state = 'open'", "(run_id) where run_id <> ''")
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            if event.type == "ProposalOpened":
-                await self._opened(connection, event)
-            else:
-                state = "decided" if event.type == "ProposalDecided" else "undecided"
-                await connection.execute(
-                    "update proposals set state = %s, decided_at = %s where id = %s",
-                    (state, event.occurred_at, event.stream.id),
-                )
+    @begins
+    def opened(self, event: ProposalOpened, stored: StoredEvent) -> ProposalRow:
+        return ProposalRow(stored.stream.id, stored.tenant, "open", event.run_id, event.deadline, stored.occurred_at)
 
-    async def _opened(self, connection: AsyncConnection, event: StoredEvent) -> None:
-        data = json.loads(event.data)
-        row = (event.stream.id, event.tenant, "open", data["run_id"], data["deadline"], event.occurred_at)
-        await connection.execute(
-            "insert into proposals (id, tenant, state, run_id, deadline, opened_at) values (%s, %s, %s, %s, %s, %s)",
-            row,
-        )
+    @on
+    def ended(self, row: ProposalRow, event: ProposalDecided | ProposalUndecided, stored: StoredEvent) -> ProposalRow:
+        state = "decided" if isinstance(event, ProposalDecided) else "undecided"
+        return replace(row, state=state, decided_at=stored.occurred_at)
 
 
-class VariablesView:
+class VariablesView(TableView[VariableRow]):
     """One row a variable: the names of a tenant, and when each changed last."""
 
-    name: ClassVar[str] = "variables"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"VariableDeclared", "VariableSet"})
-    tables: ClassVar[str] = """
-        create table variables (
-            tenant text not null, name text not null, changed_at timestamptz not null, primary key (tenant, name)
-        );
-    """
+    name, version, row = "variables", 2, VariableRow
+    key = ("tenant", "name")
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            await connection.execute(
-                "insert into variables values (%s, %s, %s)"
-                " on conflict (tenant, name) do update set changed_at = excluded.changed_at",
-                (event.tenant, json.loads(event.data)["name"], event.occurred_at),
-            )
+    def key_of(self, event: VariableDeclared | VariableSet, stored: StoredEvent) -> Key:
+        return (stored.tenant, event.name)
+
+    @begins
+    def changed(self, event: VariableDeclared | VariableSet, stored: StoredEvent) -> VariableRow:
+        return VariableRow(stored.tenant, event.name, stored.occurred_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +99,16 @@ class Queries:
         sql = "select * from view_proposals.proposals where state = 'open' order by deadline limit %s"
         return await self._rows(ProposalRow, sql, (limit,))
 
+    async def open_proposals(self, now: datetime) -> OpenProposals:
+        sql = (
+            "select count(*) as count, count(*) filter (where deadline <= %s) as overdue, min(opened_at) as oldest"
+            " from view_proposals.proposals where state = 'open'"
+        )
+        (found,) = await self._rows(OpenProposals, sql, (now,))
+        return found
+
     async def variables(self, tenant: str, after: str, limit: int) -> list[VariableRow]:
-        sql = "select name, changed_at from view_variables.variables where tenant = %s and name > %s order by name limit %s"
+        sql = "select * from view_variables.variables where tenant = %s and name > %s order by name limit %s"
         return await self._rows(VariableRow, sql, (tenant, after, limit))
 
     async def _rows(self, kind: type[Row], sql: str, values: Sequence[object]) -> list[Row]:

@@ -37,6 +37,7 @@ from cost_ledger.commands import (
     OVERRIDE,
     Charge,
     Command,
+    Doubt,
     Expire,
     Price,
     Release,
@@ -207,6 +208,10 @@ class CostLedger:
             await self._once(Release(reservation_id, reason[:TEXT_CHARS_MAX]), context)
         except ReservationNotFound:
             return
+
+    async def doubt(self, reservation_id: str, context: Context) -> None:
+        """Move a hold whose outcome stays unknown to suspense; what is settled, released or forgotten is left as it is."""
+        await self._once(Doubt(reservation_id), context)
 
     async def charge(self, charge: Charge, context: Context) -> None:
         """Record a cost, once however often it is delivered. If its id is that of a reservation, it settles that."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -71,11 +71,22 @@ class Executed:
     events: tuple[Event, ...]
 
 
+Booked = Callable[[tuple[Event, ...]], None]
+"""Is told the events of each command that was carried out; it must be quick and must not raise."""
+
+
+def _nobody(_events: tuple[Event, ...]) -> None:
+    """Nobody counts."""
+
+
 class Books:
     """Opens the book of a tenant when it is first needed, and closes the one least used when too many are open."""
 
-    def __init__(self, log: EventLog, clock: Clock, *, snapshot_events: int = SNAPSHOT_EVENTS) -> None:
+    def __init__(
+        self, log: EventLog, clock: Clock, *, snapshot_events: int = SNAPSHOT_EVENTS, booked: Booked | None = None
+    ) -> None:
         self.log = log
+        self._booked = booked or _nobody
         self._clock = clock
         self._snapshot_events = snapshot_events
         self._writers: OrderedDict[str, BookWriter] = OrderedDict()
@@ -86,7 +97,9 @@ class Books:
         Raises what the domain refuses; BookBusy, BookContended, AlreadyRecorded; and the errors of the log, after which
         the outcome is unknown and the command may be repeated.
         """
-        return await self._writer(context.tenant).submit(command, context)
+        executed = await self._writer(context.tenant).submit(command, context)
+        self._booked(executed.events)
+        return executed
 
     async def read(self, tenant: str) -> Book:
         """The newest state, whichever process wrote it."""

@@ -14,6 +14,9 @@ from cost_ledger.rates import RateCard
 OVERRIDE: Final = "override"
 """Source and version of a price that the tenant set: it is in the log, not in a price book."""
 
+BY_INVOICE: Final = "invoice"
+"""Source of a usage that only the provider's invoice tells."""
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -130,6 +133,13 @@ class Expire:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """Move a hold to suspense before its time is over: its holder says that nobody knows the outcome."""
+
+    reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Charge:
     """A cost without a reservation, or what settles the reservation of the same id. `charge_id` is its idempotency key."""
 
@@ -173,11 +183,22 @@ class InvoiceLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Cleared:
+    """What an invoice says of a hold in suspense: `amount` nano-USD were billed for it, 0 for nothing."""
+
+    reservation_id: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImportInvoice:
+    """`ledger` of the lines contains what is cleared."""
+
     invoice_id: str
     provider: str
     content_sha256: str
     lines: tuple[InvoiceLine, ...]
+    cleared: tuple[Cleared, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +228,7 @@ Command = (
     | Settle
     | Release
     | Expire
+    | Doubt
     | Charge
     | Rerate
     | ImportInvoice

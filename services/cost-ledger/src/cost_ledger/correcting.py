@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from synod.common.event import Event
 from synod.common.money import nano_from_pico
 from synod.cost_ledger.events import (
@@ -12,8 +14,8 @@ from synod.cost_ledger.events import (
     ReconciliationDifferenceFound,
 )
 
-from cost_ledger.book import Amounts, Book, Told
-from cost_ledger.commands import ImportInvoice, InvoiceLine, Rerate, TellForecast
+from cost_ledger.book import Amounts, Book, Reservation, Told
+from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine, Rerate, TellForecast
 from cost_ledger.errors import InvoiceConflict
 from cost_ledger.postings import moved, owed
 
@@ -65,6 +67,19 @@ def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
         _difference(command, number, line) for number, line in enumerate(command.lines, 1) if line.difference
     )
     return (imported, *differences)
+
+
+def clear(billed: int, doubtful: Iterable[Reservation]) -> tuple[Cleared, ...]:
+    """What an invoice shows of holds in suspense: `billed` nano-USD beyond what is settled are theirs.
+
+    No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed.
+    """
+    cleared = []
+    for each in doubtful:
+        amount = min(billed, each.reserved)
+        cleared.append(Cleared(each.reservation_id, amount))
+        billed -= amount
+    return tuple(cleared)
 
 
 def _difference(command: ImportInvoice, number: int, line: InvoiceLine) -> ReconciliationDifferenceFound:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -13,12 +13,14 @@ from eventlog.records import Context
 from synod.common.money import nano_from_pico
 from synod.cost_ledger.events import ChargeRerated
 
+from cost_ledger import correcting
+from cost_ledger.book import Reservation
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges, Selection, SettledCharge
 from cost_ledger.checks import check_model_name, check_name, check_period, check_range, check_text
-from cost_ledger.commands import OVERRIDE, ImportInvoice, InvoiceLine, Price, Rerate
+from cost_ledger.commands import OVERRIDE, Cleared, ImportInvoice, InvoiceLine, Price, Rerate
 from cost_ledger.errors import AlreadyRecorded, RequestInvalid, TooMuchAtOnce
-from cost_ledger.ports import Prices
+from cost_ledger.ports import Doubtful, Prices
 from cost_ledger.rates import RateCard, cost_pico
 from cost_ledger.terms import terms_in
 
@@ -28,6 +30,8 @@ AT_ONCE: Final = 256
 """Corrections that wait for the book together, so that it commits them in groups."""
 INVOICE_LINES_MAX: Final = 400
 """One invoice is one append to the log, an event for each line that differs."""
+CLEARED_MAX: Final = 200
+"""Holds in suspense that one invoice may clear; they are in the same append."""
 INVOICE_NANO_MAX: Final = 10**18
 
 
@@ -66,11 +70,23 @@ class Rerating:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """Lines as the provider has them, `ledger` not yet known."""
+    """Lines as the provider has them, `ledger` not yet known.
+
+    With `clear_suspense` it is final for the times of its lines: it settles what is in suspense there.
+    """
 
     invoice_id: str
     provider: str
     lines: tuple[InvoiceLine, ...]
+    clear_suspense: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """An invoice's lines with what the ledger has for them, and the holds that it cleared."""
+
+    lines: tuple[InvoiceLine, ...]
+    cleared: tuple[Cleared, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,7 @@ class Corrections:
     books: Books
     prices: Prices
     charges: Charges
+    doubtful: Doubtful
 
     async def rerate(self, request: RerateRequest, context: Context) -> Rerating:
         """Post, or with dry_run only count, the difference between what costs were and what their price now makes of them.
@@ -142,16 +159,30 @@ class Corrections:
             return False
         return any(isinstance(event, ChargeRerated) for event in executed.events)
 
-    async def import_invoice(self, invoice: Invoice, context: Context) -> tuple[InvoiceLine, ...]:
+    async def import_invoice(self, invoice: Invoice, context: Context) -> Reconciled:
         """The lines with what the ledger has for them. The first time each difference is posted as an adjustment.
 
-        InvoiceConflict if the id is that of an invoice with other content.
+        InvoiceConflict if the id is that of an invoice with other content; InvoiceOvertaken if a hold that it clears was
+        settled meanwhile; TooMuchAtOnce if it would clear too many.
         """
         _check_invoice(invoice)
-        lines = tuple([await self._compared(invoice.provider, line, context.tenant) for line in invoice.lines])
-        command = ImportInvoice(invoice.invoice_id, invoice.provider, _digest(invoice), lines)
+        lines = [await self._compared(invoice.provider, line, context.tenant) for line in invoice.lines]
+        doubtful = await self._doubtful(invoice, context.tenant)
+        reconciled = _cleared(invoice, lines, doubtful)
+        command = ImportInvoice(
+            invoice.invoice_id, invoice.provider, _digest(invoice), reconciled.lines, reconciled.cleared
+        )
         await self.books.execute(command, context)
-        return lines
+        return reconciled
+
+    async def _doubtful(self, invoice: Invoice, tenant: str) -> Sequence[Reservation]:
+        if not invoice.clear_suspense:
+            return ()
+        since, until = min(line.since for line in invoice.lines), max(line.until for line in invoice.lines)
+        found = await self.doubtful.in_suspense(tenant, f"{invoice.provider}/", since, until, CLEARED_MAX + 1)
+        if len(found) > CLEARED_MAX:
+            raise TooMuchAtOnce(CLEARED_MAX)
+        return found
 
     async def _compared(self, provider: str, line: InvoiceLine, tenant: str) -> InvoiceLine:
         if line.model:
@@ -161,13 +192,32 @@ class Corrections:
         return InvoiceLine(line.model, line.since, line.until, line.invoiced, found)
 
 
+def _cleared(invoice: Invoice, lines: Iterable[InvoiceLine], doubtful: Sequence[Reservation]) -> Reconciled:
+    """One line after the other, so that a hold that two of them are about is cleared once and counts in both."""
+    cleared: dict[str, Cleared] = {}
+    compared: list[InvoiceLine] = []
+    for line in lines:
+        meant = [each for each in doubtful if _is_about(line, each)]
+        known = sum(cleared[each.reservation_id].amount for each in meant if each.reservation_id in cleared)
+        billed = max(line.invoiced - line.ledger - known, 0)
+        found = correcting.clear(billed, (each for each in meant if each.reservation_id not in cleared))
+        cleared |= {each.reservation_id: each for each in found}
+        compared.append(replace(line, ledger=line.ledger + known + sum(each.amount for each in found)))
+    return Reconciled(tuple(compared), tuple(cleared.values()))
+
+
+def _is_about(line: InvoiceLine, hold: Reservation) -> bool:
+    return line.since <= hold.reserved_at < line.until and line.model in ("", hold.model)
+
+
 def _selection(request: RerateRequest) -> Selection:
     return Selection({"model": request.model} if request.model else {}, request.since, request.until)
 
 
 def _digest(invoice: Invoice) -> str:
     rows = [f"{line.model} {line.since.isoformat()} {line.until.isoformat()} {line.invoiced}" for line in invoice.lines]
-    return hashlib.sha256("\n".join([invoice.provider, *rows]).encode()).hexdigest()
+    how = ["clear suspense"] if invoice.clear_suspense else []
+    return hashlib.sha256("\n".join([invoice.provider, *rows, *how]).encode()).hexdigest()
 
 
 def _check_rerating(request: RerateRequest) -> None:

@@ -28,9 +28,12 @@ from synod.cost_ledger.events import (
 from cost_ledger import alerts, correcting, quantities
 from cost_ledger.book import Amounts, Book, Budget, Reservation
 from cost_ledger.commands import (
+    BY_INVOICE,
     OVERRIDE,
     Charge,
+    Cleared,
     Command,
+    Doubt,
     Expire,
     ImportInvoice,
     Look,
@@ -47,6 +50,7 @@ from cost_ledger.commands import (
 )
 from cost_ledger.errors import (
     BudgetFixed,
+    InvoiceOvertaken,
     ModelUnpriced,
     ReservationClosed,
     ReservationConflict,
@@ -85,6 +89,8 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _release(book, command)
         case Expire():
             return _expire(book, command)
+        case Doubt():
+            return _doubt(book, command)
         case Charge():
             return _with_thresholds(book, _charge(book, command))
         case SetBudget():
@@ -94,7 +100,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case Rerate():
             return _with_thresholds(book, correcting.rerate(book, command))
         case ImportInvoice():
-            return correcting.import_invoice(book, command)
+            return _import_invoice(book, command)
         case TellForecast():
             return correcting.tell_forecast(book, command)
         case Look():
@@ -306,14 +312,21 @@ def _expire(book: Book, command: Expire) -> tuple[Event, ...]:
     known = book.reservation(command.reservation_id)
     if known is None or known.state != "held" or known.expires_at > command.at:
         return ()
+    return (_suspended(book, known),)
+
+
+def _doubt(book: Book, command: Doubt) -> tuple[Event, ...]:
+    known = book.reservation(command.reservation_id)
+    return (_suspended(book, known),) if known is not None and known.state == "held" else ()
+
+
+def _suspended(book: Book, known: Reservation) -> ReservationExpired:
     entry = moved(book, known.holds, "pending", "suspense", known.holding)
-    return (
-        ReservationExpired(
-            reservation_id=known.reservation_id,
-            amount_nano_usd=known.reserved,
-            postings=entry.postings,
-            quota_postings=entry.quotas,
-        ),
+    return ReservationExpired(
+        reservation_id=known.reservation_id,
+        amount_nano_usd=known.reserved,
+        postings=entry.postings,
+        quota_postings=entry.quotas,
     )
 
 
@@ -364,6 +377,32 @@ def _settlement_by(charge: Charge) -> Settle:
         source_position=charge.source_position,
         quantities=charge.quantities,
     )
+
+
+# --- invoices ---
+
+
+def _import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
+    """What the invoice says of holds in suspense, then the invoice itself and its differences."""
+    imported = correcting.import_invoice(book, command)
+    if not imported:
+        return ()
+    events: tuple[Event, ...] = ()
+    for each in command.cleared:
+        cleared = _with_thresholds(book, _cleared(book, command.invoice_id, each))
+        events, book = (*events, *cleared), fold(book, cleared)
+    return (*events, *imported)
+
+
+def _cleared(book: Book, invoice_id: str, cleared: Cleared) -> tuple[Event, ...]:
+    known = _required(book, cleared.reservation_id)
+    if known.state != "suspense":
+        # The amounts of the lines were made without it.
+        raise InvoiceOvertaken(invoice_id, known.reservation_id)
+    if not cleared.amount:
+        return _release(book, Release(known.reservation_id, f"not billed in invoice {invoice_id}"))
+    settlement = Settle(known.reservation_id, (), cleared.amount, BY_INVOICE, known.expires_at)
+    return _settle(book, settlement)
 
 
 # --- budgets and prices ---

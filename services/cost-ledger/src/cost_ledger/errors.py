@@ -11,6 +11,7 @@ LedgerError
 ├── BudgetNotFound        create it, or correct the name
 ├── BudgetFixed           scope and window of a budget do not change: create another
 ├── InvoiceConflict       the id stands for an invoice with other content: use a new one
+├── InvoiceOvertaken      a hold that the invoice clears was settled meanwhile: repeat
 ├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
 ├── RequestInvalid        correct the field
 ├── AlreadyRecorded       the same fact is in the log: nothing is left to do
@@ -118,6 +119,15 @@ class InvoiceConflict(LedgerError):
     def __init__(self, invoice_id: str) -> None:
         super().__init__(f"invoice {invoice_id} was imported with other content")
         self.invoice_id = invoice_id
+
+
+class InvoiceOvertaken(LedgerError):
+    """A hold that was in suspense when the invoice was compared is not any more."""
+
+    def __init__(self, invoice_id: str, reservation_id: str) -> None:
+        super().__init__(f"reservation {reservation_id} changed while invoice {invoice_id} was compared")
+        self.invoice_id = invoice_id
+        self.reservation_id = reservation_id
 
 
 class TooMuchAtOnce(LedgerError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from synod.common.event import Event
@@ -18,7 +18,6 @@ from synod.cost_ledger.events import (
     CostSettled,
     PriceSet,
     ProviderInvoiceImported,
-    ReconciliationDifferenceFound,
     ReservationExpired,
     ReservationReleased,
     ReservationRenewed,
@@ -30,34 +29,42 @@ from cost_ledger.rates import UNPRICED, RateCard, flat_card
 
 
 def fold(book: Book, events: Iterable[Event]) -> Book:
+    """The book after the events.
+
+    Balances are summed up aside and written once: the postings of many events touch few accounts, each again and again.
+    """
+    moved: dict[str, int] = {}
     for event in events:
-        book = evolve(book, event)
-    return book
+        book = _changed(book, event)
+        for name, amount in entries(event):
+            moved[name] = moved.get(name, 0) + amount
+    return _posted(book, moved) if moved else book
 
 
 def evolve(book: Book, event: Event) -> Book:
+    """The book after one event."""
+    return fold(book, (event,))
+
+
+def _changed(book: Book, event: Event) -> Book:
+    """The book after an event, but for the balances."""
     match event:
         case CostReserved():
-            held = _from_event(event)
-            return _posted(replace(book, open=book.open.insert(held.reservation_id, held)), event)
+            return replace(book, open=book.open.insert(event.reservation_id, _held(event)))
         case CostSettled():
-            return _posted(_closed(book, _settled(book, event)), event)
+            return _closed(book, _settled(book, event))
         case ReservationReleased():
-            released = replace(_known(book, event.reservation_id), state="released")
-            return _posted(_closed(book, released), event)
+            return _closed(book, replace(_known(book, event.reservation_id), state="released"))
         case ReservationExpired():
             doubtful = replace(_known(book, event.reservation_id), state="suspense")
-            return _posted(replace(book, open=book.open.insert(event.reservation_id, doubtful)), event)
+            return replace(book, open=book.open.insert(event.reservation_id, doubtful))
         case ReservationRenewed():
             renewed = replace(_known(book, event.reservation_id), expires_at=event.expires_at)
             return replace(book, open=book.open.insert(event.reservation_id, renewed))
         case ChargeRerated():
-            return _posted(_rerated(book, event), event)
-        case ReconciliationDifferenceFound():
-            return _posted(book, event)
+            return _rerated(book, event)
         case CostCharged():
-            charges = book.charges.add(event.charge_id, event.amount_nano_usd)
-            return _posted(replace(book, charges=charges), event)
+            return replace(book, charges=book.charges.add(event.charge_id, event.amount_nano_usd))
         case BudgetSet():
             return _with_budget(book, event)
         case PriceSet():
@@ -75,7 +82,7 @@ def evolve(book: Book, event: Event) -> Book:
             return book
 
 
-def _from_event(event: CostReserved) -> Reservation:
+def _held(event: CostReserved) -> Reservation:
     return Reservation(
         reservation_id=event.reservation_id,
         request_sha256=event.request_sha256,
@@ -142,9 +149,9 @@ def _closed(book: Book, reservation: Reservation) -> Book:
     return replace(book, open=book.open.discard(name), closed=book.closed.add(name, reservation))
 
 
-def _posted(book: Book, event: Event) -> Book:
+def _posted(book: Book, moved: Mapping[str, int]) -> Book:
     balances = book.balances
-    for name, amount in entries(event):
+    for name, amount in moved.items():
         balance = balances.get(name, 0) + amount
         balances = balances.insert(name, balance) if balance else balances.discard(name)
     return replace(book, balances=balances)

@@ -1,6 +1,7 @@
 """The composition root of cost-ledger."""
 
 import asyncio
+from functools import partial
 
 from eventlog.records import Context
 from eventlog.sources import StreamSource
@@ -16,6 +17,7 @@ from cost_ledger.expiry import Expiry
 from cost_ledger.forecasting import Forecasting
 from cost_ledger.freshness import Freshness
 from cost_ledger.model_calls import ModelCalls
+from cost_ledger.ports import Clock
 from cost_ledger.prices import load_price_book
 from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
 from cost_ledger.queries import Queries
@@ -23,13 +25,15 @@ from cost_ledger.reports import Reports
 from cost_ledger.rpc import PERMISSIONS, CostLedgerRpc
 from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
+from cost_ledger.telemetry import Telemetry
 from cost_ledger.translate import ERRORS
 
 
 async def compose(host: Host[Settings]) -> None:
     log = await host.open_log()
     prices = await asyncio.to_thread(load_price_book)
-    books, queries = Books(log, host.clock), Queries(host.pool)
+    telemetry = Telemetry(host.metrics.registry, (*prices.names(), *host.settings.first_prices))
+    books, queries = Books(log, host.clock, booked=telemetry.booked), Queries(host.pool)
     host.on_stop(books.close)
     ledger = CostLedger(books, prices, queries, host.clock)
     views = [host.add_view(view) for view in (SpendView(), BudgetsView(), ReservationsView())]
@@ -40,13 +44,18 @@ async def compose(host: Host[Settings]) -> None:
     ]
     charges = Charges(host.pool)
     reports = Reports(ledger, queries, charges)
-    corrections = Corrections(books, prices, charges)
+    corrections = Corrections(books, prices, charges, queries)
     servicer = CostLedgerRpc(ledger, queries, reports, corrections, Freshness(log, views, sources))
     host.add_rpc(add_CostLedgerServicer_to_server, servicer, PERMISSIONS, ERRORS)
+    host.add_measurement(partial(_measure, queries, telemetry, host.clock))
     host.add_task("expiry", Expiry(ledger).run)
     host.add_task("forecasting", Forecasting(reports).run)
     context = Context(tenant=host.settings.first_prices_tenant, actor=host.settings.service)
     await ledger.set_first_prices(host.settings.first_prices, context)
+
+
+async def _measure(queries: Queries, telemetry: Telemetry, clock: Clock) -> None:
+    telemetry.standing(await queries.standing(clock.now()))
 
 
 def main() -> int:

@@ -45,6 +45,14 @@ class Due:
     reservation_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How many holds of all tenants wait for their settlement, and how many of them are past their time."""
+
+    held: int
+    overdue: int
+
+
 class History(Protocol):
     """The reservations view: every reservation ever, some moments behind the book. Raises psycopg.Error."""
 
@@ -54,6 +62,16 @@ class History(Protocol):
 
     async def due(self, at: datetime, limit: int) -> Sequence[Due]:
         """Holds of all tenants that expired by `at`, the oldest first."""
+        ...
+
+
+class Doubtful(Protocol):
+    """The same view, for what is in suspense. Raises psycopg.Error."""
+
+    async def in_suspense(
+        self, tenant: str, model_prefix: str, since: datetime, until: datetime, limit: int
+    ) -> Sequence[Reservation]:
+        """Of models whose names begin so, reserved in the time (half open), the oldest first."""
         ...
 
 

@@ -344,7 +344,7 @@ class ReservationsView:
     """Every reservation ever, folded by the same evolve as the book, so that the two cannot differ."""
 
     name: ClassVar[str] = "reservations"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     types: ClassVar[frozenset[str] | None] = frozenset(
         {
             "CostReserved",
@@ -361,6 +361,7 @@ class ReservationsView:
             document jsonb not null, primary key (tenant, id)
         );
         create index on reservation (expires_at) where state = 'held';
+        create index on reservation (tenant) where state = 'suspense';
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:

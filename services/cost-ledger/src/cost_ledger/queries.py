@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
 from cost_ledger.book import Budget, Reservation
-from cost_ledger.ports import BudgetStatus, Due
+from cost_ledger.ports import BudgetStatus, Due, Standing
 from cost_ledger.projections import BUDGET, OWNERS, RESERVATION
 
 Connection = AsyncConnection[Any]
@@ -105,6 +105,28 @@ class Queries:
         async with self.pool.connection() as connection:
             cursor = await connection.execute(statement, (at, limit))
             return [Due(tenant, id) for tenant, id in await cursor.fetchall()]
+
+    async def standing(self, at: datetime) -> Standing:
+        statement = """
+            select count(*), count(*) filter (where expires_at <= %s)
+            from view_reservations.reservation where state = 'held'
+        """
+        async with self.pool.connection() as connection:
+            held, overdue = await (await connection.execute(statement, (at,))).fetchone() or (0, 0)
+        return Standing(held, overdue)
+
+    async def in_suspense(
+        self, tenant: str, model_prefix: str, since: datetime, until: datetime, limit: int
+    ) -> Sequence[Reservation]:
+        statement = """
+            select document from view_reservations.reservation
+            where tenant = %s and state = 'suspense' and starts_with(document ->> 'model', %s)
+            and (document ->> 'reserved_at')::timestamptz >= %s and (document ->> 'reserved_at')::timestamptz < %s
+            order by (document ->> 'reserved_at')::timestamptz, id limit %s
+        """
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(statement, (tenant, model_prefix, since, until, limit))
+            return [RESERVATION.validate_python(document) for (document,) in await cursor.fetchall()]
 
 
 _KINDS: Final = ("spent", "pending", "suspense")

@@ -72,9 +72,9 @@ class ModelUsage:
             case llm.ModelCallAttemptFailed(billed="no"):
                 reason = f"{event.failure.reason}: {event.failure.message}"
                 await self._ledger.release_unbilled(event.reservation_id, reason, _context(stored))
-            case _:
-                # Whether the provider bills the attempt is not known: the hold stays until it is settled or expires.
-                return
+            case llm.ModelCallAttemptFailed():
+                # Whether the provider bills the attempt is not known, and the gateway will not learn it.
+                await self._ledger.doubt(event.reservation_id, _context(stored))
 
 
 class ToolUsage:

@@ -29,7 +29,7 @@ from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
 from cost_ledger.charges import Selection, SettledCharge
 from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice
-from cost_ledger.corrections import Invoice, RerateRequest, Rerating
+from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import OWNERS
@@ -124,6 +124,7 @@ ERRORS: Final = (
         ),
     )
     .add(errors.RequestInvalid, lambda error: InvalidArgument(error.field, error.value, error.problem))
+    .add(errors.InvoiceOvertaken, lambda error: Aborted(f"{error}; repeat the call", reason="INVOICE_OVERTAKEN"))
     .add(errors.BookContended, lambda error: Aborted(f"{error}; repeat the call", reason="BOOK_CONTENDED"))
     .add(errors.BookBusy, lambda error: ResourceExhausted(f"{error}; repeat the call", 0.5, reason="BOOK_BUSY"))
 )
@@ -255,7 +256,7 @@ def to_rerating(request: pb.RerateChargesRequest) -> RerateRequest:
 
 def to_invoice(request: pb.ImportInvoiceRequest) -> Invoice:
     lines = tuple(_invoice_line(number, line) for number, line in enumerate(request.lines))
-    return Invoice(request.invoice_id, request.provider, lines)
+    return Invoice(request.invoice_id, request.provider, lines, request.clear_suspense)
 
 
 def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:
@@ -517,7 +518,8 @@ def from_rerating(found: Rerating, *, dry_run: bool) -> pb.RerateChargesResponse
     )
 
 
-def from_reconciliation(invoice: Invoice, lines: Sequence[InvoiceLine]) -> pb.Reconciliation:
+def from_reconciliation(invoice: Invoice, reconciled: Reconciled) -> pb.Reconciliation:
+    lines, cleared = reconciled.lines, reconciled.cleared
     return pb.Reconciliation(
         invoice_id=invoice.invoice_id,
         provider=invoice.provider,
@@ -525,6 +527,9 @@ def from_reconciliation(invoice: Invoice, lines: Sequence[InvoiceLine]) -> pb.Re
         invoiced_nano_usd=sum(line.invoiced for line in lines),
         ledger_nano_usd=sum(line.ledger for line in lines),
         difference_nano_usd=sum(line.difference for line in lines),
+        settled_from_suspense_nano_usd=sum(each.amount for each in cleared),
+        settled_from_suspense=sum(each.amount > 0 for each in cleared),
+        released_from_suspense=sum(each.amount == 0 for each in cleared),
     )
 
 

@@ -14,11 +14,12 @@ _EARLY_S: Final = 0.001
 
 @dataclass(slots=True)
 class Admission:
-    """`waiting` is told how many calls wait, `waited` how long one did."""
+    """`waiting` is told how many calls wait, `waited` how long one did, `short` that some wait still."""
 
     line: Line = field(default_factory=Line)
     waiting: Callable[[int], None] = lambda calls: None
     waited: Callable[[Priority, float], None] = lambda priority, seconds: None
+    short: Callable[[], None] = lambda: None
     _turns: dict[Ticket, "asyncio.Future[None]"] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 
@@ -33,7 +34,7 @@ class Admission:
             raise RateLimited(model, max(wait_s, 1.0))
         turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
         self.line.join(ticket)
-        self._move()
+        self.move()
         try:
             await turn
         except BaseException:
@@ -46,7 +47,19 @@ class Admission:
         """The call has ended, and used so much; None when the provider counts nothing of it."""
         if ticket.meters:
             self.line.settle(ticket, _now(), used)
-            self._move()
+            self.move()
+
+    def move(self) -> None:
+        """Admits whoever fits now: time has passed, a call has ended, or there is more room than before."""
+        now = _now()
+        for ticket in self.line.late(now):
+            self._end(ticket, RateLimited(ticket.model, 1.0))
+        for ticket in self.line.admit(now):
+            self._end(ticket)
+        self.waiting(len(self.line))
+        if len(self.line):
+            self.short()
+        self._set_timer(self.line.next_at(now))
 
     def _withdraw(self, ticket: Ticket) -> None:
         """It was refused, or its callers left: while it waited, or just as it was admitted."""
@@ -55,16 +68,7 @@ class Admission:
             self.leave(ticket, None)
         else:
             self.line.leave(ticket)
-            self._move()
-
-    def _move(self) -> None:
-        now = _now()
-        for ticket in self.line.late(now):
-            self._end(ticket, RateLimited(ticket.model, 1.0))
-        for ticket in self.line.admit(now):
-            self._end(ticket)
-        self.waiting(len(self.line))
-        self._set_timer(self.line.next_at(now))
+            self.move()
 
     def _end(self, ticket: Ticket, error: RateLimited | None = None) -> None:
         turn = self._turns.pop(ticket)
@@ -80,7 +84,7 @@ class Admission:
             self._timer.cancel()
             self._timer = None
         if len(self.line) and at != float("inf"):
-            self._timer = asyncio.get_running_loop().call_at(at + _EARLY_S, self._move)
+            self._timer = asyncio.get_running_loop().call_at(at + _EARLY_S, self.move)
 
 
 def _now() -> float:

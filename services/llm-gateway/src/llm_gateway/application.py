@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final, Literal
@@ -16,6 +16,9 @@ from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayStopping, ProviderError, RequestIdReused, TooManyCalls
 from llm_gateway.execution import Asked, Execution, Recorder, Tools
 from llm_gateway.flight import CallEvent, Flight
+from llm_gateway.inspection import DeploymentState, Inspector
+from llm_gateway.router import Router
+from llm_gateway.routing import Choice, affinity_of
 
 ACTOR: Final = "llm-gateway"
 COUNT_S: Final = 5.0
@@ -29,8 +32,8 @@ class Gateway:
     """Model calls of all tenants. A caller who leaves does not stop a call: its answer is paid for and goes on record."""
 
     def __init__(self, catalogue: Catalogue, tools: Tools) -> None:
-        self._catalogue = catalogue
         self._tools = tools
+        self._router = Router(catalogue, tools.circuits, tools.loads, tools.balancing, tools.draw)
         self._flights: dict[str, Flight] = {}
         self._landed_before: OrderedDict[str, None] = OrderedDict()
         self._draining: dict[str, asyncio.TimerHandle] = {}
@@ -49,7 +52,7 @@ class Gateway:
 
     async def count_tokens(self, request: ModelRequest, *, exact: bool) -> tuple[int, CountMethod]:
         """The input tokens and who counted them. Raises UnknownModel, ModelUnavailable."""
-        target = self._catalogue.target(request.model)
+        target = self._router.catalogue.target(request.model)
         if exact:
             deadline = asyncio.get_running_loop().time() + COUNT_S
             # The bound is always at hand, whatever keeps the provider from counting.
@@ -59,8 +62,20 @@ class Gateway:
                     return counted, "provider"
         return counting.input_bound(request.messages, request.tools), "upper_bound"
 
+    def use(self, catalogue: Catalogue) -> None:
+        """From the next call on; calls that run keep the targets they have."""
+        self._router.catalogue = catalogue
+
     def models(self, provider: str = "") -> tuple[ModelCard, ...]:
-        return self._catalogue.cards(provider)
+        return self._router.catalogue.cards(provider)
+
+    def calls_waiting(self) -> Mapping[str, int]:
+        """How many calls wait for room within the limits, by model."""
+        return self._tools.admission.line.depths()
+
+    async def deployments(self, provider: str = "", *, check: bool = False) -> tuple[DeploymentState, ...]:
+        inspector = Inspector(self._tools.circuits, self._tools.loads)
+        return await inspector.look(self._router.catalogue, provider, check=check)
 
     async def end_orphans(self, orphans: Sequence[tuple[str, Context]]) -> None:
         """Ends what a process that is gone left running: calls by id, with the context to record it under."""
@@ -97,15 +112,34 @@ class Gateway:
                 self._drain(id, flight)
 
     def _start(self, id: str, asked: Asked, context: Context, *, stream: bool) -> Flight:
-        targets = [self._catalogue.target(model) for model in (asked.model, *asked.fallback_models)]
+        choice = self._choice(asked, context.tenant)
         self._admit()
         flight = Flight(asked.sha256, asyncio.get_running_loop().time() + self._tools.terms.call_max_s)
-        repeated = id in self._landed_before
-        execution = Execution(id, asked, targets, context, flight, self._tools, stream=stream, repeated=repeated)
+        execution = Execution(
+            id,
+            asked,
+            choice.targets,
+            context,
+            flight,
+            self._tools,
+            stream=stream,
+            considered=choice.considered,
+            repeated=id in self._landed_before,
+        )
         self._flights[id] = flight
         self._tools.telemetry.in_flight.set(len(self._flights))
         flight.carry(asyncio.create_task(execution.run(), name=f"model call {id}"), lambda: self._landed(id))
         return flight
+
+    def _choice(self, asked: Asked, tenant: str) -> Choice:
+        output_tokens = asked.request.max_output_tokens or self._tools.terms.output_tokens_default
+        return self._router.choose(
+            (asked.model, *asked.fallback_models),
+            asked.policy,
+            lambda: affinity_of(tenant, asked.attribution.conversation_id, asked.request),
+            lambda: (counting.request_bound(asked.request), output_tokens),
+            asyncio.get_running_loop().time(),
+        )
 
     def _admit(self) -> None:
         if self._stopping:

@@ -6,18 +6,23 @@ server that runs whatever its owner loaded (Ollama, vLLM) takes any name.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from datetime import date
+from fnmatch import fnmatchcase
+from typing import Final, Literal
 
 from genai_prices.data import providers as price_book
 
 from llm_gateway.domain import Abort
 from llm_gateway.errors import ModelUnavailable, UnknownModel
-from llm_gateway.providers.profile import CapabilityProfile
+from llm_gateway.prices import Price, book_price
+from llm_gateway.providers.profile import CapabilityProfile, profile_of
 from llm_gateway.providers.provider import Provider
 
 NEAR_MAX: Final = 3
+ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
+"""A server that runs whatever its owner loaded takes any name."""
 _SNAPSHOT: Final = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 _CHAT: Final[Mapping[str, re.Pattern[str]]] = {
     "openai": re.compile(r"gpt-|chatgpt-|o\d"),
@@ -31,19 +36,63 @@ _NOT_CHAT: Final = re.compile(
 )
 
 
+Stage = Literal["active", "deprecated", "retired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """Where a model stands. A deprecated one answers with a warning until the day on which it is retired."""
+
+    deprecated: bool = False
+    retires_on: date | None = None
+    replacement: str = ""
+
+    def stage(self, today: date) -> Stage:
+        if self.retires_on is not None and self.retires_on <= today:
+            return "retired"
+        return "deprecated" if self.deprecated or self.retires_on is not None else "active"
+
+    def advice(self) -> str:
+        """What to do instead, and by when."""
+        day = f" on {self.retires_on}" if self.retires_on else ""
+        return day + (f"; use {self.replacement}" if self.replacement else "")
+
+
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model of a provider by its bare name; 0 tokens of context when unknown."""
+    """A model of a provider by its bare name; 0 tokens when unknown. `price` is to choose by."""
 
     name: str
     context_tokens: int = 0
+    output_tokens_max: int = 0
+    lifecycle: Lifecycle = Lifecycle()
+    price: Price | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where models of a provider are served, under one key: an endpoint of its own. `models` are patterns of bare names.
+
+    `key_id` tells its key from others without showing it. The empty name is the one of the provider's own settings.
+    """
+
+    name: str
+    provider: Provider
+    region: str = ""
+    weight: int = 1
+    models: tuple[str, ...] = ("*",)
+    key_id: str = ""
+
+    def serves(self, model: str) -> bool:
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderEntry:
     """A provider and its models. `provider` is None when it is not configured, and `remedy` says what to set.
 
-    `accepts` matches further names that are called though not listed.
+    `accepts` matches further names that are called though not listed. `further` are deployments beside the one that its
+    own settings make, `profiles` those of families and models that differ, by how their names begin.
     """
 
     name: str
@@ -55,6 +104,24 @@ class ProviderEntry:
     accepts: re.Pattern[str] | None = None
     simulated: bool = False
     abort: Abort = "drain"
+    further: tuple[Deployment, ...] = ()
+    profiles: Mapping[str, CapabilityProfile] = field(default_factory=dict)
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """All that are configured."""
+        return (*((Deployment("", self.provider),) if self.provider else ()), *self.further)
+
+    def known(self, model: str) -> KnownModel | None:
+        """What is known of a listed model, or of one that another one is a snapshot of."""
+        names = (model, _SNAPSHOT.sub("", model))
+        return next((known for name in names for known in self.models if known.name == name), None)
+
+    def capabilities(self, model: str) -> frozenset[str]:
+        profile = profile_of(self.profiles, self.profile, model)
+        media = (name for name in ("images", "audio", "files") if getattr(profile, name))
+        formats = profile.output_formats - {"text"}
+        return frozenset({"streaming", "tools", *media, *formats, *profile.parameters})
 
     def knows(self, model: str) -> bool:
         names = {known.name for known in self.models}
@@ -65,13 +132,26 @@ class ProviderEntry:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model that can be called. `id` is "provider/model", `model` the provider's own name for it."""
+    """A model that can be called. `id` is "provider/model", `model` the provider's own name for it.
+
+    `warnings` go with each of its answers.
+    """
 
     id: str
     model: str
     provider: Provider
     simulated: bool = False
     abort: Abort = "drain"
+    deployment: str = ""
+    region: str = ""
+    weight: int = 1
+    key_id: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def circuit(self) -> str:
+        """What fails and is limited by itself: a model at a deployment under a key."""
+        return _circuit(self.id, self.deployment, self.key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +166,11 @@ class ModelCard:
     remedy: str
     simulated: bool
     aliases: tuple[str, ...]
+    output_tokens_max: int = 0
+    price: Price | None = None
+    stage: Stage = "active"
+    retires_on: date | None = None
+    replacement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +179,53 @@ class Catalogue:
 
     entries: tuple[ProviderEntry, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    today: Callable[[], date] = date.today
 
     def target(self, model: str) -> Target:
-        """Raises UnknownModel with near names, ModelUnavailable with what to set."""
+        """The first of `targets`."""
+        return self.targets(model)[0]
+
+    def targets(self, model: str) -> tuple[Target, ...]:
+        """The model at each of its deployments, at least one.
+
+        Raises UnknownModel with near names, ModelUnavailable with what to set or to use instead.
+        """
         id = self.aliases.get(model, model)
         provider, _, name = id.partition("/")
         entry = next((entry for entry in self.entries if entry.name == provider), None)
         if entry is None or not name or not entry.knows(name):
             raise UnknownModel(model, self.near(model))
-        if entry.provider is None:
+        serving = [deployment for deployment in entry.deployments if deployment.serves(name)]
+        if not serving:
             raise ModelUnavailable(model, entry.remedy)
-        return Target(id, name, entry.provider, entry.simulated, entry.abort)
+        warnings = self._warnings(model, entry.known(name))
+        return tuple(_target(id, name, entry, deployment, warnings) for deployment in serving)
+
+    def capabilities(self, id: str) -> frozenset[str]:
+        """Of a target's id."""
+        provider, _, name = id.partition("/")
+        return next((entry.capabilities(name) for entry in self.entries if entry.name == provider), frozenset())
+
+    def price(self, id: str) -> Price | None:
+        """Of a target's id, to choose by."""
+        provider, _, name = id.partition("/")
+        entry = next((entry for entry in self.entries if entry.name == provider), None)
+        known = entry.known(name) if entry else None
+        return known.price if known else None
+
+    def callable_models(self) -> tuple[str, ...]:
+        """The listed models that can be called and are not about to be retired."""
+        return tuple(card.id for card in self.cards() if not card.remedy and card.stage == "active")
+
+    def _warnings(self, model: str, known: KnownModel | None) -> tuple[str, ...]:
+        lifecycle = known.lifecycle if known else Lifecycle()
+        match lifecycle.stage(self.today()):
+            case "active":
+                return ()
+            case "deprecated":
+                return (f"{model} is deprecated and will be retired{lifecycle.advice()}",)
+            case "retired":
+                raise ModelUnavailable(model, f"it was retired{lifecycle.advice()}")
 
     def cards(self, provider: str = "") -> tuple[ModelCard, ...]:
         """The listed models, in the order of the providers, then by name."""
@@ -127,25 +248,54 @@ class Catalogue:
                 provider=entry.name,
                 dialect=entry.dialect,
                 context_tokens=known.context_tokens,
-                capabilities=_capabilities(entry.profile),
-                remedy=entry.remedy if entry.provider is None else "",
+                capabilities=tuple(sorted(entry.capabilities(known.name))),
+                remedy=entry.remedy if not any(one.serves(known.name) for one in entry.deployments) else "",
                 simulated=entry.simulated,
                 aliases=aliases,
+                output_tokens_max=known.output_tokens_max,
+                price=known.price,
+                stage=known.lifecycle.stage(self.today()),
+                retires_on=known.lifecycle.retires_on,
+                replacement=known.lifecycle.replacement,
             )
 
 
-def hosted_models(provider: str) -> tuple[KnownModel, ...]:
-    """The chat models of a hosted provider that the price book knows, by name."""
+def hosted_models(provider: str, today: date | None = None) -> tuple[KnownModel, ...]:
+    """The chat models of a hosted provider that the price book knows, by name; with the prices of a day."""
     found = next(entry for entry in price_book if entry.id == provider)
     names = _CHAT[provider]
     known = (
-        KnownModel(model.id, model.context_window or 0)
+        KnownModel(
+            model.id,
+            model.context_window or 0,
+            lifecycle=Lifecycle(deprecated=bool(model.deprecated)),
+            price=book_price(provider, model.id, today) if today else None,
+        )
         for model in found.models
         if names.match(model.id) and not _NOT_CHAT.search(model.id) and model.context_window
     )
     return tuple(sorted(known, key=lambda model: model.name))
 
 
-def _capabilities(profile: CapabilityProfile) -> tuple[str, ...]:
-    formats = profile.output_formats - {"text"}
-    return tuple(sorted({"streaming", "tools", *formats, *profile.parameters}))
+def circuit_of(model: str, deployment: Deployment) -> str:
+    """As Target.circuit."""
+    return _circuit(model, deployment.name, deployment.key_id)
+
+
+def _circuit(model: str, deployment: str, key_id: str) -> str:
+    return f"{model}@{deployment}.{key_id}" if deployment else model
+
+
+def _target(id: str, name: str, entry: ProviderEntry, deployment: Deployment, warnings: tuple[str, ...]) -> Target:
+    return Target(
+        id,
+        name,
+        deployment.provider,
+        entry.simulated,
+        entry.abort,
+        deployment.name,
+        deployment.region,
+        deployment.weight,
+        deployment.key_id,
+        warnings,
+    )

@@ -1,4 +1,6 @@
-"""Circuit breakers: a model that fails is left alone for a while. Pure; times are seconds on one monotonic clock.
+"""Circuit breakers: what fails is left alone for a while. Pure; times are seconds on one monotonic clock.
+
+Each model at each deployment, that is at one endpoint under one key, has a circuit of its own.
 
       closed ──── failures in a row, or too large a share of them ────▶ open
         ▲                                                                │ its time is over
@@ -107,7 +109,7 @@ class Circuit:
 
 
 class Circuits:
-    """The circuits of a process, by model. `changed` is told of each that opens or closes, with its new phase."""
+    """The circuits of a process, by Target.circuit. `changed` is told of each that opens or closes, with its new phase."""
 
     def __init__(self, terms: CircuitTerms, changed: Callable[[str, Phase], None] = lambda model, phase: None) -> None:
         self._terms = terms
@@ -136,6 +138,13 @@ class Circuits:
         after = circuit.phase(now)
         if after != before:
             self._changed(model, after)
+
+    def phase(self, model: str, now: float) -> Phase:
+        return self._of(model).phase(now)
+
+    def known(self) -> tuple[str, ...]:
+        """Those that anything was asked of."""
+        return tuple(self._circuits)
 
     def _of(self, model: str) -> Circuit:
         return self._circuits.setdefault(model, Circuit(self._terms))

@@ -1,12 +1,14 @@
 """Errors of the gateway. The class says what may be done; nothing has to read a message.
 
 GatewayError
+├── RosterInvalid                     the file of deployments and models cannot be used as it is
 ├── InvalidUsage                      counts that contradict each other; the call itself may have succeeded
 ├── InvalidToolArguments              a model wrote tool arguments that are no JSON object
 ├── StoreUnavailable                  recorded answers cannot be read or written now: repeat
 ├── CallRefused                       a call was not begun; nothing was recorded
 │   ├── UnknownModel                  no such model or alias; names near ones
-│   ├── ModelUnavailable              known, but its provider has no key or address here
+│   ├── ModelUnavailable              known, but its provider has no key or address here, or it is retired
+│   ├── NoEligibleModel               the caller's routing policy leaves no model; says why for each
 │   ├── RequestIdReused               the request id stands for other content
 │   ├── AnswerExpired                 the call completed, its answer is no longer kept
 │   ├── TooManyCalls                  as many calls are in flight as the gateway allows: repeat later
@@ -53,6 +55,14 @@ class GatewayError(Exception):
     """Root of everything this service raises on purpose."""
 
 
+class RosterInvalid(GatewayError):
+    """`source` is the file, or the entry in it; the message never holds a key."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(f"{source}: {problem}")
+        self.source = source
+
+
 class InvalidUsage(GatewayError):
     """Usage whose lines do not add up to its totals, or that no real call can have."""
 
@@ -87,6 +97,14 @@ class ModelUnavailable(CallRefused):
         super().__init__(f"model '{model}' cannot be called here: {remedy}")
         self.model = model
         self.remedy = remedy
+
+
+class NoEligibleModel(CallRefused):
+    """`reasons` has one line for each model that was considered."""
+
+    def __init__(self, reasons: tuple[str, ...]) -> None:
+        super().__init__(f"no model is eligible under the routing policy: {'; '.join(reasons)}")
+        self.reasons = reasons
 
 
 class RequestIdReused(CallRefused):

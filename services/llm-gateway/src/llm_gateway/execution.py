@@ -20,6 +20,7 @@ from synod.common.event import Event
 from synod.common.ids import uuid7
 from synod.common.values import Attribution, Failure, UsageLine
 from synod.llm_gateway.events import (
+    ConsideredModel,
     ModelCallAccepted,
     ModelCallAttemptStarted,
     ModelCallCancelled,
@@ -28,6 +29,7 @@ from synod.llm_gateway.events import (
 
 from llm_gateway import calls, counting, domain, retrying
 from llm_gateway.admission import Admission
+from llm_gateway.balancing import Loads, Strategy
 from llm_gateway.calls import Billed, Call
 from llm_gateway.catalogue import Target
 from llm_gateway.circuits import Circuits, suspension
@@ -51,11 +53,14 @@ from llm_gateway.journal import Journal, Seen
 from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
+from llm_gateway.routing import ANY, Considered, Policy
 from llm_gateway.telemetry import Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
 RESERVATION_GRACE_S: Final = 60.0
+CONSIDERED_MAX: Final = 20
+"""Offers that an event tells of."""
 LOOK_BACKOFF: Final = Backoff(initial_s=0.02, max_s=0.5)
 """Between two looks at a call that another process carries out."""
 CRASHED: Final = Failure(
@@ -90,6 +95,7 @@ class Asked:
     attribution: Attribution
     sha256: str
     priority: Priority = "normal"
+    policy: Policy = ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,8 @@ class Tools:
     admission: Admission
     terms: Terms
     draw: Callable[[], float] = random.random
+    loads: Loads = field(default_factory=Loads)
+    balancing: Strategy = "affinity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +156,10 @@ class Execution:
         *,
         stream: bool,
         repeated: bool = False,
+        considered: tuple[Considered, ...] = (),
     ) -> None:
         self._id = id
+        self._considered = considered
         self._asked = asked
         self._targets = tuple(targets)
         self._context = context
@@ -242,12 +252,13 @@ class Execution:
                 response = await self._watched(attempt)
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
-                following = self._next(error, Tried(target, len(self._targets), tries, self._left_s()))
+                tried = Tried(target, len(self._targets), tries, self._left_s(), self._has_sibling(target))
+                following = self._next(error, tried)
                 await self._attempt_failed(attempt, error, last=following is None)
                 if following is None:
                     raise CallFailed(retrying.failure_of(error), error.retry_after_s) from error
                 await asyncio.sleep(following.delay_s)
-                tries = tries + 1 if following.target == target else 1
+                tries = tries + 1 if self._targets[following.target].id == self._targets[target].id else 1
                 number, target = number + 1, following.target
                 await self._reserve_again(number, self._targets[target], error)
             else:
@@ -260,12 +271,20 @@ class Execution:
             following = retrying.next_target(tried)
         return following if following is not None and self._tools.retry_budget.spend() else None
 
+    def _has_sibling(self, target: int) -> bool:
+        """Whether the model is served by the next target too, and can be asked there now."""
+        following = target + 1
+        if following == len(self._targets) or self._targets[following].id != self._targets[target].id:
+            return False
+        circuit = self._targets[following].circuit
+        return not (self._suspended_s(following) or self._tools.circuits.limited_s(circuit, _now()))
+
     # --- circuits ---
 
     async def _first(self) -> int:
         """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
         waits = [
-            max(self._suspended_s(index), self._tools.circuits.limited_s(target.id, _now()))
+            max(self._suspended_s(index), self._tools.circuits.limited_s(target.circuit, _now()))
             for index, target in enumerate(self._targets)
         ]
         wait_s = min(waits)
@@ -286,12 +305,13 @@ class Execution:
             self._tools.admission.leave(ticket, used)
 
     def _suspended_s(self, target: int) -> float:
-        return self._tools.circuits.suspended_s(self._targets[target].id, _now())
+        return self._tools.circuits.suspended_s(self._targets[target].circuit, _now())
 
     async def _watched(self, attempt: Attempt) -> ModelResponse:
         """Asks, and tells the circuit how it ended, for a stream at its end. Callers who leave say nothing about it."""
-        circuits, model = self._tools.circuits, attempt.target.id
-        circuits.enter(model, _now())
+        circuits, loads, circuit, began_s = self._tools.circuits, self._tools.loads, attempt.target.circuit, _now()
+        circuits.enter(circuit, began_s)
+        loads.enter(circuit)
         failed: ProviderError | None = None
         answered, used = False, Need(attempt.input_tokens_max, attempt.output_tokens_max)
         try:
@@ -302,7 +322,10 @@ class Execution:
             failed = error
             raise
         finally:
-            circuits.leave(model, _now(), failed, answered=answered)
+            now = _now()
+            circuits.leave(circuit, now, failed, answered=answered)
+            shown_s = (self._flight.first_content_at or now) - began_s
+            loads.leave(circuit, now, shown_s if answered else None)
             unbilled = failed is not None and retrying.billed(failed) == "no"
             self._leave_limits(None if unbilled else used)
 
@@ -355,6 +378,7 @@ class Execution:
             request_sha256=self._asked.sha256,
             input_tokens_max=attempt.input_tokens_max,
             output_tokens_max=attempt.output_tokens_max,
+            considered=self._considered_models(),
         )
         started = ModelCallAttemptStarted(
             request_id=self._asked.request_id,
@@ -364,6 +388,8 @@ class Execution:
             reservation_id=attempt.reservation_id,
             attribution=self._attribution(target),
             worker=self._tools.workers.own,
+            deployment=target.deployment,
+            region=target.region,
         )
         unseen, self._attempt = not self._recorder.looked, attempt
         call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
@@ -443,7 +469,7 @@ class Execution:
             model=attempt.target.id,
             provider_response_id=response.provider_response_id,
             reservation_id=attempt.reservation_id,
-            warnings=response.warnings,
+            warnings=(*attempt.target.warnings, *response.warnings),
             simulated=response.simulated or attempt.target.simulated,
         )
 
@@ -503,6 +529,12 @@ class Execution:
         )
 
     # --- values ---
+
+    def _considered_models(self) -> tuple[ConsideredModel, ...]:
+        return tuple(
+            ConsideredModel(model=one.model, deployment=one.deployment, verdict=one.verdict)
+            for one in self._considered[:CONSIDERED_MAX]
+        )
 
     def _request(self, target: Target) -> ModelRequest:
         request = self._requests.get(target.id)

@@ -10,10 +10,11 @@ those behind it that want the same meters, and nobody else.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 MINUTE_S: Final = 60.0
 Priority = Literal["high", "normal", "low"]
@@ -73,9 +74,31 @@ class Rate:
         """More than there is room for is a debt that flows off first; a negative amount is given back."""
         self._full_at = max(self._full_at, now) + amount * self._seconds_each
 
+    def set_backlog(self, now: float, seconds: float) -> None:
+        """As somebody else has counted: all that was taken flows off in so many seconds."""
+        self._full_at = now + seconds
+
+
+class Metered(Protocol):
+    """What a line asks the meters of a rule for one key. Times are seconds on the line's clock."""
+
+    def wait_s(self, now: float, need: Need) -> float:
+        """0 if the need fits, else when to ask again; infinite while only the end of a call can help."""
+        ...
+
+    def rates_wait_s(self, now: float, need: Need, ahead: Sequence[Need]) -> float:
+        """At least so long behind those ahead, calls that run left out of account."""
+        ...
+
+    def take(self, now: float, need: Need) -> None: ...
+
+    def settle(self, now: float, need: Need, used: Need | None) -> None:
+        """The call has ended. `used` is None when the provider counts nothing of it."""
+        ...
+
 
 class Meters:
-    """The meters of one rule for one key."""
+    """The meters of one rule for one key, in one process. Implements Metered."""
 
     def __init__(self, rule: LimitRule) -> None:
         self._requests = _rate(rule.requests_per_min, rule.burst_s)
@@ -123,7 +146,7 @@ class Ticket:
     priority: Priority
     asked_at: float
     until: float
-    meters: tuple[Meters, ...]
+    meters: tuple[Metered, ...]
     start: float = 0.0
     admitted: bool = False
 
@@ -142,7 +165,9 @@ class Line:
 
     rules: tuple[LimitRule, ...] = ()
     terms: LineTerms = field(default_factory=LineTerms)
-    _meters: dict[tuple[LimitRule, tuple[str, ...]], Meters] = field(default_factory=dict)
+    make: Callable[[LimitRule, tuple[str, ...]], Metered] = lambda rule, key: Meters(rule)
+    """How the meters of a rule for one key are made."""
+    _meters: dict[tuple[LimitRule, tuple[str, ...]], Metered] = field(default_factory=dict)
     _waiting: list[Ticket] = field(default_factory=list)
     _finish: dict[str, float] = field(default_factory=dict)
     _virtual: float = 0.0
@@ -181,14 +206,22 @@ class Line:
     def admit(self, now: float) -> list[Ticket]:
         """Those that fit now, in their order; they have taken what they need."""
         admitted: list[Ticket] = []
-        held: set[Meters] = set()
-        for ticket in sorted(self._waiting, key=lambda ticket: (self._rank(ticket, now), ticket.start)):
+        held: set[Metered] = set()
+        for ticket in self.in_order(now):
             if held.isdisjoint(ticket.meters) and all(not one.wait_s(now, ticket.need) for one in ticket.meters):
                 self._take(ticket, now)
                 admitted.append(ticket)
             else:
                 held.update(ticket.meters)
         return admitted
+
+    def in_order(self, now: float) -> list[Ticket]:
+        """Those that wait, as they are to be admitted."""
+        return sorted(self._waiting, key=lambda ticket: (self._rank(ticket, now), ticket.start))
+
+    def depths(self) -> Mapping[str, int]:
+        """How many calls wait, by model."""
+        return Counter(ticket.model for ticket in self._waiting)
 
     def late(self, now: float) -> list[Ticket]:
         """Those whose callers have stopped waiting; they are out of the line."""
@@ -223,10 +256,10 @@ class Line:
     def _rank(self, ticket: Ticket, now: float) -> int:
         return max(0, _RANKS[ticket.priority] - int((now - ticket.asked_at) / self.terms.aging_s))
 
-    def _of(self, rule: LimitRule, tenant: str, model: str) -> Meters:
+    def _of(self, rule: LimitRule, tenant: str, model: str) -> Metered:
         key = (rule, rule.key(tenant, model))
         if key not in self._meters:
-            self._meters[key] = Meters(rule)
+            self._meters[key] = self.make(*key)
         return self._meters[key]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from eventlog.codec import Codec
+from eventlog.master_keys import FileMasterKey
 from pydantic import SecretStr
 from servicekit.app import run
 from servicekit.host import Host
@@ -16,9 +17,10 @@ from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_
 
 from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway
-from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.catalogue import ANY_MODEL, Catalogue, KnownModel, ProviderEntry, hosted_models
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
+from llm_gateway.deployments import with_roster
 from llm_gateway.execution import Terms, Tools
 from llm_gateway.journal import Journal
 from llm_gateway.limits import Line
@@ -29,15 +31,17 @@ from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.transport import Transport, open_session
 from llm_gateway.results import PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
+from llm_gateway.roster import LoadedRoster, RosterFile
 from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
+from llm_gateway.shared_limits import FORGET_EVERY_S, PostgresBooks, SharedLimits
+from llm_gateway.slices import SliceTerms
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
 from llm_gateway.workers import PostgresWorkers
 
 SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-usage|no-end|html)")
 """The simulator's model, and those that fail on demand."""
-ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
 
 
 async def compose(host: Host[Settings]) -> None:
@@ -54,9 +58,23 @@ async def compose(host: Host[Settings]) -> None:
     entries = provider_entries(settings, transport, host.clock.now)
     aborts = settings.abort_policies
     entries = tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
-    catalogue = Catalogue(entries, settings.model_aliases)
+    roster = roster_file(settings)
+    loaded = await roster.changed() if roster else None
+
+    def catalogue_of(loaded: LoadedRoster) -> Catalogue:
+        known = with_roster(entries, loaded, transport, host.clock.now)
+        aliases = {**settings.model_aliases, **loaded.roster.aliases}
+        return Catalogue(known, aliases, lambda: host.clock.now().date())
+
+    catalogue = catalogue_of(loaded or LoadedRoster())
     listed = frozenset(card.id for card in catalogue.cards())
     telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
+    slices = SliceTerms(settings.rate_limit_slice_s)
+    books = PostgresBooks(host.pool, slices)
+    await books.prepare()
+    shared = SharedLimits(workers.own, books, slices)
+    line = Line(settings.rate_limits, make=shared.meters)
+    admission = Admission(line, telemetry.calls_waiting, telemetry.call_waited, shared.wake)
     tools = Tools(
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
         journal=Journal(log, Codec(EVENTS), host.clock),
@@ -66,9 +84,10 @@ async def compose(host: Host[Settings]) -> None:
         clock=host.clock,
         telemetry=telemetry,
         retry_budget=RetryBudget(),
-        admission=Admission(Line(settings.rate_limits), telemetry.calls_waiting, telemetry.call_waited),
+        admission=admission,
         circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
+        balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
     queries = Queries(host.pool)
@@ -78,12 +97,36 @@ async def compose(host: Host[Settings]) -> None:
             await gateway.end_orphans(await queries.running())
             await asyncio.sleep(settings.orphans_s)
 
+    async def forget_books() -> None:
+        while True:
+            await books.forget()
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def follow_roster() -> None:
+        while roster is not None:
+            await asyncio.sleep(settings.roster_look_s)
+            with telemetry.roster_read():
+                if changed := await roster.changed():
+                    gateway.use(catalogue_of(changed))
+
     host.add_view(ModelCallsView())
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
     host.add_task("orphans", end_orphans)
     host.add_task("worker lock", workers.stay)
     host.add_task("results", results.purge_forever)
+    if roster is not None:
+        host.add_task("roster", follow_roster)
+    host.add_task("rate limits", lambda: shared.run(admission))
+    host.add_task("rate limit books", forget_books)
+    host.on_stop(shared.close)
     host.on_stop(gateway.close)
+
+
+def roster_file(settings: Settings) -> RosterFile | None:
+    if settings.roster_file is None:
+        return None
+    files = (settings.master_key_file, *settings.former_master_key_files) if settings.master_key_file else ()
+    return RosterFile(settings.roster_file, [FileMasterKey(file) for file in files])
 
 
 def terms(settings: Settings) -> Terms:
@@ -144,14 +187,16 @@ def _openai(settings: Settings, transport: Transport, now: Now) -> ProviderEntry
     if key := _secret(settings.openai_api_key):
         provider = made(transport, now, key, settings.openai_base_url)
     dialect = f"openai-{settings.openai_dialect}"
-    return ProviderEntry("openai", dialect, profile, provider, "set OPENAI_API_KEY", hosted_models("openai"))
+    models = hosted_models("openai", now().date())
+    families = catalog.KINDS["openai-responses" if responses else "openai-chat"].families
+    return ProviderEntry("openai", dialect, profile, provider, "set OPENAI_API_KEY", models, profiles=families)
 
 
 def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
     provider: Provider | None = None
     if key := _secret(settings.anthropic_api_key):
         provider = catalog.anthropic(transport, now, key, settings.anthropic_base_url)
-    models = hosted_models("anthropic")
+    models = hosted_models("anthropic", now().date())
     return ProviderEntry(
         "anthropic", "anthropic-messages", catalog.ANTHROPIC, provider, "set ANTHROPIC_API_KEY", models
     )
@@ -161,7 +206,7 @@ def _google(settings: Settings, transport: Transport, now: Now) -> ProviderEntry
     provider: Provider | None = None
     if key := _secret(settings.gemini_api_key):
         provider = catalog.google(transport, now, key, settings.gemini_base_url)
-    models = hosted_models("google")
+    models = hosted_models("google", now().date())
     return ProviderEntry("google", "gemini-generate", catalog.GEMINI, provider, "set GEMINI_API_KEY", models)
 
 

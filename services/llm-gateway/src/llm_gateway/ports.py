@@ -1,5 +1,6 @@
 """What the gateway needs of the world. Fakes are in testing.py."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,6 +8,8 @@ from eventlog.records import Context
 from synod.common.values import Attribution
 
 from llm_gateway.domain import Answer
+from llm_gateway.limits import LimitRule
+from llm_gateway.slices import Grant, Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,14 @@ class Workers(Protocol):
 
     async def alive(self, worker: str) -> bool:
         """Raises StoreUnavailable."""
+        ...
+
+
+class Books(Protocol):
+    """The books of the limits that all processes share, by key. Whoever asks holds them for that moment alone."""
+
+    async def exchange(self, member: str, wants: Mapping[str, tuple[LimitRule, Want]]) -> Mapping[str, Grant]:
+        """A slice for each want. Raises StoreUnavailable; then what was brought back counts as used."""
         ...
 
 

@@ -1,5 +1,6 @@
 """What follows a failed attempt: the same model again, the next one, or the end. Pure.
 
+A model that is served elsewhere too is asked there at once: what one key or one endpoint refuses, another may take.
 Only what a provider says it has not done, or did not finish before any content, is tried again. The wait is drawn with
 full jitter and is never shorter than what the provider asked for last.
 """
@@ -53,12 +54,15 @@ class Next:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Where a call stands: `target` was tried `tries` times; `left_s` is the time its callers have left."""
+    """Where a call stands: `target` was tried `tries` times; `left_s` is the time its callers have left. `sibling` says
+    that the next target is the same model at another deployment, and takes calls now.
+    """
 
     target: int
     targets: int
     tries: int
     left_s: float
+    sibling: bool = False
 
 
 class RetryBudget:
@@ -85,6 +89,8 @@ def next_attempt(error: ProviderError, tried: Tried, terms: RetryTerms, draw: fl
     """None ends the call. `draw` in [0, 1) is the random number of the jitter."""
     if error.content_delivered:
         return None
+    if error.retryable and tried.sibling:
+        return next_target(tried)
     delay_s = max(terms.ceiling_s(tried.tries) * draw, error.retry_after_s or 0.0)
     again = error.retryable and not isinstance(error, ProviderSuspended)
     if again and tried.tries < terms.attempts_max and delay_s < tried.left_s:

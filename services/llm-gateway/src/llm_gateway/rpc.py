@@ -19,6 +19,7 @@ PERMISSIONS: Final = {
     "Stream": "models.generate",
     "CountTokens": "models.read",
     "ListModels": "models.read",
+    "ListDeployments": "models.read",
 }
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -52,9 +53,13 @@ class LlmGatewayRpc(llm_gateway_pb2_grpc.LlmGatewayServicer):
         return pb.CountTokensResponse(input_tokens=tokens, method=method)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(
-            models=[translate.from_card(card) for card in self.gateway.models(request.provider)]
-        )
+        waiting = self.gateway.calls_waiting()
+        cards = self.gateway.models(request.provider)
+        return pb.ListModelsResponse(models=[translate.from_card(card, waiting.get(card.id, 0)) for card in cards])
+
+    async def ListDeployments(self, request: pb.ListDeploymentsRequest, context: Context) -> pb.ListDeploymentsResponse:
+        states = await self.gateway.deployments(request.provider, check=request.check)
+        return pb.ListDeploymentsResponse(deployments=[translate.from_deployment(state) for state in states])
 
     def _left_s(self) -> float | None:
         """What the caller's deadline leaves, in seconds."""

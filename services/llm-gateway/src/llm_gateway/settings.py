@@ -4,6 +4,7 @@ Providers are configured by the variables their own tools use (OPENAI_API_KEY, A
 OLLAMA_HOST); all else is SYNOD_*.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
@@ -11,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
 
+from llm_gateway.balancing import Strategy
 from llm_gateway.domain import Abort
 from llm_gateway.limits import LimitRule
 
@@ -56,12 +58,21 @@ class Settings(ServiceSettings):
     model_aliases: dict[str, str] = Field(default_factory=dict)
     """Alias to "provider/model", for example {"small": "openai/gpt-5-mini"}."""
 
+    roster_file: Path | None = None
+    """JSON file of deployments (endpoints and keys) and of what differs of models; see roster.py."""
+    roster_look_s: float = Field(default=5, gt=0)
+    """Between two looks whether it, or a key in it, has changed."""
+    balancing: Strategy = "affinity"
+    """Which of the deployments of a model is asked first, unless a request says it."""
+
     output_tokens_default: int = Field(default=4096, ge=1, le=1_000_000)
     """Reserved and asked for when a request gives no max_output_tokens."""
     attempts_max: int = Field(default=3, ge=1, le=10)
     """Attempts at one model."""
     rate_limits: tuple[LimitRule, ...] = ()
     """As JSON: [{"per": "model", "models": "openai/*", "requests_per_min": 500, "input_tokens_per_min": 200000}]."""
+    rate_limit_slice_s: float = Field(default=0.5, ge=0.2, le=1.0)
+    """How long a process may use what it was handed of a limit that all processes share."""
     circuit_failures_max: int = Field(default=5, ge=1)
     """Failures in a row after which a model is left alone for a while; a repeat goes to the fallbacks at once."""
     circuit_open_s: float = Field(default=5, gt=0)

@@ -11,7 +11,7 @@ from synod.common.values import Attribution
 
 from llm_gateway import genai
 from llm_gateway.domain import Answer, ModelRequest
-from llm_gateway.errors import GatewayError
+from llm_gateway.errors import GatewayError, RosterInvalid
 
 _UNLISTED: Final = "other"
 
@@ -23,6 +23,7 @@ class Telemetry:
         self._tracer = tracer
         self._log = log
         self._listed = listed
+        self._roster_problem = ""
         names = ("provider", "model")
         self._seconds = Histogram(
             genai.OPERATION_DURATION,
@@ -49,7 +50,10 @@ class Telemetry:
             "model_call_attempts_failed_total", "Attempts that failed", (*names, "reason", "billed"), registry=registry
         )
         self._circuit = Gauge(
-            "model_circuit_open", "1 while a model is left alone after failures", names, registry=registry
+            "model_circuit_open",
+            "1 while a model at a deployment is left alone after failures",
+            (*names, "deployment"),
+            registry=registry,
         )
         self._waiting = Gauge(
             "model_calls_waiting", "Calls that wait for room within the rate limits", registry=registry
@@ -114,9 +118,10 @@ class Telemetry:
             "model_call_attempt_failed", call=call_id, model=model, attempt=attempt, reason=reason, billed=billed
         )
 
-    def circuit_changed(self, model: str, phase: str) -> None:
-        self._circuit.labels(*self._labels(model)).set(phase == "open")
-        self._log.warning("model_circuit", model=model, phase=phase)
+    def circuit_changed(self, circuit: str, phase: str) -> None:
+        model, _, deployment = circuit.partition("@")
+        self._circuit.labels(*self._labels(model), deployment.partition(".")[0]).set(phase == "open")
+        self._log.warning("model_circuit", model=model, deployment=deployment, phase=phase)
 
     def calls_waiting(self, calls: int) -> None:
         self._waiting.set(calls)
@@ -127,6 +132,17 @@ class Telemetry:
     def not_recorded(self, call_id: str, error: Exception) -> None:
         """The outcome of a call could not be written; it stays open until it is found again."""
         self._log.error("model_call_not_recorded", error=error, call=call_id)
+
+    @contextmanager
+    def roster_read(self) -> Iterator[None]:
+        """A roster that cannot be used leaves the one before it in force; said once for each problem."""
+        try:
+            yield
+            self._roster_problem = ""
+        except RosterInvalid as error:
+            if str(error) != self._roster_problem:
+                self._roster_problem = str(error)
+                self._log.error("roster_invalid", error=error)
 
     def _labels(self, model: str) -> tuple[str, str]:
         return _provider(model), model if model in self._listed else _UNLISTED

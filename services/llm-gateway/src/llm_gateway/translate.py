@@ -21,6 +21,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from llm_gateway import errors
+from llm_gateway.balancing import Strategy
 from llm_gateway.catalogue import ModelCard
 from llm_gateway.domain import (
     Answer,
@@ -54,8 +55,10 @@ from llm_gateway.domain import (
 )
 from llm_gateway.execution import Asked, usage_lines
 from llm_gateway.flight import Began, Broken, CallEvent
+from llm_gateway.inspection import DeploymentState, KeyState
 from llm_gateway.limits import Priority
 from llm_gateway.ports import Reservation
+from llm_gateway.routing import ANY, Policy
 
 REQUEST_ID_MAX: Final = 128
 FALLBACKS_MAX: Final = 5
@@ -76,6 +79,13 @@ _USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args
 _MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modality)}
 _CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
 _PRIORITIES: Final[dict["pb.Priority.ValueType", Priority]] = {pb.PRIORITY_HIGH: "high", pb.PRIORITY_LOW: "low"}
+_KEY_STATES: Final[Mapping[KeyState, "pb.KeyState.ValueType"]] = {
+    "unasked": pb.KEY_STATE_UNSPECIFIED,
+    "works": pb.KEY_STATE_WORKS,
+    "refused": pb.KEY_STATE_REFUSED,
+    "unknown": pb.KEY_STATE_UNKNOWN,
+}
+_STRATEGIES: Final[Mapping[str, Strategy]] = {name: name for name in get_args(Strategy)}
 _CHOICES: Final = ("auto", "none", "required")
 _FORMATS: Final = ("text", "json_object", "json_schema")
 
@@ -118,6 +128,7 @@ ERRORS: Final = (
         errors.ModelUnavailable,
         lambda error: FailedPrecondition(str(error), reason="MODEL_UNAVAILABLE", metadata={"model": error.model}),
     )
+    .add(errors.NoEligibleModel, lambda error: FailedPrecondition(str(error), reason="NO_ELIGIBLE_MODEL"))
     .add(
         errors.RequestIdReused,
         lambda error: AlreadyExists("model call", error.request_id, remedy=str(error), reason="REQUEST_ID_REUSED"),
@@ -150,6 +161,23 @@ def to_asked(request: pb.GenerateRequest, tenant: str) -> Asked:
         attribution=to_attribution(request.attribution, tenant),
         sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
         priority=_PRIORITIES.get(request.priority, "normal"),
+        policy=_policy(request.routing) if request.HasField("routing") else ANY,
+    )
+
+
+def _policy(routing: pb.RoutingPolicy) -> Policy:
+    if routing.balancing not in ("", *_STRATEGIES):
+        raise InvalidArgument("routing.balancing", routing.balancing, f"must be one of {', '.join(_STRATEGIES)}")
+    for field in ("max_cost_nano_usd", "max_first_content_ms"):
+        if getattr(routing, field) < 0:
+            raise InvalidArgument(f"routing.{field}", getattr(routing, field), "must be 0 (for no bound) or more")
+    return Policy(
+        required_capabilities=tuple(routing.required_capabilities),
+        max_cost_nano=routing.max_cost_nano_usd,
+        max_first_content_s=routing.max_first_content_ms / 1000,
+        regions=tuple(routing.regions),
+        cheapest=routing.cheapest,
+        balancing=_STRATEGIES.get(routing.balancing),
     )
 
 
@@ -352,7 +380,7 @@ def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
             return pb.StreamEvent(sequence=sequence, error=broken)
 
 
-def from_card(card: ModelCard) -> pb.Model:
+def from_card(card: ModelCard, calls_waiting: int = 0) -> pb.Model:
     return pb.Model(
         id=card.id,
         provider=card.provider,
@@ -363,6 +391,37 @@ def from_card(card: ModelCard) -> pb.Model:
         unavailable_reason=card.remedy,
         simulated=card.simulated,
         aliases=card.aliases,
+        output_tokens_max=card.output_tokens_max,
+        input_pico_usd=card.price.input_pico if card.price else 0,
+        output_pico_usd=card.price.output_pico if card.price else 0,
+        stage=card.stage,
+        retires_on=card.retires_on.isoformat() if card.retires_on else "",
+        replacement=card.replacement,
+        calls_waiting=calls_waiting,
+    )
+
+
+def from_deployment(state: DeploymentState) -> pb.Deployment:
+    deployment = state.deployment
+    return pb.Deployment(
+        name=deployment.name,
+        provider=state.provider,
+        region=deployment.region,
+        weight=deployment.weight,
+        models=deployment.models,
+        key_id=deployment.key_id,
+        key_state=_KEY_STATES[state.key_state],
+        problem=state.problem,
+        called=[
+            pb.DeploymentModel(
+                model=one.model,
+                circuit=one.phase,
+                closed_s=one.closed_s,
+                in_flight=one.load.in_flight,
+                first_content_s=one.load.first_content_s,
+            )
+            for one in state.called
+        ],
     )
 
 

@@ -7,6 +7,7 @@ from http.client import responses
 import orjson
 from aiohttp import web
 
+from provider_simulator.access import api_key, is_refused
 from provider_simulator.conversation import Ask, BadRequest, JsonObject, Reply
 from provider_simulator.dialect import Dialect
 from provider_simulator.faults import Fault, FaultPlan, fault_of_model
@@ -36,6 +37,8 @@ class Exchange:
     created: int
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
+        if is_refused(request.headers):
+            return self._refuse(401, f"Incorrect API key provided: {api_key(request.headers)}", None, model="")
         try:
             ask = self.dialect.parse(await request.read(), request.headers)
             fault = self.faults.take(request.headers.get(FAULT_HEADER), ask.model)

@@ -8,6 +8,7 @@ from datetime import datetime
 from aiohttp import web
 from pydantic import Field, ValidationError
 
+from provider_simulator.access import is_refused
 from provider_simulator.anthropic_messages import AnthropicMessages
 from provider_simulator.conversation import BadRequest, Json, JsonObject, TokenUsage
 from provider_simulator.dialect import Dialect
@@ -49,6 +50,7 @@ class Simulator:
                 web.post("/v1beta/models/{model}:{method}", self._gemini),
                 web.post("/v1/embeddings", self._embeddings),
                 web.get("/v1/models", _models),
+                web.get("/v1beta/models", _models),
                 web.get("/ready", _ready),
                 web.get("/simulator/usage", self._read_usage),
                 web.delete("/simulator/usage", self._clear_usage),
@@ -66,7 +68,11 @@ class Simulator:
     def _completions(self, dialect: Dialect) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             created = int(self._now().timestamp())
-            return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
+            self.usage.in_progress += 1
+            try:
+                return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
+            finally:
+                self.usage.in_progress -= 1
 
         return handle
 
@@ -157,6 +163,8 @@ async def _ready(_: web.Request) -> web.StreamResponse:
 
 
 async def _models(request: web.Request) -> web.StreamResponse:
+    if is_refused(request.headers):
+        return json_response(OpenAiChat().error(401, "Incorrect API key provided", None), status=401)
     names = (MODEL, EMBEDDING_MODEL, *FAULT_MODELS)
     anthropic = "anthropic-version" in request.headers
     return json_response(_anthropic_models(names) if anthropic else _openai_models(names))

@@ -42,8 +42,12 @@ class ModelTotals:
 
 @dataclass(slots=True)
 class UsageBook:
-    """Totals are exact for ever; only the newest RECORDS_MAX single records are kept."""
+    """Totals are exact for ever; only the newest RECORDS_MAX single records are kept.
 
+    `in_progress` requests are not yet in either: a count is final once there are none.
+    """
+
+    in_progress: int = 0
     totals: dict[str, ModelTotals] = field(default_factory=dict)
     records: deque[ServedRequest] = field(default_factory=lambda: deque(maxlen=RECORDS_MAX))
 
@@ -62,6 +66,7 @@ class UsageBook:
 
     def as_json(self) -> JsonObject:
         return {
+            "in_progress": self.in_progress,
             "total": asdict(self.total()),
             "models": {model: asdict(totals) for model, totals in sorted(self.totals.items())},
             "records": [asdict(record) for record in self.records],

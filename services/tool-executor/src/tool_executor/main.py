@@ -56,7 +56,7 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
         slots=Slots(settings.calls_max, settings.calls_per_agent_max),
         workers=workers,
         workspaces=Workspaces(settings.state_dir / "workspaces"),
-        telemetry=Telemetry(host.tracer, host.metrics.registry),
+        telemetry=Telemetry(host.tracer, host.metrics.registry, settings.calls_max),
         worker=worker,
     )
     host.on_stop(runner.aclose)

@@ -1,12 +1,13 @@
 """What can be asked: the calls and who runs them, the grants, and every version a tool ever had."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Final, LiteralString, TypeVar
 
 from eventlog.codec import Codec
 from eventlog.records import StoredEvent
+from eventlog.table_view import Key, TableView, begins, on
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
@@ -29,7 +30,6 @@ GRANTS_MAX: Final = 10_000
 
 Row = TypeVar("Row")
 Values = tuple[object, ...]
-Change = tuple[LiteralString, Values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,61 +48,93 @@ class GrantRow:
     tool: str
     granted_at: datetime
     granted_by: str
-    revoked_at: datetime | None
+    revoked_at: datetime | None = None
 
 
-class ToolCallsView:
+@dataclass(frozen=True, slots=True)
+class CallRow:
+    id: str
+    tenant: str
+    call_id: str
+    correlation: str
+    tool: str
+    tool_version: str
+    agent: str
+    effect: str
+    requested_at: datetime
+    state: str = "running"
+    attempt: int = 0
+    worker: str = ""
+    isolation: str = ""
+    duration_ms: int = 0
+    ended_at: datetime | None = None
+
+
+class ToolCallsView(TableView[CallRow]):
     """One row a call; arguments and results stay in the stream."""
 
-    name: ClassVar[str] = "tool_calls"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset(
-        event.type_name()
-        for event in (
-            ToolCallRequested,
-            ToolCallStarted,
-            ToolCallCompleted,
-            ToolCallFailed,
-            ToolCallOutcomeUnknown,
-            ToolCallReconciled,
-        )
+    name, version, row = "tool_calls", 2, CallRow
+    indexes = (
+        "(tenant, requested_at desc)",
+        "(correlation) where correlation <> ''",
+        "(id) where state = 'running'",
     )
-    tables: ClassVar[str] = """
-        create table tool_calls (
-            id text primary key, tenant text not null, call_id text not null, correlation text not null,
-            tool text not null, tool_version text not null, agent text not null, effect text not null,
-            state text not null, attempt int not null, worker text not null, isolation text not null,
-            duration_ms bigint not null, requested_at timestamptz not null, ended_at timestamptz
-        );
-        create index on tool_calls (tenant, requested_at desc);
-        create index on tool_calls (correlation) where correlation <> '';
-        create index on tool_calls (id) where state = 'running';
-    """
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            sql, values = _call_change(event, CODEC.decode(event))
-            await connection.execute(sql, values)
+    @begins
+    def requested(self, event: ToolCallRequested, stored: StoredEvent) -> CallRow:
+        return CallRow(
+            id=stored.stream.id,
+            tenant=stored.tenant,
+            call_id=event.call_id,
+            correlation=stored.correlation,
+            tool=event.tool,
+            tool_version=event.tool_version,
+            agent=event.agent,
+            effect=event.effect,
+            requested_at=stored.occurred_at,
+        )
+
+    @on
+    def started(self, row: CallRow, event: ToolCallStarted, stored: StoredEvent) -> CallRow:
+        return replace(row, state="running", attempt=event.attempt, worker=event.worker, isolation=event.isolation)
+
+    @on
+    def completed(self, row: CallRow, event: ToolCallCompleted, stored: StoredEvent) -> CallRow:
+        return _ended(row, "succeeded", stored, event.duration_ms)
+
+    @on
+    def failed(self, row: CallRow, event: ToolCallFailed, stored: StoredEvent) -> CallRow:
+        return _ended(row, event.outcome, stored, event.duration_ms)
+
+    @on
+    def lost(self, row: CallRow, event: ToolCallOutcomeUnknown, stored: StoredEvent) -> CallRow:
+        return _ended(row, "outcome_unknown", stored)
+
+    @on
+    def reconciled(self, row: CallRow, event: ToolCallReconciled, stored: StoredEvent) -> CallRow:
+        return _ended(row, "succeeded" if event.happened else "failed", stored)
 
 
-class GrantsView:
+def _ended(row: CallRow, state: str, stored: StoredEvent, duration_ms: int = 0) -> CallRow:
+    return replace(row, state=state, duration_ms=duration_ms, ended_at=stored.occurred_at)
+
+
+class GrantsView(TableView[GrantRow]):
     """One row a grant, also of those revoked."""
 
-    name: ClassVar[str] = "grants"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"ToolGranted", "GrantRevoked"})
-    tables: ClassVar[str] = """
-        create table grants (
-            id text primary key, tenant text not null, agent text not null, tool text not null,
-            granted_at timestamptz not null, granted_by text not null, revoked_at timestamptz
-        );
-        create index on grants (tenant, agent, tool);
-    """
+    name, version, row = "grants", 2, GrantRow
+    indexes = ("(tenant, agent, tool)",)
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            sql, values = _grant_change(event, CODEC.decode(event))
-            await connection.execute(sql, values)
+    def key_of(self, event: ToolGranted | GrantRevoked, stored: StoredEvent) -> Key:
+        return (event.grant_id,)
+
+    @begins
+    def granted(self, event: ToolGranted, stored: StoredEvent) -> GrantRow:
+        return GrantRow(event.grant_id, stored.tenant, event.agent, event.tool, stored.occurred_at, event.granted_by)
+
+    @on
+    def revoked(self, row: GrantRow, event: GrantRevoked, stored: StoredEvent) -> GrantRow:
+        return replace(row, revoked_at=stored.occurred_at)
 
 
 class ToolsView:
@@ -166,59 +198,3 @@ class Queries:
         async with self.pool.connection() as connection, connection.cursor(row_factory=class_row(kind)) as cursor:
             await cursor.execute(sql, values)
             return await cursor.fetchall()
-
-
-def _call_change(stored: StoredEvent, event: object) -> Change:
-    id, at = stored.stream.id, stored.occurred_at
-    match event:
-        case ToolCallRequested():
-            return _INSERT_CALL, _requested(stored, event)
-        case ToolCallStarted(attempt=attempt, worker=worker, isolation=isolation):
-            return _START_CALL, (attempt, worker, isolation, id)
-        case ToolCallCompleted(duration_ms=duration_ms):
-            return _END_CALL, ("succeeded", duration_ms, at, id)
-        case ToolCallFailed(outcome=outcome, duration_ms=duration_ms):
-            return _END_CALL, (outcome, duration_ms, at, id)
-        case ToolCallReconciled(happened=happened):
-            return _END_CALL, ("succeeded" if happened else "failed", 0, at, id)
-        case _:
-            return _END_CALL, ("outcome_unknown", 0, at, id)
-
-
-_INSERT_CALL: Final[LiteralString] = (
-    "insert into tool_calls values (%s, %s, %s, %s, %s, %s, %s, %s, 'running', 0, '', '', 0, %s, null)"
-)
-_START_CALL: Final[LiteralString] = (
-    "update tool_calls set state = 'running', attempt = %s, worker = %s, isolation = %s where id = %s"
-)
-_END_CALL: Final[LiteralString] = "update tool_calls set state = %s, duration_ms = %s, ended_at = %s where id = %s"
-
-
-def _requested(stored: StoredEvent, event: ToolCallRequested) -> Values:
-    return (
-        stored.stream.id,
-        stored.tenant,
-        event.call_id,
-        stored.correlation,
-        event.tool,
-        event.tool_version,
-        event.agent,
-        event.effect,
-        stored.occurred_at,
-    )
-
-
-def _grant_change(stored: StoredEvent, event: object) -> Change:
-    match event:
-        case ToolGranted(grant_id=id, agent=agent, tool=tool, granted_by=by):
-            return _INSERT_GRANT, (id, stored.tenant, agent, tool, stored.occurred_at, by)
-        case GrantRevoked(grant_id=id):
-            return "update grants set revoked_at = %s where id = %s", (stored.occurred_at, id)
-        case _:
-            raise TypeError(f"{stored.type} is no event of a grant")
-
-
-_INSERT_GRANT: Final[LiteralString] = (
-    "insert into grants values (%s, %s, %s, %s, %s, %s, null) on conflict (id)"
-    " do update set granted_at = excluded.granted_at, granted_by = excluded.granted_by, revoked_at = null"
-)

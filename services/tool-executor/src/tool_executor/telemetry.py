@@ -11,13 +11,17 @@ _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)
 
 
 class Telemetry:
-    def __init__(self, tracer: Tracer, registry: CollectorRegistry) -> None:
+    """`calls_max` may run at once."""
+
+    def __init__(self, tracer: Tracer, registry: CollectorRegistry, calls_max: int) -> None:
         self._tracer = tracer
         self._calls = Counter("tool_calls_total", "Attempts that ended", ("tool", "outcome"), registry=registry)
         self._seconds = Histogram(
             "tool_call_seconds", "Time of an attempt", ("tool",), registry=registry, buckets=_SECONDS
         )
         self._running = Gauge("tool_calls_running", "Attempts that run", registry=registry)
+        limit = Gauge("tool_calls_limit", "Attempts that may run at once", registry=registry)
+        limit.set(calls_max)
 
     @contextmanager
     def attempt(self, tool: str, call_id: str, run_id: str, agent: str) -> Iterator[None]:

@@ -1,15 +1,13 @@
 """What can be asked: sessions, open and closed."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ClassVar
 
 from eventlog.records import StoredEvent
-from psycopg import AsyncConnection
+from eventlog.table_view import TableView, begins, on
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
+from synod.ws_gateway.events import SessionClosed, SessionOpened
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,48 +17,25 @@ class SessionRow:
     principal_id: str
     transport: str
     connected_at: datetime
-    closed_at: datetime | None
-    frames_sent: int
-    frames_dropped: int
+    closed_at: datetime | None = None
+    frames_sent: int = 0
+    frames_dropped: int = 0
 
 
-class SessionsView:
+class SessionsView(TableView[SessionRow]):
     """One row a session."""
 
-    name: ClassVar[str] = "sessions"
-    version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"SessionOpened", "SessionClosed"})
-    tables: ClassVar[str] = """
-        create table sessions (
-            id text primary key, tenant text not null, principal_id text not null, transport text not null,
-            connected_at timestamptz not null, closed_at timestamptz,
-            frames_sent bigint not null default 0, frames_dropped bigint not null default 0
-        );
-        create index on sessions (tenant, id desc);
-    """
+    name, version, row = "sessions", 2, SessionRow
+    indexes = ("(tenant, id desc)",)
 
-    async def apply(self, connection: AsyncConnection, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            if event.type == "SessionOpened":
-                await _opened(connection, event)
-            else:
-                await _closed(connection, event)
+    @begins
+    def opened(self, event: SessionOpened, stored: StoredEvent) -> SessionRow:
+        return SessionRow(stored.stream.id, stored.tenant, event.principal_id, event.transport, stored.occurred_at)
 
-
-async def _opened(connection: AsyncConnection, event: StoredEvent) -> None:
-    data = json.loads(event.data)
-    await connection.execute(
-        "insert into sessions (id, tenant, principal_id, transport, connected_at) values (%s, %s, %s, %s, %s)",
-        (event.stream.id, event.tenant, data["principal_id"], data["transport"], event.occurred_at),
-    )
-
-
-async def _closed(connection: AsyncConnection, event: StoredEvent) -> None:
-    data = json.loads(event.data)
-    await connection.execute(
-        "update sessions set closed_at = %s, frames_sent = %s, frames_dropped = %s where id = %s",
-        (event.occurred_at, data["frames_sent"], data["frames_dropped"], event.stream.id),
-    )
+    @on
+    def closed(self, row: SessionRow, event: SessionClosed, stored: StoredEvent) -> SessionRow:
+        sent, dropped = event.frames_sent, event.frames_dropped
+        return replace(row, closed_at=stored.occurred_at, frames_sent=sent, frames_dropped=dropped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from synod_client.cli import agents, budgets, bus, decisions, events, prices, proofs, runs, spending, system
+from synod_client.cli import agents, budgets, bus, decisions, events, prices, proofs, runs, spending, system, tls
 
 EXIT_CODES = """Exit codes:
 
@@ -54,6 +54,7 @@ PROOF = "What happened, and the proof"
 
 app.command("up", rich_help_panel=SYSTEM)(system.up)
 app.add_typer(bus.nats_app, name="nats", rich_help_panel=SYSTEM)
+app.add_typer(tls.tls_app, name="tls", rich_help_panel=SYSTEM)
 app.command("demo", rich_help_panel=SYSTEM)(system.demo)
 app.command("define", rich_help_panel=WORK)(agents.define)
 app.command("agents", rich_help_panel=WORK)(agents.agents)

@@ -6,7 +6,7 @@ import typer
 
 from synod_client.cli.output import Exit, exit_code, print_error
 from synod_client.cli.session import Data
-from synod_client.endpoints import administrator_url
+from synod_client.endpoints import Endpoints, administrator_url
 from synod_client.errors import SynodError
 
 nats_app = typer.Typer(help="The streams of NATS: make what is missing, report what differs.", no_args_is_help=True)
@@ -44,8 +44,10 @@ def _administer(data: Data, url: str, *, is_check: bool) -> None:
 
     try:
         address = url or administrator_url(data)
+        client = Endpoints.discover(data=data).tls
     except SynodError as error:
         print_error(error)
         raise typer.Exit(exit_code(error)) from error
-    code = administer(address, is_check=is_check)
+    tls = (client.ca, client.certificate, client.key) if client else None
+    code = administer(address, is_check=is_check, tls=tls)
     raise typer.Exit(Exit.UNAVAILABLE if code == UNREACHABLE else code)

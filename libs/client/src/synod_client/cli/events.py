@@ -14,6 +14,7 @@ from synod_client.cli.output import Exit, as_dict, console, errors, moment, prin
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
 from synod_client.endpoints import SERVICES
+from synod_client.errors import NotFound
 from synod_client.verifying import LogVerdict, verify_log
 
 events_app = typer.Typer(help="Read, follow and verify the logs of the services.", no_args_is_help=True)
@@ -89,7 +90,10 @@ def events_read(
         where.until.FromDatetime(until)
 
     async def tell(synod: Synod) -> None:
-        for name, event in await synod.story(where, as_of=as_of):
+        story = await synod.story(where, as_of=as_of)
+        if not story:
+            raise NotFound(_no_events(run_id, narrowed=bool(types or stream or since or until or as_of)))
+        for name, event in story:
             print_event(event, as_json, name)
 
     async def command(synod: Synod) -> None:
@@ -102,6 +106,12 @@ def events_read(
             )
 
     run(command if service else tell, data)
+
+
+def _no_events(run_id: str, *, narrowed: bool) -> str:
+    if narrowed:
+        return f"no service has such an event of run {run_id!r}; ask for less, to see whether there is any"
+    return f"no service has an event of run {run_id!r}; `synod runs` shows the runs that there are"
 
 
 @events_app.command("tail")

@@ -84,7 +84,10 @@ def print_messages(messages: Sequence[Message]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns whose name ends in ``>`` are aligned to the right. The title may hold markup, cells are taken as they are."""
+    """Columns whose name ends in ``>`` are aligned to the right. The title may hold markup, cells are taken as they are.
+
+    That there are no rows is said beside the table, not in it: on stderr.
+    """
     table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
@@ -92,6 +95,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_row(*(Text(str(cell)) for cell in row))
     shown_on = console if console.is_terminal else Console(width=_WIDE)
     shown_on.print(table)
+    if not table.row_count:
+        errors.print("[dim]there are none[/dim]")
 
 
 def moment(timestamp: Timestamp) -> str:

@@ -179,6 +179,9 @@ def spend_reconcile(
     file: Annotated[Path, typer.Argument(help="CSV or JSON lines with model, since, until, amount_usd.")],
     provider: Annotated[str, typer.Option(help="Whose invoice it is, as in provider/model.")],
     invoice_id: Annotated[str, typer.Option("--id", help="Its number; imported once.")],
+    clear_suspense: Annotated[
+        bool, typer.Option("--final", help="It is final: it also tells which calls of unknown outcome were billed.")
+    ] = False,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -189,20 +192,29 @@ def spend_reconcile(
     Example: synod spend reconcile nov.csv --provider openai --id 4711
     """
     lines = [_invoice_line(number, row) for number, row in enumerate(_rows(file), 1)]
-    request = pb.ImportInvoiceRequest(invoice_id=invoice_id, provider=provider, lines=lines)
+    request = pb.ImportInvoiceRequest(
+        invoice_id=invoice_id, provider=provider, lines=lines, clear_suspense=clear_suspense
+    )
 
     async def command(synod: Synod) -> int:
         found = await synod.import_invoice(request)
         if as_json:
             print_json(as_dict(found))
         else:
-            title = f"Difference {format_usd(found.difference_nano_usd)}"
+            title = f"Difference {format_usd(found.difference_nano_usd)}{_from_suspense(found)}"
             print_table(
                 title, ("model", "invoiced>", "ledger>", "difference>"), [_line_row(line) for line in found.lines]
             )
         return Exit.NOT_TRUE if any(line.difference_nano_usd for line in found.lines) else Exit.DONE
 
     run(command, data)
+
+
+def _from_suspense(found: pb.Reconciliation) -> str:
+    if not found.settled_from_suspense + found.released_from_suspense:
+        return ""
+    amount = format_usd(found.settled_from_suspense_nano_usd)
+    return f", from suspense {found.settled_from_suspense} settled ({amount}), {found.released_from_suspense} released"
 
 
 def _line_row(line: pb.Reconciliation.Line) -> tuple[object, ...]:

@@ -22,6 +22,7 @@ def up(
         bool,
         typer.Option("--simulator/--no-simulator", help="Also run the provider simulator (model simulator/sim-1)."),
     ] = True,
+    tls: Annotated[bool, typer.Option("--tls", help="gRPC and NATS by mutual TLS; see `synod tls`.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Print lines instead of a live view.")] = False,
     port_base: PortBase = 7100,
 ) -> None:
@@ -33,7 +34,9 @@ def up(
     """
     from launcher import up as launcher_up
 
-    options = launcher_up.UpOptions(data=data, port_base=port_base, fresh=fresh, simulator=simulator, plain=plain)
+    options = launcher_up.UpOptions(
+        data=data, port_base=port_base, fresh=fresh, simulator=simulator, tls=tls, plain=plain
+    )
     raise typer.Exit(launcher_up.run(options))
 
 

@@ -2,14 +2,25 @@
 
 from typing import ClassVar, Literal
 
-from synod.common.event import Event
+from synod.common.event import Event, Value
 from synod.common.values import Attribution, Failure, UsageLine
 
 UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound"]
 
 
+class ConsideredModel(Value):
+    """A model at a deployment that could have answered, and what became of it: "eligible", or why it was left out."""
+
+    model: str
+    deployment: str = ""
+    verdict: str
+
+
 class ModelCallAccepted(Event):
-    """The call was valid and its upper bound is reserved. Content is not in the log, its hash is."""
+    """The call was valid and its upper bound is reserved. Content is not in the log, its hash is.
+
+    `considered` explains the choice where there was one.
+    """
 
     AGGREGATE: ClassVar[str] = "model-call"
 
@@ -19,12 +30,14 @@ class ModelCallAccepted(Event):
     request_sha256: str
     input_tokens_max: int
     output_tokens_max: int
+    considered: tuple[ConsideredModel, ...] = ()
 
 
 class ModelCallAttemptStarted(Event):
     """Appended before the provider is called, so that a crash after it is an unknown outcome, not a free call.
 
-    `worker` is the process that carries the attempt out; empty in events from before there were several.
+    `worker` is the process that carries the attempt out; empty in events from before there were several. `deployment` is
+    the endpoint and key that it goes to, empty for the only one.
     """
 
     AGGREGATE: ClassVar[str] = "model-call"
@@ -36,6 +49,8 @@ class ModelCallAttemptStarted(Event):
     reservation_id: str
     attribution: Attribution
     worker: str = ""
+    deployment: str = ""
+    region: str = ""
 
 
 class ModelCallAttemptFailed(Event):

@@ -133,6 +133,9 @@ class AnthropicMessagesDialect:
     def path(self, model: str, *, stream: bool) -> str:
         return "/v1/messages"
 
+    def models_path(self) -> str:
+        return "/v1/models"
+
     def count_path(self, model: str) -> str | None:
         return "/v1/messages/count_tokens"
 

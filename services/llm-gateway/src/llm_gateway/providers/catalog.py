@@ -4,10 +4,13 @@
 come from `openai_compatible`. The simulator is reached as `openai` or `anthropic` with its base URL.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final, Literal
 
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
+from llm_gateway.providers.dialect import Dialect
 from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
 from llm_gateway.providers.http import Endpoint, HttpProvider
 from llm_gateway.providers.openai_chat import OpenAiChatDialect
@@ -55,6 +58,19 @@ OPENAI_FAMILIES = dict.fromkeys(("o1", "o3", "o4", "gpt-5", "gpt-6"), OPENAI_REA
 """Models that reason refuse to be told how to sample."""
 
 Now = Callable[[], datetime]
+DialectName = Literal[
+    "openai-chat", "openai-responses", "anthropic-messages", "gemini-generate", "openai-compatible", "vllm"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What servers of a wire format have in common. `base_url` is the hosted one's; empty where there is none."""
+
+    dialect: Callable[[], Dialect]
+    profile: CapabilityProfile
+    families: Mapping[str, CapabilityProfile] = field(default_factory=dict)
+    base_url: str = ""
 
 
 def openai(transport: Transport, now: Now, api_key: str, base_url: str = OPENAI_BASE_URL) -> HttpProvider:
@@ -96,3 +112,38 @@ def ollama(transport: Transport, now: Now, base_url: str = OLLAMA_BASE_URL) -> H
 
 def vllm(transport: Transport, now: Now, base_url: str, api_key: str = "") -> HttpProvider:
     return openai_compatible(transport, now, name="vllm", base_url=base_url, api_key=api_key, profile=VLLM)
+
+
+def _local_wire() -> OpenAiChatDialect:
+    return OpenAiChatDialect(ChatWire(limit_field="max_tokens", developer_role=False))
+
+
+KINDS: Final[Mapping[DialectName, Kind]] = {
+    "openai-chat": Kind(OpenAiChatDialect, OPENAI, OPENAI_FAMILIES, OPENAI_BASE_URL),
+    "openai-responses": Kind(
+        OpenAiResponsesDialect,
+        OPENAI_RESPONSES,
+        dict.fromkeys(OPENAI_FAMILIES, OPENAI_RESPONSES_REASONING),
+        OPENAI_BASE_URL,
+    ),
+    "anthropic-messages": Kind(AnthropicMessagesDialect, ANTHROPIC, {}, ANTHROPIC_BASE_URL),
+    "gemini-generate": Kind(GeminiGenerateDialect, GEMINI, {}, GOOGLE_BASE_URL),
+    "openai-compatible": Kind(_local_wire, OPENAI_COMPATIBLE),
+    "vllm": Kind(_local_wire, VLLM),
+}
+
+
+def deployed(
+    transport: Transport,
+    now: Now,
+    kind: Kind,
+    *,
+    name: str,
+    base_url: str = "",
+    api_key: str = "",
+    profiles: Mapping[str, CapabilityProfile] | None = None,
+) -> HttpProvider:
+    """A provider of that kind at an address of its own; `profiles` goes before those of the kind's families."""
+    families = {**kind.families, **(profiles or {})}
+    endpoint = Endpoint(name, base_url or kind.base_url, api_key, kind.profile, families)
+    return HttpProvider(endpoint, kind.dialect(), transport, now)

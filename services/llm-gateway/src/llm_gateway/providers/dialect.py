@@ -31,6 +31,10 @@ class Dialect(Protocol):
         """The path below the endpoint's base URL to which a request is posted."""
         ...
 
+    def models_path(self) -> str:
+        """Where the models that a key may use are listed for free."""
+        ...
+
     def count_path(self, model: str) -> str | None:
         """Where the provider counts the tokens of a request for free; None where it does not."""
         ...

@@ -122,6 +122,9 @@ class GeminiGenerateDialect:
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
         return f"/v1beta/models/{model}:{method}"
 
+    def models_path(self) -> str:
+        return "/v1beta/models"
+
     def count_path(self, model: str) -> str | None:
         return f"/v1beta/models/{model}:countTokens"
 

@@ -9,7 +9,7 @@ from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPar
 from llm_gateway.errors import MalformedResponse, ProviderError, StreamInterrupted
 from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
-from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt
+from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
 from llm_gateway.providers.sse import SseParser
 from llm_gateway.providers.transport import HttpReply, Transport
 
@@ -29,9 +29,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def profile_of(self, model: str) -> CapabilityProfile:
-        families = (name for name in self.profiles if model.startswith(name))
-        family = max(families, key=len, default="")
-        return self.profiles.get(family, self.profile)
+        return profile_of(self.profiles, self.profile, model)
 
 
 class HttpProvider:
@@ -53,6 +51,11 @@ class HttpProvider:
     def name(self) -> str:
         return self._endpoint.name
 
+    def with_profiles(self, profiles: Mapping[str, CapabilityProfile]) -> "HttpProvider":
+        """The same provider, of which some models take other parameters."""
+        endpoint = replace(self._endpoint, profiles={**self._endpoint.profiles, **profiles})
+        return HttpProvider(endpoint, self._dialect, self._transport, self._now)
+
     async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse:
         try:
             adapted, body = self._encoded(request, stream=False)
@@ -61,6 +64,17 @@ class HttpProvider:
                 if reply.status != 200:
                     raise self._failure(reply, answer)
             return _with_warnings(self._decoded(answer), adapted)
+        except ProviderError as error:
+            error.provider = self.name
+            raise
+
+    async def check(self, deadline: float) -> None:
+        try:
+            url = self._base_url + self._dialect.models_path()
+            async with self._transport.get(url, self._headers, deadline) as reply:
+                answer = await reply.body()
+                if reply.status != 200:
+                    raise self._failure(reply, answer)
         except ProviderError as error:
             error.provider = self.name
             raise

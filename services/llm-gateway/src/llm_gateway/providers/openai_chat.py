@@ -125,6 +125,9 @@ class OpenAiChatDialect:
     def path(self, model: str, *, stream: bool) -> str:
         return "/chat/completions"
 
+    def models_path(self) -> str:
+        return "/models"
+
     def count_path(self, model: str) -> str | None:
         return None
 

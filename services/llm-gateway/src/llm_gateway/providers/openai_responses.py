@@ -125,6 +125,9 @@ class OpenAiResponsesDialect:
     def path(self, model: str, *, stream: bool) -> str:
         return "/responses"
 
+    def models_path(self) -> str:
+        return "/models"
+
     def count_path(self, model: str) -> str | None:
         return "/responses/input_tokens"
 

@@ -6,7 +6,7 @@ alone, so a profile either drops what its model does not take, with a warning in
 request before anything is sent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +29,12 @@ class CapabilityProfile:
     audio: bool = True
     unsupported: Literal["drop", "reject"] = "drop"
     output_tokens_default: int | None = None
+
+
+def profile_of(families: Mapping[str, CapabilityProfile], others: CapabilityProfile, model: str) -> CapabilityProfile:
+    """That of the longest name with which the model's begins."""
+    family = max((name for name in families if model.startswith(name)), key=len, default=None)
+    return others if family is None else families[family]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,10 @@ class Provider(Protocol):
 
     async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse: ...
 
+    async def check(self, deadline: float) -> None:
+        """Asks for something free. Raises when the key or the address is of no use: AuthenticationRejected and others."""
+        ...
+
     async def count_tokens(self, request: ModelRequest, deadline: float) -> int | None:
         """What the provider counts for the input, for free; None when it does not."""
         ...

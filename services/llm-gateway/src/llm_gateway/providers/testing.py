@@ -59,6 +59,10 @@ class FakeProvider:
             raise outcome
         return outcome
 
+    async def check(self, deadline: float) -> None:
+        if self.outcomes and isinstance(self.outcomes[0], errors.ProviderError):
+            raise self.outcomes[0]
+
     async def count_tokens(self, request: ModelRequest, deadline: float) -> int | None:
         return None
 
@@ -117,6 +121,10 @@ class ProviderContract:
         assert response.warnings == ()
         assert response.usage is not None
         assert response.usage.output_tokens == 4
+
+    async def test_a_key_that_works_is_told_for_free(self, provider: Provider, simulator: RunningSimulator) -> None:
+        await provider.check(in_time())
+        assert simulator.usage.total().requests == 0
 
     async def test_a_stream_starts_delivers_and_completes(self, provider: Provider) -> None:
         parts = await collect(provider, asked("answer: one two three"))

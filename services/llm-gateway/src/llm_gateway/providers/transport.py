@@ -88,15 +88,24 @@ class Transport:
         self, url: str, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> AsyncIterator[HttpReply]:
         """Send and wait for the headers. `deadline` is on the loop's clock; leaving early cuts the connection."""
-        response = await self._send(url, headers, body, deadline)
+        response = await self._send("POST", url, headers, body, deadline)
         async with response:
             yield HttpReply(response, deadline, self._limits)
 
-    async def _send(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> aiohttp.ClientResponse:
+    @asynccontextmanager
+    async def get(self, url: str, headers: Mapping[str, str], deadline: float) -> AsyncIterator[HttpReply]:
+        """As `post`, without a body."""
+        response = await self._send("GET", url, headers, None, deadline)
+        async with response:
+            yield HttpReply(response, deadline, self._limits)
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline: float
+    ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._session.post(
-                    url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout
+                return await self._session.request(
+                    method, url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout
                 )
         except aiohttp.ServerTimeoutError:
             raise _never_sent(ProviderTimedOut(f"no connection to {url} within {self._limits.connect_s} s")) from None

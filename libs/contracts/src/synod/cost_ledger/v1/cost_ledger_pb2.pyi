@@ -1353,8 +1353,14 @@ class ImportInvoiceRequest(_message.Message):
     INVOICE_ID_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    CLEAR_SUSPENSE_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     provider: _builtins.str
+    clear_suspense: _builtins.bool
+    """The invoice is final for the times of its lines, so it also says what became of holds in suspense there: what is
+    invoiced beyond what is settled is theirs, the oldest first and each at most what it holds; the others are released.
+    At most 200 holds.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
         """At most 400."""
@@ -1365,10 +1371,11 @@ class ImportInvoiceRequest(_message.Message):
         invoice_id: _builtins.str = ...,
         provider: _builtins.str = ...,
         lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
+        clear_suspense: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1409,11 +1416,18 @@ class Reconciliation(_message.Message):
     INVOICED_NANO_USD_FIELD_NUMBER: _builtins.int
     LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
     DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+    SETTLED_FROM_SUSPENSE_NANO_USD_FIELD_NUMBER: _builtins.int
+    SETTLED_FROM_SUSPENSE_FIELD_NUMBER: _builtins.int
+    RELEASED_FROM_SUSPENSE_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     provider: _builtins.str
     invoiced_nano_usd: _builtins.int
     ledger_nano_usd: _builtins.int
     difference_nano_usd: _builtins.int
+    settled_from_suspense_nano_usd: _builtins.int
+    """With clear_suspense: of ledger_nano_usd, what was in suspense before; how many holds were settled, and released."""
+    settled_from_suspense: _builtins.int
+    released_from_suspense: _builtins.int
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reconciliation.Line]: ...
     def __init__(
@@ -1425,10 +1439,13 @@ class Reconciliation(_message.Message):
         invoiced_nano_usd: _builtins.int = ...,
         ledger_nano_usd: _builtins.int = ...,
         difference_nano_usd: _builtins.int = ...,
+        settled_from_suspense_nano_usd: _builtins.int = ...,
+        settled_from_suspense: _builtins.int = ...,
+        released_from_suspense: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoice_id", b"invoice_id", "invoiced_nano_usd", b"invoiced_nano_usd", "ledger_nano_usd", b"ledger_nano_usd", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoice_id", b"invoice_id", "invoiced_nano_usd", b"invoiced_nano_usd", "ledger_nano_usd", b"ledger_nano_usd", "lines", b"lines", "provider", b"provider", "released_from_suspense", b"released_from_suspense", "settled_from_suspense", b"settled_from_suspense", "settled_from_suspense_nano_usd", b"settled_from_suspense_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -159,7 +159,8 @@ class EventLogServicer:
 
     def RotateDataKey(self, request, context):
         """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
-        (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
+        (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate, in the operator's
+        tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +174,8 @@ class EventLogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RebuildView(self, request, context):
-        """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild.
+        """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild, in the operator's tenant: all
+        tenants share a view.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +184,7 @@ class EventLogServicer:
     def RollbackView(self, request, context):
         """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
         live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
-        Permission: views.rebuild.
+        Permission: views.rebuild, in the operator's tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,16 +58,19 @@ class EventLogStub:
     """
     RotateDataKey: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RotateDataKeyRequest, _eventlog_pb2.RotateDataKeyResponse]
     """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
-    (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
+    (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate, in the operator's
+    tenant.
     """
     ListViews: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListViewsRequest, _eventlog_pb2.ListViewsResponse]
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]
-    """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild."""
+    """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild, in the operator's tenant: all
+    tenants share a view.
+    """
     RollbackView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RollbackViewRequest, _eventlog_pb2.RollbackViewResponse]
     """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
     live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
-    Permission: views.rebuild.
+    Permission: views.rebuild, in the operator's tenant.
     """
     VerifyView: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyViewRequest, _eventlog_pb2.VerifyViewResponse]
     """Builds a view aside and compares it with the live one at the same position. Permission: views.read."""
@@ -108,16 +111,19 @@ class EventLogAsyncStub(EventLogStub):
     """
     RotateDataKey: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RotateDataKeyRequest, _eventlog_pb2.RotateDataKeyResponse]  # type: ignore[assignment]
     """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
-    (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
+    (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate, in the operator's
+    tenant.
     """
     ListViews: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListViewsRequest, _eventlog_pb2.ListViewsResponse]  # type: ignore[assignment]
     """The views of this service with their positions. Permission: views.read."""
     RebuildView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RebuildViewRequest, _eventlog_pb2.RebuildViewResponse]  # type: ignore[assignment]
-    """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild."""
+    """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild, in the operator's tenant: all
+    tenants share a view.
+    """
     RollbackView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RollbackViewRequest, _eventlog_pb2.RollbackViewResponse]  # type: ignore[assignment]
     """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
     live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
-    Permission: views.rebuild.
+    Permission: views.rebuild, in the operator's tenant.
     """
     VerifyView: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyViewRequest, _eventlog_pb2.VerifyViewResponse]  # type: ignore[assignment]
     """Builds a view aside and compares it with the live one at the same position. Permission: views.read."""
@@ -190,7 +196,8 @@ class EventLogServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_eventlog_pb2.RotateDataKeyResponse, _abc.Awaitable[_eventlog_pb2.RotateDataKeyResponse]]:
         """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
-        (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate.
+        (reason NOT_CONFIGURED) where encryption at rest is off. Permission: events.rotate, in the operator's
+        tenant.
         """
 
     def ListViews(
@@ -205,7 +212,9 @@ class EventLogServicer:
         request: _eventlog_pb2.RebuildViewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_eventlog_pb2.RebuildViewResponse, _abc.Awaitable[_eventlog_pb2.RebuildViewResponse]]:
-        """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild."""
+        """Builds a view anew beside the live one and swaps it in. Permission: views.rebuild, in the operator's tenant: all
+        tenants share a view.
+        """
 
     def RollbackView(
         self,
@@ -214,7 +223,7 @@ class EventLogServicer:
     ) -> _typing.Union[_eventlog_pb2.RollbackViewResponse, _abc.Awaitable[_eventlog_pb2.RollbackViewResponse]]:
         """Goes back to the copy of a view that the last rebuild replaced, which is kept and brought up to date first; what was
         live is kept in its place. FAILED_PRECONDITION (reason NO_OLD_VIEW) if there is none of the running version.
-        Permission: views.rebuild.
+        Permission: views.rebuild, in the operator's tenant.
         """
 
     def VerifyView(

@@ -66,6 +66,29 @@ PRIORITY_LOW: Priority.ValueType  # 3
 """Can wait, as batch work."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
+class _KeyState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KEY_STATE_UNSPECIFIED: _KeyState.ValueType  # 0
+    """Not asked."""
+    KEY_STATE_WORKS: _KeyState.ValueType  # 1
+    KEY_STATE_REFUSED: _KeyState.ValueType  # 2
+    KEY_STATE_UNKNOWN: _KeyState.ValueType  # 3
+    """Nobody could say."""
+
+class KeyState(_KeyState, metaclass=_KeyStateEnumTypeWrapper): ...
+
+KEY_STATE_UNSPECIFIED: KeyState.ValueType  # 0
+"""Not asked."""
+KEY_STATE_WORKS: KeyState.ValueType  # 1
+KEY_STATE_REFUSED: KeyState.ValueType  # 2
+KEY_STATE_UNKNOWN: KeyState.ValueType  # 3
+"""Nobody could say."""
+Global___KeyState: _TypeAlias = KeyState  # noqa: Y015
+
 @_typing.final
 class Message(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -376,10 +399,11 @@ class GenerateRequest(_message.Message):
     SERVICE_TIER_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters."""
     model: _builtins.str
-    """"provider/model" or an alias of the catalogue, such as "simulator/sim-1"."""
+    """"provider/model" or an alias of the catalogue, such as "simulator/sim-1"; "auto" for any that the routing policy allows."""
     tool_choice: _builtins.str
     """"auto" (default), "none", "required" or the name of a tool."""
     max_output_tokens: _builtins.int
@@ -409,6 +433,10 @@ class GenerateRequest(_message.Message):
     def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tried in order when the model cannot be reached before the first content."""
 
+    @_builtins.property
+    def routing(self) -> Global___RoutingPolicy:
+        """What is wanted of the model that answers, and of where it is served."""
+
     def __init__(
         self,
         *,
@@ -430,10 +458,11 @@ class GenerateRequest(_message.Message):
         service_tier: _builtins.str = ...,
         parallel_tool_calls: _builtins.bool | None = ...,
         priority: Global___Priority.ValueType = ...,
+        routing: Global___RoutingPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "routing", b"routing", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
@@ -457,6 +486,50 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class RoutingPolicy(_message.Message):
+    """Models and deployments that do not comply are left out; FAILED_PRECONDITION (NO_ELIGIBLE_MODEL) says why if none is left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRED_CAPABILITIES_FIELD_NUMBER: _builtins.int
+    MAX_COST_NANO_USD_FIELD_NUMBER: _builtins.int
+    MAX_FIRST_CONTENT_MS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    CHEAPEST_FIELD_NUMBER: _builtins.int
+    BALANCING_FIELD_NUMBER: _builtins.int
+    max_cost_nano_usd: _builtins.int
+    """The most that one attempt may cost, by its upper bound of tokens."""
+    max_first_content_ms: _builtins.int
+    """The longest time to the first content lately; deployments of which nothing is known comply."""
+    cheapest: _builtins.bool
+    """The cheapest of model and fallback_models first, instead of the order given."""
+    balancing: _builtins.str
+    """Among the deployments of a model: "affinity", "p2c", "weighted", "least_in_flight" or "order"; empty for the gateway's."""
+    @_builtins.property
+    def required_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As ListModels names them, such as "tools" or "json_schema"."""
+
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        required_capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        max_cost_nano_usd: _builtins.int = ...,
+        max_first_content_ms: _builtins.int = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        cheapest: _builtins.bool = ...,
+        balancing: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balancing", b"balancing", "cheapest", b"cheapest", "max_cost_nano_usd", b"max_cost_nano_usd", "max_first_content_ms", b"max_first_content_ms", "regions", b"regions", "required_capabilities", b"required_capabilities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingPolicy: _TypeAlias = RoutingPolicy  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
@@ -800,6 +873,12 @@ class Model(_message.Message):
     UNAVAILABLE_REASON_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    INPUT_PICO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_PICO_USD_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    RETIRES_ON_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    CALLS_WAITING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """"provider/model"."""
     provider: _builtins.str
@@ -811,6 +890,16 @@ class Model(_message.Message):
     """Can be called: its provider has a key or an address."""
     unavailable_reason: _builtins.str
     simulated: _builtins.bool
+    input_pico_usd: _builtins.int
+    """Pico-USD for a token, to choose by; 0 when unknown. cost-ledger has the prices that are charged."""
+    output_pico_usd: _builtins.int
+    stage: _builtins.str
+    """"active", "deprecated" (answers with a warning) or "retired" (refused)."""
+    retires_on: _builtins.str
+    """As 2027-03-31; empty when not known."""
+    replacement: _builtins.str
+    calls_waiting: _builtins.int
+    """Calls that wait in this process for room within the rate limits."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -828,11 +917,149 @@ class Model(_message.Message):
         unavailable_reason: _builtins.str = ...,
         simulated: _builtins.bool = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        input_pico_usd: _builtins.int = ...,
+        output_pico_usd: _builtins.int = ...,
+        stage: _builtins.str = ...,
+        retires_on: _builtins.str = ...,
+        replacement: _builtins.str = ...,
+        calls_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "available", b"available", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "dialect", b"dialect", "id", b"id", "output_tokens_max", b"output_tokens_max", "provider", b"provider", "simulated", b"simulated", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "available", b"available", "calls_waiting", b"calls_waiting", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "dialect", b"dialect", "id", b"id", "input_pico_usd", b"input_pico_usd", "output_pico_usd", b"output_pico_usd", "output_tokens_max", b"output_tokens_max", "provider", b"provider", "replacement", b"replacement", "retires_on", b"retires_on", "simulated", b"simulated", "stage", b"stage", "unavailable_reason", b"unavailable_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ListDeploymentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    check: _builtins.bool
+    """Ask each provider, for free, whether the key works."""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        check: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentsRequest: _TypeAlias = ListDeploymentsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]: ...
+    def __init__(
+        self,
+        *,
+        deployments: _abc.Iterable[Global___Deployment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
+
+@_typing.final
+class Deployment(_message.Message):
+    """An endpoint of a provider under one key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    KEY_STATE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    CALLED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Empty for the one that the provider's own variables configure."""
+    provider: _builtins.str
+    region: _builtins.str
+    weight: _builtins.int
+    key_id: _builtins.str
+    """Tells keys apart; nothing of the key can be learned from it."""
+    key_state: Global___KeyState.ValueType
+    problem: _builtins.str
+    """What the provider answered when the key did not work."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of model names."""
+
+    @_builtins.property
+    def called(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentModel]:
+        """Of models that were called lately."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        region: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        key_id: _builtins.str = ...,
+        key_state: Global___KeyState.ValueType = ...,
+        problem: _builtins.str = ...,
+        called: _abc.Iterable[Global___DeploymentModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["called", b"called", "key_id", b"key_id", "key_state", b"key_state", "models", b"models", "name", b"name", "problem", b"problem", "provider", b"provider", "region", b"region", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class DeploymentModel(_message.Message):
+    """What the calls of this process showed of a model at a deployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CIRCUIT_FIELD_NUMBER: _builtins.int
+    CLOSED_S_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    FIRST_CONTENT_S_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    circuit: _builtins.str
+    """"closed", "half_open" or "open"."""
+    closed_s: _builtins.float
+    """How long it is left alone, because it failed or because its provider wants a pause."""
+    in_flight: _builtins.int
+    first_content_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        circuit: _builtins.str = ...,
+        closed_s: _builtins.float = ...,
+        in_flight: _builtins.int = ...,
+        first_content_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit", b"circuit", "closed_s", b"closed_s", "first_content_s", b"first_content_s", "in_flight", b"in_flight", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentModel: _TypeAlias = DeploymentModel  # noqa: Y015

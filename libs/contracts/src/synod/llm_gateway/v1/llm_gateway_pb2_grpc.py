@@ -58,6 +58,11 @@ class LlmGatewayStub:
                 request_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ListDeployments = channel.unary_unary(
+                '/synod.llm_gateway.v1.LlmGateway/ListDeployments',
+                request_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListDeploymentsRequest.SerializeToString,
+                response_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListDeploymentsResponse.FromString,
+                _registered_method=True)
 
 
 class LlmGatewayServicer:
@@ -96,6 +101,14 @@ class LlmGatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeployments(self, request, context):
+        """Where models are served, under which keys, and how that goes in this process; with `check`, which keys work.
+        Permission: models.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LlmGatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +131,11 @@ def add_LlmGatewayServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListModelsRequest.FromString,
                     response_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListDeployments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeployments,
+                    request_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListDeploymentsRequest.FromString,
+                    response_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListDeploymentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +250,33 @@ class LlmGateway:
             '/synod.llm_gateway.v1.LlmGateway/ListModels',
             synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListModelsRequest.SerializeToString,
             synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeployments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.llm_gateway.v1.LlmGateway/ListDeployments',
+            synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListDeploymentsRequest.SerializeToString,
+            synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.ListDeploymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,10 @@ class LlmGatewayStub:
     """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListModelsRequest, _llm_gateway_pb2.ListModelsResponse]
     """Permission: models.read."""
+    ListDeployments: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListDeploymentsRequest, _llm_gateway_pb2.ListDeploymentsResponse]
+    """Where models are served, under which keys, and how that goes in this process; with `check`, which keys work.
+    Permission: models.read.
+    """
 
 @_typing.type_check_only
 class LlmGatewayAsyncStub(LlmGatewayStub):
@@ -67,6 +71,10 @@ class LlmGatewayAsyncStub(LlmGatewayStub):
     """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read."""
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListModelsRequest, _llm_gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Permission: models.read."""
+    ListDeployments: _aio.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListDeploymentsRequest, _llm_gateway_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
+    """Where models are served, under which keys, and how that goes in this process; with `check`, which keys work.
+    Permission: models.read.
+    """
 
 class LlmGatewayServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
@@ -104,5 +112,14 @@ class LlmGatewayServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_llm_gateway_pb2.ListModelsResponse, _abc.Awaitable[_llm_gateway_pb2.ListModelsResponse]]:
         """Permission: models.read."""
+
+    def ListDeployments(
+        self,
+        request: _llm_gateway_pb2.ListDeploymentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_gateway_pb2.ListDeploymentsResponse, _abc.Awaitable[_llm_gateway_pb2.ListDeploymentsResponse]]:
+        """Where models are served, under which keys, and how that goes in this process; with `check`, which keys work.
+        Permission: models.read.
+        """
 
 def add_LlmGatewayServicer_to_server(servicer: LlmGatewayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,44 @@
+"""deploy/postgres/roles.sh, which compose runs on an empty cluster and Kubernetes before every release."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+from launcher.postgres import binary
+from launcher.testing import RunningPostgres
+
+from .overlays import ROOT
+
+
+@pytest.fixture
+def run(postgres_server: RunningPostgres, tmp_path: Path):
+    """Runs the script for a role `books`, which goes afterwards."""
+    server = psycopg.conninfo.conninfo_to_dict(postgres_server.dsn())
+
+    def run_with(password: str) -> None:
+        (tmp_path / "roles").write_text(f"books {password}\n")
+        environment = {
+            "PATH": f"{binary('psql').parent}:{os.environ['PATH']}",
+            "PGHOST": server["host"],
+            "PGPORT": server["port"],
+            "PGUSER": server["user"],
+            "PGPASSWORD": server["password"],
+            "ROLES_FILE": str(tmp_path / "roles"),
+        }
+        subprocess.run(["sh", ROOT / "deploy/postgres/roles.sh"], env=environment, check=True, timeout=60)
+
+    yield run_with
+    with psycopg.connect(postgres_server.dsn(), autocommit=True) as connection:
+        connection.execute("drop database if exists books")
+        connection.execute("drop role if exists books")
+
+
+def test_run_again_it_keeps_the_data_and_sets_the_password(run, postgres_server: RunningPostgres) -> None:
+    run("first-password")
+    with psycopg.connect(postgres_server.dsn(), dbname="books", user="books", password="first-password") as first:
+        first.execute("create table kept (one int)")
+    run("second-password")
+    with psycopg.connect(postgres_server.dsn(), dbname="books", user="books", password="second-password") as again:
+        assert again.execute("select count(*) from kept").fetchone() == (0,)
