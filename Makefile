@@ -120,8 +120,20 @@ chaos: setup ## Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARG
 	PYTHONPATH=tests:libs/eventlog/tests $(BIN)/python -m chaos --kills $(KILLS) --seconds $(SECONDS) \
 	  --target $(TARGET) $(if $(SEED),--seed $(SEED))
 
+RATE ?= 20
+
+.PHONY: soak
+soak: SECONDS = 600
+soak: setup ## Load the whole system steadily and tell whether memory grows (SECONDS=600 RATE=20)
+	PYTHONPATH=tests $(BIN)/python -m system.soak --seconds $(SECONDS) --rate $(RATE)
+
 # Either command of Compose will do; the images are built one after the other.
 COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose) --project-name synod
+# OBSERVE=1 adds what measures the containers, and sends traces to it.
+ifdef OBSERVE
+export COMPOSE_PROFILES := observability
+export SYNOD_OTLP_ENDPOINT ?= http://otel-collector:4317
+endif
 # TLS=1 has gRPC and NATS spoken by mutual TLS; REPLICAS=2 starts so many of each service.
 TLS ?=
 REPLICAS ?=
@@ -153,7 +165,7 @@ compose-secrets: setup ## Make the keys and passwords of the containers in deplo
 	$(BIN)/python -m launcher.containers secrets $(SECRETS)
 
 .PHONY: compose-up
-compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers; the edge is at http://127.0.0.1:8080
+compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers, OBSERVE=1 with dashboards; the edge is at http://127.0.0.1:8080
 	$(COMPOSE) $(COMPOSE_FILES) $(REPLICATED) up --detach --remove-orphans
 	@$(COMPOSE_READY)
 	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
@@ -172,7 +184,7 @@ compose-tls: compose-secrets ## Make the certificates of the containers, and ren
 
 .PHONY: compose-down
 compose-down: ## Stop the containers and keep their data (VOLUMES=1 deletes it)
-	$(COMPOSE_DEV) down --remove-orphans $(if $(VOLUMES),--volumes)
+	$(COMPOSE_DEV) --profile observability down --remove-orphans $(if $(VOLUMES),--volumes)
 
 .PHONY: compose-demo
 compose-demo: compose-secrets $(if $(TLS),compose-tls) images ## Run the example team on the containers and prove what it did
@@ -190,6 +202,14 @@ for _ in $$(seq $(START_S)); do \
   docker exec "$$gateway" python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
 done; $(COMPOSE) ps; echo "compose: not ready after $(START_S) s; see $(COMPOSE) logs"; exit 1
 endef
+
+# Debian and its children have promtool in the package prometheus, which is unpacked here and not installed.
+.PHONY: promtool
+promtool: ## Get promtool into build/promtool, for the tests of the alerts (Debian or Ubuntu; elsewhere put it on PATH)
+	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "promtool: there is no apt-get; put promtool on PATH"; exit 1; }
+	@mkdir -p build/promtool && cd build/promtool && apt-get download -qq prometheus 2>/dev/null && dpkg -x prometheus_*.deb . \
+	  || { echo "promtool: apt-get cannot download the package prometheus; put promtool on PATH"; exit 1; }
+	@rm -f build/promtool/*.deb
 
 .PHONY: e2e
 e2e: setup ## Build the containers, start them and try to break them (needs a container engine; minutes)

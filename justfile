@@ -36,7 +36,7 @@ compose-secrets *args:
 compose-tls *args:
     @make compose-tls {{args}}
 
-# Start everything in containers; the edge is at http://127.0.0.1:8080
+# Start everything in containers, OBSERVE=1 with dashboards; the edge is at http://127.0.0.1:8080
 compose-up *args:
     @make compose-up {{args}}
 
@@ -80,6 +80,10 @@ nats-conf *args:
 prices *args:
     @make prices {{args}}
 
+# Get promtool into build/promtool, for the tests of the alerts (Debian or Ubuntu; elsewhere put it on PATH)
+promtool *args:
+    @make promtool {{args}}
+
 # Generate the gRPC code from proto/
 proto *args:
     @make proto {{args}}
@@ -95,6 +99,10 @@ proto-release *args:
 # Install everything into .venv (done by the other recipes when needed)
 setup *args:
     @make setup {{args}}
+
+# Load the whole system steadily and tell whether memory grows (SECONDS=600 RATE=20)
+soak *args:
+    @make soak {{args}}
 
 # Run all tests
 test *args:

@@ -216,7 +216,7 @@ def _sample_array(schema: Json, root: Json) -> Any:
 
 
 def _sample_string(schema: Json, root: Json) -> Any:
-    return {"date-time": "2026-11-21T12:00:00Z", "base64": "AAEC", "binary": "AAEC"}.get(
+    return {"date-time": "2026-11-21T12:00:00Z", "date": "2026-11-21", "base64": "AAEC", "binary": "AAEC"}.get(
         schema.get("format", ""), "text"
     )
 

@@ -27,6 +27,9 @@ DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev
 SECURED: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.tls.yaml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 OWN_SECRETS = ("dsn", "nats", "checkpoint", "former-checkpoints", "master", "former-masters")
+PROFILE = "observability"
+OBSERVERS = {name: each for name, each in CONTAINERS.items() if each.get("profiles") == [PROFILE]}
+GRAFANA = "grafana"
 IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
 NATS_ADMIN = "nats-admin"
 OWNERS = {POSTGRES: "postgres-owner", NATS: "nats-owner"}
@@ -53,10 +56,18 @@ CALLS = {
     },
 }
 """Whom each service calls or is called by, of architecture.md, written down a second time on purpose."""
+WATCHERS = {"prometheus", "otel-collector"}
+"""They scrape, and take traces."""
+LOOKERS = WATCHERS | {"jaeger", "grafana", "volume-exporter", "postgres-exporter"}
 REACH = {
-    **{name: others | {POSTGRES, NATS} for name, others in CALLS.items()},
-    POSTGRES: {*CALLS, NATS},
-    NATS: {*CALLS, POSTGRES, NATS_ADMIN},
+    **{name: others | WATCHERS | {POSTGRES, NATS} for name, others in CALLS.items()},
+    POSTGRES: {*CALLS, NATS, "postgres-monitor", "postgres-exporter"} | WATCHERS,
+    NATS: {*CALLS, POSTGRES, NATS_ADMIN} | WATCHERS,
+    **{name: {*CALLS, POSTGRES, NATS} | LOOKERS - {name} for name in WATCHERS},
+    **{name: LOOKERS - {name} for name in ("jaeger", "volume-exporter")},
+    GRAFANA: LOOKERS - {GRAFANA} | {"(publish-grafana)"},
+    "postgres-exporter": LOOKERS - {"postgres-exporter"} | {POSTGRES, "postgres-monitor"},
+    "postgres-monitor": {POSTGRES, "postgres-exporter"},
     NATS_ADMIN: {NATS},
     SIMULATOR: {"llm-gateway"},
     **{owner: set() for owner in OWNERS.values()},
@@ -65,13 +76,16 @@ REACH = {
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
 each_container = pytest.mark.parametrize("name", CONTAINERS)
+each_attached = pytest.mark.parametrize("name", [name for name in CONTAINERS if name != "nats-exporter"])
 
 
 def networks(name: str) -> frozenset[str]:
     return frozenset(CONTAINERS[name].get("networks", ()))
 
 
-ATTACHED: Mapping[str, frozenset[str]] = {name: networks(name) for name in CONTAINERS}
+NEIGHBOUR_OF_NATS = "nats-exporter"
+"""It has no network of its own: it is in that of NATS, and reaches what NATS reaches."""
+ATTACHED: Mapping[str, frozenset[str]] = {name: networks(name) for name in CONTAINERS if name != NEIGHBOUR_OF_NATS}
 """The networks of every container."""
 OPEN = frozenset(name for name, network in COMPOSE["networks"].items() if not network.get("internal"))
 
@@ -88,7 +102,7 @@ def of_the_image(service: Service) -> set[str]:
 
 
 def test_every_program_of_the_launcher_is_a_container() -> None:
-    assert set(CONTAINERS) == {
+    assert set(CONTAINERS) - set(OBSERVERS) == {
         POSTGRES,
         NATS,
         NATS_ADMIN,
@@ -109,7 +123,8 @@ def test_a_service_is_told_what_the_launcher_tells_it(service: Service, tmp_path
     }
     told = set(CONTAINERS[service.name]["environment"]) | of_the_image(service)
     assert expected <= told
-    chosen = {"SYNOD_LOG_LEVEL", "SYNOD_ENCRYPT_AT_REST"}  # the launcher passes on what its caller's environment says
+    # The launcher passes on what its caller's environment says.
+    chosen = {"SYNOD_LOG_LEVEL", "SYNOD_ENCRYPT_AT_REST", "SYNOD_OTLP_ENDPOINT"}
     former = {"SYNOD_FORMER_CHECKPOINT_KEY_FILES", "SYNOD_FORMER_MASTER_KEY_FILES"}  # so it does after a rotation
     where_replicas_are = {"SYNOD_GRPC_HOST", "SYNOD_SHUTDOWN_DRAIN_S"}
     extra = {"OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"} | chosen | former | where_replicas_are
@@ -154,7 +169,12 @@ def test_a_service_may_read_the_events_that_its_code_follows(service: Service) -
     assert set(service.reads) == (everybody if followed == {"service"} else followed)
 
 
-@each_container
+def test_what_measures_nats_is_where_nats_is() -> None:
+    assert CONTAINERS[NEIGHBOUR_OF_NATS]["network_mode"] == f"service:{NATS}"
+    assert "networks" not in CONTAINERS[NEIGHBOUR_OF_NATS]
+
+
+@each_attached
 def test_a_container_reaches_what_the_architecture_says_and_nothing_else(name: str) -> None:
     assert reach(ATTACHED)[name] == REACH[name]
 
@@ -166,7 +186,7 @@ def test_whom_a_service_calls_is_what_the_launcher_says() -> None:
         assert others - {SIMULATOR, OUT, IN} == callees[name] | callers
 
 
-@each_container
+@each_attached
 @pytest.mark.parametrize("network", COMPOSE["networks"])
 def test_a_network_that_one_more_container_joins_is_noticed(name: str, network: str) -> None:
     if network not in ATTACHED[name]:
@@ -210,7 +230,7 @@ def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "pid", "devices"} & set(container)
-    assert networks(name) or container["network_mode"] == "none"
+    assert networks(name) or container["network_mode"] in {"none", f"service:{NATS}"}
     assert {"mem_limit", "cpus", "pids_limit", "logging"} <= set(container)
     assert ("cap_add" in container) == (name in OWNERS.values())
 
@@ -234,12 +254,41 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
     assert all(each.endswith(("_FILE", "_FILES")) for each in secret)
 
 
-def test_only_the_edge_is_published_and_on_loopback() -> None:
+def test_only_the_edge_and_grafana_are_published_and_on_loopback() -> None:
     published = {name: container["ports"] for name, container in CONTAINERS.items() if "ports" in container}
-    assert published == {EDGE: ["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"]}
+    assert published == {
+        EDGE: ["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"],
+        GRAFANA: ["127.0.0.1:${SYNOD_GRAFANA_PORT:-3000}:3000"],
+    }
     development = [port for each in DEVELOPMENT["services"].values() for port in each["ports"]]
     assert development
     assert all(port.startswith("127.0.0.1:") for port in development)
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_measures_is_not_root_and_is_pinned(name: str) -> None:
+    container = OBSERVERS[name]
+    # Two images bring a user of their own, which their volumes belong to.
+    assert container.get("user", USERS[NATS]) == USERS[NATS]
+    assert "user" in container or name in {"prometheus", GRAFANA}
+    assert re.search(r":(v?\d+\.\d+\.\d+|pg18)$", container["image"])
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_measures_can_write_no_file_of_the_system(name: str) -> None:
+    written = [volume for volume in OBSERVERS[name].get("volumes", ()) if not volume.endswith(":ro")]
+    assert all(volume.split(":")[0] == name for volume in written)
+
+
+def test_traces_go_nowhere_unless_somebody_says_where() -> None:
+    told = {name: CONTAINERS[name]["environment"]["SYNOD_OTLP_ENDPOINT"] for name in (each.name for each in SERVICES)}
+    assert set(told.values()) == {"${SYNOD_OTLP_ENDPOINT:-}"}
+
+
+def test_only_the_gateways_have_a_way_out() -> None:
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    leading = {name for name in OPEN if COMPOSE["networks"][name].get("driver_opts", {}).get(masquerade) != "false"}
+    assert leading == {"edge", "outside"}
 
 
 def test_publishing_for_development_connects_no_container_with_another() -> None:

@@ -28,6 +28,7 @@ from .overlays import (
     secrets_of_compose,
     settings,
 )
+from .quantities import bytes_of, cores_of
 from .reach import WORKLOADS, pods
 from .schemas import problems
 
@@ -42,16 +43,6 @@ each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: 
 
 def workloads(name: str) -> list[Manifest]:
     return of_kind(name, *WORKLOADS)
-
-
-def bytes_of(quantity: str) -> int:
-    """Of Kubernetes (512Mi) or compose (512m)."""
-    units = {"k": 2**10, "m": 2**20, "g": 2**30}
-    return int(quantity.removesuffix("i")[:-1]) * units[quantity.removesuffix("i")[-1].lower()]
-
-
-def cores_of(quantity: str) -> float:
-    return int(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 @each_overlay

@@ -1,6 +1,7 @@
 """A whole system as its users have it: every service a process, started once for all tests of this folder."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -13,6 +14,8 @@ from launcher.layout import Layout
 from launcher.system import System
 from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
+
+from .collector import TraceCollector
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
@@ -43,8 +46,22 @@ class RunningSystem:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSystem]:
-    layout = Layout(tmp_path_factory.mktemp("system"), free_port_base(), simulator=True, durable=False)
+def collector() -> Iterator[TraceCollector]:
+    """Takes the traces of the system under test."""
+    with TraceCollector() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) -> Iterator[RunningSystem]:
+    tracing = {"SYNOD_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    layout = Layout(
+        tmp_path_factory.mktemp("system"),
+        free_port_base(),
+        simulator=True,
+        durable=False,
+        environment={**os.environ, **tracing},
+    )
     started = RunningSystem(layout)
     try:
         started.call(started.system.up())

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 from opentelemetry.trace import SpanKind
 from servicekit.telemetry import (
+    CLOSE_S,
     Logger,
     Metrics,
     Tracing,
     configure_logging,
+    continuing,
     log_fields,
     memory_limit_bytes,
     traceparent,
@@ -94,3 +97,25 @@ def test_a_process_tells_its_memory_and_its_clock() -> None:
     registry = Metrics().registry
     assert (registry.get_sample_value("process_resident_memory_bytes") or 0) > 2**20
     assert abs((registry.get_sample_value("process_clock_seconds") or 0) - time.time()) < 60
+
+
+def test_what_an_event_leads_to_is_in_the_trace_of_the_event() -> None:
+    with continuing(PARENT):
+        within = traceparent()
+    assert (within, traceparent()) == (PARENT, "")
+
+
+def test_without_a_trace_nothing_is_continued() -> None:
+    with continuing(""):
+        assert traceparent() == ""
+
+
+def test_a_collector_that_takes_nothing_does_not_hold_up_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = Tracing("cost-ledger", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for _ in range(2_000):  # several batches, each of which the SDK would offer for as long as an export may take
+            with tracing.span("reserve"):
+                pass
+        began = time.monotonic()
+        tracing.close()
+        assert time.monotonic() - began < 2 * CLOSE_S

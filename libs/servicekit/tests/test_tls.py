@@ -237,7 +237,7 @@ async def test_a_new_handshake_shows_the_new_certificate(serve_echo: Any, tls: A
 
 
 async def test_files_that_do_not_fit_are_reported_and_the_former_ones_go_on(files: Any, directory: Path) -> None:
-    tls, clock, health = Tls(files(SERVER), SystemClock()), SystemClock(), Health(Metrics().ready)
+    tls, clock, health = Tls(files(SERVER), SystemClock()), SystemClock(), Health(Metrics().ready, Metrics().problem)
     former, heard = tls.current, []
     watching = asyncio.create_task(follow(tls, health, Metrics(), Logger("x"), heard.append, clock)())
     good = files(SERVER).key.read_bytes()
@@ -254,13 +254,14 @@ async def test_files_that_do_not_fit_are_reported_and_the_former_ones_go_on(file
 
 
 async def test_a_certificate_that_was_not_renewed_degrades_health(files: Any) -> None:
-    clock, health, metrics = FakeClock(now()), Health(Metrics().ready), Metrics()
+    clock, health, metrics = FakeClock(now()), Health(Metrics().ready, Metrics().problem), Metrics()
     tls = Tls(files(SERVER), clock)
-    clock.advance(certificates.LIFE.total_seconds() + 1)
+    clock.advance(certificates.LIFE.total_seconds() * 0.95)
     watching = asyncio.create_task(follow(tls, health, metrics, Logger("x"), lambda _: None, clock)())
     await until(lambda: "tls" in health.problems)
     watching.cancel()
-    assert health.problems["tls"] == "the certificate of cost-ledger has expired; renew it, no restart is needed"
+    ends = f"{tls.current.expires_at:%Y-%m-%d %H:%M} UTC"
+    assert health.problems["tls"] == f"the certificate of cost-ledger ends at {ends}; renew it, no restart is needed"
     assert metrics.registry.get_sample_value("tls_certificate_expires_seconds") == tls.current.expires_at.timestamp()
 
 

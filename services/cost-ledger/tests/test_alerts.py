@@ -36,7 +36,7 @@ async def told(log: MemoryEventLog) -> Counter[tuple[str, str, int]]:
     )
 
 
-async def test_rival_processes_and_restarts_tell_each_threshold_once() -> None:
+async def test_group_17_rival_processes_and_restarts_tell_each_threshold_once() -> None:
     log, clock = MemoryEventLog(), FakeClock(NOW)
     rivals = [Books(log, clock, snapshot_events=3) for _ in range(3)]
     await rivals[0].execute(SetBudget("day", Attribution(), 40, False, "day", NOW, time_zone="Europe/Berlin"), ACME)
@@ -50,7 +50,7 @@ async def test_rival_processes_and_restarts_tell_each_threshold_once() -> None:
         await rival.close()
 
 
-async def test_a_new_day_of_the_place_is_told_anew_and_a_day_of_25_hours_is_one() -> None:
+async def test_group_17_a_new_day_of_the_place_is_told_anew_and_a_day_of_25_hours_is_one() -> None:
     log, clock = MemoryEventLog(), FakeClock(datetime(2026, 10, 24, 22, 30, tzinfo=UTC))
     books = Books(log, clock)
     await books.execute(SetBudget("day", Attribution(), 10, False, "day", NOW, time_zone="Europe/Berlin"), ACME)
@@ -64,7 +64,7 @@ async def test_a_new_day_of_the_place_is_told_anew_and_a_day_of_25_hours_is_one(
     await books.close()
 
 
-async def test_a_replay_of_the_events_tells_nothing_new() -> None:
+async def test_group_17_a_replay_of_the_events_tells_nothing_new() -> None:
     log, clock = MemoryEventLog(), FakeClock(NOW)
     books = Books(log, clock)
     await books.execute(SetBudget("all", Attribution(), 10, False, "lifetime", NOW), ACME)

@@ -104,7 +104,9 @@ async def replayed(log: MemoryEventLog) -> Book:
     return book
 
 
-async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(books: Books, log: CountingLog) -> None:
+async def test_group_01_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(
+    books: Books, log: CountingLog
+) -> None:
     await books.execute(budget(100), ACME)
     before = log.commits
     executed = await asyncio.gather(*(books.execute(reserve(f"r{number}"), ACME) for number in range(200)))
@@ -113,7 +115,7 @@ async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(
     assert log.commits - before <= 5
 
 
-async def test_two_processes_on_one_log_never_grant_more_than_there_is(log: CountingLog) -> None:
+async def test_group_01_two_processes_on_one_log_never_grant_more_than_there_is(log: CountingLog) -> None:
     first, second = Books(log, FakeClock(NOW)), Books(log, FakeClock(NOW))
     await first.execute(budget(100), ACME)
     executed = await asyncio.gather(
@@ -172,7 +174,7 @@ async def test_a_caller_who_gave_up_while_waiting_is_not_decided_for(books: Book
     assert await log.head() == 0
 
 
-async def test_a_lost_answer_is_found_again_by_the_same_command(books: Books, log: CountingLog) -> None:
+async def test_group_18_a_lost_answer_is_found_again_by_the_same_command(books: Books, log: CountingLog) -> None:
     log.answers_lost = 1
     with pytest.raises(LogUnavailable):
         await books.execute(reserve("r1"), ACME)
@@ -209,7 +211,9 @@ async def test_a_long_batch_is_cut_into_requests_the_log_takes(
     await books.close()
 
 
-async def test_the_log_refuses_what_a_book_has_forgotten(log: CountingLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_group_18_the_log_refuses_what_a_book_has_forgotten(
+    log: CountingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     books = Books(log, FakeClock(NOW))
     charge = Charge("call_1", Attribution(tool="sql"), 40, NOW, 7)
     await books.execute(reserve("r1"), ACME)
@@ -250,7 +254,7 @@ def history_of(calls: int) -> list[Command]:
     return commands
 
 
-async def test_a_restart_in_the_middle_ends_in_the_same_book_as_a_continuous_run() -> None:
+async def test_group_05_a_restart_in_the_middle_ends_in_the_same_book_as_a_continuous_run() -> None:
     continuous, restarted = MemoryEventLog(), MemoryEventLog()
     commands = history_of(40)
     whole = Books(continuous, FakeClock(NOW))

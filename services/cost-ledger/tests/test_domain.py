@@ -3,7 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cost_ledger.book import CLOSED_MAX, EMPTY, Book
+from cost_ledger import snapshots
+from cost_ledger.book import CLOSED_MAX, EMPTY, SCOPE_FIELDS, Book
 from cost_ledger.commands import (
     Charge,
     Cleared,
@@ -18,6 +19,7 @@ from cost_ledger.commands import (
     Reserve,
     SetBudget,
     SetPrice,
+    SetPriceFactor,
     Settle,
     Unreserved,
 )
@@ -127,11 +129,11 @@ class TestReserving:
         book = after(budget(limit=150), reserve("r1"))
         assert isinstance(only(decide(book, reserve("r2"))), ReservationDenied)
 
-    def test_the_same_request_again_changes_nothing(self) -> None:
+    def test_group_18_the_same_request_again_changes_nothing(self) -> None:
         book = after(reserve())
         assert decide(book, reserve()) == ()
 
-    def test_the_same_id_with_other_content_is_refused(self) -> None:
+    def test_group_18_the_same_id_with_other_content_is_refused(self) -> None:
         book = after(reserve(amount=100))
         with pytest.raises(ReservationConflict):
             decide(book, reserve(amount=101))
@@ -140,7 +142,7 @@ class TestReserving:
         book = after(reserve(), settle())
         assert decide(book, reserve()) == ()
 
-    def test_an_unpriced_model_is_refused_under_a_hard_budget(self) -> None:
+    def test_group_14_an_unpriced_model_is_refused_under_a_hard_budget(self) -> None:
         book = after(budget())
         with pytest.raises(ModelUnpriced) as refused:
             decide(book, reserve(book_price=NO_PRICE, fixed=None))
@@ -169,6 +171,29 @@ class TestReserving:
         assert [found.budget_id for found in book.matching(member)] == ["run:run_1"]
         assert book.matching(stranger) == ()
 
+    @pytest.mark.parametrize("field", SCOPE_FIELDS)
+    def test_a_budget_may_be_for_one_value_of_any_attribution(self, field: str) -> None:
+        mine, other = (Attribution(tenant_id="acme", **{field: value}) for value in ("mine", "other"))
+        book = after(budget(limit=150, **{field: "mine"}))
+        book = after(reserve("r1", attribution=other), reserve("r2", attribution=mine), book=book)
+        assert book.pending(lifetime()) == 100
+        assert isinstance(decide(book, reserve("r3", attribution=mine))[0], ReservationDenied)
+        assert isinstance(decide(book, reserve("r4", attribution=other))[0], CostReserved)
+
+    @pytest.mark.parametrize("field", SCOPE_FIELDS)
+    def test_a_budget_may_give_each_value_of_any_attribution_a_limit_of_its_own(self, field: str) -> None:
+        one, two = (Attribution(tenant_id="acme", **{field: value}) for value in ("one", "two"))
+        book = after(SetBudget("team", Attribution(), 150, True, "lifetime", NOW, per=field))
+        book = after(reserve("r1", attribution=one), reserve("r2", attribution=two), book=book)
+        assert isinstance(decide(book, reserve("r3", attribution=one))[0], ReservationDenied)
+
+    def test_a_budget_may_be_for_all_models_of_a_provider(self) -> None:
+        book = after(budget(limit=150, model="openai/*"), reserve("r1"))
+        assert isinstance(decide(book, reserve("r2"))[0], ReservationDenied)
+        others = [Attribution(tenant_id="acme", model=model) for model in ("openai-eu/gpt-5.5", "anthropic/opus", "")]
+        for other in others:
+            assert isinstance(decide(book, reserve("r3", attribution=other))[0], CostReserved)
+
     def test_every_set_field_of_a_scope_must_match(self) -> None:
         book = after(budget("both", agent="writer", model=MODEL))
         assert book.matching(Attribution(agent="writer", model=MODEL))
@@ -187,7 +212,7 @@ class TestSettling:
         assert isinstance(event, CostSettled)
         assert (event.amount_nano_usd, event.amount_pico_usd) == (11, 11_000)
 
-    def test_an_amount_is_rounded_half_to_even_once(self) -> None:
+    def test_group_15_an_amount_is_rounded_half_to_even_once(self) -> None:
         price = Price(flat_card(500, 500, 500, 500), "book 1", "book")
         one, three = (UsageLine(direction="input", quantity=quantity) for quantity in (1, 3))
         book = after(reserve("a", book_price=price), reserve("b", book_price=price))
@@ -204,7 +229,7 @@ class TestSettling:
         assert event.overrun_nano_usd == 30
         assert evolve(book, event).available(lifetime()) == -30
 
-    def test_a_second_settlement_changes_nothing(self) -> None:
+    def test_group_03_a_second_settlement_changes_nothing(self) -> None:
         book = after(budget(), reserve(), settle(amount=60))
         assert decide(book, settle(amount=70)) == ()
 
@@ -212,7 +237,7 @@ class TestSettling:
         with pytest.raises(ReservationNotFound):
             decide(EMPTY, settle("nowhere"))
 
-    def test_a_use_that_was_never_reserved_is_recorded_all_the_same(self) -> None:
+    def test_group_03_a_use_that_was_never_reserved_is_recorded_all_the_same(self) -> None:
         use = Unreserved(Attribution(agent="writer", model=MODEL), MODEL, BOOK_PRICE, NOW)
         used = (UsageLine(direction="output", quantity=50),)
         book = after(budget(limit=90), settle("r9", None, usage=used, unreserved=use))
@@ -220,7 +245,7 @@ class TestSettling:
         assert known is not None
         assert (known.settled, known.overrun, book.posted(lifetime())) == (100, 100, 100)
 
-    def test_a_reservation_after_its_settlement_holds_nothing(self) -> None:
+    def test_group_03_a_reservation_after_its_settlement_holds_nothing(self) -> None:
         use = Unreserved(Attribution(agent="writer", model=MODEL), MODEL, BOOK_PRICE, NOW)
         book = after(budget(), settle("r1", 60, unreserved=use))
         assert decide(book, reserve("r1")) == ()
@@ -248,7 +273,7 @@ class TestReleasing:
         with pytest.raises(ReservationSettled):
             decide(after(reserve(), settle()), Release("r1", ""))
 
-    def test_a_settlement_after_release_is_accepted_as_an_overrun(self) -> None:
+    def test_group_03_a_settlement_after_release_is_accepted_as_an_overrun(self) -> None:
         book = after(budget(), reserve(), Release("r1", "refused"), settle(amount=60))
         known = book.reservation("r1")
         assert known is not None
@@ -270,7 +295,7 @@ class TestExpiring:
     def test_what_has_an_outcome_does_not_expire(self) -> None:
         assert decide(after(reserve(), settle()), Expire("r1", NOW + timedelta(days=1))) == ()
 
-    def test_a_late_settlement_goes_into_the_window_of_the_reservation(self) -> None:
+    def test_group_03_a_late_settlement_goes_into_the_window_of_the_reservation(self) -> None:
         monthly = SetBudget("team", Attribution(), 1_000, True, "month", NOW)
         expiry = Expire("r1", NOW + timedelta(hours=1))
         book = after(monthly, reserve(), expiry, settle(amount=60, at=NOW + timedelta(hours=2)))
@@ -311,12 +336,12 @@ class TestBudgets:
         with pytest.raises(BudgetFixed):
             decide(after(budget()), SetBudget("team", Attribution(), 1_000, True, "day", NOW))
 
-    def test_a_limit_lowered_below_what_is_posted_refuses_everything_new(self) -> None:
+    def test_group_16_a_limit_lowered_below_what_is_posted_refuses_everything_new(self) -> None:
         book = after(budget(), reserve(), settle(amount=60), budget(limit=50))
         assert book.available(lifetime()) == -10
         assert isinstance(only(decide(book, reserve("r2", amount=0))), ReservationDenied)
 
-    def test_each_threshold_is_told_once(self) -> None:
+    def test_group_17_each_threshold_is_told_once(self) -> None:
         book = after(budget(limit=100), reserve("a", 60), reserve("b", 40))
         first = decide(book, settle("a", 60))
         book = fold(book, first)
@@ -324,7 +349,7 @@ class TestBudgets:
         told = [event.threshold_percent for event in (*first, *second) if isinstance(event, BudgetThresholdReached)]
         assert told == [50, 80, 95]
 
-    def test_lowering_a_limit_may_reach_thresholds(self) -> None:
+    def test_group_17_lowering_a_limit_may_reach_thresholds(self) -> None:
         book = after(budget(limit=1_000), reserve(), settle(amount=60))
         told = [event for event in decide(book, budget(limit=100)) if isinstance(event, BudgetThresholdReached)]
         assert [event.threshold_percent for event in told] == [50]
@@ -339,10 +364,10 @@ class TestBudgets:
             ("month", datetime(2028, 2, 29, tzinfo=UTC), "2028-02"),
         ],
     )
-    def test_windows_are_calendar_periods_in_utc(self, window: str, at: datetime, name: str) -> None:
+    def test_group_16_windows_are_calendar_periods_in_utc(self, window: str, at: datetime, name: str) -> None:
         assert window_start(window, at) == name  # type: ignore[arg-type]
 
-    def test_a_new_window_starts_with_the_whole_limit(self) -> None:
+    def test_group_16_a_new_window_starts_with_the_whole_limit(self) -> None:
         daily = SetBudget("team", Attribution(), 100, True, "day", NOW)
         book = after(daily, reserve(amount=100), settle(amount=100))
         assert isinstance(only(decide(book, reserve("r2", at=NOW))), ReservationDenied)
@@ -422,3 +447,45 @@ class TestInvoices:
         book = after(budget(), reserve("a"), Doubt("a"), settle("a"))
         with pytest.raises(InvoiceOvertaken):
             decide(book, self.invoice(Cleared("a", 60)))
+
+
+class TestFactors:
+    def discounted(self, book: Book, model: str = MODEL) -> Price:
+        return book.price_of(model, BOOK_PRICE)
+
+    def test_a_discount_lowers_every_rate_of_the_book_exactly_and_is_named_in_the_version(self) -> None:
+        found = self.discounted(after(SetPriceFactor("openai", "gpt-5.5", 333_333)))
+        (rate,) = [rate for rate in found.rates if rate.unit == "cache_read"]
+        assert (rate.pico_usd * 1_000_000, found.source) == (333_333 * 100 * rate.per, "book")
+        assert found.version == "book 1 at 333333 ppm"
+
+    def test_a_reservation_and_its_settlement_are_at_the_tenants_factor(self) -> None:
+        book = after(budget(), SetPriceFactor("openai", "", 1_500_000))
+        book = after(reserve(fixed=None, input_tokens_max=100, output_tokens_max=10), book=book)
+        assert book.pending(lifetime()) == 218  # 100 cache writes of 1.875 and 10 of 3, rounded to even
+        used = (UsageLine(direction="input", quantity=100), UsageLine(direction="output", quantity=10))
+        assert after(settle(amount=None, usage=used), book=book).posted(lifetime()) == 180
+
+    def test_what_was_billed_on_other_terms_is_discounted_too(self) -> None:
+        book = after(budget(), SetPriceFactor("openai", "", 500_000))
+        book = after(reserve(fixed=None, input_tokens_max=100), book=book)
+        dearer = Price(flat_card(3_000, 3_000, 0, 0), "book 1", "book")
+        used = (UsageLine(direction="input", quantity=100),)
+        book = after(settle(amount=None, usage=used, billed=dearer, price_context="tier=fast"), book=book)
+        assert book.posted(lifetime()) == 150
+
+    def test_a_factor_of_the_model_stands_before_that_of_its_provider_and_a_price_before_both(self) -> None:
+        book = after(SetPriceFactor("openai", "", 500_000), SetPriceFactor("openai", "gpt-5.5", 1_000_000))
+        assert self.discounted(book) == BOOK_PRICE
+        assert self.discounted(book, "openai/other").version.endswith("500000 ppm")
+        assert self.discounted(book, "anthropic/opus") == BOOK_PRICE
+        book = after(SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), book=book)
+        assert self.discounted(book).source == "override"
+
+    def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
+        assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE
+
+    def test_the_same_factor_again_changes_nothing_and_a_snapshot_keeps_it(self) -> None:
+        book = after(SetPriceFactor("openai", "", 500_000))
+        assert decide(book, SetPriceFactor("openai", "", 500_000)) == ()
+        assert snapshots.load(snapshots.dump(book)) == book

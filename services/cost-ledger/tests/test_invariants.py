@@ -37,7 +37,7 @@ from eventlog.memory import MemoryEventLog
 from eventlog.records import Context, StreamId
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from servicekit.testing import FakeClock
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
@@ -271,5 +271,5 @@ class Ledger(RuleBasedStateMachine):
         self.loop.close()
 
 
-TestLedger = Ledger.TestCase
-TestLedger.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+def test_group_06_random_interleavings_keep_the_books_balanced_and_no_budget_exceeded() -> None:
+    run_state_machine_as_test(Ledger, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))

@@ -140,13 +140,15 @@ def genai_usd(
     return found.total_price
 
 
-def test_terms_that_a_model_has_no_price_for_make_it_unpriced_and_those_it_has_are_told(book: PriceBook) -> None:
+def test_group_14_terms_that_a_model_has_no_price_for_make_it_unpriced_and_those_it_has_are_told(
+    book: PriceBook,
+) -> None:
     price = book.price("openai/gpt-5.5", NOW, (("service_tier", "ultrafast"),))
     assert price.source == "unpriced"
     assert "processing=batch" in price.near
 
 
-def test_batch_costs_half_and_a_tier_may_cost_more(book: PriceBook) -> None:
+def test_group_14_batch_costs_half_and_a_tier_may_cost_more(book: PriceBook) -> None:
     tokens = (line(1_000_000),)
     prices = [book.price("openai/gpt-5.5", NOW, terms).rates for terms in ((), BATCH, (("service_tier", "fast"),))]
     # One million tokens are above the cliff at 272,000; the fast tier has none.
@@ -182,13 +184,13 @@ def test_names_are_found_whatever_their_case(book: PriceBook) -> None:
     assert book.price("OpenAI/GPT-5.5", NOW).source == "book"
 
 
-def test_a_model_matched_by_pattern_only_is_marked_as_such(book: PriceBook) -> None:
+def test_group_14_a_model_matched_by_pattern_only_is_marked_as_such(book: PriceBook) -> None:
     found = book.price("anthropic/claude-sonnet-4-5-20991231", NOW)
     assert found.source == "book_fuzzy"
     assert found.rates
 
 
-def test_an_unknown_model_is_unpriced_and_similar_names_are_told(book: PriceBook) -> None:
+def test_group_14_an_unknown_model_is_unpriced_and_similar_names_are_told(book: PriceBook) -> None:
     price = book.price("openai/gpt-4o-nope", NOW)
     assert price.source == "unpriced"
     assert price.rates == ()
@@ -199,7 +201,7 @@ def test_the_simulator_has_no_price_of_its_own(book: PriceBook) -> None:
     assert book.price("simulator/sim-1", NOW).source == "unpriced"
 
 
-def test_a_price_changes_at_midnight_utc_of_its_day(book: PriceBook) -> None:
+def test_group_14_a_price_changes_at_midnight_utc_of_its_day(book: PriceBook) -> None:
     model = next(
         model for model in book.models.values() if len(model.cards) == 2 and model.cards[1][0].since is not None
     )
@@ -221,13 +223,14 @@ def test_a_price_by_time_of_day_holds_within_its_hours(book: PriceBook) -> None:
 
 def test_the_version_names_the_source_and_proves_the_content(book: PriceBook) -> None:
     assert re.fullmatch(r"genai-prices \d+\.\d+\.\d+ [0-9a-f]{12}", book.version)
-    assert book.version.endswith(digest(book.models))
+    assert book.sha256 == digest(book.models)
+    assert book.version.endswith(book.sha256[:12])
     name, model = next(iter(book.models.items()))
     dearer = replace(model, cards=((Period(), (UnitRate(unit="input", pico_usd=1),)),))
     assert digest({**book.models, name: dearer}) != digest(book.models)
 
 
-def test_a_price_is_that_of_the_moment_whatever_is_known_of_later(book: PriceBook) -> None:
+def test_group_14_a_price_is_that_of_the_moment_whatever_is_known_of_later(book: PriceBook) -> None:
     """Failure group 14: a call that began before midnight costs what it did then, however late it ends."""
     model = next(each for each in book.models.values() if len(each.cards) == 2 and each.cards[1][0].since)
     since = model.cards[1][0].since
@@ -238,7 +241,7 @@ def test_a_price_is_that_of_the_moment_whatever_is_known_of_later(book: PriceBoo
     assert prices == [model.cards[0][1], model.cards[1][1]]
 
 
-def test_loading_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_22_loading_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("the price book opened a connection")
 

@@ -69,7 +69,7 @@ async def fill(log: MemoryEventLog, books: Books, history: list[Command]) -> Non
             continue
 
 
-async def test_views_hold_the_same_money_as_the_book_and_as_their_rebuild(pool: AsyncConnectionPool) -> None:
+async def test_group_05_views_hold_the_same_money_as_the_book_and_as_their_rebuild(pool: AsyncConnectionPool) -> None:
     log = MemoryEventLog()
     books = Books(log, FakeClock(NOW))
     views = [

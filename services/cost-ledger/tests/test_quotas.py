@@ -173,7 +173,7 @@ class TestTools:
 
 
 class TestShares:
-    def test_each_conversation_has_the_limit_for_itself(self) -> None:
+    def test_group_16_each_conversation_has_the_limit_for_itself(self) -> None:
         book = after(quota("calls", 1, per="conversation_id"), call("r1"))
         other = Attribution(tenant_id="acme", conversation_id="c2", model=MODEL)
         assert isinstance(first(decide(book, call("r2"))), ReservationDenied)
@@ -190,7 +190,7 @@ class TestShares:
         nobody = Attribution(tenant_id="acme", model=MODEL)
         assert isinstance(first(decide(book, call(attribution=nobody))), CostReserved)
 
-    def test_each_share_is_alerted_once(self) -> None:
+    def test_group_17_each_share_is_alerted_once(self) -> None:
         book = after(quota("calls", 2, per="conversation_id"), call("r1"), settled("r1", 1, 1))
         other = Attribution(tenant_id="acme", conversation_id="c2", model=MODEL)
         events = decide(after(call("r2", attribution=other), book=book), settled("r2", 1, 1))
@@ -202,13 +202,13 @@ class TestShares:
 
 
 class TestRolling:
-    def test_what_was_spent_within_the_hour_counts_and_what_is_older_does_not(self) -> None:
+    def test_group_16_what_was_spent_within_the_hour_counts_and_what_is_older_does_not(self) -> None:
         book = after(quota("calls", 1, window="rolling", rolling_s=3_600), call("r1"), settled("r1", 1, 1))
         soon, later = NOW + timedelta(minutes=59), NOW + timedelta(minutes=65)
         assert isinstance(first(decide(book, call("r2", at=soon))), ReservationDenied)
         assert isinstance(first(decide(book, call("r2", at=later))), CostReserved)
 
-    def test_no_hour_ever_has_more_than_its_limit(self) -> None:
+    def test_group_16_no_hour_ever_has_more_than_its_limit(self) -> None:
         book, admitted = after(quota("calls", 5, window="rolling", rolling_s=3_600)), []
         for minute in range(0, 300, 2):
             at = NOW + timedelta(minutes=minute)
@@ -220,7 +220,7 @@ class TestRolling:
             assert sum(start <= at < start + timedelta(hours=1) for at in admitted) <= 5
         assert len(admitted) >= 20
 
-    def test_a_rolling_budget_alerts_once_in_each_stretch_of_its_length(self) -> None:
+    def test_group_17_a_rolling_budget_alerts_once_in_each_stretch_of_its_length(self) -> None:
         book, told = after(quota("calls", 2, window="rolling", rolling_s=3_600)), []
         for number, minute in enumerate([0, 10, 20, 90, 100]):
             at = NOW + timedelta(minutes=minute)
@@ -254,7 +254,7 @@ class TestRenewal:
 
 
 class TestCommitment:
-    def test_what_is_held_is_alerted_before_it_is_spent_and_once(self) -> None:
+    def test_group_17_what_is_held_is_alerted_before_it_is_spent_and_once(self) -> None:
         book = after(quota("calls", 2))
         events = decide(book, call("r1"))
         (alert,) = [event for event in events if isinstance(event, BudgetCommitmentReached)]
@@ -273,7 +273,7 @@ def test_zone_unit_share_and_length_of_a_budget_are_fixed() -> None:
         assert caught.value.field == name.removesuffix("_s")
 
 
-def test_a_settlement_of_yesterday_is_posted_to_yesterday_by_the_clock_of_the_place() -> None:
+def test_group_16_a_settlement_of_yesterday_is_posted_to_yesterday_by_the_clock_of_the_place() -> None:
     midnight = datetime(2026, 10, 25, 23, tzinfo=UTC)
     daily = quota("calls", 9, window="day", time_zone="Europe/Berlin")
     book = after(daily, call("r1", at=midnight - timedelta(seconds=1)), Expire("r1", midnight + TTL))

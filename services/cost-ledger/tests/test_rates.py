@@ -4,6 +4,7 @@ Failure group 14: cached tokens and the cliff of a context tier. Group 15: round
 """
 
 import pytest
+from cost_ledger.prices import load_price_book
 from cost_ledger.rates import bound_pico, cost_pico, flat_card, rate_of, units_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,13 +24,13 @@ def tokens(quantity: int, direction: str = "input", **kind: object) -> UsageLine
     return UsageLine.model_validate({"direction": direction, "quantity": quantity, **kind})
 
 
-def test_the_tier_holds_from_the_first_token_above_the_threshold_and_then_for_all() -> None:
+def test_group_14_the_tier_holds_from_the_first_token_above_the_threshold_and_then_for_all() -> None:
     assert cost_pico(CLIFF, [tokens(272_000)]) == 272_000 * 5_000_000
     assert cost_pico(CLIFF, [tokens(272_001)]) == 272_001 * 10_000_000
     assert cost_pico(CLIFF, [tokens(272_001), tokens(1, "output")]) == 272_001 * 10_000_000 + 45_000_000
 
 
-def test_cached_tokens_count_towards_the_tier_and_cost_their_own_rate() -> None:
+def test_group_14_cached_tokens_count_towards_the_tier_and_cost_their_own_rate() -> None:
     card = (*CLIFF, UnitRate(unit="cache_read", pico_usd=500_000))
     used = [tokens(272_000, cache="read"), tokens(1)]
     assert cost_pico(card, used) == 272_000 * 500_000 + 10_000_000
@@ -40,7 +41,7 @@ def test_cached_tokens_cost_as_input_where_the_card_has_no_rate_for_them() -> No
     assert cost_pico(card, [tokens(10, cache="read"), tokens(10, cache="write")]) == 140
 
 
-def test_reasoning_costs_as_output_unless_the_card_says_otherwise() -> None:
+def test_group_14_reasoning_costs_as_output_unless_the_card_says_otherwise() -> None:
     card = (UnitRate(unit="output", pico_usd=9),)
     line = tokens(10, "output", reasoning=True)
     assert cost_pico(card, [line]) == 90
@@ -109,7 +110,7 @@ def test_audio_costs_more_than_text_only_where_it_was_said_that_there_may_be_aud
     assert bound_pico(card, 10, 1, frozenset({"audio"})) == 10 * 40_000_000 + 80_000_000
 
 
-def test_a_rate_for_many_units_is_rounded_once_a_line_half_to_even() -> None:
+def test_group_15_a_rate_for_many_units_is_rounded_once_a_line_half_to_even() -> None:
     hour = (UnitRate(unit="input_audio_seconds", pico_usd=40_000_000_000, per=3_600),)
     assert cost_pico(hour, [tokens(3_600, unit="audio_seconds")]) == 40_000_000_000
     assert cost_pico(hour, [tokens(1, unit="audio_seconds")]) == 11_111_111
@@ -118,6 +119,15 @@ def test_a_rate_for_many_units_is_rounded_once_a_line_half_to_even() -> None:
 
 
 @given(rate=st.integers(0, 10**7), quantity=st.integers(0, 10**6))
-def test_rounding_is_off_by_half_a_nano_at_most(rate: int, quantity: int) -> None:
+def test_group_15_rounding_is_off_by_half_a_nano_at_most(rate: int, quantity: int) -> None:
     exact = cost_pico(flat_card(rate, 0, 0, 0), [tokens(quantity)])
     assert abs(nano_from_pico(exact) * 1_000 - exact) <= 500
+
+
+def test_group_15_a_million_calls_of_one_token_cost_what_one_of_a_million_does_within_half_a_nano_each() -> None:
+    rates = [rate for model in load_price_book().models.values() for _, card in model.cards for rate in card]
+    cheapest = min(rate.pico_usd for rate in rates if rate.unit == "input" and rate.per == 1 and rate.pico_usd)
+    card, calls = flat_card(cheapest, 0, 0, 0), 1_000_000
+    one_by_one = calls * nano_from_pico(cost_pico(card, [tokens(1)]))
+    at_once = nano_from_pico(cost_pico(card, [tokens(calls)]))
+    assert 2 * abs(one_by_one - at_once) <= calls

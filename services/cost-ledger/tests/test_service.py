@@ -4,15 +4,17 @@ Failure group 1 through gRPC. Group 18: the same request again gets the same ans
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import count
 
 import grpc
 import pytest
 import pytest_asyncio
 from cost_ledger.main import compose
+from cost_ledger.prices import load_price_book
 from cost_ledger.queries import Queries
 from cost_ledger.settings import Settings
 from google.protobuf.duration_pb2 import Duration
@@ -29,6 +31,7 @@ from servicekit.errors import (
     from_rpc_error,
 )
 from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
+from synod.common.subjects import SHARED_TENANT
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
@@ -122,7 +125,9 @@ async def test_a_reservation_is_settled_by_its_usage_and_seen_in_budget_and_spen
     assert spend.total_nano_usd == 130
 
 
-async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(ledger: CostLedgerStub) -> None:
+async def test_group_01_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(
+    ledger: CostLedgerStub,
+) -> None:
     await ledger.SetBudget(budget(limit=100))
     outcomes = await asyncio.gather(
         *(ledger.Reserve(hold(f"r{number}")) for number in range(200)), return_exceptions=True
@@ -133,7 +138,7 @@ async def test_200_concurrent_reservations_for_the_price_of_10_grant_exactly_10(
     assert all(isinstance(error, BudgetExhausted) for error in refused)
 
 
-async def test_two_replicas_on_one_database_grant_exactly_10_together(
+async def test_group_01_two_replicas_on_one_database_grant_exactly_10_together(
     postgres_dsn: str, fresh_nats: RunningNats
 ) -> None:
     settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
@@ -167,7 +172,7 @@ async def test_an_unpriced_model_under_a_hard_budget_is_refused_with_a_remedy(le
     assert "openai/gpt-4o" in error.message
 
 
-async def test_the_same_reservation_again_is_the_same_answer_and_other_content_is_refused(
+async def test_group_18_the_same_reservation_again_is_the_same_answer_and_other_content_is_refused(
     ledger: CostLedgerStub,
 ) -> None:
     first = await ledger.Reserve(hold(amount=10))
@@ -177,7 +182,7 @@ async def test_the_same_reservation_again_is_the_same_answer_and_other_content_i
     assert "use another id" in error.message
 
 
-async def test_a_settlement_twice_posts_once_and_an_overrun_is_shown(ledger: CostLedgerStub) -> None:
+async def test_group_03_a_settlement_twice_posts_once_and_an_overrun_is_shown(ledger: CostLedgerStub) -> None:
     await ledger.SetBudget(budget())
     await ledger.Reserve(hold(amount=10))
     settled = await ledger.Settle(settlement(amount=15))
@@ -199,7 +204,7 @@ async def test_release_frees_the_hold_and_is_refused_after_settlement(ledger: Co
     assert [(row.cost_nano_usd, row.pending_nano_usd, row.calls) for row in spend.rows] == [(7, 0, 1)]
 
 
-async def test_a_hold_without_outcome_moves_to_suspense_and_may_be_settled_late(
+async def test_group_03_a_hold_without_outcome_moves_to_suspense_and_may_be_settled_late(
     ledger: CostLedgerStub, clock: FakeClock
 ) -> None:
     await ledger.SetBudget(budget())
@@ -286,6 +291,22 @@ async def test_prices_are_listed_from_the_book_with_the_tenants_own_first(ledger
     assert openai.price_version.startswith("genai-prices ")
 
 
+async def test_a_discount_on_a_provider_is_in_its_prices_and_in_what_a_call_costs(ledger: CostLedgerStub) -> None:
+    async def prices() -> pb.Price:
+        listed = await ledger.ListPrices(pb.ListPricesRequest(provider="openai", page_size=1_000))
+        return next(price for price in listed.prices if price.model == "gpt-4o")
+
+    full = await prices()
+    made = await ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="openai", factor_ppm=900_000))
+    assert (made.provider, made.model, made.factor_ppm) == ("openai", "", 900_000)
+    found = await prices()
+    assert found.input_pico_usd * 10 == full.input_pico_usd * 9
+    assert (found.source, found.price_version) == ("book", f"{full.price_version} at 900000 ppm")
+    wanted = pb.ReserveRequest(reservation_id="r1", model="openai/gpt-4o", output_tokens_max=1_000)
+    held = await ledger.Reserve(wanted)
+    assert held.reserved_nano_usd * 10_000 == full.output_pico_usd * 9 * 1_000
+
+
 async def test_prices_come_in_pages_without_gap_or_repetition(ledger: CostLedgerStub) -> None:
     names: list[str] = []
     token = ""
@@ -330,7 +351,7 @@ async def test_a_renewed_hold_expires_later(ledger: CostLedgerStub, clock: FakeC
     assert (error.reason, "is settled" in error.message) == ("RESERVATION_CLOSED", True)
 
 
-async def test_batch_is_reserved_and_settled_at_its_price_and_a_downgrade_at_what_was_billed(
+async def test_group_14_batch_is_reserved_and_settled_at_its_price_and_a_downgrade_at_what_was_billed(
     ledger: CostLedgerStub,
 ) -> None:
     asked = {"model": "openai/gpt-5.5", "amount": 0, "input_tokens_max": 1_000}
@@ -455,6 +476,8 @@ async def test_other_wrong_requests_are_refused_by_their_field(ledger: CostLedge
         ),
         "usage_source": lambda: ledger.Settle(pb.SettleRequest(reservation_id="r", amount_nano_usd=1)),
         "provider": lambda: ledger.SetPrice(pb.SetPriceRequest(model="sim-1")),
+        "factor_ppm": lambda: ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="openai")),
+        "scope.model": lambda: ledger.SetBudget(budget(scope=pb.Attribution(model="*"))),
     }
     for field, call in calls.items():
         error = await refusal(call())
@@ -470,7 +493,7 @@ async def test_what_was_never_reserved_is_not_found(ledger: CostLedgerStub) -> N
     assert isinstance(await refusal(ledger.GetReservation(get)), NotFound)
 
 
-async def test_tenants_see_nothing_of_each_other(service: Served[Settings], ledger: CostLedgerStub) -> None:
+async def test_group_21_tenants_see_nothing_of_each_other(service: Served[Settings], ledger: CostLedgerStub) -> None:
     await ledger.Reserve(hold())
     await ledger.SetBudget(budget())
     other = CostLedgerStub(service.connect(service.token(tenant="globex")))
@@ -486,7 +509,7 @@ async def test_a_method_needs_its_permission(service: Served[Settings]) -> None:
     assert error.permission == "ledger.reserve"
 
 
-async def test_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nats: RunningNats) -> None:
+async def test_group_05_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nats: RunningNats) -> None:
     clock = FakeClock(NOW)
     settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
     async with serve_in_process(compose, settings, clock=clock) as before:
@@ -501,7 +524,22 @@ async def test_a_restart_continues_where_it_stopped(postgres_dsn: str, fresh_nat
         assert (state.posted_nano_usd, state.available_nano_usd) == (5, 10)
 
 
-async def test_every_view_is_equal_to_one_rebuilt_and_the_log_verifies(
+async def test_a_price_book_is_told_once_however_often_the_ledger_starts(
+    postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    for _ in range(2):
+        async with serve_in_process(compose, settings, clock=FakeClock(NOW)) as served:
+            reader = served.connect(served.token(tenant=SHARED_TENANT))
+            stored = (await EventLogStub(reader).Read(log_pb.ReadRequest(page_size=100))).events
+    (told,) = [json.loads(event.data) for event in stored if event.type == "PriceBookImported"]
+    assert told["price_version"] == f"genai-prices {told['source_version']} {told['sha256'][:12]}"
+    assert told["price_version"] == load_price_book().version
+    assert told["models"] > 1_000
+    assert date.fromisoformat(told["newest_effective_from"]) > date(2025, 1, 1)
+
+
+async def test_group_05_every_view_is_equal_to_one_rebuilt_and_the_log_verifies(
     service: Served[Settings], ledger: CostLedgerStub, clock: FakeClock
 ) -> None:
     await ledger.SetPrice(sim_price())

@@ -172,21 +172,21 @@ async def test_a_completed_call_settles_its_reservation(world: World) -> None:
     assert await world.amounts() == (COST, 0)
 
 
-async def test_an_event_delivered_twice_counts_once(world: World) -> None:
+async def test_group_03_an_event_delivered_twice_counts_once(world: World) -> None:
     await world.reserve()
     await world.publish(completed(), completed())
     await world.publish(completed())
     assert await world.amounts() == (COST, 0)
 
 
-async def test_a_call_and_its_event_settle_once_between_them(world: World) -> None:
+async def test_group_03_a_call_and_its_event_settle_once_between_them(world: World) -> None:
     await world.reserve()
     await world.ledger.settle(Settlement("req_1:1", USAGE, None, "provider_final"), LOCAL)
     await world.publish(completed())
     assert await world.amounts() == (COST, 0)
 
 
-async def test_events_out_of_order_end_in_the_same_balance(world: World) -> None:
+async def test_group_03_events_out_of_order_end_in_the_same_balance(world: World) -> None:
     names = [f"r{number}" for number in range(5)]
     for name in names:
         await world.reserve(name)
@@ -194,7 +194,7 @@ async def test_events_out_of_order_end_in_the_same_balance(world: World) -> None
     assert await world.amounts() == (5 * COST, 0)
 
 
-async def test_a_call_that_was_never_reserved_is_charged_all_the_same(world: World) -> None:
+async def test_group_03_a_call_that_was_never_reserved_is_charged_all_the_same(world: World) -> None:
     await world.publish(completed("early:1", model="sim-1"))
     assert await world.amounts() == (COST, 0)
     late = await world.reserve("early:1")
@@ -202,7 +202,7 @@ async def test_a_call_that_was_never_reserved_is_charged_all_the_same(world: Wor
     assert await world.amounts() == (COST, 0)
 
 
-async def test_an_outcome_after_expiry_is_posted_and_frees_the_suspense(world: World) -> None:
+async def test_group_03_an_outcome_after_expiry_is_posted_and_frees_the_suspense(world: World) -> None:
     await world.reserve()
     world.clock.advance(61)
     await world.ledger.books.execute(Expire("req_1:1", world.clock.now()), LOCAL)
@@ -225,7 +225,7 @@ async def test_group_03_an_attempt_not_billed_frees_its_hold_and_an_unknown_one_
     assert await world.models.parked() == []
 
 
-async def test_a_cancelled_call_is_charged_for_what_was_delivered(world: World) -> None:
+async def test_group_07_a_cancelled_call_is_charged_for_what_was_delivered(world: World) -> None:
     await world.reserve()
     await world.publish(cancelled("req_1:1"))
     assert (await world.reservation()).settled == COST
@@ -267,7 +267,7 @@ async def test_events_are_recorded_in_the_name_of_who_caused_them(world: World) 
     assert settled.causation == cause.id
 
 
-async def test_a_rebuild_of_the_subscriptions_counts_nothing_twice(world: World) -> None:
+async def test_group_05_a_rebuild_of_the_subscriptions_counts_nothing_twice(world: World) -> None:
     await world.reserve()
     await world.publish(completed())
     await world.publish_tools(tool_completed("call_1", 40))
@@ -277,7 +277,7 @@ async def test_a_rebuild_of_the_subscriptions_counts_nothing_twice(world: World)
     assert await world.amounts() == (COST + 40, 0)
 
 
-async def test_what_was_published_while_the_ledger_was_down_is_in_the_next_answer(
+async def test_group_04_what_was_published_while_the_ledger_was_down_is_in_the_next_answer(
     postgres_dsn: str, fresh_nats: RunningNats
 ) -> None:
     """The whole service: its position survives, and a query waits for what the stream holds."""

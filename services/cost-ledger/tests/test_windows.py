@@ -59,19 +59,19 @@ def test_a_moment_is_in_another_day_on_the_other_side_of_the_world() -> None:
     assert names == ["2026-11", "2026-12", "2026-11"]
 
 
-def test_a_day_lasts_23_hours_when_clocks_go_forward_and_25_when_they_go_back() -> None:
+def test_group_16_a_day_lasts_23_hours_when_clocks_go_forward_and_25_when_they_go_back() -> None:
     assert hours("day", at("2026-03-29T12:00:00", "Europe/Berlin"), "Europe/Berlin") == 23
     assert hours("day", at("2026-10-25T12:00:00", "Europe/Berlin"), "Europe/Berlin") == 25
     assert hours("day", at("2026-10-26T12:00:00", "Europe/Berlin"), "Europe/Berlin") == 24
 
 
-def test_an_hour_that_comes_twice_is_two_windows() -> None:
+def test_group_16_an_hour_that_comes_twice_is_two_windows() -> None:
     first = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
     names = [window_start("hour", first + timedelta(hours=n), "Europe/Berlin") for n in range(3)]
     assert names == ["2026-10-25T02+0200", "2026-10-25T02+0100", "2026-10-25T03+0100"]
 
 
-def test_a_day_whose_midnight_comes_twice_begins_with_the_first() -> None:
+def test_group_16_a_day_whose_midnight_comes_twice_begins_with_the_first() -> None:
     day = bounds("day", at("2026-11-01T12:00:00", "America/Havana"), "America/Havana")
     assert (day.start, hours("day", at("2026-11-01T12:00:00", "America/Havana"), "America/Havana")) == (
         datetime(2026, 11, 1, 4, tzinfo=UTC),
@@ -79,19 +79,27 @@ def test_a_day_whose_midnight_comes_twice_begins_with_the_first() -> None:
     )
 
 
-def test_a_day_without_midnight_begins_when_the_clock_jumps() -> None:
+def test_group_16_a_day_without_midnight_begins_when_the_clock_jumps() -> None:
     noon = at("2026-04-24T12:00:00", "Africa/Cairo")
     assert bounds("day", noon, "Africa/Cairo").start == datetime(2026, 4, 23, 22, tzinfo=UTC)
     assert hours("day", noon, "Africa/Cairo") == 23
 
 
 @pytest.mark.parametrize(("month", "days"), [("2026-02", 28), ("2028-02", 29), ("2026-04", 30), ("2026-12", 31)])
-def test_a_month_ends_where_the_calendar_says(month: str, days: int) -> None:
+def test_group_16_a_month_ends_where_the_calendar_says(month: str, days: int) -> None:
     assert hours("month", at(f"{month}-01T00:00:00"), "UTC") == days * 24
 
 
+def test_group_16_a_leap_day_is_a_window_of_its_own_and_makes_its_year_longer() -> None:
+    leap_day = at("2028-02-29T12:00:00", "Europe/Berlin")
+    names = [window_start("day", leap_day + timedelta(days=days), "Europe/Berlin") for days in (-1, 0, 1)]
+    assert names == ["2028-02-28", "2028-02-29", "2028-03-01"]
+    assert hours("year", leap_day, "Europe/Berlin") == 366 * 24
+    assert hours("year", at("2100-02-28T12:00:00", "Europe/Berlin"), "Europe/Berlin") == 365 * 24
+
+
 @given(moment=INSTANTS, zone=st.sampled_from(ZONES), window=st.sampled_from(CALENDAR))
-def test_windows_cover_time_without_gap_and_overlap(moment: datetime, zone: str, window: Window) -> None:
+def test_group_16_windows_cover_time_without_gap_and_overlap(moment: datetime, zone: str, window: Window) -> None:
     found = bounds(window, moment, zone)
     assert found.start is not None and found.end is not None
     assert found.start <= moment < found.end
@@ -103,7 +111,7 @@ def test_windows_cover_time_without_gap_and_overlap(moment: datetime, zone: str,
 
 
 @given(moment=INSTANTS, rolling_s=st.integers(60, 366 * 86_400), share=st.floats(0, 1))
-def test_every_moment_within_a_rolling_window_counts_and_none_much_older(
+def test_group_16_every_moment_within_a_rolling_window_counts_and_none_much_older(
     moment: datetime, rolling_s: int, share: float
 ) -> None:
     names = counted("rolling", window_start("rolling", moment, rolling_s=rolling_s), rolling_s)

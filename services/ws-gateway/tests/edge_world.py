@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 import edge_fakes as fakes
@@ -115,7 +116,7 @@ LIMITS = EdgeLimits(heartbeat_s=0.2, monitoring_s=0.1, violations_max=5, auth_wa
 
 
 @asynccontextmanager
-async def running(dsn: str, nats_url: str, limits: EdgeLimits = LIMITS) -> AsyncIterator[System]:
+async def running(dsn: str, nats_url: str, limits: EdgeLimits = LIMITS, **values: Any) -> AsyncIterator[System]:
     key, log = Ed25519PrivateKey.generate(), MemoryEventLog()
     fake = fakes.FakeServices(key)
     client = await nats.connect(nats_url)
@@ -126,7 +127,7 @@ async def running(dsn: str, nats_url: str, limits: EdgeLimits = LIMITS) -> Async
             peers = dict.fromkeys(PEERS, address)
             port = free_port()
             settings = settings_for(
-                Settings, dsn, nats_url, peers=peers, edge_port=port, edge=limits, shutdown_grace_s=WAIT_S
+                Settings, dsn, nats_url, peers=peers, edge_port=port, edge=limits, shutdown_grace_s=WAIT_S, **values
             )
             async with serve_in_process(compose, settings, key=key) as served:
                 url = f"http://127.0.0.1:{port}"

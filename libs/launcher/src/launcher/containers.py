@@ -19,11 +19,14 @@ given, one secret in one file:
 | postgres.password, postgres.roles | the superuser's; a line "role password" for each service | PostgreSQL |
 | nats.passwords | the variables of nats.conf: passwords, and the key of its files | NATS |
 | administrator.nats | the password of NATS's administrator | nats-admin, which makes the streams |
+| monitor.password | the password of the role that reads PostgreSQL's statistics | postgres-monitor, postgres-exporter |
+| grafana.password | the password of Grafana's user admin | Grafana |
 """
 
 import argparse
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +36,7 @@ from launcher.bus import compact, rendered, stream_plans
 from launcher.errors import KeyLost
 from launcher.keys import (
     ADMINISTRATOR,
+    KEY_BYTES,
     NATS_CLIENTS,
     SUPERUSER,
     Credentials,
@@ -48,6 +52,8 @@ from launcher.layout import AUTHORITY, NATS_OFFSET, PORT_BASE, SERVICES, Service
 from launcher.nats import MEMORY_STORE_BYTES_MAX, PAYLOAD_BYTES_MAX, STORAGE_CIPHER, NatsUser, url
 
 POSTGRES_ADDRESS = "postgres:5432"
+MADE_HERE = ("monitor.password", "grafana.password")
+"""Of containers that only these have; made once, and in no other place."""
 PROVIDER_KEYS: Mapping[str, str] = {"openai.key": "OPENAI_API_KEY", "anthropic.key": "ANTHROPIC_API_KEY"}
 NATS_HEAD = f"""\
 # Made by `make nats-conf` from the table of services in libs/launcher (layout.py, bus.py); edit those.
@@ -99,7 +105,7 @@ def write_secrets(
     for user in NATS_CLIENTS:
         login = NatsUser(user, credentials.nats[user])
         write_secret(nats_file(keys, user), url(PORT_BASE + NATS_OFFSET, login))
-    contents = dict(_contents(keys, credentials, services)) | _provider_keys(files, environment)
+    contents = dict(_contents(keys, credentials, services)) | _provider_keys(files, environment) | _made_here(files)
     for name, text in contents.items():
         _write(files / name, text)
     return credentials
@@ -146,6 +152,10 @@ def _provider_keys(files: Path, environment: Mapping[str, str]) -> dict[str, str
     given = {file: environment[variable] for file, variable in PROVIDER_KEYS.items() if environment.get(variable)}
     missing = {file: "" for file in PROVIDER_KEYS if not (files / file).exists()}
     return missing | given
+
+
+def _made_here(files: Path) -> dict[str, str]:
+    return {file: secrets.token_urlsafe(KEY_BYTES) for file in MADE_HERE if not (files / file).exists()}
 
 
 def _dsn(service: Service, password: str) -> str:

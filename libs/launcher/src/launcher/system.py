@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from time import monotonic
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Self
 
 from launcher import certificates
 from launcher.datadir import claimed
-from launcher.errors import DataLocked
+from launcher.errors import DataLocked, LauncherError
 from launcher.keys import (
     ADMINISTRATOR,
     CLIENT,
@@ -187,7 +187,9 @@ class System:
             await asyncio.sleep(CHANGE_CHECK_S)
             if monotonic() - renewed_at > RENEWAL_CHECK_S:
                 renewed_at = monotonic()
-                await asyncio.to_thread(certificates.ensure, directory, certificates.utc_now(), everybody)
+                # What cannot be renewed is told by the health of who needs it, days before its end.
+                with suppress(LauncherError, OSError):
+                    await asyncio.to_thread(certificates.ensure, directory, certificates.utc_now(), everybody)
             if seen != (seen := server.stamp()):
                 supervisor.signal(NATS, signal.SIGHUP)
 

@@ -24,6 +24,7 @@ class RenewedChannel(grpc.aio.Channel):
         self._channel = open_channel(self._material)
         self._calls: Counter[grpc.aio.Channel] = Counter()
         self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
         return self._method("unary_unary", args, kwargs)
@@ -38,9 +39,9 @@ class RenewedChannel(grpc.aio.Channel):
         return self._method("stream_stream", args, kwargs)
 
     async def close(self, grace: float | None = None) -> None:
+        self._is_closed = True
         for channel in {self._channel, *self._calls}:
             await channel.close(grace)
-        self._calls.clear()
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -89,7 +90,7 @@ class RenewedChannel(grpc.aio.Channel):
         return call
 
     def _close_if_idle(self, former: grpc.aio.Channel) -> None:
-        if self._calls[former] <= 0:
+        if not self._is_closed and self._calls[former] == 0:
             del self._calls[former]
             closing = asyncio.ensure_future(former.close(None))
             self._closing.add(closing)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Timer
 from typing import Final, TextIO
 
 import orjson
@@ -20,7 +21,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -29,6 +30,11 @@ TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
 _GROUP_EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+EXPORT_S: Final = 5.0
+"""How long spans are offered to a collector that does not take them, before they are dropped."""
+CLOSE_S: Final = 2.0
+"""The same when the service stops, which no collector may hold up."""
 
 _MEMORY_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 """Of the own control group (version 2), as a container sees it; holds "max" where there is no limit."""
@@ -45,7 +51,8 @@ class Tracing:
     def __init__(
         self, service: str, otlp_endpoint: str | None = None, processors: tuple[SpanProcessor, ...] = ()
     ) -> None:
-        processors += (_otlp(otlp_endpoint),) if otlp_endpoint else ()
+        self._exporter = _otlp(otlp_endpoint) if otlp_endpoint else None
+        processors += (BatchSpanProcessor(self._exporter),) if self._exporter else ()
         sampler = ParentBased(ALWAYS_ON) if processors else ALWAYS_OFF
         resource = Resource({"service.name": service, "service.namespace": "synod"})
         # The exit hook of the SDK would outlive a service that runs inside a test; close() is called instead.
@@ -61,14 +68,34 @@ class Tracing:
         return span
 
     @contextmanager
-    def span(self, name: str, parent: str = "") -> Iterator[Span]:
+    def span(self, name: str, parent: str = "", kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
         """A span of work inside the process, current within the block."""
-        with self.tracer.start_as_current_span(name, context=_remote(parent)) as span:
+        with self.tracer.start_as_current_span(name, context=_remote(parent), kind=kind) as span:
             yield span
 
     def close(self) -> None:
-        """Send what is recorded and stop."""
+        """Send what is recorded, for CLOSE_S at most, and stop."""
+        # Without it the SDK would offer batch after batch, each for as long as an export may take.
+        giving_up = Timer(CLOSE_S, self._exporter.shutdown) if self._exporter else None
+        if giving_up:
+            giving_up.start()
         self._provider.shutdown()
+        if giving_up:
+            giving_up.cancel()
+
+
+@contextmanager
+def continuing(parent: str) -> Iterator[None]:
+    """Continue, within the block, the trace that an event or message of before was part of. `parent` is a traceparent."""
+    remote = _remote(parent)
+    if remote is None:
+        yield
+        return
+    token = otel_context.attach(remote)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
 
 
 def traceparent() -> str:
@@ -90,11 +117,11 @@ def _remote(parent: str) -> otel_context.Context | None:
     return trace.set_span_in_context(NonRecordingSpan(remote)) if remote.is_valid else None
 
 
-def _otlp(endpoint: str) -> SpanProcessor:
+def _otlp(endpoint: str) -> SpanExporter:
     # Imported here because the exporter costs 100 ms and 20 MB that a process without an endpoint need not pay.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://")))
+    return OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=EXPORT_S)
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ SPIFFE = "spiffe://synod/"
 CA, CERTIFICATE, KEY = "SYNOD_TLS_CA_FILE", "SYNOD_TLS_CERTIFICATE_FILE", "SYNOD_TLS_KEY_FILE"
 CHECK_S = 2.0
 """How often the files are looked at."""
+LATE_SHARE = 0.1
+"""A certificate of whose life less than this is left should have been renewed; it degrades health."""
 _REMEDY = "`synod tls init` makes the files of a development authority"
 _AUTH_CONTEXT_ID = "peer_spiffe_id"
 
@@ -49,6 +51,8 @@ class Material:
     holder: str
     """The name in the certificate's SPIFFE-ID."""
     serial: int
+    due_at: datetime
+    """When whoever renews it is late."""
     expires_at: datetime
     context: ssl.SSLContext = field(repr=False, compare=False)
     """For a connection to NATS, whose name is that of its address."""
@@ -94,7 +98,7 @@ class TlsFiles:
         """Raises TlsInvalid for files that cannot be read, do not fit together, or do not hold `now`."""
         authorities = _parsed(CA, self.ca, "certificates", x509.load_pem_x509_certificates)
         chain = _parsed(CERTIFICATE, self.certificate, "a certificate", x509.load_pem_x509_certificates)
-        key = _parsed(KEY, self.key, "a private key", lambda pem: load_pem_private_key(pem, password=None))
+        key, key_pem = _parsed(KEY, self.key, "a private key", lambda pem: (load_pem_private_key(pem, None), pem))
         own = chain[0]
         if _public(own.public_key()) != _public(key.public_key()):
             raise TlsInvalid(
@@ -104,9 +108,10 @@ class TlsFiles:
         return Material(
             ca=_pem(authorities),
             certificate=_pem(chain),
-            key=self.key.read_bytes(),
+            key=key_pem,
             holder=self._holder(own),
             serial=own.serial_number,
+            due_at=own.not_valid_after_utc - (own.not_valid_after_utc - own.not_valid_before_utc) * LATE_SHARE,
             expires_at=own.not_valid_after_utc,
             context=self._context(),
         )
@@ -135,13 +140,13 @@ class TlsFiles:
         )
 
     def _context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.ca))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
+            context = ssl.create_default_context(cafile=str(self.ca))
             context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             # Replaced since they were read above; the next reading finds what they are now.
             raise TlsInvalid(f"{CERTIFICATE}={self.certificate} and {KEY}={self.key} do not fit ({error})") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
 
@@ -165,9 +170,19 @@ class Tls:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a server that lets in holders of certificates only; each handshake shows the newest one."""
+        shown = self.current
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            """Asked before each handshake, on a thread of gRPC."""
+            nonlocal shown
+            if shown is self.current:
+                return None
+            shown = self.current
+            return shown.server_configuration()
+
         return grpc.dynamic_ssl_server_credentials(
-            self.current.server_configuration(),
-            lambda: self.current.server_configuration(),
+            shown.server_configuration(),
+            renewed,  # type: ignore[arg-type]  # its stubs do not know None, which means no change
             require_client_authentication=True,
         )
 
@@ -201,8 +216,9 @@ def follow(
             on_change(tls.current)
             log.info("tls_renewed", serial=f"{tls.current.serial:x}", expires_at=tls.current.expires_at.isoformat())
         metrics.certificate_expires.set(tls.current.expires_at.timestamp())
-        if tls.current.expires_at <= clock.now():
-            raise TlsInvalid(f"the certificate of {tls.current.holder} has expired; renew it, no restart is needed")
+        if tls.current.due_at <= clock.now():
+            ends = f"{tls.current.expires_at:%Y-%m-%d %H:%M} UTC"
+            raise TlsInvalid(f"the certificate of {tls.current.holder} ends at {ends}; renew it, no restart is needed")
 
     async def watch() -> None:
         said = ""

@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 from servicekit.auth import Principal
 from servicekit.commands import Queue
 from servicekit.context import acting_as, current_call
-from servicekit.telemetry import Logger
+from servicekit.telemetry import Logger, continuing
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
 from synod.common.subjects import token_subject
@@ -144,7 +144,8 @@ class Dispatcher:
         if item is None:
             return
         cause = Principal(stored.actor, stored.tenant, "user")
-        with acting_as(cause, correlation=stored.correlation, causation=stored.id):
+        # What is done about the event belongs to the trace that it came from, though nobody waits for it.
+        with acting_as(cause, correlation=stored.correlation, causation=stored.id), continuing(stored.traceparent):
             await self.queue.send(
                 SERVICE, VERB, item, tenant=stored.tenant, id=derived_id("work", str(stored.id), item.run_id)
             )

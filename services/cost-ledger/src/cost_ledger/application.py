@@ -23,6 +23,7 @@ from cost_ledger.checks import (
     check_amount,
     check_attribution,
     check_budget,
+    check_factor,
     check_model,
     check_name,
     check_price,
@@ -45,6 +46,7 @@ from cost_ledger.commands import (
     Reserve,
     SetBudget,
     SetPrice,
+    SetPriceFactor,
     Settle,
     TellForecast,
     Unreserved,
@@ -59,7 +61,6 @@ from cost_ledger.errors import (
     ReservationNotFound,
 )
 from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
-from cost_ledger.rates import RateCard
 from cost_ledger.terms import STANDARD, Terms, text_of
 
 TTL_DEFAULT: Final = timedelta(minutes=10)
@@ -275,6 +276,11 @@ class CostLedger:
         name = f"{price.provider}/{price.model}"
         return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
 
+    async def set_price_factor(self, factor: SetPriceFactor, context: Context) -> None:
+        """Discount the price book, or mark it up, for the tenant, for reservations from now on."""
+        check_factor(factor)
+        await self.books.execute(factor, context)
+
     async def set_first_prices(self, prices: Mapping[str, tuple[int, int]], context: Context) -> None:
         """Gives the tenant a price for each named model that it has none of its own for."""
         own = (await self.books.read(context.tenant)).prices
@@ -286,15 +292,13 @@ class CostLedger:
 
     async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
         """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""
-        own = (await self.books.read(context.tenant)).prices
-        names = sorted({*self.prices.names(), *own})
+        book = await self.books.read(context.tenant)
+        names = sorted({*self.prices.names(), *book.prices})
         wanted = [name for name in names if name > after and (not provider or name.startswith(f"{provider}/"))]
-        return tuple(self._named_price(name, own.get(name)) for name in wanted[:limit])
+        return tuple(self._named_price(book, name) for name in wanted[:limit])
 
-    def _named_price(self, name: str, own: RateCard | None) -> NamedPrice:
-        if own is not None:
-            return NamedPrice(name, Price(own, OVERRIDE, OVERRIDE))
-        return NamedPrice(name, self.prices.price(name, self.clock.now()))
+    def _named_price(self, book: Book, name: str) -> NamedPrice:
+        return NamedPrice(name, book.price_of(name, self.prices.price(name, self.clock.now())))
 
     def _reserve_command(self, request: ReservationRequest, tenant: str) -> Reserve:
         now = self.clock.now()

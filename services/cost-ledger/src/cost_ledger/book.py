@@ -19,8 +19,9 @@ from rpds import HashTrieMap, HashTrieSet
 from synod.common.values import Attribution
 from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
 
+from cost_ledger.commands import OVERRIDE, Price
 from cost_ledger.errors import BudgetNotFound
-from cost_ledger.rates import RateCard
+from cost_ledger.rates import PPM, RateCard, scaled
 from cost_ledger.recent import Recent
 from cost_ledger.windows import counted, window_start
 
@@ -42,6 +43,8 @@ SCOPE_FIELDS: Final = (
 """What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
 
 WHOLE_TENANT: Final = ("", "")
+ANY_MODEL: Final = "/*"
+"""What a scope's model ends with that means all models of a provider."""
 
 State = Literal["held", "settled", "released", "suspense"]
 
@@ -80,7 +83,9 @@ class Budget:
         if self.per and not getattr(attribution, self.per):
             return False
         return all(
-            getattr(attribution, name) == wanted for name in SCOPE_FIELDS if (wanted := getattr(self.scope, name))
+            _is_or_is_of(getattr(attribution, name), wanted)
+            for name in SCOPE_FIELDS
+            if (wanted := getattr(self.scope, name))
         )
 
     def hold_at(self, at: datetime, attribution: Attribution) -> Hold:
@@ -150,6 +155,8 @@ class Book:
     budgets: HashTrieMap[str, Budget] = field(default_factory=HashTrieMap)
     by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = field(default_factory=HashTrieMap)
     prices: HashTrieMap[str, RateCard] = field(default_factory=HashTrieMap)
+    factors: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
+    """Millionths of the price book's rates, by "provider/model" or "provider/"."""
     open: HashTrieMap[str, Reservation] = field(default_factory=HashTrieMap)
     closed: Recent[Reservation] = field(default_factory=lambda: Recent(CLOSED_MAX))
     charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
@@ -170,6 +177,20 @@ class Book:
             raise BudgetNotFound(budget_id)
         return budget
 
+    def price_of(self, model: str, book_price: Price) -> Price:
+        """What the tenant pays for "provider/model": its own price, else its share of the price book's."""
+        if (override := self.prices.get(model)) is not None:
+            return Price(override, OVERRIDE, OVERRIDE)
+        return self.discounted(model, book_price)
+
+    def discounted(self, model: str, book_price: Price) -> Price:
+        """The price book's price with the tenant's discount or markup, which its version then names."""
+        factor = self.factors.get(model) or self.factors.get(f"{model.partition('/')[0]}/", PPM)
+        if factor == PPM or book_price.source == "unpriced":
+            return book_price
+        version = f"{book_price.version} at {factor} ppm"
+        return Price(scaled(book_price.rates, factor), version, book_price.source)
+
     def posted(self, hold: Hold) -> int:
         return self._sum("spent", hold)
 
@@ -188,11 +209,18 @@ class Book:
     def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
         """The budgets that a cost counts against, by id."""
         keys = [WHOLE_TENANT, *((name, value) for name in SCOPE_FIELDS if (value := getattr(attribution, name)))]
+        if attribution.model:
+            keys.append(("model", attribution.model.partition("/")[0] + ANY_MODEL))
         ids = sorted(budget_id for key in keys for budget_id in self.by_scope.get(key, ()))
         return tuple(budget for budget_id in ids if (budget := self.budgets[budget_id]).matches(attribution))
 
 
 EMPTY: Final = Book()
+
+
+def _is_or_is_of(value: str, wanted: str) -> bool:
+    """Whether it is what is wanted, or a model of the provider that is."""
+    return value == wanted or (wanted.endswith(ANY_MODEL) and value.startswith(wanted[:-1]))
 
 
 def account(kind: str, hold: Hold) -> str:

@@ -12,7 +12,7 @@ from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate
 
 from cost_ledger.book import SCOPE_FIELDS
-from cost_ledger.commands import SetBudget, SetPrice
+from cost_ledger.commands import SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.errors import RequestInvalid
 from cost_ledger.terms import Terms
 from cost_ledger.windows import ROLLING_MAX, ROLLING_MIN, zone
@@ -25,6 +25,8 @@ TOKENS_MAX: Final = 10**12
 RATE_PICO_MAX: Final = 10**12
 """One US dollar per token."""
 RATES_MAX: Final = 64
+FACTOR_PPM_MAX: Final = 100_000_000
+"""A hundred times the price book."""
 TEXT_CHARS_MAX: Final = 256
 USAGE_LINES_MAX: Final = 64
 TERMS_MAX: Final = 8
@@ -84,6 +86,7 @@ def check_budget(command: SetBudget) -> None:
         problem = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / @ -, the first a letter or digit"
         raise RequestInvalid("budget_id", command.budget_id, problem)
     check_attribution("scope", command.scope)
+    _check_provider(command.scope.model)
     if command.unit == "nano_usd":
         check_amount("limit_nano_usd", command.limit)
     else:
@@ -91,6 +94,11 @@ def check_budget(command: SetBudget) -> None:
     if command.per and command.per not in SCOPE_FIELDS:
         raise RequestInvalid("per", command.per, f"must be empty or one of {', '.join(SCOPE_FIELDS)}")
     _check_window(command)
+
+
+def _check_provider(model: str) -> None:
+    if "*" in model and not re.fullmatch(r"[^/*]+/\*", model):
+        raise RequestInvalid("scope.model", model, "is provider/model, or provider/* for all models of a provider")
 
 
 def _check_window(command: SetBudget) -> None:
@@ -118,6 +126,13 @@ def check_price(price: SetPrice) -> None:
         raise RequestInvalid("rates", len(price.more), f"has at most {RATES_MAX} entries")
     for rate in price.more:
         _check_rate(rate)
+
+
+def check_factor(factor: SetPriceFactor) -> None:
+    check_name("provider", factor.provider)
+    check_text("model", factor.model)
+    if not 1 <= factor.factor_ppm <= FACTOR_PPM_MAX:
+        raise RequestInvalid("factor_ppm", factor.factor_ppm, f"must be from 1 to {FACTOR_PPM_MAX}")
 
 
 def _check_rate(rate: UnitRate) -> None:

@@ -57,6 +57,15 @@ class SetPrice:
 
 
 @dataclass(frozen=True, slots=True)
+class SetPriceFactor:
+    """Without a model: of all models of the provider that have none of their own."""
+
+    provider: str
+    model: str
+    factor_ppm: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """At most so many tokens of `model`, priced by `book_price` unless the tenant has its own; or at most `fixed`.
 
@@ -223,6 +232,7 @@ class Look:
 Command = (
     SetBudget
     | SetPrice
+    | SetPriceFactor
     | Reserve
     | Renew
     | Settle

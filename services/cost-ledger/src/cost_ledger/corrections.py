@@ -14,14 +14,14 @@ from synod.common.money import nano_from_pico
 from synod.cost_ledger.events import ChargeRerated
 
 from cost_ledger import correcting
-from cost_ledger.book import Reservation
+from cost_ledger.book import Book, Reservation
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges, Selection, SettledCharge
 from cost_ledger.checks import check_model_name, check_name, check_period, check_range, check_text
-from cost_ledger.commands import OVERRIDE, Cleared, ImportInvoice, InvoiceLine, Price, Rerate
+from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine, Price, Rerate
 from cost_ledger.errors import AlreadyRecorded, RequestInvalid, TooMuchAtOnce
 from cost_ledger.ports import Doubtful, Prices
-from cost_ledger.rates import RateCard, cost_pico
+from cost_ledger.rates import cost_pico
 from cost_ledger.terms import terms_in
 
 RERATED_MAX: Final = 20_000
@@ -104,23 +104,23 @@ class Corrections:
         A cost whose model has no price keeps its amount. A correction that another call made first is left to that one.
         """
         _check_rerating(request)
-        own = dict((await self.books.read(context.tenant)).prices)
+        book = await self.books.read(context.tenant)
         rerating = Rerating()
         waiting: list[Rerate] = []
         async for charge in self.charges.settled(context.tenant, _selection(request)):
             rerating.looked_at += 1
             if rerating.looked_at > RERATED_MAX:
                 raise TooMuchAtOnce(RERATED_MAX)
-            if (correction := self._correction(charge, own, request)) is not None:
+            if (correction := self._correction(charge, book, request)) is not None:
                 waiting.append(correction)
         for start in range(0, len(waiting), AT_ONCE):
             await self._carry_out(waiting[start : start + AT_ONCE], rerating, request.dry_run, context)
         return rerating
 
-    def _correction(self, charge: SettledCharge, own: dict[str, RateCard], request: RerateRequest) -> Rerate | None:
+    def _correction(self, charge: SettledCharge, book: Book, request: RerateRequest) -> Rerate | None:
         if not charge.usage or (request.unpriced_only and charge.price_source != "unpriced"):
             return None
-        price = self._price(charge, own)
+        price = book.price_of(charge.model, self._book_price(charge))
         after_pico = cost_pico(price.rates, charge.usage)
         if price.source == "unpriced" or nano_from_pico(after_pico) == charge.cost:
             return None
@@ -137,9 +137,7 @@ class Corrections:
             reason=request.reason,
         )
 
-    def _price(self, charge: SettledCharge, own: dict[str, RateCard]) -> Price:
-        if (override := own.get(charge.model)) is not None:
-            return Price(override, OVERRIDE, OVERRIDE)
+    def _book_price(self, charge: SettledCharge) -> Price:
         return self.prices.price(charge.model, charge.incurred_at, terms_in(charge.price_context))
 
     async def _carry_out(

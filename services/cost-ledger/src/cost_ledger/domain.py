@@ -18,6 +18,7 @@ from synod.cost_ledger.events import (
     CostReserved,
     CostSettled,
     Hold,
+    PriceFactorSet,
     PriceSet,
     ReservationDenied,
     ReservationExpired,
@@ -29,7 +30,6 @@ from cost_ledger import alerts, correcting, quantities
 from cost_ledger.book import Amounts, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
-    OVERRIDE,
     Charge,
     Cleared,
     Command,
@@ -44,6 +44,7 @@ from cost_ledger.commands import (
     Reserve,
     SetBudget,
     SetPrice,
+    SetPriceFactor,
     Settle,
     TellForecast,
     Unreserved,
@@ -97,6 +98,8 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _set_budget(book, command)
         case SetPrice():
             return _set_price(book, command)
+        case SetPriceFactor():
+            return _set_price_factor(book, command)
         case Rerate():
             return _with_thresholds(book, correcting.rerate(book, command))
         case ImportInvoice():
@@ -132,11 +135,7 @@ def _repeated(known: Reservation, command: Reserve) -> tuple[Event, ...]:
 
 
 def _price_in_force(book: Book, model: str, book_price: Price) -> Price:
-    if not model:
-        return Price(UNPRICED, "", "fixed")
-    if (override := book.prices.get(model)) is not None:
-        return Price(override, OVERRIDE, OVERRIDE)
-    return book_price
+    return book.price_of(model, book_price) if model else Price(UNPRICED, "", "fixed")
 
 
 def _refuse_unpriced(price: Price, command: Reserve, budgets: Iterable[Budget]) -> None:
@@ -218,7 +217,7 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
     known = book.reservation(command.reservation_id) or _never_admitted(book, command)
     if known.state == "settled":
         return ()
-    price = _billed(known, command)
+    price = _billed(book, known, command)
     amount_pico = _used_pico(known, price.rates, command)
     amount = nano_from_pico(amount_pico)
     spent = Amounts(amount, quantities.used(command.quantities, command.usage, known.quantities))
@@ -276,10 +275,10 @@ def _holds(book: Book, use: Unreserved) -> tuple[Hold, ...]:
     return tuple(budget.hold_at(use.used_at, use.attribution) for budget in book.matching(use.attribution))
 
 
-def _billed(known: Reservation, command: Settle) -> Price:
+def _billed(book: Book, known: Reservation, command: Settle) -> Price:
     """The pinned price, or that of other terms of the same book if those were billed."""
     if command.billed is not None and known.price_source in ("book", "book_fuzzy", "unpriced"):
-        return command.billed
+        return book.discounted(known.model, command.billed)
     return Price(known.rates, known.price_version, known.price_source)
 
 
@@ -459,6 +458,12 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
         rates=command.more,
     )
     return () if book.prices.get(f"{event.provider}/{event.model}") == card_of(event) else (event,)
+
+
+def _set_price_factor(book: Book, command: SetPriceFactor) -> tuple[Event, ...]:
+    event = PriceFactorSet(provider=command.provider, model=command.model, factor_ppm=command.factor_ppm)
+    known = book.factors.get(f"{command.provider}/{command.model}")
+    return () if known == command.factor_ppm else (event,)
 
 
 def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]:

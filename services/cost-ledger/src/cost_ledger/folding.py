@@ -16,6 +16,7 @@ from synod.cost_ledger.events import (
     CostCharged,
     CostReserved,
     CostSettled,
+    PriceFactorSet,
     PriceSet,
     ProviderInvoiceImported,
     ReservationExpired,
@@ -69,6 +70,8 @@ def _changed(book: Book, event: Event) -> Book:
             return _with_budget(book, event)
         case PriceSet():
             return replace(book, prices=book.prices.insert(f"{event.provider}/{event.model}", card_of(event)))
+        case PriceFactorSet():
+            return _with_factor(book, event)
         case BudgetThresholdReached():
             return _with_reached(book, event, "posted")
         case BudgetCommitmentReached():
@@ -176,6 +179,12 @@ def _with_budget(book: Book, event: BudgetSet) -> Book:
     ids = book.by_scope.get(key, ())
     by_scope = book.by_scope if budget.budget_id in ids else book.by_scope.insert(key, (*ids, budget.budget_id))
     return replace(book, budgets=book.budgets.insert(budget.budget_id, budget), by_scope=by_scope)
+
+
+def _with_factor(book: Book, event: PriceFactorSet) -> Book:
+    name = f"{event.provider}/{event.model}"
+    # The factor 1 for a model is kept: it stands before that of its provider.
+    return replace(book, factors=book.factors.insert(name, event.factor_ppm))
 
 
 def budget_of(event: BudgetSet) -> Budget:

@@ -16,6 +16,7 @@ from cost_ledger.corrections import Corrections
 from cost_ledger.expiry import Expiry
 from cost_ledger.forecasting import Forecasting
 from cost_ledger.freshness import Freshness
+from cost_ledger.importing import Importing
 from cost_ledger.model_calls import ModelCalls
 from cost_ledger.ports import Clock
 from cost_ledger.prices import load_price_book
@@ -32,6 +33,7 @@ from cost_ledger.translate import ERRORS
 async def compose(host: Host[Settings]) -> None:
     log = await host.open_log()
     prices = await asyncio.to_thread(load_price_book)
+    await Importing(log, host.clock).tell(prices)
     telemetry = Telemetry(host.metrics.registry, (*prices.names(), *host.settings.first_prices))
     books, queries = Books(log, host.clock, booked=telemetry.booked), Queries(host.pool)
     host.on_stop(books.close)

@@ -30,6 +30,8 @@ from cost_ledger.terms import STANDARD, Terms, terms_of, text_of
 PICO_PER_USD: Final = 10**12
 PER_TOKEN_SUFFIX: Final = "_mtok"
 """Prices of tokens are named so; the unit is what stands before it."""
+SOURCE: Final = "genai-prices"
+VERSION_DIGITS: Final = 12
 NEAR_MAX: Final = 3
 FOUND_MAX: Final = 10_000
 """Answers of pattern matching kept; names are the callers', so there is no natural end to them."""
@@ -92,6 +94,11 @@ class PricedModel:
     def known_terms(self) -> frozenset[tuple[str, str]]:
         return frozenset(term for variant in self.variants for term in variant.terms)
 
+    def days(self) -> Iterable[date]:
+        """Those that prices begin on."""
+        periods = [*(period for period, _ in self.cards), *(variant.period for variant in self.variants)]
+        return (period.since for period in periods if period.since is not None)
+
     def _varied(self, card: RateCard, at: datetime, terms: Terms) -> RateCard:
         replaced: dict[str, RateCard] = {}
         for variant in self.variants:
@@ -107,7 +114,10 @@ class PricedModel:
 class PriceBook:
     """Immutable but for caches of what patterns matched and of names alike. Models are named "provider/model"."""
 
-    version: str
+    source: str
+    source_version: str
+    sha256: str
+    """Of the content."""
     models: Mapping[str, PricedModel]
     """By canonical name."""
     aliases: Mapping[str, PricedModel]
@@ -117,6 +127,11 @@ class PriceBook:
     _names: tuple[str, ...] = ()
     _found: dict[str, PricedModel | None] = field(default_factory=dict)
     _near: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """What reservations pin: where the book is from, and what proves its content."""
+        return f"{self.source} {self.source_version} {self.sha256[:VERSION_DIGITS]}"
 
     def price(self, model: str, at: datetime, terms: Terms = STANDARD) -> Price:
         """The price in force at `at`; of source "unpriced", with what there is instead, if the book has none."""
@@ -173,7 +188,9 @@ def load_price_book() -> PriceBook:
         patterns.setdefault(provider.id, []).append((info.match.is_match, model))
     models = {f"{model.provider}/{model.model}": model for _, _, model in priced}
     return PriceBook(
-        version=f"genai-prices {version('genai-prices')} {digest(models)}",
+        source=SOURCE,
+        source_version=version(SOURCE),
+        sha256=digest(models),
         models=models,
         aliases=aliases,
         patterns={provider: tuple(found) for provider, found in patterns.items()},
@@ -182,11 +199,11 @@ def load_price_book() -> PriceBook:
 
 
 def digest(models: Mapping[str, PricedModel]) -> str:
-    """Twelve hexadecimal digits of the content, so that a version that is pinned in an event can be proved later."""
+    """The SHA-256 of the content, so that a version that is pinned in an event can be proved later."""
     content = hashlib.sha256()
     for name, model in sorted(models.items()):
         content.update(f"{name} {model.cards!r} {_variants_text(model)}\n".encode())
-    return content.hexdigest()[:12]
+    return content.hexdigest()
 
 
 def _variants_text(model: PricedModel) -> str:

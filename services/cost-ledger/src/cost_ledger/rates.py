@@ -8,6 +8,7 @@ the call itself.
 """
 
 from collections.abc import Iterable
+from math import gcd
 from typing import Final
 
 from synod.common.money import PicoUsd
@@ -19,6 +20,8 @@ RateCard = tuple[UnitRate, ...]
 UNPRICED: Final[RateCard] = ()
 """The card of what has no price: everything costs 0."""
 
+PPM: Final = 1_000_000
+
 REQUESTS: Final = "requests"
 """The unit of a fee for a call."""
 
@@ -29,6 +32,17 @@ def flat_card(input_: int, output: int, cache_read: int, cache_write: int) -> Ra
     """A card of four rates without tiers."""
     rates = {"input": input_, "output": output, "cache_read": cache_read, "cache_write": cache_write}
     return tuple(UnitRate(unit=unit, pico_usd=rate) for unit, rate in rates.items())
+
+
+def scaled(card: RateCard, factor_ppm: int) -> RateCard:
+    """The card with so many millionths of each rate. Exact: what is no whole number is a rate for more units."""
+    return tuple(_scaled(rate, factor_ppm) for rate in card)
+
+
+def _scaled(rate: UnitRate, factor_ppm: int) -> UnitRate:
+    amount, per = rate.pico_usd * factor_ppm, rate.per * PPM
+    shared = gcd(amount, per)
+    return rate.model_copy(update={"pico_usd": amount // shared, "per": per // shared})
 
 
 def cost_pico(card: RateCard, usage: Iterable[UsageLine]) -> PicoUsd:

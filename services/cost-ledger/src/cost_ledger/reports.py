@@ -12,15 +12,15 @@ from synod.common.money import nano_from_pico
 from synod.common.values import Attribution
 
 from cost_ledger.application import CostLedger
-from cost_ledger.book import SCOPE_FIELDS, Budget
+from cost_ledger.book import SCOPE_FIELDS, Book, Budget
 from cost_ledger.charges import Charges, ModelFigures, Selection, SettledCharge, whole_hours
 from cost_ledger.checks import check_model_name, check_period, check_terms
-from cost_ledger.commands import OVERRIDE, Price, TellForecast
+from cost_ledger.commands import Price, TellForecast
 from cost_ledger.errors import RequestInvalid, TooMuchAtOnce
 from cost_ledger.forecast import Forecast, History, Limit, forecast
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.queries import Queries, SpendQuery
-from cost_ledger.rates import RateCard, cost_pico
+from cost_ledger.rates import cost_pico
 from cost_ledger.terms import Terms, text_of
 from cost_ledger.windows import Bounds, bounds
 
@@ -113,8 +113,8 @@ class Reports:
         check_model_name("model", model)
         check_terms(terms)
         check_period(selection.since, selection.until)
-        own = (await self.ledger.books.read(context.tenant)).prices.get(model)
-        price = self._price(model, terms, own, self.ledger.clock.now())
+        book = await self.ledger.books.read(context.tenant)
+        price = self._price(book, model, terms, self.ledger.clock.now())
         if price.source == "unpriced":
             raise _unpriced(model, terms, price)
         calls = actual = other = 0
@@ -123,13 +123,13 @@ class Reports:
                 continue
             if calls == PRICED_MAX:
                 raise TooMuchAtOnce(PRICED_MAX)
-            then = self._price(model, terms, own, charge.incurred_at)
+            then = self._price(book, model, terms, charge.incurred_at)
             calls, actual = calls + 1, actual + charge.cost
             other += nano_from_pico(cost_pico(then.rates, charge.usage))
         return PricedUsage(price, calls, actual, other)
 
-    def _price(self, model: str, terms: Terms, own: RateCard | None, at: datetime) -> Price:
-        return Price(own, OVERRIDE, OVERRIDE) if own is not None else self.ledger.prices.price(model, at, terms)
+    def _price(self, book: Book, model: str, terms: Terms, at: datetime) -> Price:
+        return book.price_of(model, self.ledger.prices.price(model, at, terms))
 
     def export(self, selection: Selection, context: Context) -> AsyncIterator[SettledCharge]:
         """Every settled cost of the selection, the oldest first."""

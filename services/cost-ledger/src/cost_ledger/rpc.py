@@ -31,6 +31,7 @@ PERMISSIONS: Final = {
     "QuerySpend": "spend.read",
     "ListPrices": "prices.read",
     "SetPrice": "prices.update",
+    "SetPriceFactor": "prices.update",
     "ForecastBudget": "budgets.read",
     "CompareModels": "spend.read",
     "PriceUsageAt": "spend.read",
@@ -103,6 +104,10 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
 
     async def SetPrice(self, request: pb.SetPriceRequest, context: Call) -> pb.Price:
         return translate.from_price(await self.ledger.set_price(translate.to_set_price(request), event_context()))
+
+    async def SetPriceFactor(self, request: pb.SetPriceFactorRequest, context: Call) -> pb.PriceFactor:
+        await self.ledger.set_price_factor(translate.to_set_price_factor(request), event_context())
+        return translate.from_price_factor(request)
 
     async def ForecastBudget(self, request: pb.ForecastBudgetRequest, context: Call) -> pb.BudgetForecast:
         await self.freshness.all()

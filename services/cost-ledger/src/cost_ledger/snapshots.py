@@ -12,7 +12,7 @@ from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation,
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-2"
+FOLD: Final = "book-3"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -23,6 +23,7 @@ class Image:
     budgets: tuple[Budget, ...]
     by_scope: tuple[tuple[tuple[str, str], tuple[str, ...]], ...]
     prices: dict[str, RateCard]
+    factors: dict[str, int]
     open: tuple[Reservation, ...]
     closed: tuple[Reservation, ...]
     charges: tuple[tuple[str, int], ...]
@@ -41,6 +42,7 @@ def dump(book: Book) -> bytes:
             budgets=tuple(book.budgets.values()),
             by_scope=tuple(book.by_scope.items()),
             prices=dict(book.prices),
+            factors=dict(book.factors),
             open=tuple(book.open.values()),
             closed=tuple(reservation for _, reservation in book.closed.items()),
             charges=tuple(book.charges.items()),
@@ -59,6 +61,7 @@ def load(data: bytes) -> Book:
         budgets=HashTrieMap({budget.budget_id: budget for budget in image.budgets}),
         by_scope=HashTrieMap(image.by_scope),
         prices=HashTrieMap(image.prices),
+        factors=HashTrieMap(image.factors),
         open=HashTrieMap({reservation.reservation_id: reservation for reservation in image.open}),
         closed=Recent.of(CLOSED_MAX, ((reservation.reservation_id, reservation) for reservation in image.closed)),
         charges=Recent.of(CHARGES_MAX, image.charges),

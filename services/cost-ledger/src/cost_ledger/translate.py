@@ -28,7 +28,7 @@ from cost_ledger import errors
 from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
 from cost_ledger.charges import Selection, SettledCharge
-from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice
+from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
@@ -206,6 +206,14 @@ def to_set_price(request: pb.SetPriceRequest) -> SetPrice:
         cache_write_pico=request.cache_write_pico_usd if has("cache_write_pico_usd") else request.input_pico_usd,
         more=tuple(_unit_rate(rate) for rate in request.rates),
     )
+
+
+def to_set_price_factor(request: pb.SetPriceFactorRequest) -> SetPriceFactor:
+    return SetPriceFactor(request.provider, request.model, request.factor_ppm)
+
+
+def from_price_factor(request: pb.SetPriceFactorRequest) -> pb.PriceFactor:
+    return pb.PriceFactor(provider=request.provider, model=request.model, factor_ppm=request.factor_ppm)
 
 
 def _unit_rate(rate: pb.UnitRate) -> UnitRate:

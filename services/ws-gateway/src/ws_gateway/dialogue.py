@@ -7,9 +7,10 @@ from functools import partial
 from typing import Final
 
 import grpc
+from opentelemetry.trace import SpanKind
 from servicekit.clock import Clock
 from servicekit.errors import ServiceError, Unauthenticated, from_rpc_error
-from servicekit.telemetry import Logger
+from servicekit.telemetry import Logger, Tracing
 from synod.common.ids import new_id
 
 from ws_gateway import chat
@@ -40,6 +41,7 @@ class Backstage:
     monitoring: Monitoring
     register: Register
     limits: EdgeLimits
+    tracing: Tracing
     log_: Logger
     clock: Clock
 
@@ -68,7 +70,8 @@ class Dialogue:
     async def answer(self, message: Incoming) -> None:
         """Do what a message asks. What is refused is answered with system_error, never by silence."""
         try:
-            await self._dispatch(message)
+            with self.back.tracing.span(f"ws {type(message).__name__}", kind=SpanKind.SERVER):
+                await self._dispatch(message)
         except FrameRefused as refused:
             self.refuse(refused, message.id)
         except Exception as error:  # noqa: BLE001 - the edge of a message: answered or recorded

@@ -3,7 +3,7 @@
 import asyncio
 import mimetypes
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,13 +12,16 @@ from typing import Final
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from opentelemetry.trace import Span, SpanKind
 from servicekit.dependencies import PortTaken
 from servicekit.health import Health
+from servicekit.telemetry import TRACEPARENT, Tracing
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ws_gateway import asyncapi
+from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.compatible.endpoints import PREFIX, Compatible
 from ws_gateway.dialogue import Backstage
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
@@ -72,7 +75,8 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
     _add_pages(app, back.monitoring.health)
     problems.add_handlers(app, back.log_)
     app.add_middleware(Compatible, back=back)
-    app.add_middleware(Outer, meters=meters, limits=settings.edge, health=back.monitoring.health)
+    health = back.monitoring.health
+    app.add_middleware(Outer, meters=meters, tracing=back.tracing, limits=settings.edge, health=health)
     return app
 
 
@@ -104,10 +108,11 @@ def _page(name: str) -> Callable[[], Awaitable[Response]]:
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """Around every request: headers that keep browsers safe, a limit on bodies, and a count."""
+    """Around every request: a span, headers that keep browsers safe, a limit on bodies, and a count."""
 
     app: ASGIApp
     meters: Meters
+    tracing: Tracing
     limits: EdgeLimits
     health: Health
 
@@ -115,7 +120,13 @@ class Outer:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Guarded(self.meters, self.health, scope["method"], send)
+        with self.tracing.span(scope["method"], Headers(scope=scope).get(TRACEPARENT, ""), SpanKind.SERVER) as span:
+            try:
+                await self._serve(scope, receive, _Guarded(self.meters, self.health, scope["method"], span, send))
+            finally:
+                _name(span, scope)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: Send) -> None:
         bytes_max = self._bytes_max(scope["path"])
         if int(Headers(scope=scope).get("content-length", "0")) > bytes_max:
             await self._refuse(scope, receive, answer, bytes_max)
@@ -158,6 +169,21 @@ class _Body:
         return message
 
 
+def _name(span: Span, scope: Scope) -> None:
+    """By the route, which is known once it was taken: a span's name has no ids in it."""
+    span.set_attribute("http.request.method", scope["method"])
+    if "route" in scope:
+        route = _route(scope["path"], scope.get("path_params", {}))
+        span.set_attribute("http.route", route)
+        span.update_name(f"{scope['method']} {route}")
+
+
+def _route(path: str, parameters: Mapping[str, object]) -> str:
+    # The framework keeps no whole template of a route that was included by another.
+    names = {value: f"{{{name}}}" for name, value in parameters.items()}
+    return "/".join(names.get(part, part) for part in path.split("/"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Guarded:
     """Adds the headers to an answer, and counts it."""
@@ -165,11 +191,13 @@ class _Guarded:
     meters: Meters
     health: Health
     method: str
+    span: Span
     send: Send
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.meters.requests.labels(self.method, str(message["status"])).inc()
+            self.span.set_attribute("http.response.status_code", message["status"])
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY.items():
                 headers.setdefault(name, value)
@@ -194,6 +222,7 @@ class Edge:
     app: FastAPI
     back: Backstage
     settings: Settings
+    certificate: EdgeCertificate | None = None
     listener: socket.socket = field(init=False)
 
     def __post_init__(self) -> None:
@@ -206,6 +235,10 @@ class Edge:
     @property
     def port(self) -> int:
         return int(self.listener.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.certificate else 'http'}://{self.settings.edge_host}:{self.port}"
 
     async def run(self) -> None:
         """Serve until cancelled; then say goodbye to every client and let requests finish."""
@@ -227,6 +260,7 @@ class Edge:
         await asyncio.wait([serving])
 
     def _config(self) -> uvicorn.Config:
+        certificate = self.certificate
         return uvicorn.Config(
             self.app,
             ws="websockets-sansio",
@@ -234,6 +268,7 @@ class Edge:
             ws_max_size=self.settings.edge.frame_bytes_fatal,
             ws_ping_interval=self.settings.edge.heartbeat_s,
             ws_ping_timeout=self.settings.edge.pong_wait_s,
+            ssl_context_factory=(lambda _config, _make: certificate.context) if certificate else None,
             lifespan="off",
             access_log=False,
             log_config=None,

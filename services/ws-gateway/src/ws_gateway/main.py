@@ -9,6 +9,7 @@ from synod.ws_gateway.v1.ws_gateway_pb2_grpc import add_WsGatewayServicer_to_ser
 
 from ws_gateway.application import Sessions
 from ws_gateway.callers import Callers
+from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.clients import Services
 from ws_gateway.dialogue import Backstage
 from ws_gateway.edge import Edge, application
@@ -39,16 +40,20 @@ async def compose(host: Host[Settings]) -> None:
         monitoring=Monitoring(host.nats, register, host.health, host.clock, host.clock.monotonic()),
         register=register,
         limits=limits,
+        tracing=host.tracing,
         log_=host.log_,
         clock=host.clock,
     )
-    edge = Edge(application(back, settings, meters), back, settings)
+    certificate = EdgeCertificate.named(settings.edge_tls_certificate_file, settings.edge_tls_key_file)
+    edge = Edge(application(back, settings, meters), back, settings, certificate)
     host.add_view(SessionsView())
     host.add_rpc(add_WsGatewayServicer_to_server, WsGatewayRpc(register, Queries(host.pool)), PERMISSIONS, ERRORS)
     host.add_task("edge", edge.run)
+    if certificate:
+        host.add_task("edge certificate", certificate.follow(host.health, host.log_))
     host.on_stop(feeds.close)
     host.on_stop(edge.close)
-    host.log_.info("edge", address=f"http://{settings.edge_host}:{edge.port}")
+    host.log_.info("edge", address=edge.url)
 
 
 def main() -> int:

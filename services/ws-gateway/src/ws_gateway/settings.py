@@ -1,5 +1,7 @@
 """Settings of ws-gateway, read once from the environment."""
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from servicekit.settings import ServiceSettings
 
@@ -54,6 +56,9 @@ class Settings(ServiceSettings):
     http_port: int = 7207
     edge_host: str = "127.0.0.1"
     edge_port: int = Field(default=8080, ge=0, le=65535)
+    edge_tls_certificate_file: Path | None = None
+    """Certificate chain (PEM) that the edge shows; with the key below the edge speaks TLS, without both HTTP."""
+    edge_tls_key_file: Path | None = None
     edge_origins: tuple[str, ...] = ()
     """Origins of pages that may open a WebSocket, besides those of this machine, such as https://synod.example.org."""
     edge: EdgeLimits = EdgeLimits()

@@ -1,6 +1,6 @@
 """Events of cost-ledger. Amounts are nano-USD; the postings of every event sum to zero."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import ClassVar, Literal
 
 from synod.common.event import Event, Value
@@ -93,6 +93,33 @@ class PriceSet(Event):
     cache_write_pico_usd: int
     # Of other units, and of context tiers.
     rates: tuple[UnitRate, ...] = ()
+
+
+class PriceFactorSet(Event):
+    """A tenant pays so many millionths of the price book's rates, from the event on, for what it has no price of its own."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    provider: str
+    # Empty: all models of the provider that have no factor of their own.
+    model: str
+    # 900,000 with a discount of 10 %; 1,000,000 is the book's price again.
+    factor_ppm: int
+
+
+class PriceBookImported(Event):
+    """A price book came into use. Reservations pin `price_version`, so that what they were priced by can be proved."""
+
+    AGGREGATE: ClassVar[str] = "price-book"
+
+    price_version: str
+    source: str
+    source_version: str
+    # Of the rates as they are computed with: models, terms, effective dates.
+    sha256: str
+    models: int
+    # The newest day (UTC) that one of its prices begins on, None if none has a day.
+    newest_effective_from: date | None
 
 
 class CostReserved(Event):
@@ -333,4 +360,6 @@ EVENTS: tuple[type[Event], ...] = (
     BudgetForecastChanged,
     ProviderInvoiceImported,
     ReconciliationDifferenceFound,
+    PriceFactorSet,
+    PriceBookImported,
 )

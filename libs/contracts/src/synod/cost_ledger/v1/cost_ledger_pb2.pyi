@@ -481,7 +481,9 @@ class SetBudgetRequest(_message.Message):
     """The limit of a quota, instead of limit_nano_usd."""
     @_builtins.property
     def scope(self) -> Global___Attribution:
-        """Which costs count: every set field must match. An empty scope is the whole tenant."""
+        """Which costs count: every set field must match; the model "openai/*" means all of a provider. An empty scope is the
+        whole tenant.
+        """
 
     @_builtins.property
     def rolling(self) -> _duration_pb2.Duration:
@@ -842,6 +844,58 @@ class ListPricesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPricesResponse: _TypeAlias = ListPricesResponse  # noqa: Y015
+
+@_typing.final
+class SetPriceFactorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FACTOR_PPM_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    model: _builtins.str
+    """Empty: all models of the provider that have no factor of their own."""
+    factor_ppm: _builtins.int
+    """Millionths of the book's rates, 1 to 100,000,000: 900,000 is a discount of 10 %, 1,000,000 the book's price again."""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        factor_ppm: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor_ppm", b"factor_ppm", "model", b"model", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPriceFactorRequest: _TypeAlias = SetPriceFactorRequest  # noqa: Y015
+
+@_typing.final
+class PriceFactor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FACTOR_PPM_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    model: _builtins.str
+    factor_ppm: _builtins.int
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        factor_ppm: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor_ppm", b"factor_ppm", "model", b"model", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceFactor: _TypeAlias = PriceFactor  # noqa: Y015
 
 @_typing.final
 class SetPriceRequest(_message.Message):

@@ -90,6 +90,11 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Price.FromString,
                 _registered_method=True)
+        self.SetPriceFactor = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/SetPriceFactor',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceFactorRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceFactor.FromString,
+                _registered_method=True)
         self.ForecastBudget = channel.unary_unary(
                 '/synod.cost_ledger.v1.CostLedger/ForecastBudget',
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ForecastBudgetRequest.SerializeToString,
@@ -208,6 +213,13 @@ class CostLedgerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPriceFactor(self, request, context):
+        """A discount or markup on the price book, for what the tenant has no price of its own. Permission: prices.update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForecastBudget(self, request, context):
         """When a budget is used up if spending goes on as it did. Permission: budgets.read.
         """
@@ -309,6 +321,11 @@ def add_CostLedgerServicer_to_server(servicer, server):
                     servicer.SetPrice,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Price.SerializeToString,
+            ),
+            'SetPriceFactor': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPriceFactor,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceFactorRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceFactor.SerializeToString,
             ),
             'ForecastBudget': grpc.unary_unary_rpc_method_handler(
                     servicer.ForecastBudget,
@@ -639,6 +656,33 @@ class CostLedger:
             '/synod.cost_ledger.v1.CostLedger/SetPrice',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Price.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPriceFactor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/SetPriceFactor',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetPriceFactorRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.PriceFactor.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,8 @@ class CostLedgerStub:
     """Prices in force. Permission: prices.read."""
     SetPrice: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetPriceRequest, _cost_ledger_pb2.Price]
     """Overrides the price of a model for a tenant. Permission: prices.update."""
+    SetPriceFactor: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetPriceFactorRequest, _cost_ledger_pb2.PriceFactor]
+    """A discount or markup on the price book, for what the tenant has no price of its own. Permission: prices.update."""
     ForecastBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ForecastBudgetRequest, _cost_ledger_pb2.BudgetForecast]
     """When a budget is used up if spending goes on as it did. Permission: budgets.read."""
     CompareModels: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.CompareModelsRequest, _cost_ledger_pb2.CompareModelsResponse]
@@ -117,6 +119,8 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """Prices in force. Permission: prices.read."""
     SetPrice: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetPriceRequest, _cost_ledger_pb2.Price]  # type: ignore[assignment]
     """Overrides the price of a model for a tenant. Permission: prices.update."""
+    SetPriceFactor: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetPriceFactorRequest, _cost_ledger_pb2.PriceFactor]  # type: ignore[assignment]
+    """A discount or markup on the price book, for what the tenant has no price of its own. Permission: prices.update."""
     ForecastBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ForecastBudgetRequest, _cost_ledger_pb2.BudgetForecast]  # type: ignore[assignment]
     """When a budget is used up if spending goes on as it did. Permission: budgets.read."""
     CompareModels: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.CompareModelsRequest, _cost_ledger_pb2.CompareModelsResponse]  # type: ignore[assignment]
@@ -222,6 +226,13 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Price, _abc.Awaitable[_cost_ledger_pb2.Price]]:
         """Overrides the price of a model for a tenant. Permission: prices.update."""
+
+    def SetPriceFactor(
+        self,
+        request: _cost_ledger_pb2.SetPriceFactorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.PriceFactor, _abc.Awaitable[_cost_ledger_pb2.PriceFactor]]:
+        """A discount or markup on the price book, for what the tenant has no price of its own. Permission: prices.update."""
 
     def ForecastBudget(
         self,
