@@ -80,18 +80,29 @@ def test_group_11_a_probe_whose_callers_leave_lets_another_one_through() -> None
     ],
 )
 def test_group_11_only_what_the_provider_did_wrong_counts(error: errors.ProviderError | None, phase: Phase) -> None:
-    told: list[tuple[str, Phase]] = []
-    circuits = Circuits(TERMS, lambda model, now: told.append((model, now)))
+    told: list[tuple[str, Phase, float]] = []
+    circuits = Circuits(TERMS, lambda circuit, phase, open_s: told.append((circuit, phase, open_s)))
     for _ in range(3):
         circuits.enter("a/m", 0)
         circuits.leave("a/m", 0, error)
 
-    assert told == ([("a/m", "open")] if phase == "open" else [])
+    assert told == ([("a/m", "open", 5.0)] if phase == "open" else [])
     circuits.enter("a/other", 0)
     if phase == "open":
         with pytest.raises(errors.ProviderSuspended, match=r"left alone for 4\.0 s") as caught:
             circuits.enter("a/m", 1)
         assert (caught.value.dispatched, caught.value.retry_after_s) == (False, 4)
+
+
+def test_group_11_a_probe_and_its_outcome_are_told() -> None:
+    told: list[tuple[str, Phase, float]] = []
+    circuits = Circuits(TERMS, lambda circuit, phase, open_s: told.append((circuit, phase, open_s)))
+    for _ in range(3):
+        circuits.enter("a/m", 0)
+        circuits.leave("a/m", 0, errors.ProviderFailed("500", status=500))
+    circuits.enter("a/m", 5)
+    circuits.leave("a/m", 6, answered=True)
+    assert told == [("a/m", "open", 5.0), ("a/m", "half_open", 0.0), ("a/m", "closed", 0.0)]
 
 
 def test_a_rate_limit_lasts_as_long_as_the_provider_says() -> None:

@@ -13,9 +13,11 @@ from launcher.testing import RunningNats
 from llm_gateway.main import compose
 from llm_gateway.settings import Settings
 from provider_simulator.faults import Fault
+from provider_simulator.quota import QuotaTerms
 from provider_simulator.testing import RunningSimulator, running_simulator
 from servicekit.errors import FailedPrecondition, from_rpc_error
 from servicekit.testing import Served, serve_in_process, settings_for
+from synod.common.subjects import SHARED_TENANT
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerServicer, add_CostLedgerServicer_to_server
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
@@ -40,6 +42,7 @@ class Farm:
     def __init__(self, served: Served[Settings], simulators: dict[str, RunningSimulator], directory: Path) -> None:
         self.stub = LlmGatewayStub(served.channel)
         self.log = EventLogStub(served.channel)
+        self.shared_log = EventLogStub(served.connect(served.token(tenant=SHARED_TENANT)))
         self.simulators = simulators
         self.directory = directory
         self.calls = 0
@@ -54,6 +57,17 @@ class Farm:
     async def events(self, type: str) -> list[dict[str, object]]:
         page = await self.log.Read(log_pb.ReadRequest(page_size=100))
         return [json.loads(event.data) for event in page.events if event.type == type]
+
+    async def told(self, type: str) -> dict[str, object]:
+        """The first event of this type about the gateway itself, as soon as there is one."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                page = await self.shared_log.Read(log_pb.ReadRequest(page_size=100))
+                for event in page.events:
+                    if event.type == type:
+                        told: dict[str, object] = json.loads(event.data)
+                        return told
+                await asyncio.sleep(0.02)
 
     async def deployments(self, *, check: bool = False) -> dict[str, pb.Deployment]:
         request = pb.ListDeploymentsRequest(provider="pool", check=check)
@@ -123,6 +137,25 @@ async def test_group_09_a_429_closes_one_key_and_the_other_answers_at_once(farm:
     limited = (await farm.deployments())["eu"].called[0]
     assert (limited.model, limited.circuit) == ("pool/sim-1", "closed")
     assert 50 < limited.closed_s <= 60
+
+
+async def test_group_11_a_deployment_that_fails_is_left_alone_and_the_log_says_when(farm: Farm) -> None:
+    farm.simulators["eu"].faults.plan(Fault(status=500), requests=5)
+    for _ in range(6):
+        await farm.ask()
+    assert farm.asked() == {"eu": 5, "us": 6}
+    opened = await farm.told("CircuitOpened")
+    assert (opened["model"], opened["deployment"], opened["open_ms"]) == ("pool/sim-1", "eu", 5000)
+
+
+async def test_a_limit_that_its_provider_tells_is_kept_without_being_refused(farm: Farm) -> None:
+    farm.simulators["eu"].quotas.set(QuotaTerms(requests_per_min=3))
+    for _ in range(5):
+        await farm.ask()
+    assert farm.asked() == {"eu": 3, "us": 2}
+    assert farm.simulators["eu"].usage.total().failed == 0
+    adjusted = await farm.told("RateLimitAdjusted")
+    assert (adjusted["meter"], adjusted["from_per_min"], adjusted["remaining"]) == ("requests", 3, 0)
 
 
 async def test_a_policy_chooses_and_the_event_says_why(farm: Farm) -> None:

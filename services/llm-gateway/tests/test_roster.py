@@ -97,7 +97,7 @@ async def test_a_model_has_a_target_at_each_deployment_that_serves_it(transport:
     found = catalogue(roster, transport, {"openai-eu": KEY}).targets("openai/gpt-4o")
     assert [(one.deployment, one.region, one.weight) for one in found] == [("", "", 1), ("openai-eu", "eu", 2)]
     assert found[0].circuit == "openai/gpt-4o"
-    assert found[1].circuit == f"openai/gpt-4o@openai-eu.{key_id(KEY)}"
+    assert found[1].circuit == f"openai/gpt-4o openai-eu {key_id(KEY)}"
 
 
 async def test_another_key_is_another_circuit(transport: Transport) -> None:

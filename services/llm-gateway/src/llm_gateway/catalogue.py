@@ -21,6 +21,8 @@ from llm_gateway.providers.profile import CapabilityProfile, profile_of
 from llm_gateway.providers.provider import Provider
 
 NEAR_MAX: Final = 3
+FOUND_MAX: Final = 1000
+"""Models that are not looked up again at each call."""
 ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
 """A server that runs whatever its owner loaded takes any name."""
 _SNAPSHOT: Final = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
@@ -180,6 +182,7 @@ class Catalogue:
     entries: tuple[ProviderEntry, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     today: Callable[[], date] = date.today
+    _found: dict[tuple[str, date], tuple[Target, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def target(self, model: str) -> Target:
         """The first of `targets`."""
@@ -190,6 +193,15 @@ class Catalogue:
 
         Raises UnknownModel with near names, ModelUnavailable with what to set or to use instead.
         """
+        asked = (model, self.today())
+        found = self._found.get(asked)
+        if found is None:
+            if len(self._found) >= FOUND_MAX:
+                self._found.clear()
+            found = self._found[asked] = self._looked_up(model)
+        return found
+
+    def _looked_up(self, model: str) -> tuple[Target, ...]:
         id = self.aliases.get(model, model)
         provider, _, name = id.partition("/")
         entry = next((entry for entry in self.entries if entry.name == provider), None)
@@ -283,7 +295,15 @@ def circuit_of(model: str, deployment: Deployment) -> str:
 
 
 def _circuit(model: str, deployment: str, key_id: str) -> str:
-    return f"{model}@{deployment}.{key_id}" if deployment else model
+    # No name has a blank in it.
+    return f"{model} {deployment} {key_id}" if deployment else model
+
+
+def model_of(circuit: str) -> tuple[str, str, str]:
+    """Model, deployment and key id of a circuit."""
+    model, _, rest = circuit.partition(" ")
+    deployment, _, key_id = rest.partition(" ")
+    return model, deployment, key_id
 
 
 def _target(id: str, name: str, entry: ProviderEntry, deployment: Deployment, warnings: tuple[str, ...]) -> Target:

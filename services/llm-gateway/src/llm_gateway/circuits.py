@@ -109,9 +109,13 @@ class Circuit:
 
 
 class Circuits:
-    """The circuits of a process, by Target.circuit. `changed` is told of each that opens or closes, with its new phase."""
+    """The circuits of a process, by Target.circuit. `changed` is told of each that opens, is tried by a probe or closes:
+    its new phase, and for how many seconds it is left alone.
+    """
 
-    def __init__(self, terms: CircuitTerms, changed: Callable[[str, Phase], None] = lambda model, phase: None) -> None:
+    def __init__(
+        self, terms: CircuitTerms, changed: Callable[[str, Phase, float], None] = lambda circuit, phase, open_s: None
+    ) -> None:
         self._terms = terms
         self._changed = changed
         self._circuits: dict[str, Circuit] = {}
@@ -124,8 +128,11 @@ class Circuits:
 
     def enter(self, model: str, now: float) -> None:
         """Raises ProviderSuspended."""
-        if waiting := self._of(model).enter(now):
+        circuit = self._of(model)
+        if waiting := circuit.enter(now):
             raise ProviderSuspended(suspension(model, waiting), retry_after_s=waiting)
+        if circuit.phase(now) == "half_open":
+            self._changed(model, "half_open", 0.0)
 
     def leave(self, model: str, now: float, error: ProviderError | None = None, *, answered: bool = False) -> None:
         """The attempt ended: answered, by `error`, or by neither when its callers left."""
@@ -137,7 +144,7 @@ class Circuits:
         )
         after = circuit.phase(now)
         if after != before:
-            self._changed(model, after)
+            self._changed(model, after, circuit.suspended_s(now) if after == "open" else 0.0)
 
     def phase(self, model: str, now: float) -> Phase:
         return self._of(model).phase(now)
@@ -158,5 +165,5 @@ def verdict(error: ProviderError | None) -> Verdict:
     return "failure" if isinstance(error, RetryableProviderError) else "nothing"
 
 
-def suspension(model: str, wait_s: float) -> str:
-    return f"{model} has failed too often and is left alone for {wait_s:.1f} s"
+def suspension(circuit: str, wait_s: float) -> str:
+    return f"{circuit.partition(' ')[0]} has failed too often and is left alone for {wait_s:.1f} s"

@@ -1,21 +1,44 @@
 """What the roster adds to the providers that the environment configures: deployments, models, and what these take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from llm_gateway.catalogue import ANY_MODEL, Deployment, KnownModel, Lifecycle, ProviderEntry
+from llm_gateway.catalogue import ANY_MODEL, Deployment, KnownModel, Lifecycle, ProviderEntry, circuit_of
 from llm_gateway.errors import RosterInvalid
 from llm_gateway.keys import key_id
 from llm_gateway.prices import book_price
 from llm_gateway.providers.catalog import KINDS, Now, deployed
 from llm_gateway.providers.http import HttpProvider
 from llm_gateway.providers.profile import CapabilityProfile, profile_of
+from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.quota import Quota
 from llm_gateway.providers.transport import Transport
 from llm_gateway.roster import DeploymentSpec, LoadedRoster, ModelSpec
 
 REMEDY: Final = "give it a deployment in the file SYNOD_ROSTER_FILE"
+
+
+def observed(
+    entries: Sequence[ProviderEntry], observe: Callable[[str, tuple[Quota, ...]], None]
+) -> tuple[ProviderEntry, ...]:
+    """The entries, whose deployments tell by circuit what their answers say about limits."""
+
+    def watching(name: str, deployment: Deployment) -> Provider:
+        provider = deployment.provider
+        if not isinstance(provider, HttpProvider):
+            return provider
+        return provider.observed_by(lambda model, told: observe(circuit_of(f"{name}/{model}", deployment), told))
+
+    return tuple(
+        replace(
+            entry,
+            provider=watching(entry.name, Deployment("", entry.provider)) if entry.provider else None,
+            further=tuple(replace(one, provider=watching(entry.name, one)) for one in entry.further),
+        )
+        for entry in entries
+    )
 
 
 def with_roster(

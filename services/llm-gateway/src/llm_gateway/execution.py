@@ -49,6 +49,7 @@ from llm_gateway.errors import (
     TakenOver,
 )
 from llm_gateway.flight import Began, Delta, Flight
+from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal, Seen
 from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
@@ -127,6 +128,7 @@ class Tools:
     terms: Terms
     draw: Callable[[], float] = random.random
     loads: Loads = field(default_factory=Loads)
+    headroom: Headroom = field(default_factory=Headroom)
     balancing: Strategy = "affinity"
 
 
@@ -276,27 +278,27 @@ class Execution:
         following = target + 1
         if following == len(self._targets) or self._targets[following].id != self._targets[target].id:
             return False
-        circuit = self._targets[following].circuit
-        return not (self._suspended_s(following) or self._tools.circuits.limited_s(circuit, _now()))
+        return not (self._suspended_s(following) or self._limited_s(following))
 
     # --- circuits ---
 
     async def _first(self) -> int:
         """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
-        waits = [
-            max(self._suspended_s(index), self._tools.circuits.limited_s(target.circuit, _now()))
-            for index, target in enumerate(self._targets)
-        ]
-        wait_s = min(waits)
-        target = waits.index(wait_s)
-        if suspended_s := self._suspended_s(target):
-            raise ModelSuspended(suspension(self._targets[target].id, suspended_s), suspended_s, limited=False)
-        if wait_s >= self._left_s():
-            limited = f"{self._targets[target].id} is not to be asked for {wait_s:.1f} s more, says its provider"
-            raise ModelSuspended(limited, wait_s, limited=True)
-        if wait_s:
+        while True:
+            waits = [max(self._suspended_s(index), self._limited_s(index)) for index in range(len(self._targets))]
+            wait_s = min(waits)
+            target = waits.index(wait_s)
+            if suspended_s := self._suspended_s(target):
+                raise ModelSuspended(suspension(self._targets[target].id, suspended_s), suspended_s, limited=False)
+            if wait_s >= self._left_s():
+                limited = f"{self._targets[target].id} is not to be asked for {wait_s:.1f} s more, says its provider"
+                raise ModelSuspended(limited, wait_s, limited=True)
+            if not wait_s:
+                self._tools.headroom.take(
+                    self._targets[target].circuit, self._need(self._request(self._targets[target]))
+                )
+                return target
             await asyncio.sleep(wait_s)
-        return target
 
     def _leave_limits(self, used: Need | None) -> None:
         """Gives back what the attempt did not use of its limits; None when the provider counts nothing of it."""
@@ -306,6 +308,12 @@ class Execution:
 
     def _suspended_s(self, target: int) -> float:
         return self._tools.circuits.suspended_s(self._targets[target].circuit, _now())
+
+    def _limited_s(self, target: int) -> float:
+        """How long the provider wants not to be asked, or has no room left by its own account."""
+        circuit, now = self._targets[target].circuit, _now()
+        room_s = self._tools.headroom.wait_s(circuit, self._need(self._request(self._targets[target])), now)
+        return max(self._tools.circuits.limited_s(circuit, now), room_s)
 
     async def _watched(self, attempt: Attempt) -> ModelResponse:
         """Asks, and tells the circuit how it ended, for a stream at its end. Callers who leave say nothing about it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from llm_gateway.balancing import Load, Loads
-from llm_gateway.catalogue import Catalogue, Deployment, ProviderEntry, circuit_of
+from llm_gateway.catalogue import Catalogue, Deployment, ProviderEntry, circuit_of, model_of
 from llm_gateway.circuits import Circuits, Phase
 from llm_gateway.errors import AuthenticationRejected, PaymentRequired, PermissionRejected, ProviderError
 from llm_gateway.providers.provider import Provider
@@ -59,7 +59,7 @@ class Inspector:
     def _called(self, entry: ProviderEntry, deployment: Deployment) -> Iterator[CalledModel]:
         now = asyncio.get_running_loop().time()
         for circuit in self.circuits.known():
-            model = circuit.partition("@")[0]
+            model, _, _ = model_of(circuit)
             if model.partition("/")[0] == entry.name and circuit == circuit_of(model, deployment):
                 closed_s = max(self.circuits.suspended_s(circuit, now), self.circuits.limited_s(circuit, now))
                 yield CalledModel(model, self.circuits.phase(circuit, now), closed_s, self.loads.of(circuit))

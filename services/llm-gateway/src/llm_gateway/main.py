@@ -18,16 +18,18 @@ from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_
 from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway
 from llm_gateway.catalogue import ANY_MODEL, Catalogue, KnownModel, ProviderEntry, hosted_models
-from llm_gateway.circuits import Circuits, CircuitTerms
+from llm_gateway.circuits import Circuits, CircuitTerms, Phase
 from llm_gateway.clients import GrpcLedger
-from llm_gateway.deployments import with_roster
+from llm_gateway.deployments import observed, with_roster
 from llm_gateway.execution import Terms, Tools
+from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal
 from llm_gateway.limits import Line
 from llm_gateway.projections import ModelCallsView, Queries
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
 from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.quota import Quota
 from llm_gateway.providers.transport import Transport, open_session
 from llm_gateway.results import PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
@@ -36,6 +38,7 @@ from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
 from llm_gateway.shared_limits import FORGET_EVERY_S, PostgresBooks, SharedLimits
 from llm_gateway.slices import SliceTerms
+from llm_gateway.surroundings import Surroundings
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
 from llm_gateway.workers import PostgresWorkers
@@ -61,8 +64,19 @@ async def compose(host: Host[Settings]) -> None:
     roster = roster_file(settings)
     loaded = await roster.changed() if roster else None
 
+    surroundings = Surroundings(log, Codec(EVENTS), host.clock, workers.own)
+    headroom = Headroom()
+
+    def limits_told(circuit: str, told: tuple[Quota, ...]) -> None:
+        for adjusted in headroom.observe(circuit, told, asyncio.get_running_loop().time()):
+            surroundings.limit_adjusted(adjusted)
+
+    def circuit_changed(circuit: str, phase: Phase, open_s: float) -> None:
+        telemetry.circuit_changed(circuit, phase)
+        surroundings.circuit_changed(circuit, phase, open_s)
+
     def catalogue_of(loaded: LoadedRoster) -> Catalogue:
-        known = with_roster(entries, loaded, transport, host.clock.now)
+        known = observed(with_roster(entries, loaded, transport, host.clock.now), limits_told)
         aliases = {**settings.model_aliases, **loaded.roster.aliases}
         return Catalogue(known, aliases, lambda: host.clock.now().date())
 
@@ -85,8 +99,9 @@ async def compose(host: Host[Settings]) -> None:
         telemetry=telemetry,
         retry_budget=RetryBudget(),
         admission=admission,
-        circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
+        circuits=Circuits(circuit_terms(settings), circuit_changed),
         terms=terms(settings),
+        headroom=headroom,
         balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
@@ -113,6 +128,7 @@ async def compose(host: Host[Settings]) -> None:
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
     host.add_task("orphans", end_orphans)
     host.add_task("worker lock", workers.stay)
+    host.add_task("surroundings", surroundings.run)
     host.add_task("results", results.purge_forever)
     if roster is not None:
         host.add_task("roster", follow_roster)

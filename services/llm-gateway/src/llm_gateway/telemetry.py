@@ -10,6 +10,7 @@ from servicekit.telemetry import Logger
 from synod.common.values import Attribution
 
 from llm_gateway import genai
+from llm_gateway.catalogue import model_of
 from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayError, RosterInvalid
 
@@ -119,8 +120,8 @@ class Telemetry:
         )
 
     def circuit_changed(self, circuit: str, phase: str) -> None:
-        model, _, deployment = circuit.partition("@")
-        self._circuit.labels(*self._labels(model), deployment.partition(".")[0]).set(phase == "open")
+        model, deployment, _ = model_of(circuit)
+        self._circuit.labels(*self._labels(model), deployment).set(phase == "open")
         self._log.warning("model_circuit", model=model, deployment=deployment, phase=phase)
 
     def calls_waiting(self, calls: int) -> None:

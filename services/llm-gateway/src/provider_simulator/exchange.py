@@ -1,6 +1,7 @@
 """One model request over HTTP: parse, apply the fault, answer whole or as a stream, count."""
 
 import asyncio
+import math
 from dataclasses import dataclass, replace
 from http.client import responses
 
@@ -11,7 +12,8 @@ from provider_simulator.access import api_key, is_refused
 from provider_simulator.conversation import Ask, BadRequest, JsonObject, Reply
 from provider_simulator.dialect import Dialect
 from provider_simulator.faults import Fault, FaultPlan, fault_of_model
-from provider_simulator.reply import compose
+from provider_simulator.quota import Quotas
+from provider_simulator.reply import compose, count_input
 from provider_simulator.script import MODEL, decide
 from provider_simulator.usage import Outcome, ServedRequest, UsageBook, counted
 
@@ -28,13 +30,14 @@ def json_response(body: JsonObject, *, status: int = 200) -> web.Response:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The state of one request. `created` is in Unix seconds; `sequence` numbers the simulator's requests from 1."""
+    """The state of one request. `now` is in Unix seconds; `sequence` numbers the simulator's requests from 1."""
 
     dialect: Dialect
     faults: FaultPlan
     usage: UsageBook
+    quotas: Quotas
     sequence: int
-    created: int
+    now: float
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         if is_refused(request.headers):
@@ -46,6 +49,7 @@ class Exchange:
             return self._refuse(400, str(error), None, model="")
         if not is_known(ask.model):
             return self._refuse(404, f"The model {ask.model!r} does not exist.", "model_not_found", model=ask.model)
+        fault = self._metered(fault, ask, api_key(request.headers))
         await asyncio.sleep(fault.first_byte_delay_s)
         if fault.status is not None:
             return self._fail(fault, fault.status, ask)
@@ -53,12 +57,20 @@ class Exchange:
         answer = self._stream if ask.stream else self._whole
         return await answer(request, ask, reply, fault)
 
+    def _metered(self, fault: Fault, ask: Ask, key: str) -> Fault:
+        """The fault with what the key's limits say, which may be that the request is one too many."""
+        wait_s = self.quotas.take(key, count_input(ask.billable), self.now)
+        told = {"headers": {**self.quotas.headers(key, self.now), **fault.headers}}
+        if wait_s is None:
+            return fault.model_copy(update=told)
+        return fault.model_copy(update={**told, "status": 429, "retry_after": str(math.ceil(wait_s))})
+
     def _reply(self, ask: Ask, fault: Fault) -> Reply:
         return compose(
             ask,
             decide(ask.conversation),
             reply_id=f"{self.dialect.id_prefix}sim{self.sequence:08d}",
-            created=self.created,
+            created=int(self.now),
             cached_input=fault.cached_input_tokens,
             reasoning=fault.reasoning_tokens,
         )

@@ -18,6 +18,7 @@ from provider_simulator.faults import FAULT_MODELS, FaultPlan, PlannedFault
 from provider_simulator.gemini_generate import METHODS, GeminiGenerate
 from provider_simulator.openai_chat import OpenAiChat
 from provider_simulator.openai_responses import OpenAiResponses
+from provider_simulator.quota import Quotas, QuotaTerms
 from provider_simulator.reply import FINGERPRINT, count_input
 from provider_simulator.script import MODEL
 from provider_simulator.usage import ServedRequest, UsageBook, counted
@@ -30,11 +31,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Simulator:
-    """One simulator: its planned faults, its usage book, and the routes over both. `now` gives aware UTC times."""
+    """One simulator: planned faults, usage book, limits, and the routes over them. `now` gives aware UTC times."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self.faults = FaultPlan()
         self.usage = UsageBook()
+        self.quotas = Quotas()
         self._now = now
         self._sequence = 0
 
@@ -54,6 +56,7 @@ class Simulator:
                 web.get("/ready", _ready),
                 web.get("/simulator/usage", self._read_usage),
                 web.delete("/simulator/usage", self._clear_usage),
+                web.put("/simulator/quota", self._set_quota),
                 web.get("/simulator/faults", self._read_faults),
                 web.post("/simulator/faults", self._plan_fault),
                 web.delete("/simulator/faults", self._clear_faults),
@@ -67,10 +70,11 @@ class Simulator:
 
     def _completions(self, dialect: Dialect) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            created = int(self._now().timestamp())
+            now = self._now().timestamp()
+            exchange = Exchange(dialect, self.faults, self.usage, self.quotas, self._next_sequence(), now)
             self.usage.in_progress += 1
             try:
-                return await Exchange(dialect, self.faults, self.usage, self._next_sequence(), created).serve(request)
+                return await exchange.serve(request)
             finally:
                 self.usage.in_progress -= 1
 
@@ -101,6 +105,15 @@ class Simulator:
     async def _clear_usage(self, _request: web.Request) -> web.StreamResponse:
         self.usage.clear()
         return web.Response(status=204)
+
+    async def _set_quota(self, request: web.Request) -> web.StreamResponse:
+        try:
+            terms = QuotaTerms.model_validate_json(await request.read())
+        except ValidationError as error:
+            first = error.errors()[0]
+            return json_response({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, status=400)
+        self.quotas.set(terms)
+        return json_response(terms.model_dump())
 
     async def _read_faults(self, _request: web.Request) -> web.StreamResponse:
         planned = [one.model_dump(exclude_defaults=True) for one in self.faults.pending()]

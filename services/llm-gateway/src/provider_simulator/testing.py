@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from provider_simulator.faults import FaultPlan
+from provider_simulator.quota import Quotas
 from provider_simulator.server import Simulator
 from provider_simulator.usage import UsageBook
 
@@ -21,6 +22,7 @@ class RunningSimulator:
     origin: str
     faults: FaultPlan
     usage: UsageBook
+    quotas: Quotas
 
     @property
     def openai_base_url(self) -> str:
@@ -42,6 +44,6 @@ async def running_simulator(
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
         host, bound_port = runner.addresses[0][:2]
-        yield RunningSimulator(f"http://{host}:{bound_port}", simulator.faults, simulator.usage)
+        yield RunningSimulator(f"http://{host}:{bound_port}", simulator.faults, simulator.usage, simulator.quotas)
     finally:
         await runner.cleanup()

@@ -110,6 +110,58 @@ class ModelCallCancelled(Event):
     usage_source: UsageSource
 
 
+class CircuitOpened(Event):
+    """A model at a deployment failed too often, and is left alone by this process for a while.
+
+    `key_id` tells the deployment's key from others and nothing about it; `worker` is the process.
+    """
+
+    AGGREGATE: ClassVar[str] = "circuit"
+
+    model: str
+    deployment: str = ""
+    key_id: str = ""
+    worker: str
+    open_ms: int
+
+
+class CircuitHalfOpened(Event):
+    """The while is over: one call tries whether it works again."""
+
+    AGGREGATE: ClassVar[str] = "circuit"
+
+    model: str
+    deployment: str = ""
+    key_id: str = ""
+    worker: str
+
+
+class CircuitClosed(Event):
+    """It works again."""
+
+    AGGREGATE: ClassVar[str] = "circuit"
+
+    model: str
+    deployment: str = ""
+    key_id: str = ""
+    worker: str
+
+
+class RateLimitAdjusted(Event):
+    """A provider's headers say that its limit is nearly used up, recovers, or is another one: calls pass at another rate."""
+
+    AGGREGATE: ClassVar[str] = "circuit"
+
+    model: str
+    deployment: str = ""
+    key_id: str = ""
+    worker: str
+    meter: Literal["requests", "tokens", "input_tokens", "output_tokens"]
+    from_per_min: int
+    to_per_min: int
+    remaining: int
+
+
 EVENTS: tuple[type[Event], ...] = (
     ModelCallAccepted,
     ModelCallAttemptStarted,
@@ -117,4 +169,8 @@ EVENTS: tuple[type[Event], ...] = (
     ModelCallCompleted,
     ModelCallFailed,
     ModelCallCancelled,
+    CircuitOpened,
+    CircuitHalfOpened,
+    CircuitClosed,
+    RateLimitAdjusted,
 )

@@ -97,20 +97,21 @@ def _reset_s(headers: Mapping[str, str], now: datetime) -> float | None:
     resets: list[float] = []
     for name in ("requests", "tokens", "input-tokens", "output-tokens"):
         if headers.get(f"x-ratelimit-remaining-{name}") == "0":
-            resets.append(_duration_s(headers.get(f"x-ratelimit-reset-{name}", "")))
+            resets.append(duration_s(headers.get(f"x-ratelimit-reset-{name}", "")))
         if headers.get(f"anthropic-ratelimit-{name}-remaining") == "0":
-            resets.append(_seconds_until_time(headers.get(f"anthropic-ratelimit-{name}-reset", ""), now))
+            resets.append(seconds_until_time(headers.get(f"anthropic-ratelimit-{name}-reset", ""), now))
     return max(resets, default=0.0) or None
 
 
-def _duration_s(text: str) -> float:
+def duration_s(text: str) -> float:
     """Seconds of a duration as "1h2m3.5s" or "120ms"; 0 for anything else."""
     if not _DURATION.fullmatch(text):
         return 0.0
     return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION_PART.findall(text))
 
 
-def _seconds_until_time(text: str, now: datetime) -> float:
+def seconds_until_time(text: str, now: datetime) -> float:
+    """Seconds to a time as "2026-11-21T20:30:00Z"; 0 for one that is past, and for anything else."""
     try:
         return max(0.0, (datetime.fromisoformat(text) - now).total_seconds())
     except (ValueError, TypeError):

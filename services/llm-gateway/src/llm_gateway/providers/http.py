@@ -10,10 +10,13 @@ from llm_gateway.errors import MalformedResponse, ProviderError, StreamInterrupt
 from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
+from llm_gateway.providers.quota import Quota, quotas
 from llm_gateway.providers.sse import SseParser
 from llm_gateway.providers.transport import HttpReply, Transport
 
 T = TypeVar("T")
+QuotaObserver = Callable[[str, tuple[Quota, ...]], None]
+"""Told the model that was asked, and its limits."""
 _SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
@@ -35,7 +38,15 @@ class Endpoint:
 class HttpProvider:
     """Implements Provider. It keeps no state between calls; `now` gives aware UTC times."""
 
-    def __init__(self, endpoint: Endpoint, dialect: Dialect, transport: Transport, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        dialect: Dialect,
+        transport: Transport,
+        now: Callable[[], datetime],
+        observe: QuotaObserver | None = None,
+    ) -> None:
+        self._observe = observe
         self._endpoint = endpoint
         self._dialect = dialect
         self._transport = transport
@@ -54,12 +65,17 @@ class HttpProvider:
     def with_profiles(self, profiles: Mapping[str, CapabilityProfile]) -> "HttpProvider":
         """The same provider, of which some models take other parameters."""
         endpoint = replace(self._endpoint, profiles={**self._endpoint.profiles, **profiles})
-        return HttpProvider(endpoint, self._dialect, self._transport, self._now)
+        return HttpProvider(endpoint, self._dialect, self._transport, self._now, self._observe)
+
+    def observed_by(self, observe: QuotaObserver) -> "HttpProvider":
+        """The same provider, that tells what each answer's headers say about the limits of the key."""
+        return HttpProvider(self._endpoint, self._dialect, self._transport, self._now, observe)
 
     async def generate(self, request: ModelRequest, deadline: float) -> ModelResponse:
         try:
             adapted, body = self._encoded(request, stream=False)
             async with self._transport.post(self._url(request, stream=False), self._headers, body, deadline) as reply:
+                self._tell_quotas(request.model, reply)
                 answer = await reply.body()
                 if reply.status != 200:
                     raise self._failure(reply, answer)
@@ -100,6 +116,7 @@ class HttpProvider:
         try:
             adapted, body = self._encoded(request, stream=True)
             async with self._transport.post(self._url(request, stream=True), self._headers, body, deadline) as reply:
+                self._tell_quotas(request.model, reply)
                 await self._check_is_stream(reply)
                 parser, assembler = SseParser(), self._dialect.assembler()
                 while chunk := await reply.read():
@@ -115,6 +132,10 @@ class HttpProvider:
             error.provider = self.name
             error.content_delivered = delivered
             raise
+
+    def _tell_quotas(self, model: str, reply: HttpReply) -> None:
+        if self._observe is not None and (told := quotas(reply.headers, self._now())):
+            self._observe(model, told)
 
     def _url(self, request: ModelRequest, *, stream: bool) -> str:
         return self._base_url + self._dialect.path(request.model, stream=stream)
