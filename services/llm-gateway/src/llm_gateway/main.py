@@ -36,7 +36,7 @@ from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.roster import LoadedRoster, RosterFile
 from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
-from llm_gateway.shared_limits import FORGET_EVERY_S, PostgresBooks, SharedLimits
+from llm_gateway.shared_limits import PostgresBooks, SharedLimits
 from llm_gateway.slices import SliceTerms
 from llm_gateway.surroundings import Surroundings
 from llm_gateway.telemetry import Telemetry
@@ -83,12 +83,6 @@ async def compose(host: Host[Settings]) -> None:
     catalogue = catalogue_of(loaded or LoadedRoster())
     listed = frozenset(card.id for card in catalogue.cards())
     telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
-    slices = SliceTerms(settings.rate_limit_slice_s)
-    books = PostgresBooks(host.pool, slices)
-    await books.prepare()
-    shared = SharedLimits(workers.own, books, slices)
-    line = Line(settings.rate_limits, make=shared.meters)
-    admission = Admission(line, telemetry.calls_waiting, telemetry.call_waited, shared.wake)
     tools = Tools(
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
         journal=Journal(log, Codec(EVENTS), host.clock),
@@ -98,7 +92,7 @@ async def compose(host: Host[Settings]) -> None:
         clock=host.clock,
         telemetry=telemetry,
         retry_budget=RetryBudget(),
-        admission=admission,
+        admission=await shared_admission(host, workers.own, telemetry),
         circuits=Circuits(circuit_terms(settings), circuit_changed),
         terms=terms(settings),
         headroom=headroom,
@@ -111,11 +105,6 @@ async def compose(host: Host[Settings]) -> None:
         while True:
             await gateway.end_orphans(await queries.running())
             await asyncio.sleep(settings.orphans_s)
-
-    async def forget_books() -> None:
-        while True:
-            await books.forget()
-            await asyncio.sleep(FORGET_EVERY_S)
 
     async def follow_roster() -> None:
         while roster is not None:
@@ -132,10 +121,21 @@ async def compose(host: Host[Settings]) -> None:
     host.add_task("results", results.purge_forever)
     if roster is not None:
         host.add_task("roster", follow_roster)
-    host.add_task("rate limits", lambda: shared.run(admission))
-    host.add_task("rate limit books", forget_books)
-    host.on_stop(shared.close)
     host.on_stop(gateway.close)
+
+
+async def shared_admission(host: Host[Settings], worker: str, telemetry: Telemetry) -> Admission:
+    """Before limits that all processes share."""
+    slices = SliceTerms(host.settings.rate_limit_slice_s)
+    books = PostgresBooks(host.pool, slices)
+    await books.prepare()
+    shared = SharedLimits(worker, books, slices)
+    line = Line(host.settings.rate_limits, make=shared.meters)
+    admission = Admission(line, telemetry.calls_waiting, telemetry.call_waited, shared.wake)
+    host.add_task("rate limits", lambda: shared.run(admission))
+    host.add_task("rate limit books", books.forget_forever)
+    host.on_stop(shared.close)
+    return admission
 
 
 def roster_file(settings: Settings) -> RosterFile | None:

@@ -82,6 +82,11 @@ class PostgresBooks:
             async with self.pool.connection() as connection:
                 await connection.execute(_FORGET)
 
+    async def forget_forever(self) -> None:
+        while True:
+            await self.forget()
+            await asyncio.sleep(FORGET_EVERY_S)
+
     async def _exchanged(
         self, connection: AsyncConnection[Any], member: str, wants: Mapping[str, tuple[LimitRule, Want]]
     ) -> Mapping[str, Grant]:
