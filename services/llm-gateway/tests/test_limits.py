@@ -173,6 +173,46 @@ def test_group_20_low_calls_that_fill_the_line_leave_the_high_ones_quick() -> No
     assert sum(waits["low"]) / len(waits["low"]) > 5
 
 
+def test_group_20_classes_borrow_what_nobody_uses_up_to_a_fifth_that_is_kept_for_the_others() -> None:
+    queue = line(LimitRule("provider", concurrent=10, low_share=0.2))
+    low = [joined(queue, priority="low") for _ in range(20)]
+    assert len(queue.admit(0)) == 8
+    high = [joined(queue, priority="high", now=1) for _ in range(3)]
+    assert queue.admit(1) == high[:2]
+    for ticket in low[:7]:
+        queue.settle(ticket, 2, ONE)
+    assert queue.admit(2)[0] == high[2]
+    running = [ticket for ticket in low[7:] if ticket.admitted]
+    assert len(running) == 5
+    assert len([ticket for ticket in high if ticket.admitted]) == 3
+
+
+def test_group_20_a_class_that_is_held_to_its_share_keeps_nobody_back_and_does_not_starve() -> None:
+    queue = line(LimitRule("model", requests_per_min=600, burst_s=10, low_share=0.2))
+    for _ in range(2000):
+        joined(queue, priority="low")
+    assert len(queue.admit(0)) in (80, 81)
+    passed: dict[Priority, list[float]] = {"normal": [], "low": [], "high": []}
+    for tick in range(1, 301):
+        now = tick / 10
+        if tick % 2:
+            joined(queue, priority="normal", now=now)
+        for ticket in queue.admit(now):
+            passed[ticket.priority].append(now - ticket.asked_at)
+            queue.settle(ticket, now, ONE)
+    assert len(passed["normal"]) == 150
+    assert max(passed["normal"]) == 0
+    assert len(passed["low"]) >= 100
+    assert queue.next_at(30.0) <= 30.25
+
+
+def test_below_the_mark_shares_hold_nobody() -> None:
+    queue = line(LimitRule("model", requests_per_min=600, burst_s=10, low_share=0.01))
+    for _ in range(79):
+        joined(queue, priority="low")
+    assert len(queue.admit(0)) == 79
+
+
 def test_a_call_that_does_not_fit_keeps_back_its_own_kind_only() -> None:
     queue = line(LimitRule("model", requests_per_min=60, burst_s=1))
     first, second = joined(queue), joined(queue)

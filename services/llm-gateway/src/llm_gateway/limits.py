@@ -6,7 +6,8 @@ upper bound from all of them when it is admitted and gives back what it did not 
 Calls that find no room wait in a line. Classes of priority go one before the other, and a call moves up one class for
 each `aging_s` that it has waited, so that none starves. Within a class tenants share by start-time fair queueing
 (Goyal, Vin, Cheng 1996): who asked for much stands behind who asked for little. A call that does not fit keeps back
-those behind it that want the same meters, and nobody else.
+those behind it that want the same meters, and nobody else. Where a limit has shares, the last fifth of it is kept for the
+classes that have not had theirs.
 """
 
 import math
@@ -17,6 +18,9 @@ from fnmatch import fnmatchcase
 from typing import Final, Literal, Protocol
 
 MINUTE_S: Final = 60.0
+BORROWED_SHARE: Final = 0.8
+"""While less of a limit is used, classes of priority may have more than their shares of it."""
+BORROW_LOOK_S: Final = 0.25
 Priority = Literal["high", "normal", "low"]
 Per = Literal["provider", "model", "tenant", "tenant_model"]
 _RANKS: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
@@ -26,7 +30,8 @@ _RANKS: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
 class LimitRule:
     """Limits of each `per`, for models whose "provider/model" matches the pattern `models`; 0 is no limit.
 
-    `burst_s` is how much of a minute may come at once.
+    `burst_s` is how much of a minute may come at once. The shares are of the limit, by class of priority: while less than
+    BORROWED_SHARE of it is used, each class may have what it wants, beyond that no more than its share; 1 holds no class.
     """
 
     per: Per
@@ -36,6 +41,18 @@ class LimitRule:
     output_tokens_per_min: int = 0
     concurrent: int = 0
     burst_s: float = 10.0
+    high_share: float = 1.0
+    normal_share: float = 1.0
+    low_share: float = 1.0
+
+    def share(self, priority: Priority) -> float:
+        match priority:
+            case "high":
+                return self.high_share
+            case "normal":
+                return self.normal_share
+            case "low":
+                return self.low_share
 
     def key(self, tenant: str, model: str) -> tuple[str, ...]:
         match self.per:
@@ -60,7 +77,7 @@ class Need:
 class Rate:
     """One meter as a generic cell rate algorithm: `full_at` is when everything taken has flowed off again."""
 
-    def __init__(self, per_min: int, burst_s: float) -> None:
+    def __init__(self, per_min: float, burst_s: float) -> None:
         self._seconds_each = MINUTE_S / per_min
         self._burst_s = burst_s
         self._full_at = 0.0
@@ -69,6 +86,10 @@ class Rate:
         """Until `amount` fits behind what is `ahead`. More than the burst fits when the meter is empty."""
         room_s = max(self._burst_s, amount * self._seconds_each)
         return max(0.0, max(self._full_at, now) + (ahead + amount) * self._seconds_each - room_s - now)
+
+    def saturation(self, now: float) -> float:
+        """How much of the burst is used, from 0."""
+        return max(0.0, self._full_at - now) / self._burst_s
 
     def take(self, now: float, amount: float) -> None:
         """More than there is room for is a debt that flows off first; a negative amount is given back."""
@@ -81,6 +102,18 @@ class Rate:
 
 class Metered(Protocol):
     """What a line asks the meters of a rule for one key. Times are seconds on the line's clock."""
+
+    @property
+    def rule(self) -> LimitRule: ...
+
+    @property
+    def sharers(self) -> int:
+        """How many processes share the limit now, this one included."""
+        ...
+
+    def saturation(self, now: float) -> float:
+        """How much of the limit is used, from 0 to 1 or beyond."""
+        ...
 
     def wait_s(self, now: float, need: Need) -> float:
         """0 if the need fits, else when to ask again; infinite while only the end of a call can help."""
@@ -100,11 +133,19 @@ class Metered(Protocol):
 class Meters:
     """The meters of one rule for one key, in one process. Implements Metered."""
 
+    sharers: Final = 1
+
     def __init__(self, rule: LimitRule) -> None:
+        self.rule = rule
         self._requests = _rate(rule.requests_per_min, rule.burst_s)
         self._input = _rate(rule.input_tokens_per_min, rule.burst_s)
         self._output = _rate(rule.output_tokens_per_min, rule.burst_s)
         self._free = rule.concurrent or math.inf
+
+    def saturation(self, now: float) -> float:
+        used = [rate.saturation(now) for rate in self._rates() if rate]
+        slots = self.rule.concurrent
+        return max([*used, 1 - self._free / slots] if slots else used, default=0.0)
 
     def wait_s(self, now: float, need: Need) -> float:
         """Until the need fits; infinite while as many calls run as may."""
@@ -134,6 +175,33 @@ class Meters:
         for rate, amount in zip(self._rates(), amounts, strict=True):
             if rate is not None:
                 rate.take(now, amount)
+
+
+class ClassMeter:
+    """What one class of priority uses of a limit in this process, held to its part of the limit."""
+
+    def __init__(self, rule: LimitRule, share: float) -> None:
+        self._slots = rule.concurrent * share
+        self._running = 0
+        per_min = (rule.requests_per_min, rule.input_tokens_per_min, rule.output_tokens_per_min)
+        self._rates = tuple(Rate(share * limit, rule.burst_s) if limit else None for limit in per_min)
+
+    def wait_s(self, now: float, need: Need, sharers: int) -> float:
+        """0 if the class has not had its share yet; of a limit that others share, that is a part."""
+        if self._slots and self._running >= max(1.0, self._slots / sharers):
+            return math.inf
+        amounts = zip(self._rates, _amounts((need,)), strict=True)
+        return max((rate.wait_s(now, amount * sharers) for rate, amount in amounts if rate), default=0.0)
+
+    def take(self, now: float, need: Need) -> None:
+        self._running += 1
+        for rate, amount in zip(self._rates, _amounts((need,)), strict=True):
+            if rate is not None:
+                rate.take(now, amount)
+
+    def leave(self) -> None:
+        """The call has ended. Its rates keep its upper bound: a class is held to what it asked for."""
+        self._running -= 1
 
 
 @dataclass(eq=False, slots=True)
@@ -168,6 +236,7 @@ class Line:
     make: Callable[[LimitRule, tuple[str, ...]], Metered] = lambda rule, key: Meters(rule)
     """How the meters of a rule for one key are made."""
     _meters: dict[tuple[LimitRule, tuple[str, ...]], Metered] = field(default_factory=dict)
+    _classes: dict[tuple[Metered, Priority], ClassMeter] = field(default_factory=dict)
     _waiting: list[Ticket] = field(default_factory=list)
     _finish: dict[str, float] = field(default_factory=dict)
     _virtual: float = 0.0
@@ -208,6 +277,8 @@ class Line:
         admitted: list[Ticket] = []
         held: set[Metered] = set()
         for ticket in self.in_order(now):
+            if self._class_wait_s(ticket, now):
+                continue  # and keeps nobody back: the others have had less
             if held.isdisjoint(ticket.meters) and all(not one.wait_s(now, ticket.need) for one in ticket.meters):
                 self._take(ticket, now)
                 admitted.append(ticket)
@@ -233,6 +304,8 @@ class Line:
     def settle(self, ticket: Ticket, now: float, used: Need | None) -> None:
         for meters in ticket.meters:
             meters.settle(now, ticket.need, used)
+            if held := self._class_of(meters, ticket.priority):
+                held.leave()
 
     def next_at(self, now: float) -> float:
         """When it is worth asking again, if no call ends before."""
@@ -241,7 +314,27 @@ class Line:
     def _waits(self, now: float) -> Iterator[float]:
         for ticket in self._waiting:
             wait_s = max((meters.wait_s(now, ticket.need) for meters in ticket.meters), default=0.0)
-            yield min(wait_s, ticket.until - now)
+            # A class may have room sooner than by its share: as soon as others use less.
+            held_s = min(self._class_wait_s(ticket, now), BORROW_LOOK_S)
+            yield min(max(wait_s, held_s), ticket.until - now)
+
+    def _class_wait_s(self, ticket: Ticket, now: float) -> float:
+        """How long the share of its class holds the ticket back."""
+        waits = (
+            held.wait_s(now, ticket.need, meters.sharers)
+            for meters in ticket.meters
+            if (held := self._class_of(meters, ticket.priority)) and meters.saturation(now) >= BORROWED_SHARE
+        )
+        return max(waits, default=0.0)
+
+    def _class_of(self, meters: Metered, priority: Priority) -> ClassMeter | None:
+        share = meters.rule.share(priority)
+        if share >= 1:
+            return None
+        key = (meters, priority)
+        if key not in self._classes:
+            self._classes[key] = ClassMeter(meters.rule, share)
+        return self._classes[key]
 
     def _take(self, ticket: Ticket, now: float) -> None:
         ticket.admitted = True
@@ -252,6 +345,8 @@ class Line:
             self._virtual = 0.0
         for meters in ticket.meters:
             meters.take(now, ticket.need)
+            if held := self._class_of(meters, ticket.priority):
+                held.take(now, ticket.need)
 
     def _rank(self, ticket: Ticket, now: float) -> int:
         return max(0, _RANKS[ticket.priority] - int((now - ticket.asked_at) / self.terms.aging_s))

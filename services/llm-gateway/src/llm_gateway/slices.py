@@ -283,6 +283,12 @@ class SlicedMeters:
         self._ask_at = 0.0
         self._whole = tuple(Rate(per_min, rule.burst_s) if per_min else None for per_min in _per_min(rule))
 
+    def saturation(self, now: float) -> float:
+        """Of the whole limit by what the book said last, and of this process's part of the calls at once."""
+        used = [rate.saturation(now) for rate in self._whole if rate]
+        slots = self.rule.concurrent
+        return max([*used, self._running * self.sharers / slots] if slots else used, default=0.0)
+
     def wait_s(self, now: float, need: Need) -> float:
         """0 if the slice at hand has room, else until it is worth to look again."""
         if self._free() < 1:
