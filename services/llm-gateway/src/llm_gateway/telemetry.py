@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from servicekit.telemetry import Logger
 from synod.common.values import Attribution
 
-from llm_gateway import genai
+from llm_gateway import genai, span_attributes
 from llm_gateway.catalogue import model_of
 from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayError, RosterInvalid
@@ -39,6 +39,13 @@ class Telemetry:
             names,
             registry=registry,
             buckets=genai.DURATION_BUCKETS_S,
+        )
+        self._output_token = Histogram(
+            genai.TIME_PER_OUTPUT_TOKEN,
+            "Time for each output token after the first",
+            names,
+            registry=registry,
+            buckets=genai.OUTPUT_TOKEN_BUCKETS_S,
         )
         self._tokens = Histogram(
             genai.TOKEN_USAGE,
@@ -74,7 +81,7 @@ class Telemetry:
         """The span of a call. It ends in an error when the block raises."""
         attributes: dict[str, str | int | bool] = {
             genai.OPERATION: genai.CHAT,
-            genai.PROVIDER: _provider(model),
+            genai.PROVIDER: genai.PROVIDER_NAMES.get(_provider(model), _provider(model)),
             genai.REQUEST_MODEL: model,
             genai.REQUEST_MAX_TOKENS: request.max_output_tokens or 0,
             genai.REQUEST_STREAM: stream,
@@ -85,6 +92,8 @@ class Telemetry:
         with self._tracer.start_as_current_span(
             name, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
         ) as span:
+            if span.is_recording():
+                span.set_attributes(span_attributes.of_request(request))
             try:
                 yield span
             except GatewayError as error:
@@ -93,21 +102,17 @@ class Telemetry:
                 raise
 
     def answered(self, span: Span, answer: Answer, seconds: float, first_content_s: float | None) -> None:
-        span.set_attributes(
-            {
-                genai.RESPONSE_ID: answer.provider_response_id,
-                genai.RESPONSE_MODEL: answer.model,
-                genai.RESPONSE_FINISH_REASONS: (answer.finish_reason,),
-                genai.INPUT_TOKENS: answer.usage.input_tokens,
-                genai.OUTPUT_TOKENS: answer.usage.output_tokens,
-            }
-        )
+        if span.is_recording():
+            span.set_attributes(span_attributes.of_answer(answer, first_content_s))
         labels = self._labels(answer.model)
         self._seconds.labels(*labels, "completed").observe(seconds)
         self._tokens.labels(*labels, "input").observe(answer.usage.input_tokens)
         self._tokens.labels(*labels, "output").observe(answer.usage.output_tokens)
         if first_content_s is not None:
             self._first_chunk.labels(*labels).observe(first_content_s)
+            if answer.usage.output_tokens > 1:
+                each_s = (seconds - first_content_s) / (answer.usage.output_tokens - 1)
+                self._output_token.labels(*labels).observe(max(0.0, each_s))
 
     def ended(self, model: str, outcome: str, seconds: float) -> None:
         """A call ended without an answer."""
