@@ -10,7 +10,7 @@ from typing import Final, Literal
 from eventlog.records import Context
 from synod.common.ids import derived_id
 
-from llm_gateway import counting
+from llm_gateway import counting, embedding
 from llm_gateway.catalogue import Catalogue, ModelCard
 from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayStopping, ProviderError, RequestIdReused, TooManyCalls
@@ -132,6 +132,8 @@ class Gateway:
         return flight
 
     def _choice(self, asked: Asked, tenant: str) -> Choice:
+        if asked.embedding is not None:
+            return Choice((embedding.target_of(self._router.catalogue, asked.model, asked.embedding),), ())
         output_tokens = asked.request.max_output_tokens or self._tools.terms.output_tokens_default
         return self._router.choose(
             (asked.model, *asked.fallback_models),

@@ -16,8 +16,17 @@ from synod.llm_gateway.events import EVENTS
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
 
 from llm_gateway.admission import Admission
+from llm_gateway.answer_cache import AnswerCache, CacheTerms
 from llm_gateway.application import Gateway
-from llm_gateway.catalogue import ANY_MODEL, Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.cache_store import PostgresCacheStore
+from llm_gateway.catalogue import (
+    ANY_MODEL,
+    Catalogue,
+    KnownModel,
+    ProviderEntry,
+    hosted_embeddings,
+    hosted_models,
+)
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
 from llm_gateway.deployments import with_roster
@@ -27,7 +36,7 @@ from llm_gateway.limits import Line
 from llm_gateway.projections import ModelCallsView, Queries
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
-from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.provider import Embedder, Provider
 from llm_gateway.providers.transport import Transport, open_session
 from llm_gateway.results import PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
@@ -51,6 +60,8 @@ async def compose(host: Host[Settings]) -> None:
     results = PostgresResults(dsn, host.pool, host.clock, settings.answers_kept_s)
     await results.prepare()
     host.on_stop(results.close)
+    cached = PostgresCacheStore(host.pool, host.clock, settings.cache_entries_max)
+    await cached.prepare()
     workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
@@ -87,6 +98,7 @@ async def compose(host: Host[Settings]) -> None:
         admission=admission,
         circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
+        cache=AnswerCache(cached, host.clock, cache_terms(settings)),
         balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
@@ -114,6 +126,7 @@ async def compose(host: Host[Settings]) -> None:
     host.add_task("orphans", end_orphans)
     host.add_task("worker lock", workers.stay)
     host.add_task("results", results.purge_forever)
+    host.add_task("answer cache", cached.purge_forever)
     if roster is not None:
         host.add_task("roster", follow_roster)
     host.add_task("rate limits", lambda: shared.run(admission))
@@ -137,6 +150,14 @@ def terms(settings: Settings) -> Terms:
         drains_max=settings.drains_max,
         calls_max=settings.calls_max,
         retry=RetryTerms(attempts_max=settings.attempts_max),
+    )
+
+
+def cache_terms(settings: Settings) -> CacheTerms:
+    return CacheTerms(
+        ttl_s=settings.cache_ttl_s,
+        ttl_max_s=settings.cache_ttl_max_s,
+        front_bytes_max=settings.cache_front_bytes,
     )
 
 
@@ -166,15 +187,24 @@ def provider_entries(settings: Settings, transport: Transport, now: Now) -> tupl
 
 def _simulator(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if settings.simulator_url:
         url = settings.simulator_url.rstrip("/") + "/v1"
         provider = catalog.openai_compatible(
             transport, now, name="simulator", base_url=url, api_key="simulator", profile=catalog.OPENAI
         )
-    models = (KnownModel("sim-1"),)
-    remedy = "start the provider simulator and set SYNOD_SIMULATOR_URL"
+        embedder = catalog.openai_embedder(transport, now, name="simulator", base_url=url, api_key="simulator")
     return ProviderEntry(
-        "simulator", "openai-chat", catalog.OPENAI, provider, remedy, models, SIMULATOR_MODELS, simulated=True
+        "simulator",
+        "openai-chat",
+        catalog.OPENAI,
+        provider,
+        "start the provider simulator and set SYNOD_SIMULATOR_URL",
+        (KnownModel("sim-1"),),
+        SIMULATOR_MODELS,
+        simulated=True,
+        embedder=embedder,
+        embeds=(KnownModel("sim-embed"),),
     )
 
 
@@ -184,12 +214,22 @@ def _openai(settings: Settings, transport: Transport, now: Now) -> ProviderEntry
         (catalog.openai_responses, catalog.OPENAI_RESPONSES) if responses else (catalog.openai, catalog.OPENAI)
     )
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if key := _secret(settings.openai_api_key):
         provider = made(transport, now, key, settings.openai_base_url)
-    dialect = f"openai-{settings.openai_dialect}"
-    models = hosted_models("openai", now().date())
-    families = catalog.KINDS["openai-responses" if responses else "openai-chat"].families
-    return ProviderEntry("openai", dialect, profile, provider, "set OPENAI_API_KEY", models, profiles=families)
+        url = settings.openai_base_url
+        embedder = catalog.openai_embedder(transport, now, name="openai", base_url=url, api_key=key)
+    return ProviderEntry(
+        "openai",
+        f"openai-{settings.openai_dialect}",
+        profile,
+        provider,
+        "set OPENAI_API_KEY",
+        hosted_models("openai", now().date()),
+        profiles=catalog.KINDS["openai-responses" if responses else "openai-chat"].families,
+        embedder=embedder,
+        embeds=hosted_embeddings("openai"),
+    )
 
 
 def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
@@ -204,10 +244,20 @@ def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEn
 
 def _google(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if key := _secret(settings.gemini_api_key):
         provider = catalog.google(transport, now, key, settings.gemini_base_url)
-    models = hosted_models("google", now().date())
-    return ProviderEntry("google", "gemini-generate", catalog.GEMINI, provider, "set GEMINI_API_KEY", models)
+        embedder = catalog.google_embedder(transport, now, key, settings.gemini_base_url)
+    return ProviderEntry(
+        "google",
+        "gemini-generate",
+        catalog.GEMINI,
+        provider,
+        "set GEMINI_API_KEY",
+        hosted_models("google", now().date()),
+        embedder=embedder,
+        embeds=hosted_embeddings("google"),
+    )
 
 
 def _own_server(
@@ -216,11 +266,14 @@ def _own_server(
     """A server that runs whatever its owner loaded: any name of a model is passed on."""
     profile = catalog.VLLM if name == "vllm" else catalog.OPENAI_COMPATIBLE
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if url:
         provider = catalog.openai_compatible(
             transport, now, name=name, base_url=url, api_key=_secret(key), profile=profile
         )
-    return ProviderEntry(name, "openai-compatible", profile, provider, f"set {variable}", accepts=ANY_MODEL)
+        embedder = catalog.openai_embedder(transport, now, name=name, base_url=url, api_key=_secret(key))
+    remedy = f"set {variable}"
+    return ProviderEntry(name, "openai-compatible", profile, provider, remedy, accepts=ANY_MODEL, embedder=embedder)
 
 
 def ollama_url(host: str) -> str:

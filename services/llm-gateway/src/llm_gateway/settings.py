@@ -87,6 +87,13 @@ class Settings(ServiceSettings):
     """Calls that go on without a caller at once; a further one is ended at once."""
     calls_max: int = Field(default=1000, ge=1)
     """Calls in flight at once."""
+    cache_ttl_s: float = Field(default=3600, gt=0)
+    """How long an answer may be given to others who ask the same, where their policy does not say."""
+    cache_ttl_max_s: float = Field(default=86_400, gt=0)
+    cache_entries_max: int = Field(default=10_000, ge=1)
+    """Cached answers of a tenant; beyond, those that would expire first go."""
+    cache_front_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
+    """Memory of each process for cached answers, besides the database."""
     orphans_s: float = Field(default=15, gt=0)
     """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)

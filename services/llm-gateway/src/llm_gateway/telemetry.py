@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Literal
 
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -65,14 +65,31 @@ class Telemetry:
             registry=registry,
             buckets=genai.DURATION_BUCKETS_S,
         )
+        self._cached = Counter(
+            "model_cache_requests_total", "Calls that asked the cache", (*names, "outcome"), registry=registry
+        )
+        self._saved = Counter(
+            "model_cache_saved_tokens_total",
+            "Tokens that calls answered from the cache did not use",
+            (*names, "type"),
+            registry=registry,
+        )
         self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
         self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
 
     @contextmanager
-    def call(self, model: str, request: ModelRequest, attribution: Attribution, *, stream: bool) -> Iterator[Span]:
+    def call(
+        self,
+        model: str,
+        request: ModelRequest,
+        attribution: Attribution,
+        *,
+        stream: bool,
+        operation: Literal["chat", "embeddings"] = "chat",
+    ) -> Iterator[Span]:
         """The span of a call. It ends in an error when the block raises."""
         attributes: dict[str, str | int | bool] = {
-            genai.OPERATION: genai.CHAT,
+            genai.OPERATION: operation,
             genai.PROVIDER: _provider(model),
             genai.REQUEST_MODEL: model,
             genai.REQUEST_MAX_TOKENS: request.max_output_tokens or 0,
@@ -80,7 +97,7 @@ class Telemetry:
             genai.AGENT_NAME: attribution.agent,
             genai.CONVERSATION_ID: attribution.conversation_id,
         }
-        name = f"{genai.CHAT} {model}"
+        name = f"{operation} {model}"
         with self._tracer.start_as_current_span(
             name, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -111,6 +128,16 @@ class Telemetry:
     def ended(self, model: str, outcome: str, seconds: float) -> None:
         """A call ended without an answer."""
         self._seconds.labels(*self._labels(model), outcome).observe(seconds)
+
+    def served_from_cache(self, answer: Answer) -> None:
+        """A call was answered with what another was charged for."""
+        labels = self._labels(answer.model)
+        self._cached.labels(*labels, "hit").inc()
+        self._saved.labels(*labels, "input").inc(answer.usage.input_tokens)
+        self._saved.labels(*labels, "output").inc(answer.usage.output_tokens)
+
+    def cache_missed(self, model: str) -> None:
+        self._cached.labels(*self._labels(model), "miss").inc()
 
     def attempt_failed(self, call_id: str, model: str, attempt: int, reason: str, billed: str) -> None:
         self._attempts_failed.labels(*self._labels(model), reason, billed).inc()
