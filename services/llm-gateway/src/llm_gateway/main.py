@@ -29,6 +29,7 @@ from llm_gateway.catalogue import (
 )
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.clients import GrpcLedger
+from llm_gateway.clouds import cloud_entries
 from llm_gateway.deployments import with_roster
 from llm_gateway.execution import Terms, Tools
 from llm_gateway.journal import Journal
@@ -66,9 +67,7 @@ async def compose(host: Host[Settings]) -> None:
     await workers.enter()
     host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session()))
-    entries = provider_entries(settings, transport, host.clock.now)
-    aborts = settings.abort_policies
-    entries = tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
+    entries = await all_entries(host, transport)
     roster = roster_file(settings)
     loaded = await roster.changed() if roster else None
 
@@ -133,6 +132,14 @@ async def compose(host: Host[Settings]) -> None:
     host.add_task("rate limit books", forget_books)
     host.on_stop(shared.close)
     host.on_stop(gateway.close)
+
+
+async def all_entries(host: Host[Settings], transport: Transport) -> tuple[ProviderEntry, ...]:
+    """Those on this machine's own connections, and those behind the SDKs of clouds."""
+    settings, now = host.settings, host.clock.now
+    entries = (*provider_entries(settings, transport, now), *await cloud_entries(host.stack, settings, now))
+    aborts = settings.abort_policies
+    return tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
 
 
 def roster_file(settings: Settings) -> RosterFile | None:

@@ -45,6 +45,19 @@ class Settings(ServiceSettings):
     gemini_base_url: str = Field(
         "https://generativelanguage.googleapis.com", validation_alias=_by("GEMINI_BASE_URL", "gemini_base_url")
     )
+    azure_openai_endpoint: str = Field("", validation_alias=_by("AZURE_OPENAI_ENDPOINT", "azure_openai_endpoint"))
+    azure_openai_api_key: SecretStr | None = Field(
+        None, validation_alias=_by("AZURE_OPENAI_API_KEY", "azure_openai_api_key")
+    )
+    azure_openai_api_version: str = Field(
+        "2026-10-01", validation_alias=_by("OPENAI_API_VERSION", "azure_openai_api_version")
+    )
+    vertex_project_id: str = Field("", validation_alias=_by("ANTHROPIC_VERTEX_PROJECT_ID", "vertex_project_id"))
+    """Claude on Google's Vertex AI, signed in as the machine is; vertex/<model>."""
+    vertex_region: str = Field("global", validation_alias=_by("CLOUD_ML_REGION", "vertex_region"))
+    vertex_base_url: str = Field("", validation_alias=_by("ANTHROPIC_VERTEX_BASE_URL", "vertex_base_url"))
+    vertex_access_token: SecretStr | None = None
+    """Instead of what the machine is signed in as; it is not renewed."""
     ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
     vllm_url: str = ""
     """Base URL of a vLLM server, with /v1; its models are called vllm/<name>."""

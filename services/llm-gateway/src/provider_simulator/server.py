@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from provider_simulator.access import is_refused
 from provider_simulator.anthropic_messages import AnthropicMessages
+from provider_simulator.clouds import AZURE_PATH, VERTEX_PATH, VertexMessages
 from provider_simulator.conversation import BadRequest, JsonObject
 from provider_simulator.dialect import Dialect
 from provider_simulator.embedding_wires import EmbeddingExchange, EmbeddingWire, GeminiEmbeddings, OpenAiEmbeddings
@@ -45,9 +46,12 @@ class Simulator:
                 web.post("/v1/responses/input_tokens", _count_responses),
                 web.post("/v1/messages", self._completions(AnthropicMessages())),
                 web.post("/v1/messages/count_tokens", _count_tokens),
+                web.post(AZURE_PATH, self._completions(OpenAiChat())),
+                web.post(VERTEX_PATH, self._vertex),
                 web.post("/v1beta/models/{model}:{method}", self._gemini),
                 web.post("/v1/embeddings", self._embeddings(OpenAiEmbeddings())),
                 web.get("/v1/models", _models),
+                web.get("/openai/models", _models),
                 web.get("/v1beta/models", _models),
                 web.get("/ready", _ready),
                 web.get("/simulator/usage", self._read_usage),
@@ -73,6 +77,17 @@ class Simulator:
                 self.usage.in_progress -= 1
 
         return handle
+
+    async def _vertex(self, request: web.Request) -> web.StreamResponse:
+        """Counting is a model of its own there."""
+        dialect = VertexMessages(request.match_info["model"])
+        if request.match_info["model"] != "count-tokens":
+            return await self._completions(dialect)(request)
+        try:
+            texts = dialect.parse_countable(await request.read(), request.headers)
+        except BadRequest as error:
+            return json_response(dialect.error(400, str(error), None), status=400)
+        return json_response({"input_tokens": count_input(texts)})
 
     async def _gemini(self, request: web.Request) -> web.StreamResponse:
         """Model and streaming stand in the path."""

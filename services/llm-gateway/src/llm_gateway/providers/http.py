@@ -11,7 +11,7 @@ from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
 from llm_gateway.providers.sse import SseParser
-from llm_gateway.providers.transport import HttpReply, Transport
+from llm_gateway.providers.transport import HttpReply, Poster
 
 T = TypeVar("T")
 _SHAPE_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -35,7 +35,7 @@ class Endpoint:
 class HttpProvider:
     """Implements Provider. It keeps no state between calls; `now` gives aware UTC times."""
 
-    def __init__(self, endpoint: Endpoint, dialect: Dialect, transport: Transport, now: Callable[[], datetime]) -> None:
+    def __init__(self, endpoint: Endpoint, dialect: Dialect, transport: Poster, now: Callable[[], datetime]) -> None:
         self._endpoint = endpoint
         self._dialect = dialect
         self._transport = transport
