@@ -296,6 +296,30 @@ def embedding(request_id: str = "emb", *texts: str, **more: object) -> pb.EmbedR
     return pb.EmbedRequest(request_id=request_id, **(values | more))  # type: ignore[arg-type]
 
 
+async def test_a_similar_request_is_answered_alike_where_service_and_caller_allow_it(
+    own_settings: Settings, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    allowed = pb.CachePolicy(mode=pb.CACHE_MODE_ON, similar=True)
+    settings = own_settings.model_copy(update={"similar_model": "simulator/sim-embed", "similar_likeness_min": 0.8})
+
+    def said(request_id: str, text: str, cache: pb.CachePolicy = allowed) -> pb.GenerateRequest:
+        asked = request(request_id, cache=cache)
+        asked.messages[1].parts[0].text = text
+        return asked
+
+    async with serve_in_process(compose, settings) as served:
+        stub = LlmGatewayStub(served.connect(served.token(tenant="similar")))
+        first = await stub.Generate(said("one", "How warm is it in Rome today?"))
+        alike = await stub.Generate(said("two", "how warm is it in Rome today"))
+        other = await stub.Generate(said("three", "What does a flight to Oslo cost?"))
+        exact = await stub.Generate(said("four", "how warm is it in Rome today", pb.CachePolicy(mode=pb.CACHE_MODE_ON)))
+
+    assert (first.cache, alike.cache, other.cache, exact.cache) == ("miss", "hit", "miss", "miss")
+    assert alike.message == first.message
+    assert [one.model for one in ledger.reserved].count("simulator/sim-embed") == 3
+    assert [one.model for one in ledger.reserved].count("simulator/sim-1") == 3
+
+
 async def test_texts_are_embedded_reserved_by_their_tokens_and_charged_once(
     channel: PeerChannel, stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
 ) -> None:

@@ -98,6 +98,10 @@ class AnswerCache:
             await self.store.put(key, tenant, entry)
         return entry
 
+    async def find(self, key: str) -> Entry | None:
+        """An answer kept under the key, without a turn."""
+        return self._known(key) or await self._find(key)
+
     def _known(self, key: str) -> Entry | None:
         entry = self._front.find(key, self.clock.monotonic())
         return entry if entry is not None and entry.expires_at > self.clock.now() else None

@@ -51,6 +51,10 @@ class Cacheable:
 
     policy: CachePolicy
     content_sha256: str
+    said: str = ""
+    """The last thing the user said, if the answer to something similar will do."""
+    scope_sha256: str = ""
+    """Of the content without what was said."""
 
 
 def may_serve(policy: CachePolicy, request: ModelRequest) -> bool:
@@ -80,6 +84,11 @@ def cache_key(tenant: str, model: str, cacheable: Cacheable) -> str:
 def as_hit(source: Answer, request_id: str) -> Answer:
     """The answer to another call as that to this one: its usage is what the other used, and nothing was reserved."""
     return replace(source, request_id=request_id, usage_source="gateway_cache", reservation_id="", cache="hit")
+
+
+def scope_key(tenant: str, model: str, cacheable: Cacheable) -> str:
+    """Of all that must be equal where only what was said may be similar."""
+    return cache_key(tenant, model, replace(cacheable, content_sha256=f"scope {cacheable.scope_sha256}"))
 
 
 def deltas_of(message: Message) -> Iterator[Delta]:

@@ -3,11 +3,12 @@
 A call's messages hold one text each, and its answer one vector each.
 """
 
+import struct
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
 from llm_gateway.catalogue import Catalogue, Target
-from llm_gateway.domain import EmbeddingRequest, Message, ModelRequest, ModelResponse, StreamPart, Text
+from llm_gateway.domain import Answer, EmbeddingRequest, Message, ModelRequest, ModelResponse, StreamPart, Text, Vector
 from llm_gateway.errors import RequestRejected
 from llm_gateway.providers.provider import Embedder
 
@@ -57,3 +58,9 @@ def request_of(model: str, texts: tuple[str, ...]) -> ModelRequest:
     """The texts as the messages of a call; a vector has no output tokens."""
     messages = tuple(Message("user", (Text(text),)) for text in texts)
     return replace(ModelRequest(model, messages), max_output_tokens=0)
+
+
+def floats_of(answer: Answer) -> tuple[float, ...] | None:
+    """The first vector of an answer."""
+    values = next((part.values for part in answer.message.parts if isinstance(part, Vector)), b"")
+    return struct.unpack(f"<{len(values) // 4}f", values) or None

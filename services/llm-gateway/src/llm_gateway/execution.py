@@ -58,6 +58,7 @@ from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Entry, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.routing import ANY, Considered, Policy
+from llm_gateway.similar import Look, SimilarAnswers
 from llm_gateway.telemetry import Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
@@ -136,6 +137,7 @@ class Tools:
     admission: Admission
     terms: Terms
     cache: AnswerCache | None = None
+    similar: SimilarAnswers | None = None
     draw: Callable[[], float] = random.random
     loads: Loads = field(default_factory=Loads)
     balancing: Strategy = "affinity"
@@ -250,14 +252,27 @@ class Execution:
         async with cache.turn(key) as turn:
             if turn.found is not None:
                 return await self._serve(turn.found)
+            look = await self._look(cacheable)
+            if look is not None and look.key and (alike := await cache.find(look.key)) is not None:
+                return await self._serve(alike, look.likeness)
             self._tools.telemetry.cache_missed(model)
             answer = await self._carry_out(call)
             if answer.model == model and caching.may_keep(cacheable.policy, answer):
                 data = self._tools.codec.dump(answer)
                 turn.kept = await cache.keep(key, self._context.tenant, cacheable.policy, data)
+                if look is not None and turn.kept is not None and self._tools.similar is not None:
+                    self._tools.similar.remember(look, key)
         return answer
 
-    async def _serve(self, entry: Entry) -> Answer:
+    async def _look(self, cacheable: Cacheable) -> Look | None:
+        """What was said before that means the same; None where that is not asked for or cannot be known."""
+        similar, model = self._tools.similar, self._targets[0].id
+        if similar is None or not cacheable.said:
+            return None
+        scope = caching.scope_key(self._context.tenant, model, cacheable)
+        return await similar.look(self._id, scope, cacheable.said, self._context, self._asked.attribution)
+
+    async def _serve(self, entry: Entry, likeness: float = 1.0) -> Answer:
         """Another's answer as this call's own, on record like any, shown like any."""
         call = await self._recorder.load()
         if call.phase not in ("new", "waiting"):
@@ -275,6 +290,7 @@ class Execution:
             usage=billing.usage_lines(answer.usage),
             finish_reason=answer.finish_reason,
             response_sha256=hashlib.sha256(data).hexdigest(),
+            likeness_of_10000=min(round(likeness * caching.EXACT_OF_10000), caching.EXACT_OF_10000),
             simulated=answer.simulated,
         )
         accepted = self._accepted(self._request(self._targets[0]))

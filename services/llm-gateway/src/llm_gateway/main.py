@@ -45,6 +45,7 @@ from llm_gateway.roster import LoadedRoster, RosterFile
 from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
 from llm_gateway.shared_limits import FORGET_EVERY_S, PostgresBooks, SharedLimits
+from llm_gateway.similar import LikenessIndex, SimilarAnswers, SimilarTerms
 from llm_gateway.slices import SliceTerms
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
@@ -98,6 +99,7 @@ async def compose(host: Host[Settings]) -> None:
         circuits=Circuits(circuit_terms(settings), telemetry.circuit_changed),
         terms=terms(settings),
         cache=AnswerCache(cached, host.clock, cache_terms(settings)),
+        similar=similar_answers(settings, telemetry),
         balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
@@ -166,6 +168,13 @@ def cache_terms(settings: Settings) -> CacheTerms:
         ttl_max_s=settings.cache_ttl_max_s,
         front_bytes_max=settings.cache_front_bytes,
     )
+
+
+def similar_answers(settings: Settings, telemetry: Telemetry) -> SimilarAnswers | None:
+    if not settings.similar_model:
+        return None
+    terms = SimilarTerms(settings.similar_model, settings.similar_dimensions, settings.similar_likeness_min)
+    return SimilarAnswers(terms, telemetry.similar_found, LikenessIndex())
 
 
 def circuit_terms(settings: Settings) -> CircuitTerms:

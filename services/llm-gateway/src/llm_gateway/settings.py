@@ -107,6 +107,11 @@ class Settings(ServiceSettings):
     """Cached answers of a tenant; beyond, those that would expire first go."""
     cache_front_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
     """Memory of each process for cached answers, besides the database."""
+    similar_model: str = ""
+    """The model whose vectors tell what means the same, as "openai/text-embedding-3-small"; empty: no semantic cache."""
+    similar_dimensions: int = Field(default=256, ge=1)
+    similar_likeness_min: float = Field(default=0.95, gt=0, le=1)
+    """The least cosine of two texts that get the same answer; `model_cache_likeness` shows what there is."""
     orphans_s: float = Field(default=15, gt=0)
     """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)

@@ -13,6 +13,7 @@ from llm_gateway import genai
 from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayError, RosterInvalid
 
+LIKENESS_BUCKETS: Final = (0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.999, 1.0)
 _UNLISTED: Final = "other"
 
 
@@ -73,6 +74,13 @@ class Telemetry:
             "Tokens that calls answered from the cache did not use",
             (*names, "type"),
             registry=registry,
+        )
+        self._likeness = Histogram(
+            "model_cache_likeness",
+            "How alike the nearest answer was that the semantic cache found",
+            ("outcome",),
+            registry=registry,
+            buckets=LIKENESS_BUCKETS,
         )
         self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
         self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
@@ -135,6 +143,9 @@ class Telemetry:
         self._cached.labels(*labels, "hit").inc()
         self._saved.labels(*labels, "input").inc(answer.usage.input_tokens)
         self._saved.labels(*labels, "output").inc(answer.usage.output_tokens)
+
+    def similar_found(self, likeness: float, hit: bool) -> None:
+        self._likeness.labels("hit" if hit else "miss").observe(likeness)
 
     def cache_missed(self, model: str) -> None:
         self._cached.labels(*self._labels(model), "miss").inc()

@@ -182,7 +182,24 @@ def to_asked(request: pb.GenerateRequest, tenant: str) -> Asked:
 
 def _cacheable(request: pb.GenerateRequest, asked: ModelRequest) -> Cacheable | None:
     policy = to_policy(request.cache)
-    return Cacheable(policy, content_sha256(request)) if may_serve(policy, asked) else None
+    if not may_serve(policy, asked):
+        return None
+    said = _last_said(request) if policy.similar and policy.mode == "on" else ""
+    return Cacheable(policy, content_sha256(request), said, _scope_sha256(request) if said else "")
+
+
+def _last_said(request: pb.GenerateRequest) -> str:
+    """The text that the user said last; empty if it is not text alone."""
+    last = request.messages[-1]
+    alone = last.role == pb.ROLE_USER and len(last.parts) == 1
+    return last.parts[0].text if alone else ""
+
+
+def _scope_sha256(request: pb.GenerateRequest) -> str:
+    rest = pb.GenerateRequest()
+    rest.CopyFrom(request)
+    del rest.messages[-1]
+    return content_sha256(rest)
 
 
 def to_policy(policy: pb.CachePolicy) -> CachePolicy:
