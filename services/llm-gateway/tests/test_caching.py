@@ -92,6 +92,16 @@ def test_group_21_each_tenant_model_policy_and_content_has_a_key_of_its_own() ->
     assert len(keys) == 2 * 2 * 4 * 2
 
 
+def test_group_21_each_tenant_model_and_rest_of_a_request_has_a_scope_of_its_own() -> None:
+    asked = [Cacheable(CachePolicy("on", similar=True), "content", "Hi", rest) for rest in ("x", "y")]
+    scopes = {
+        caching.scope_key(tenant, model, one) for tenant in ("a", "b") for model in ("p/m", "p/n") for one in asked
+    }
+    assert len(scopes) == 2 * 2 * 2
+    other = replace(asked[0], content_sha256="other", said="Hello")
+    assert caching.scope_key("a", "p/m", other) in scopes
+
+
 def test_how_the_caller_came_to_ask_is_no_part_of_the_key() -> None:
     said, implied = Cacheable(ON, "x"), Cacheable(CachePolicy(), "x")
     assert caching.cache_key("a", "p/m", said) == caching.cache_key("a", "p/m", implied)
