@@ -131,6 +131,76 @@ async def test_refusals_through_the_openai_sdk(
     assert await served(running) == before
 
 
+async def test_an_answer_from_the_cache_through_the_openai_sdk(
+    running: RunningSystem, openai_sdk: AsyncOpenAI, synod: Synod
+) -> None:
+    chat, asked = openai_sdk.chat.completions, {"model": MODEL, "messages": said("answer: kept for others")}
+    first = await chat.with_raw_response.create(**asked, extra_headers={"x-synod-cache": "on"})
+    before = await served(running)
+    second = await chat.with_raw_response.create(**asked, extra_body={"synod_cache": {"mode": "on"}})
+
+    assert [first.headers["x-synod-cache"], second.headers["x-synod-cache"]] == ["miss", "hit"]
+    assert first.parse().choices == second.parse().choices
+    assert await served(running) == before
+
+
+async def test_responses_through_the_openai_sdk(
+    running: RunningSystem, openai_sdk: AsyncOpenAI, broke: dict[str, str]
+) -> None:
+    responses, tools = openai_sdk.responses, [{"type": "function", **OPENAI_TOOLS[0]["function"]}]
+    plain = await responses.create(model=MODEL, instructions="answer: {{input}}!", input="How warm is it?")
+    assert (plain.output_text, plain.status, plain.model) == ("How warm is it?!", "completed", MODEL)
+    assert plain.usage.total_tokens == plain.usage.input_tokens + plain.usage.output_tokens > 0
+
+    short = await responses.create(model=MODEL, instructions="answer: one two three", input="x", max_output_tokens=2)
+    assert (short.output_text, short.incomplete_details.reason) == ("one two ", "max_output_tokens")
+
+    asked = {"model": MODEL, "instructions": SCRIPT, "tools": tools}
+    whole = await responses.create(input="How warm is it?", **asked)
+    async with responses.stream(input="How warm is it?", **asked) as stream:
+        types = [event.type async for event in stream]
+        streamed = await stream.get_final_response()
+    assert (types[0], types[-1]) == ("response.created", "response.completed")
+    for answer in (whole, streamed):
+        assert [call.arguments for call in answer.output] == ['{"city":"Zürich"}', '{"city":"Łódź"}']
+        results = [
+            {"type": "function_call_output", "call_id": call.call_id, "output": '{"degrees": 12}'}
+            for call in answer.output
+        ]
+        history = [{"role": "user", "content": "How warm is it?"}, *answer.output, *results]
+        assert (await responses.create(input=history, **asked)).output_text == "12 degrees"
+
+    parsed = await responses.parse(
+        model=MODEL, instructions='answer: {"city": "Zürich", "degrees": 12}', input="x", text_format=Weather
+    )
+    assert parsed.output_parsed == Weather(city="Zürich", degrees=12)
+    assert (await responses.input_tokens.count(model=MODEL, input="How warm is it?")).input_tokens > 0
+
+    with pytest.raises(openai.BadRequestError, match="send the whole input"):
+        await responses.create(model=MODEL, input="x", previous_response_id=plain.id)
+    before = await served(running)
+    with pytest.raises(openai.APIStatusError) as refused:
+        await responses.create(model=MODEL, input="x", extra_headers=broke)
+    assert (refused.value.status_code, await served(running)) == (402, before)
+
+
+async def test_embeddings_through_the_openai_sdk(
+    running: RunningSystem, openai_sdk: AsyncOpenAI, broke: dict[str, str]
+) -> None:
+    model, texts = "simulator/sim-embed", ["the same words", "other", "the same words"]
+    packed = await openai_sdk.embeddings.create(model=model, input=texts)
+    plain = await openai_sdk.embeddings.create(model=model, input=texts, encoding_format="float", dimensions=16)
+
+    assert packed.data[0].embedding == packed.data[2].embedding != packed.data[1].embedding
+    assert [len(one.embedding) for one in (*packed.data, *plain.data)] == [256] * 3 + [16] * 3
+    assert packed.usage.total_tokens == packed.usage.prompt_tokens > 0
+
+    before = await served(running)
+    with pytest.raises(openai.APIStatusError) as refused:
+        await openai_sdk.embeddings.create(model=model, input="x", extra_headers=broke)
+    assert (refused.value.status_code, await served(running)) == (402, before)
+
+
 async def test_a_session_of_the_anthropic_sdk(anthropic_sdk: AsyncAnthropic) -> None:
     asked = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": "How warm is it?"}]}
     plain = await anthropic_sdk.messages.create(system="answer: {{input}}!", **asked)

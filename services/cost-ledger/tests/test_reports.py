@@ -400,6 +400,21 @@ class TestComparison:
         assert (found.input_tokens, found.cached_tokens, found.cached_of_10000) == (300, 120, 4_000)
         assert (found.errors_of_10000, found.cost_nano_usd, found.cost_per_call_nano_usd) == (2_000, 200, 66)
 
+    async def test_a_call_answered_from_the_cache_costs_nothing_and_saved_what_its_equal_cost(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        cost = await use(ledger, "first:1", 100, 50)
+        log = MemoryEventLog()
+        for number in range(3):
+            await publish(log, tenant, served(f"req_{number}", "first:1"))
+        async with service.host.pool.connection() as connection:
+            await connection.execute("set local search_path to view_model_calls")
+            await ModelCalls().apply(connection, await log.read())
+        (found,) = (await ledger.CompareModels(pb.CompareModelsRequest())).models
+        assert (found.model, found.calls, found.served_from_cache) == (SIM, 0, 3)
+        assert (found.saved_nano_usd, found.cost_nano_usd) == (3 * cost, cost)
+
     async def test_attempts_of_another_time_are_left_out(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
         later = stamp(clock.now() + timedelta(days=1))
         assert not (await ledger.CompareModels(pb.CompareModelsRequest(since=later))).models
@@ -425,6 +440,20 @@ def completed(request_id: str, duration_ms: int) -> llm.ModelCallCompleted:
         response_sha256="",
         duration_ms=duration_ms,
         first_content_ms=duration_ms // 10,
+    )
+
+
+def served(request_id: str, source: str) -> llm.ModelCallServedFromCache:
+    return llm.ModelCallServedFromCache(
+        request_id=request_id,
+        model=SIM,
+        attribution=Attribution(),
+        source_reservation_id=source,
+        input_tokens=100,
+        output_tokens=50,
+        usage=(),
+        finish_reason="stop",
+        response_sha256="",
     )
 
 

@@ -15,10 +15,13 @@ from cost_ledger import books as books_module
 from cost_ledger.application import CostLedger, ReservationRequest, Settlement
 from cost_ledger.book import Reservation
 from cost_ledger.books import Books
-from cost_ledger.commands import Expire, SetBudget, SetPrice
+from cost_ledger.commands import Expire, Price, SetBudget, SetPrice
 from cost_ledger.main import compose
+from cost_ledger.prices import load_price_book
+from cost_ledger.rates import rate_of
 from cost_ledger.settings import Settings
 from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, ToolUsage
+from cost_ledger.terms import terms_of
 from cost_ledger.testing import FakeHistory, FakePrices
 from eventlog.codec import Codec
 from eventlog.ending import end
@@ -360,3 +363,24 @@ async def test_a_tool_call_whose_settled_reservation_the_book_forgot_is_not_char
     history.reservations["local", "call_0"] = replace(await world.reservation("call_1"), reservation_id="call_0")
     await world.publish_tools(tool_completed("call_0", 40))
     assert await world.amounts() == (40, 0)
+
+
+async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_is_billed(world: World) -> None:
+    priced = replace(world.ledger, prices=load_price_book())
+    fast, model = terms_of({"service_tier": "fast"}), "openai/gpt-5.5"
+    world.models.view = ModelUsage(priced)  # type: ignore[misc]
+    for name in ("as asked", "downgraded", "untold"):
+        owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9"})
+        await priced.reserve(ReservationRequest(name, owner, model, 30, 10, 0, None, fast), LOCAL)
+    for name, tier in (("as asked", "fast"), ("downgraded", "default"), ("untold", "")):
+        await world.publish(completed(name, model=model, provider="openai", service_tier=tier))
+
+    asked, downgraded, untold = [await priced.get_reservation(n, LOCAL) for n in ("as asked", "downgraded", "untold")]
+    standard = priced.prices.price(model, NOW)
+    assert downgraded.settled == 30 * standard_nano(standard, "input") + 10 * standard_nano(standard, "output")
+    assert asked.settled == untold.settled > downgraded.settled
+    assert (asked.price_context, downgraded.price_context) == ("service_tier=fast", "")
+
+
+def standard_nano(price: Price, unit: str) -> int:
+    return rate_of(price.rates, (unit,), 30) // 1_000

@@ -93,6 +93,22 @@ def test_tool_choices_have_their_own_words(choice: ToolChoice, wire: dict[str, s
     assert sent(replace(ASKED, tools=(SEARCH,), tool_choice=choice)).get("tool_choice") == wire
 
 
+@pytest.mark.parametrize(
+    ("most", "wire"),
+    [(None, None), (0, {"type": "disabled"}), (1024, {"type": "enabled", "budget_tokens": 1024})],
+)
+def test_a_number_of_tokens_to_think_with_is_passed_on(most: int | None, wire: dict[str, object] | None) -> None:
+    request = replace(ASKED, max_output_tokens=2048, reasoning_tokens_max=most)
+    assert sent(request).get("thinking") == wire
+
+
+@pytest.mark.parametrize("most", [1023, 2048])
+def test_a_number_that_the_api_would_refuse_is_refused_before_it_is_sent(most: int) -> None:
+    with pytest.raises(RequestRejected, match="1024 to less than max_output_tokens") as caught:
+        sent(replace(ASKED, max_output_tokens=2048, reasoning_tokens_max=most))
+    assert not caught.value.dispatched
+
+
 def test_results_of_parallel_calls_are_one_turn_and_come_first() -> None:
     history = (
         Message("user", (Text("go"),)),

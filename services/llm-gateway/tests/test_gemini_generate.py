@@ -146,6 +146,21 @@ def test_media_and_parameters_stand_where_the_documentation_says() -> None:
     assert DIALECT.path("gemini-3-pro", stream=True) == "/v1beta/models/gemini-3-pro:streamGenerateContent?alt=sse"
 
 
+@pytest.mark.parametrize(
+    ("more", "wire"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "low"}, {"includeThoughts": True, "thinkingLevel": "low"}),
+        ({"reasoning_tokens_max": 500}, {"includeThoughts": True, "thinkingBudget": 500}),
+        ({"reasoning_tokens_max": 0, "reasoning_effort": "low"}, {"includeThoughts": False, "thinkingBudget": 0}),
+    ],
+)
+def test_how_much_to_think_is_said_by_level_or_by_number(more: dict[str, object], wire: object) -> None:
+    config = body(asked(Text("Hi"), **more))["generationConfig"]
+    assert isinstance(config, dict)
+    assert config.get("thinkingConfig") == wire
+
+
 def test_a_result_without_its_call_is_refused_before_it_is_sent() -> None:
     with pytest.raises(RequestRejected, match="no call 'c1' has the result"):
         body(asked(ToolResult("c1", "12")))

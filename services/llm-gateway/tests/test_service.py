@@ -210,6 +210,15 @@ async def test_an_answer_is_reserved_before_and_recorded_after(
     assert await event_types(channel) == ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
 
 
+async def test_what_the_price_depends_on_is_reserved(stub: LlmGatewayStub, ledger: Ledger) -> None:
+    asked = request(service_tier="flex")
+    asked.messages[1].parts.append(pb.Part(image=pb.Image(media_type="image/png", data=b"x")))
+    await stub.Generate(asked)
+
+    (reserved,) = ledger.reserved
+    assert (dict(reserved.price_context), list(reserved.modalities)) == ({"service_tier": "flex"}, ["image"])
+
+
 async def test_a_stream_begins_delivers_and_completes_once(stub: LlmGatewayStub) -> None:
     events = [event async for event in stub.Stream(streamed(request(script="answer: one two three")))]
 
@@ -259,6 +268,111 @@ async def test_group_18_a_repeat_is_answered_from_the_record_and_charged_once(
     again.replayed = False
     assert again == first
     assert (len(ledger.reserved), simulator.usage.total().requests) == (1, 1)
+
+
+async def test_an_equal_request_is_answered_from_the_cache_and_shown_in_the_view(
+    service: Served[Settings], channel: PeerChannel, stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    more = {"temperature": 0.0, "seed": 7}
+    first = await stub.Generate(request("req1", "answer: one two", **more))
+    events = [event async for event in stub.Stream(streamed(request("req2", "answer: one two", **more)))]
+    unasked = await stub.Generate(request("req3", "answer: one two"))
+
+    hit = events[-1].completed
+    assert (first.cache, hit.cache, unasked.cache) == ("miss", "hit", "")
+    assert (events[0].started.cache, events[1].text_delta) == ("hit", "one two")
+    assert (hit.usage.source, hit.usage.input_tokens) == ("gateway_cache", first.usage.input_tokens)
+    assert (len(ledger.reserved), simulator.usage.total().requests) == (2, 2)
+    assert await event_types(channel) == [
+        *["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"],
+        *["ModelCallAccepted", "ModelCallServedFromCache"],
+        *["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"],
+    ]
+
+
+def embedding(request_id: str = "emb", *texts: str, **more: object) -> pb.EmbedRequest:
+    owner = ledger_pb.Attribution(agent="scout")
+    values: dict[str, object] = {"model": "simulator/sim-embed", "texts": texts or ("one", "two"), "attribution": owner}
+    return pb.EmbedRequest(request_id=request_id, **(values | more))  # type: ignore[arg-type]
+
+
+async def test_a_similar_request_is_answered_alike_where_service_and_caller_allow_it(
+    own_settings: Settings, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    allowed = pb.CachePolicy(mode=pb.CACHE_MODE_ON, similar=True)
+    settings = own_settings.model_copy(update={"similar_model": "simulator/sim-embed", "similar_likeness_min": 0.8})
+
+    def said(request_id: str, text: str, cache: pb.CachePolicy = allowed) -> pb.GenerateRequest:
+        asked = request(request_id, cache=cache)
+        asked.messages[1].parts[0].text = text
+        return asked
+
+    async with serve_in_process(compose, settings) as served:
+        stub = LlmGatewayStub(served.connect(served.token(tenant="similar")))
+        first = await stub.Generate(said("one", "How warm is it in Rome today?"))
+        alike = await stub.Generate(said("two", "how warm is it in Rome today"))
+        other = await stub.Generate(said("three", "What does a flight to Oslo cost?"))
+        exact = await stub.Generate(said("four", "how warm is it in Rome today", pb.CachePolicy(mode=pb.CACHE_MODE_ON)))
+
+    assert (first.cache, alike.cache, other.cache, exact.cache) == ("miss", "hit", "miss", "miss")
+    assert alike.message == first.message
+    assert [one.model for one in ledger.reserved].count("simulator/sim-embed") == 3
+    assert [one.model for one in ledger.reserved].count("simulator/sim-1") == 3
+
+
+async def test_texts_are_embedded_reserved_by_their_tokens_and_charged_once(
+    channel: PeerChannel, stub: LlmGatewayStub, ledger: Ledger, simulator: RunningSimulator
+) -> None:
+    found = await stub.Embed(embedding())
+    again = await stub.Embed(embedding())
+
+    assert [len(one.values) for one in found.embeddings] == [256, 256]
+    assert (found.model, found.simulated, found.usage.output_tokens) == ("simulator/sim-embed", True, 0)
+    assert (again.replayed, again.embeddings) == (True, found.embeddings)
+    (reserved,) = ledger.reserved
+    assert reserved.input_tokens_max >= found.usage.input_tokens == simulator.usage.total().input_tokens > 0
+    assert (reserved.output_tokens_max, reserved.reservation_id) == (0, found.reservation_id)
+    assert await event_types(channel) == ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
+
+
+async def test_equal_texts_are_embedded_once_by_those_who_allow_it(
+    stub: LlmGatewayStub, simulator: RunningSimulator
+) -> None:
+    allowed = pb.CachePolicy(mode=pb.CACHE_MODE_ON)
+    first = await stub.Embed(embedding("one", cache=allowed))
+    second = await stub.Embed(embedding("two", cache=allowed))
+    other = await stub.Embed(embedding("three", cache=allowed, dimensions=8))
+
+    assert (first.cache, second.cache, other.cache) == ("miss", "hit", "miss")
+    assert second.embeddings == first.embeddings
+    assert simulator.usage.total().requests == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [({"texts": ["a", ""]}, "texts[1]"), ({"dimensions": -1}, "dimensions"), ({"texts": []}, "texts")],
+)
+async def test_what_cannot_be_embedded_is_named(stub: LlmGatewayStub, more: dict[str, object], field: str) -> None:
+    error = await refused(stub.Embed(embedding("emb", **more)))
+    assert isinstance(error, InvalidArgument)
+    assert error.metadata["field"] == field
+
+
+async def test_a_model_without_vectors_is_unknown_and_names_those_with(stub: LlmGatewayStub) -> None:
+    error = await refused(stub.Embed(embedding(model="anthropic/claude-opus-5")))
+    assert isinstance(error, NotFound)
+    assert "embed" in error.message
+    chat = await refused(stub.Generate(request(model="simulator/sim-embed")))
+    assert (chat.reason, "sim-1" in chat.message) == ("UNKNOWN_MODEL", True)
+
+
+async def test_a_failing_embedding_is_retried_and_its_last_failure_told(
+    stub: LlmGatewayStub, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(status=529))
+    assert len((await stub.Embed(embedding("again"))).embeddings) == 2
+    refusal = await refused(stub.Embed(embedding("never", model="simulator/sim-401")))
+    assert (refusal.reason, simulator.usage.total().requests) == ("PROVIDER_REFUSED", 3)
 
 
 async def test_other_content_under_the_same_request_id_is_refused(stub: LlmGatewayStub) -> None:

@@ -305,6 +305,12 @@ class Models(llm_grpc.LlmGatewayServicer):
             finally:
                 self.fake.stream_left.set()
 
+    async def Embed(self, request, context):
+        await self.fake.take("Embed", request, context)
+        vectors = [llm_pb.Embedding(values=[1.0, -0.5, float(index)]) for index, _ in enumerate(request.texts)]
+        usage = llm_pb.Usage(input_tokens=5)
+        return llm_pb.EmbedResponse(embeddings=vectors, model="simulator/sim-embed", usage=usage, simulated=True)
+
     async def CountTokens(self, request, context):
         await self.fake.take("CountTokens", request, context)
         return llm_pb.CountTokensResponse(input_tokens=42, method="upper_bound")

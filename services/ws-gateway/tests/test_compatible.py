@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import struct
 from io import BytesIO
 
 import anthropic
@@ -179,7 +180,104 @@ async def test_images_beyond_the_limit_of_rest_are_taken(system: System) -> None
     assert len(asked(system).messages[0].parts[0].image.data) == 2 * 1024 * 1024
 
 
+# --- embeddings ---
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_texts_become_vectors_in_either_encoding(system: System, encoding: str) -> None:
+    async with openai_sdk(system) as client:
+        asked = {"model": "simulator/sim-embed", "dimensions": 3, "extra_headers": {"synod-project": "p1"}}
+        found = await client.embeddings.create(input=["a", "b"], encoding_format=encoding, **asked)  # type: ignore[call-overload]
+        decoded = await client.embeddings.create(input="a", **asked)  # type: ignore[call-overload]
+
+    expected = [[1.0, -0.5, 0.0], [1.0, -0.5, 1.0]]
+    packed = [base64.b64encode(struct.pack("<3f", *vector)).decode() for vector in expected]
+    assert [one.embedding for one in found.data] == (expected if encoding == "float" else packed)
+    assert decoded.data[0].embedding == expected[0]
+    assert (found.model, found.usage.prompt_tokens) == ("simulator/sim-embed", 5)
+    request = system.fake.requests("Embed")[0].request
+    assert (list(request.texts), request.dimensions) == (["a", "b"], 3)  # type: ignore[attr-defined]
+    assert (request.attribution.project_id, request.attribution.user_id) == ("p1", "usr_key")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("input", [[1, 2]]), ("input", [1, 2]), ("encoding_format", "hex"), ("dimensions", 0)]
+)
+async def test_what_cannot_be_embedded_is_refused_by_its_name(system: System, field: str, value: object) -> None:
+    status, body = await posted(system, "/v1/embeddings", {"model": "m", "input": "a"} | {field: value})
+    assert (status, body["error"]["param"]) == (400, field)  # type: ignore[index]
+    assert system.fake.requests("Embed") == []
+
+
+# --- the cache ---
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"x-synod-cache": "on; ttl=60; tool-calls; similar"}, {}),
+        ({}, {"synod_cache": {"ttl_s": 60, "tool_calls": True, "similar": True}}),
+        ({"x-synod-cache": "on;ttl=60;tool-calls;similar"}, {"synod_cache": {"mode": "off"}}),
+    ],
+)
+@pytest.mark.parametrize(("path", "call"), [("/v1/chat/completions", CHAT), ("/v1/messages", MESSAGE)])
+async def test_a_caller_allows_answers_from_the_cache(
+    system: System, path: str, call: dict[str, object], headers: dict[str, str], body: dict[str, object]
+) -> None:
+    system.fake.answer = HELLO
+    await posted(system, path, call | body, **headers)
+
+    assert asked(system).cache == pb.CachePolicy(mode=pb.CACHE_MODE_ON, ttl_s=60, tool_calls=True, similar=True)
+
+
+@pytest.mark.parametrize("text", ["yes", "on; ttl=soon", "on; everything"])
+async def test_a_cache_header_that_cannot_be_read_is_refused_by_name(system: System, text: str) -> None:
+    status, body = await posted(system, "/v1/chat/completions", CHAT, **{"x-synod-cache": text})
+    assert (status, body["error"]["param"]) == (400, "x-synod-cache")  # type: ignore[index]
+
+
+async def test_a_caller_learns_whether_the_answer_is_from_the_cache(system: System) -> None:
+    hit = pb.GenerateResponse()
+    hit.CopyFrom(HELLO)
+    hit.cache = "hit"
+    started = pb.StreamEvent(started=pb.StreamStarted(model=MODEL, cache="hit"))
+    system.fake.answer = hit
+    system.fake.model_events = [started, pb.StreamEvent(completed=hit)]
+    for more in ({}, {"stream": True}):
+        async with system.http.post("/v1/chat/completions", json=CHAT | more) as response:
+            assert response.headers["x-synod-cache"] == "hit"
+
+    system.fake.answer = HELLO
+    async with system.http.post("/v1/chat/completions", json=CHAT) as response:
+        assert "x-synod-cache" not in response.headers
+
+
 # --- reasoning ---
+
+
+@pytest.mark.parametrize(
+    ("thinking", "most"),
+    [
+        ({"type": "enabled", "budget_tokens": 1024}, 1024),
+        ({"type": "disabled"}, 0),
+        ({"type": "adaptive"}, None),
+        ({"type": "between_tools"}, None),
+    ],
+)
+async def test_how_many_tokens_to_think_with_reaches_the_gateway(
+    system: System, thinking: dict[str, object], most: int | None
+) -> None:
+    system.fake.answer = HELLO
+    async with anthropic_sdk(system) as client:
+        await client.messages.create(model=MODEL, max_tokens=2000, messages=USER, thinking=thinking)  # type: ignore[call-overload]
+    request = asked(system)
+    assert (request.reasoning_tokens_max if request.HasField("reasoning_tokens_max") else None) == most
+
+
+@pytest.mark.parametrize("thinking", [{"type": "enabled"}, {"type": "enabled", "budget_tokens": 10}])
+async def test_more_tokens_to_think_with_than_there_are_is_refused(system: System, thinking: dict[str, object]) -> None:
+    status, body = await posted(system, "/v1/messages", MESSAGE | {"thinking": thinking})
+    assert (status, "thinking.budget_tokens" in body["error"]["message"]) == (400, True)  # type: ignore[index,operator]
 
 
 async def test_reasoning_of_anthropic_comes_back_with_its_signature(system: System) -> None:

@@ -25,8 +25,8 @@ from launcher.streams import make_streams
 from launcher.supervisor import Program, Readiness
 
 POSTGRES, NATS = "postgres", "nats"
-SIMULATOR_PRICES = {"simulator/sim-1": (100_000, 400_000)}
-"""No price book has the simulator: that of a small model, so that costs are of a real size. Pico-USD per token, in and out."""
+SIMULATOR_PRICES = {"simulator/sim-1": (100_000, 400_000), "simulator/sim-embed": (20_000, 0)}
+"""No price book has the simulator: those of small models, so that costs are of a real size. Pico-USD per token, in and out."""
 PROBE_TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 64 * 1024
 INHERITED = frozenset(

@@ -101,7 +101,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What an event of another service says was used under a reservation."""
+    """What an event of another service says was used under a reservation. `terms` are those billed, None if as reserved."""
 
     reservation_id: str
     usage: tuple[UsageLine, ...]
@@ -110,6 +110,7 @@ class Use:
     model: str
     used_at: datetime
     source_position: int
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +163,26 @@ class CostLedger:
             usage_source=settlement.usage_source,
             at=self.clock.now(),
             quantities=settlement.quantities,
-            billed=await self._billed(settlement, context),
+            billed=await self._billed(settlement.reservation_id, settlement.terms, context),
             price_context=None if settlement.terms is None else text_of(settlement.terms),
         )
         return await self._resolve(settlement.reservation_id, command, context)
 
-    async def _billed(self, settlement: Settlement, context: Context) -> Price | None:
+    async def _billed(self, reservation_id: str, terms: Terms | None, context: Context) -> Price | None:
         """The price of the terms that were billed, at the time of the reservation, if they are not those reserved."""
-        if settlement.terms is None:
+        if terms is None:
             return None
-        known = await self.get_reservation(settlement.reservation_id, context)
-        if not known.model or text_of(settlement.terms) == known.price_context:
+        known = await self.get_reservation(reservation_id, context)
+        if not known.model or text_of(terms) == known.price_context:
             return None
-        return self.prices.price(known.model, known.reserved_at, settlement.terms)
+        return self.prices.price(known.model, known.reserved_at, terms)
+
+    async def _billed_by_event(self, use: Use, context: Context) -> Price | None:
+        """None also when nothing was reserved: then the use is priced by its own terms."""
+        try:
+            return await self._billed(use.reservation_id, use.terms, context)
+        except ReservationNotFound:
+            return None
 
     async def release(self, reservation_id: str, reason: str, context: Context) -> Reservation:
         """Free a hold. The caller vouches that nothing was billed. ReservationSettled if it was."""
@@ -188,7 +196,7 @@ class CostLedger:
     async def settle_use(self, use: Use, context: Context) -> None:
         """Settle by an event. It is recorded even if nothing was reserved, and once however often it is delivered."""
         attribution = attributed(use.attribution, context.tenant, use.model)
-        price = self.prices.price(use.model, use.used_at)
+        price = self.prices.price(use.model, use.used_at, use.terms or STANDARD)
         unreserved = Unreserved(attribution, use.model, price, use.used_at) if use.model else None
         await self._once(
             Settle(
@@ -199,6 +207,8 @@ class CostLedger:
                 self.clock.now(),
                 use.source_position,
                 unreserved,
+                billed=await self._billed_by_event(use, context),
+                price_context=None if use.terms is None else text_of(use.terms),
             ),
             context,
         )

@@ -64,7 +64,10 @@ class SettledCharge:
 
 @dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """What the attempts at a model came to. Latencies are of those that were completed, 0 without any."""
+    """What the attempts at a model came to. Latencies are of those that were completed, 0 without any.
+
+    `served` calls got an answer that another was charged for; `saved_cost` is what these others cost, in nano-USD.
+    """
 
     model: str
     completed: int
@@ -76,6 +79,8 @@ class ModelFigures:
     latency_p50_ms: int
     latency_p95_ms: int
     first_content_p50_ms: int
+    served: int
+    saved_cost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +158,7 @@ class Charges:
 
 
 _MODELS: Final = """
+    with attempts as (
     select model,
         count(*) filter (where outcome = 'completed') as completed,
         count(*) filter (where outcome = 'failed') as failed,
@@ -170,7 +176,24 @@ _MODELS: Final = """
     where tenant = %(tenant)s and model <> ''
         and (%(since)s::timestamptz is null or at >= %(since)s)
         and (%(until)s::timestamptz is null or at < %(until)s)
-    group by model order by model
+    group by model
+    ), hits as (
+    select served.model, count(*) as served, coalesce(sum(charge.cost), 0)::bigint as saved_cost
+    from view_model_calls.served
+    left join view_spend.charge on charge.tenant = served.tenant and charge.kind = 'reservation'
+        and charge.id = served.source_reservation_id
+    where served.tenant = %(tenant)s
+        and (%(since)s::timestamptz is null or served.at >= %(since)s)
+        and (%(until)s::timestamptz is null or served.at < %(until)s)
+    group by served.model
+    )
+    select model,
+        coalesce(completed, 0) as completed, coalesce(failed, 0) as failed, coalesce(cancelled, 0) as cancelled,
+        coalesce(input_tokens, 0) as input_tokens, coalesce(output_tokens, 0) as output_tokens,
+        coalesce(cached_tokens, 0) as cached_tokens, coalesce(latency_p50_ms, 0) as latency_p50_ms,
+        coalesce(latency_p95_ms, 0) as latency_p95_ms, coalesce(first_content_p50_ms, 0) as first_content_p50_ms,
+        coalesce(served, 0) as served, coalesce(saved_cost, 0) as saved_cost
+    from attempts full join hits using (model) order by model
 """
 
 

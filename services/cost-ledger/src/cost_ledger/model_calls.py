@@ -23,9 +23,15 @@ class ModelCalls:
     """One row for each attempt. It follows llm-gateway's log and changes nothing in the ledger's."""
 
     name: ClassVar[str] = "model_calls"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     types: ClassVar[frozenset[str] | None] = frozenset(
-        {"ModelCallAttemptStarted", "ModelCallCompleted", "ModelCallAttemptFailed", "ModelCallCancelled"}
+        {
+            "ModelCallAttemptStarted",
+            "ModelCallCompleted",
+            "ModelCallAttemptFailed",
+            "ModelCallCancelled",
+            "ModelCallServedFromCache",
+        }
     )
     tables: ClassVar[str] = """
         create table attempt (
@@ -37,6 +43,12 @@ class ModelCalls:
             primary key (tenant, request_id, attempt)
         );
         create index on attempt (tenant, at);
+        -- Calls answered with what another was charged for; what that one cost is what each saved.
+        create table served (
+            tenant text not null, request_id text not null, model text not null, at timestamptz not null,
+            source_reservation_id text not null, primary key (tenant, request_id)
+        );
+        create index on served (tenant, at);
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
@@ -66,6 +78,12 @@ _COMPLETED: Final = """
 """
 
 
+_SERVED: Final = """
+    insert into served (tenant, request_id, model, at, source_reservation_id) values (%s, %s, %s, %s, %s)
+    on conflict do nothing
+"""
+
+
 def _statement(stored: StoredEvent, event: Event) -> tuple[str, tuple[object, ...]]:
     match event:
         case llm.ModelCallAttemptStarted():
@@ -76,6 +94,9 @@ def _statement(stored: StoredEvent, event: Event) -> tuple[str, tuple[object, ..
             return _ENDED, (*_key(stored, event), event.model if "/" in event.model else "", "failed")
         case llm.ModelCallCancelled():
             return _ENDED, (*_key(stored, event), "", "cancelled")
+        case llm.ModelCallServedFromCache():
+            owner = (stored.tenant, event.request_id, event.model)
+            return _SERVED, (*owner, stored.occurred_at, event.source_reservation_id)
         case _:
             raise TypeError(f"{event.type_name()} is no outcome of an attempt")
 

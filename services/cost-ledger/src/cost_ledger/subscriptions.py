@@ -27,6 +27,7 @@ from cost_ledger.books import known_event
 from cost_ledger.commands import Charge
 from cost_ledger.errors import BookBusy, BookContended
 from cost_ledger.model_calls import model_of
+from cost_ledger.terms import terms_of
 
 Connection = AsyncConnection[Any]
 
@@ -110,6 +111,7 @@ def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:
         model=model_of(event),
         used_at=stored.occurred_at,
         source_position=stored.position,
+        terms=terms_of({"service_tier": event.service_tier}) if event.service_tier else None,
     )
 
 

@@ -492,6 +492,8 @@ def _compared(each: ComparedModel) -> pb.ModelComparison:
         cost_per_call_nano_usd=_share(each.cost, figures.completed, 1),
         errors_of_10000=_share(figures.failed, attempts, 10_000),
         cached_of_10000=_share(figures.cached_tokens, figures.input_tokens, 10_000),
+        served_from_cache=figures.served,
+        saved_nano_usd=figures.saved_cost,
     )
 
 

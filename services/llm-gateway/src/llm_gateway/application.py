@@ -1,6 +1,7 @@
 """Use cases of llm-gateway: answer, stream, count, list. Calls run apart from their callers, one for each request id."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,11 +10,13 @@ from typing import Final, Literal
 
 from eventlog.records import Context
 from synod.common.ids import derived_id
+from synod.common.values import Attribution
 
-from llm_gateway import counting
+from llm_gateway import counting, embedding
+from llm_gateway.caching import Cacheable, CachePolicy
 from llm_gateway.catalogue import Catalogue, ModelCard
 from llm_gateway.domain import Answer, ModelRequest
-from llm_gateway.errors import GatewayStopping, ProviderError, RequestIdReused, TooManyCalls
+from llm_gateway.errors import CallEnded, CallRefused, GatewayStopping, ProviderError, RequestIdReused, TooManyCalls
 from llm_gateway.execution import Asked, Execution, Recorder, Tools
 from llm_gateway.flight import CallEvent, Flight
 from llm_gateway.inspection import DeploymentState, Inspector
@@ -25,6 +28,8 @@ COUNT_S: Final = 5.0
 """How long a provider may take to count tokens."""
 LANDED_REMEMBERED_MAX: Final = 10_000
 """Repeats of these look up what is on record before anything else."""
+EMBED_S: Final = 5.0
+"""How long what was said may take to become a vector; a call waits for that before it asks its model."""
 CountMethod = Literal["provider", "upper_bound"]
 
 
@@ -38,6 +43,8 @@ class Gateway:
         self._landed_before: OrderedDict[str, None] = OrderedDict()
         self._draining: dict[str, asyncio.TimerHandle] = {}
         self._stopping = False
+        if tools.similar is not None:
+            tools.similar.embed = self.embed_said
 
     async def generate(self, asked: Asked, context: Context, left_s: float | None) -> Answer:
         """The whole answer. `left_s` is the time the caller has. Raises CallRefused, CallEnded."""
@@ -61,6 +68,27 @@ class Gateway:
                 if counted is not None:
                     return counted, "provider"
         return counting.input_bound(request.messages, request.tools), "upper_bound"
+
+    async def embed_said(self, call_id: str, text: str, context: Context, owner: Attribution) -> Sequence[float] | None:
+        """The vector of what was said in a call, for the semantic cache. A call must not fail for want of it."""
+        assert self._tools.similar is not None
+        terms = self._tools.similar.terms
+        sha256 = hashlib.sha256(f"{terms.dimensions} {text}".encode()).hexdigest()
+        asked = Asked(
+            request_id=f"{call_id}.said",
+            model=terms.model,
+            fallback_models=(),
+            request=embedding.request_of(terms.model, (text,)),
+            attribution=owner,
+            sha256=sha256,
+            cacheable=Cacheable(CachePolicy("on"), sha256),
+            embedding=embedding.EmbeddingTerms(terms.dimensions),
+        )
+        try:
+            answer = await self.generate(asked, context, EMBED_S)
+        except (CallRefused, CallEnded):
+            return None
+        return embedding.floats_of(answer)
 
     def use(self, catalogue: Catalogue) -> None:
         """From the next call on; calls that run keep the targets they have."""
@@ -132,6 +160,8 @@ class Gateway:
         return flight
 
     def _choice(self, asked: Asked, tenant: str) -> Choice:
+        if asked.embedding is not None:
+            return Choice((embedding.target_of(self._router.catalogue, asked.model, asked.embedding),), ())
         output_tokens = asked.request.max_output_tokens or self._tools.terms.output_tokens_default
         return self._router.choose(
             (asked.model, *asked.fallback_models),

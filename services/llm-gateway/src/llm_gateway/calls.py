@@ -3,7 +3,7 @@
       ModelCallAccepted
              │
              ▼        AttemptFailed (billed: no | unknown)
-    ┌──▶ waiting ◀───────────────┐
+    ┌──▶ waiting ◀───────────────┐         (ServedFromCache: to completed, with an equal call's answer)
     │        │ AttemptStarted    │
     │        ▼                   │
     │     running ───────────────┘
@@ -28,6 +28,7 @@ from synod.llm_gateway.events import (
     ModelCallCancelled,
     ModelCallCompleted,
     ModelCallFailed,
+    ModelCallServedFromCache,
 )
 
 from llm_gateway.errors import RequestIdReused
@@ -63,6 +64,8 @@ def evolve(call: Call, event: Event) -> Call:
             return replace(call, phase="waiting", running=None)
         case ModelCallCompleted():
             return replace(call, phase="completed", running=None)
+        case ModelCallServedFromCache():
+            return replace(call, phase="completed")
         case ModelCallFailed():
             return replace(call, phase="failed", running=None, failure=event.failure)
         case ModelCallCancelled():
@@ -83,6 +86,14 @@ def begin(call: Call, accepted: ModelCallAccepted, started: ModelCallAttemptStar
     if call.ended or call.running is not None or started.attempt != call.attempt + 1:
         return ()
     return (started,) if call.phase == "waiting" else (accepted, started)
+
+
+def serve(call: Call, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Sequence[Event]:
+    """Ends a call that no attempt runs for with another's answer; one that was not accepted yet is."""
+    check_same(call, accepted.request_id, accepted.request_sha256)
+    if call.phase == "waiting":
+        return (served,)
+    return (accepted, served) if call.phase == "new" else ()
 
 
 def fail_attempt(call: Call, attempt: int, failure: Failure, billed: Billed, *, last: bool = False) -> Sequence[Event]:

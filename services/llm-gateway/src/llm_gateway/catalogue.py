@@ -18,13 +18,16 @@ from llm_gateway.domain import Abort
 from llm_gateway.errors import ModelUnavailable, UnknownModel
 from llm_gateway.prices import Price, book_price
 from llm_gateway.providers.profile import CapabilityProfile, profile_of
-from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.provider import Embedder, Provider
 
 NEAR_MAX: Final = 3
 FOUND_MAX: Final = 1000
 """Models that are not looked up again at each call."""
 ANY_MODEL: Final = re.compile(r"[^\s]{1,128}")
 """A server that runs whatever its owner loaded takes any name."""
+EMBEDDINGS: Final = "embeddings"
+"""The capability of models that turn texts into vectors; they have no other."""
+_VECTORS: Final = re.compile(r"^(text-embedding|gemini-embedding)-[\w.-]+$")
 _SNAPSHOT: Final = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 _CHAT: Final[Mapping[str, re.Pattern[str]]] = {
     "openai": re.compile(r"gpt-|chatgpt-|o\d"),
@@ -109,6 +112,9 @@ class ProviderEntry:
     further: tuple[Deployment, ...] = ()
     profiles: Mapping[str, CapabilityProfile] = field(default_factory=dict)
 
+    embedder: Embedder | None = None
+    embeds: tuple[KnownModel, ...] = ()
+
     @property
     def deployments(self) -> tuple[Deployment, ...]:
         """All that are configured."""
@@ -126,7 +132,13 @@ class ProviderEntry:
         return frozenset({"streaming", "tools", *media, *formats, *profile.parameters})
 
     def knows(self, model: str) -> bool:
-        names = {known.name for known in self.models}
+        return self._is_listed(self.models, model)
+
+    def knows_vectors_of(self, model: str) -> bool:
+        return self._is_listed(self.embeds, model)
+
+    def _is_listed(self, models: tuple[KnownModel, ...], model: str) -> bool:
+        names = {known.name for known in models}
         return (
             model in names or _SNAPSHOT.sub("", model) in names or bool(self.accepts and self.accepts.fullmatch(model))
         )
@@ -154,6 +166,17 @@ class Target:
     def circuit(self) -> str:
         """What fails and is limited by itself: a model at a deployment under a key."""
         return _circuit(self.id, self.deployment, self.key_id)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingTarget:
+    """A model that can be asked for vectors; as Target."""
+
+    id: str
+    model: str
+    embedder: Embedder
+    simulated: bool = False
+    abort: Abort = "drain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +225,7 @@ class Catalogue:
         return found
 
     def _looked_up(self, model: str) -> tuple[Target, ...]:
-        id = self.aliases.get(model, model)
-        provider, _, name = id.partition("/")
-        entry = next((entry for entry in self.entries if entry.name == provider), None)
+        id, name, entry = self._entry(model)
         if entry is None or not name or not entry.knows(name):
             raise UnknownModel(model, self.near(model))
         serving = [deployment for deployment in entry.deployments if deployment.serves(name)]
@@ -239,6 +260,16 @@ class Catalogue:
             case "retired":
                 raise ModelUnavailable(model, f"it was retired{lifecycle.advice()}")
 
+    def embedder(self, model: str) -> EmbeddingTarget:
+        """Raises UnknownModel with the names of models that have vectors, ModelUnavailable with what to set."""
+        id, name, entry = self._entry(model)
+        if entry is None or not name or not entry.knows_vectors_of(name):
+            names = [f"{entry.name}/{each.name}" for entry in self.entries for each in entry.embeds]
+            raise UnknownModel(model, tuple(difflib.get_close_matches(model, names, n=NEAR_MAX, cutoff=0)))
+        if entry.embedder is None:
+            raise ModelUnavailable(model, entry.remedy)
+        return EmbeddingTarget(id, name, entry.embedder, entry.simulated, entry.abort)
+
     def cards(self, provider: str = "") -> tuple[ModelCard, ...]:
         """The listed models, in the order of the providers, then by name."""
         wanted = (entry for entry in self.entries if provider in ("", entry.name))
@@ -246,30 +277,57 @@ class Catalogue:
 
     def near(self, model: str) -> tuple[str, ...]:
         """Names a caller may have meant, models that can be called first."""
-        names = (*self.aliases, *(card.id for card in sorted(self.cards(), key=lambda card: bool(card.remedy))))
+        chats = (card for card in self.cards() if EMBEDDINGS not in card.capabilities)
+        names = (*self.aliases, *(card.id for card in sorted(chats, key=lambda card: bool(card.remedy))))
         bare = [name for name in names if name.rpartition("/")[2] == model.rpartition("/")[2]]
         close = difflib.get_close_matches(model, names, n=NEAR_MAX)
         return tuple(dict.fromkeys((*bare, *close)))[:NEAR_MAX]
 
+    def _entry(self, model: str) -> tuple[str, str, ProviderEntry | None]:
+        """The resolved id, the provider's own name of the model, and the provider."""
+        id = self.aliases.get(model, model)
+        provider, _, name = id.partition("/")
+        return id, name, next((entry for entry in self.entries if entry.name == provider), None)
+
     def _cards(self, entry: ProviderEntry) -> Iterator[ModelCard]:
         for known in entry.models:
-            id = f"{entry.name}/{known.name}"
-            aliases = tuple(sorted(alias for alias, model in self.aliases.items() if model == id))
-            yield ModelCard(
-                id=id,
-                provider=entry.name,
-                dialect=entry.dialect,
-                context_tokens=known.context_tokens,
-                capabilities=tuple(sorted(entry.capabilities(known.name))),
-                remedy=entry.remedy if not any(one.serves(known.name) for one in entry.deployments) else "",
-                simulated=entry.simulated,
-                aliases=aliases,
-                output_tokens_max=known.output_tokens_max,
-                price=known.price,
-                stage=known.lifecycle.stage(self.today()),
-                retires_on=known.lifecycle.retires_on,
-                replacement=known.lifecycle.replacement,
-            )
+            yield self._card(entry, known)
+        for known in entry.embeds:
+            yield self._vectors_card(entry, known)
+
+    def _card(self, entry: ProviderEntry, known: KnownModel) -> ModelCard:
+        id = f"{entry.name}/{known.name}"
+        return ModelCard(
+            id=id,
+            provider=entry.name,
+            dialect=entry.dialect,
+            context_tokens=known.context_tokens,
+            capabilities=tuple(sorted(entry.capabilities(known.name))),
+            remedy=entry.remedy if not any(one.serves(known.name) for one in entry.deployments) else "",
+            simulated=entry.simulated,
+            aliases=self._aliases_of(id),
+            output_tokens_max=known.output_tokens_max,
+            price=known.price,
+            stage=known.lifecycle.stage(self.today()),
+            retires_on=known.lifecycle.retires_on,
+            replacement=known.lifecycle.replacement,
+        )
+
+    def _vectors_card(self, entry: ProviderEntry, known: KnownModel) -> ModelCard:
+        id = f"{entry.name}/{known.name}"
+        return ModelCard(
+            id=id,
+            provider=entry.name,
+            dialect=entry.dialect,
+            context_tokens=known.context_tokens,
+            capabilities=(EMBEDDINGS,),
+            remedy=entry.remedy if entry.embedder is None else "",
+            simulated=entry.simulated,
+            aliases=self._aliases_of(id),
+        )
+
+    def _aliases_of(self, id: str) -> tuple[str, ...]:
+        return tuple(sorted(alias for alias, model in self.aliases.items() if model == id))
 
 
 def hosted_models(provider: str, today: date | None = None) -> tuple[KnownModel, ...]:
@@ -286,6 +344,13 @@ def hosted_models(provider: str, today: date | None = None) -> tuple[KnownModel,
         for model in found.models
         if names.match(model.id) and not _NOT_CHAT.search(model.id) and model.context_window
     )
+    return tuple(sorted(known, key=lambda model: model.name))
+
+
+def hosted_embeddings(provider: str) -> tuple[KnownModel, ...]:
+    """The models of a hosted provider that have vectors of texts, by name."""
+    found = next(entry for entry in price_book if entry.id == provider)
+    known = (KnownModel(model.id, model.context_window or 0) for model in found.models if _VECTORS.search(model.id))
     return tuple(sorted(known, key=lambda model: model.name))
 
 

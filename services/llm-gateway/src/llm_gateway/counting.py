@@ -32,6 +32,7 @@ from llm_gateway.domain import (
     ToolSpec,
     Usage,
     UsageLine,
+    Vector,
 )
 
 REQUEST_TOKENS: Final = 32
@@ -97,6 +98,8 @@ def _part(part: Part) -> int:
             return AUDIO_TOKENS + len(part.data) // AUDIO_BYTES_PER_TOKEN
         case File():
             return len(part.data)
+        case Vector():
+            return 0
 
 
 def _delta(part: StreamPart) -> int:

@@ -110,7 +110,14 @@ class File:
     data: bytes
 
 
-Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | Audio | File
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """What a text means to a model, as little-endian 32-bit floats; only in answers to what was to be embedded."""
+
+    values: bytes
+
+
+Part: TypeAlias = Text | ToolCall | ToolResult | Reasoning | Opaque | Refusal | Image | Audio | File | Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +168,10 @@ class OutputFormat:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One call of one model. None leaves a parameter to the provider; `provider_options` goes into the wire request."""
+    """One call of one model. None leaves a parameter to the provider; `provider_options` goes into the wire request.
+
+    `reasoning_tokens_max` 0 asks for an answer without reasoning.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -176,8 +186,18 @@ class ModelRequest:
     top_k: int | None = None
     seed: int | None = None
     reasoning_effort: str | None = None
+    reasoning_tokens_max: int | None = None
     service_tier: str | None = None
     provider_options: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to turn into vectors, one each; `dimensions` None for as many as the model has of its own."""
+
+    model: str
+    texts: tuple[str, ...]
+    dimensions: int | None = None
 
 
 # --- usage ----------------------------------------------------------------------------------------------------------
@@ -244,7 +264,8 @@ class ModelResponse:
     """A finished answer. `usage` is None when the provider gave none that can be believed: absent is not zero.
 
     `model` is what the provider says it ran; `warnings` name parameters left out and counts not believed; `simulated`
-    is set when the answer says that it comes from the provider simulator.
+    is set when the answer says that it comes from the provider simulator; `service_tier` is what it was served at, empty
+    when the provider does not say.
     """
 
     message: Message
@@ -255,11 +276,24 @@ class ModelResponse:
     model: str
     warnings: tuple[str, ...] = ()
     simulated: bool = False
+    service_tier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each text, in their order. `usage` and `simulated` as in ModelResponse."""
+
+    vectors: tuple[Vector, ...]
+    usage: Usage | None
+    model: str
+    simulated: bool = False
 
 
 # --- answer ---------------------------------------------------------------------------------------------------------
 
-UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound"]
+UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound", "gateway_cache"]
+CacheUse = Literal["", "hit", "miss"]
+"""Whether the answer was kept from another call; empty when that was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +314,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
     simulated: bool = False
     replayed: bool = False
+    cache: CacheUse = ""
 
 
 Abort = Literal["drain", "estimate", "free"]

@@ -5,6 +5,7 @@ GatewayError
 ├── InvalidUsage                      counts that contradict each other; the call itself may have succeeded
 ├── InvalidToolArguments              a model wrote tool arguments that are no JSON object
 ├── StoreUnavailable                  recorded answers cannot be read or written now: repeat
+├── CloudSdkMissing                   a cloud is configured whose SDK is not installed; nothing starts
 ├── CallRefused                       a call was not begun; nothing was recorded
 │   ├── UnknownModel                  no such model or alias; names near ones
 │   ├── ModelUnavailable              known, but its provider has no key or address here, or it is retired
@@ -73,6 +74,11 @@ class InvalidToolArguments(GatewayError):
 
 class StoreUnavailable(GatewayError):
     """The store of recorded answers cannot be reached; whether the last write happened is unknown."""
+
+
+class CloudSdkMissing(GatewayError):
+    def __init__(self, provider: str, package: str) -> None:
+        super().__init__(f"{provider} needs the package {package}; install synod-llm-gateway[clouds]")
 
 
 class TakenOver(GatewayError):

@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, NoReturn, TypeVar
+from typing import Final, Literal, NoReturn, TypeVar
 from uuid import UUID
 
 from eventlog.errors import LogUnavailable, QueueFull
@@ -18,22 +18,26 @@ from servicekit.clock import Clock
 from servicekit.retry import Backoff
 from synod.common.event import Event
 from synod.common.ids import uuid7
-from synod.common.values import Attribution, Failure, UsageLine
+from synod.common.values import Attribution, Failure
 from synod.llm_gateway.events import (
     ConsideredModel,
     ModelCallAccepted,
     ModelCallAttemptStarted,
     ModelCallCancelled,
     ModelCallCompleted,
+    ModelCallServedFromCache,
 )
 
-from llm_gateway import calls, counting, domain, retrying
+from llm_gateway import billing, caching, calls, counting, domain, retrying
 from llm_gateway.admission import Admission
+from llm_gateway.answer_cache import AnswerCache
 from llm_gateway.balancing import Loads, Strategy
+from llm_gateway.caching import Cacheable
 from llm_gateway.calls import Billed, Call
 from llm_gateway.catalogue import Target
 from llm_gateway.circuits import Circuits, suspension
-from llm_gateway.domain import Answer, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
+from llm_gateway.domain import Answer, CacheUse, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
+from llm_gateway.embedding import EmbeddingTerms
 from llm_gateway.errors import (
     AnswerExpired,
     CallCancelled,
@@ -52,9 +56,10 @@ from llm_gateway.flight import Began, Delta, Flight
 from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal, Seen
 from llm_gateway.limits import Need, Priority, Ticket
-from llm_gateway.ports import AnswerCodec, Kept, Ledger, Reservation, Results, Workers
+from llm_gateway.ports import AnswerCodec, Entry, Kept, Ledger, Reservation, Results, Workers
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.routing import ANY, Considered, Policy
+from llm_gateway.similar import Look, SimilarAnswers
 from llm_gateway.telemetry import Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
@@ -97,6 +102,12 @@ class Asked:
     sha256: str
     priority: Priority = "normal"
     policy: Policy = ANY
+    cacheable: Cacheable | None = None
+    embedding: EmbeddingTerms | None = None
+
+    @property
+    def operation(self) -> Literal["chat", "embeddings"]:
+        return "chat" if self.embedding is None else "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,8 @@ class Tools:
     circuits: Circuits
     admission: Admission
     terms: Terms
+    cache: AnswerCache | None = None
+    similar: SimilarAnswers | None = None
     draw: Callable[[], float] = random.random
     loads: Loads = field(default_factory=Loads)
     headroom: Headroom = field(default_factory=Headroom)
@@ -199,7 +212,7 @@ class Execution:
     async def _carried_out(self, call: Call) -> Answer | None:
         """The answer; None if what `call` says turns out to be old. A call that is known is not refused for want of money."""
         try:
-            return await self._carry_out(call)
+            return await self._answered(call)
         except TakenOver:
             return None
         except CallRefused:
@@ -230,11 +243,73 @@ class Execution:
             raise AnswerExpired(self._asked.request_id)
         return replace(self._tools.codec.load(kept.answer), replayed=True)
 
+    # --- what others have been answered ---
+
+    async def _answered(self, call: Call) -> Answer:
+        """By what an equal request of this tenant got, where that is allowed and there; else by a model."""
+        cache, cacheable, model = self._tools.cache, self._asked.cacheable, self._targets[0].id
+        if cache is None or cacheable is None:
+            return await self._carry_out(call)
+        key = caching.cache_key(self._context.tenant, model, cacheable)
+        async with cache.turn(key) as turn:
+            if turn.found is not None:
+                return await self._serve(turn.found)
+            look = await self._look(cacheable)
+            if look is not None and look.key and (alike := await cache.find(look.key)) is not None:
+                return await self._serve(alike, look.likeness)
+            self._tools.telemetry.cache_missed(model)
+            answer = await self._carry_out(call)
+            if answer.model == model and caching.may_keep(cacheable.policy, answer):
+                data = self._tools.codec.dump(answer)
+                turn.kept = await cache.keep(key, self._context.tenant, cacheable.policy, data)
+                if look is not None and turn.kept is not None and self._tools.similar is not None:
+                    self._tools.similar.remember(look, key)
+        return answer
+
+    async def _look(self, cacheable: Cacheable) -> Look | None:
+        """What was said before that means the same; None where that is not asked for or cannot be known."""
+        similar, model = self._tools.similar, self._targets[0].id
+        if similar is None or not cacheable.said:
+            return None
+        scope = caching.scope_key(self._context.tenant, model, cacheable)
+        return await similar.look(self._id, scope, cacheable.said, self._context, self._asked.attribution)
+
+    async def _serve(self, entry: Entry, likeness: float = 1.0) -> Answer:
+        """Another's answer as this call's own, on record like any, shown like any."""
+        call = await self._recorder.load()
+        if call.phase not in ("new", "waiting"):
+            raise TakenOver
+        source = self._tools.codec.load(entry.answer)
+        answer = caching.as_hit(source, self._asked.request_id)
+        data = self._tools.codec.dump(answer)
+        served = ModelCallServedFromCache(
+            request_id=answer.request_id,
+            model=answer.model,
+            attribution=self._attribution(self._targets[0]),
+            source_reservation_id=source.reservation_id,
+            input_tokens=answer.usage.input_tokens,
+            output_tokens=answer.usage.output_tokens,
+            usage=billing.usage_lines(answer.usage),
+            finish_reason=answer.finish_reason,
+            response_sha256=hashlib.sha256(data).hexdigest(),
+            likeness_of_10000=min(round(likeness * caching.EXACT_OF_10000), caching.EXACT_OF_10000),
+            simulated=answer.simulated,
+        )
+        accepted = self._accepted(self._request(self._targets[0]))
+        ended = await _unbroken(self._recorder.serve(Kept(data, b"", call.attempt), accepted, served))
+        if not calls.has_completed(ended, call.attempt):
+            raise TakenOver
+        self._tools.telemetry.served_from_cache(answer)
+        for delta in caching.deltas_of(answer.message):
+            self._flight.show(Began(answer.model, 0, "", "hit"), delta)
+        return answer
+
     async def _carry_out(self, call: Call) -> Answer:
         self._tools.retry_budget.earn()
         telemetry, request = self._tools.telemetry, self._request(self._targets[0])
         began_s = _now()
-        with telemetry.call(self._targets[0].id, request, self._asked.attribution, stream=self._stream) as span:
+        operation, owner = self._asked.operation, self._asked.attribution
+        with telemetry.call(self._targets[0].id, request, owner, stream=self._stream, operation=operation) as span:
             try:
                 answer = await self._tried(call)
             except CallFailed as error:
@@ -369,6 +444,8 @@ class Execution:
             input_tokens_max=self._input_tokens_max,
             output_tokens_max=request.max_output_tokens or 0,
             ttl_s=self._tools.terms.call_max_s + RESERVATION_GRACE_S,
+            terms=billing.price_terms(request),
+            modalities=billing.modalities(request),
         )
         await self._tools.ledger.reserve(reservation, self._context)
 
@@ -379,15 +456,7 @@ class Execution:
         request = self._request(target)
         bounds = self._input_tokens_max, request.max_output_tokens or 0
         attempt = Attempt(number, target, self._reservation_id(number), *bounds, _now())
-        accepted = ModelCallAccepted(
-            request_id=self._asked.request_id,
-            model=self._asked.model,
-            attribution=self._asked.attribution,
-            request_sha256=self._asked.sha256,
-            input_tokens_max=attempt.input_tokens_max,
-            output_tokens_max=attempt.output_tokens_max,
-            considered=self._considered_models(),
-        )
+        accepted = self._accepted(request)
         started = ModelCallAttemptStarted(
             request_id=self._asked.request_id,
             attempt=number,
@@ -407,6 +476,18 @@ class Execution:
             raise TakenOver
         self._ours, self._flight.abort = True, target.abort
         return attempt
+
+    def _accepted(self, request: ModelRequest) -> ModelCallAccepted:
+        return ModelCallAccepted(
+            request_id=self._asked.request_id,
+            model=self._asked.model,
+            attribution=self._asked.attribution,
+            request_sha256=self._asked.sha256,
+            input_tokens_max=self._input_tokens_max,
+            output_tokens_max=request.max_output_tokens or 0,
+            operation=self._asked.operation,
+            considered=self._considered_models(),
+        )
 
     async def _ask(self, attempt: Attempt) -> ModelResponse:
         request, provider = self._request(attempt.target), attempt.target.provider
@@ -434,7 +515,7 @@ class Execution:
                 return
 
     def _show(self, attempt: Attempt, delta: Delta) -> None:
-        self._flight.show(Began(attempt.target.id, attempt.number, attempt.reservation_id), delta)
+        self._flight.show(Began(attempt.target.id, attempt.number, attempt.reservation_id, self._cache_use), delta)
 
     # --- outcomes ---
 
@@ -451,7 +532,7 @@ class Execution:
         """The answer goes on record before the event that says so: without it the event would promise too much."""
         answer = self._answer(attempt, response)
         data = self._tools.codec.dump(answer)
-        event = self._completed_event(attempt, answer, data)
+        event = self._completed_event(attempt, answer, response, data)
         kept = Kept(data, event.model_dump_json().encode(), attempt.number)
         call = await _unbroken(self._recorder.complete(kept, event))
         if not calls.has_completed(call, attempt.number):
@@ -479,9 +560,12 @@ class Execution:
             reservation_id=attempt.reservation_id,
             warnings=(*attempt.target.warnings, *response.warnings),
             simulated=response.simulated or attempt.target.simulated,
+            cache=self._cache_use,
         )
 
-    def _completed_event(self, attempt: Attempt, answer: Answer, data: bytes) -> ModelCallCompleted:
+    def _completed_event(
+        self, attempt: Attempt, answer: Answer, response: ModelResponse, data: bytes
+    ) -> ModelCallCompleted:
         return ModelCallCompleted(
             request_id=answer.request_id,
             attempt=attempt.number,
@@ -491,7 +575,7 @@ class Execution:
             attribution=self._attribution(attempt.target),
             input_tokens=answer.usage.input_tokens,
             output_tokens=answer.usage.output_tokens,
-            usage=usage_lines(answer.usage),
+            usage=billing.usage_lines(answer.usage),
             usage_source=answer.usage_source,
             finish_reason=answer.finish_reason,
             response_sha256=hashlib.sha256(data).hexdigest(),
@@ -499,6 +583,7 @@ class Execution:
             duration_ms=_milliseconds(_now() - attempt.began_s),
             first_content_ms=_milliseconds(self._first_content_s() or 0.0),
             simulated=answer.simulated,
+            service_tier=billing.served_tier(self._request(attempt.target), response),
         )
 
     async def _interrupted(self) -> None:
@@ -532,11 +617,15 @@ class Execution:
             request_id=self._asked.request_id,
             attempt=attempt.number,
             reservation_id=attempt.reservation_id,
-            usage=() if free else usage_lines(counting.plain_usage(input_tokens, output_tokens)),
+            usage=() if free else billing.usage_lines(counting.plain_usage(input_tokens, output_tokens)),
             usage_source="gateway_counted",
         )
 
     # --- values ---
+
+    @property
+    def _cache_use(self) -> CacheUse:
+        return "" if self._asked.cacheable is None else "miss"
 
     def _considered_models(self) -> tuple[ConsideredModel, ...]:
         return tuple(
@@ -547,7 +636,9 @@ class Execution:
     def _request(self, target: Target) -> ModelRequest:
         request = self._requests.get(target.id)
         if request is None:
-            limit = self._asked.request.max_output_tokens or self._tools.terms.output_tokens_default
+            limit = self._asked.request.max_output_tokens
+            if limit is None:
+                limit = self._tools.terms.output_tokens_default
             request = replace(self._asked.request, model=target.model, max_output_tokens=limit)
             self._requests[target.id] = request
         return request
@@ -605,6 +696,10 @@ class Recorder:
         await self._patiently(lambda: self.tools.results.keep(self.id, kept))
         return await self.append(lambda call: calls.end(call, event))
 
+    async def serve(self, kept: Kept, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Call:
+        await self._patiently(lambda: self.tools.results.keep(self.id, kept))
+        return await self.append(lambda call: calls.serve(call, accepted, served))
+
     async def runs_elsewhere(self, call: Call) -> bool:
         """Whether another living process carries the call out now."""
         workers, running = self.tools.workers, call.running
@@ -616,7 +711,7 @@ class Recorder:
         if running is None:
             return call
         kept = await self.tools.results.find(self.id)
-        event = ModelCallCompleted.model_validate_json(kept.completed) if kept else None
+        event = ModelCallCompleted.model_validate_json(kept.completed) if kept and kept.completed else None
         if event is not None and event.attempt == running.attempt:
             return await self.append(lambda call: calls.end(call, event))
         self.tools.telemetry.attempt_failed(self.id, running.model, running.attempt, CRASHED.reason, "unknown")
@@ -649,20 +744,6 @@ def _used(usage: domain.Usage | None) -> Need | None:
         return None
     read = sum(line.quantity for line in usage.lines if line.cache == "read")
     return Need(usage.input_tokens - read, usage.output_tokens)
-
-
-def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:
-    """The lines as events have them: without how long a cache entry lives, and video as the images it is priced as."""
-    return tuple(
-        UsageLine(
-            direction=line.direction,
-            modality="image" if line.modality == "video" else line.modality,
-            cache=line.cache,
-            reasoning=line.reasoning,
-            quantity=line.quantity,
-        )
-        for line in usage.lines
-    )
 
 
 def _now() -> float:

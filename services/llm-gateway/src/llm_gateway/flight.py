@@ -10,6 +10,7 @@ from synod.common.values import Failure
 from llm_gateway.domain import (
     Abort,
     Answer,
+    CacheUse,
     ReasoningDelta,
     RefusalDelta,
     StreamPart,
@@ -32,6 +33,7 @@ class Began:
     model: str
     attempt: int
     reservation_id: str
+    cache: CacheUse = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from typing import Final
 
-CHAT: Final = "chat"
 OPERATION: Final = "gen_ai.operation.name"
 PROVIDER: Final = "gen_ai.provider.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"

@@ -16,10 +16,20 @@ from synod.llm_gateway.events import EVENTS
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import add_LlmGatewayServicer_to_server
 
 from llm_gateway.admission import Admission
+from llm_gateway.answer_cache import AnswerCache, CacheTerms
 from llm_gateway.application import Gateway
-from llm_gateway.catalogue import ANY_MODEL, Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.cache_store import PostgresCacheStore
+from llm_gateway.catalogue import (
+    ANY_MODEL,
+    Catalogue,
+    KnownModel,
+    ProviderEntry,
+    hosted_embeddings,
+    hosted_models,
+)
 from llm_gateway.circuits import Circuits, CircuitTerms, Phase
 from llm_gateway.clients import GrpcLedger
+from llm_gateway.clouds import cloud_entries
 from llm_gateway.deployments import observed, with_roster
 from llm_gateway.execution import Terms, Tools
 from llm_gateway.headroom import Headroom
@@ -28,7 +38,7 @@ from llm_gateway.limits import Line
 from llm_gateway.projections import ModelCallsView, Queries
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
-from llm_gateway.providers.provider import Provider
+from llm_gateway.providers.provider import Embedder, Provider
 from llm_gateway.providers.quota import Quota
 from llm_gateway.providers.transport import Transport, open_session
 from llm_gateway.results import PostgresResults
@@ -37,6 +47,7 @@ from llm_gateway.roster import LoadedRoster, RosterFile
 from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
 from llm_gateway.settings import Settings
 from llm_gateway.shared_limits import PostgresBooks, SharedLimits
+from llm_gateway.similar import LikenessIndex, SimilarAnswers, SimilarTerms
 from llm_gateway.slices import SliceTerms
 from llm_gateway.surroundings import Surroundings
 from llm_gateway.telemetry import Telemetry
@@ -54,13 +65,13 @@ async def compose(host: Host[Settings]) -> None:
     results = PostgresResults(dsn, host.pool, host.clock, settings.answers_kept_s)
     await results.prepare()
     host.on_stop(results.close)
+    cached = PostgresCacheStore(host.pool, host.clock, settings.cache_entries_max)
+    await cached.prepare()
     workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session()))
-    entries = provider_entries(settings, transport, host.clock.now)
-    aborts = settings.abort_policies
-    entries = tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
+    entries = await all_entries(host, transport)
     roster = roster_file(settings)
     loaded = await roster.changed() if roster else None
 
@@ -96,6 +107,8 @@ async def compose(host: Host[Settings]) -> None:
         circuits=Circuits(circuit_terms(settings), circuit_changed),
         terms=terms(settings),
         headroom=headroom,
+        cache=AnswerCache(cached, host.clock, cache_terms(settings)),
+        similar=similar_answers(settings, telemetry),
         balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
@@ -119,6 +132,7 @@ async def compose(host: Host[Settings]) -> None:
     host.add_task("worker lock", workers.stay)
     host.add_task("surroundings", surroundings.run)
     host.add_task("results", results.purge_forever)
+    host.add_task("answer cache", cached.purge_forever)
     if roster is not None:
         host.add_task("roster", follow_roster)
     host.on_stop(gateway.close)
@@ -138,6 +152,14 @@ async def shared_admission(host: Host[Settings], worker: str, telemetry: Telemet
     return admission
 
 
+async def all_entries(host: Host[Settings], transport: Transport) -> tuple[ProviderEntry, ...]:
+    """Those on this machine's own connections, and those behind the SDKs of clouds."""
+    settings, now = host.settings, host.clock.now
+    entries = (*provider_entries(settings, transport, now), *await cloud_entries(host.stack, settings, now))
+    aborts = settings.abort_policies
+    return tuple(replace(entry, abort=aborts.get(entry.name, entry.abort)) for entry in entries)
+
+
 def roster_file(settings: Settings) -> RosterFile | None:
     if settings.roster_file is None:
         return None
@@ -154,6 +176,21 @@ def terms(settings: Settings) -> Terms:
         calls_max=settings.calls_max,
         retry=RetryTerms(attempts_max=settings.attempts_max),
     )
+
+
+def cache_terms(settings: Settings) -> CacheTerms:
+    return CacheTerms(
+        ttl_s=settings.cache_ttl_s,
+        ttl_max_s=settings.cache_ttl_max_s,
+        front_bytes_max=settings.cache_front_bytes,
+    )
+
+
+def similar_answers(settings: Settings, telemetry: Telemetry) -> SimilarAnswers | None:
+    if not settings.similar_model:
+        return None
+    terms = SimilarTerms(settings.similar_model, settings.similar_dimensions, settings.similar_likeness_min)
+    return SimilarAnswers(terms, telemetry.similar_found, LikenessIndex())
 
 
 def circuit_terms(settings: Settings) -> CircuitTerms:
@@ -182,15 +219,24 @@ def provider_entries(settings: Settings, transport: Transport, now: Now) -> tupl
 
 def _simulator(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if settings.simulator_url:
         url = settings.simulator_url.rstrip("/") + "/v1"
         provider = catalog.openai_compatible(
             transport, now, name="simulator", base_url=url, api_key="simulator", profile=catalog.OPENAI
         )
-    models = (KnownModel("sim-1"),)
-    remedy = "start the provider simulator and set SYNOD_SIMULATOR_URL"
+        embedder = catalog.openai_embedder(transport, now, name="simulator", base_url=url, api_key="simulator")
     return ProviderEntry(
-        "simulator", "openai-chat", catalog.OPENAI, provider, remedy, models, SIMULATOR_MODELS, simulated=True
+        "simulator",
+        "openai-chat",
+        catalog.OPENAI,
+        provider,
+        "start the provider simulator and set SYNOD_SIMULATOR_URL",
+        (KnownModel("sim-1"),),
+        SIMULATOR_MODELS,
+        simulated=True,
+        embedder=embedder,
+        embeds=(KnownModel("sim-embed"),),
     )
 
 
@@ -200,12 +246,22 @@ def _openai(settings: Settings, transport: Transport, now: Now) -> ProviderEntry
         (catalog.openai_responses, catalog.OPENAI_RESPONSES) if responses else (catalog.openai, catalog.OPENAI)
     )
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if key := _secret(settings.openai_api_key):
         provider = made(transport, now, key, settings.openai_base_url)
-    dialect = f"openai-{settings.openai_dialect}"
-    models = hosted_models("openai", now().date())
-    families = catalog.KINDS["openai-responses" if responses else "openai-chat"].families
-    return ProviderEntry("openai", dialect, profile, provider, "set OPENAI_API_KEY", models, profiles=families)
+        url = settings.openai_base_url
+        embedder = catalog.openai_embedder(transport, now, name="openai", base_url=url, api_key=key)
+    return ProviderEntry(
+        "openai",
+        f"openai-{settings.openai_dialect}",
+        profile,
+        provider,
+        "set OPENAI_API_KEY",
+        hosted_models("openai", now().date()),
+        profiles=catalog.KINDS["openai-responses" if responses else "openai-chat"].families,
+        embedder=embedder,
+        embeds=hosted_embeddings("openai"),
+    )
 
 
 def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
@@ -220,10 +276,20 @@ def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEn
 
 def _google(settings: Settings, transport: Transport, now: Now) -> ProviderEntry:
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if key := _secret(settings.gemini_api_key):
         provider = catalog.google(transport, now, key, settings.gemini_base_url)
-    models = hosted_models("google", now().date())
-    return ProviderEntry("google", "gemini-generate", catalog.GEMINI, provider, "set GEMINI_API_KEY", models)
+        embedder = catalog.google_embedder(transport, now, key, settings.gemini_base_url)
+    return ProviderEntry(
+        "google",
+        "gemini-generate",
+        catalog.GEMINI,
+        provider,
+        "set GEMINI_API_KEY",
+        hosted_models("google", now().date()),
+        embedder=embedder,
+        embeds=hosted_embeddings("google"),
+    )
 
 
 def _own_server(
@@ -232,11 +298,14 @@ def _own_server(
     """A server that runs whatever its owner loaded: any name of a model is passed on."""
     profile = catalog.VLLM if name == "vllm" else catalog.OPENAI_COMPATIBLE
     provider: Provider | None = None
+    embedder: Embedder | None = None
     if url:
         provider = catalog.openai_compatible(
             transport, now, name=name, base_url=url, api_key=_secret(key), profile=profile
         )
-    return ProviderEntry(name, "openai-compatible", profile, provider, f"set {variable}", accepts=ANY_MODEL)
+        embedder = catalog.openai_embedder(transport, now, name=name, base_url=url, api_key=_secret(key))
+    remedy = f"set {variable}"
+    return ProviderEntry(name, "openai-compatible", profile, provider, remedy, accepts=ANY_MODEL, embedder=embedder)
 
 
 def ollama_url(host: str) -> str:

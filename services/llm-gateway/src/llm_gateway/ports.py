@@ -1,7 +1,8 @@
 """What the gateway needs of the world. Fakes are in testing.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from eventlog.records import Context
@@ -14,7 +15,10 @@ from llm_gateway.slices import Grant, Want
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """An upper bound to hold before an attempt: tokens, for `ttl_s` seconds. `model` is "provider/model"."""
+    """An upper bound to hold before an attempt: tokens, for `ttl_s` seconds. `model` is "provider/model".
+
+    `terms` are those that the price depends on, such as a service tier; `modalities` what the input holds besides text.
+    """
 
     id: str
     attribution: Attribution
@@ -22,6 +26,8 @@ class Reservation:
     input_tokens_max: int
     output_tokens_max: int
     ttl_s: float
+    terms: Mapping[str, str] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
 
 
 class Ledger(Protocol):
@@ -53,6 +59,26 @@ class Results(Protocol):
 
     async def find(self, call_id: str) -> Kept | None:
         """None when there is none or it has expired. Raises StoreUnavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An answer as it is on record, and until when it may be given to others who ask the same."""
+
+    answer: bytes
+    expires_at: datetime
+
+
+class CacheStore(Protocol):
+    """Answers to share, by key. The owner of the store closes it and removes what has expired."""
+
+    async def find(self, key: str) -> Entry | None:
+        """None when there is none or it has expired. Raises StoreUnavailable."""
+        ...
+
+    async def put(self, key: str, tenant: str, entry: Entry) -> None:
+        """A later answer replaces an earlier one. Raises StoreUnavailable."""
         ...
 
 

@@ -19,6 +19,7 @@ from synod.llm_gateway.events import (
     ModelCallCancelled,
     ModelCallCompleted,
     ModelCallFailed,
+    ModelCallServedFromCache,
 )
 
 from llm_gateway.application import ACTOR
@@ -43,6 +44,7 @@ class ModelCallRow:
     input_tokens: int
     output_tokens: int
     duration_ms: int
+    saved_tokens: int
     accepted_at: datetime
     ended_at: datetime | None
 
@@ -51,14 +53,15 @@ class ModelCallsView:
     """One row a call; no content, which the log does not have either."""
 
     name: ClassVar[str] = "model_calls"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     types: ClassVar[frozenset[str] | None] = None
     tables: ClassVar[str] = """
         create table model_calls (
             id text primary key, tenant text not null, request_id text not null, run_id text not null,
             agent text not null, state text not null, model text not null, attempts int not null default 0,
             input_tokens bigint not null default 0, output_tokens bigint not null default 0,
-            duration_ms bigint not null default 0, accepted_at timestamptz not null, ended_at timestamptz
+            duration_ms bigint not null default 0, saved_tokens bigint not null default 0,
+            accepted_at timestamptz not null, ended_at timestamptz
         );
         create index on model_calls (tenant, accepted_at);
         create index on model_calls (id) where state = 'running';
@@ -84,6 +87,7 @@ class _Change:
     input_tokens: int | None = None
     output_tokens: int | None = None
     duration_ms: int | None = None
+    saved_tokens: int | None = None
     ended_at: datetime | None = None
 
 
@@ -95,7 +99,7 @@ _UPDATE: Final = """
     update model_calls set
         state = coalesce(%s, state), model = coalesce(%s, model), attempts = coalesce(%s, attempts),
         input_tokens = coalesce(%s, input_tokens), output_tokens = coalesce(%s, output_tokens),
-        duration_ms = coalesce(%s, duration_ms), ended_at = coalesce(%s, ended_at)
+        duration_ms = coalesce(%s, duration_ms), saved_tokens = coalesce(%s, saved_tokens), ended_at = coalesce(%s, ended_at)
     where id = %s
 """
 
@@ -123,6 +127,9 @@ def _changed(change: _Change, stored: StoredEvent) -> _Change:
                 duration_ms=event.duration_ms,
                 ended_at=stored.occurred_at,
             )
+        case ModelCallServedFromCache() as event:
+            saved = event.input_tokens + event.output_tokens
+            return replace(change, state="cached", model=event.model, saved_tokens=saved, ended_at=stored.occurred_at)
         case ModelCallFailed():
             return replace(change, state="failed", ended_at=stored.occurred_at)
         case ModelCallCancelled():

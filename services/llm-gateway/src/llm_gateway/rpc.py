@@ -17,6 +17,7 @@ from llm_gateway.application import Gateway
 PERMISSIONS: Final = {
     "Generate": "models.generate",
     "Stream": "models.generate",
+    "Embed": "models.generate",
     "CountTokens": "models.read",
     "ListModels": "models.read",
     "ListDeployments": "models.read",
@@ -47,6 +48,13 @@ class LlmGatewayRpc(llm_gateway_pb2_grpc.LlmGatewayServicer):
             async for event in events:
                 sequence += 1
                 yield translate.from_event(sequence, event)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        asked = translate.to_embedding(request, current_principal().tenant)
+        answer = await self.gateway.generate(
+            asked, event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id), self._left_s()
+        )
+        return translate.from_embeddings(answer)
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         tokens, method = await self.gateway.count_tokens(translate.to_countable(request), exact=request.exact)

@@ -45,6 +45,19 @@ class Settings(ServiceSettings):
     gemini_base_url: str = Field(
         "https://generativelanguage.googleapis.com", validation_alias=_by("GEMINI_BASE_URL", "gemini_base_url")
     )
+    azure_openai_endpoint: str = Field("", validation_alias=_by("AZURE_OPENAI_ENDPOINT", "azure_openai_endpoint"))
+    azure_openai_api_key: SecretStr | None = Field(
+        None, validation_alias=_by("AZURE_OPENAI_API_KEY", "azure_openai_api_key")
+    )
+    azure_openai_api_version: str = Field(
+        "2026-10-01", validation_alias=_by("OPENAI_API_VERSION", "azure_openai_api_version")
+    )
+    vertex_project_id: str = Field("", validation_alias=_by("ANTHROPIC_VERTEX_PROJECT_ID", "vertex_project_id"))
+    """Claude on Google's Vertex AI, signed in as the machine is; vertex/<model>."""
+    vertex_region: str = Field("global", validation_alias=_by("CLOUD_ML_REGION", "vertex_region"))
+    vertex_base_url: str = Field("", validation_alias=_by("ANTHROPIC_VERTEX_BASE_URL", "vertex_base_url"))
+    vertex_access_token: SecretStr | None = None
+    """Instead of what the machine is signed in as; it is not renewed."""
     ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
     vllm_url: str = ""
     """Base URL of a vLLM server, with /v1; its models are called vllm/<name>."""
@@ -87,6 +100,18 @@ class Settings(ServiceSettings):
     """Calls that go on without a caller at once; a further one is ended at once."""
     calls_max: int = Field(default=1000, ge=1)
     """Calls in flight at once."""
+    cache_ttl_s: float = Field(default=3600, gt=0)
+    """How long an answer may be given to others who ask the same, where their policy does not say."""
+    cache_ttl_max_s: float = Field(default=86_400, gt=0)
+    cache_entries_max: int = Field(default=10_000, ge=1)
+    """Cached answers of a tenant; beyond, those that would expire first go."""
+    cache_front_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
+    """Memory of each process for cached answers, besides the database."""
+    similar_model: str = ""
+    """The model whose vectors tell what means the same, as "openai/text-embedding-3-small"; empty: no semantic cache."""
+    similar_dimensions: int = Field(default=256, ge=1)
+    similar_likeness_min: float = Field(default=0.95, gt=0, le=1)
+    """The least cosine of two texts that get the same answer; `model_cache_likeness` shows what there is."""
     orphans_s: float = Field(default=15, gt=0)
     """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Literal
 
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -14,6 +14,7 @@ from llm_gateway.catalogue import model_of
 from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayError, RosterInvalid
 
+LIKENESS_BUCKETS: Final = (0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.999, 1.0)
 _UNLISTED: Final = "other"
 
 
@@ -73,14 +74,38 @@ class Telemetry:
             registry=registry,
             buckets=genai.DURATION_BUCKETS_S,
         )
+        self._cached = Counter(
+            "model_cache_requests_total", "Calls that asked the cache", (*names, "outcome"), registry=registry
+        )
+        self._saved = Counter(
+            "model_cache_saved_tokens_total",
+            "Tokens that calls answered from the cache did not use",
+            (*names, "type"),
+            registry=registry,
+        )
+        self._likeness = Histogram(
+            "model_cache_likeness",
+            "How alike the nearest answer was that the semantic cache found",
+            ("outcome",),
+            registry=registry,
+            buckets=LIKENESS_BUCKETS,
+        )
         self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
         self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
 
     @contextmanager
-    def call(self, model: str, request: ModelRequest, attribution: Attribution, *, stream: bool) -> Iterator[Span]:
+    def call(
+        self,
+        model: str,
+        request: ModelRequest,
+        attribution: Attribution,
+        *,
+        stream: bool,
+        operation: Literal["chat", "embeddings"] = "chat",
+    ) -> Iterator[Span]:
         """The span of a call. It ends in an error when the block raises."""
         attributes: dict[str, str | int | bool] = {
-            genai.OPERATION: genai.CHAT,
+            genai.OPERATION: operation,
             genai.PROVIDER: genai.PROVIDER_NAMES.get(_provider(model), _provider(model)),
             genai.REQUEST_MODEL: model,
             genai.REQUEST_MAX_TOKENS: request.max_output_tokens or 0,
@@ -88,7 +113,7 @@ class Telemetry:
             genai.AGENT_NAME: attribution.agent,
             genai.CONVERSATION_ID: attribution.conversation_id,
         }
-        name = f"{genai.CHAT} {model}"
+        name = f"{operation} {model}"
         with self._tracer.start_as_current_span(
             name, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -117,6 +142,19 @@ class Telemetry:
     def ended(self, model: str, outcome: str, seconds: float) -> None:
         """A call ended without an answer."""
         self._seconds.labels(*self._labels(model), outcome).observe(seconds)
+
+    def served_from_cache(self, answer: Answer) -> None:
+        """A call was answered with what another was charged for."""
+        labels = self._labels(answer.model)
+        self._cached.labels(*labels, "hit").inc()
+        self._saved.labels(*labels, "input").inc(answer.usage.input_tokens)
+        self._saved.labels(*labels, "output").inc(answer.usage.output_tokens)
+
+    def similar_found(self, likeness: float, hit: bool) -> None:
+        self._likeness.labels("hit" if hit else "miss").observe(likeness)
+
+    def cache_missed(self, model: str) -> None:
+        self._cached.labels(*self._labels(model), "miss").inc()
 
     def attempt_failed(self, call_id: str, model: str, attempt: int, reason: str, billed: str) -> None:
         self._attempts_failed.labels(*self._labels(model), reason, billed).inc()

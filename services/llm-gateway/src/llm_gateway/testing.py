@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from eventlog.records import Context
 
 from llm_gateway.errors import StoreUnavailable
-from llm_gateway.ports import Kept, Reservation
+from llm_gateway.ports import Entry, Kept, Reservation
 
 
 class FakeLedger:
@@ -60,4 +60,27 @@ class MemoryResults:
         await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
+            raise StoreUnavailable("the store is down")
+
+
+class MemoryCacheStore:
+    """A cache store that removes nothing. While `down` it cannot be reached."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.tenants: dict[str, str] = {}
+        self.down = False
+
+    async def find(self, key: str) -> Entry | None:
+        await self._reach()
+        return self.entries.get(key)
+
+    async def put(self, key: str, tenant: str, entry: Entry) -> None:
+        await self._reach()
+        self.entries[key] = entry
+        self.tenants[key] = tenant
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(0)
+        if self.down:
             raise StoreUnavailable("the store is down")

@@ -1,7 +1,8 @@
 """Between protobuf and the domain: the only file that knows both."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, get_args
 
 import orjson
@@ -20,13 +21,16 @@ from synod.common.values import Attribution
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from llm_gateway import errors
+from llm_gateway import billing, errors
 from llm_gateway.balancing import Strategy
+from llm_gateway.caching import Cacheable, CacheMode, CachePolicy, may_serve
 from llm_gateway.catalogue import ModelCard
 from llm_gateway.domain import (
     Answer,
     Audio,
     Cache,
+    CacheTtl,
+    CacheUse,
     File,
     FinishReason,
     Image,
@@ -49,11 +53,14 @@ from llm_gateway.domain import (
     ToolChoice,
     ToolResult,
     ToolSpec,
+    ToolUnits,
     Usage,
     UsageLine,
     UsageSource,
+    Vector,
 )
-from llm_gateway.execution import Asked, usage_lines
+from llm_gateway.embedding import EmbeddingTerms, request_of
+from llm_gateway.execution import Asked
 from llm_gateway.flight import Began, Broken, CallEvent
 from llm_gateway.inspection import DeploymentState, KeyState
 from llm_gateway.limits import Priority
@@ -64,6 +71,8 @@ REQUEST_ID_MAX: Final = 128
 FALLBACKS_MAX: Final = 5
 OUTPUT_TOKENS_MAX: Final = 1_000_000
 MESSAGES_MAX: Final = 10_000
+TEXTS_MAX: Final = 2_048
+DIMENSIONS_MAX: Final = 65_536
 TOOLS_MAX: Final = 256
 
 _ROLES: Final[dict["pb.Role.ValueType", Role]] = {
@@ -78,7 +87,11 @@ _FINISH_REASONS: Final[dict[str, FinishReason]] = {name: name for name in get_ar
 _USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args(UsageSource)}
 _MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modality)}
 _CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
+_TTLS: Final[dict[str, CacheTtl]] = {name: name for name in get_args(CacheTtl)}
 _PRIORITIES: Final[dict["pb.Priority.ValueType", Priority]] = {pb.PRIORITY_HIGH: "high", pb.PRIORITY_LOW: "low"}
+_CACHE_MODES: Final[dict["pb.CacheMode.ValueType", CacheMode]] = {pb.CACHE_MODE_ON: "on", pb.CACHE_MODE_OFF: "off"}
+_CACHE_USES: Final[dict[str, CacheUse]] = {name: name for name in get_args(CacheUse)}
+_NO_CONTENT: Final = ("request_id", "model", "fallback_models", "attribution", "priority", "cache", "routing")
 _KEY_STATES: Final[Mapping[KeyState, "pb.KeyState.ValueType"]] = {
     "unasked": pb.KEY_STATE_UNSPECIFIED,
     "works": pb.KEY_STATE_WORKS,
@@ -153,15 +166,82 @@ ERRORS: Final = (
 def to_asked(request: pb.GenerateRequest, tenant: str) -> Asked:
     """Raises InvalidArgument naming field, value and remedy."""
     _check_request(request)
+    model_request = to_model_request(request)
     return Asked(
         request_id=request.request_id,
         model=request.model,
         fallback_models=tuple(request.fallback_models),
-        request=to_model_request(request),
+        request=model_request,
         attribution=to_attribution(request.attribution, tenant),
-        sha256=hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest(),
+        sha256=_sha256(request),
         priority=_PRIORITIES.get(request.priority, "normal"),
+        cacheable=_cacheable(request, model_request),
         policy=_policy(request.routing) if request.HasField("routing") else ANY,
+    )
+
+
+def _cacheable(request: pb.GenerateRequest, asked: ModelRequest) -> Cacheable | None:
+    policy = to_policy(request.cache)
+    if not may_serve(policy, asked):
+        return None
+    said = _last_said(request) if policy.similar and policy.mode == "on" else ""
+    return Cacheable(policy, content_sha256(request), said, _scope_sha256(request) if said else "")
+
+
+def _last_said(request: pb.GenerateRequest) -> str:
+    """The text that the user said last; empty if it is not text alone."""
+    last = request.messages[-1]
+    alone = last.role == pb.ROLE_USER and len(last.parts) == 1
+    return last.parts[0].text if alone else ""
+
+
+def _scope_sha256(request: pb.GenerateRequest) -> str:
+    rest = pb.GenerateRequest()
+    rest.CopyFrom(request)
+    del rest.messages[-1]
+    return content_sha256(rest)
+
+
+def to_policy(policy: pb.CachePolicy) -> CachePolicy:
+    if policy.ttl_s < 0:
+        raise InvalidArgument("cache.ttl_s", policy.ttl_s, "must be 0 (for the default) or more")
+    mode = _CACHE_MODES.get(policy.mode, "deterministic")
+    return CachePolicy(mode, policy.ttl_s, policy.tool_calls, policy.reasoning, policy.similar)
+
+
+def content_sha256(request: pb.GenerateRequest) -> str:
+    """Of what the answer depends on: neither who asks nor how it is to be carried out, nor by which name the model."""
+    content = pb.GenerateRequest()
+    content.CopyFrom(request)
+    for field in _NO_CONTENT:
+        content.ClearField(field)
+    return _sha256(content)
+
+
+def _sha256(request: pb.GenerateRequest | pb.EmbedRequest) -> str:
+    return hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+
+
+def to_embedding(request: pb.EmbedRequest, tenant: str) -> Asked:
+    """Raises InvalidArgument naming field, value and remedy."""
+    _check_request_id(request.request_id)
+    _check_texts(request.texts)
+    if not 0 <= request.dimensions <= DIMENSIONS_MAX:
+        raise InvalidArgument("dimensions", request.dimensions, f"must be 0 (for the model's own) to {DIMENSIONS_MAX}")
+    texts = request_of(request.model, tuple(request.texts))
+    policy = to_policy(request.cache)
+    content = pb.EmbedRequest(texts=request.texts, dimensions=request.dimensions)
+    cacheable = Cacheable(policy, _sha256(content)) if may_serve(policy, texts) else None
+    return Asked(
+        request_id=request.request_id,
+        model=request.model,
+        fallback_models=(),
+        request=texts,
+        attribution=to_attribution(request.attribution, tenant),
+        sha256=_sha256(request),
+        priority=_PRIORITIES.get(request.priority, "normal"),
+        cacheable=cacheable,
+        embedding=EmbeddingTerms(request.dimensions or None),
     )
 
 
@@ -196,6 +276,7 @@ def to_model_request(request: pb.GenerateRequest) -> ModelRequest:
         top_k=request.top_k if request.HasField("top_k") else None,
         seed=request.seed if request.HasField("seed") else None,
         reasoning_effort=request.reasoning_effort or None,
+        reasoning_tokens_max=request.reasoning_tokens_max if request.HasField("reasoning_tokens_max") else None,
         service_tier=request.service_tier or None,
         parallel_tool_calls=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else None,
     )
@@ -235,13 +316,24 @@ def to_attribution(message: ledger_pb.Attribution, tenant: str) -> Attribution:
     )
 
 
-def _check_request(request: pb.GenerateRequest) -> None:
-    if not 1 <= len(request.request_id) <= REQUEST_ID_MAX:
+def _check_request_id(request_id: str) -> None:
+    if not 1 <= len(request_id) <= REQUEST_ID_MAX:
         raise InvalidArgument(
             "request_id",
-            request.request_id,
+            request_id,
             f"must have 1 to {REQUEST_ID_MAX} characters; it makes a repeat harmless, use any unique text",
         )
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if not 1 <= len(texts) <= TEXTS_MAX:
+        raise InvalidArgument("texts", len(texts), f"give 1 to {TEXTS_MAX} texts")
+    if "" in texts:
+        raise InvalidArgument(f"texts[{list(texts).index('')}]", "", "must not be empty")
+
+
+def _check_request(request: pb.GenerateRequest) -> None:
+    _check_request_id(request.request_id)
     if not 1 <= len(request.messages) <= MESSAGES_MAX:
         raise InvalidArgument("messages", len(request.messages), f"give 1 to {MESSAGES_MAX} messages")
     if len(request.tools) > TOOLS_MAX:
@@ -250,6 +342,9 @@ def _check_request(request: pb.GenerateRequest) -> None:
         raise InvalidArgument(
             "max_output_tokens", request.max_output_tokens, f"must be 0 (for the default) to {OUTPUT_TOKENS_MAX}"
         )
+    if not 0 <= request.reasoning_tokens_max <= OUTPUT_TOKENS_MAX:
+        most = request.reasoning_tokens_max
+        raise InvalidArgument("reasoning_tokens_max", most, f"must be 0 (for none) to {OUTPUT_TOKENS_MAX}")
     if request.HasField("temperature") and not 0 <= request.temperature <= 2:
         raise InvalidArgument("temperature", request.temperature, "must be from 0 to 2")
     if len(request.fallback_models) > FALLBACKS_MAX:
@@ -356,13 +451,33 @@ def from_answer(answer: Answer) -> pb.GenerateResponse:
         replayed=answer.replayed,
         simulated=answer.simulated,
         warnings=answer.warnings,
+        cache=answer.cache,
+    )
+
+
+def from_embeddings(answer: Answer) -> pb.EmbedResponse:
+    vectors = (part.values for part in answer.message.parts if isinstance(part, Vector))
+    return pb.EmbedResponse(
+        request_id=answer.request_id,
+        embeddings=[pb.Embedding(values=struct.unpack(f"<{len(values) // 4}f", values)) for values in vectors],
+        model=answer.model,
+        usage=_from_usage(answer.usage, answer.usage_source),
+        reservation_id=answer.reservation_id,
+        replayed=answer.replayed,
+        simulated=answer.simulated,
+        cache=answer.cache,
     )
 
 
 def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
     match event:
         case Began():
-            started = pb.StreamStarted(model=event.model, attempt=event.attempt, reservation_id=event.reservation_id)
+            started = pb.StreamStarted(
+                model=event.model,
+                attempt=event.attempt,
+                reservation_id=event.reservation_id,
+                cache=event.cache,
+            )
             return pb.StreamEvent(sequence=sequence, started=started)
         case TextDelta():
             return pb.StreamEvent(sequence=sequence, text_delta=event.text)
@@ -435,6 +550,8 @@ def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
         input_tokens_max=reservation.input_tokens_max,
         output_tokens_max=reservation.output_tokens_max,
         ttl=ttl,
+        price_context=reservation.terms,
+        modalities=reservation.modalities,
     )
 
 
@@ -451,7 +568,7 @@ class AnswerRecords:
 def to_answer(response: pb.GenerateResponse) -> Answer:
     return Answer(
         request_id=response.request_id,
-        message=_message("message", response.message),
+        message=_recorded(response.message),
         finish_reason=_FINISH_REASONS[response.finish_reason],
         usage=_to_usage(response.usage),
         usage_source=_USAGE_SOURCES[response.usage.source],
@@ -461,7 +578,14 @@ def to_answer(response: pb.GenerateResponse) -> Answer:
         warnings=tuple(response.warnings),
         simulated=response.simulated,
         replayed=response.replayed,
+        cache=_CACHE_USES[response.cache],
     )
+
+
+def _recorded(message: pb.Message) -> Message:
+    """An answer's message may hold vectors, which no request can."""
+    parts = (Vector(part.vector) if part.HasField("vector") else _part("message", part) for part in message.parts)
+    return Message(_ROLES[message.role], tuple(parts))
 
 
 def _from_message(message: Message) -> pb.Message:
@@ -481,6 +605,8 @@ def _from_part(part: Part) -> pb.Part:
             return pb.Part(refusal=part.text)
         case Reasoning():
             return pb.Part(reasoning=pb.Reasoning(text=part.text, signature=part.payload, provider=part.dialect))
+        case Vector():
+            return pb.Part(vector=part.values)
         case Opaque():
             # It only has to come back to its dialect byte for byte, which reasoning does too.
             return pb.Part(reasoning=pb.Reasoning(signature=part.payload, provider=part.dialect))
@@ -489,12 +615,14 @@ def _from_part(part: Part) -> pb.Part:
 
 
 def _from_usage(usage: Usage, source: UsageSource) -> pb.Usage:
-    lines = [ledger_pb.UsageLine(**line.model_dump()) for line in usage_lines(usage)]
+    lines = [ledger_pb.UsageLine(**line.model_dump()) for line in billing.usage_lines(usage)]
     return pb.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, lines=lines, source=source)
 
 
 def _to_usage(usage: pb.Usage) -> Usage:
-    return Usage.of(_to_usage_line(line) for line in usage.lines)
+    tokens = (_to_usage_line(line) for line in usage.lines if line.unit in ("", "tokens"))
+    uses = (ToolUnits(line.unit, line.quantity) for line in usage.lines if line.unit not in ("", "tokens"))
+    return Usage.of(tokens, tuple(uses))
 
 
 def _to_usage_line(line: ledger_pb.UsageLine) -> UsageLine:
@@ -504,5 +632,6 @@ def _to_usage_line(line: ledger_pb.UsageLine) -> UsageLine:
         quantity=line.quantity,
         modality=_MODALITIES[line.modality],
         cache=_CACHES[line.cache],
+        ttl=_TTLS.get(line.ttl),
         reasoning=line.reasoning,
     )

@@ -1,18 +1,18 @@
 """The HTTP routes of the simulator: four dialects, models, embeddings, token counts, and its own administration."""
 
-import base64
-import struct
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from aiohttp import web
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from provider_simulator.access import is_refused
 from provider_simulator.anthropic_messages import AnthropicMessages
-from provider_simulator.conversation import BadRequest, Json, JsonObject, TokenUsage
+from provider_simulator.clouds import AZURE_PATH, VERTEX_PATH, VertexMessages
+from provider_simulator.conversation import BadRequest, JsonObject
 from provider_simulator.dialect import Dialect
-from provider_simulator.embeddings import DIMENSIONS, DIMENSIONS_MAX, EMBEDDING_MODEL, embed
+from provider_simulator.embedding_wires import EmbeddingExchange, EmbeddingWire, GeminiEmbeddings, OpenAiEmbeddings
+from provider_simulator.embeddings import EMBEDDING_MODEL
 from provider_simulator.exchange import Exchange, json_response
 from provider_simulator.faults import FAULT_MODELS, FaultPlan, PlannedFault
 from provider_simulator.gemini_generate import METHODS, GeminiGenerate
@@ -21,8 +21,7 @@ from provider_simulator.openai_responses import OpenAiResponses
 from provider_simulator.quota import Quotas, QuotaTerms
 from provider_simulator.reply import FINGERPRINT, count_input
 from provider_simulator.script import MODEL
-from provider_simulator.usage import ServedRequest, UsageBook, counted
-from provider_simulator.wire import WireModel, read
+from provider_simulator.usage import UsageBook
 
 REQUEST_BYTES_MAX = 64 * 1024 * 1024
 MODELS_SINCE = 1_767_225_600  # 2026-01-01T00:00:00Z, in Unix seconds
@@ -49,9 +48,12 @@ class Simulator:
                 web.post("/v1/responses/input_tokens", _count_responses),
                 web.post("/v1/messages", self._completions(AnthropicMessages())),
                 web.post("/v1/messages/count_tokens", _count_tokens),
+                web.post(AZURE_PATH, self._completions(OpenAiChat())),
+                web.post(VERTEX_PATH, self._vertex),
                 web.post("/v1beta/models/{model}:{method}", self._gemini),
-                web.post("/v1/embeddings", self._embeddings),
+                web.post("/v1/embeddings", self._embeddings(OpenAiEmbeddings())),
                 web.get("/v1/models", _models),
+                web.get("/openai/models", _models),
                 web.get("/v1beta/models", _models),
                 web.get("/ready", _ready),
                 web.get("/simulator/usage", self._read_usage),
@@ -80,24 +82,34 @@ class Simulator:
 
         return handle
 
+    async def _vertex(self, request: web.Request) -> web.StreamResponse:
+        """Counting is a model of its own there."""
+        dialect = VertexMessages(request.match_info["model"])
+        if request.match_info["model"] != "count-tokens":
+            return await self._completions(dialect)(request)
+        try:
+            texts = dialect.parse_countable(await request.read(), request.headers)
+        except BadRequest as error:
+            return json_response(dialect.error(400, str(error), None), status=400)
+        return json_response({"input_tokens": count_input(texts)})
+
     async def _gemini(self, request: web.Request) -> web.StreamResponse:
         """Model and streaming stand in the path."""
         model, method = request.match_info["model"], request.match_info["method"]
         if method == "countTokens":
             return await _count_gemini(request, model)
+        if method == "batchEmbedContents":
+            return await self._embeddings(GeminiEmbeddings(model))(request)
         if method not in METHODS:
             raise web.HTTPNotFound
         return await self._completions(GeminiGenerate(model, stream=METHODS[method]))(request)
 
-    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
-        try:
-            asked = read(_EmbeddingRequest, await request.read())
-        except BadRequest as error:
-            return json_response(OpenAiChat().error(400, str(error), None), status=400)
-        texts = asked.texts()
-        served = ServedRequest(self._next_sequence(), "openai-embeddings", asked.model, False, 200, "answered")
-        self.usage.record(counted(served, TokenUsage(count_input(texts), 0)))
-        return json_response(_embedding_answer(asked, texts))
+    def _embeddings(self, wire: EmbeddingWire) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            exchange = EmbeddingExchange(wire, self.faults, self.usage, self._next_sequence())
+            return await exchange.serve(request)
+
+        return handle
 
     async def _read_usage(self, _request: web.Request) -> web.StreamResponse:
         return json_response(self.usage.as_json())
@@ -131,16 +143,6 @@ class Simulator:
     async def _clear_faults(self, _request: web.Request) -> web.StreamResponse:
         self.faults.clear()
         return web.Response(status=204)
-
-
-class _EmbeddingRequest(WireModel):
-    model: str
-    input: str | list[str]
-    encoding_format: str = "float"
-    dimensions: int = Field(default=DIMENSIONS, ge=1, le=DIMENSIONS_MAX)
-
-    def texts(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else self.input
 
 
 async def _count_tokens(request: web.Request) -> web.StreamResponse:
@@ -192,27 +194,3 @@ def _anthropic_models(names: Sequence[str]) -> JsonObject:
     entry: JsonObject = {"type": "model", "created_at": "2026-01-01T00:00:00Z", "lifecycle": "active"}
     data = [{"id": name, "display_name": f"{name} (simulator)", **entry} for name in names]
     return {"data": data, "has_more": False, "first_id": names[0], "last_id": names[-1]}
-
-
-def _embedding_answer(asked: _EmbeddingRequest, texts: Sequence[str]) -> JsonObject:
-    vectors = (embed(text, asked.dimensions) for text in texts)
-    data: list[Json] = [
-        {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
-        for index, vector in enumerate(vectors)
-    ]
-    tokens = count_input(texts)
-    return {
-        "object": "list",
-        "model": asked.model,
-        "system_fingerprint": FINGERPRINT,
-        "simulated": True,
-        "data": data,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-
-
-def _encoded(vector: Sequence[float], encoding: str) -> Json:
-    """Base64 holds little-endian 32-bit floats; it is what the openai SDK asks for unless told otherwise."""
-    if encoding != "base64":
-        return list(vector)
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -119,7 +119,18 @@ def spend_models(since: Since = "", until: Until = "", as_json: AsJson = False, 
         found = await synod.compare_models(request)
         if as_json:
             return print_json(as_dict(found))
-        columns = ("model", "calls>", "cost>", "a call>", "p50 ms>", "p95 ms>", "first ms>", "errors>", "cached>")
+        columns = (
+            "model",
+            "calls>",
+            "cost>",
+            "a call>",
+            "p50 ms>",
+            "p95 ms>",
+            "first ms>",
+            "errors>",
+            "cached>",
+            "saved>",
+        )
         return print_table("", columns, [_model_row(each) for each in found.models])
 
     run(command, data)
@@ -136,6 +147,7 @@ def _model_row(each: pb.ModelComparison) -> tuple[object, ...]:
         each.first_content_p50_ms,
         f"{each.errors_of_10000 / 100:.2f} %",
         f"{each.cached_of_10000 / 100:.2f} %",
+        format_usd(each.saved_nano_usd),
     )
 
 

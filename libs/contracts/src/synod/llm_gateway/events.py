@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from synod.common.event import Event, Value
 from synod.common.values import Attribution, Failure, UsageLine
 
-UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound"]
+UsageSource = Literal["provider_final", "provider_partial", "gateway_counted", "reserved_upper_bound", "gateway_cache"]
 
 
 class ConsideredModel(Value):
@@ -30,6 +30,7 @@ class ModelCallAccepted(Event):
     request_sha256: str
     input_tokens_max: int
     output_tokens_max: int
+    operation: Literal["chat", "embeddings"] = "chat"
     considered: tuple[ConsideredModel, ...] = ()
 
 
@@ -67,7 +68,10 @@ class ModelCallAttemptFailed(Event):
 
 
 class ModelCallCompleted(Event):
-    """cost-ledger settles the reservation from this event, exactly once."""
+    """cost-ledger settles the reservation from this event, exactly once.
+
+    `service_tier` is the one to bill where it is not the standard one; a provider may serve another than was asked for.
+    """
 
     AGGREGATE: ClassVar[str] = "model-call"
 
@@ -86,6 +90,30 @@ class ModelCallCompleted(Event):
     provider_response_id: str = ""
     duration_ms: int
     first_content_ms: int = 0
+    simulated: bool = False
+    service_tier: str = ""
+
+
+class ModelCallServedFromCache(Event):
+    """Terminal: answered with what an equal call got before. Nothing was reserved and nothing is charged.
+
+    `source_reservation_id` is the reservation of the call that was paid for: what its settlement came to is what this
+    call saves. Tokens and usage are of that call.
+    """
+
+    AGGREGATE: ClassVar[str] = "model-call"
+
+    request_id: str
+    model: str
+    attribution: Attribution
+    source_reservation_id: str
+    input_tokens: int
+    output_tokens: int
+    usage: tuple[UsageLine, ...]
+    finish_reason: str
+    response_sha256: str
+    # How much alike the two requests are, of 10,000; less only for an answer to a similar request.
+    likeness_of_10000: int = 10_000
     simulated: bool = False
 
 
@@ -167,6 +195,7 @@ EVENTS: tuple[type[Event], ...] = (
     ModelCallAttemptStarted,
     ModelCallAttemptFailed,
     ModelCallCompleted,
+    ModelCallServedFromCache,
     ModelCallFailed,
     ModelCallCancelled,
     CircuitOpened,

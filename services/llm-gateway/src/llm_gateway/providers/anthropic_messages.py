@@ -72,6 +72,7 @@ class _Usage(TypedDict, total=False):
     cache_creation: _CacheCreation | None
     output_tokens_details: _OutputDetails | None
     server_tool_use: Mapping[str, int | None] | None
+    service_tier: str | None
 
 
 class _Block(TypedDict, total=False):
@@ -209,6 +210,7 @@ class _Answer:
             model=self._model,
             warnings=tuple(self._usage_warnings()),
             simulated=self._simulated,
+            service_tier=self._usage.get("service_tier") or "",
         )
 
     def _usage_warnings(self) -> Iterator[str]:

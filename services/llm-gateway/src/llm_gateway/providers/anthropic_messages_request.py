@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Final, Literal
 
 import orjson
 
@@ -23,9 +23,11 @@ from llm_gateway.domain import (
     ToolCall,
     ToolResult,
     ToolSpec,
+    Vector,
 )
 from llm_gateway.errors import InvalidToolArguments, RequestRejected
 
+THINKING_TOKENS_MIN: Final = 1024
 # An orjson.Fragment is bytes that go into the document as they are; it is what keeps opaque parts byte for byte.
 Block = JsonObject | orjson.Fragment
 
@@ -64,6 +66,7 @@ def _optional(request: ModelRequest) -> JsonObject:
         "stop_sequences": list(request.stop) or None,
         "service_tier": request.service_tier,
         "output_config": _output_config(request) or None,
+        "thinking": _thinking(request),
         **(_tools(request) if request.tools else {}),
     }
     return {name: value for name, value in fields.items() if value is not None}
@@ -98,6 +101,21 @@ def _output_config(request: ModelRequest) -> JsonObject:
     return {**form, "effort": request.reasoning_effort} if request.reasoning_effort else form
 
 
+def _thinking(request: ModelRequest) -> Json:
+    """Raises RequestRejected for a number that the API does not take."""
+    most = request.reasoning_tokens_max
+    if most is None:
+        return None
+    if most == 0:
+        return {"type": "disabled"}
+    if not THINKING_TOKENS_MIN <= most < (request.max_output_tokens or 0):
+        limits = f"{THINKING_TOKENS_MIN} to less than max_output_tokens"
+        error = RequestRejected(f"reasoning_tokens_max {most} is outside what this model takes, {limits}")
+        error.dispatched = False
+        raise error
+    return {"type": "enabled", "budget_tokens": most}
+
+
 def _instructions(messages: Iterable[Message]) -> Iterator[str]:
     return (message.text for message in messages if message.role in {"system", "developer"} and message.text)
 
@@ -120,6 +138,8 @@ def _block(part: Part) -> Block:
         case ToolResult():
             error: Mapping[str, bool] = {"is_error": True} if part.is_error else {}
             return {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text, **error}
+        case Vector():
+            raise TypeError("a vector cannot be part of a request")
         case Reasoning() | Opaque():
             return orjson.Fragment(part.payload)
         case Audio():

@@ -11,10 +11,13 @@ from typing import Final, Literal
 
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
+from llm_gateway.providers.embeddings import HttpEmbedder
+from llm_gateway.providers.gemini_embeddings import GeminiEmbeddings
 from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
 from llm_gateway.providers.http import Endpoint, HttpProvider
 from llm_gateway.providers.openai_chat import OpenAiChatDialect
 from llm_gateway.providers.openai_chat_request import ChatWire
+from llm_gateway.providers.openai_embeddings import OpenAiEmbeddings
 from llm_gateway.providers.openai_responses import OpenAiResponsesDialect
 from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.transport import Transport
@@ -33,7 +36,7 @@ OPENAI_REASONING = CapabilityProfile(
     parameters=frozenset({"seed", "reasoning_effort", "service_tier", "parallel_tool_calls"})
 )
 ANTHROPIC = CapabilityProfile(
-    parameters=frozenset({"stop", "reasoning_effort", "service_tier", "parallel_tool_calls"}),
+    parameters=frozenset({"stop", "reasoning_effort", "reasoning_tokens_max", "service_tier", "parallel_tool_calls"}),
     output_formats=frozenset({"text", "json_schema"}),
     output_tokens_default=4096,
     audio=False,
@@ -52,7 +55,9 @@ OPENAI_RESPONSES = CapabilityProfile(
 OPENAI_RESPONSES_REASONING = CapabilityProfile(
     parameters=frozenset({"reasoning_effort", "service_tier", "parallel_tool_calls"})
 )
-GEMINI = CapabilityProfile(parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort"}))
+GEMINI = CapabilityProfile(
+    parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "reasoning_tokens_max"})
+)
 
 OPENAI_FAMILIES = dict.fromkeys(("o1", "o3", "o4", "gpt-5", "gpt-6"), OPENAI_REASONING)
 """Models that reason refuse to be told how to sample."""
@@ -112,6 +117,15 @@ def ollama(transport: Transport, now: Now, base_url: str = OLLAMA_BASE_URL) -> H
 
 def vllm(transport: Transport, now: Now, base_url: str, api_key: str = "") -> HttpProvider:
     return openai_compatible(transport, now, name="vllm", base_url=base_url, api_key=api_key, profile=VLLM)
+
+
+def openai_embedder(transport: Transport, now: Now, *, name: str, base_url: str, api_key: str = "") -> HttpEmbedder:
+    """OpenAI, Ollama, vLLM and every other server of POST /embeddings."""
+    return HttpEmbedder(Endpoint(name, base_url, api_key, OPENAI_COMPATIBLE), OpenAiEmbeddings(), transport, now)
+
+
+def google_embedder(transport: Transport, now: Now, api_key: str, base_url: str = GOOGLE_BASE_URL) -> HttpEmbedder:
+    return HttpEmbedder(Endpoint("google", base_url, api_key, GEMINI), GeminiEmbeddings(), transport, now)
 
 
 def _local_wire() -> OpenAiChatDialect:

@@ -23,6 +23,7 @@ from llm_gateway.domain import (
     ToolCall,
     ToolResult,
     ToolSpec,
+    Vector,
 )
 from llm_gateway.errors import InvalidToolArguments, RequestRejected
 
@@ -45,7 +46,7 @@ def encode(request: ModelRequest) -> bytes:
 
 
 def _config(request: ModelRequest) -> JsonObject:
-    wanted, effort = request.output_format, request.reasoning_effort
+    wanted = request.output_format
     fields: dict[str, Json] = {
         "maxOutputTokens": request.max_output_tokens,
         "temperature": request.temperature,
@@ -55,9 +56,18 @@ def _config(request: ModelRequest) -> JsonObject:
         "stopSequences": list(request.stop) or None,
         "responseMimeType": None if wanted.kind == "text" else "application/json",
         "responseJsonSchema": wanted.schema if wanted.kind == "json_schema" else None,
-        "thinkingConfig": {"includeThoughts": True, "thinkingLevel": effort} if effort else None,
+        "thinkingConfig": _thinking(request),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _thinking(request: ModelRequest) -> Json:
+    """By number or by level: the API takes one of them, and a number is the more exact."""
+    if request.reasoning_tokens_max is not None:
+        most = request.reasoning_tokens_max
+        return {"includeThoughts": most > 0, "thinkingBudget": most}
+    effort = request.reasoning_effort
+    return {"includeThoughts": True, "thinkingLevel": effort} if effort else None
 
 
 def _instructions(messages: Sequence[Message]) -> JsonObject:
@@ -107,6 +117,8 @@ def _block(part: Part, names: Mapping[str, str]) -> Block:
             return {"functionCall": {"id": part.id, "name": part.name, "args": _arguments(part)}}
         case ToolResult():
             return {"functionResponse": _response(part, names)}
+        case Vector():
+            raise TypeError("a vector cannot be part of a request")
         case Reasoning() | Opaque():
             return orjson.Fragment(part.payload)
         case Image() if part.url:

@@ -12,7 +12,7 @@ from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
 from llm_gateway.providers.quota import Quota, quotas
 from llm_gateway.providers.sse import SseParser
-from llm_gateway.providers.transport import HttpReply, Transport
+from llm_gateway.providers.transport import HttpReply, Poster
 
 T = TypeVar("T")
 QuotaObserver = Callable[[str, tuple[Quota, ...]], None]
@@ -42,7 +42,7 @@ class HttpProvider:
         self,
         endpoint: Endpoint,
         dialect: Dialect,
-        transport: Transport,
+        transport: Poster,
         now: Callable[[], datetime],
         observe: QuotaObserver | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class HttpProvider:
                 answer = await reply.body()
                 if reply.status != 200:
                     raise self._failure(reply, answer)
-            return self._readable(self._dialect.decode_count, answer)
+            return readable(self._dialect.decode_count, answer)
         except ProviderError as error:
             error.provider = self.name
             raise
@@ -153,14 +153,7 @@ class HttpProvider:
             raise MalformedResponse("a stream was asked for and a whole answer came")
 
     def _decoded(self, body: bytes) -> ModelResponse:
-        return self._readable(self._dialect.decode, body)
-
-    @staticmethod
-    def _readable(read: Callable[[bytes], T], body: bytes) -> T:
-        try:
-            return read(body)
-        except _SHAPE_ERRORS as error:
-            raise MalformedResponse(f"the answer cannot be read: {error!r}", status=200) from error
+        return readable(self._dialect.decode, body)
 
     def _failure(self, reply: HttpReply, body: bytes) -> ProviderError:
         request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
@@ -171,6 +164,14 @@ class HttpProvider:
         """Some servers quote the key they refuse; messages of errors go into events and to callers."""
         key = self._endpoint.api_key.encode()
         return body.replace(key, b"***") if key else body
+
+
+def readable(read: Callable[[bytes], T], body: bytes) -> T:
+    """What `read` makes of an answer. Raises MalformedResponse for a shape that the wire format does not allow."""
+    try:
+        return read(body)
+    except _SHAPE_ERRORS as error:
+        raise MalformedResponse(f"the answer cannot be read: {error!r}", status=200) from error
 
 
 def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterator[StreamPart]:

@@ -106,6 +106,7 @@ class _Body(TypedDict, total=False):
     system_fingerprint: str | None
     choices: list[_Choice]
     usage: _Usage | None
+    service_tier: str | None
     error: "_Error | str | None"
     message: str
 
@@ -180,6 +181,7 @@ class _Answer:
         self.reasoning: list[str] = []
         self.calls: list[_Call] = []
         self.finish_reason = ""
+        self.service_tier = body.get("service_tier") or ""
         self.usage: Usage | None = None
         self._warnings: tuple[str, ...] = ("the provider reported no usage",)
 
@@ -217,6 +219,7 @@ class _Answer:
             model=self.model,
             warnings=self._warnings,
             simulated=self.simulated,
+            service_tier=self.service_tier,
         )
 
     def _parts(self) -> Iterator[Part]:
@@ -252,6 +255,7 @@ class _ChatAssembler:
         if self._answer is None:
             self._answer = _Answer(chunk)
             yield Started(self._answer.id, self._answer.model)
+        self._answer.service_tier = chunk.get("service_tier") or self._answer.service_tier
         for choice in chunk.get("choices") or ():
             yield from self._choice_parts(self._answer, choice)
         if usage := chunk.get("usage"):

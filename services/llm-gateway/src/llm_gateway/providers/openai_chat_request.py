@@ -25,6 +25,7 @@ from llm_gateway.domain import (
     ToolChoice,
     ToolResult,
     ToolSpec,
+    Vector,
 )
 
 
@@ -141,7 +142,7 @@ def _content_part(part: Part) -> JsonObject:
             return {"type": "input_audio", "input_audio": sound}
         case File():
             return {"type": "file", "file": {"filename": part.name, "file_data": _data_url(part.media_type, part.data)}}
-        case ToolCall() | ToolResult() | Reasoning() | Opaque():
+        case ToolCall() | ToolResult() | Reasoning() | Opaque() | Vector():
             raise TypeError(f"a {type(part).__name__} cannot be part of a user or system message")
 
 

@@ -106,6 +106,7 @@ class _Response(TypedDict, total=False):
     output: list[_Item]
     incomplete_details: _Incomplete | None
     usage: _Usage | None
+    service_tier: str | None
     error: _Error | None
 
 
@@ -206,6 +207,7 @@ def _whole(response: _Response) -> ModelResponse:
         model=response["model"],
         warnings=warnings,
         simulated=response.get("system_fingerprint") == SIMULATOR_FINGERPRINT,
+        service_tier=response.get("service_tier") or "",
     )
 
 

@@ -23,6 +23,7 @@ from llm_gateway.domain import (
     ToolChoice,
     ToolResult,
     ToolSpec,
+    Vector,
 )
 
 # An orjson.Fragment is bytes that go into the document as they are; it is what keeps opaque parts byte for byte.
@@ -119,6 +120,8 @@ def _item(part: Part) -> Item | None:
             return {"type": "function_call", **call}
         case ToolResult():
             return {"type": "function_call_output", "call_id": part.call_id, "output": _result_text(part)}
+        case Vector():
+            raise TypeError("a vector cannot be part of a request")
         case Reasoning() | Opaque():
             return orjson.Fragment(part.payload)
         case _:

@@ -8,14 +8,32 @@ request before anything is sent.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from llm_gateway.domain import Audio, File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
 from llm_gateway.errors import UnsupportedParameter
 
 Parameter = Literal[
-    "temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "service_tier", "parallel_tool_calls"
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "reasoning_effort",
+    "reasoning_tokens_max",
+    "service_tier",
+    "parallel_tool_calls",
 ]
+_OPTIONAL: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "reasoning_effort",
+    "reasoning_tokens_max",
+    "service_tier",
+    "parallel_tool_calls",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +80,7 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
 
 
 def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> Iterator[str]:
-    for name in ("temperature", "top_p", "top_k", "seed", "reasoning_effort", "service_tier", "parallel_tool_calls"):
+    for name in _OPTIONAL:
         if getattr(request, name) is not None and name not in profile.parameters:
             yield name
     if request.stop and "stop" not in profile.parameters:
@@ -81,6 +99,7 @@ def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
         top_k=None if "top_k" in names else request.top_k,
         seed=None if "seed" in names else request.seed,
         reasoning_effort=None if "reasoning_effort" in names else request.reasoning_effort,
+        reasoning_tokens_max=None if "reasoning_tokens_max" in names else request.reasoning_tokens_max,
         service_tier=None if "service_tier" in names else request.service_tier,
         parallel_tool_calls=None if "parallel_tool_calls" in names else request.parallel_tool_calls,
         stop=() if "stop" in names else request.stop,

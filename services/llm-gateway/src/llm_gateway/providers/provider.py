@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from llm_gateway.domain import ModelRequest, ModelResponse, StreamPart
+from llm_gateway.domain import EmbeddingRequest, Embeddings, ModelRequest, ModelResponse, StreamPart
 
 
 class Provider(Protocol):
@@ -35,3 +35,12 @@ class Provider(Protocol):
         Use it inside `contextlib.aclosing`, so that leaving early closes the connection at once.
         """
         ...
+
+
+class Embedder(Protocol):
+    """One provider account that turns texts into vectors. As Provider in all else."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> Embeddings: ...

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 
@@ -27,10 +28,43 @@ class TransportLimits:
     body_bytes_max: int = 64 * 1024 * 1024
 
 
+class Body(Protocol):
+    async def readany(self) -> bytes:
+        """The next bytes as they arrive; none at the end. Raises aiohttp.ClientError, OSError."""
+        ...
+
+
+class Response(Protocol):
+    """What an HTTP client answers once the headers are there, as aiohttp does. Whoever asked closes it."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def content(self) -> Body: ...
+
+    def close(self) -> None: ...
+
+
+class Poster(Protocol):
+    """The way to a provider; see Transport for what it promises."""
+
+    def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> AbstractAsyncContextManager["HttpReply"]: ...
+
+    def get(
+        self, url: str, headers: Mapping[str, str], deadline: float
+    ) -> AbstractAsyncContextManager["HttpReply"]: ...
+
+
 class HttpReply:
     """A response whose status and headers have arrived. Valid only inside `Transport.post`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, deadline: float, limits: TransportLimits) -> None:
+    def __init__(self, response: Response, deadline: float, limits: TransportLimits) -> None:
         self._response = response
         self._deadline = deadline
         self._begun = False
@@ -108,9 +142,9 @@ class Transport:
                     method, url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout
                 )
         except aiohttp.ServerTimeoutError:
-            raise _never_sent(ProviderTimedOut(f"no connection to {url} within {self._limits.connect_s} s")) from None
+            raise never_sent(ProviderTimedOut(f"no connection to {url} within {self._limits.connect_s} s")) from None
         except aiohttp.ClientConnectorError as error:
-            raise _never_sent(ProviderUnreachable(f"{url}: {error}")) from None
+            raise never_sent(ProviderUnreachable(f"{url}: {error}")) from None
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the provider answered") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -125,7 +159,7 @@ async def open_session(connections_max: int = 1000) -> AsyncIterator[aiohttp.Cli
         yield session
 
 
-def _never_sent(error: ProviderError) -> ProviderError:
+def never_sent(error: ProviderError) -> ProviderError:
     """Without a connection nothing was asked, so nothing can be billed."""
     error.dispatched = False
     return error

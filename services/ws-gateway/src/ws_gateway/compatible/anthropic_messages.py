@@ -10,6 +10,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from ws_gateway.compatible import failures
 from ws_gateway.compatible.anthropic_messages_answer import MessageWriter, message
 from ws_gateway.compatible.anthropic_reasoning import from_block
+from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
 from ws_gateway.compatible.wire import JsonObject, WireModel, decoded, read, text_of
 
@@ -82,7 +83,8 @@ class _OutputConfig(WireModel):
 
 
 class _Thinking(WireModel):
-    type: str
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+    budget_tokens: int | None = Field(default=None, ge=1)
 
 
 class _Countable(WireModel):
@@ -92,7 +94,7 @@ class _Countable(WireModel):
     tools: tuple[_Tool, ...] = ()
 
 
-class _Request(_Countable):
+class _Request(_Countable, CacheAsked):
     max_tokens: int = Field(ge=1)
     tool_choice: _Choice | None = None
     output_config: _OutputConfig | None = None
@@ -110,8 +112,6 @@ class AnthropicMessages:
 
     def parse(self, body: bytes, request_id: str, created: int) -> Asked:
         request = read(_Request, body)
-        if request.thinking is not None and request.thinking.type == "enabled":
-            raise InvalidArgument("thinking.type", "enabled", "say how much to think by output_config.effort")
         return Asked(_generate(request, request_id), request.stream, True, created)
 
     def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
@@ -145,9 +145,21 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
         top_p=request.top_p,
         top_k=request.top_k,
         reasoning_effort=config.effort or "",
+        reasoning_tokens_max=_thinking(request),
         service_tier="" if request.service_tier == "auto" else request.service_tier or "",
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
+        cache=request.cache_policy(),
     )
+
+
+def _thinking(request: _Request) -> int | None:
+    """How many tokens to think with; None leaves it to the model, which the other words do."""
+    thinking = request.thinking
+    if thinking is None or thinking.type != "enabled":
+        return 0 if thinking is not None and thinking.type == "disabled" else None
+    if thinking.budget_tokens is None or thinking.budget_tokens >= request.max_tokens:
+        raise InvalidArgument("thinking.budget_tokens", thinking.budget_tokens, "must be given, less than max_tokens")
+    return thinking.budget_tokens
 
 
 def _messages(request: _Countable) -> list[pb.Message]:

@@ -16,10 +16,11 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from ws_gateway.callers import Caller, require_credential
-from ws_gateway.compatible import failures, models
+from ws_gateway.compatible import caching, failures, models, openai_embeddings, openai_responses
 from ws_gateway.compatible.anthropic_messages import AnthropicMessages, parse_countable
 from ws_gateway.compatible.dialect import Asked, Dialect
 from ws_gateway.compatible.openai_chat import OpenAiChat
+from ws_gateway.compatible.openai_responses import OpenAiResponses
 from ws_gateway.dialogue import Backstage
 from ws_gateway.rest.problems import defect, known
 
@@ -31,6 +32,7 @@ _JSON: Final = b"application/json"
 _EVENTS: Final = b"text/event-stream; charset=utf-8"
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/chat/completions": OpenAiChat(),
+    "/v1/responses": OpenAiResponses(),
     "/v1/messages": AnthropicMessages(),
 }
 
@@ -111,8 +113,12 @@ class Compatible:
         match exchange.method, exchange.path:
             case "POST", path if path in DIALECTS:
                 return self._generate
+            case "POST", "/v1/embeddings":
+                return self._embed
             case "POST", "/v1/messages/count_tokens":
                 return self._count
+            case "POST", "/v1/responses/input_tokens":
+                return self._count_input
             case "GET", path if path == MODELS or path.startswith(f"{MODELS}/"):
                 return self._models
             case _:
@@ -124,11 +130,13 @@ class Compatible:
             await exchange.body(), exchange.request_id, int(self._back.clock.now().timestamp())
         )
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
+        if policy := caching.from_header(exchange.headers):
+            asked.request.cache.CopyFrom(policy)
         if asked.stream:
             await self._stream(exchange, asked, caller)
             return
         answer = await self._stub.Generate(asked.request, metadata=_metadata(caller), timeout=self._timeout_s)
-        await exchange.answer(exchange.dialect.whole(answer, asked))
+        await exchange.answer(exchange.dialect.whole(answer, asked), 200, **caching.told(answer.cache))
 
     async def _stream(self, exchange: Exchange, asked: Asked, caller: Caller) -> None:
         """Nothing is sent before the first event, so that a refusal has its own status. A client who leaves ends it."""
@@ -142,7 +150,7 @@ class Compatible:
             async for event in events:
                 if not begun:
                     begun = True
-                    await exchange.begin(_EVENTS)
+                    await exchange.begin(_EVENTS, 200, **caching.told(caching.used(event)))
                 await exchange.piece(writer.write(event))
             await exchange.piece(b"", more=False)
         except asyncio.CancelledError:
@@ -155,10 +163,25 @@ class Compatible:
         finally:
             gone.cancel()
 
+    async def _embed(self, exchange: Exchange) -> None:
+        caller = await self._caller(exchange)
+        asked = openai_embeddings.parse(await exchange.body(), exchange.request_id)
+        asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
+        if policy := caching.from_header(exchange.headers):
+            asked.request.cache.CopyFrom(policy)
+        found = await self._stub.Embed(asked.request, metadata=_metadata(caller), timeout=self._timeout_s)
+        await exchange.answer(openai_embeddings.answer(found, asked), 200, **caching.told(found.cache))
+
     async def _count(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
         answer = await self._stub.CountTokens(parse_countable(await exchange.body()), metadata=_metadata(caller))
         await exchange.answer({"input_tokens": answer.input_tokens})
+
+    async def _count_input(self, exchange: Exchange) -> None:
+        caller = await self._caller(exchange)
+        asked = openai_responses.parse_countable(await exchange.body())
+        answer = await self._stub.CountTokens(asked, metadata=_metadata(caller))
+        await exchange.answer({"object": "response.input_tokens", "input_tokens": answer.input_tokens})
 
     async def _models(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)

@@ -8,6 +8,7 @@ from servicekit.errors import InvalidArgument, ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from ws_gateway.compatible import failures
+from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
 from ws_gateway.compatible.openai_chat_answer import ChatWriter, completion
 from ws_gateway.compatible.wire import JsonObject, WireModel, data_url, decoded, read, text_of
@@ -103,7 +104,7 @@ class _StreamOptions(WireModel):
     include_usage: bool | None = None
 
 
-class _Request(WireModel):
+class _Request(CacheAsked):
     model: str
     messages: tuple[_Message, ...]
     tools: tuple[_Tool, ...] | None = None
@@ -184,6 +185,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
         # "auto" is what a provider does without being told.
         service_tier="" if request.service_tier == "auto" else request.service_tier or "",
         parallel_tool_calls=request.parallel_tool_calls,
+        cache=request.cache_policy(),
     )
 
 

@@ -1110,6 +1110,8 @@ class ModelComparison(_message.Message):
     COST_PER_CALL_NANO_USD_FIELD_NUMBER: _builtins.int
     ERRORS_OF_10000_FIELD_NUMBER: _builtins.int
     CACHED_OF_10000_FIELD_NUMBER: _builtins.int
+    SERVED_FROM_CACHE_FIELD_NUMBER: _builtins.int
+    SAVED_NANO_USD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     calls: _builtins.int
     failed: _builtins.int
@@ -1128,6 +1130,10 @@ class ModelComparison(_message.Message):
     errors_of_10000: _builtins.int
     """Of 10,000."""
     cached_of_10000: _builtins.int
+    served_from_cache: _builtins.int
+    """Calls that the gateway answered with what an equal call got; none of `calls`."""
+    saved_nano_usd: _builtins.int
+    """What those equal calls have cost, once for each that was answered so."""
     def __init__(
         self,
         *,
@@ -1145,10 +1151,12 @@ class ModelComparison(_message.Message):
         cost_per_call_nano_usd: _builtins.int = ...,
         errors_of_10000: _builtins.int = ...,
         cached_of_10000: _builtins.int = ...,
+        served_from_cache: _builtins.int = ...,
+        saved_nano_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_of_10000", b"cached_of_10000", "cached_tokens", b"cached_tokens", "calls", b"calls", "cancelled", b"cancelled", "cost_nano_usd", b"cost_nano_usd", "cost_per_call_nano_usd", b"cost_per_call_nano_usd", "errors_of_10000", b"errors_of_10000", "failed", b"failed", "first_content_p50_ms", b"first_content_p50_ms", "input_tokens", b"input_tokens", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "model", b"model", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_of_10000", b"cached_of_10000", "cached_tokens", b"cached_tokens", "calls", b"calls", "cancelled", b"cancelled", "cost_nano_usd", b"cost_nano_usd", "cost_per_call_nano_usd", b"cost_per_call_nano_usd", "errors_of_10000", b"errors_of_10000", "failed", b"failed", "first_content_p50_ms", b"first_content_p50_ms", "input_tokens", b"input_tokens", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "model", b"model", "output_tokens", b"output_tokens", "saved_nano_usd", b"saved_nano_usd", "served_from_cache", b"served_from_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

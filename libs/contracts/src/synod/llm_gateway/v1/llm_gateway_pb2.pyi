@@ -43,6 +43,25 @@ ROLE_TOOL: Role.ValueType  # 4
 ROLE_DEVELOPER: Role.ValueType  # 5
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _CacheMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CacheModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHE_MODE_UNSPECIFIED: _CacheMode.ValueType  # 0
+    """Only what asks for the same answer each time: temperature 0 and a seed."""
+    CACHE_MODE_ON: _CacheMode.ValueType  # 1
+    CACHE_MODE_OFF: _CacheMode.ValueType  # 2
+
+class CacheMode(_CacheMode, metaclass=_CacheModeEnumTypeWrapper): ...
+
+CACHE_MODE_UNSPECIFIED: CacheMode.ValueType  # 0
+"""Only what asks for the same answer each time: temperature 0 and a seed."""
+CACHE_MODE_ON: CacheMode.ValueType  # 1
+CACHE_MODE_OFF: CacheMode.ValueType  # 2
+Global___CacheMode: _TypeAlias = CacheMode  # noqa: Y015
+
 class _Priority:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -124,8 +143,11 @@ class Part(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     AUDIO_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     refusal: _builtins.str
+    vector: _builtins.bytes
+    """Little-endian 32-bit floats; only in the records of Embed."""
     @_builtins.property
     def tool_call(self) -> Global___ToolCall: ...
     @_builtins.property
@@ -149,12 +171,13 @@ class Part(_message.Message):
         image: Global___Image | None = ...,
         audio: Global___Audio | None = ...,
         file: Global___File | None = ...,
+        vector: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "tool_call", "tool_result", "reasoning", "refusal", "image", "audio", "file"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "tool_call", "tool_result", "reasoning", "refusal", "image", "audio", "file", "vector"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -399,6 +422,8 @@ class GenerateRequest(_message.Message):
     SERVICE_TIER_FIELD_NUMBER: _builtins.int
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters."""
@@ -419,6 +444,8 @@ class GenerateRequest(_message.Message):
     parallel_tool_calls: _builtins.bool
     priority: Global___Priority.ValueType
     """Who waits first when a limit makes calls wait."""
+    reasoning_tokens_max: _builtins.int
+    """Most tokens to think with, where the model takes such a number; 0 for none at all."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
@@ -432,6 +459,10 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tried in order when the model cannot be reached before the first content."""
+
+    @_builtins.property
+    def cache(self) -> Global___CachePolicy:
+        """Whether the answer may be one that an equal request of the same tenant got before."""
 
     @_builtins.property
     def routing(self) -> Global___RoutingPolicy:
@@ -458,14 +489,18 @@ class GenerateRequest(_message.Message):
         service_tier: _builtins.str = ...,
         parallel_tool_calls: _builtins.bool | None = ...,
         priority: Global___Priority.ValueType = ...,
+        cache: Global___CachePolicy | None = ...,
+        reasoning_tokens_max: _builtins.int | None = ...,
         routing: Global___RoutingPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "routing", b"routing", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_tokens_max", b"reasoning_tokens_max", "routing", b"routing", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "reasoning_tokens_max", b"reasoning_tokens_max", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_tokens_max: _TypeAlias = _typing.Literal["reasoning_tokens_max"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_tokens_max: _TypeAlias = _typing.Literal["_reasoning_tokens_max", b"_reasoning_tokens_max"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
@@ -477,6 +512,8 @@ class GenerateRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_tokens_max) -> _WhichOneofReturnType__reasoning_tokens_max | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
@@ -486,6 +523,43 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class CachePolicy(_message.Message):
+    """Equal requests with equal policies share answers, within a tenant. Only answers that ended by themselves are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    SIMILAR_FIELD_NUMBER: _builtins.int
+    mode: Global___CacheMode.ValueType
+    ttl_s: _builtins.int
+    """How long the answer is kept, in seconds; 0 for the default."""
+    tool_calls: _builtins.bool
+    """Also requests that hold results of tools, and answers that call tools."""
+    reasoning: _builtins.bool
+    """Also requests and answers that hold reasoning."""
+    similar: _builtins.bool
+    """Also the answer to a request that means nearly the same, where the service allows it."""
+    def __init__(
+        self,
+        *,
+        mode: Global___CacheMode.ValueType = ...,
+        ttl_s: _builtins.int = ...,
+        tool_calls: _builtins.bool = ...,
+        reasoning: _builtins.bool = ...,
+        similar: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "reasoning", b"reasoning", "similar", b"similar", "tool_calls", b"tool_calls", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachePolicy: _TypeAlias = CachePolicy  # noqa: Y015
 
 @_typing.final
 class RoutingPolicy(_message.Message):
@@ -545,6 +619,7 @@ class GenerateResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     finish_reason: _builtins.str
     """stop, length, tool_calls, content_filter, refusal, pause, context_window, cancelled, error."""
@@ -556,6 +631,8 @@ class GenerateResponse(_message.Message):
     """True when the answer was kept from an earlier call with the same request_id."""
     simulated: _builtins.bool
     """True when the provider is a simulator."""
+    cache: _builtins.str
+    """"hit": kept from another call, at no cost; "miss": asked for and not there; empty: not asked for."""
     @_builtins.property
     def message(self) -> Global___Message: ...
     @_builtins.property
@@ -577,10 +654,11 @@ class GenerateResponse(_message.Message):
         replayed: _builtins.bool = ...,
         simulated: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        cache: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "message", b"message", "model", b"model", "provider_response_id", b"provider_response_id", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "finish_reason", b"finish_reason", "message", b"message", "model", b"model", "provider_response_id", b"provider_response_id", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,7 +676,9 @@ class Usage(_message.Message):
     """Inclusive totals."""
     output_tokens: _builtins.int
     source: _builtins.str
-    """provider_final, provider_partial, gateway_counted or reserved_upper_bound."""
+    """provider_final, provider_partial, gateway_counted or reserved_upper_bound; gateway_cache: what the call used that the
+    answer was kept from, which costs nothing now.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_cost_ledger_pb2.UsageLine]:
         """Disjoint; their sum equals the totals."""
@@ -693,19 +773,23 @@ class StreamStarted(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     attempt: _builtins.int
     reservation_id: _builtins.str
+    cache: _builtins.str
+    """As in GenerateResponse."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         attempt: _builtins.int = ...,
         reservation_id: _builtins.str = ...,
+        cache: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model", b"model", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache", b"cache", "model", b"model", "reservation_id", b"reservation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,6 +849,118 @@ class StreamError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamError: _TypeAlias = StreamError  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    ATTRIBUTION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Idempotency key, 1 to 128 characters."""
+    model: _builtins.str
+    """"provider/model" or an alias."""
+    dimensions: _builtins.int
+    """Length of the vectors, where the model has several; 0 for its own."""
+    priority: Global___Priority.ValueType
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 2048, none of them empty."""
+
+    @_builtins.property
+    def attribution(self) -> _cost_ledger_pb2.Attribution: ...
+    @_builtins.property
+    def cache(self) -> Global___CachePolicy:
+        """Unspecified keeps nothing."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        dimensions: _builtins.int = ...,
+        attribution: _cost_ledger_pb2.Attribution | None = ...,
+        priority: Global___Priority.ValueType = ...,
+        cache: Global___CachePolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cache", b"cache"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cache", b"cache", "dimensions", b"dimensions", "model", b"model", "priority", b"priority", "request_id", b"request_id", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    SIMULATED_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    model: _builtins.str
+    """"provider/model" that answered."""
+    reservation_id: _builtins.str
+    replayed: _builtins.bool
+    simulated: _builtins.bool
+    cache: _builtins.str
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """In the order of the texts."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        model: _builtins.str = ...,
+        usage: Global___Usage | None = ...,
+        reservation_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+        simulated: _builtins.bool = ...,
+        cache: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "embeddings", b"embeddings", "model", b"model", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
 
 @_typing.final
 class CountTokensRequest(_message.Message):

@@ -48,6 +48,11 @@ class LlmGatewayStub:
                 request_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.StreamRequest.SerializeToString,
                 response_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.StreamEvent.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/synod.llm_gateway.v1.LlmGateway/Embed',
+                request_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.CountTokens = channel.unary_unary(
                 '/synod.llm_gateway.v1.LlmGateway/CountTokens',
                 request_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.CountTokensRequest.SerializeToString,
@@ -81,6 +86,14 @@ class LlmGatewayServicer:
 
     def Stream(self, request, context):
         """The answer as it is produced; exactly one terminal event (completed or error). A request_id in flight is joined.
+        Permission: models.generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """A vector for each text. Reserved, recorded, repeated and charged as Generate is; there are no output tokens.
         Permission: models.generate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -121,6 +134,11 @@ def add_LlmGatewayServicer_to_server(servicer, server):
                     servicer.Stream,
                     request_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.StreamRequest.FromString,
                     response_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.StreamEvent.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.EmbedRequest.FromString,
+                    response_serializer=synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.EmbedResponse.SerializeToString,
             ),
             'CountTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTokens,
@@ -196,6 +214,33 @@ class LlmGateway:
             '/synod.llm_gateway.v1.LlmGateway/Stream',
             synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.StreamRequest.SerializeToString,
             synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.StreamEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.llm_gateway.v1.LlmGateway/Embed',
+            synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.EmbedRequest.SerializeToString,
+            synod_dot_llm__gateway_dot_v1_dot_llm__gateway__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

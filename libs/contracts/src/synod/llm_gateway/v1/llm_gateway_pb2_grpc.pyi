@@ -43,6 +43,10 @@ class LlmGatewayStub:
     """The answer as it is produced; exactly one terminal event (completed or error). A request_id in flight is joined.
     Permission: models.generate.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.EmbedRequest, _llm_gateway_pb2.EmbedResponse]
+    """A vector for each text. Reserved, recorded, repeated and charged as Generate is; there are no output tokens.
+    Permission: models.generate.
+    """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.CountTokensRequest, _llm_gateway_pb2.CountTokensResponse]
     """Tokens of a request: an upper bound counted here, or what the provider counts. Permission: models.read."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_llm_gateway_pb2.ListModelsRequest, _llm_gateway_pb2.ListModelsResponse]
@@ -65,6 +69,10 @@ class LlmGatewayAsyncStub(LlmGatewayStub):
     """One answer. The same request_id gives the same answer, and is charged once. Permission: models.generate."""
     Stream: _aio.UnaryStreamMultiCallable[_llm_gateway_pb2.StreamRequest, _llm_gateway_pb2.StreamEvent]  # type: ignore[assignment]
     """The answer as it is produced; exactly one terminal event (completed or error). A request_id in flight is joined.
+    Permission: models.generate.
+    """
+    Embed: _aio.UnaryUnaryMultiCallable[_llm_gateway_pb2.EmbedRequest, _llm_gateway_pb2.EmbedResponse]  # type: ignore[assignment]
+    """A vector for each text. Reserved, recorded, repeated and charged as Generate is; there are no output tokens.
     Permission: models.generate.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_gateway_pb2.CountTokensRequest, _llm_gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
@@ -96,6 +104,15 @@ class LlmGatewayServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_llm_gateway_pb2.StreamEvent], _abc.AsyncIterator[_llm_gateway_pb2.StreamEvent]]:
         """The answer as it is produced; exactly one terminal event (completed or error). A request_id in flight is joined.
+        Permission: models.generate.
+        """
+
+    def Embed(
+        self,
+        request: _llm_gateway_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_gateway_pb2.EmbedResponse, _abc.Awaitable[_llm_gateway_pb2.EmbedResponse]]:
+        """A vector for each text. Reserved, recorded, repeated and charged as Generate is; there are no output tokens.
         Permission: models.generate.
         """
 

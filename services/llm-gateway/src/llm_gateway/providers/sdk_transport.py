@@ -1,0 +1,114 @@
+"""The way to a provider through the SDK of its maker, for clouds whose addresses and credentials are an art of their own.
+
+The SDK builds the address, signs the request and renews what has to be renewed; it repeats nothing and traces nothing.
+What is said stays the dialect's matter, and the answer is read as raw bytes by the same parsers as everywhere, so that a
+provider behind an SDK keeps the whole contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+
+import httpx2
+import orjson
+
+from llm_gateway.errors import DeadlineExceeded, ProviderTimedOut, ProviderUnreachable
+from llm_gateway.providers.transport import HttpReply, TransportLimits, never_sent
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropicBedrock, AsyncAnthropicVertex
+    from openai import AsyncOpenAI
+    from openai._types import RequestOptions
+
+    SdkClient: TypeAlias = AsyncOpenAI | AsyncAnthropicBedrock | AsyncAnthropicVertex
+
+_RAW: Final = {"X-Stainless-Raw-Response": "stream"}
+"""Keeps either SDK from reading the response."""
+
+
+class SdkTransport:
+    """Implements Poster. `sdk` is the module whose errors the client raises; the client's owner closes it."""
+
+    def __init__(self, client: SdkClient, sdk: ModuleType, limits: TransportLimits | None = None) -> None:
+        # Both SDKs come from one generator, and what is used of them is the same.
+        self._client = cast("AsyncOpenAI", client)
+        self._sdk = sdk
+        self._limits = limits or TransportLimits()
+        self._options: RequestOptions = {
+            "headers": _RAW,
+            "timeout": httpx2.Timeout(None, connect=self._limits.connect_s),
+        }
+
+    @asynccontextmanager
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> AsyncIterator[HttpReply]:
+        """`url` is a path, to which the SDK knows the way; it has the headers too."""
+        async with self._answer("post", url, orjson.loads(body), deadline) as reply:
+            yield reply
+
+    @asynccontextmanager
+    async def get(self, url: str, headers: Mapping[str, str], deadline: float) -> AsyncIterator[HttpReply]:
+        async with self._answer("get", url, None, deadline) as reply:
+            yield reply
+
+    @asynccontextmanager
+    async def _answer(self, method: str, path: str, body: object, deadline: float) -> AsyncIterator[HttpReply]:
+        response = await self._send(method, path, body, deadline)
+        try:
+            yield HttpReply(_SdkResponse(response), deadline, self._limits)
+        finally:
+            await response.aclose()
+
+    async def _send(self, method: str, path: str, body: object, deadline: float) -> httpx2.Response:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._ask(method, path, body)
+        except self._sdk.APIStatusError as error:
+            answered: httpx2.Response = error.response
+            return answered
+        except self._sdk.APITimeoutError:
+            waited = f"no connection to {path} within {self._limits.connect_s} s"
+            raise never_sent(ProviderTimedOut(waited)) from None
+        except self._sdk.APIConnectionError as error:
+            unreachable = ProviderUnreachable(f"{path}: {error.__cause__ or error}")
+            raise (
+                never_sent(unreachable) if isinstance(error.__cause__, httpx2.ConnectError) else unreachable
+            ) from None
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the provider answered") from None
+
+    async def _ask(self, method: str, path: str, body: object) -> httpx2.Response:
+        if method == "get":
+            return await self._client.get(path, cast_to=httpx2.Response, options=self._options)
+        return await self._client.post(path, cast_to=httpx2.Response, body=body, options=self._options)
+
+
+class _SdkResponse:
+    """Implements Response over one of httpx2."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self.content = _SdkBody(response)
+
+    def close(self) -> None:
+        """Closed by `SdkTransport`, which waits for it."""
+
+
+class _SdkBody:
+    def __init__(self, response: httpx2.Response) -> None:
+        self._chunks = response.aiter_bytes()
+
+    async def readany(self) -> bytes:
+        try:
+            async for chunk in self._chunks:
+                if chunk:
+                    return chunk
+        except httpx2.HTTPError as error:
+            raise ConnectionError(str(error) or type(error).__name__) from error
+        return b""

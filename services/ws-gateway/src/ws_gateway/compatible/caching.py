@@ -1,0 +1,79 @@
+"""How a caller allows an answer from the cache, and how it learns whether it got one. Pure.
+
+By the header `x-synod-cache: on` or `off`, with what else the policy says after it: `on; ttl=60; tool-calls; reasoning;
+similar`. Or in the body, as an SDK's `extra_body` puts it there: `{"synod_cache": {"mode": "on", "ttl_s": 60}}`. The
+header wins. The answer has `x-synod-cache: hit` or `miss` when the cache was asked.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from pydantic import Field
+from servicekit.errors import InvalidArgument
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from ws_gateway.compatible.wire import WireModel
+
+HEADER: Final = "x-synod-cache"
+_MODES: Final[Mapping[str, "pb.CacheMode.ValueType"]] = {"on": pb.CACHE_MODE_ON, "off": pb.CACHE_MODE_OFF}
+_FLAGS: Final = ("tool-calls", "reasoning", "similar")
+
+
+class CacheWish(WireModel):
+    mode: Literal["on", "off"] = "on"
+    ttl_s: int = Field(default=0, ge=0, le=2**31 - 1)
+    tool_calls: bool = False
+    reasoning: bool = False
+    similar: bool = False
+
+    def policy(self) -> pb.CachePolicy:
+        return pb.CachePolicy(
+            mode=_MODES[self.mode],
+            ttl_s=self.ttl_s,
+            tool_calls=self.tool_calls,
+            reasoning=self.reasoning,
+            similar=self.similar,
+        )
+
+
+class CacheAsked(WireModel):
+    """What any request may say of the cache."""
+
+    synod_cache: CacheWish | None = None
+
+    def cache_policy(self) -> pb.CachePolicy | None:
+        return self.synod_cache.policy() if self.synod_cache else None
+
+
+def from_header(headers: Mapping[str, str]) -> pb.CachePolicy | None:
+    """None without the header. Raises InvalidArgument."""
+    text = headers.get(HEADER)
+    if text is None:
+        return None
+    mode, *rest = (word.strip().lower() for word in text.split(";"))
+    if mode not in _MODES:
+        raise InvalidArgument(HEADER, text, "must begin with on or off")
+    policy = pb.CachePolicy(mode=_MODES[mode])
+    for word in rest:
+        _set(policy, text, word)
+    return policy
+
+
+def told(cache: str) -> dict[str, str]:
+    """The header that tells a caller what the cache did."""
+    return {HEADER: cache} if cache else {}
+
+
+def used(event: pb.StreamEvent) -> str:
+    """What the first event of a stream says of the cache."""
+    return event.started.cache or event.completed.cache
+
+
+def _set(policy: pb.CachePolicy, text: str, word: str) -> None:
+    name, _, value = word.partition("=")
+    if name == "ttl" and value.isdecimal() and len(value) < 10:
+        policy.ttl_s = int(value)
+    elif word in _FLAGS:
+        setattr(policy, word.replace("-", "_"), True)
+    else:
+        raise InvalidArgument(HEADER, text, f"'{word}' must be ttl=<seconds>, {', '.join(_FLAGS)}")

@@ -1,0 +1,265 @@
+"""POST /v1/responses, as the SDK openai 3.54 speaks it: the request. Pure.
+
+Nothing is stored between two requests: whoever goes on with a conversation sends all of it, reasoning included.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Literal
+
+from pydantic import ConfigDict, Field
+from servicekit.errors import InvalidArgument, ServiceError
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from ws_gateway.compatible import failures, openai_reasoning
+from ws_gateway.compatible.caching import CacheAsked
+from ws_gateway.compatible.dialect import Asked, Writer
+from ws_gateway.compatible.openai_chat import image
+from ws_gateway.compatible.openai_responses_answer import ResponseWriter, response
+from ws_gateway.compatible.wire import JsonObject, WireModel, data_url, decoded, read, text_of
+
+_STORED: Final = ("previous_response_id", "conversation", "prompt")
+_NOT_TAKEN: Final = ("background", "max_tool_calls", "top_logprobs", "moderation", "context_management")
+_ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
+    "system": pb.ROLE_SYSTEM,
+    "developer": pb.ROLE_DEVELOPER,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+}
+
+
+class _Sound(WireModel):
+    data: str
+    format: str
+
+
+class _Content(WireModel):
+    type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_audio", "input_file"]
+    text: str = ""
+    refusal: str = ""
+    image_url: str | None = None
+    input_audio: _Sound | None = None
+    filename: str = "file"
+    file_data: str | None = None
+
+
+class _Item(WireModel):
+    """Any input item; those of reasoning are kept whole, as they came."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | tuple[_Content, ...] | None = None
+    call_id: str = ""
+    name: str = ""
+    arguments: str = "{}"
+    output: str | tuple[_Content, ...] = ""
+
+
+class _Tool(WireModel):
+    type: str
+    name: str = ""
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class _Chosen(WireModel):
+    type: Literal["function"]
+    name: str
+
+
+class _Format(WireModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str = ""
+    schema_: JsonObject = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class _Text(WireModel):
+    format: _Format | None = None
+
+
+class _Reasoning(WireModel):
+    effort: str | None = None
+
+
+class _Request(CacheAsked):
+    model: str
+    input: str | tuple[_Item, ...]
+    instructions: str | None = None
+    tools: tuple[_Tool, ...] | None = None
+    tool_choice: Literal["none", "auto", "required"] | _Chosen | None = None
+    parallel_tool_calls: bool | None = None
+    text: _Text | None = None
+    reasoning: _Reasoning | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    service_tier: str | None = None
+    truncation: str | None = None
+    stream: bool | None = None
+    previous_response_id: object = None
+    conversation: object = None
+    prompt: object = None
+    background: object = None
+    max_tool_calls: object = None
+    top_logprobs: object = None
+    moderation: object = None
+    context_management: object = None
+
+
+class OpenAiResponses:
+    """Implements Dialect."""
+
+    def parse(self, body: bytes, request_id: str, created: int) -> Asked:
+        request = read(_Request, body)
+        _check(request)
+        return Asked(_generate(request, request_id), bool(request.stream), True, created)
+
+    def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
+        return response(answer, asked)
+
+    def writer(self, asked: Asked) -> Writer:
+        return ResponseWriter(asked)
+
+    def failure(self, error: ServiceError) -> tuple[int, Mapping[str, object]]:
+        return failures.openai(error)
+
+
+def parse_countable(body: bytes) -> pb.CountTokensRequest:
+    """POST /v1/responses/input_tokens. Raises InvalidArgument."""
+    request = read(_Request, body)
+    _check(request)
+    asked = _generate(request, "")
+    return pb.CountTokensRequest(model=asked.model, messages=asked.messages, tools=asked.tools, exact=True)
+
+
+def _check(request: _Request) -> None:
+    """Refuses what would be left out silently."""
+    for name in _STORED:
+        value = getattr(request, name)
+        if value:
+            raise InvalidArgument(name, value, "nothing is stored here; send the whole input")
+    for name in _NOT_TAKEN:
+        value = getattr(request, name)
+        if value:
+            raise InvalidArgument(name, value, "is not supported here; leave it out")
+    if request.truncation not in (None, "disabled"):
+        raise InvalidArgument("truncation", request.truncation, "input is never cut here; leave it out")
+
+
+def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        request_id=request_id,
+        model=request.model,
+        messages=_messages(request),
+        tools=[_tool(f"tools.{index}", tool) for index, tool in enumerate(request.tools or ())],
+        tool_choice=request.tool_choice.name if isinstance(request.tool_choice, _Chosen) else request.tool_choice or "",
+        output_format=_format(request.text.format if request.text else None),
+        max_output_tokens=request.max_output_tokens or 0,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        reasoning_effort=(request.reasoning.effort if request.reasoning else None) or "",
+        service_tier="" if request.service_tier == "auto" else request.service_tier or "",
+        parallel_tool_calls=request.parallel_tool_calls,
+        cache=request.cache_policy(),
+    )
+
+
+def _messages(request: _Request) -> list[pb.Message]:
+    told = [_said(pb.ROLE_SYSTEM, request.instructions)] if request.instructions else []
+    if isinstance(request.input, str):
+        return [*told, _said(pb.ROLE_USER, request.input)]
+    return [*told, *_joined(_message(f"input.{index}", item) for index, item in enumerate(request.input))]
+
+
+def _said(role: "pb.Role.ValueType", text: str) -> pb.Message:
+    return pb.Message(role=role, parts=[pb.Part(text=text)])
+
+
+def _joined(messages: Iterable[pb.Message]) -> Iterator[pb.Message]:
+    """What an assistant said, thought and called in one go is one message elsewhere, and so are results of tools."""
+    last: pb.Message | None = None
+    for message in messages:
+        if last is not None and last.role == message.role and message.role in (pb.ROLE_ASSISTANT, pb.ROLE_TOOL):
+            last.parts.extend(message.parts)
+            continue
+        if last is not None:
+            yield last
+        last = message
+    if last is not None:
+        yield last
+
+
+def _message(field: str, item: _Item) -> pb.Message:
+    match item.type:
+        case "message" if item.role is not None:
+            return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.content)))
+        case "message":
+            raise InvalidArgument(f"{field}.role", None, "must be given")
+        case "function_call":
+            call = pb.ToolCall(id=item.call_id, name=item.name, arguments_json=item.arguments)
+            return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(tool_call=call)])
+        case "function_call_output":
+            result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
+            return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
+        case "reasoning":
+            thought = openai_reasoning.from_item(item.model_dump(exclude_unset=True))
+            return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(reasoning=thought)])
+        case _:
+            known = "message, function_call, function_call_output or reasoning"
+            raise InvalidArgument(f"{field}.type", item.type, f"must be {known}")
+
+
+def _parts(field: str, content: str | tuple[_Content, ...] | None) -> Iterator[pb.Part]:
+    if isinstance(content, tuple):
+        yield from (_part(f"{field}.{index}", one) for index, one in enumerate(content))
+    elif content:
+        yield pb.Part(text=content)
+
+
+def _part(field: str, content: _Content) -> pb.Part:
+    match content:
+        case _Content(type="input_text" | "output_text" | "text"):
+            return pb.Part(text=content.text)
+        case _Content(type="refusal"):
+            return pb.Part(refusal=content.refusal)
+        case _Content(type="input_image", image_url=str(url)):
+            return pb.Part(image=image(f"{field}.image_url", url))
+        case _Content(type="input_audio", input_audio=_Sound() as sound):
+            data = decoded(f"{field}.input_audio.data", sound.data)
+            return pb.Part(audio=pb.Audio(media_type=f"audio/{sound.format}", data=data))
+        case _Content(type="input_file", file_data=str(url)):
+            media_type, data = data_url(f"{field}.file_data", url)
+            return pb.Part(file=pb.File(media_type=media_type, name=content.filename, data=data))
+        case _:
+            raise InvalidArgument(field, content.type, "send the data itself; no files are kept here")
+
+
+def _text(field: str, output: str | tuple[_Content, ...]) -> str:
+    """What a tool answered; only text, as everywhere."""
+    if isinstance(output, str):
+        return output
+    for index, one in enumerate(output):
+        if one.type not in ("input_text", "output_text", "text"):
+            raise InvalidArgument(f"{field}.{index}.type", one.type, "a tool's result is text")
+    return "\n".join(one.text for one in output)
+
+
+def _tool(field: str, tool: _Tool) -> pb.Tool:
+    if tool.type != "function":
+        raise InvalidArgument(f"{field}.type", tool.type, "must be function; tools of one provider are not called here")
+    return pb.Tool(
+        name=tool.name,
+        description=tool.description or "",
+        parameters_json=text_of(tool.parameters or {}),
+        strict=bool(tool.strict),
+    )
+
+
+def _format(wanted: _Format | None) -> pb.OutputFormat:
+    if wanted is None or wanted.type != "json_schema":
+        return pb.OutputFormat(kind=wanted.type if wanted else "")
+    schema = text_of(wanted.schema_)
+    return pb.OutputFormat(kind="json_schema", json_schema=schema, name=wanted.name, strict=bool(wanted.strict))
