@@ -144,7 +144,9 @@ endif
 TLS ?=
 REPLICAS ?=
 export SYNOD_REPLICAS := $(or $(REPLICAS),$(SYNOD_REPLICAS))
-COMPOSE_FILES := --file compose.yaml $(if $(TLS),--file deploy/compose/compose.tls.yaml)
+# Named files keep Compose from looking for a person's own one beside compose.yaml.
+COMPOSE_FILES := --file compose.yaml $(addprefix --file ,$(wildcard compose.override.y*ml)) \
+  $(if $(TLS),--file deploy/compose/compose.tls.yaml)
 COMPOSE_DEV := $(COMPOSE) $(COMPOSE_FILES) --file deploy/compose/compose.dev.yaml
 REPLICATED := $(if $(SYNOD_REPLICAS),--file deploy/compose/compose.replicas.yaml)
 SECRETS := deploy/compose/secrets
