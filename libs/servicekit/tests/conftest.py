@@ -103,6 +103,7 @@ def serve_echo() -> ServeEcho:
         errors: ErrorMap | None = None,
         limits: Limits | None = None,
         tracing: Tracing | None = None,
+        port: int = 0,
         tls: Tls | None = None,
     ) -> AsyncIterator[RunningEcho]:
         key, clock, limits = Ed25519PrivateKey.generate(), SystemClock(), limits or Limits()
@@ -120,9 +121,11 @@ def serve_echo() -> ServeEcho:
         server = RpcServer(guard)
         named = permissions if permissions is not None else {name: f"echo.{name.lower()}" for name in KINDS}
         server.add(add_echo_to_server, servicer or Echo(), named, errors or ErrorMap())
-        port = await server.start("127.0.0.1", 0)
+        port = await server.start("127.0.0.1", port)
         await server.set_serving(True)
-        async with open_channel(f"127.0.0.1:{port}", tls.current.holder if tls else "", limits, tls) as channel:
+        address = f"127.0.0.1:{port}"
+        opened = open_channel(address, tls.current.holder, limits, tls) if tls else grpc.aio.insecure_channel(address)
+        async with opened as channel:
             yield RunningEcho(server, guard, key, port, channel)
         await server.stop(0)
 

@@ -15,6 +15,7 @@ import grpc
 import nats
 import psycopg
 import pytest
+from aiohttp import ClientSession
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -277,6 +278,30 @@ async def test_sigterm_drains_the_call_in_flight_and_refuses_new_ones(
         await service.line(event="phase", phase="stop", state="ok")
         code = await asyncio.wait_for(service.process.wait(), WAIT_S)
     assert (kept.value, code) == ("kept", EXIT_OK)
+
+
+async def test_a_process_that_is_told_to_stop_serves_on_while_it_says_that_it_is_not_ready(
+    postgres_dsn: str, nats_url: str, key_file: Path
+) -> None:
+    environment = {
+        "SYNOD_POSTGRES_DSN": postgres_dsn,
+        "SYNOD_NATS_URL": nats_url,
+        "SYNOD_AUTH_PUBLIC_KEY_FILE": str(key_file),
+        "SYNOD_GRPC_PORT": "0",
+        "SYNOD_HTTP_PORT": "0",
+        "SYNOD_SHUTDOWN_DRAIN_S": "2",
+    }
+    async with slow_service(**environment) as service:
+        ready = await service.line(event="phase", phase="ready", state="ok")
+        service.process.send_signal(signal.SIGTERM)
+        await service.line(event="phase", phase="stop", state="draining")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ready['grpc_port']}") as channel, ClientSession() as session:
+            request = health_pb2.HealthCheckRequest()
+            served = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=WAIT_S)
+            async with session.get(f"http://127.0.0.1:{ready['http_port']}/ready") as answer:
+                status = answer.status
+        code = await asyncio.wait_for(service.process.wait(), WAIT_S)
+    assert (served.status, status, code) == (health_pb2.HealthCheckResponse.NOT_SERVING, 503, EXIT_OK)
 
 
 async def test_a_process_that_only_prepares_ends_by_itself_and_serves_nobody(

@@ -129,6 +129,9 @@ class Flaky:
         self.code = code
         self.attempts = 0
 
+    def get_state(self, try_to_connect: bool) -> grpc.ChannelConnectivity:
+        return grpc.ChannelConnectivity.READY
+
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Any:
         async def call(request: Any, **_: Any) -> Any:
             self.attempts += 1

@@ -337,6 +337,17 @@ async def test_a_server_that_stops_ends_those_who_only_follow_and_lets_the_other
     assert (ended.reason, ended.retry_after_s) == ("STOPPING", 1.0)
 
 
+async def test_a_server_that_stops_tells_those_who_watch_its_health_and_does_not_wait_for_them(serve_echo: Any) -> None:
+    async with serve_echo() as echo:
+        watching = aiter(health_pb2_grpc.HealthStub(echo.channel).Watch(health_pb2.HealthCheckRequest()))
+        before = await anext(watching)
+        await echo.server.set_serving(False)
+        after = await anext(watching)
+        await asyncio.wait_for(echo.server.stop(WAIT_S * 10), WAIT_S)
+    response = health_pb2.HealthCheckResponse
+    assert (before.status, after.status) == (response.SERVING, response.NOT_SERVING)
+
+
 async def test_a_handler_sees_the_deadline_and_the_correlation_of_its_call(serve_echo: Any, echo_type: Any) -> None:
     seen = []
 

@@ -16,7 +16,6 @@ from google.protobuf.wrappers_pb2 import StringValue
 from launcher import certificates
 from launcher.testing import RunningNats, running_nats
 from nats.errors import Error as NatsError
-from servicekit import rpc
 from servicekit.app import StartFailed
 from servicekit.auth import ANY_TENANT, Principal, issue, service_principal
 from servicekit.clock import SystemClock
@@ -168,9 +167,8 @@ async def test_a_services_token_is_good_over_its_own_connection_only(serve_echo:
 
 
 async def test_certificates_and_their_authority_are_renewed_under_load_without_a_failed_call(
-    serve_echo: Any, echo_stub: Any, tls: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+    serve_echo: Any, echo_stub: Any, tls: Any, directory: Path
 ) -> None:
-    monkeypatch.setattr(rpc, "CONNECTION_AGE_S", 1)
     server, caller = tls(SERVER), tls(CALLER)
     shown: list[int] = []
     answered = 0
@@ -179,7 +177,11 @@ async def test_certificates_and_their_authority_are_renewed_under_load_without_a
     def took_up() -> None:
         shown.append(server.refresh() and caller.refresh())
 
-    async with serve_echo(tls=server) as echo, open_channel(echo.address, SERVER, Limits(), caller) as channel:
+    brief = Limits(connection_age_s=1)
+    async with (
+        serve_echo(tls=server, limits=brief) as echo,
+        open_channel(echo.address, SERVER, Limits(), caller) as channel,
+    ):
         stub, signed = echo_stub(channel), echo.metadata()
 
         async def load() -> None:

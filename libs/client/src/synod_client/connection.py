@@ -21,7 +21,17 @@ from synod_client.tls import VARIABLES
 Reply = TypeVar("Reply")
 Message = TypeVar("Message")
 _RENEW_AT = 0.8
-_MESSAGE_BYTES_MAX = 32 * 1024 * 1024
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+    # To the replicas of a service in turn, leaving out those that are gone or give no sign of life.
+    ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +77,11 @@ class Connection:
 
     def _open(self, service: str) -> grpc.aio.Channel:
         address = self.endpoints.address(service)
-        options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX)]
         if tls := self.endpoints.tls:
             # The certificate must be that of the service, wherever it is.
-            options.append(("grpc.ssl_target_name_override", service))
+            options = (*_OPTIONS, ("grpc.ssl_target_name_override", service))
             return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
-        return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
 
     async def nats(self, login: Login) -> Client:
         """The connection of this user of NATS, opened on first use; reconnects by itself. Raises TryAgain, NotAllowed."""

@@ -1,7 +1,7 @@
 """The life of a service process: start in dependency order, serve, stop so that nothing is lost.
 
     settings -> http (health only) -> keys -> postgres -> nats -> peers -> compose -> views -> grpc -> commands -> ready
-    SIGTERM: not ready -> commands finish -> calls finish -> tasks and views end -> log and relay drain -> close
+    SIGTERM: not ready -> callers leave -> commands finish -> calls finish -> tasks and views end -> log and relay drain
 
 What a phase opens is closed in reverse order, also when a later phase fails. Each phase writes one log line when it
 waits, with what is missing and what to do, and one when it is done. Peers are waited for but not insisted on: two
@@ -148,8 +148,9 @@ async def running(
             yield host
         finally:
             phases.health.enter("stopping")
-            log.info("phase", phase="stop", state="draining", grace_s=settings.shutdown_grace_s)
             await host.rpc.set_serving(False)
+            log.info("phase", phase="stop", state="draining", grace_s=settings.shutdown_grace_s)
+            await asyncio.sleep(settings.shutdown_drain_s)
     log.info("phase", phase="stop", state="ok")
 
 

@@ -19,6 +19,8 @@ class Limits(BaseModel):
     """The longest deadline a unary call may have. Streams end by their client."""
     rpc_concurrent_max: PositiveInt = 10_000
     """Calls and open streams at once; further ones are refused with RESOURCE_EXHAUSTED."""
+    connection_age_s: PositiveFloat = 120
+    """A connection to this server is renewed when it is so old, a tenth more or less. No call is ended by that."""
     message_bytes_max: PositiveInt = 16 * 1024 * 1024 + 64 * 1024
     """The largest gRPC message, in and out: a file of 16 MiB and what is said about it."""
     tokens_cached_max: PositiveInt = 4096
@@ -28,6 +30,14 @@ class Limits(BaseModel):
     """Deadline of a call to a peer when neither the caller nor the current call sets a shorter one."""
     peer_attempts_max: PositiveInt = 4
     """Attempts of an idempotent call to a peer that answers UNAVAILABLE."""
+    peer_connect_s: PositiveFloat = 2
+    """How long a call waits for a peer of which no replica can be reached, before it fails; one may be on its way."""
+    peer_ping_s: PositiveFloat = 10
+    """A connection to a peer that is silent for so long is asked for a sign of life; half of it is what a server allows."""
+    peer_pong_s: PositiveFloat = 3
+    """How long the sign of life may take, and how long what was sent may go unacknowledged; then the replica is left out."""
+    peer_lookup_s: PositiveFloat = 1
+    """The shortest time between two look-ups of a peer's addresses."""
 
     postgres_connections_max: PositiveInt = 10
     http_body_bytes_max: PositiveInt = 16 * 1024 * 1024

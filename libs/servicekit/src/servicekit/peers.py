@@ -4,11 +4,17 @@ A channel adds to each call the token of this service, the tenant and actor it a
 and a deadline: the shortest of the caller's, what is left of the call being served, and the limit for peers.
 Idempotent unary calls are repeated with full jitter while a peer is UNAVAILABLE.
 
+A peer is a name that may have many addresses. Calls go to its replicas in turn, to those that say they serve
+(grpc.health.v1, watched on each connection): one that dies, hangs or is about to stop is left out.
+While none can be reached, a call waits a moment before it is sent, for then nothing was done that a repetition would
+do twice.
+
 The stubs' calls are wrapped, not intercepted: grpc.aio runs an intercepted call as a task of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +39,14 @@ IDEMPOTENCY_FIELDS = ("request_id", "idempotency_key")
 TOKEN_RENEW_SHARE = 0.8
 """A token is renewed when this share of its life is over, so that none expires in flight."""
 
+LOAD_BALANCING = json.dumps(
+    {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}},
+)
+"""A service config of gRPC (gRFC A17 for the health check)."""
+
 Metadata = tuple[tuple[str, str], ...]
+Connect = Callable[[float], Awaitable[bool]]
+"""Waits at most so many seconds until a replica of the peer can be reached; answers whether one can."""
 
 
 class PeerUnknown(Exception):
@@ -91,17 +104,17 @@ class PeerChannel(grpc.aio.Channel):
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         invoke = self._channel.unary_unary(method, *args, **kwargs)
-        return _unary(self._terms, method, invoke, request_is_stream=False)
+        return _unary(self._terms, method, invoke, self._connected, request_is_stream=False)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         invoke = self._channel.stream_unary(method, *args, **kwargs)
-        return _unary(self._terms, method, invoke, request_is_stream=True)
+        return _unary(self._terms, method, invoke, self._connected, request_is_stream=True)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _streaming(self._terms, self._channel.unary_stream(method, *args, **kwargs))
+        return _streaming(self._terms, self._channel.unary_stream(method, *args, **kwargs), self._connected)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _streaming(self._terms, self._channel.stream_stream(method, *args, **kwargs))
+        return _streaming(self._terms, self._channel.stream_stream(method, *args, **kwargs), self._connected)
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
@@ -114,6 +127,16 @@ class PeerChannel(grpc.aio.Channel):
 
     async def channel_ready(self) -> None:
         await self._channel.channel_ready()
+
+    async def _connected(self, timeout_s: float) -> bool:
+        if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            return False
+        return True
 
     async def __aenter__(self) -> "PeerChannel":
         return self
@@ -250,20 +273,24 @@ def is_idempotent(method: str, request: object) -> bool:
     return name.startswith(IDEMPOTENT_PREFIXES) or any(getattr(request, field, "") for field in IDEMPOTENCY_FIELDS)
 
 
-def _unary(terms: CallTerms, method: str, invoke: Any, *, request_is_stream: bool) -> Callable[..., Any]:
+def _unary(
+    terms: CallTerms, method: str, invoke: Any, connect: Connect, *, request_is_stream: bool
+) -> Callable[..., Any]:
     async def call(request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
         repeatable = not request_is_stream and is_idempotent(method, request)
         attempts = terms.limits.peer_attempts_max if repeatable else 1
         ours = await terms.metadata(metadata)
-        limit_s = terms.timeout_s(timeout, terms.limits.peer_deadline_s)
-        give_up_at = terms.clock.monotonic() + (limit_s or 0)
+        now = terms.clock.monotonic
+        limit_s = terms.timeout_s(timeout, terms.limits.peer_deadline_s) or terms.limits.peer_deadline_s
+        give_up_at, connect_until = now() + limit_s, now() + min(terms.limits.peer_connect_s, limit_s / 2)
         for attempt in range(attempts):
+            # A replica that is lost between the question and the call is waited for too.
+            options["wait_for_ready"] = await connect(connect_until - now())
             try:
-                return await invoke(request, timeout=limit_s, metadata=ours, **options)
+                return await invoke(request, timeout=give_up_at - now(), metadata=ours, **options)
             except grpc.aio.AioRpcError as error:
                 delay_s = terms.backoff.delay_s(attempt)
-                limit_s = give_up_at - terms.clock.monotonic() - delay_s
-                last = attempt + 1 == attempts or limit_s <= 0
+                last = attempt + 1 == attempts or now() + delay_s >= give_up_at
                 if last or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
             await asyncio.sleep(delay_s)
@@ -272,10 +299,11 @@ def _unary(terms: CallTerms, method: str, invoke: Any, *, request_is_stream: boo
     return call
 
 
-def _streaming(terms: CallTerms, invoke: Any) -> Callable[..., "PeerStream"]:
+def _streaming(terms: CallTerms, invoke: Any, connect: Connect) -> Callable[..., "PeerStream"]:
     def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> PeerStream:
         async def open_call() -> Any:
             ours = await terms.metadata(metadata)
+            await connect(terms.limits.peer_connect_s)
             # A stream lives as long as its reader wants; only what is left of the call being served bounds it.
             return invoke(request, timeout=terms.timeout_s(timeout, None), metadata=ours, **options)
 
@@ -323,6 +351,14 @@ class PeerStream:
 
 def _options(limits: Limits) -> tuple[tuple[str, int | str], ...]:
     return (
+        ("grpc.service_config", LOAD_BALANCING),
+        # Nobody else may say how: a service config can also stand in the DNS.
+        ("grpc.service_config_disable_resolution", 1),
+        # gRPC's own 30 s would be too long where the only replica it knows of was replaced.
+        ("grpc.dns_min_time_between_resolutions_ms", int(limits.peer_lookup_s * 1000)),
+        ("grpc.keepalive_time_ms", int(limits.peer_ping_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(limits.peer_pong_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_receive_message_length", limits.message_bytes_max),
         ("grpc.max_send_message_length", limits.message_bytes_max),
         # Peers restart: reconnect within a second, not after the two minutes that gRPC's own backoff can reach.

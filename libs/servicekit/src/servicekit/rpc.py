@@ -35,8 +35,6 @@ from servicekit.tls import Tls, check_holder
 
 CORRELATION = "synod-correlation"
 CAUSATION = "synod-causation"
-CONNECTION_AGE_S = 3600
-"""How long a TLS connection takes new calls. Its client makes another, by the certificates of then, and loses no call."""
 
 # The types of grpc are generic in its stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -275,15 +273,32 @@ class _Passage:
             self._span.end()
 
 
+class _Health(HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Those who watch the health of a server that stops are told that it does not serve, and then ended."""
+
+    def __init__(self, followers: Followers) -> None:
+        super().__init__()
+        self._followers = followers
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        with self._followers.following():
+            try:
+                await super().Watch(request, context)
+            except asyncio.CancelledError:
+                if not self._followers.ended:
+                    raise
+                await context.abort(_STOPPING.code, _STOPPING.message)
+
+
 class RpcServer:
     """The gRPC server of a service, with health and reflection."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        self._health = HealthServicer()
+        self._health = _Health(guard.followers)
         self._names = [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=guard.limits.rpc_concurrent_max, options=_options(guard.limits, guard.tls)
+            maximum_concurrent_rpcs=guard.limits.rpc_concurrent_max, options=_options(guard.limits)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -352,14 +367,18 @@ class _Registrar:
         self.services[service] = handlers
 
 
-def _options(limits: Limits, tls: Tls | None) -> tuple[tuple[str, int], ...]:
-    age = (("grpc.max_connection_age_ms", CONNECTION_AGE_S * 1000),) if tls else ()
+def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", limits.message_bytes_max),
         ("grpc.max_send_message_length", limits.message_bytes_max),
         # A second process on the same port would silently share its calls.
         ("grpc.so_reuseport", 0),
-        *age,
+        # Whoever connects anew looks up again who there is, so that a replica that was added gets its share, and uses the
+        # certificates of then.
+        ("grpc.max_connection_age_ms", int(limits.connection_age_s * 1000)),
+        # Pings of peers.py, which a server takes for an attack when they come more often than it expects.
+        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.peer_ping_s * 1000) // 2),
+        ("grpc.keepalive_permit_without_calls", 1),
     )
 
 

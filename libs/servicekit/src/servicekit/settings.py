@@ -47,11 +47,11 @@ class ServiceSettings(BaseSettings):
     checkpoint_key_file: Path | None = None
     """Ed25519 private key (PEM) that signs checkpoints of the event log; without it none are made."""
     former_checkpoint_key_files: tuple[Path, ...] = ()
-    """Ed25519 public keys (PEM) of before a rotation: the checkpoints that they signed are still believed."""
+    """Ed25519 public keys (PEM, any number in a file) of before a rotation: what they signed is still believed."""
     master_key_file: Path | None = None
     """32 bytes in base64 that wrap the keys of personal data; without it events with personal data are refused."""
     former_master_key_files: tuple[Path, ...] = ()
-    """Master keys of before a rotation: what they wrapped is wrapped anew at the start, after which they can go."""
+    """Master keys of before a rotation, one in a line: what they wrapped is wrapped anew at the start, then they can go."""
     encrypt_at_rest: bool = False
     """Encrypt the payloads of the event log where they are stored; needs `master_key_file`."""
     archive_directory: Path | None = None
@@ -66,6 +66,9 @@ class ServiceSettings(BaseSettings):
     """Service name to host:port, for example {"cost-ledger": "127.0.0.1:7105"}."""
     otlp_endpoint: str | None = None
     log_level: str = "INFO"
+    shutdown_drain_s: float = Field(default=0, ge=0)
+    """How long the service serves on after it was told to stop and says that it is not ready: where another replica takes
+    over, callers go there meanwhile. Zero where there is none to wait for."""
     shutdown_grace_s: float = Field(default=10, gt=0)
     limits: Limits = Limits()
 

@@ -5,7 +5,7 @@ its holder by the URI spiffe://synod/<name> (SPIFFE-ID) and, for a service, by t
 the name of the service it calls, at whatever address that is.
 
 The files are read again when they change. Each new handshake then uses what they hold; a connection that is there is not
-disturbed, and ends by itself (rpc.py, CONNECTION_AGE_S). What cannot be used is reported, and the former goes on.
+disturbed, and ends by itself (limits.py, connection_age_s). What cannot be used is reported, and the former goes on.
 """
 
 import asyncio
