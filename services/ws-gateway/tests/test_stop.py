@@ -59,3 +59,18 @@ async def closings(dsn: str) -> list[int]:
     finally:
         await log.close()
     return [SessionClosed.model_validate_json(event.data).code for event in events if event.type == "SessionClosed"]
+
+
+async def test_a_gateway_that_is_about_to_stop_says_so_and_still_answers(
+    postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    """So that a balancer sends new requests elsewhere, and no request comes by a connection as it is closed."""
+    async with aiohttp.ClientSession(headers=HEADERS) as http, running(postgres_dsn, fresh_nats.url) as system:
+        async with http.get(f"{system.url}/ready") as answer:
+            before = answer.status, answer.headers.get("Connection")
+        system.served.host.health.enter("stopping")
+        async with http.get(f"{system.url}/ready") as answer:
+            after = answer.status, answer.headers.get("Connection")
+        async with http.get(f"{system.url}/api/v1/agents") as answer:
+            served = answer.status
+    assert (before, after, served) == ((200, None), (503, "close"), 200)

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from opentelemetry.trace import Span, SpanKind
 from servicekit.dependencies import PortTaken
+from servicekit.health import Health
 from servicekit.telemetry import TRACEPARENT, Tracing
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -71,15 +72,21 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
     async def websocket(socket: WebSocket) -> None:
         await sockets.serve(socket)
 
-    _add_pages(app)
+    _add_pages(app, back.monitoring.health)
     problems.add_handlers(app, back.log_)
     app.add_middleware(Compatible, back=back)
-    app.add_middleware(Outer, meters=meters, tracing=back.tracing, limits=settings.edge)
+    health = back.monitoring.health
+    app.add_middleware(Outer, meters=meters, tracing=back.tracing, limits=settings.edge, health=health)
     return app
 
 
-def _add_pages(app: FastAPI) -> None:
+def _add_pages(app: FastAPI, health: Health) -> None:
     described = asyncapi.document(VERSION)
+
+    @app.get("/ready", include_in_schema=False)
+    async def ready() -> Response:
+        """For a balancer before many gateways: whether to send requests here."""
+        return JSONResponse({"status": health.status}, status_code=200 if health.ready else 503)
 
     @app.get("/asyncapi.json", include_in_schema=False)
     async def asyncapi_document() -> Response:
@@ -107,6 +114,7 @@ class Outer:
     meters: Meters
     tracing: Tracing
     limits: EdgeLimits
+    health: Health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,7 +122,7 @@ class Outer:
             return
         with self.tracing.span(scope["method"], Headers(scope=scope).get(TRACEPARENT, ""), SpanKind.SERVER) as span:
             try:
-                await self._serve(scope, receive, _Guarded(self.meters, scope["method"], span, send))
+                await self._serve(scope, receive, _Guarded(self.meters, self.health, scope["method"], span, send))
             finally:
                 _name(span, scope)
 
@@ -181,6 +189,7 @@ class _Guarded:
     """Adds the headers to an answer, and counts it."""
 
     meters: Meters
+    health: Health
     method: str
     span: Span
     send: Send
@@ -192,6 +201,9 @@ class _Guarded:
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY.items():
                 headers.setdefault(name, value)
+            if self.health.phase == "stopping":
+                # A request that came by a connection as it is closed would be lost.
+                headers["Connection"] = "close"
         await self.send(message)
 
 
