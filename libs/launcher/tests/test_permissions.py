@@ -351,15 +351,35 @@ async def test_an_observer_follows_as_any_client_of_jetstream_does(shared_nats: 
         assert no.empty()
 
 
-async def test_tokens_reach_the_observer_and_no_other_service(shared_nats: RunningNats) -> None:
+async def test_tokens_reach_the_observer(shared_nats: RunningNats) -> None:
     async with connected(shared_nats, "agent-runtime") as (owner, _), connected(shared_nats, OBSERVER) as (observer, _):
         heard = await observer.subscribe("synod.*.tok.*")
         await is_answered(observer, "$JS.API.INFO")
         await owner.publish("synod.acme.tok.run_1", b"hi")
         assert (await heard.next_msg(DEADLINE_S)).data == b"hi"
-    async with connected(shared_nats, "consensus") as (stranger, refused):
-        await stranger.subscribe("synod.*.tok.*")
-        await refusals(refused, 1)
+
+
+@pytest.mark.parametrize("user", [user for user in OTHERS if user != "agent-runtime"])
+async def test_only_agent_runtime_says_tokens_and_only_the_observer_hears_them_too(
+    shared_nats: RunningNats, user: str
+) -> None:
+    said, heard = "synod.acme.tok.run_1", "synod.*.tok.*"
+    async with connected(shared_nats, user) as (client, refused):
+        await client.publish(said, b"{}")
+        assert await refusals(refused, 1) == [refusal(said)]
+        if user != OBSERVER:
+            await client.subscribe(heard)
+            assert await refusals(refused, 1) == [f'nats: permissions violation for subscription to "{heard}"']
+
+
+@pytest.mark.parametrize("user", OTHERS)
+async def test_nobody_says_that_another_is_as_its_checkpoint_says(shared_nats: RunningNats, user: str) -> None:
+    forbidden = sorted(refusal(f"synod.sys.{name}.checkpoint") for name in NAMES if name != user)
+    async with connected(shared_nats, user) as (client, refused):
+        for name in NAMES:
+            if name != user:
+                await client.publish(f"synod.sys.{name}.checkpoint", b"{}")
+        assert await refusals(refused, len(forbidden)) == forbidden
 
 
 async def test_checkpoints_are_kept_though_nobody_listens(shared_nats: RunningNats) -> None:
