@@ -450,9 +450,13 @@ async def test_a_log_of_a_release_that_knew_no_archive_is_opened_as_it_is(postgr
         assert (await log.verify()).or_raise().events == 21
 
 
-async def test_the_command_archives(log: PostgresEventLog, postgres_dsn: str, tmp_path: Path) -> None:
+async def test_the_command_archives_and_takes_a_dsn_from_a_file(
+    log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
+) -> None:
+    dsn = tmp_path / "dsn"
+    dsn.write_text(postgres_dsn)
     program = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "eventlog", "archive", postgres_dsn, str(tmp_path), "--keep", "15", "--segment", "20"),
+        *(sys.executable, "-m", "eventlog", "archive", f"@{dsn}", str(tmp_path), "--keep", "15", "--segment", "20"),
         stdout=asyncio.subprocess.PIPE,
     )
     answer, _ = await program.communicate()

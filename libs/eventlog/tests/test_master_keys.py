@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from eventlog.errors import KeyUnusable
-from eventlog.master_keys import EnvironmentMasterKey, FileMasterKey, LocalMasterKey
+from eventlog.master_keys import EnvironmentMasterKey, FileMasterKey, LocalMasterKey, former_master_keys
 from eventlog.testing import FakeKms, KmsMasterKey, MasterKeyContract
 
 
@@ -85,3 +85,20 @@ def test_a_master_key_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.
         FileMasterKey(path)
     with pytest.raises(KeyUnusable, match="MASTER_KEY"):
         EnvironmentMasterKey("MASTER_KEY")
+
+
+async def test_a_file_of_former_keys_holds_one_in_each_line_or_none(tmp_path: Path) -> None:
+    first, second, none = (_in_file(tmp_path / name) for name in ("first", "second", "none"))
+    (tmp_path / "former").write_text((tmp_path / "first").read_text() + (tmp_path / "second").read_text())
+    (tmp_path / "none").write_text("")
+    assert [key.key_id for key in former_master_keys(tmp_path / "former")] == [first.key_id, second.key_id]
+    assert none.key_id not in {key.key_id for key in former_master_keys(tmp_path / "former")}
+    assert former_master_keys(tmp_path / "none") == ()
+
+
+@pytest.mark.parametrize("text", [None, "no key", "c2hvcnQ="], ids=["no file", "no base64", "too short"])
+def test_a_file_of_former_keys_that_holds_something_else_is_named(tmp_path: Path, text: str | None) -> None:
+    if text:
+        (tmp_path / "former").write_text(text)
+    with pytest.raises(KeyUnusable, match="former"):
+        former_master_keys(tmp_path / "former")

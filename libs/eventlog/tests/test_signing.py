@@ -62,6 +62,17 @@ def test_keys_are_saved_for_their_owner_and_loaded_again(tmp_path: Path) -> None
         SigningKey.generate().save(private)
 
 
+def test_a_file_may_hold_the_keys_of_many_rotations_or_of_none(tmp_path: Path) -> None:
+    many, none = tmp_path / "many.pem", tmp_path / "none.pem"
+    many.write_bytes(SigningKey.generate().public_pem + KEY.public_pem)
+    none.touch()
+    assert TrustedKeys.load(many).problem(CHECKPOINT, "orders") == ""
+    assert "is not trusted" in TrustedKeys.load(none).problem(CHECKPOINT, "orders")
+    many.write_bytes(KEY.public_pem + b"and more")
+    with pytest.raises(KeyUnusable, match=r"many\.pem.*something else"):
+        TrustedKeys.load(many)
+
+
 def test_a_file_without_a_fitting_key_is_named(tmp_path: Path) -> None:
     missing, garbage, private, public = (tmp_path / name for name in ("missing", "garbage", "private", "public"))
     garbage.write_text("no key")

@@ -36,6 +36,24 @@ def test_a_lost_key_is_named_and_nothing_is_made(tmp_path: Path, capsys: pytest.
     assert {file.name: file.read_text() for file in (tmp_path / "files").iterdir()} == before
 
 
+def test_what_a_rotation_left_behind_is_given_on(tmp_path: Path) -> None:
+    write_secrets(tmp_path, {}, SERVICES)
+    keys, files = tmp_path / "keys", tmp_path / "files"
+    before = [(files / f"cost-ledger.{kind}").read_text() for kind in ("former-checkpoints", "former-masters")]
+    public, master = (
+        (keys / "cost-ledger.checkpoint.pub.pem").read_text(),
+        (keys / "cost-ledger.master.key").read_text(),
+    )
+    (keys / "cost-ledger.checkpoint.pub.pem").rename(keys / "cost-ledger.checkpoint.spring.pub.pem")
+    (keys / "cost-ledger.checkpoint.pem").unlink()
+    (keys / "cost-ledger.master.key").rename(keys / "cost-ledger.master.spring.key")
+    write_secrets(tmp_path, {}, SERVICES)
+    assert before == ["", ""]
+    assert (files / "cost-ledger.former-checkpoints").read_text() == public
+    assert (files / "cost-ledger.former-masters").read_text() == f"{master}\n"
+    assert (files / "cost-ledger.master").read_text() != master
+
+
 def test_others_on_this_machine_cannot_enter_and_containers_can_read(tmp_path: Path) -> None:
     write_secrets(tmp_path / "secrets", {}, SERVICES)
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,7 @@
-"""`python -m eventlog archive DSN DIRECTORY --keep EVENTS`: move the oldest events of a log to files."""
+"""`python -m eventlog archive DSN DIRECTORY --keep EVENTS`: move the oldest events of a log to files.
+
+Any argument may be `@FILE`, which stands for the lines of that file: a DSN with a password is best given so.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from eventlog.postgres import PostgresEventLog
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eventlog", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m eventlog", description=__doc__, fromfile_prefix_chars="@")
     archive = parser.add_subparsers(required=True).add_parser("archive", help="move the oldest events to files")
     archive.add_argument("dsn")
     archive.add_argument("directory", type=Path, help="the same for every process that opens the log")

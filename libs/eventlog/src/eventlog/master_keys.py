@@ -68,6 +68,15 @@ class FileMasterKey(LocalMasterKey):
         super().__init__(_decoded(text, str(path)), str(path))
 
 
+def former_master_keys(path: Path) -> tuple[MasterKey, ...]:
+    """The master keys in a file, one in each line. KeyUnusable if a line is none; a file may be empty."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise KeyUnusable(str(path), f"the former master keys cannot be read: {error}") from error
+    return tuple(LocalMasterKey(_decoded(line, str(path)), str(path)) for line in lines if line.strip())
+
+
 class EnvironmentMasterKey(LocalMasterKey):
     """A master key in a variable of the environment, in the same form."""
 

@@ -35,6 +35,7 @@ _TITLE: Final = "synod.eventlog.checkpoint.v1"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _OWNER_ONLY: Final = 0o600
+_PEM_END: Final = b"-----END PUBLIC KEY-----"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,8 @@ class TrustedKeys:
 
     @classmethod
     def load(cls, *paths: Path) -> TrustedKeys:
-        """The public keys in PEM files. KeyUnusable if one holds anything else."""
-        return cls(_public_key(path) for path in paths)
+        """The public keys in PEM files, any number in each. KeyUnusable if one holds anything else."""
+        return cls(key for path in paths for key in _public_keys(path))
 
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._keys
@@ -163,10 +164,21 @@ def key_id(key: Ed25519PublicKey) -> str:
     return sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:16]
 
 
-def _public_key(path: Path) -> Ed25519PublicKey:
+def _public_keys(path: Path) -> tuple[Ed25519PublicKey, ...]:
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
+        raise KeyUnusable(str(path), f"an Ed25519 public key in PEM is needed: {error}") from error
+    *keys, rest = text.split(_PEM_END)
+    if rest.strip():
+        raise KeyUnusable(str(path), "after the last Ed25519 public key in PEM there is something else")
+    return tuple(_public_key(key + _PEM_END, path) for key in keys)
+
+
+def _public_key(pem: bytes, path: Path) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(pem)
+    except ValueError as error:
         raise KeyUnusable(str(path), f"an Ed25519 public key in PEM is needed: {error}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise KeyUnusable(str(path), "an Ed25519 public key is needed, this is another kind")

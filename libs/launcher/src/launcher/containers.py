@@ -14,6 +14,7 @@ given, one secret in one file:
 | <service>.dsn | the address of its database, with the password of its role | that service |
 | <service>.nats | the password of its NATS user | that service |
 | <service>.checkpoint, <service>.master | as <service>.checkpoint.pem and <service>.master.key in keys.py | that service |
+| <service>.former-checkpoints, <service>.former-masters | all former ones, empty before a rotation | that service |
 | openai.key, anthropic.key | OPENAI_API_KEY and ANTHROPIC_API_KEY of the caller, empty if never set | llm-gateway |
 | postgres.password, postgres.roles | the superuser's; a line "role password" for each service | PostgreSQL |
 | nats.passwords | the variables of nats.conf: passwords, and the key of its files | NATS |
@@ -41,6 +42,8 @@ from launcher.keys import (
     Credentials,
     checkpoint_key_file,
     ensure_keys,
+    former_checkpoint_key_files,
+    former_master_key_files,
     master_key_file,
     nats_file,
     write_secret,
@@ -128,7 +131,9 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
         yield f"{service.name}.dsn", _dsn(service, credentials.postgres[service.module])
         yield f"{service.name}.nats", credentials.nats[service.name]
         yield f"{service.name}.checkpoint", checkpoint_key_file(keys, service.name).read_text()
+        yield f"{service.name}.former-checkpoints", _joined(former_checkpoint_key_files(keys, service.name))
         yield f"{service.name}.master", master_key_file(keys, service.name).read_text()
+        yield f"{service.name}.former-masters", _joined(former_master_key_files(keys, service.name))
     roles = (f"{service.module} {credentials.postgres[service.module]}\n" for service in services)
     yield f"{ADMINISTRATOR}.nats", credentials.nats[ADMINISTRATOR]
     yield "postgres.password", credentials.postgres[SUPERUSER]
@@ -136,6 +141,10 @@ def _contents(keys: Path, credentials: Credentials, services: tuple[Service, ...
     variables = {_variable(name): word for name, word in credentials.nats.items()}
     variables["storage_key"] = credentials.nats_storage
     yield "nats.passwords", "".join(f"{name}: {json.dumps(word)}\n" for name, word in variables.items())
+
+
+def _joined(files: Sequence[Path]) -> str:
+    return "".join(f"{file.read_text().strip()}\n" for file in files)
 
 
 def _provider_keys(files: Path, environment: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,7 +30,7 @@ from eventlog.errors import (
 from eventlog.folding import View
 from eventlog.limits import Limits as LogLimits
 from eventlog.log import EventLog
-from eventlog.master_keys import FileMasterKey, MasterKey
+from eventlog.master_keys import FileMasterKey, MasterKey, former_master_keys
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
@@ -290,7 +291,8 @@ class History:
                 self.log_.info("keys_rewrapped", kind="keys of persons", keys=await self.vault.rewrap())
 
     def _master_keys(self, file: Path) -> tuple[MasterKey, tuple[MasterKey, ...]]:
-        return FileMasterKey(file), tuple(map(FileMasterKey, self.former_master_key_files))
+        former = (former_master_keys(each) for each in self.former_master_key_files)
+        return FileMasterKey(file), tuple(chain.from_iterable(former))
 
     async def _open_checkpoints(self, log: PostgresEventLog) -> None:
         if self.checkpoint_key_file is not None:
