@@ -134,10 +134,13 @@ ifdef OBSERVE
 export COMPOSE_PROFILES := observability
 export SYNOD_OTLP_ENDPOINT ?= http://otel-collector:4317
 endif
-# TLS=1 has gRPC and NATS spoken by mutual TLS.
+# TLS=1 has gRPC and NATS spoken by mutual TLS; REPLICAS=2 starts so many of each service.
 TLS ?=
+REPLICAS ?=
+export SYNOD_REPLICAS := $(or $(REPLICAS),$(SYNOD_REPLICAS))
 COMPOSE_FILES := --file compose.yaml $(if $(TLS),--file deploy/compose/compose.tls.yaml)
 COMPOSE_DEV := $(COMPOSE) $(COMPOSE_FILES) --file deploy/compose/compose.dev.yaml
+REPLICATED := $(if $(SYNOD_REPLICAS),--file deploy/compose/compose.replicas.yaml)
 SECRETS := deploy/compose/secrets
 START_S := 180
 
@@ -163,9 +166,13 @@ compose-secrets: setup ## Make the keys and passwords of the containers in deplo
 
 .PHONY: compose-up
 compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers, OBSERVE=1 with dashboards; the edge is at http://127.0.0.1:8080
-	$(COMPOSE) $(COMPOSE_FILES) up --detach --remove-orphans
+	$(COMPOSE) $(COMPOSE_FILES) $(REPLICATED) up --detach --remove-orphans
 	@$(COMPOSE_READY)
 	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
+
+.PHONY: compose-roll
+compose-roll: ## Replace the containers of ONLY="service ..." by those of new images, one after the other, with no failed call
+	COMPOSE="$(COMPOSE) $(COMPOSE_FILES)" deploy/compose/roll.sh $(or $(ONLY),$(SERVICES))
 
 # ROTATE=rotate renews all, ROTATE="rotate --introduce" and "rotate --retire" replace the authority; see deploy/tls.
 ROTATE ?= init
@@ -191,7 +198,8 @@ CLIENT_TLS := SYNOD_TLS_CA_FILE=$(SECRETS)/tls/client/ca.crt SYNOD_TLS_CERTIFICA
 # The gateway is the last to be ready: it waits for the others.
 define COMPOSE_READY
 for _ in $$(seq $(START_S)); do \
-  $(COMPOSE) exec -T ws-gateway python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
+  gateway=$$($(COMPOSE) ps -q ws-gateway | head -n 1); \
+  docker exec "$$gateway" python -m servicekit.healthcheck >/dev/null 2>&1 && exit 0; sleep 1; \
 done; $(COMPOSE) ps; echo "compose: not ready after $(START_S) s; see $(COMPOSE) logs"; exit 1
 endef
 

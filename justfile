@@ -24,6 +24,10 @@ compose-demo *args:
 compose-down *args:
     @make compose-down {{args}}
 
+# Replace the containers of ONLY="service ..." by those of new images, one after the other, with no failed call
+compose-roll *args:
+    @make compose-roll {{args}}
+
 # Make the keys and passwords of the containers in deploy/compose/secrets
 compose-secrets *args:
     @make compose-secrets {{args}}

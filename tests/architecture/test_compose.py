@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from launcher.keys import ensure_keys
 from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
 from launcher.nats import tls_block
 from launcher.programs import NATS, POSTGRES, environment, needed
+from servicekit.limits import Limits
+from servicekit.settings import ServiceSettings
 from synod.common.streams import CommandConsumer
 
 ROOT = Path(__file__).parents[2]
@@ -23,38 +26,74 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 DEVELOPMENT: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.dev.yaml").read_text())
 SECURED: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose/compose.tls.yaml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+OWN_SECRETS = ("dsn", "nats", "checkpoint", "former-checkpoints", "master", "former-masters")
 PROFILE = "observability"
 OBSERVERS = {name: each for name, each in CONTAINERS.items() if each.get("profiles") == [PROFILE]}
 GRAFANA = "grafana"
 IN_A_FILE = ("SYNOD_POSTGRES_DSN", "SYNOD_NATS_PASSWORD")
 NATS_ADMIN = "nats-admin"
-NATS_OWNER = "nats-owner"
-NOT_ROOT = "10001:10001"
-CALLERS_OF_TOOLS = {"agent-runtime", EDGE}
+OWNERS = {POSTGRES: "postgres-owner", NATS: "nats-owner"}
+USERS = {POSTGRES: "999:999", NATS: "10001:10001"}
+"""Of the servers' images; those of the services say it themselves."""
+ARCHIVE = "/var/lib/synod-archive"
+OUT, IN = "(outside)", "(edge)"
+"""The networks that are not internal: a way to providers of models, and the way in."""
+CALLS = {
+    "agent-registry": {"agent-runtime", "consensus", "cost-ledger", "llm-gateway", "tool-executor", "ws-gateway"},
+    "cost-ledger": {"agent-registry", "agent-runtime", "llm-gateway", "ws-gateway"},
+    "consensus": {"agent-registry", "agent-runtime", "ws-gateway"},
+    "tool-executor": {"agent-registry", "agent-runtime", "ws-gateway"},
+    "llm-gateway": {"agent-registry", "agent-runtime", "cost-ledger", "ws-gateway", SIMULATOR, OUT},
+    "agent-runtime": {"agent-registry", "consensus", "cost-ledger", "llm-gateway", "tool-executor", "ws-gateway"},
+    "ws-gateway": {
+        "agent-registry",
+        "agent-runtime",
+        "consensus",
+        "cost-ledger",
+        "llm-gateway",
+        "tool-executor",
+        IN,
+    },
+}
+"""Whom each service calls or is called by, of architecture.md, written down a second time on purpose."""
+WATCHERS = {"prometheus", "otel-collector"}
+"""They scrape, and take traces."""
+LOOKERS = WATCHERS | {"jaeger", "grafana", "volume-exporter", "postgres-exporter"}
+REACH = {
+    **{name: others | WATCHERS | {POSTGRES, NATS} for name, others in CALLS.items()},
+    POSTGRES: {*CALLS, NATS, "postgres-monitor", "postgres-exporter"} | WATCHERS,
+    NATS: {*CALLS, POSTGRES, NATS_ADMIN} | WATCHERS,
+    **{name: {*CALLS, POSTGRES, NATS} | LOOKERS - {name} for name in WATCHERS},
+    **{name: LOOKERS - {name} for name in ("jaeger", "volume-exporter")},
+    GRAFANA: LOOKERS - {GRAFANA} | {"(publish-grafana)"},
+    "postgres-exporter": LOOKERS - {"postgres-exporter"} | {POSTGRES, "postgres-monitor"},
+    "postgres-monitor": {POSTGRES, "postgres-exporter"},
+    NATS_ADMIN: {NATS},
+    SIMULATOR: {"llm-gateway"},
+    **{owner: set() for owner in OWNERS.values()},
+}
+"""What each container can open a connection to. Networks join both ways, and the two servers stand beside each other."""
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
 each_container = pytest.mark.parametrize("name", CONTAINERS)
+each_attached = pytest.mark.parametrize("name", [name for name in CONTAINERS if name != "nats-exporter"])
 
 
-def neighbours(name: str) -> set[str]:
-    """The containers that share a network with this one."""
-    return {other for other in CONTAINERS if networks(name) & networks(other)} - {name}
+def networks(name: str) -> frozenset[str]:
+    return frozenset(CONTAINERS[name].get("networks", ()))
 
 
-def networks(name: str) -> set[str]:
-    """Those of the container whose network it shares, if it has none of its own."""
-    shared = re.fullmatch(r"service:(.+)", CONTAINERS[name].get("network_mode", ""))
-    return set(CONTAINERS[shared[1] if shared else name].get("networks", ()))
+NEIGHBOUR_OF_NATS = "nats-exporter"
+"""It has no network of its own: it is in that of NATS, and reaches what NATS reaches."""
+ATTACHED: Mapping[str, frozenset[str]] = {name: networks(name) for name in CONTAINERS if name != NEIGHBOUR_OF_NATS}
+"""The networks of every container."""
+OPEN = frozenset(name for name, network in COMPOSE["networks"].items() if not network.get("internal"))
 
 
-def leads_out(network: dict[str, Any]) -> bool:
-    """Whether packets from it find a way out of this machine, and answers the way back."""
-    masquerade = network.get("driver_opts", {}).get("com.docker.network.bridge.enable_ip_masquerade")
-    return not network.get("internal") and masquerade != "false"
-
-
-OF_WHO_ARCHIVES = {"SYNOD_ARCHIVE_DIRECTORY"}
-"""Told by who archives, together with the volume: a container has no directory for archived events of itself."""
+def reach(attached: Mapping[str, frozenset[str]]) -> dict[str, set[str]]:
+    """The containers that share a network with each, and the networks that lead further."""
+    found = {name: {other for other in attached if attached[name] & attached[other]} - {name} for name in attached}
+    return {name: found[name] | {f"({network})" for network in attached[name] & OPEN} for name in attached}
 
 
 def of_the_image(service: Service) -> set[str]:
@@ -67,7 +106,7 @@ def test_every_program_of_the_launcher_is_a_container() -> None:
         POSTGRES,
         NATS,
         NATS_ADMIN,
-        NATS_OWNER,
+        *OWNERS.values(),
         SIMULATOR,
         *(service.name for service in SERVICES),
     }
@@ -80,16 +119,15 @@ def test_a_service_is_told_what_the_launcher_tells_it(service: Service, tmp_path
     expected = {
         f"{name}_FILE" if name in IN_A_FILE else name
         for name in environment(layout, credentials, service)
-        if name.startswith("SYNOD_") and name not in OF_WHO_ARCHIVES
+        if name.startswith("SYNOD_")
     }
     told = set(CONTAINERS[service.name]["environment"]) | of_the_image(service)
     assert expected <= told
-    chosen = {
-        "SYNOD_LOG_LEVEL",
-        "SYNOD_ENCRYPT_AT_REST",
-        "SYNOD_OTLP_ENDPOINT",
-    }  # the launcher passes on what its caller's environment says
-    extra = {"SYNOD_GRPC_HOST", "OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"} | chosen
+    # The launcher passes on what its caller's environment says.
+    chosen = {"SYNOD_LOG_LEVEL", "SYNOD_ENCRYPT_AT_REST", "SYNOD_OTLP_ENDPOINT"}
+    former = {"SYNOD_FORMER_CHECKPOINT_KEY_FILES", "SYNOD_FORMER_MASTER_KEY_FILES"}  # so it does after a rotation
+    where_replicas_are = {"SYNOD_GRPC_HOST", "SYNOD_SHUTDOWN_DRAIN_S"}
+    extra = {"OPENAI_API_KEY_FILE", "ANTHROPIC_API_KEY_FILE"} | chosen | former | where_replicas_are
     assert told - expected <= extra
 
 
@@ -110,7 +148,6 @@ def test_the_streams_are_made_by_the_administrator_alone_before_any_service_star
     assert administrator["volumes"] == ["./deploy/nats/jetstream.json:/etc/nats/jetstream.json:ro"]
     holders = {name for name, each in CONTAINERS.items() if "administrator.nats" in str(each.get("secrets"))}
     assert holders == {NATS_ADMIN}
-    assert neighbours(NATS_ADMIN) - set(OBSERVERS) == {NATS}
 
 
 def test_the_streams_are_those_that_the_services_take_commands_from() -> None:
@@ -132,16 +169,53 @@ def test_a_service_may_read_the_events_that_its_code_follows(service: Service) -
     assert set(service.reads) == (everybody if followed == {"service"} else followed)
 
 
+def test_what_measures_nats_is_where_nats_is() -> None:
+    assert CONTAINERS[NEIGHBOUR_OF_NATS]["network_mode"] == f"service:{NATS}"
+    assert "networks" not in CONTAINERS[NEIGHBOUR_OF_NATS]
+
+
+@each_attached
+def test_a_container_reaches_what_the_architecture_says_and_nothing_else(name: str) -> None:
+    assert reach(ATTACHED)[name] == REACH[name]
+
+
+def test_whom_a_service_calls_is_what_the_launcher_says() -> None:
+    callees = {service.name: {other.name for other in needed(Layout(Path()), service)} for service in SERVICES}
+    for name, others in CALLS.items():
+        callers = {other for other, called in callees.items() if name in called}
+        assert others - {SIMULATOR, OUT, IN} == callees[name] | callers
+
+
+@each_attached
+@pytest.mark.parametrize("network", COMPOSE["networks"])
+def test_a_network_that_one_more_container_joins_is_noticed(name: str, network: str) -> None:
+    if network not in ATTACHED[name]:
+        widened = {**ATTACHED, name: ATTACHED[name] | {network}}
+        assert reach(widened) != REACH
+
+
 @each_service
-def test_a_service_reaches_all_that_it_calls(service: Service) -> None:
-    called = {other.name for other in needed(Layout(Path()), service)}
-    assert called | {POSTGRES, NATS} <= neighbours(service.name)
+@pytest.mark.parametrize("kind", ["checkpoint", "master"])
+def test_what_a_rotation_leaves_behind_is_at_hand(service: Service, kind: str) -> None:
+    container = CONTAINERS[service.name]
+    (file,) = json.loads(container["environment"][f"SYNOD_FORMER_{kind.upper()}_KEY_FILES"])
+    targets = {each["target"]: each["source"] for each in container["secrets"] if isinstance(each, dict)}
+    assert targets[file.removeprefix("/run/secrets/")] == f"{service.name}.former-{kind}s"
+
+
+@each_service
+def test_a_service_can_archive_its_events_and_nobody_else_has_them(service: Service) -> None:
+    volume = f"{service.name}-archive:{ARCHIVE}"
+    assert {name for name, each in CONTAINERS.items() if volume in each.get("volumes", ())} == {service.name}
+    dockerfile = (ROOT / "services" / service.name / "Dockerfile").read_text()
+    assert f"SYNOD_ARCHIVE_DIRECTORY={ARCHIVE}\n" in dockerfile
+    assert f"install -d -m 0700 -o synod -g synod /var/lib/synod {ARCHIVE}\n" in dockerfile
 
 
 @each_service
 def test_a_service_is_given_its_own_secrets_only(service: Service) -> None:
     given = [each if isinstance(each, str) else each["source"] for each in CONTAINERS[service.name]["secrets"]]
-    own = {"public.pem", *(f"{service.name}.{kind}" for kind in ("dsn", "nats", "checkpoint", "master"))}
+    own = {"public.pem", *(f"{service.name}.{kind}" for kind in OWN_SECRETS)}
     special = {
         AUTHORITY: {"signing.pem", "service-keys.json", "dev.key"},
         "llm-gateway": {"llm-gateway.key", "openai.key", "anthropic.key"},
@@ -156,18 +230,20 @@ def test_a_container_can_do_no_more_than_it_must(name: str) -> None:
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "pid", "devices"} & set(container)
-    assert networks(name) or container["network_mode"] == "none"
+    assert networks(name) or container["network_mode"] in {"none", f"service:{NATS}"}
     assert {"mem_limit", "cpus", "pids_limit", "logging"} <= set(container)
-    assert ("cap_add" in container) == (name in {POSTGRES, NATS_OWNER})
+    assert ("cap_add" in container) == (name in OWNERS.values())
 
 
-def test_nats_is_not_root_and_is_given_its_volume_before_it_starts() -> None:
-    owner, server = CONTAINERS[NATS_OWNER], CONTAINERS[NATS]
-    assert server["user"] == NOT_ROOT
-    assert server["depends_on"] == {NATS_OWNER: {"condition": "service_completed_successfully"}}
+@pytest.mark.parametrize(("name", "directory"), [(POSTGRES, "/var/lib/postgresql"), (NATS, "/data")])
+def test_a_server_is_not_root_and_is_given_its_volume_before_it_starts(name: str, directory: str) -> None:
+    owner, server = CONTAINERS[OWNERS[name]], CONTAINERS[name]
+    assert server["user"] == USERS[name]
+    assert server["depends_on"] == {OWNERS[name]: {"condition": "service_completed_successfully"}}
     assert owner["image"] == server["image"]
-    assert f"chown -R {NOT_ROOT} /data" in owner["entrypoint"][-1]
-    assert owner["volumes"] == ["nats:/data"]
+    assert f"chown -R {USERS[name]} {directory}" in owner["entrypoint"][-1]
+    assert owner["volumes"] == [f"{name}:{directory}"]
+    assert owner["volumes"][0] in server["volumes"]
     assert owner["network_mode"] == "none"
 
 
@@ -175,7 +251,7 @@ def test_nats_is_not_root_and_is_given_its_volume_before_it_starts() -> None:
 def test_no_secret_stands_in_an_environment(name: str) -> None:
     names = CONTAINERS[name].get("environment", {})
     secret = [each for each in names if re.search(r"PASSWORD|DSN|_KEY|SECRET|TOKEN", each)]
-    assert all(each.endswith("_FILE") for each in secret)
+    assert all(each.endswith(("_FILE", "_FILES")) for each in secret)
 
 
 def test_only_the_edge_and_grafana_are_published_and_on_loopback() -> None:
@@ -189,31 +265,11 @@ def test_only_the_edge_and_grafana_are_published_and_on_loopback() -> None:
     assert all(port.startswith("127.0.0.1:") for port in development)
 
 
-def test_only_the_gateways_have_a_way_out() -> None:
-    open_networks = {name for name, network in COMPOSE["networks"].items() if leads_out(network)}
-    outside = {name: open_networks & networks(name) for name in CONTAINERS}
-    assert {name: found for name, found in outside.items() if found} == {EDGE: {"edge"}, "llm-gateway": {"outside"}}
-    assert len({name for name in CONTAINERS if "outside" in networks(name)}) == 1
-
-
-def test_tool_executor_reaches_nothing_but_servers_authority_and_its_callers() -> None:
-    assert neighbours("tool-executor") - set(OBSERVERS) == {NATS, POSTGRES, AUTHORITY} | CALLERS_OF_TOOLS
-
-
-def test_of_what_measures_tool_executor_reaches_what_scrapes_it_and_takes_its_traces() -> None:
-    # nats-exporter is where NATS is.
-    assert neighbours("tool-executor") & set(OBSERVERS) == {"prometheus", "otel-collector", "nats-exporter"}
-
-
-def test_who_is_reached_from_outside_to_look_is_in_no_network_of_the_system() -> None:
-    assert neighbours(GRAFANA) <= set(OBSERVERS)
-
-
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_what_measures_is_not_root_and_is_pinned(name: str) -> None:
     container = OBSERVERS[name]
     # Two images bring a user of their own, which their volumes belong to.
-    assert container.get("user", NOT_ROOT) == NOT_ROOT
+    assert container.get("user", USERS[NATS]) == USERS[NATS]
     assert "user" in container or name in {"prometheus", GRAFANA}
     assert re.search(r":(v?\d+\.\d+\.\d+|pg18)$", container["image"])
 
@@ -229,11 +285,30 @@ def test_traces_go_nowhere_unless_somebody_says_where() -> None:
     assert set(told.values()) == {"${SYNOD_OTLP_ENDPOINT:-}"}
 
 
+def test_only_the_gateways_have_a_way_out() -> None:
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    leading = {name for name in OPEN if COMPOSE["networks"][name].get("driver_opts", {}).get(masquerade) != "false"}
+    assert leading == {"edge", "outside"}
+
+
 def test_publishing_for_development_connects_no_container_with_another() -> None:
     for name, container in DEVELOPMENT["services"].items():
-        assert container["networks"] == [f"publish-{name}"]
+        assert container.get("networks", []) == ([] if ATTACHED[name] & OPEN else [f"publish-{name}"])
     masquerade = "com.docker.network.bridge.enable_ip_masquerade"
     assert all(each["driver_opts"][masquerade] == "false" for each in DEVELOPMENT["networks"].values())
+
+
+def test_every_service_can_have_replicas() -> None:
+    replicated = yaml.safe_load((ROOT / "deploy/compose/compose.replicas.yaml").read_text())["services"]
+    assert replicated == {service.name: {"scale": "${SYNOD_REPLICAS:-2}"} for service in SERVICES}
+    assert not [name for name in replicated if "container_name" in CONTAINERS[name]]
+
+
+def test_a_replica_that_stops_has_time_to_be_left_and_to_finish() -> None:
+    drain_s = float(CONTAINERS[EDGE]["environment"]["SYNOD_SHUTDOWN_DRAIN_S"])
+    grace_s = ServiceSettings.model_fields["shutdown_grace_s"].default
+    assert Limits().peer_lookup_s < drain_s
+    assert drain_s + grace_s < float(CONTAINERS[EDGE]["stop_grace_period"].removesuffix("s"))
 
 
 def test_by_tls_everybody_is_given_its_own_certificate_and_no_other() -> None:
