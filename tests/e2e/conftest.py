@@ -1,4 +1,4 @@
-"""The system in containers, built and started once for all tests of this folder, under a project name of its own."""
+"""The system in containers, built once and started once for each file of tests, under a project name of its own."""
 
 import os
 import shutil
@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,13 @@ from synod_client import Endpoints, Synod
 
 ROOT = Path(__file__).parents[2]
 SECRETS = Path("deploy/compose/secrets")
-FILES = ("compose.yaml", "deploy/compose/compose.dev.yaml")
-TLS_FILE = "deploy/compose/compose.tls.yaml"
+PUBLISHED = ("compose.yaml", "deploy/compose/compose.dev.yaml")
+REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml")
+SECURED = (*PUBLISHED, "deploy/compose/compose.tls.yaml")
 PROJECT = "synod-e2e"
+NEXT = "e2e-next"
+"""The tag of images of the same code with another revision."""
+NETWORKS = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
 POLL_S = 0.5
 
@@ -45,11 +51,14 @@ def compose_command() -> tuple[str, ...]:
 class Containers:
     """The project, run from `folder` with `variables`, and what a person would do to it."""
 
-    def __init__(self, port_base: int, folder: Path, variables: Mapping[str, str], *, tls: bool = False) -> None:
-        self.port_base, self.folder, self._tls = port_base, folder, tls
-        files = (part for file in (*FILES, *[TLS_FILE] * tls) for part in ("--file", file))
+    def __init__(
+        self, port_base: int, folder: Path, variables: Mapping[str, str], files: tuple[str, ...] = PUBLISHED
+    ) -> None:
+        self.port_base, self.folder, self._tls = port_base, folder, files == SECURED
+        files = tuple(part for file in files for part in ("--file", file))
         self._command = (*compose_command(), "--project-name", PROJECT, *files)
-        ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": str(port_base + 980)}
+        edges = f"{port_base + 980}-{port_base + 983}" if REPLICATED[1] in files else str(port_base + 980)
+        ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": edges}
         self._environment = {**os.environ, **ports, **variables}
 
     @property
@@ -73,17 +82,36 @@ class Containers:
         """The variables that have a client speak TLS; none where the system does not."""
         return dict(settings_of(self.certificates, CLIENT)) if self._tls else {}
 
+    @property
+    def endpoints_of_replicas(self) -> Endpoints:
+        """The addresses of the containers themselves: for a client, several of each service."""
+        published = self.endpoints
+        everywhere = {
+            service.name: "ipv4:"
+            + ",".join(f"{address}:{PORT_BASE + service.number}" for address in self.addresses(service.name))
+            for service in SERVICES
+        }
+        (nats,) = self.addresses("nats")
+        nats = published.nats.replace(f"127.0.0.1:{self.port_base + NATS_OFFSET}", f"{nats}:4222")
+        return replace(published, services=everywhere, nats=nats, edge=self.edges()[0])
+
     @classmethod
-    def installed(cls, port_base: int, folder: Path, *, encrypt_at_rest: bool, tls: bool = False) -> "Containers":
+    def installed(
+        cls, port_base: int, folder: Path, *, encrypt_at_rest: bool = False, files: tuple[str, ...] = PUBLISHED
+    ) -> "Containers":
         """With secrets of its own in `folder`, so that those of the person who runs this stay as they are."""
         shutil.copy(ROOT / "compose.yaml", folder)
         shutil.copytree(ROOT / "deploy", folder / "deploy", ignore=shutil.ignore_patterns(SECRETS.name))
-        containers = cls(port_base, folder, {"SYNOD_ENCRYPT_AT_REST": str(encrypt_at_rest).lower()}, tls=tls)
-        command = [sys.executable, "-m", "launcher.containers", "secrets", str(containers.secrets)]
-        subprocess.run(command, env=containers._environment, check=True, timeout=60)
-        if tls:
+        containers = cls(port_base, folder, {"SYNOD_ENCRYPT_AT_REST": str(encrypt_at_rest).lower()}, files)
+        containers.make_secrets()
+        if files == SECURED:
             ensure(containers.certificates, utc_now())
         return containers
+
+    def make_secrets(self) -> None:
+        """Makes what is missing, as `make compose-secrets` does."""
+        command = [sys.executable, "-m", "launcher.containers", "secrets", str(self.secrets)]
+        subprocess.run(command, env=self._environment, check=True, timeout=60)
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
         """Runs a command of Compose and answers what it printed; AssertionError with its words if it fails."""
@@ -112,39 +140,125 @@ class Containers:
         """Kills it without a word. An engine does not restart what was killed by its own command."""
         self.compose("kill", "-s", "SIGKILL", container)
 
-    def start(self, container: str) -> None:
-        self.compose("start", container)
+    def crash_one_of_each(self) -> None:
+        engine("kill", *(self.ids(service.name)[0] for service in SERVICES))
 
-    def run(self, container: str, *command: str) -> str:
-        """What a command prints inside a running container."""
-        return self.compose("exec", "-T", container, *command).decode()
+    def build_next(self, *services: str) -> None:
+        with_revision = {**self._environment, "SYNOD_VERSION": NEXT, "REVISION": NEXT}
+        subprocess.run(
+            [*self._command, "build", *services],
+            cwd=ROOT,
+            env=with_revision,
+            check=True,
+            timeout=BUILD_S,
+            capture_output=True,
+        )
+
+    def roll(self, *services: str) -> None:
+        """Replaces the containers of services by such as the next images make, as a person would."""
+        compose = {"COMPOSE": " ".join(self._command), "SYNOD_VERSION": NEXT}
+        done = subprocess.run(
+            ["deploy/compose/roll.sh", *services],
+            cwd=self.folder,
+            env={**self._environment, **compose},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S * len(services) * 2,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+    def revisions(self, service: str) -> list[str]:
+        """Of the image of each container."""
+        label = '{{index .Config.Labels "org.opencontainers.image.revision"}}'
+        return engine("inspect", "--format", label, *self.ids(service)).split()
+
+    def ids(self, service: str) -> list[str]:
+        """Of its containers, running or not."""
+        return engine("ps", "--all", "--quiet", *_labelled(oneoff="False", service=service)).split()
+
+    def addresses(self, service: str) -> list[str]:
+        """One of each of its containers, where this machine reaches it."""
+        found = engine("inspect", "--format", NETWORKS, *self.ids(service)).splitlines()
+        return [addresses.split()[0] for addresses in found if addresses.strip()]
+
+    def all_addresses(self) -> dict[str, str]:
+        """The service that has each address, in any network."""
+        running = engine("ps", "--quiet", *_labelled(oneoff="False")).split()
+        named = '{{index .Config.Labels "com.docker.compose.service"}} ' + NETWORKS
+        found = [line.split() for line in engine("inspect", "--format", named, *running).splitlines()]
+        return {address: service for service, *addresses in found for address in addresses}
+
+    def edges(self) -> list[str]:
+        return [f"http://{address}:8080" for address in self.addresses("ws-gateway")]
+
+    def run(self, service: str, *command: str) -> str:
+        """What a command prints inside the first container of a service."""
+        return engine("exec", self.ids(service)[0], *command)
 
     def wait_ready(self, service: str) -> None:
         end = time.monotonic() + START_S
-        while True:
-            try:
-                self.run(service, "python", "-m", "servicekit.healthcheck")
-            except AssertionError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(POLL_S)
-            else:
-                return
+        while unready := [each for each in self.ids(service) if not is_ready(each)]:
+            assert time.monotonic() < end, f"{service}: {unready} not ready after {START_S} s"
+            time.sleep(POLL_S)
+
+
+def _labelled(**labels: str) -> Iterator[str]:
+    """Options of `docker ps`: of this project, with these labels of Compose."""
+    for name, value in {"project": PROJECT, **labels}.items():
+        yield from ("--filter", f"label=com.docker.compose.{name}={value}")
+
+
+def engine(*arguments: str) -> str:
+    """What a command of the engine prints; AssertionError with its words if it fails."""
+    done = subprocess.run(
+        ["docker", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def is_ready(container: str) -> bool:
+    command = ["docker", "exec", container, "python", "-m", "servicekit.healthcheck"]
+    return subprocess.run(command, capture_output=True, timeout=COMMAND_S, check=False).returncode == 0
 
 
 @pytest.fixture(scope="session")
-def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+def port_base() -> int:
+    """Where the images are built, and nothing listens."""
     if reason := missing():
         pytest.skip(reason)
-    port_base = free_port_base(step=100)
-    Containers(port_base, ROOT, {}).compose("build", timeout_s=BUILD_S)
-    started = Containers.installed(port_base, tmp_path_factory.mktemp("synod"), encrypt_at_rest=False)
-    started.down()
-    try:
-        started.up()
+    free = free_port_base(step=100)
+    Containers(free, ROOT, {}).compose("build", timeout_s=BUILD_S)
+    return free
+
+
+@pytest.fixture(scope="module")
+def containers(port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    with up(Containers.installed(port_base, tmp_path_factory.mktemp("synod"))) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def replicas(port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """Two of every service."""
+    with up(Containers.installed(port_base, tmp_path_factory.mktemp("synod"), files=REPLICATED)) as started:
+        yield started
+
+
+@contextmanager
+def up(containers: Containers) -> Iterator[Containers]:
+    containers.down()
+    try:
+        containers.up()
+        yield containers
     finally:
-        started.down()
+        containers.down()
 
 
 @pytest.fixture

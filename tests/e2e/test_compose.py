@@ -5,22 +5,27 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from contextlib import aclosing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from launcher.layout import SERVICES
+from launcher.layout import PORT_BASE, SERVICES, Layout
+from launcher.programs import needed
 from openai import AsyncOpenAI
-from synod.agent_runtime.v1.agent_runtime_pb2 import RUN_STATE_COMPLETED, Run
+from synod.agent_registry.v1.agent_registry_pb2 import (
+    PRINCIPAL_KIND_USER,
+    CreatePrincipalRequest,
+    ListPrincipalsRequest,
+)
+from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
-from synod.eventlog.v1.eventlog_pb2 import EventFilter
 from synod_client import Synod
 
-from .conftest import ROOT, Containers
+from .conftest import ROOT, Containers, engine
+from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
-WAIT_S = 180
 STOP_S = 10
 BACKUP = (
     "PGPASSWORD=$(cat /run/secrets/postgres.password) exec pg_basebackup --host=/var/run/postgresql "
@@ -42,6 +47,7 @@ IN_LOG = (
 )
 REACH = """
 import socket, sys
+from concurrent.futures import ThreadPoolExecutor
 def reached(address):
     host, _, port = address.rpartition(":")
     try:
@@ -49,32 +55,30 @@ def reached(address):
     except OSError:
         return False
     return True
-print(" ".join(address for address in sys.argv[1:] if reached(address)))
+with ThreadPoolExecutor(64) as pool:
+    print(" ".join(a for a, found in zip(sys.argv[1:], pool.map(reached, sys.argv[1:])) if found))
 """
-WORKER = """
-apiVersion: synod/v1
-kind: Agent
-metadata: {name: porter}
-spec:
-  behaviour: react
-  model: {name: simulator/sim-1}
-  tools: [calc, python_exec]
-  instructions: |
-    1. call calc with {"expression": "2 ** 10"}
-    2. call python_exec with {"code": "import time\\ntime.sleep(0.4)\\nresult = sum(range(1000))"}
-    3. call calc with {"expression": "{{1.value}} + {{2.value}}"}
-    answer: {"total": {{3.value}}}
----
-apiVersion: synod/v1
-kind: Team
-metadata: {name: porters}
-spec:
-  pattern: parallel
-  steps:
-    - {id: left, agent: porter, task: "left {{input}}"}
-    - {id: right, agent: porter, task: "right {{input}}"}
-  aggregator: {id: sum, agent: porter, task: "{{steps.left.output}} and {{steps.right.output}}"}
-"""
+LISTENING = {
+    "postgres": 5432,
+    "nats": 4222,
+    "provider-simulator": 7199,
+    **{service.name: PORT_BASE + service.number for service in SERVICES},
+}
+SERVERS = {"postgres": 999, "nats": 10001}
+"""Their users."""
+ARCHIVE = "/var/lib/synod-archive"
+ARCHIVED = (
+    "python",
+    "-m",
+    "eventlog",
+    "archive",
+    "@/run/secrets/postgres.dsn",
+    ARCHIVE,
+    "--keep",
+    "5",
+    "--segment",
+    "20",
+)
 
 
 def test_the_demo_proves_itself(containers: Containers, tmp_path: Path) -> None:
@@ -125,48 +129,28 @@ async def test_a_container_that_dies_in_the_middle_changes_nothing(
     assert all([(await synod.verify_log(service)).ok for service in synod.services])
 
 
-async def prepared(synod: Synod) -> None:
-    await synod.define(WORKER)
-    for tool in ("calc", "python_exec"):
-        await synod.grant("porter", tool)
-    await synod.set_price("simulator", "sim-1", 100_000, 400_000)
+@pytest.mark.parametrize("name", [*(service.name for service in SERVICES), "provider-simulator"])
+def test_a_container_reaches_whom_it_calls_and_who_calls_it_and_nobody_else(containers: Containers, name: str) -> None:
+    """Under no address that any container has in any network."""
+    owners = {address: other for address, other in containers.all_addresses().items() if other in LISTENING}
+    tried = [f"{address}:{LISTENING[other]}" for address, other in owners.items()]
+    found = containers.run(name, "python", "-c", REACH, *tried).split()
+    assert {owners[address.partition(":")[0]] for address in found} - {name} == those_that_may_meet(name)
 
 
-async def seen(synod: Synod, run_id: str, type: str) -> None:
-    async with asyncio.timeout(WAIT_S):
-        async for update in synod.watch(run_id):
-            if update.type == type:
-                return
+def those_that_may_meet(name: str) -> set[str]:
+    callees = {service.name: {other.name for other in needed(Layout(Path()), service)} for service in SERVICES}
+    for service in SERVICES:
+        callees[service.name] |= {"postgres", "nats"}
+    callees["llm-gateway"] |= {"provider-simulator"}
+    return callees.get(name, set()) | {caller for caller, others in callees.items() if name in others}
 
 
-async def finished(synod: Synod, run_id: str) -> Run:
-    async with asyncio.timeout(WAIT_S):
-        run = await synod.wait(run_id)
-    assert run.state == RUN_STATE_COMPLETED, run.failure
-    return run
-
-
-async def assert_tools_ran_once(synod: Synod, run_id: str) -> None:
-    where = EventFilter(types=("ToolCallCompleted",), correlation_id=run_id)
-    page = await synod.read("tool-executor", limit=1000, where=where)
-    outcomes = Counter(json.loads(event.data)["call_id"] for event in page.events)
-    assert len(outcomes) == 9
-    assert set(outcomes.values()) == {1}
-
-
-def test_tool_executor_reaches_only_what_it_needs(containers: Containers) -> None:
-    services = [f"{service.name}:{7100 + service.number}" for service in SERVICES]
-    tried = [*services, "postgres:5432", "nats:4222", "provider-simulator:7199"]
-    found = containers.run("tool-executor", "python", "-c", REACH, *tried).split()
-    hosts = {address.partition(":")[0] for address in found}
-    assert hosts == {"tool-executor", "agent-registry", "agent-runtime", "ws-gateway", "postgres", "nats"}
-
-
-@pytest.mark.parametrize("name", [*(service.name for service in SERVICES), "nats"])
+@pytest.mark.parametrize("name", [*(service.name for service in SERVICES), *SERVERS])
 def test_a_program_has_no_power_over_its_container(containers: Containers, name: str) -> None:
     status = containers.run(name, "cat", "/proc/1/status")
     fields = dict(line.split(":", 1) for line in status.splitlines())
-    assert fields["Uid"].split() == ["10001"] * 4
+    assert fields["Uid"].split() == [str(SERVERS.get(name, 10001))] * 4
     assert (int(fields["CapEff"], 16), int(fields["CapBnd"], 16)) == (0, 0)
     assert fields["NoNewPrivs"].strip() == "1"
     mounts = [line.split() for line in containers.run(name, "cat", "/proc/mounts").splitlines()]
@@ -193,12 +177,19 @@ async def test_a_backup_restores_the_system_after_everything_was_destroyed(
 ) -> None:
     await prepared(synod)
     run = await finished(synod, (await synod.start("porters", "the load")).id)
+    assert "1 to 20: " in await asyncio.to_thread(containers.run, "agent-runtime", *ARCHIVED)
+    # First the databases: what they say is archived is in every later copy of the archive.
     backup = await asyncio.to_thread(containers.compose, "exec", "-T", "postgres", "sh", "-c", BACKUP)
+    save = ("exec", "-T", "agent-runtime", "tar", "--create", f"--directory={ARCHIVE}", ".")
+    archive = await asyncio.to_thread(containers.compose, *save)
     before = {service: await synod.verify_log(service) for service in synod.services}
 
     await asyncio.to_thread(containers.down)
     restore = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "postgres", "-c", RESTORE)
+    await asyncio.to_thread(containers.compose, "run", "--rm", "postgres-owner")
     await asyncio.to_thread(lambda: containers.compose(*restore, stdin=backup))
+    put_back = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "tar", "agent-runtime", "--extract", "-C", ARCHIVE)
+    await asyncio.to_thread(lambda: containers.compose(*put_back, stdin=archive))
     await asyncio.to_thread(containers.up)
 
     async with Synod.connect(containers.endpoints) as restored:
@@ -209,6 +200,39 @@ async def test_a_backup_restores_the_system_after_everything_was_destroyed(
         assert (await restored.run(run.id)).result_sha256 == run.result_sha256
         again = await finished(restored, (await restored.start("porters", "the load")).id)
         assert again.result_sha256 == run.result_sha256
+
+
+async def test_keys_of_a_log_are_rotated_and_what_the_old_ones_did_still_holds(
+    containers: Containers, synod: Synod
+) -> None:
+    registry = AgentRegistryStub(synod.connection.channel("agent-registry"))
+    ada = CreatePrincipalRequest(name="Ada Byron", kind=PRINCIPAL_KIND_USER, roles=["viewer"], request_id="ada")
+    await synod.connection.call(registry.CreatePrincipal, ada)
+    before = await synod.verify_log("agent-registry")
+    keys = containers.secrets / "keys"
+    (keys / "agent-registry.checkpoint.pub.pem").rename(keys / "agent-registry.checkpoint.former.pub.pem")
+    (keys / "agent-registry.checkpoint.pem").unlink()
+    (keys / "agent-registry.master.key").rename(keys / "agent-registry.master.former.key")
+    assert sum(await asyncio.to_thread(rewrapped_at_a_restart, containers, "agent-registry")) > 0
+    (keys / "agent-registry.master.former.key").unlink()
+    assert await asyncio.to_thread(rewrapped_at_a_restart, containers, "agent-registry") == []
+    after = await synod.verify_log("agent-registry")
+    assert (before.ok, after.ok) == (True, True)
+    # Views keep names in the clear; made anew from the log, they need the keys.
+    for view in await synod.views("agent-registry"):
+        await synod.rebuild_view("agent-registry", view.name)
+    found = await synod.connection.call(registry.ListPrincipals, ListPrincipalsRequest(page_size=100))
+    assert "Ada Byron" in {principal.name for principal in found.principals}
+
+
+def rewrapped_at_a_restart(containers: Containers, service: str) -> list[int]:
+    """How many keys of each kind the service says it wrapped anew when it was started again with its keys of now."""
+    containers.make_secrets()
+    begin = datetime.now(UTC).isoformat()
+    containers.compose("restart", service)
+    containers.wait_ready(service)
+    logged = engine("logs", "--since", begin, containers.ids(service)[0]).splitlines()
+    return [json.loads(line)["keys"] for line in logged if '"keys_rewrapped"' in line]
 
 
 async def test_encryption_at_rest_leaves_no_payload_readable_on_disk(containers: Containers, tmp_path: Path) -> None:

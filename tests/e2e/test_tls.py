@@ -16,7 +16,7 @@ from launcher.layout import NATS_OFFSET, SERVICES
 from nats.errors import Error as NatsError
 from synod_client import Endpoints, NotAllowed, Synod, TryAgain
 
-from .conftest import ROOT, Containers
+from .conftest import ROOT, SECURED, Containers, up
 
 PROGRAM = Path(sys.executable).parent / "synod"
 DEMO_S, RENEWED_S = 300, 60
@@ -24,17 +24,9 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
-def secured(containers: Containers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
-    """The same ports, with secrets, certificates and data of its own."""
-    containers.down()
-    folder = tmp_path_factory.mktemp("tls")
-    started = Containers.installed(containers.port_base, folder, encrypt_at_rest=False, tls=True)
-    try:
-        started.up()
+def secured(port_base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    with up(Containers.installed(port_base, tmp_path_factory.mktemp("tls"), files=SECURED)) as started:
         yield started
-    finally:
-        started.down()
-        containers.up()
 
 
 def addresses(containers: Containers) -> list[str]:

@@ -1,0 +1,124 @@
+"""Two of every service: one of each may die, and each may be replaced by a newer one, without anybody noticing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+from launcher.layout import SERVICES
+from synod_client import Synod
+
+from .conftest import NEXT, Containers
+from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
+CLIENTS = 3
+"""Of each kind, asking all the time."""
+LOOK_S = 0.2
+"""How often a balancer asks the gateways whether they are ready."""
+QUESTION = {
+    "model": "simulator/sim-1",
+    "messages": [{"role": "system", "content": "answer: 4"}, {"role": "user", "content": "2 + 2?"}],
+}
+
+
+async def test_one_of_every_service_that_dies_in_the_middle_changes_nothing(replicas: Containers) -> None:
+    async with Synod.connect(replicas.endpoints_of_replicas) as synod:
+        await prepared(synod)
+        undisturbed = await finished(synod, (await synod.start("porters", "the load")).id)
+        started = await synod.start("porters", "the load")
+        await seen(synod, started.id, "ToolCallIntended")
+        await asyncio.to_thread(replicas.crash_one_of_each)
+        disturbed = await finished(synod, started.id)
+        assert disturbed.result_sha256 == undisturbed.result_sha256
+        await assert_tools_ran_once(synod, started.id)
+        assert (await synod.replay(started.id)).equal
+        assert all([(await synod.verify_log(service)).ok for service in synod.services])
+    await asyncio.to_thread(replicas.up)
+
+
+async def test_a_rolling_upgrade_fails_no_call(replicas: Containers) -> None:
+    upgraded = ("agent-registry", "llm-gateway", "ws-gateway")
+    await asyncio.to_thread(replicas.build_next, *upgraded)
+    async with under_load(replicas) as load:
+        await load.answers_more(20)
+        for service in upgraded:
+            await asyncio.to_thread(replicas.roll, service)
+            await load.answers_more(20)
+    assert load.failures == []
+    assert {service: replicas.revisions(service) for service in upgraded} == {each: [NEXT, NEXT] for each in upgraded}
+    for service in SERVICES:
+        await asyncio.to_thread(replicas.wait_ready, service.name)
+
+
+@dataclass(slots=True)
+class Load:
+    """Clients that ask without a pause, through a balancer before the gateways."""
+
+    containers: Containers
+    client: aiohttp.ClientSession
+    ready: list[str] = field(default_factory=list)
+    """The gateways to send to."""
+    answered: int = 0
+    failures: list[str] = field(default_factory=list)
+    ends: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
+    """One entry for each call that ended since somebody waits for them."""
+
+    async def balance(self) -> None:
+        while True:
+            edges = await asyncio.to_thread(self.containers.edges)
+            self.ready = [edge for edge in edges if await self._is_ready(edge)]
+            await asyncio.sleep(LOOK_S)
+
+    async def chat(self) -> None:
+        await self._ask_on("POST", "/v1/chat/completions", QUESTION)
+
+    async def list_agents(self) -> None:
+        await self._ask_on("GET", "/api/v1/agents")
+
+    async def answers_more(self, count: int) -> None:
+        """Waits for so many answers or a failure."""
+        self.ends = asyncio.Queue()
+        async with asyncio.timeout(WAIT_S):
+            while count and not self.failures:
+                await self.ends.get()
+                count -= 1
+
+    async def _ask_on(self, method: str, path: str, body: object = None) -> None:
+        while True:
+            edge = self.ready[self.answered % len(self.ready)]
+            if failure := await self._failure(method, edge + path, body):
+                self.failures.append(failure)
+            else:
+                self.answered += 1
+            self.ends.put_nowait(None)
+
+    async def _failure(self, method: str, url: str, body: object = None) -> str:
+        try:
+            async with self.client.request(method, url, json=body) as answer:
+                text = await answer.text()
+                return "" if answer.ok else f"{url}: {answer.status} {text}"
+        except aiohttp.ClientError as error:
+            return f"{url}: {error!r}"
+
+    async def _is_ready(self, edge: str) -> bool:
+        return not await self._failure("GET", f"{edge}/ready")
+
+
+@asynccontextmanager
+async def under_load(containers: Containers) -> AsyncIterator[Load]:
+    headers = {"Authorization": f"Bearer {containers.endpoints.required_key()}"}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        load = Load(containers, client)
+        load.ready = containers.edges()
+        works = [load.balance(), *(work() for work in (load.chat, load.list_agents) for _ in range(CLIENTS))]
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            yield load
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [each for each in ended if not isinstance(each, asyncio.CancelledError)] == []
