@@ -14,7 +14,9 @@ from .reach import WORKLOADS
 
 README = (ROOT / "deploy/kubernetes/README.md").read_text()
 MIB = 2**20
-WRITER, LISTENER, WORKER_LOCK = 1, 1, 1
+WRITER, LISTENER = 1, 1
+OWN = {MODELS: 2, TOOLS: 1}
+"""A lock by which others see that the process lives; of llm-gateway also the writer of answers that are kept."""
 
 
 def least() -> dict[str, int]:
@@ -44,9 +46,9 @@ def _bounds(spec: Manifest) -> tuple[int, int]:
 
 
 def connections(counts: dict[str, int]) -> int:
-    """To PostgreSQL, at most: a pool, the readers, the writer and the listener of the log, and a lock of two services."""
+    """To PostgreSQL, at most: a pool, the readers, the writer and the listener of the log, and what two services add."""
     each = Limits().postgres_connections_max + LogLimits().readers_max + WRITER + LISTENER
-    return sum(count * (each + (WORKER_LOCK if name in {MODELS, TOOLS} else 0)) for name, count in counts.items())
+    return sum(count * (each + OWN.get(name, 0)) for name, count in counts.items())
 
 
 def requested(name: str, counts: dict[str, int]) -> tuple[float, int, int]:

@@ -123,7 +123,8 @@ def test_a_migration_is_its_service_told_to_prepare_only(service: Service, name:
     assert settings(name, migrates) == {**settings(name, runs), PREPARES: "true"}
     for field in ("image", "resources", "volumeMounts", "securityContext"):
         assert container(migrates)[field] == container(runs)[field]
-    assert pod(migrates)["volumes"][0] == pod(runs)["volumes"][0]
+    secrets = [[volume for volume in pod(each)["volumes"] if "secret" in volume] for each in (runs, migrates)]
+    assert secrets[0] == secrets[1]
     assert "prepare_only" in ServiceSettings.model_fields
 
 
@@ -248,10 +249,7 @@ def test_a_service_has_time_to_stop(service: Service, name: str) -> None:
 @each_service
 def test_an_old_replica_goes_when_a_new_one_is_ready(service: Service, name: str) -> None:
     strategy = deployment(name, service)["spec"]["strategy"]
-    if (name, service.name) == ("small", "tool-executor"):  # whose volume one machine mounts
-        assert strategy == {"type": "Recreate"}
-    else:
-        assert strategy == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert strategy == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 
 
 # Secrets
@@ -264,8 +262,12 @@ def test_a_service_reads_its_own_secret_and_no_other(service: Service, name: str
         given = [volume["secret"]["secretName"] for volume in pod(workload)["volumes"] if "secret" in volume]
         assert given == [service.name]
         assert mounts(workload)["secrets"] == {"name": "secrets", "mountPath": "/run/secrets", "readOnly": True}
-        files = {value for key, value in settings(name, workload).items() if key.endswith("_FILE")}
-        assert files <= {f"/run/secrets/{file}" for file in secrets_of_compose(service.name)}
+        told = settings(name, workload)
+        lists = [json.loads(value) for key, value in told.items() if key.endswith("_FILES")]
+        files = {value for key, value in told.items() if key.endswith("_FILE")} | {
+            file for each in lists for file in each
+        }
+        assert files == {f"/run/secrets/{file}" for file in secrets_of_compose(service.name)}
 
 
 def mounts(workload: Manifest) -> dict[str, Manifest]:
@@ -297,7 +299,7 @@ def test_no_secret_stands_in_a_manifest(name: str) -> None:
     for each in workloads(name):
         told = settings(name, each)
         secret = [key for key in told if re.search(r"PASSWORD|DSN|_KEY|SECRET|TOKEN", key)]
-        assert all(key.endswith("_FILE") for key in secret)
+        assert all(key.endswith(("_FILE", "_FILES")) for key in secret)
         assert not any("secretRef" in source for source in container(each).get("envFrom", ()))
     assert "PRIVATE KEY" not in json.dumps(overlay(name))
 
@@ -386,13 +388,23 @@ def test_the_runtime_is_scaled_by_its_own_queue() -> None:
     assert most * at_once <= queue["consumers"][0]["max_ack_pending"]
 
 
-def test_replicas_of_tool_executor_share_the_files_of_runs() -> None:
-    assert manifest("small", "PersistentVolumeClaim", "workspaces")["spec"]["accessModes"] == ["ReadWriteOnce"]
-    assert manifest("production", "PersistentVolumeClaim", "workspaces")["spec"]["accessModes"] == ["ReadWriteMany"]
-    for name in OVERLAYS:
-        workload = manifest(name, "Deployment", "tool-executor")
-        (volume,) = [each for each in pod(workload)["volumes"] if each["name"] == "workspaces"]
-        assert volume["persistentVolumeClaim"] == {"claimName": "workspaces"}
-        assert (
-            mounts(workload)["workspaces"]["mountPath"] == CONTAINERS["tool-executor"]["volumes"][0].partition(":")[2]
-        )
+def test_every_machine_mounts_what_replicas_share() -> None:
+    claims = {
+        name: {each["metadata"]["name"]: each["spec"] for each in of_kind(name, "PersistentVolumeClaim")}
+        for name in OVERLAYS
+    }
+    assert [set(found) for found in claims.values()] == [{"archive", "workspaces"}] * 2
+    assert {tuple(spec["accessModes"]) for spec in claims["small"].values()} == {("ReadWriteOnce",)}
+    assert {tuple(spec["accessModes"]) for spec in claims["production"].values()} == {("ReadWriteMany",)}
+
+
+@each_overlay
+@each_service
+def test_a_service_keeps_its_files_where_compose_has_them(service: Service, name: str) -> None:
+    volumes = dict(each.rpartition(":")[::2] for each in CONTAINERS[service.name]["volumes"])
+    mounted = mounts(deployment(name, service))
+    claimed = {each["name"] for each in pod(deployment(name, service))["volumes"] if "persistentVolumeClaim" in each}
+    assert {mounted[claim]["mountPath"] for claim in claimed} == set(volumes.values())
+    # Of the volume that all share, each sees a directory of its own.
+    for workload in (deployment(name, service), manifest(name, "Job", f"migrate-{service.name}")):
+        assert mounts(workload)["archive"]["subPath"] == service.name

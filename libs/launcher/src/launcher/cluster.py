@@ -50,7 +50,9 @@ def _of_service(name: str) -> Mapping[str, str]:
         "postgres.dsn": f"{name}.dsn",
         "nats.password": f"{name}.nats",
         "checkpoint.pem": f"{name}.checkpoint",
+        "former-checkpoints.pem": f"{name}.former-checkpoints",
         "master.key": f"{name}.master",
+        "former-masters.keys": f"{name}.former-masters",
     }
     if name == AUTHORITY:
         return own | {file: file for file in AUTHORITY_FILES}
