@@ -27,7 +27,7 @@ def test_a_wait_beyond_the_deadline_goes_to_the_next_model() -> None:
 
 
 def test_a_model_that_is_served_elsewhere_too_is_asked_there_at_once() -> None:
-    elsewhere = Tried(target=0, targets=2, tries=3, left_s=600.0, sibling=True)
+    elsewhere = Tried(target=0, targets=2, tries=1, left_s=600.0, sibling=True)
     assert next_attempt(limited(7.0), elsewhere, TERMS, 0.5) == Next(1, 0.0)
     assert next_attempt(errors.RequestRejected("no", status=400), elsewhere, TERMS, 0.5) is None
 

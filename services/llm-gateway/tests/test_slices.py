@@ -201,3 +201,17 @@ def test_what_a_call_did_not_use_goes_back_to_the_book() -> None:
     _, granted = hand_out(book, rule, "b", Want(Amounts(1, 150), Amounts(0, 150)), 100.0, TERMS)
     assert granted.amounts.input_tokens == 150
     assert granted.sharers == 2
+
+
+@pytest.mark.parametrize("rule", [LimitRule("model", requests_per_min=600), LimitRule("model", concurrent=5)])
+def test_what_was_brought_back_to_the_book_lets_nothing_pass_until_the_answer(rule: LimitRule) -> None:
+    meters, need = SlicedMeters(rule, TERMS), Need(1, 1)
+    _, grant = hand_out(Book(), rule, "a", meters.want(0.0, (need, need)), 1e6, TERMS)
+    meters.receive(grant, 0.0, 0.0)
+    assert meters.wait_s(0.0, need) == 0
+    meters.take(0.0, need)
+    returned = meters.want(0.1, ())
+    assert (returned.returned.requests, returned.running) == ((1, 0) if rule.requests_per_min else (0, 1))
+    assert meters.wait_s(0.1, need) > 0
+    meters.failed(0.1, 0.25)
+    assert meters.wait_s(0.1, need) > 0
