@@ -243,7 +243,10 @@ class ViewSuperseded(EventLogError):
     """The tables in the database are of version `actual`, this process would fold version `own`."""
 
     def __init__(self, name: str, own: int, actual: int) -> None:
-        super().__init__(f"view {name} is at version {actual} in the database, this process has version {own}")
+        super().__init__(
+            f"view {name} is at version {actual} in the database, this process has version {own}: another release has "
+            "taken it over; stop this process, or start it anew to go back to its version"
+        )
         self.name = name
         self.own = own
         self.actual = actual

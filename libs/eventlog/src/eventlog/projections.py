@@ -76,21 +76,28 @@ class Projector:
         self._old = ViewTables(f"{self._live.schema}__old")
         self._signal = HeadSignal()
         self._awaited = asyncio.Event()
+        self._was_live = False
         self._aside = asyncio.Lock()
 
     async def prepare(self) -> None:
         """Create the view's tables, or rebuild them if they are of another version. Of several processes one does it, the
         others wait.
+
+        ViewSuperseded if the view was this process's before: a release that has been replaced does not take it back, or
+        the two would go on replacing each other for as long as both run. Started anew, it does.
         """
         while not await self._is_prepared():
+            if self._was_live:
+                raise ViewSuperseded(self.view.name, self.view.version, await self._version())
             try:
-                return await self._take_over()
+                await self._take_over()
+                break
             except RebuildRunning:
                 await asyncio.sleep(self._limits.poll_interval_s)
-        return None
+        self._was_live = True
 
     async def run(self) -> None:
-        """Fold for ever. ViewSuperseded when another release takes the view over."""
+        """Fold for ever. ViewSuperseded when another release takes the view over, and from then on."""
         await self.prepare()
         async with self._folder(self._live, self._limits.batch_events) as folder:
             pause_s = self._limits.retry_pause_s
@@ -243,6 +250,11 @@ class Projector:
             if standing is None:
                 await self._live.create(connection, self.view.tables, self.view.version)
         return standing is None or standing.version == self.view.version
+
+    async def _version(self) -> int:
+        async with self._transaction() as connection:
+            standing = await self._live.standing(connection)
+        return 0 if standing is None else standing.version
 
     async def _take_over(self) -> None:
         """From another version of the view: to the copy of this one that was kept, or to a new one."""
