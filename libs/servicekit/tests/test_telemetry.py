@@ -82,15 +82,18 @@ async def test_a_malformed_parent_begins_a_new_trace(malformed: str) -> None:
     assert trace_id != "0" * 32
 
 
-@pytest.mark.parametrize(("content", "limit"), [("536870912\n", 536870912), ("max\n", float("inf"))])
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [("536870912\n", 536870912), ("max\n", float("inf")), ("9223372036854771712\n", float("inf"))],
+)
 def test_the_memory_limit_is_that_of_the_control_group(content: str, limit: float, tmp_path: Path) -> None:
-    file = tmp_path / "memory.max"
-    file.write_text(content)
-    assert memory_limit_bytes(file) == limit
+    older = tmp_path / "memory.limit_in_bytes"
+    older.write_text(content)
+    assert memory_limit_bytes((tmp_path / "memory.max", older)) == limit
 
 
 def test_without_a_control_group_memory_is_not_limited(tmp_path: Path) -> None:
-    assert memory_limit_bytes(tmp_path / "memory.max") == float("inf")
+    assert memory_limit_bytes((tmp_path / "memory.max",)) == float("inf")
 
 
 def test_a_process_tells_its_memory_and_its_clock() -> None:

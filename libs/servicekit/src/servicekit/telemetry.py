@@ -8,8 +8,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,8 +36,13 @@ EXPORT_S: Final = 5.0
 CLOSE_S: Final = 2.0
 """The same when the service stops, which no collector may hold up."""
 
-_MEMORY_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
-"""Of the own control group (version 2), as a container sees it; holds "max" where there is no limit."""
+_MEMORY_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Of the own control group as a container sees it, by version 2 and by version 1."""
+_NO_LIMIT_BYTES: Final = 2**62
+"""Version 2 says "max" where there is no limit, version 1 a number beyond all memory."""
 
 _bound: ContextVar[dict[str, str]] = ContextVar("servicekit_log_fields", default={})  # noqa: B039 - never mutated
 
@@ -274,10 +279,11 @@ def _measure_process(registry: CollectorRegistry) -> None:
     limit.set(memory_limit_bytes())
 
 
-def memory_limit_bytes(file: Path = _MEMORY_LIMIT) -> float:
+def memory_limit_bytes(files: Sequence[Path] = _MEMORY_LIMITS) -> float:
     """What the control group allows; infinite without one, or without a limit."""
-    try:
-        text = file.read_text(encoding="ascii").strip()
-    except OSError:
-        return float("inf")
-    return float("inf") if text == "max" else float(text)
+    for file in files:
+        with suppress(OSError):
+            text = file.read_text(encoding="ascii").strip()
+            limited = text.isdecimal() and int(text) < _NO_LIMIT_BYTES
+            return float(text) if limited else float("inf")
+    return float("inf")
