@@ -6,7 +6,7 @@ import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from servicekit.host import Host
 from servicekit.testing import Served, serve_in_process, settings_for
 from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
 from synod.agent_runtime.v1.agent_runtime_pb2_grpc import AgentRuntimeStub
+from synod.common.ids import uuid7
 from synod.common.subjects import event_stream
 from synod.consensus.events import EVENTS as CONSENSUS_EVENTS
 from synod.consensus.events import OptionTally, ProposalDecided
@@ -225,14 +226,17 @@ async def publish_decision(service: Served[Settings], proposal_id: str, run_id: 
         run_id=run_id,
     )
     new = Codec(CONSENSUS_EVENTS).encode(event, at=clock.now())
+    # A decision that a release to come wrote comes first, and must not keep the others from being heard.
+    unreadable = replace(new, id=uuid7(), type_version=9)
     context = Context(tenant="local", actor="svc_consensus", correlation=run_id)
+    await log.append(Append(StreamId("proposal", "future"), ANY, (unreadable,), context))
     await log.append(Append(StreamId("proposal", proposal_id), ANY, (new,), context))
     relay = asyncio.create_task(Relay(log, service.host.nats, "consensus").run())
     jetstream = service.host.nats.jetstream()
     async with asyncio.timeout(WAIT_S):
         while not [info for info in await jetstream.streams_info() if info.config.name == "EVT_CONSENSUS"]:
             await asyncio.wait([relay], timeout=0.05)
-        while (await jetstream.stream_info("EVT_CONSENSUS")).state.last_seq < 1:
+        while (await jetstream.stream_info("EVT_CONSENSUS")).state.last_seq < 2:
             await asyncio.wait([relay], timeout=0.05)
     await end(relay)
 

@@ -66,9 +66,9 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
         max_deliver=DELIVERIES_MAX,
         concurrency=host.settings.runs_concurrent_max,
     )
-    own = Dispatcher(LogSource(stored, "agent-runtime"), DISPATCHED, events, host.queue, positions)
+    own = Dispatcher(LogSource(stored, "agent-runtime"), DISPATCHED, events, host.queue, positions, host.log_)
     decided = Dispatcher(
-        StreamSource(host.nats, "consensus"), DECISIONS, Codec(CONSENSUS_EVENTS), host.queue, positions
+        StreamSource(host.nats, "consensus"), DECISIONS, Codec(CONSENSUS_EVENTS), host.queue, positions, host.log_
     )
     host.add_measurement(partial(_measure, queries, Telemetry(host.metrics.registry), host.clock))
     host.add_task("dispatch", own.run)

@@ -11,6 +11,7 @@ from typing import Final
 
 from eventlog.clock import Clock
 from eventlog.codec import Codec, UnknownEvent
+from eventlog.errors import UnknownEventType
 from eventlog.records import StoredEvent
 from eventlog.sources import Source
 from nats.aio.client import Client
@@ -118,6 +119,7 @@ class Dispatcher:
     codec: Codec[Event]
     queue: Queue
     positions: Positions
+    log: Logger
 
     async def run(self) -> None:
         """Runs for as long as the service does."""
@@ -139,7 +141,12 @@ class Dispatcher:
             await reader.close()
 
     async def _dispatch(self, stored: StoredEvent) -> None:
-        event = self.codec.decode(stored)
+        try:
+            event = self.codec.decode(stored)
+        except UnknownEventType as error:
+            # Of a release to come, whose own dispatchers know it. All other runs must not wait for ours to be replaced.
+            self.log.error("event_not_dispatched", error=error, source=self.source.name, position=stored.position)
+            return
         item = None if isinstance(event, UnknownEvent) else work_item(event, stored.tenant)
         if item is None:
             return
