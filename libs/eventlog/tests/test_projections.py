@@ -344,21 +344,29 @@ async def test_the_old_version_of_a_view_stops_when_a_newer_one_takes_over(pool,
         await running_old
 
 
-async def test_a_release_that_was_replaced_does_not_take_its_view_back_until_it_is_started_anew(
+async def test_a_release_that_was_replaced_takes_its_view_back_only_when_nobody_folds_it(
     pool, log: PostgresEventLog
 ) -> None:
-    old, new = (Projector(pool, Totals(version=version), LogSource(log), QUICK) for version in (1, 2))
+    limits = replace(QUICK, abandoned_after_s=0.5)
+    old, new = (Projector(pool, Totals(version=version), LogSource(log), limits) for version in (1, 2))
     await old.prepare()
     await append(log, 3)
-    await new.prepare()
-    for _ in range(2):
-        with pytest.raises(ViewSuperseded, match="start it anew to go back"):
-            await asyncio.wait_for(old.run(), 30)  # as whoever supervises it would
-    await new.catch_up()
-    assert await new.position() == 3
-    again = Projector(pool, Totals(version=1), LogSource(log), QUICK)
-    await again.catch_up()
-    assert (await again.position(), (await again.verify()).equal) == (3, True)
+    following = asyncio.create_task(new.run())
+    await new.wait_for(3, timeout_s=30)
+    again = asyncio.create_task(old.run())
+    for _ in range(20):
+        reached = await log.head() + 1
+        await append(log, 1)
+        assert await new.wait_for(reached, timeout_s=30) == reached
+    assert not again.done()
+    following.cancel()
+    await asyncio.wait([following])
+    await append(log, 1)
+    head = await log.head()
+    assert await old.wait_for(head, timeout_s=30) == head
+    assert (await old.verify()).equal
+    again.cancel()
+    await asyncio.wait([again])
 
 
 async def test_verify_finds_a_manipulated_view(projector: Projector, log: PostgresEventLog, pool) -> None:

@@ -117,6 +117,7 @@ class Aggregates(Generic[S, E]):
         self._snapshots = snapshots
         self._vault = vault
         self._stopwatch = stopwatch
+        self._forgotten = 0
         self._saving: set[asyncio.Task[None]] = set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -125,7 +126,7 @@ class Aggregates(Generic[S, E]):
 
         Raises UnknownEventType if its stream holds what the codec does not know: half a fold would be a wrong state.
         """
-        stream = StreamId(self._aggregate, id)
+        stream, forgotten = StreamId(self._aggregate, id), self._forgotten
         start = loaded = self._cache.get(id) or await self._start(stream)
         begun = self._stopwatch()
         while True:
@@ -133,7 +134,7 @@ class Aggregates(Generic[S, E]):
             loaded = await self._advance(loaded, page)
             if len(page) < _PAGE_EVENTS:
                 self._save_after_folding(stream, start, loaded, self._stopwatch() - begun)
-                return self._remember(id, loaded)
+                return self._remember(id, loaded, forgotten)
 
     async def load_as_of(self, id: str, moment: datetime) -> Loaded[S]:
         """The state an aggregate had at a moment, by when its events were recorded. Folded from the first one, and not
@@ -165,17 +166,21 @@ class Aggregates(Generic[S, E]):
         turn = self._turns.setdefault(id, asyncio.Lock())
         async with turn:
             while True:
+                forgotten = self._forgotten
                 loaded = await self.load(id)
                 events = tuple(decide(loaded.state))
                 try:
-                    return await self._append(id, loaded, events, context, event_ids)
+                    executed = await self._append(id, loaded, events, context, event_ids, forgotten)
                 except VersionConflict:
                     retries -= 1
                     if retries < 0:
                         raise
+                else:
+                    return executed
 
     def forget(self) -> None:
         """Keep no state: over a PersonalLog, what was folded from the data of somebody who was erased must go."""
+        self._forgotten += 1
         self._cache.clear()
 
     async def settle(self) -> None:
@@ -183,7 +188,13 @@ class Aggregates(Generic[S, E]):
         await asyncio.gather(*self._saving)
 
     async def _append(
-        self, id: str, loaded: Loaded[S], events: tuple[E, ...], context: Context, event_ids: EventIds | None
+        self,
+        id: str,
+        loaded: Loaded[S],
+        events: tuple[E, ...],
+        context: Context,
+        event_ids: EventIds | None,
+        forgotten: int,
     ) -> Executed[S, E]:
         if not events:
             return Executed(loaded.state, loaded.version, 0, ())
@@ -199,7 +210,7 @@ class Aggregates(Generic[S, E]):
             return Executed(newest.state, newest.version, appended.position, ())
         (version,) = appended.versions
         folded = Loaded(self._fold(loaded.state, events), version, loaded.personal or bool(keys))
-        after = self._remember(id, folded)
+        after = self._remember(id, folded, forgotten)
         self._save_after_appending(stream, loaded.version, after)
         return Executed(after.state, version, appended.position, events)
 
@@ -249,8 +260,9 @@ class Aggregates(Generic[S, E]):
                     _log.warning("snapshot of %s at version %d is unreadable: %r", stream, snapshot.version, error)
         return Loaded(self._initial(), 0)
 
-    def _remember(self, id: str, loaded: Loaded[S]) -> Loaded[S]:
-        if loaded.personal:
+    def _remember(self, id: str, loaded: Loaded[S], forgotten: int) -> Loaded[S]:
+        """Keep a state, unless what it was folded from may have been read before `forget` was called."""
+        if loaded.personal or forgotten != self._forgotten:
             return loaded
         kept = self._cache.get(id)
         if kept is None or kept.version < loaded.version:

@@ -98,6 +98,8 @@ class ProjectorLimits:
     pace_s: float = 0.1
     """Under steady load a view is folded this often at most: what comes meanwhile shares one transaction. The first event
     after a rest is folded at once, and so is one that somebody waits for."""
+    abandoned_after_s: float = 30.0
+    """A view of another release that has not moved for so long, though it lags, is taken back."""
     idle_wait_s: float = 1.0
     retry_pause_s: float = 0.05
     retry_pause_max_s: float = 2.0

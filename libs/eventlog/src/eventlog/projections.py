@@ -83,8 +83,8 @@ class Projector:
         """Create the view's tables, or rebuild them if they are of another version. Of several processes one does it, the
         others wait.
 
-        ViewSuperseded if the view was this process's before: a release that has been replaced does not take it back, or
-        the two would go on replacing each other for as long as both run. Started anew, it does.
+        ViewSuperseded if the view was this process's before: a release that has been replaced does not take it back as
+        long as the other one folds, or the two would go on replacing each other. Started anew, it does.
         """
         while not await self._is_prepared():
             if self._was_live:
@@ -97,7 +97,11 @@ class Projector:
         self._was_live = True
 
     async def run(self) -> None:
-        """Fold for ever. ViewSuperseded when another release takes the view over, and from then on."""
+        """Fold for ever. ViewSuperseded when another release takes the view over. Called again, it waits until that one
+        folds no more, or has gone back.
+        """
+        if self._was_live:
+            await self._stand_by()
         await self.prepare()
         async with self._folder(self._live, self._limits.batch_events) as folder:
             pause_s = self._limits.retry_pause_s
@@ -179,6 +183,10 @@ class Projector:
         folded = await self.rebuild()
         async with self._transaction() as connection:
             await self._old.drop(connection)
+        # What a verification left that was killed. One that runs now drops its copy itself.
+        with suppress(RebuildRunning):
+            async with self._turn() as turn, turn.transaction():
+                await ViewTables(f"{self._live.schema}__verify").drop(turn)
         return folded
 
     async def verify(self) -> ViewVerified:
@@ -250,6 +258,19 @@ class Projector:
             if standing is None:
                 await self._live.create(connection, self.view.tables, self.view.version)
         return standing is None or standing.version == self.view.version
+
+    async def _stand_by(self) -> None:
+        """Until the view is of this version, or nobody folds it though there is something to fold."""
+        loop = asyncio.get_running_loop()
+        position, since = await self.position(), loop.time()
+        while await self._version() not in (0, self.view.version):
+            await asyncio.sleep(self._limits.poll_interval_s)
+            now = await self.position()
+            if now != position or now >= await self.source.head():
+                position, since = now, loop.time()
+            elif loop.time() - since > self._limits.abandoned_after_s:
+                self._was_live = False
+                return
 
     async def _version(self) -> int:
         async with self._transaction() as connection:

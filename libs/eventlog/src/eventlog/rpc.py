@@ -186,7 +186,7 @@ class EventLogServicer(_Servicer):
         if self._vault is None:
             raise NotConfigured("keys of persons", "start the service with a master key")
         erasure = await self._vault.erase(request.tenant, request.data_subject, actor=actor, reason=request.reason)
-        holding = [p for p in self._projectors if isinstance(p.view, PersonalView) and p.view.personal]
+        holding = [projector for projector in self._projectors if await _may_hold_personal_data(projector)]
         for projector in holding:
             await projector.forget()
         return pb.EraseSubjectResponse(
@@ -373,6 +373,12 @@ def to_parked(view: str, parked: Parked) -> pb.ParkedEvent:
         error=parked.error,
         parked_at=_timestamp(parked.parked_at),
     )
+
+
+async def _may_hold_personal_data(projector: Projector) -> bool:
+    """A view that copies it, and any that has set an event aside: it keeps that as it read it."""
+    personal = isinstance(projector.view, PersonalView) and projector.view.personal
+    return personal or await projector.parked_count() > 0
 
 
 def _timestamp(at: Any) -> Timestamp:

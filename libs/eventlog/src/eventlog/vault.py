@@ -24,17 +24,18 @@ from synod.common.event import Event
 
 from eventlog.clock import Clock, SystemClock
 from eventlog.codec import Codec
-from eventlog.errors import KeyUnusable
+from eventlog.errors import KeyUnusable, LogUnavailable, QueueFull
 from eventlog.hash_tree import Connection
 from eventlog.log import EventLog
 from eventlog.master_keys import MasterKey
-from eventlog.records import ANY, Append, Context, StoredEvent, StreamId, require_text
+from eventlog.records import ANY, Append, Appended, Context, StoredEvent, StreamId, require_text
 from eventlog.sealing import KEY_BYTES, Keyring, SubjectKey, is_sealed
 
 _KEYS_KEPT_MAX: Final = 4_096
 _REWRAPPED_AT_ONCE: Final = 500
 _KEYLESS_MAX: Final = 1_000
 _ERASURE_S: Final = 1.0
+_RECORD_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 _TABLES = """
 create table if not exists {schema}.subject_keys (
@@ -187,11 +188,24 @@ class Vault:
         # In a second transaction: whoever saved a snapshot while the key was there has saved it before this one starts.
         async with self._transaction() as connection:
             dropped = (await connection.execute(self._sql.drop_snapshots, [tenant, subject])).rowcount
-        stream = subject_stream(tenant, subject)
+        self.forget()
         event = SubjectErased(subject=subject, reason=reason)
         record = self._codec.encode(event, at=self._clock.now(), data_subject=subject)
-        appended = await self._log.append(Append(stream, ANY, (record,), context))
+        appended = await self._recorded(Append(subject_stream(tenant, subject), ANY, (record,), context))
         return Erasure(appended.position, destroyed > 0, dropped)
+
+    def forget(self) -> None:
+        """Keep no key in memory: one of them may be of somebody who was erased."""
+        self._unwrapped.clear()
+
+    async def _recorded(self, record: Append) -> Appended:
+        """Patiently: until it is on record, others seal by the key that is gone what nobody will ever read."""
+        for pause_s in _RECORD_PAUSES_S:
+            try:
+                return await self._log.append(record)
+            except (LogUnavailable, QueueFull):
+                await asyncio.sleep(pause_s)
+        return await self._log.append(record)
 
     async def unrecorded(self, first: int = 1, last: int | None = None) -> int | None:
         """The first position in a range whose personal data cannot be opened though no erasure is on record: somebody

@@ -116,6 +116,7 @@ class Host(Generic[S]):
         log = await self.open_log(limits)
         if self.vault is None:
             return log
+        self.on_erasure(self.vault.forget)
         self.add_task("erasures", partial(follow_erasures, log, self._forget))
         return PersonalLog(log, self.vault, classes)
 

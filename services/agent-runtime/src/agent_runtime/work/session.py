@@ -101,7 +101,7 @@ class Session:
             self.state = evolve(self.state, event, new.occurred_at)
         self._observed.clear()
         self.changes += len(decided)
-        self._stored = self._runs.remember(Loaded(self.state, version))
+        self._stored = self._runs.remember(Loaded(self.state, version, self._stored.forgotten))
 
 
 def context_of(state: RunState) -> Context:

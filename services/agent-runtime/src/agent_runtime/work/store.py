@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from eventlog.codec import Codec, UnknownEvent
@@ -34,10 +34,11 @@ def codec() -> Codec[Event]:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A run at one version of its stream."""
+    """A run at one version of its stream; `forgotten` says since which call of `forget` it was folded."""
 
     state: RunState
     version: int
+    forgotten: int = 0
 
 
 class Runs:
@@ -48,6 +49,7 @@ class Runs:
         self._codec = codec
         self._cache: OrderedDict[str, Loaded] = OrderedDict()
         self._cache_max = cache_max
+        self._forgotten = 0
 
     async def load(self, run_id: str) -> Loaded | None:
         """None when there is no such run. Raises HistoryInvalid for a stream that is no run."""
@@ -58,13 +60,14 @@ class Runs:
 
     async def newer(self, run_id: str, loaded: Loaded | None) -> Loaded | None:
         """`loaded` with the events that came after it."""
+        forgotten = loaded.forgotten if loaded else self._forgotten
         while True:
             after = loaded.version if loaded else 0
             page = await self._log.read_stream(run_stream(run_id), after=after, limit=PAGE_EVENTS)
             for stored in page:
                 loaded = self.fold(loaded, stored)
             if len(page) < PAGE_EVENTS:
-                return self.remember(loaded) if loaded else None
+                return self.remember(replace(loaded, forgotten=forgotten)) if loaded else None
 
     def fold(self, loaded: Loaded | None, stored: StoredEvent) -> Loaded:
         event = known(self._codec, stored)
@@ -77,9 +80,12 @@ class Runs:
 
     def forget(self) -> None:
         """Somebody was erased: keep no state that was folded from what they said."""
+        self._forgotten += 1
         self._cache.clear()
 
     def remember(self, loaded: Loaded) -> Loaded:
+        if loaded.forgotten != self._forgotten:
+            return loaded
         run_id = loaded.state.id
         kept = self._cache.get(run_id)
         if kept is None or kept.version < loaded.version:
@@ -98,10 +104,11 @@ class Conversations:
         self._codec = codec
         self._cache: OrderedDict[str, ConversationState] = OrderedDict()
         self._cache_max = cache_max
+        self._forgotten = 0
 
     async def load(self, conversation_id: str) -> ConversationState | None:
         """None when there is no such conversation."""
-        state = self._cache.get(conversation_id)
+        state, forgotten = self._cache.get(conversation_id), self._forgotten
         while True:
             after = state.version if state else 0
             stream = conversation_stream(conversation_id)
@@ -109,10 +116,13 @@ class Conversations:
             for stored in page:
                 state = self._fold(state, stored)
             if len(page) < PAGE_EVENTS:
-                return self._remember(state) if state else None
+                if state is not None and forgotten == self._forgotten:
+                    self._remember(state)
+                return state
 
     def forget(self) -> None:
         """Somebody was erased: keep no state that was folded from what they said."""
+        self._forgotten += 1
         self._cache.clear()
 
     def _fold(self, state: ConversationState | None, stored: StoredEvent) -> ConversationState:
@@ -123,12 +133,11 @@ class Conversations:
             raise HistoryInvalid(stored.stream.id, f"it begins with {stored.type} instead of ConversationStarted")
         return ConversationState(event, stored.tenant, stored.occurred_at)
 
-    def _remember(self, state: ConversationState) -> ConversationState:
+    def _remember(self, state: ConversationState) -> None:
         self._cache[state.started.conversation_id] = state
         self._cache.move_to_end(state.started.conversation_id)
         while len(self._cache) > self._cache_max:
             self._cache.popitem(last=False)
-        return state
 
 
 def known(codec: Codec[Event], stored: StoredEvent) -> Event:
