@@ -216,6 +216,23 @@ async def test_a_ready_service_answers_health_and_ends_its_hooks_in_order(postgr
     assert told[2:] == ["put down", "stopped"]
 
 
+async def test_replicas_that_start_at_once_compose_one_after_the_other(postgres_dsn: str, nats_url: str) -> None:
+    composing: list[str] = []
+
+    async def compose(host: Host[Settings]) -> None:
+        composing.append("begin")
+        async with host.pool.connection() as connection:
+            await connection.execute("select pg_sleep(0.05)")
+        composing.append("end")
+
+    async def replica() -> None:
+        async with serve_in_process(compose, settings_for(Settings, postgres_dsn, nats_url)):
+            pass
+
+    await asyncio.gather(replica(), replica())
+    assert composing == ["begin", "end"] * 2
+
+
 async def test_a_service_without_a_tenant_cannot_make_an_event_context() -> None:
     with pytest.raises(InvalidArgument, match="must name it in this metadata key"):
         event_context()

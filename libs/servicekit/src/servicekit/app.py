@@ -31,6 +31,7 @@ from servicekit.dependencies import (
     Missing,
     PortTaken,
     nats_broker,
+    no_other_replica_in,
     open_pool,
     postgres_address,
     probe_nats,
@@ -173,7 +174,7 @@ class _Start(Generic[S]):
         broker, client = await self.nats(tls)
         peers = await self.peers(tls)
         host = self.host(tracing, http, authenticator, tls, pool, broker, client, peers)
-        async with self.phases.phase("compose"):
+        async with self.phases.phase("compose"), no_other_replica_in(pool):
             await compose(host)
         if self.settings.prepare_only:
             async with self.phases.phase("views"):

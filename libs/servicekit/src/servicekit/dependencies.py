@@ -2,7 +2,8 @@
 
 import asyncio
 import select
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import nats
@@ -46,6 +47,14 @@ async def probe_postgres(settings: ServiceSettings) -> None:
             f"PostgreSQL at {where} does not answer ({_reason(error)}); "
             "start it (`synod up` starts one) or set SYNOD_POSTGRES_DSN to where it is"
         ) from error
+
+
+@asynccontextmanager
+async def no_other_replica_in(pool: AsyncConnectionPool) -> AsyncIterator[None]:
+    """One replica of the service after the other: "create table if not exists" fails where two make the table at once."""
+    async with pool.connection() as connection, connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock(hashtextextended('synod compose', 0))")
+        yield
 
 
 async def probe_nats(settings: ServiceSettings, tls: Tls | None = None) -> None:
