@@ -221,4 +221,4 @@ promtool: ## Get promtool into build/promtool, for the tests of the alerts (Debi
 
 .PHONY: e2e
 e2e: setup ## Build the containers, start them and try to break them (needs a container engine; minutes)
-	SYNOD_E2E=1 $(BIN)/python -m pytest tests/e2e
+	SYNOD_E2E=1 $(BIN)/python -m pytest tests/e2e -o faulthandler_timeout=2400
