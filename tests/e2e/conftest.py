@@ -192,6 +192,9 @@ class Containers:
     def edges(self) -> list[str]:
         return [f"http://{address}:8080" for address in self.addresses("ws-gateway")]
 
+    def start(self, service: str) -> None:
+        self.compose("start", service)
+
     def run(self, service: str, *command: str) -> str:
         """What a command prints inside the first container of a service."""
         return engine("exec", self.ids(service)[0], *command)
