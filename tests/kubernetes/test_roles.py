@@ -14,11 +14,11 @@ from .overlays import ROOT
 
 @pytest.fixture
 def run(postgres_server: RunningPostgres, tmp_path: Path):
-    """Runs the script for a role `books`, which goes afterwards."""
+    """Runs the script for the roles `books` and `votes`, which go afterwards."""
     server = psycopg.conninfo.conninfo_to_dict(postgres_server.dsn())
 
     def run_with(password: str) -> None:
-        (tmp_path / "roles").write_text(f"books {password}\n")
+        (tmp_path / "roles").write_text(f"books {password}\nvotes {password}\n")
         environment = {
             "PATH": f"{binary('psql').parent}:{os.environ['PATH']}",
             "PGHOST": server["host"],
@@ -31,8 +31,11 @@ def run(postgres_server: RunningPostgres, tmp_path: Path):
 
     yield run_with
     with psycopg.connect(postgres_server.dsn(), autocommit=True) as connection:
-        connection.execute("drop database if exists books")
-        connection.execute("drop role if exists books")
+        for name in ("books", "votes"):
+            connection.execute(f"drop database if exists {name}")
+            connection.execute(f"drop role if exists {name}")
+        # As it was for the tests of others, who use the same server.
+        connection.execute("grant connect, temporary on database postgres, template1 to public")
 
 
 def test_run_again_it_keeps_the_data_and_sets_the_password(run, postgres_server: RunningPostgres) -> None:
@@ -42,3 +45,11 @@ def test_run_again_it_keeps_the_data_and_sets_the_password(run, postgres_server:
     run("second-password")
     with psycopg.connect(postgres_server.dsn(), dbname="books", user="books", password="second-password") as again:
         assert again.execute("select count(*) from kept").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("another", ["votes", "postgres", "template1"])
+def test_a_role_cannot_connect_to_what_is_not_its_own(run, postgres_server: RunningPostgres, another: str) -> None:
+    run("a-password")
+    server = postgres_server.dsn()
+    with pytest.raises(psycopg.OperationalError, match=f'permission denied for database "{another}"'):
+        psycopg.connect(server, dbname=another, user="books", password="a-password")
