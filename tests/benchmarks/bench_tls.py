@@ -66,6 +66,7 @@ async def served(server: Tls | None, caller: Tls | None) -> AsyncIterator[tuple[
     rpc = RpcServer(Guard(SERVER, authenticator, ErrorMap(), Limits(), clock, tracing, metrics, log, server))
     rpc.add(add_echo, Echo(), {"Unary": "echo.read"}, ErrorMap())
     address = f"127.0.0.1:{await rpc.start('127.0.0.1', 0)}"
+    await rpc.set_serving(True)
     principal = Principal(service_principal(CALLER), "*", "service", ("*",))
     token = StaticToken(issue(key, principal, timedelta(hours=1), now=clock.now()))
     terms = CallTerms(token, clock, Limits(), Backoff())

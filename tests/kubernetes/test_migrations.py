@@ -55,7 +55,7 @@ async def test_every_service_prepares_an_empty_database_while_no_other_runs(
             )
         )
         views = {name: views_in(dsn) for name, dsn in dsns.items()}
-    assert {service.name: code for service, (code, _) in zip(SERVICES, ended, strict=True) if code} == {}
+    assert {service.name: log for service, (code, log) in zip(SERVICES, ended, strict=True) if code} == {}
     assert all('"phase":"prepared"' in log and '"phase":"grpc"' not in log for _, log in ended)
     assert all(views.values())
 

@@ -7,7 +7,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry
-from servicekit.telemetry import Tracing, traceparent
+from servicekit.health import Health
+from servicekit.telemetry import Metrics, Tracing, traceparent
 from ws_gateway.edge import Outer
 from ws_gateway.sessions import Meters
 from ws_gateway.settings import EdgeLimits
@@ -30,7 +31,8 @@ def client(spans: InMemorySpanExporter) -> httpx2.AsyncClient:
 
     app.include_router(runs, prefix="/api/v1")
     tracing = Tracing("ws-gateway", processors=(SimpleSpanProcessor(spans),))
-    outer = Outer(app, Meters(CollectorRegistry()), tracing, EdgeLimits())
+    metrics = Metrics()
+    outer = Outer(app, Meters(CollectorRegistry()), tracing, EdgeLimits(), Health(metrics.ready, metrics.problem))
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=outer), base_url="http://edge")
 
 
