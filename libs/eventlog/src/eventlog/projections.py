@@ -242,7 +242,6 @@ class Projector:
                 await self._awaited.wait()
 
     async def _refold(self, connection: Connection, event: StoredEvent) -> None:
-        await self._live.enter(connection)
         try:
             await self.view.apply(connection, [event])
         except Exception as error:
@@ -326,8 +325,7 @@ class Projector:
             await folder.fold_to(live)
 
     async def _lock_live(self, connection: Connection) -> Standing:
-        await self._live.lock(connection)
-        standing = await self._live.standing(connection)
+        standing = await self._live.take(connection)
         if standing is None:
             raise ViewSuperseded(self.view.name, self.view.version, 0)
         return standing

@@ -80,7 +80,7 @@ class ViewTables:
         )
 
     async def take(self, connection: Connection) -> Standing | None:
-        """As `lock`, `standing` and `enter`, in one round trip."""
+        """As `lock` and `standing`, in one round trip. Until the transaction ends, unqualified names mean this copy."""
         try:
             results = await connection.execute(self._take, prepare=False)
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
@@ -123,10 +123,6 @@ class ViewTables:
         await connection.execute(_PREPARE.format(schema=Identifier(self.schema)))
         await connection.execute(tables.encode())
         await connection.execute("insert into _position (position, version) values (0, %s)", [version])
-
-    async def enter(self, connection: Connection) -> None:
-        """Let unqualified names mean this copy until the transaction ends."""
-        await connection.execute(self._sql("set local search_path to {schema}"))
 
     async def move(self, connection: Connection, position: int) -> None:
         await connection.execute(self._move, [position])
