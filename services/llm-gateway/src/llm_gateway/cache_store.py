@@ -1,18 +1,16 @@
 """Cached answers in the service's own database, where all replicas find them. They expire, as recorded answers do."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 from servicekit.clock import Clock
 
-from llm_gateway.errors import StoreUnavailable
 from llm_gateway.ports import Entry
+from llm_gateway.store import connected
 
 PURGE_EVERY_S: Final = 60.0
 
@@ -70,10 +68,5 @@ class PostgresCacheStore:
             await self.purge()
             await asyncio.sleep(PURGE_EVERY_S)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        try:
-            async with self.pool.connection() as connection:
-                yield connection
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise StoreUnavailable(f"cached answers cannot be reached: {error}") from error
+    def _connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        return connected(self.pool, "cached answers cannot be reached")

@@ -2,18 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 from servicekit.clock import Clock
 
 from llm_gateway.errors import StoreUnavailable
 from llm_gateway.ports import Kept
+from llm_gateway.store import connected
 
 PURGE_EVERY_S: Final = 600.0
 CONNECT_S: Final = 5
@@ -111,7 +112,7 @@ class PostgresResults:
 
     @asynccontextmanager
     async def _writing_connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection of its own whose statements are transactions: it writes twice for each call."""
+        """A connection of its own whose statements are transactions: it writes for each call."""
         try:
             if self._writer is None:
                 self._writer = await AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=CONNECT_S)
@@ -123,13 +124,8 @@ class PostgresResults:
                 raise
             raise StoreUnavailable(f"answers cannot be recorded: {error}") from error
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        try:
-            async with self.pool.connection() as connection:
-                yield connection
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise StoreUnavailable(f"recorded answers cannot be reached: {error}") from error
+    def _connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        return connected(self.pool, "recorded answers cannot be reached")
 
 
 def _end(written: Sequence["asyncio.Future[None]"], error: StoreUnavailable | None) -> None:

@@ -10,11 +10,10 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
-from llm_gateway.errors import StoreUnavailable
+from llm_gateway.store import connected
 
 CHECK_S: Final = 5.0
 _ASK: Final = "select pg_try_advisory_xact_lock_shared(%s)"
@@ -54,11 +53,11 @@ class PostgresWorkers:
 
     async def alive(self, worker: str) -> bool:
         # Shared, so that two who ask do not take each other for the worker.
-        try:
-            async with self.pool.connection() as connection, connection.transaction():
-                row = await (await connection.execute(_ASK, (_key(worker),))).fetchone()
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise StoreUnavailable(f"whether {worker} lives cannot be asked: {error}") from error
+        async with (
+            connected(self.pool, f"whether {worker} lives cannot be asked") as connection,
+            connection.transaction(),
+        ):
+            row = await (await connection.execute(_ASK, (_key(worker),))).fetchone()
         assert row is not None
         return not row[0]
 
