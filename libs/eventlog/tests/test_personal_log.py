@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import psycopg
 import pytest
+from eventlog.at_rest import EncryptedLog
 from eventlog.codec import Codec
-from eventlog.errors import VersionConflict
+from eventlog.data_keys import DataKeys
+from eventlog.errors import DuplicateEventId, VersionConflict
+from eventlog.log import EventLog
 from eventlog.master_keys import LocalMasterKey
 from eventlog.personal_log import PersonalLog
 from eventlog.postgres import PostgresEventLog
@@ -145,6 +149,51 @@ async def test_a_repeated_request_is_one_fact(log: PersonalLog) -> None:
     first = await log.append(request)
     again = await log.append(request)
     assert (again.position, again.duplicate) == (first.position, True)
+
+
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted at rest"])
+async def test_a_request_repeated_after_an_erasure_elsewhere_is_one_fact(
+    stored: PostgresEventLog, vault: Vault, pool: AsyncConnectionPool[AsyncConnection[Any]], encrypted: bool
+) -> None:
+    """What seals the repeat is the next key: the text that the first one sealed is gone, so it differs from what is stored."""
+    below: EventLog = stored
+    if encrypted:
+        below = at_rest = EncryptedLog(stored, DataKeys(pool, LocalMasterKey(os.urandom(32), "test")))
+        await at_rest.prepare()
+    log, other = (PersonalLog(below, vault, [Said, Invited, Counted]) for _ in range(2))
+    request = an_append(Counted(number=1), Said(words=SECRET))
+    first = await log.append(request)
+    await other.append(an_append(Said(words="mine")))
+    await vault.erase("local", "ada", actor="ada", reason="asked")
+    await other.append(an_append(Said(words="the next key is made")))
+    for repeating in (other, log, PersonalLog(below, vault, [Said])):
+        again = await repeating.append(request)
+        assert (again.position, again.duplicate) == (first.position, True)
+    assert SECRET.encode() not in b"".join(event.data for event in await log.read())
+
+
+async def test_another_fact_under_the_id_of_one_that_was_erased_is_refused(
+    log: PersonalLog, vault: Vault, stored: PostgresEventLog
+) -> None:
+    said = new(Invited(guest="eve", email="e@x"))
+    await log.append(Append(STREAM, NO_STREAM, (said,), CONTEXT))
+    await vault.erase("local", "eve", actor="ada", reason="asked")
+    another_guest = replace(said, data=new(Invited(guest="bob", email="e@x")).data)
+    another_type = replace(new(Said(words="e@x")), id=said.id)
+    for changed, context in (
+        (another_guest, CONTEXT),
+        (another_type, CONTEXT),
+        (said, Context(tenant="acme", actor="ada")),
+    ):
+        with pytest.raises(DuplicateEventId):
+            await PersonalLog(stored, vault, [Said, Invited]).append(Append(STREAM, ANY, (changed,), context))
+
+
+async def test_other_words_of_one_person_under_one_id_are_refused(log: PersonalLog) -> None:
+    said = new(Said(words=SECRET))
+    await log.append(Append(STREAM, ANY, (said,), CONTEXT))
+    with pytest.raises(DuplicateEventId):
+        await log.append(Append(STREAM, ANY, (replace(said, data=new(Said(words="no")).data),), CONTEXT))
 
 
 async def test_several_streams_and_persons_go_in_one_request(log: PersonalLog, stored: PostgresEventLog) -> None:

@@ -444,6 +444,15 @@ async def test_a_command_that_is_being_appended_holds_an_erasure_back(house: Hou
     assert await house.vault.unrecorded() is None
 
 
+async def test_a_command_repeated_after_an_erasure_is_one_fact(house: House) -> None:
+    ids = [uuid7()]
+    invite = [Invited(guest="ada", email="ada@example.org")]
+    first = await house.guests(house.vault).execute("ada", lambda _: invite, CONTEXT, event_ids=ids)
+    await house.forget("ada")
+    again = await house.guests(house.another_vault()).execute("ada", lambda _: invite, CONTEXT, event_ids=ids)
+    assert (again.position, again.version, again.events) == (first.position, 1, ())
+
+
 async def waits_for_a_lock(dsn: str) -> None:
     """Until a statement waits for a lock that somebody else holds."""
     async with asyncio.timeout(30), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:

@@ -25,6 +25,7 @@ from eventlog.codec import Codec, EventModel, UnknownEvent
 from eventlog.errors import UnknownEventType, VersionConflict
 from eventlog.log import EventLog
 from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
+from eventlog.repeats import append_sealed
 from eventlog.sealing import NO_KEYS, SubjectKey
 from eventlog.vault import Vault
 
@@ -204,7 +205,7 @@ class Aggregates(Generic[S, E]):
             new = self._encode(
                 events, event_ids, [None if subject is None else keys.get(subject) for subject in subjects]
             )
-            appended = await self._log.append(Append(stream, loaded.version, new, context))
+            appended = await append_sealed(self._log, Append(stream, loaded.version, new, context))
         if appended.duplicate:
             newest = await self.load(id)
             return Executed(newest.state, newest.version, appended.position, ())

@@ -34,6 +34,7 @@ from eventlog.records import (
     StreamId,
     Verified,
 )
+from eventlog.repeats import append_sealed
 from eventlog.sealing import SubjectKey, opened_json, sealed_json
 from eventlog.vault import SubjectErased, Vault, subject_stream
 
@@ -89,7 +90,7 @@ class PersonalLog:
             sealed = [await self._sealed(append, sealing) for append in appends]
             guards = [held.guard(appends[0].context) for held in sealing.held]
             try:
-                appended = await self.stored.append(*sealed, *guards)
+                appended = await append_sealed(self.stored, *sealed, *guards)
             except VersionConflict as conflict:
                 if conflict.stream not in {guard.stream for guard in guards}:
                     raise

@@ -37,6 +37,7 @@ _KEY_ID_BYTES: Final = 8
 _NONCE_BYTES: Final = 12
 _PSEUDONYM_BYTES: Final = 16
 _MARK: Final = b'"$sealed"'
+_NO_SEAL: Final[Mapping[str, Any]] = {"key": "", "fields": {}}
 
 
 class SubjectKey:
@@ -80,7 +81,21 @@ NO_KEYS: Final = Keyring({})
 
 def is_sealed(event: StoredEvent) -> bool:
     """Whether an event may hold sealed fields: cheap, and never wrong when it says no."""
-    return event.data_subject is not None and _MARK in event.data
+    return event.data_subject is not None and may_be_sealed(event.data)
+
+
+def may_be_sealed(data: bytes) -> bool:
+    return _MARK in data
+
+
+def differ_in_seal_only(one: bytes, other: bytes) -> bool:
+    """Whether two events have the same fields, the same of them sealed, each by a key of its own."""
+    if not (may_be_sealed(one) and may_be_sealed(other)):
+        return False
+    left, right = json.loads(one), json.loads(other)
+    seal, other_seal = left.pop(SEALED, _NO_SEAL), right.pop(SEALED, _NO_SEAL)
+    same = left == right and seal["fields"].keys() == other_seal["fields"].keys()
+    return same and bool(seal["key"] != other_seal["key"])
 
 
 def sealed_json(event: BaseModel, event_id: UUID, key: SubjectKey) -> bytes:
