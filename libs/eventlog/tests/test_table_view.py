@@ -174,6 +174,41 @@ def test_a_field_that_can_be_no_column_is_refused_where_the_view_is_written() ->
         type("OddView", (TableView,), {"name": "odd", "version": 1, "row": Odd})
 
 
+def test_two_functions_for_one_type_of_event_are_refused_where_the_view_is_written() -> None:
+    with pytest.raises(TypeError, match=r"TwiceView: deposited and counted both take Deposited"):
+
+        class TwiceView(TableView[Account]):
+            name, version, row = "twice", 1, Account
+
+            @on
+            def deposited(self, account: Account, event: Deposited, stored: StoredEvent) -> Account:
+                return replace(account, cents=account.cents + event.cents)
+
+            @on
+            def counted(self, account: Account, event: Withdrawn | Deposited, stored: StoredEvent) -> Account:
+                return replace(account, cents=account.cents + 1)
+
+
+def test_functions_are_inherited_and_replaced_by_one_of_the_same_name() -> None:
+    class GenerousView(AccountsView):
+        name = "generous"
+
+        @on
+        def moved(self, account: Account, event: Deposited, stored: StoredEvent) -> Account:
+            return replace(account, cents=account.cents + 2 * event.cents)
+
+    assert GenerousView.types == {"Opened", "Deposited", "Closed"}
+    stored = StoredEvent(1, StreamId("account", "a"), 1, *[None] * 14)._replace(type="Deposited", occurred_at=NOON)
+    doubled = GenerousView().fold(Account("a", "ada", NOON), Deposited(cents=7), stored)
+    assert doubled == Account("a", "ada", NOON, 14)
+    with pytest.raises(TypeError, match=r"moved and more both take Withdrawn"):
+
+        class MoreView(AccountsView):
+            @on
+            def more(self, account: Account, event: Withdrawn, stored: StoredEvent) -> Account:
+                return account
+
+
 @pytest.mark.parametrize("batch_events", [1, 2, 100])
 async def test_what_comes_out_is_the_same_in_whatever_batches(
     log: PostgresEventLog, pool: AsyncConnectionPool[AsyncConnection[Any]], batch_events: int

@@ -72,6 +72,8 @@ def on(function: Callable[[V, Row, E, StoredEvent], Row | None]) -> Callable[[V,
 class TableView(Generic[Row]):
     """A View (folding.py). A subclass gives `name`, `version`, `row`, and its functions.
 
+    Functions are inherited, and replaced by one of the same name; an event type is taken by one of them.
+
     Columns of the dataclass `row` are str, int, bool, float, datetime, bytes, UUID, tuples of these, or any of them or
     None. `key` names the primary key, `indexes` is what follows `create index on <name>`. `upcasters` lift old versions as
     a Codec's do. With a `vault` personal fields are opened; a view that keeps them says `personal = True`.
@@ -91,7 +93,7 @@ class TableView(Generic[Row]):
     _sql: ClassVar[_Statements]
 
     def __init_subclass__(cls) -> None:
-        folds = _folds(vars(cls).values())
+        folds = _folds(cls)
         columns = _columns(cls.row)
         cls._folds = {event.type_name(): fold for event, fold in folds.items()}
         cls._codec = Codec(folds, cls.upcasters)
@@ -201,10 +203,23 @@ def _places(names: Iterable[str]) -> str:
     return ", ".join("%s" for _ in names)
 
 
-def _folds(members: Iterable[object]) -> dict[type[EventModel], _Fold]:
-    """What is marked among the members of a class, by the types of events that it takes."""
-    folds = [fold for member in members if (fold := getattr(member, _MARK, None)) is not None]
-    return {event: fold for fold in folds for event in _events(fold.function)}
+def _folds(view: type[object]) -> dict[type[EventModel], _Fold]:
+    """What is marked in a class and those it inherits from, by the types of events that it takes. TypeError if two
+    functions take one.
+    """
+    members = {name: member for base in reversed(view.__mro__) for name, member in vars(base).items()}
+    folds: dict[type[EventModel], _Fold] = {}
+    takers: dict[str, str] = {}
+    for name, member in members.items():
+        fold = getattr(member, _MARK, None)
+        for event in _events(member) if fold is not None else ():
+            taker = takers.setdefault(event.type_name(), name)
+            if taker != name:
+                raise TypeError(
+                    f"{view.__qualname__}: {taker} and {name} both take {event.type_name()}; keep one of them"
+                )
+            folds[event] = fold
+    return folds
 
 
 def _events(function: Callable[..., object]) -> tuple[type[EventModel], ...]:
