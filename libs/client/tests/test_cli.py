@@ -540,6 +540,23 @@ def test_a_person_is_erased_in_every_service_that_holds_personal_data(synod: Com
     assert {request.data_subject for request in fakes.requests("EraseSubject")} == {"person-1"}
 
 
+def test_erasures_that_have_not_ended_are_listed(synod: Command, fakes: FakeSystem) -> None:
+    for service in SERVICES:
+        fakes.answer(service, "ListErasures", log_pb.ListErasuresResponse())
+    pending = log_pb.Erasure(tenant="local", data_subject="person-1", actor="usr_1", reason="asked")
+    pending.began_at.FromJsonString("2026-11-21T12:00:00Z")
+    fakes.answer("consensus", "ListErasures", log_pb.ListErasuresResponse(erasures=[pending]))
+    assert json.loads(synod("erasures", "--json").stdout) == [
+        {
+            "service": "consensus",
+            "subject": "person-1",
+            "actor": "usr_1",
+            "reason": "asked",
+            "began_at": "2026-11-21T12:00:00Z",
+        }
+    ]
+
+
 def test_an_erasure_that_is_refused_is_not_passed_over(synod: Command, fakes: FakeSystem) -> None:
     fakes.answer("consensus", "EraseSubject", Fault(grpc.StatusCode.PERMISSION_DENIED, "not you", "PERMISSION_DENIED"))
     assert synod("erase", "person-1", "--reason", "asked", "--service", "consensus").exit_code == Exit.NOT_ALLOWED

@@ -14,11 +14,11 @@ from eventlog.checkpoints import Checkpoints
 from eventlog.clock import SystemClock
 from eventlog.codec import Codec
 from eventlog.ending import end
-from eventlog.errors import KeyUnusable, SubjectLocked
+from eventlog.errors import KeyUnusable, LogClosed, SubjectLocked
 from eventlog.master_keys import LocalMasterKey, MasterKey
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
-from eventlog.records import NO_STREAM, Append, Context, StoredEvent, StreamId
+from eventlog.records import NO_STREAM, Append, Appended, Context, StoredEvent, StreamId
 from eventlog.relay import Relay, from_message
 from eventlog.signing import SigningKey
 from eventlog.sources import LogSource
@@ -442,6 +442,65 @@ async def test_a_command_that_is_being_appended_holds_an_erasure_back(house: Hou
         results = await asyncio.gather(invited, house.forget("ada"), return_exceptions=True)
         assert [each for each in results if isinstance(each, BaseException) and not isinstance(each, KeyUnusable)] == []
     assert await house.vault.unrecorded() is None
+
+
+class ClosedLog:
+    """Of a process that ends."""
+
+    async def append(self, *_: Append) -> Appended:
+        raise LogClosed
+
+
+async def test_an_erasure_that_fails_half_way_is_listed_and_ended_by_another_process(house: House) -> None:
+    ada = await house.invite("ada", "ada@example.org")
+    forgotten: list[str] = []
+
+    async def dies() -> None:
+        raise ConnectionError("the database of the views is gone")
+
+    async def forgets() -> None:
+        forgotten.append("views")
+
+    with pytest.raises(ConnectionError):
+        await house.vault.erase("acme", "ada", actor="officer", reason="asked", views=dies)
+    restarted = house.another_vault()
+    (pending,) = await restarted.pending()
+    assert (pending.tenant, pending.subject, pending.actor, pending.key_destroyed) == ("acme", "ada", "officer", True)
+    assert (await restarted.pending("acme"), await restarted.pending("rival")) == ([pending], [])
+    assert await house.email(ada) is ERASED
+
+    (erasure,) = await restarted.resume(forgets)
+    assert (erasure.position, erasure.key_destroyed, forgotten) == (2, True, ["views"])
+    assert await house.log.head() == 2, "the record that was written is not written again"
+    assert (await restarted.pending(), await restarted.resume(forgets)) == ([], [])
+
+
+async def test_an_erasure_that_died_before_its_record_is_recorded_as_it_was_asked_for(house: House) -> None:
+    """And what the person said since, under the next key, stays: the first one alone was to be destroyed."""
+    await house.invite("ada", "ada@example.org")
+    with pytest.raises(LogClosed):
+        await Vault(house.pool, ClosedLog(), MASTER).erase("acme", "ada", actor="officer", reason="asked")  # type: ignore[arg-type]
+    event = CODEC.encode(
+        Invited(guest="ada", email="new@example.org"), at=NOON, key=await house.vault.key("acme", "ada")
+    )
+    appended = await house.log.append(Append(StreamId("guest", "ada-again"), NO_STREAM, (event,), CONTEXT))
+    await house.another_vault().resume()
+    new, record = await house.log.read(appended.position - 1)
+    assert await house.email(new) == "new@example.org"
+    assert (record.actor, await house.read(record)) == ("officer", SubjectErased(subject="ada", reason="asked"))
+
+
+async def test_an_erasure_that_somebody_is_at_is_left_to_them(house: House) -> None:
+    await house.invite("ada", "ada@example.org")
+    resumed: list[object] = []
+
+    async def meanwhile() -> None:
+        assert len(await house.vault.pending()) == 1
+        resumed.append(await house.another_vault().resume())
+
+    await house.vault.erase("acme", "ada", actor="officer", reason="asked", views=meanwhile)
+    assert resumed == [[]]
+    assert await house.vault.pending() == []
 
 
 async def test_a_command_repeated_after_an_erasure_is_one_fact(house: House) -> None:

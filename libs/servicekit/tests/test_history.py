@@ -3,9 +3,9 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import aiohttp
 import grpc
@@ -13,17 +13,24 @@ import psycopg
 import pytest
 from aiohttp import ClientSession
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from eventlog.codec import Codec
+from eventlog.personal_log import PersonalLog
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
 from eventlog.signing import Checkpoint, SigningKey
+from eventlog.sources import LogSource
+from eventlog.table_view import TableView, begins
 from eventlog.testing import an_event
 from prometheus_client import Gauge
+from servicekit import history
 from servicekit.app import StartFailed, running
 from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
 from servicekit.nats_admin import StreamPlan, administrator
 from servicekit.settings import ServiceSettings
 from servicekit.testing import serve_in_process, settings_for, write_public_key
+from synod.common.event import Event
+from synod.common.personal import Personal
 from synod.common.streams import events_of
 from synod.common.subjects import checkpoint_subject
 from synod.eventlog.v1 import eventlog_pb2 as pb
@@ -148,6 +155,70 @@ async def test_a_person_is_erased_by_who_may_and_in_the_own_tenant_only(
     assert "may not erase persons of local" in from_rpc_error(foreign.value).message
     assert (elsewhere.key_destroyed, erased.key_destroyed) == (False, True)
     assert [(record.tenant, record.actor) for record in records] == [("rival", "usr_test"), ("local", "usr_test")]
+
+
+class Said(Event):
+    AGGREGATE: ClassVar[str] = "guest"
+    words: Annotated[str, Personal()]
+
+
+@dataclass(frozen=True)
+class Word:
+    id: str
+    words: str
+
+
+class WordsView(TableView[Word]):
+    """What guests said; cannot be rebuilt as long as it is `broken`."""
+
+    name, version, row, personal = "words", 1, Word, True
+    broken: ClassVar[bool] = False
+
+    @begins
+    def said(self, event: Said, stored: StoredEvent) -> Word:
+        if self.broken:
+            raise psycopg.OperationalError("the disk of the view is full")
+        return Word(stored.stream.id, event.words)
+
+
+async def compose_personal(host: Host[Settings]) -> None:
+    log = await host.open_personal_log([Said])
+    host.add_view(WordsView(), LogSource(log, "guest-book"))
+
+
+async def test_an_erasure_that_failed_half_way_is_listed_and_ended_by_the_service_itself(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files)
+    monkeypatch.setattr(history, "ERASURES_S", 0.05)
+    async with serve_in_process(compose_personal, settings) as service:
+        log = PersonalLog(service.host.history.log, service.host.vault, [Said])
+        said = Codec([Said], sealed_below=True).encode(Said(words="my sister is ill"), at=service.clock.now())
+        await log.append(Append(StreamId("guest", "1"), ANY, (said,), Context("local", "person-1")))
+        own: Any = EventLogStub(service.channel)
+        rival: Any = EventLogStub(service.connect(service.token(tenant="rival")))
+        monkeypatch.setattr(WordsView, "broken", True)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await own.EraseSubject(pb.EraseSubjectRequest(data_subject="person-1", reason="asked"))
+        (pending,) = (await own.ListErasures(pb.ListErasuresRequest())).erasures
+        assert not (await rival.ListErasures(pb.ListErasuresRequest())).erasures
+        assert (pending.data_subject, pending.actor, pending.reason) == ("person-1", "usr_test", "asked")
+        assert await metric(service, "eventlog_erasures_pending") == 1
+        monkeypatch.setattr(WordsView, "broken", False)
+        await until(service, "eventlog_erasures_pending", 0)
+        async with service.host.pool.connection() as connection:
+            rows = await connection.execute("select words from view_words.words")
+            assert await rows.fetchall() == [("[erased]",)]
+
+
+async def test_without_a_master_key_health_says_that_nothing_is_sealed(postgres_dsn: str, fresh_nats: Any) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url)
+    async with serve_in_process(compose_personal, settings) as service:
+        assert "in the clear" in service.host.health.problems["sealing"]
+        assert service.host.health.ready
+    with pytest.raises(StartFailed, match="there is no master key: set master_key_file"):
+        async with serve_in_process(compose_personal, settings.model_copy(update={"require_sealing": True})):
+            pass
 
 
 async def test_checkpoints_are_made_by_themselves(postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]) -> None:

@@ -381,6 +381,11 @@ class Synod:
         request = eventlog_pb.EraseSubjectRequest(data_subject=subject, reason=reason)
         return await self.connection.call(self._log(service).EraseSubject, request, timeout_s=_REBUILD_TIMEOUT_S)
 
+    async def erasures(self, service: str) -> list[eventlog_pb.Erasure]:
+        """Erasures that were begun in one service and have not ended; the oldest first."""
+        request = eventlog_pb.ListErasuresRequest()
+        return list((await self.connection.call(self._log(service).ListErasures, request)).erasures)
+
     async def rotate_data_key(self, service: str) -> int:
         """Encrypt the payloads of a log from here on with a new key; its number."""
         request = eventlog_pb.RotateDataKeyRequest()

@@ -20,6 +20,7 @@ from synod.eventlog.v1.eventlog_pb2_grpc import EventLogServicer as _Servicer
 
 from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
+from eventlog.erasures import PendingErasure
 from eventlog.errors import (
     ArchiveDamaged,
     ArchiveMissing,
@@ -44,7 +45,7 @@ from eventlog.projections import Projector, ViewStatus
 from eventlog.records import Filter, StoredEvent, StreamId, Verified, require_text, require_token
 from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
-from eventlog.vault import Vault
+from eventlog.vault import Erasure, Vault
 from eventlog.view_tables import Parked
 
 PAGE_EVENTS_DEFAULT = 100
@@ -185,16 +186,39 @@ class EventLogServicer(_Servicer):
         """Erase a person in the name of `actor`, and rebuild the views that may hold their data in the clear."""
         if self._vault is None:
             raise NotConfigured("keys of persons", "start the service with a master key")
-        erasure = await self._vault.erase(request.tenant, request.data_subject, actor=actor, reason=request.reason)
-        holding = [projector for projector in self._projectors if await _may_hold_personal_data(projector)]
-        for projector in holding:
-            await projector.forget()
+        rebuilt: list[str] = []
+
+        async def forget_views() -> None:
+            rebuilt.extend(await self._forget_views())
+
+        erasure = await self._vault.erase(
+            request.tenant, request.data_subject, actor=actor, reason=request.reason, views=forget_views
+        )
         return pb.EraseSubjectResponse(
             position=erasure.position,
             key_destroyed=erasure.key_destroyed,
             snapshots_dropped=erasure.snapshots_dropped,
-            views_rebuilt=[projector.view.name for projector in holding],
+            views_rebuilt=rebuilt,
         )
+
+    async def resume_erasures(self) -> list[Erasure]:
+        """End, as `erase` would, what processes began that are gone. Nothing without a vault."""
+        return await self._vault.resume(self._forget_views) if self._vault else []
+
+    async def _forget_views(self) -> list[str]:
+        """Rebuild the views that may hold personal data; their names."""
+        holding = [projector for projector in self._projectors if await _may_hold_personal_data(projector)]
+        for projector in holding:
+            await projector.forget()
+        return [projector.view.name for projector in holding]
+
+    async def ListErasures(self, request: pb.ListErasuresRequest, context: Context) -> pb.ListErasuresResponse:
+        async with self._errors(context):
+            return pb.ListErasuresResponse(erasures=map(to_erasure, await self.erasures()))
+
+    async def erasures(self) -> list[PendingErasure]:
+        """What was begun and has not ended; whoever restricts callers leaves out what is other tenants'."""
+        return await self._vault.pending() if self._vault else []
 
     async def RotateDataKey(self, request: pb.RotateDataKeyRequest, context: Context) -> pb.RotateDataKeyResponse:
         async with self._errors(context):
@@ -318,6 +342,16 @@ def to_event(event: StoredEvent) -> pb.Event:
         hash=event.hash,
         previous_hash=event.previous_hash,
         data_subject=event.data_subject,
+    )
+
+
+def to_erasure(pending: PendingErasure) -> pb.Erasure:
+    return pb.Erasure(
+        tenant=pending.tenant,
+        data_subject=pending.subject,
+        actor=pending.actor,
+        reason=pending.reason,
+        began_at=_timestamp(pending.begun_at),
     )
 
 

@@ -211,8 +211,10 @@ def _folds(view: type[object]) -> dict[type[EventModel], _Fold]:
     folds: dict[type[EventModel], _Fold] = {}
     takers: dict[str, str] = {}
     for name, member in members.items():
-        fold = getattr(member, _MARK, None)
-        for event in _events(member) if fold is not None else ():
+        fold: _Fold | None = getattr(member, _MARK, None)
+        if fold is None:
+            continue
+        for event in _events(fold.function):
             taker = takers.setdefault(event.type_name(), name)
             if taker != name:
                 raise TypeError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,15 +21,19 @@ from typing import Final
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import AsyncConnectionPool
 from synod.common.event import Event
+from synod.common.ids import uuid7
 
 from eventlog.clock import Clock, SystemClock
 from eventlog.codec import Codec
+from eventlog.erasures import Erasures, PendingErasure
 from eventlog.errors import KeyUnusable, LogUnavailable, QueueFull
 from eventlog.hash_tree import Connection
 from eventlog.log import EventLog
 from eventlog.master_keys import MasterKey
 from eventlog.records import ANY, Append, Appended, Context, StoredEvent, StreamId, require_text
 from eventlog.sealing import KEY_BYTES, Keyring, SubjectKey, is_sealed
+
+Work = Callable[[], Awaitable[object]]
 
 _KEYS_KEPT_MAX: Final = 4_096
 _REWRAPPED_AT_ONCE: Final = 500
@@ -74,6 +78,10 @@ class Erasure:
     snapshots_dropped: int
 
 
+async def _nothing() -> None:
+    """No view holds personal data."""
+
+
 class Vault:
     """The keys of one log. Pool and log stay the caller's.
 
@@ -98,6 +106,9 @@ class Vault:
         self._clock = clock or SystemClock()
         self._unwrapped: OrderedDict[bytes, SubjectKey] = OrderedDict()
         self._codec = Codec([SubjectErased])
+        self._erasures = Erasures(schema)
+        self._erasing = asyncio.Lock()
+        """One at a time here: each holds a connection, and needs more of the pool."""
         self._sql = _Statements(schema)
 
     async def prepare(self) -> None:
@@ -106,6 +117,7 @@ class Vault:
             await connection.execute("set local client_min_messages = warning")
             await connection.execute(self._sql.lock)
             await connection.execute(self._sql.create)
+            await connection.execute(self._erasures.create)
             foreign = await (await connection.execute(self._sql.foreign, [list(self._masters)])).fetchone()
         if foreign is not None:
             raise KeyUnusable(
@@ -174,25 +186,76 @@ class Vault:
         rows = await self._rows(wanted) if wanted else []
         return Keyring({(row[0], row[1]): await self._unwrap(*row) for row in rows})
 
-    async def erase(self, tenant: str, subject: str, *, actor: str, reason: str) -> Erasure:
+    async def erase(self, tenant: str, subject: str, *, actor: str, reason: str, views: Work = _nothing) -> Erasure:
         """Destroy the key of a person, drop the snapshots of every stream that names them, and record it in the log.
 
-        Safe to repeat, and to be repeated after a crash. Who comes back gets a new key; the past stays erased.
-        Views that copied personal data are the caller's to rebuild, as EventLogServicer does.
+        Views that copied personal data are the caller's to rebuild, by `views`. What fails half-way stays in `pending`,
+        to be ended by `resume`; it is safe to repeat. Who comes back gets a new key; the past stays erased. Needs one
+        connection of the pool throughout.
         """
-        context = Context(tenant, actor)
+        async with self._erasing_alone(tenant, subject, wait=True) as connection:
+            assert connection is not None
+            return await self._finish(connection, await self._begin(connection, tenant, subject, actor, reason), views)
+
+    async def pending(self, tenant: str | None = None) -> list[PendingErasure]:
+        """The erasures that were begun and have not ended, of one tenant or all; the oldest first."""
         async with self._transaction() as connection:
+            return await self._erasures.pending(connection, tenant)
+
+    async def resume(self, views: Work = _nothing) -> list[Erasure]:
+        """End the erasures that others began and left. What somebody is at is left to them."""
+        ended = []
+        for found in await self.pending():
+            async with self._erasing_alone(found.tenant, found.subject, wait=False) as connection:
+                if connection is not None:
+                    left = await self._left(connection, found)
+                    ended += [await self._finish(connection, pending, views) for pending in left]
+        return ended
+
+    @asynccontextmanager
+    async def _erasing_alone(self, tenant: str, subject: str, *, wait: bool) -> AsyncIterator[Connection | None]:
+        """A connection on which nobody else erases this person; None if somebody does, unless they are waited for."""
+        async with (
+            self._erasing,
+            self._pool.connection() as connection,
+            self._erasures.turn(connection, tenant, subject, wait=wait) as mine,
+        ):
+            yield connection if mine else None
+
+    async def _left(self, connection: Connection, found: PendingErasure) -> list[PendingErasure]:
+        """The erasure, unless it has ended before it was this one's turn."""
+        async with connection.transaction():
+            return await self._erasures.pending(connection, found.tenant, found.subject)
+
+    async def _begin(
+        self, connection: Connection, tenant: str, subject: str, actor: str, reason: str
+    ) -> PendingErasure:
+        async with connection.transaction():
             # Overwritten first, so that not even the newest row version on disk holds the key.
             await connection.execute(self._sql.overwrite, [os.urandom(KEY_BYTES), tenant, subject])
-            destroyed = (await connection.execute(self._sql.delete, [tenant, subject])).rowcount
+            destroyed = (await connection.execute(self._sql.delete, [tenant, subject])).rowcount > 0
+            pending = PendingErasure(tenant, subject, uuid7(), actor, reason, destroyed, self._clock.now())
+            await self._erasures.begin(connection, pending)
+        return pending
+
+    async def _finish(self, connection: Connection, pending: PendingErasure, views: Work) -> Erasure:
+        """All that follows when the key is gone; to repeat it changes nothing."""
         # In a second transaction: whoever saved a snapshot while the key was there has saved it before this one starts.
-        async with self._transaction() as connection:
-            dropped = (await connection.execute(self._sql.drop_snapshots, [tenant, subject])).rowcount
+        async with connection.transaction():
+            named = [pending.tenant, pending.subject]
+            dropped = (await connection.execute(self._sql.drop_snapshots, named)).rowcount
         self.forget()
-        event = SubjectErased(subject=subject, reason=reason)
-        record = self._codec.encode(event, at=self._clock.now(), data_subject=subject)
-        appended = await self._recorded(Append(subject_stream(tenant, subject), ANY, (record,), context))
-        return Erasure(appended.position, destroyed > 0, dropped)
+        appended = await self._recorded(self._record(pending))
+        await views()
+        async with connection.transaction():
+            await self._erasures.end(connection, pending)
+        return Erasure(appended.position, pending.key_destroyed, dropped)
+
+    def _record(self, pending: PendingErasure) -> Append:
+        event = SubjectErased(subject=pending.subject, reason=pending.reason)
+        record = self._codec.encode(event, id=pending.id, at=pending.begun_at, data_subject=pending.subject)
+        context = Context(pending.tenant, pending.actor)
+        return Append(subject_stream(pending.tenant, pending.subject), ANY, (record,), context)
 
     def forget(self) -> None:
         """Keep no key in memory: one of them may be of somebody who was erased."""

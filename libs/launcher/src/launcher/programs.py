@@ -113,6 +113,7 @@ def _log_keys(layout: Layout, service: Service) -> Mapping[str, str]:
     return {
         "SYNOD_CHECKPOINT_KEY_FILE": str(checkpoint_key_file(keys, name)),
         "SYNOD_MASTER_KEY_FILE": str(master_key_file(keys, name)),
+        "SYNOD_REQUIRE_SEALING": "true",
         **{variable: json.dumps([str(file) for file in files]) for variable, files in former.items() if files},
     }
 

@@ -295,6 +295,7 @@ class _Start(Generic[S]):
             checkpoint_key_file=settings.checkpoint_key_file,
             former_checkpoint_key_files=settings.former_checkpoint_key_files,
             master_key_file=settings.master_key_file,
+            require_sealing=settings.require_sealing,
             former_master_key_files=settings.former_master_key_files,
             encrypt_at_rest=settings.encrypt_at_rest,
             archive_directory=settings.archive_directory,

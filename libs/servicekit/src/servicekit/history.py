@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from eventlog.at_rest import EncryptedLog
 from eventlog.checkpoints import Attestation, Checkpoints
 from eventlog.data_keys import DataKeys, has_data_keys
+from eventlog.erasures import PendingErasure
 from eventlog.errors import (
     ArchiveDamaged,
     ArchiveMissing,
@@ -93,6 +94,8 @@ LOG_ERRORS = (
 """How the errors of the event log look to the callers of a service."""
 
 MEASURE_S = 5.0
+ERASURES_S = 10.0
+"""How often a service looks for erasures that somebody began and left."""
 EVENTLOG_PERMISSIONS = {
     "Read": "events.read",
     "Subscribe": "events.read",
@@ -100,6 +103,7 @@ EVENTLOG_PERMISSIONS = {
     "ListCheckpoints": "events.read",
     "GetInclusionProof": "events.read",
     "EraseSubject": "events.erase",
+    "ListErasures": "events.erase",
     "RotateDataKey": "events.rotate",
     "ListViews": "views.read",
     "RebuildView": "views.rebuild",
@@ -201,6 +205,11 @@ class TenantEventLog(EventLogServicer):
     async def erase(self, request: pb.EraseSubjectRequest, actor: str) -> pb.EraseSubjectResponse:
         return await super().erase(request, current_principal().actor)
 
+    @override
+    async def erasures(self) -> list[PendingErasure]:
+        tenant = current_principal().tenant
+        return [each for each in await super().erasures() if tenant in (ANY_TENANT, each.tenant)]
+
 
 @dataclass(frozen=True, slots=True)
 class CommitMetrics:
@@ -232,6 +241,7 @@ class History:
     checkpoint_key_file: Path | None = None
     former_checkpoint_key_files: tuple[Path, ...] = ()
     master_key_file: Path | None = None
+    require_sealing: bool = False
     former_master_key_files: tuple[Path, ...] = ()
     encrypt_at_rest: bool = False
     archive_directory: Path | None = None
@@ -245,15 +255,18 @@ class History:
     vault: Vault | None = None
     relay: Relay | None = None
     projectors: list[Projector] = field(default_factory=list)
+    servicer: TenantEventLog | None = None
     measurements: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
     """Of the service itself, taken together with those of its log."""
 
     async def open(self, limits: LogLimits | None = None) -> EventLog:
         """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault.
 
-        Raises KeyUnusable for a key that is not the one that this log was signed, or its data encrypted, with.
+        Raises KeyUnusable for a key that is not the one that this log was signed, or its data encrypted, with, and without
+        a master key where one is required.
         """
         if self.log is None:
+            self._check_keys()
             observer = CommitMetrics(self.metrics)
             stored = await PostgresEventLog.open(
                 self.dsn, limits=limits, clock=self.clock, observer=observer, archive=self.archive_directory
@@ -267,6 +280,10 @@ class History:
             self.relay = Relay(log, self.client, self.service, RelayConfig(makes_stream=self.make_streams))
             self.relaying.start("relay", self.relay.run)
         return self.log
+
+    def _check_keys(self) -> None:
+        if self.require_sealing and self.master_key_file is None:
+            raise KeyUnusable("require_sealing", "there is no master key: set master_key_file")
 
     async def _encrypted(self, stored: PostgresEventLog) -> EventLog:
         """The log with its payloads in the clear. Also with the switch off, if any were encrypted before."""
@@ -353,7 +370,7 @@ class History:
     def serve(self, server: RpcServer) -> None:
         """Add the EventLog contract over the log and its views."""
         if self.log:
-            servicer = TenantEventLog(
+            self.servicer = TenantEventLog(
                 self.log,
                 self.projectors,
                 operator_tenant=self.operator_tenant,
@@ -362,7 +379,15 @@ class History:
                 checkpoints=self.checkpoints,
                 vault=self.vault,
             )
-            server.add(add_EventLogServicer_to_server, servicer, EVENTLOG_PERMISSIONS, LOG_ERRORS)
+            server.add(add_EventLogServicer_to_server, self.servicer, EVENTLOG_PERMISSIONS, LOG_ERRORS)
+
+    async def end_erasures(self) -> None:
+        """End, for ever, the erasures that a process of this service began and left."""
+        assert self.servicer is not None
+        while True:
+            for erasure in await self.servicer.resume_erasures():
+                self.log_.info("erasure_ended", position=erasure.position)
+            await asyncio.sleep(ERASURES_S)
 
     async def measure(self) -> None:
         """Keep the gauges of log, relay and views current, for ever."""
@@ -383,6 +408,8 @@ class History:
             self.metrics.eventlog_head.set(head)
             self.metrics.relay_lag.set(max(0, head - self.relay.position))
             self._report(self.relay)
+        if self.vault:
+            self.metrics.eventlog_erasures.set(len(await self.vault.pending()))
         for projector in self.projectors:
             self.metrics.view_position.labels(projector.view.name).set(await projector.position())
             self.metrics.view_lag.labels(projector.view.name).set(await projector.lag())

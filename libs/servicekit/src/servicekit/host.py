@@ -36,6 +36,8 @@ from servicekit.telemetry import Logger, Metrics, Tracing
 from servicekit.tls import Tls
 
 S = TypeVar("S", bound=ServiceSettings)
+
+UNSEALED = "what people write is stored in the clear and cannot be erased; set SYNOD_MASTER_KEY_FILE"
 Hook = Callable[[], Awaitable[object]]
 
 
@@ -111,10 +113,12 @@ class Host(Generic[S]):
     async def open_personal_log(self, classes: Iterable[type[Event]], limits: LogLimits | None = None) -> EventLog:
         """As open_log, for a service in whose events (`classes`) may be what people wrote: sealed in the log, in the name of
         the actor, and in the clear to the service. Its codec is `sealed_below`, its views that keep such data read this
-        log; what it keeps itself it forgets on_erasure. Without a master key nothing is sealed.
+        log; what it keeps itself it forgets on_erasure. Without a master key nothing is sealed, and health says so.
         """
         log = await self.open_log(limits)
         if self.vault is None:
+            self.health.degrade("sealing", UNSEALED)
+            self.log_.warning("personal_data_unsealed", problem=UNSEALED)
             return log
         self.on_erasure(self.vault.forget)
         self.add_task("erasures", partial(follow_erasures, log, self._forget))
@@ -187,6 +191,8 @@ class Host(Generic[S]):
         if self.history.log:
             self.history.serve(self.rpc)
             self.add_task("measure", self.history.measure)
+            if self.vault:
+                self.add_task("pending erasures", self.history.end_erasures)
         for name, work in self._tasks_to_start:
             self.tasks.start(name, work)
         if self._routes:

@@ -49,7 +49,10 @@ class ServiceSettings(BaseSettings):
     former_checkpoint_key_files: tuple[Path, ...] = ()
     """Ed25519 public keys (PEM, any number in a file) of before a rotation: what they signed is still believed."""
     master_key_file: Path | None = None
-    """32 bytes in base64 that wrap the keys of personal data; without it events with personal data are refused."""
+    """32 bytes in base64 that wrap the keys of personal data; without it what people write is stored in the clear, and
+    health says so, or is refused where a service has no use for it in the clear."""
+    require_sealing: bool = False
+    """Refuse to start without `master_key_file`: nothing personal is ever stored in the clear."""
     former_master_key_files: tuple[Path, ...] = ()
     """Master keys of before a rotation, one in a line: what they wrapped is wrapped anew at the start, then they can go."""
     encrypt_at_rest: bool = False

@@ -250,6 +250,9 @@ class Metrics:
         self.eventlog_broken = Gauge(
             "eventlog_broken", "1 since the log was found not to be what was chained and signed", registry=registry
         )
+        self.eventlog_erasures = Gauge(
+            "eventlog_erasures_pending", "Erasures that were begun and have not ended", registry=registry
+        )
         self.relay_lag = Gauge("relay_lag_events", "Events not yet published to JetStream", registry=registry)
         self.view_position = Gauge("view_position", "Position a view has reached", ("view",), registry=registry)
         self.view_lag = Gauge("view_lag", "Events a view is behind its log", ("view",), registry=registry)

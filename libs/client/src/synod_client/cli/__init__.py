@@ -80,6 +80,7 @@ app.add_typer(events.events_app, name="events", rich_help_panel=PROOF)
 app.add_typer(events.views_app, name="views", rich_help_panel=PROOF)
 app.command("replay", rich_help_panel=PROOF)(runs.replay)
 app.command("erase", rich_help_panel=PROOF)(proofs.erase)
+app.command("erasures", rich_help_panel=PROOF)(proofs.erasures)
 
 
 def main() -> None:

@@ -108,4 +108,24 @@ def erase(
     run(command, data)
 
 
+def erasures(as_json: AsJson = False, data: Data = None) -> None:
+    """List erasures that were begun and have not ended. The services go on with them by themselves.
+
+    Example: synod erasures
+    """
+
+    async def command(synod: Synod) -> None:
+        rows = [
+            (name, each.data_subject, each.actor, each.reason, each.began_at.ToJsonString())
+            for name in synod.services
+            for each in await synod.erasures(name)
+        ]
+        if as_json:
+            return print_json([dict(zip(_PENDING, row, strict=True)) for row in rows])
+        return print_table("", ("service", "subject", "asked by", "reason", "since"), rows)
+
+    run(command, data)
+
+
+_PENDING = ("service", "subject", "actor", "reason", "began_at")
 _COLUMNS = ("service", "key", "snapshots_dropped", "views_rebuilt", "position")

@@ -67,6 +67,11 @@ class EventLogStub:
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.SerializeToString,
                 response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.FromString,
                 _registered_method=True)
+        self.ListErasures = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/ListErasures',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListErasuresRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListErasuresResponse.FromString,
+                _registered_method=True)
         self.RotateDataKey = channel.unary_unary(
                 '/synod.eventlog.v1.EventLog/RotateDataKey',
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.RotateDataKeyRequest.SerializeToString,
@@ -152,6 +157,15 @@ class EventLogServicer:
     def EraseSubject(self, request, context):
         """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
         Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+        What fails half-way is ended by the service itself (ListErasures); it is safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListErasures(self, request, context):
+        """Erasures in the caller's tenant that were begun and have not ended, the oldest first: the key is destroyed, the record,
+        snapshots or views are left to do. The service goes on with them until they succeed. Permission: events.erase.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,6 +258,11 @@ def add_EventLogServicer_to_server(servicer, server):
                     servicer.EraseSubject,
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.FromString,
                     response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.SerializeToString,
+            ),
+            'ListErasures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListErasures,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListErasuresRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListErasuresResponse.SerializeToString,
             ),
             'RotateDataKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateDataKey,
@@ -446,6 +465,33 @@ class EventLog:
             '/synod.eventlog.v1.EventLog/EraseSubject',
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectRequest.SerializeToString,
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.EraseSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListErasures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/ListErasures',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListErasuresRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListErasuresResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,11 @@ class EventLogStub:
     EraseSubject: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]
     """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
     Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+    What fails half-way is ended by the service itself (ListErasures); it is safe to repeat.
+    """
+    ListErasures: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListErasuresRequest, _eventlog_pb2.ListErasuresResponse]
+    """Erasures in the caller's tenant that were begun and have not ended, the oldest first: the key is destroyed, the record,
+    snapshots or views are left to do. The service goes on with them until they succeed. Permission: events.erase.
     """
     RotateDataKey: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.RotateDataKeyRequest, _eventlog_pb2.RotateDataKeyResponse]
     """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
@@ -108,6 +113,11 @@ class EventLogAsyncStub(EventLogStub):
     EraseSubject: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]  # type: ignore[assignment]
     """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
     Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+    What fails half-way is ended by the service itself (ListErasures); it is safe to repeat.
+    """
+    ListErasures: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListErasuresRequest, _eventlog_pb2.ListErasuresResponse]  # type: ignore[assignment]
+    """Erasures in the caller's tenant that were begun and have not ended, the oldest first: the key is destroyed, the record,
+    snapshots or views are left to do. The service goes on with them until they succeed. Permission: events.erase.
     """
     RotateDataKey: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.RotateDataKeyRequest, _eventlog_pb2.RotateDataKeyResponse]  # type: ignore[assignment]
     """Encrypts payloads from here on with a new data key; what older keys encrypted stays readable. FAILED_PRECONDITION
@@ -188,6 +198,16 @@ class EventLogServicer:
     ) -> _typing.Union[_eventlog_pb2.EraseSubjectResponse, _abc.Awaitable[_eventlog_pb2.EraseSubjectResponse]]:
         """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
         Views with personal data are rebuilt, snapshots dropped; the hash chain still holds. Permission: events.erase.
+        What fails half-way is ended by the service itself (ListErasures); it is safe to repeat.
+        """
+
+    def ListErasures(
+        self,
+        request: _eventlog_pb2.ListErasuresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.ListErasuresResponse, _abc.Awaitable[_eventlog_pb2.ListErasuresResponse]]:
+        """Erasures in the caller's tenant that were begun and have not ended, the oldest first: the key is destroyed, the record,
+        snapshots or views are left to do. The service goes on with them until they succeed. Permission: events.erase.
         """
 
     def RotateDataKey(
