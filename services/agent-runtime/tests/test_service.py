@@ -322,6 +322,27 @@ async def test_what_a_person_said_and_was_told_is_unreadable_after_their_erasure
     assert (await log.VerifyView(log_pb.VerifyViewRequest(name="runs"))).equal
 
 
+async def test_a_run_that_is_worked_on_ends_when_its_person_is_erased_and_says_nothing_on(
+    world: World, service: Served[Settings], stub: AgentRuntimeStub, postgres_dsn: str
+) -> None:
+    world.says({"ann": [[("double", {"number": 21})], "Ludmilla will recover"], "bob": ["fine"]})
+    world.tools.hold, world.models.hold = asyncio.Event(), asyncio.Event()
+    started = await stub.StartRun(pb.StartRunRequest(request_id="r1", definition="ann", input="Ludmilla is ill"))
+    neighbour = AgentRuntimeStub(service.connect(service.token(id="usr_other")))
+    kept = await neighbour.StartRun(pb.StartRunRequest(request_id="r2", definition="bob", input="about Bartholomew"))
+    await world.models.was_asked(2, WAIT_S)
+
+    log: Any = EventLogStub(service.channel)
+    await log.EraseSubject(log_pb.EraseSubjectRequest(tenant="local", data_subject="usr_test", reason="asked"))
+    done = await ended(stub, started.id)
+    assert (done.state, done.failure.reason, done.input) == (pb.RUN_STATE_FAILED, "RUN_ERASED", "[erased]")
+    world.models.hold.set()
+    world.tools.hold.set()
+    assert (await ended(neighbour, kept.id)).output == "fine"
+    assert world.models.asked.total() == 2, "nobody was told again what was erased"
+    assert "Ludmilla" not in everything(postgres_dsn)
+
+
 def everything(dsn: str) -> str:
     """Every row of every table, texts and bytes alike."""
     with psycopg.connect(dsn) as connection:

@@ -14,6 +14,10 @@ from agent_runtime.domain import AgentWork, RunState
 MODEL_ATTEMPTS_MAX: Final = 4
 """Calls of one turn before a failure that might pass is taken as final."""
 
+ERASED_MEANWHILE: Final = Failure(
+    reason="RUN_ERASED", message="what was said in this run was erased with the data of whom it was for"
+)
+
 GIVEN_UP: Final = "INTERNAL"
 """Reason of a run that its workers could not carry on with: a fault of this service, not a decision of the run."""
 
@@ -33,6 +37,8 @@ def ending(state: RunState) -> Cancel | Fail | None:
         return Cancel(state.cancel_reason)
     if state.deadline_passed:
         return Fail(_timed_out(state))
+    if state.erased:
+        return Fail(ERASED_MEANWHILE)
     return None
 
 

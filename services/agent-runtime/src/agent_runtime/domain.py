@@ -45,6 +45,7 @@ from synod.agent_runtime.events import (
 from synod.common.definitions import AgentDefinition, AgentSpec, AnyDefinition, TeamDefinition, TeamSpec
 from synod.common.event import Event
 from synod.common.ids import derived_id
+from synod.common.personal import ERASED
 from synod.common.values import Failure
 
 from agent_runtime.errors import HistoryInvalid
@@ -234,6 +235,11 @@ class RunState:
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def erased(self) -> bool:
+        """Whether the person in whose name it runs was erased, and with them all that was said in it."""
+        return self.started.input == ERASED
 
     @property
     def deadline(self) -> datetime:

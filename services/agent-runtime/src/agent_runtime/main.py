@@ -47,11 +47,12 @@ async def compose_with(host: Host[Settings], ports: Ports) -> None:
     log, stored, events = await host.open_personal_log(EVENTS), await host.open_log(), codec()
     runs, conversations, histories = Runs(log, events), Conversations(log, events), Histories(log, events)
     calls = Calls(ports, conversations)
-    worker = Worker(new_id("wrk"), log, runs, events, host.clock, calls, Turns())
+    turns = Turns()
+    worker = Worker(new_id("wrk"), log, runs, events, host.clock, calls, turns)
     runtime = Runtime(log, runs, conversations, histories, events, host.clock, ports)
     feed = Feed(stored)
-    for kept in (runs, conversations):
-        host.on_erasure(kept.forget)
+    for forget in (runs.forget, conversations.forget, turns.nudge_all):
+        host.on_erasure(forget)
     watcher = Watcher(log, runs, histories, events, feed, NatsTokenListener(host.nats))
     queries, positions = Queries(host.pool), Positions(host.pool)
     await positions.prepare()

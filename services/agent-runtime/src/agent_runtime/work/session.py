@@ -78,6 +78,11 @@ class Session:
             return True
         return await self.commit()
 
+    async def renew(self) -> None:
+        """Fold the run anew if somebody was erased meanwhile: what they said must not be said on. Raises as `refresh`."""
+        if self._runs.is_stale(self._stored):
+            await self.refresh()
+
     async def refresh(self) -> None:
         """Take in what others appended: a request to cancel, or a claim, which raises Superseded."""
         newer = await self._runs.newer(self.state.id, self._stored)

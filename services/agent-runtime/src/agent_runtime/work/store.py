@@ -59,8 +59,10 @@ class Runs:
         return await self.newer(run_id, loaded)
 
     async def newer(self, run_id: str, loaded: Loaded | None) -> Loaded | None:
-        """`loaded` with the events that came after it."""
-        forgotten = loaded.forgotten if loaded else self._forgotten
+        """`loaded` with the events that came after it; folded anew if somebody was erased since."""
+        if loaded is not None and self.is_stale(loaded):
+            loaded = None
+        forgotten = self._forgotten
         while True:
             after = loaded.version if loaded else 0
             page = await self._log.read_stream(run_stream(run_id), after=after, limit=PAGE_EVENTS)
@@ -83,8 +85,12 @@ class Runs:
         self._forgotten += 1
         self._cache.clear()
 
+    def is_stale(self, loaded: Loaded) -> bool:
+        """Whether somebody was erased since it was folded: it may hold what they said."""
+        return loaded.forgotten != self._forgotten
+
     def remember(self, loaded: Loaded) -> Loaded:
-        if loaded.forgotten != self._forgotten:
+        if self.is_stale(loaded):
             return loaded
         run_id = loaded.state.id
         kept = self._cache.get(run_id)

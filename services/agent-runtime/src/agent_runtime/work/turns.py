@@ -33,6 +33,11 @@ class Turns:
         self._users: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
+    def nudge_all(self) -> None:
+        """Something happened to every run: somebody was erased."""
+        for nudge in self._nudges.values():
+            nudge.give()
+
     @asynccontextmanager
     async def of(self, run_id: str) -> AsyncIterator[Nudge]:
         """The turn of this caller at the run, after all who came before."""

@@ -97,6 +97,7 @@ class Worker:
     async def _drive(self, session: Session, nudge: Nudge) -> None:
         self._claim(session)
         while True:
+            await session.renew()
             self._observe_deadline(session)
             if not await self._advance(session, nudge) and await session.settle():
                 return
@@ -173,7 +174,7 @@ class Worker:
     ) -> None:
         """Carry out side by side. Each outcome is appended as it comes, the last ones with what is decided on them.
 
-        A request to cancel, or the deadline, abandons what is still in progress.
+        A request to cancel, the deadline, or an erasure abandons what is still in progress.
         """
         running = {asyncio.create_task(work) for work in works}
         try:
@@ -187,7 +188,8 @@ class Worker:
             await _abandon(running)
 
     def _must_stop(self, session: Session) -> bool:
-        return session.state.cancel_reason is not None or self.clock.now() >= session.state.deadline
+        state = session.state
+        return state.cancel_reason is not None or state.erased or self.clock.now() >= state.deadline
 
     async def _next_done(
         self, session: Session, nudge: Nudge, running: set[asyncio.Task[Event]]
