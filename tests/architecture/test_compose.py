@@ -14,7 +14,7 @@ from agent_runtime.subscriptions import ACK_WAIT_S
 from agent_runtime.work.dispatch import VERB
 from launcher.certificates import CLIENT, holders, settings_of
 from launcher.keys import ensure_keys
-from launcher.layout import EDGE, SERVICES, SIMULATOR, Layout, Service
+from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
 from launcher.nats import tls_block
 from launcher.programs import NATS, POSTGRES, environment, needed
 from servicekit.limits import Limits
@@ -72,6 +72,8 @@ REACH = {
     **{owner: set() for owner in OWNERS.values()},
 }
 """What each container can open a connection to. Networks join both ways, and the two servers stand beside each other."""
+
+TOOLS = next(service for service in SERVICES if service.name == "tool-executor")
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
 each_container = pytest.mark.parametrize("name", CONTAINERS)
@@ -176,6 +178,13 @@ def test_what_measures_nats_is_where_nats_is() -> None:
 @each_attached
 def test_a_container_reaches_what_the_architecture_says_and_nothing_else(name: str) -> None:
     assert reach(ATTACHED)[name] == REACH[name]
+
+
+def test_tool_executor_reaches_nats_its_database_the_registry_and_who_calls_it() -> None:
+    """By architecture.md it keeps its own log, and asks the registry who may use which tool; tools reach nothing."""
+    assert {other.name for other in needed(Layout(Path()), TOOLS)} == {AUTHORITY}
+    near = reach({name: joined for name, joined in ATTACHED.items() if name not in OBSERVERS})["tool-executor"]
+    assert near == {NATS, POSTGRES, AUTHORITY, "agent-runtime", "ws-gateway"}
 
 
 def test_whom_a_service_calls_is_what_the_launcher_says() -> None:
