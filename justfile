@@ -112,7 +112,7 @@ setup *args:
 soak *args:
     @make soak {{args}}
 
-# Run all tests
+# Run all tests but those in containers
 test *args:
     @make test {{args}}
 
