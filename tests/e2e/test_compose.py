@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import aclosing
+from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from launcher.figures import measured, table
 from launcher.layout import PORT_BASE, SERVICES, Layout
 from launcher.programs import needed
 from openai import AsyncOpenAI
@@ -25,25 +26,13 @@ from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
 from synod_client import Synod
 
-from .conftest import ROOT, Containers, engine
+from .conftest import PROJECT, ROOT, Containers, engine
 from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
+from .disks import where_it_is_readable
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 STOP_S = 10
 README = (ROOT / "deploy/README.md").read_text()
-SAID = "The password of the vault is xyzzy."
-KEEPER = f"""
-apiVersion: synod/v1
-kind: Agent
-metadata: {{name: keeper}}
-spec: {{behaviour: chat, model: {{name: simulator/sim-1}}, instructions: {SAID}}}
-"""
-IN_STREAMS = 'grep -rlF "$0" /data || true'
-IN_LOG = (
-    "PGPASSWORD=$(cat /run/secrets/postgres.password) exec psql --host=/var/run/postgresql --username=postgres "
-    "--dbname=agent_registry --tuples-only --no-align --command="
-    "\"select 1 from eventlog.events where position(convert_to('$0', 'UTF8') in data) > 0\""
-)
 REACH = """
 import socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +147,13 @@ def test_a_program_has_no_power_over_its_container(containers: Containers, name:
     assert "ro" in next(options for _, place, _, options, *_ in mounts if place == "/").split(",")
 
 
+def test_what_each_container_costs_is_told(containers: Containers) -> None:
+    found = measured(PROJECT)
+    assert set(found) == set(LISTENING)
+    assert [name for name, figures in found.items() if None in astuple(figures)] == []
+    sys.stdout.write(table(found))
+
+
 @pytest.mark.parametrize("service", [service.name for service in SERVICES])
 def test_a_service_stops_in_time_when_asked(containers: Containers, service: str) -> None:
     container = containers.compose("ps", "-q", service).decode().strip()
@@ -240,28 +236,5 @@ def rewrapped_at_a_restart(containers: Containers, service: str) -> list[int]:
     return [json.loads(line)["keys"] for line in logged if '"keys_rewrapped"' in line]
 
 
-async def test_encryption_at_rest_leaves_no_payload_readable_on_disk(containers: Containers, tmp_path: Path) -> None:
+async def test_without_encryption_at_rest_payloads_are_readable_on_disk(containers: Containers) -> None:
     assert await where_it_is_readable(containers) == {"log", "streams"}
-    await asyncio.to_thread(containers.down)
-    encrypting = Containers.installed(containers.port_base, tmp_path, encrypt_at_rest=True)
-    try:
-        await asyncio.to_thread(encrypting.up)
-        assert await where_it_is_readable(encrypting) == set()
-    finally:
-        await asyncio.to_thread(encrypting.down)
-        await asyncio.to_thread(containers.up)
-
-
-async def where_it_is_readable(containers: Containers) -> set[str]:
-    """Has something said, waits until it is in the log and its stream, and looks at the bytes of both."""
-    async with Synod.connect(containers.endpoints) as synod:
-        await synod.define(KEEPER)
-        async with asyncio.timeout(WAIT_S), aclosing(synod.follow("agent-registry")) as events:
-            async for event in events:
-                if SAID.encode() in event.data:
-                    break
-    found = {
-        "log": await asyncio.to_thread(containers.run, "postgres", "sh", "-c", IN_LOG, SAID),
-        "streams": await asyncio.to_thread(containers.run, "nats", "sh", "-c", IN_STREAMS, SAID),
-    }
-    return {place for place, printed in found.items() if printed.strip()}
