@@ -29,8 +29,8 @@ $(VENV)/.stamp: requirements.lock deploy/dev/bootstrap.lock $(LIBS:%=libs/%/pypr
 setup: $(VENV)/.stamp ## Install everything into .venv (done by the other recipes when needed)
 
 .PHONY: test
-test: setup ## Run all tests
-	$(BIN)/python -m pytest
+test: setup ## Run all tests but those in containers
+	SYNOD_E2E= $(BIN)/python -m pytest
 
 .PHONY: lint
 lint: setup ## Check style and formatting
@@ -44,7 +44,7 @@ format: setup ## Format the code and apply safe fixes
 
 .PHONY: types
 types: setup ## Check types strictly
-	$(BIN)/mypy $(LIBS:%=libs/%/src) $(SERVICES:%=services/%/src)
+	$(BIN)/mypy $(LIBS:%=libs/%/src) $(SERVICES:%=services/%/src) tests/e2e
 
 .PHONY: lock
 lock: setup ## Resolve requirements.lock anew, for development and for each service
@@ -140,14 +140,16 @@ ifdef OBSERVE
 export COMPOSE_PROFILES := observability
 export SYNOD_OTLP_ENDPOINT ?= http://otel-collector:4317
 endif
-# TLS=1 has gRPC and NATS spoken by mutual TLS; REPLICAS=2 starts so many of each service.
+# TLS=1 has gRPC and NATS spoken by mutual TLS; REPLICAS=2 starts so many of each service; DEV=1 publishes gRPC and NATS.
 TLS ?=
+DEV ?=
 REPLICAS ?=
 export SYNOD_REPLICAS := $(or $(REPLICAS),$(SYNOD_REPLICAS))
 # Named files keep Compose from looking for a person's own one beside compose.yaml.
 COMPOSE_FILES := --file compose.yaml $(addprefix --file ,$(wildcard compose.override.y*ml)) \
   $(if $(TLS),--file deploy/compose/compose.tls.yaml)
-COMPOSE_DEV := $(COMPOSE) $(COMPOSE_FILES) --file deploy/compose/compose.dev.yaml
+PUBLISHED := --file deploy/compose/compose.dev.yaml
+COMPOSE_DEV := $(COMPOSE) $(COMPOSE_FILES) $(PUBLISHED)
 REPLICATED := $(if $(SYNOD_REPLICAS),--file deploy/compose/compose.replicas.yaml)
 SECRETS := deploy/compose/secrets
 START_S := 180
@@ -173,8 +175,8 @@ compose-secrets: setup ## Make the keys and passwords of the containers in deplo
 	$(BIN)/python -m launcher.containers secrets $(SECRETS)
 
 .PHONY: compose-up
-compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers, OBSERVE=1 with dashboards; the edge is at http://127.0.0.1:8080
-	$(COMPOSE) $(COMPOSE_FILES) $(REPLICATED) up --detach --remove-orphans
+compose-up: compose-secrets $(if $(TLS),compose-tls) images ## Start everything in containers, OBSERVE=1 with dashboards, DEV=1 with ports; the edge is at http://127.0.0.1:8080
+	$(COMPOSE) $(COMPOSE_FILES) $(if $(DEV),$(PUBLISHED)) $(REPLICATED) up --detach --remove-orphans
 	@$(COMPOSE_READY)
 	@echo "http://127.0.0.1:$${SYNOD_EDGE_PORT:-8080} is ready; the development key is in $(SECRETS)/keys/dev.key"
 
@@ -200,6 +202,10 @@ compose-demo: compose-secrets $(if $(TLS),compose-tls) images ## Run the example
 	@$(COMPOSE_READY)
 	$(if $(SYNOD_PORT_PREFIX),SYNOD_PORT_BASE=$(SYNOD_PORT_PREFIX)00) $(if $(TLS),$(CLIENT_TLS)) $(BIN)/synod demo --running --data $(SECRETS)
 
+.PHONY: compose-figures
+compose-figures: setup ## Print the size of each running container's image, how soon it served, and its memory
+	@$(BIN)/python -m launcher.figures synod
+
 CLIENT_TLS := SYNOD_TLS_CA_FILE=$(SECRETS)/tls/client/ca.crt SYNOD_TLS_CERTIFICATE_FILE=$(SECRETS)/tls/client/tls.crt \
   SYNOD_TLS_KEY_FILE=$(SECRETS)/tls/client/tls.key
 
@@ -221,4 +227,4 @@ promtool: ## Get promtool into build/promtool, for the tests of the alerts (Debi
 
 .PHONY: e2e
 e2e: setup ## Build the containers, start them and try to break them (needs a container engine; minutes)
-	SYNOD_E2E=1 $(BIN)/python -m pytest tests/e2e -o faulthandler_timeout=2400
+	SYNOD_E2E=1 $(BIN)/python -m pytest tests/e2e -o faulthandler_timeout=2400 --durations=12

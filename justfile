@@ -32,11 +32,15 @@ compose-roll *args:
 compose-secrets *args:
     @make compose-secrets {{args}}
 
+# Print the size of each running container's image, how soon it served, and its memory
+compose-figures *args:
+    @make compose-figures {{args}}
+
 # Make the certificates of the containers, and renew those that are due, while they run
 compose-tls *args:
     @make compose-tls {{args}}
 
-# Start everything in containers, OBSERVE=1 with dashboards; the edge is at http://127.0.0.1:8080
+# Start everything in containers, OBSERVE=1 with dashboards, DEV=1 with ports; the edge is at http://127.0.0.1:8080
 compose-up *args:
     @make compose-up {{args}}
 
@@ -108,7 +112,7 @@ setup *args:
 soak *args:
     @make soak {{args}}
 
-# Run all tests
+# Run all tests but those in containers
 test *args:
     @make test {{args}}
 

@@ -1,9 +1,11 @@
 """Every service's image is made the same way: its Dockerfile is one text with the service's own names and ports."""
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from launcher.layout import PORT_BASE, SERVICES, Layout, Service
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,15 @@ def test_an_image_runs_without_root_and_stops_on_sigterm() -> None:
     assert "USER 10001:10001" in lines
     assert "STOPSIGNAL SIGTERM" in lines
     assert 'CMD ["python", "-m", "agent_registry"]' in lines
+
+
+def test_what_an_image_is_built_on_may_be_pinned_and_is_else_what_its_dockerfile_says() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    (default,) = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile(MODEL), re.MULTILINE)
+    told = {compose[service.name]["build"]["args"]["PYTHON_IMAGE"] for service in SERVICES}
+    assert told == {f"${{PYTHON_IMAGE:-{default}}}"}
+    based_on = {line.split()[1] for line in dockerfile(MODEL).splitlines() if line.startswith("FROM ")}
+    assert based_on == {"${PYTHON_IMAGE}", "libraries"}
 
 
 def test_an_image_is_built_with_and_without_buildkit() -> None:

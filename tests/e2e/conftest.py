@@ -28,6 +28,20 @@ NEXT = "e2e-next"
 NETWORKS = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
 POLL_S = 0.5
+PROGRAMS = {
+    "docker": """#!/bin/sh
+case "$1 $2 $3" in "compose -p synod") shift 3; exec {compose} "$@" ;; esac
+exec {docker} "$@"
+""",
+    "make": """#!/bin/sh
+case "$*" in
+  "compose-down VOLUMES=1") exec {compose} down --volumes --remove-orphans ;;
+  compose-up) exec {compose} up --detach ;;
+  *) echo "make $*: not known here" >&2; exit 64 ;;
+esac
+""",
+}
+"""What stands in the place of those that a README names: the same for the project under test."""
 
 
 def missing() -> str:
@@ -127,6 +141,29 @@ class Containers:
         )
         assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
         return done.stdout
+
+    def follow(self, commands: str) -> None:
+        """Runs what a person is told to type, in this folder and for this project. AssertionError with its words."""
+        programs = self.folder / "programs"
+        programs.mkdir(exist_ok=True)
+        for name, text in PROGRAMS.items():
+            (programs / name).write_text(text.format(compose=" ".join(self._command), docker=shutil.which("docker")))
+            (programs / name).chmod(0o755)
+        path = f"{programs}:{self._environment['PATH']}"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=self.folder,
+            env={**self._environment, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+    def volumes(self) -> list[str]:
+        """Their names, as the engine has them."""
+        return engine("volume", "ls", "--quiet", *_labelled()).split()
 
     def up(self) -> None:
         self.compose("up", "--detach", timeout_s=START_S)

@@ -2,17 +2,21 @@
 
 import asyncio
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
-from contextlib import aclosing
+from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from launcher.figures import measured, table
 from launcher.layout import PORT_BASE, SERVICES, Layout
 from launcher.programs import needed
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 from synod.agent_registry.v1.agent_registry_pb2 import (
     PRINCIPAL_KIND_USER,
     CreatePrincipalRequest,
@@ -22,29 +26,13 @@ from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
 from synod_client import Synod
 
-from .conftest import ROOT, Containers, engine
+from .conftest import PROJECT, ROOT, Containers, engine
 from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
+from .disks import where_it_is_readable
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 STOP_S = 10
-BACKUP = (
-    "PGPASSWORD=$(cat /run/secrets/postgres.password) exec pg_basebackup --host=/var/run/postgresql "
-    "--username=postgres --checkpoint=fast --wal-method=fetch --format=tar --pgdata=-"
-)
-RESTORE = 'umask 077 && mkdir -p "${PGDATA:=/var/lib/postgresql/18/docker}" && exec tar --extract --directory="$PGDATA"'
-SAID = "The password of the vault is xyzzy."
-KEEPER = f"""
-apiVersion: synod/v1
-kind: Agent
-metadata: {{name: keeper}}
-spec: {{behaviour: chat, model: {{name: simulator/sim-1}}, instructions: {SAID}}}
-"""
-IN_STREAMS = 'grep -rlF "$0" /data || true'
-IN_LOG = (
-    "PGPASSWORD=$(cat /run/secrets/postgres.password) exec psql --host=/var/run/postgresql --username=postgres "
-    "--dbname=agent_registry --tuples-only --no-align --command="
-    "\"select 1 from eventlog.events where position(convert_to('$0', 'UTF8') in data) > 0\""
-)
+README = (ROOT / "deploy/README.md").read_text()
 REACH = """
 import socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +54,7 @@ LISTENING = {
 }
 SERVERS = {"postgres": 999, "nats": 10001}
 """Their users."""
+WORKSPACES = "/var/lib/synod"
 ARCHIVE = "/var/lib/synod-archive"
 ARCHIVED = (
     "python",
@@ -83,7 +72,7 @@ ARCHIVED = (
 
 def test_the_demo_proves_itself(containers: Containers, tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "synod"
-    command = [program, "demo", "--running", "--data", str(containers.secrets), "--out", str(tmp_path)]
+    command = [str(program), "demo", "--running", "--data", str(containers.secrets), "--out", str(tmp_path)]
     environment = {"SYNOD_PORT_BASE": str(containers.port_base), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT_S * 2, check=False
@@ -99,10 +88,11 @@ async def test_an_unmodified_sdk_is_served_at_the_published_edge(containers: Con
     await synod.put_budget(
         SetBudgetRequest(budget_id="nightly", limit_nano_usd=10**9, hard=False, window="day", time_zone="Europe/Warsaw")
     )
-    ends, said = (
-        containers.endpoints,
-        [{"role": "system", "content": "answer: 4"}, {"role": "user", "content": "2 + 2?"}],
-    )
+    ends = containers.endpoints
+    said: list[ChatCompletionMessageParam] = [
+        {"role": "system", "content": "answer: 4"},
+        {"role": "user", "content": "2 + 2?"},
+    ]
     async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1") as client:
         answered = await client.chat.completions.create(model="simulator/sim-1", messages=said)
     assert answered.choices[0].message.content == "4"
@@ -157,6 +147,13 @@ def test_a_program_has_no_power_over_its_container(containers: Containers, name:
     assert "ro" in next(options for _, place, _, options, *_ in mounts if place == "/").split(",")
 
 
+def test_what_each_container_costs_is_told(containers: Containers) -> None:
+    found = measured(PROJECT)
+    assert set(found) == set(LISTENING)
+    assert [name for name, figures in found.items() if None in astuple(figures)] == []
+    sys.stdout.write(table(found))
+
+
 @pytest.mark.parametrize("service", [service.name for service in SERVICES])
 def test_a_service_stops_in_time_when_asked(containers: Containers, service: str) -> None:
     container = containers.compose("ps", "-q", service).decode().strip()
@@ -172,24 +169,21 @@ def test_a_service_stops_in_time_when_asked(containers: Containers, service: str
     assert took_s < STOP_S
 
 
-async def test_a_backup_restores_the_system_after_everything_was_destroyed(
+async def test_a_backup_as_the_readme_says_restores_what_was_wholly_destroyed(
     containers: Containers, synod: Synod
 ) -> None:
+    back_up, restore, _look = commands_of("Back up, restore")
     await prepared(synod)
     run = await finished(synod, (await synod.start("porters", "the load")).id)
     assert "1 to 20: " in await asyncio.to_thread(containers.run, "agent-runtime", *ARCHIVED)
-    # First the databases: what they say is archived is in every later copy of the archive.
-    backup = await asyncio.to_thread(containers.compose, "exec", "-T", "postgres", "sh", "-c", BACKUP)
-    save = ("exec", "-T", "agent-runtime", "tar", "--create", f"--directory={ARCHIVE}", ".")
-    archive = await asyncio.to_thread(containers.compose, *save)
+    await asyncio.to_thread(containers.run, "tool-executor", "sh", "-c", f"echo the load > {WORKSPACES}/kept")
+    await asyncio.to_thread(containers.follow, back_up)
     before = {service: await synod.verify_log(service) for service in synod.services}
 
     await asyncio.to_thread(containers.down)
-    restore = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "postgres", "-c", RESTORE)
-    await asyncio.to_thread(containers.compose, "run", "--rm", "postgres-owner")
-    await asyncio.to_thread(lambda: containers.compose(*restore, stdin=backup))
-    put_back = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "tar", "agent-runtime", "--extract", "-C", ARCHIVE)
-    await asyncio.to_thread(lambda: containers.compose(*put_back, stdin=archive))
+    assert containers.volumes() == []
+    shutil.rmtree(containers.secrets)
+    await asyncio.to_thread(containers.follow, restore)
     await asyncio.to_thread(containers.up)
 
     async with Synod.connect(containers.endpoints) as restored:
@@ -200,6 +194,13 @@ async def test_a_backup_restores_the_system_after_everything_was_destroyed(
         assert (await restored.run(run.id)).result_sha256 == run.result_sha256
         again = await finished(restored, (await restored.start("porters", "the load")).id)
         assert again.result_sha256 == run.result_sha256
+    assert await asyncio.to_thread(containers.run, "tool-executor", "cat", f"{WORKSPACES}/kept") == "the load\n"
+
+
+def commands_of(heading: str) -> list[str]:
+    """The blocks of commands under a heading of deploy/README.md."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
 
 async def test_keys_of_a_log_are_rotated_and_what_the_old_ones_did_still_holds(
@@ -235,28 +236,5 @@ def rewrapped_at_a_restart(containers: Containers, service: str) -> list[int]:
     return [json.loads(line)["keys"] for line in logged if '"keys_rewrapped"' in line]
 
 
-async def test_encryption_at_rest_leaves_no_payload_readable_on_disk(containers: Containers, tmp_path: Path) -> None:
+async def test_without_encryption_at_rest_payloads_are_readable_on_disk(containers: Containers) -> None:
     assert await where_it_is_readable(containers) == {"log", "streams"}
-    await asyncio.to_thread(containers.down)
-    encrypting = Containers.installed(containers.port_base, tmp_path, encrypt_at_rest=True)
-    try:
-        await asyncio.to_thread(encrypting.up)
-        assert await where_it_is_readable(encrypting) == set()
-    finally:
-        await asyncio.to_thread(encrypting.down)
-        await asyncio.to_thread(containers.up)
-
-
-async def where_it_is_readable(containers: Containers) -> set[str]:
-    """Has something said, waits until it is in the log and its stream, and looks at the bytes of both."""
-    async with Synod.connect(containers.endpoints) as synod:
-        await synod.define(KEEPER)
-        async with asyncio.timeout(WAIT_S), aclosing(synod.follow("agent-registry")) as events:
-            async for event in events:
-                if SAID.encode() in event.data:
-                    break
-    found = {
-        "log": await asyncio.to_thread(containers.run, "postgres", "sh", "-c", IN_LOG, SAID),
-        "streams": await asyncio.to_thread(containers.run, "nats", "sh", "-c", IN_STREAMS, SAID),
-    }
-    return {place for place, printed in found.items() if printed.strip()}

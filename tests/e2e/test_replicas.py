@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
-from launcher.layout import SERVICES
+from launcher.layout import EDGE, SERVICES
 from synod_client import Synod
 
 from .conftest import NEXT, Containers
 from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
-CLIENTS = 3
-"""Of each kind, asking all the time."""
 LOOK_S = 0.2
 """How often a balancer asks the gateways whether they are ready."""
+ASKED = {
+    "agent-registry": "/api/v1/agents",
+    "cost-ledger": "/api/v1/budgets",
+    "consensus": "/api/v1/proposals",
+    "tool-executor": "/api/v1/tools",
+    "agent-runtime": "/api/v1/runs",
+}
+"""What the edge asks each service for. It asks llm-gateway for answers, and is itself asked for all of this."""
 QUESTION = {
     "model": "simulator/sim-1",
     "messages": [{"role": "system", "content": "answer: 4"}, {"role": "user", "content": "2 + 2?"}],
@@ -39,18 +45,19 @@ async def test_one_of_every_service_that_dies_in_the_middle_changes_nothing(repl
     await asyncio.to_thread(replicas.up)
 
 
-async def test_a_rolling_upgrade_fails_no_call(replicas: Containers) -> None:
-    upgraded = ("agent-registry", "llm-gateway", "ws-gateway")
-    await asyncio.to_thread(replicas.build_next, *upgraded)
+async def test_a_rolling_upgrade_of_every_service_fails_no_call(replicas: Containers) -> None:
+    names = [service.name for service in SERVICES]
+    assert set(names) == {*ASKED, "llm-gateway", EDGE}
+    await asyncio.to_thread(replicas.build_next, *names)
     async with under_load(replicas) as load:
         await load.answers_more(20)
-        for service in upgraded:
-            await asyncio.to_thread(replicas.roll, service)
+        for name in names:
+            await asyncio.to_thread(replicas.roll, name)
             await load.answers_more(20)
-    assert load.failures == []
-    assert {service: replicas.revisions(service) for service in upgraded} == {each: [NEXT, NEXT] for each in upgraded}
-    for service in SERVICES:
-        await asyncio.to_thread(replicas.wait_ready, service.name)
+            assert load.failures == []
+    assert {name: replicas.revisions(name) for name in names} == {name: [NEXT, NEXT] for name in names}
+    for name in names:
+        await asyncio.to_thread(replicas.wait_ready, name)
 
 
 @dataclass(slots=True)
@@ -75,8 +82,8 @@ class Load:
     async def chat(self) -> None:
         await self._ask_on("POST", "/v1/chat/completions", QUESTION)
 
-    async def list_agents(self) -> None:
-        await self._ask_on("GET", "/api/v1/agents")
+    async def get(self, path: str) -> None:
+        await self._ask_on("GET", path)
 
     async def answers_more(self, count: int) -> None:
         """Waits for so many answers or a failure."""
@@ -113,7 +120,7 @@ async def under_load(containers: Containers) -> AsyncIterator[Load]:
     async with aiohttp.ClientSession(headers=headers) as client:
         load = Load(containers, client)
         load.ready = containers.edges()
-        works = [load.balance(), *(work() for work in (load.chat, load.list_agents) for _ in range(CLIENTS))]
+        works = [load.balance(), load.chat(), *(load.get(path) for path in ASKED.values())]
         tasks = [asyncio.create_task(work) for work in works]
         try:
             yield load

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import grpc
 import nats
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from launcher import certificates
 from launcher.keys import OBSERVER, nats_file
 from launcher.layout import NATS_OFFSET, SERVICES
@@ -41,9 +44,9 @@ async def serials(containers: Containers) -> set[int]:
     return {await serial(address, context) for address in addresses(containers)}
 
 
-async def serial(address: str, context: object) -> int:
+async def serial(address: str, context: ssl.SSLContext) -> int:
     host, port = address.rsplit(":", 1)
-    _, writer = await asyncio.open_connection(host, int(port), ssl=context)  # type: ignore[arg-type]
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
     shown = int(str(writer.get_extra_info("peercert")["serialNumber"]), 16)
     writer.transport.abort()
     return shown
@@ -88,7 +91,7 @@ async def test_who_speaks_in_the_clear_is_refused_by_everybody(secured: Containe
     for service in SERVICES:
         async with grpc.aio.insecure_channel(ends.address(service.name)) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+                await HealthStub(channel).Check(HealthCheckRequest())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     async with Synod.connect(plain) as synod:
         with pytest.raises(TryAgain, match="does it speak TLS"):

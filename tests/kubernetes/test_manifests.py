@@ -72,16 +72,44 @@ def test_a_trigger_that_keda_does_not_know_is_found() -> None:
     assert len(problems(scaled)) == 2
 
 
-def test_what_restores_is_known_and_closed_as_the_server_whose_volume_it_mounts() -> None:
-    restore = yaml.safe_load((ROOT / "deploy/kubernetes/overlays/small/restore.yaml").read_text())
-    assert problems(restore) == []
-    postgres = manifest("small", "StatefulSet", "postgres")
-    spec, (only,) = restore["spec"], restore["spec"]["containers"]
-    assert spec["securityContext"] == pod(postgres)["securityContext"]
-    assert only["securityContext"] == container(postgres)["securityContext"]
-    assert only["image"] == container(postgres)["image"]
-    (claim,) = postgres["spec"]["volumeClaimTemplates"]
-    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == f"{claim['metadata']['name']}-postgres-0"
+RESTORE = ROOT / "deploy/kubernetes/overlays/small/restore.yaml"
+
+
+@pytest.mark.parametrize(
+    ("restores", "kind", "owner"),
+    [("restore", "StatefulSet", "postgres"), ("restore-files", "Deployment", "tool-executor")],
+)
+def test_what_restores_is_known_and_closed_as_those_whose_volumes_it_mounts(
+    restores: str, kind: str, owner: str
+) -> None:
+    (found,) = [each for each in yaml.safe_load_all(RESTORE.read_text()) if each["metadata"]["name"] == restores]
+    assert problems(found) == []
+    spec, (only,), owning = found["spec"], found["spec"]["containers"], manifest("small", kind, owner)
+    assert spec["securityContext"] == pod(owning)["securityContext"]
+    assert only["securityContext"] == container(owning)["securityContext"]
+    assert only["image"] == container(manifest("small", "StatefulSet", "postgres"))["image"]
+    claims = [each["persistentVolumeClaim"]["claimName"] for each in spec["volumes"]]
+    assert claims == claims_of(owning)
+
+
+def claims_of(workload: Manifest) -> list[str]:
+    """The names of the volumes that its first pod keeps, in order."""
+    own = [f"{each['metadata']['name']}-postgres-0" for each in workload["spec"].get("volumeClaimTemplates", ())]
+    shared = [
+        each["persistentVolumeClaim"]["claimName"]
+        for each in pod(workload).get("volumes", ())
+        if "persistentVolumeClaim" in each
+    ]
+    return own + sorted(shared)
+
+
+def test_nothing_that_has_ended_keeps_a_restore_waiting() -> None:
+    """The pod of a finished job stays, and is waited for with all others that mount volumes."""
+    said = (ROOT / "deploy/kubernetes/README.md").read_text()
+    restore = said[said.index("To restore, start NATS from nothing") :]
+    assert restore.index("kubectl delete job --namespace synod --all") < restore.index(
+        "kubectl wait --namespace synod --for=delete"
+    )
 
 
 @each_overlay

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -170,6 +171,28 @@ class Endless(AgentRuntimeServicer):
     async def WatchRun(self, request: object, context: object) -> AsyncIterator[RunUpdate]:
         yield RunUpdate(cursor=1)
         await asyncio.Event().wait()
+
+
+async def test_what_one_client_failed_at_keeps_no_other_waiting(fakes: FakeSystem) -> None:
+    # As a proxy does whose server is still starting, the port takes connections and ends them.
+    proxy = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    endpoints = Endpoints({**fakes.addresses, "agent-runtime": f"127.0.0.1:{port}"}, "", "", "syn_key")
+    async with Synod.connect(endpoints, Limits(attempts=1)) as early:
+        with pytest.raises(TryAgain, match="does not answer"):
+            await early.run("run_1")
+        proxy.close()
+        await proxy.wait_closed()
+        server = grpc.aio.server()
+        add_AgentRuntimeServicer_to_server(Endless(), server)  # type: ignore[no-untyped-call]
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        async with (
+            Synod.connect(endpoints, Limits(stream_attempts=0)) as late,
+            aclosing(late.watch("run_1")) as updates,
+        ):
+            assert (await anext(updates)).cursor == 1
+        await server.stop(None)
 
 
 async def test_a_stream_that_a_stopping_server_cancels_is_one_to_resume(fakes: FakeSystem) -> None:
