@@ -104,8 +104,8 @@ def test_only_a_service_of_all_tenants_speaks_for_others(key: Ed25519PrivateKey,
     user = issue(key, ADA, timedelta(minutes=5), now=clock.now())
     acting = authenticator.authorize(bearer(service, synod_tenant="acme", synod_actor="usr_bo"), "runs.create")
     spoofed = authenticator.authorize(bearer(user, synod_tenant="local", synod_actor="usr_bo"), "runs.create")
-    assert (acting.tenant, acting.actor) == ("acme", "usr_bo")
-    assert (spoofed.tenant, spoofed.actor) == ("local", "usr_ada")
+    assert (acting.tenant, acting.actor, acting.speaks_for_others) == ("acme", "usr_bo", True)
+    assert (spoofed.tenant, spoofed.actor, spoofed.speaks_for_others) == ("local", "usr_ada", False)
 
 
 def test_the_tokens_remembered_are_limited(key: Ed25519PrivateKey, clock: FakeClock) -> None:

@@ -1,5 +1,7 @@
 """Errors keep their class and data across the wire."""
 
+from collections.abc import Callable
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -20,6 +22,7 @@ from servicekit.errors import (
     Unauthenticated,
     Unavailable,
     from_rpc_error,
+    from_status,
     to_status,
     trailers,
 )
@@ -45,9 +48,16 @@ def over_the_wire(error: ServiceError) -> ServiceError:
     return from_rpc_error(grpc.aio.AioRpcError(error.code, grpc.aio.Metadata(), pairs, details=error.message))
 
 
+def in_a_batch(error: ServiceError) -> ServiceError:
+    return from_status(to_status(error, "cost-ledger").SerializeToString())
+
+
+@pytest.mark.parametrize("sent", [over_the_wire, in_a_batch])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_comes_back_as_what_was_raised(error: ServiceError) -> None:
-    received = over_the_wire(error)
+def test_an_error_comes_back_as_what_was_raised(
+    error: ServiceError, sent: Callable[[ServiceError], ServiceError]
+) -> None:
+    received = sent(error)
     assert type(received) is type(error)
     assert (received.message, received.reason, received.metadata) == (error.message, error.reason, error.metadata)
     assert (received.retry_after_s, received.domain) == (error.retry_after_s, "synod.cost-ledger")

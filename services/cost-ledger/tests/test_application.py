@@ -1,18 +1,27 @@
 """Use cases on a log in memory: what is forgotten, what is due, what a tenant pays."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cost_ledger.application import CostLedger, ReservationRequest, Settlement
+from cost_ledger.application import Asked, CostLedger, ReservationRequest, Settlement
 from cost_ledger.book import Reservation
-from cost_ledger.books import Books
-from cost_ledger.commands import SetBudget, SetPrice
-from cost_ledger.errors import AlreadyRecorded, BudgetExceeded, RequestInvalid, ReservationConflict
+from cost_ledger.books import Books, Executed
+from cost_ledger.commands import Command, SetBudget, SetPrice
+from cost_ledger.errors import (
+    AlreadyRecorded,
+    BudgetExceeded,
+    LedgerError,
+    RequestInvalid,
+    ReservationConflict,
+)
 from cost_ledger.rates import flat_card
 from cost_ledger.testing import FakeHistory, FakePrices
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Context
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from servicekit.testing import FakeClock
 from synod.common.values import Attribution
 
@@ -23,8 +32,8 @@ ACME = Context("acme", "usr_1")
 class Forgetful(Books):
     """Books that remember nothing, so that only the log knows."""
 
-    async def execute(self, *_: object) -> None:  # type: ignore[override]
-        raise AlreadyRecorded("acme")
+    async def execute_many(self, commands: Sequence[tuple[Command, Context]]) -> list[Executed | LedgerError]:
+        return [AlreadyRecorded("acme") for _ in commands]
 
 
 @pytest.fixture
@@ -127,3 +136,91 @@ async def test_a_budget_id_is_a_plain_name(ledger: CostLedger, budget_id: str) -
     with pytest.raises(RequestInvalid) as refused:
         await ledger.set_budget(SetBudget(budget_id, Attribution(), 5, True, "lifetime", NOW), ACME)
     assert refused.value.field == "budget_id"
+
+
+Outcome = tuple[str, object]
+Wanted = list[tuple[int, int, str]]
+
+
+def told(outcome: Reservation | LedgerError) -> Outcome:
+    if isinstance(outcome, LedgerError):
+        return type(outcome).__name__, str(outcome)
+    return outcome.state, outcome
+
+
+def asked(number: int, amount: int, actor: str) -> Asked:
+    reservation = ReservationRequest(f"r{number}", Attribution(agent=actor), "", 0, 0, amount, None)
+    return Asked(reservation, Context("acme", actor, correlation=f"run_{number}"))
+
+
+async def at_once(ledger: CostLedger, wanted: Wanted) -> list[Outcome]:
+    return [told(outcome) for outcome in await ledger.reserve_many([asked(*each) for each in wanted])]
+
+
+async def one_after_the_other(ledger: CostLedger, wanted: Wanted) -> list[Outcome]:
+    outcomes = []
+    for each in wanted:
+        (outcome,) = await ledger.reserve_many([asked(*each)])
+        outcomes.append(told(outcome))
+    return outcomes
+
+
+async def recorded(ledger: CostLedger) -> list[tuple[object, ...]]:
+    return [
+        (stored.type, stored.data, stored.actor, stored.correlation)
+        for stored in await ledger.books.log.read(limit=1_000)
+    ]
+
+
+async def opened(limits: dict[str, int]) -> CostLedger:
+    clock = FakeClock(NOW)
+    ledger = CostLedger(Books(MemoryEventLog(), clock), FakePrices(), FakeHistory(), clock)
+    for agent, limit in limits.items():
+        scope = Attribution(agent=agent)
+        await ledger.set_budget(SetBudget(agent or "all", scope, limit, True, "lifetime", NOW), ACME)
+    return ledger
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    limits=st.fixed_dictionaries({"": st.integers(0, 60), "writer": st.integers(0, 60)}),
+    # Of few ids, so that some are asked for twice, with the same content and with other; -1 is no amount.
+    wanted=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from([-1, 0, 7, 20]), st.sampled_from(["writer", "analyst"])),
+        max_size=10,
+    ),
+    cut=st.integers(0, 10),
+)
+def test_group_06_a_batch_is_what_its_items_are_one_after_the_other(
+    limits: dict[str, int], wanted: Wanted, cut: int
+) -> None:
+    async def compare() -> None:
+        single, batched = await opened(limits), await opened(limits)
+        expected = await one_after_the_other(single, wanted)
+        assert await at_once(batched, wanted[:cut]) + await at_once(batched, wanted[cut:]) == expected
+        assert await recorded(batched) == await recorded(single)
+        assert await batched.books.read("acme") == await single.books.read("acme")
+        for each in (single, batched):
+            await each.books.close()
+
+    asyncio.run(compare())
+
+
+async def test_group_18_a_batch_of_which_a_part_is_known_adds_only_the_rest(ledger: CostLedger) -> None:
+    first = await at_once(ledger, [(1, 10, "writer"), (2, 10, "writer")])
+    again = await at_once(ledger, [(2, 10, "writer"), (3, 10, "writer"), (1, 10, "writer")])
+    assert [again[2], again[0]] == first
+    assert [stored.type for stored in await ledger.books.log.read()] == ["CostReserved"] * 3
+
+
+async def test_an_item_that_is_refused_leaves_the_others_of_its_batch(ledger: CostLedger) -> None:
+    await ledger.set_budget(SetBudget("all", Attribution(), 25, True, "lifetime", NOW), ACME)
+    outcomes = await at_once(ledger, [(1, 10, "w"), (2, 20, "w"), (3, -1, "w"), (4, 10, "w"), (1, 11, "w")])
+    assert [kind for kind, _ in outcomes] == ["held", "BudgetExceeded", "RequestInvalid", "held", "ReservationConflict"]
+
+
+async def test_forgotten_items_of_a_batch_are_answered_from_the_view(ledger: CostLedger, history: FakeHistory) -> None:
+    held = await reserved(ledger, history)
+    outcomes = await forgotten(ledger).reserve_many([Asked(request(), ACME), Asked(request(amount=11), ACME)])
+    assert outcomes[0] == held
+    assert isinstance(outcomes[1], ReservationConflict)

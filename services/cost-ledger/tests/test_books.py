@@ -165,6 +165,53 @@ async def test_a_refused_command_refuses_no_other_of_its_batch(books: Books) -> 
     assert granted([outcome for outcome in outcomes if isinstance(outcome, Executed)]) == 2
 
 
+async def test_commands_given_together_are_decided_in_order_and_committed_at_once(
+    books: Books, log: CountingLog
+) -> None:
+    await books.execute(budget(25), ACME)
+    before = log.commits
+    commands: list[Command] = [reserve("a"), settle("nowhere"), reserve("b"), settle("a"), reserve("c"), reserve("d")]
+    outcomes = await books.execute_many([(command, ACME) for command in commands])
+    assert log.commits - before == 1
+    assert isinstance(outcomes[1], ReservationNotFound)
+    executed = [outcome for outcome in outcomes if isinstance(outcome, Executed)]
+    assert [type(each.events[0]).__name__ for each in executed] == [
+        "CostReserved",
+        "CostReserved",
+        "CostSettled",
+        "ReservationDenied",
+        "ReservationDenied",
+    ]
+
+
+async def test_group_18_commands_given_together_whose_answer_is_lost_are_found_again_by_each(
+    books: Books, log: CountingLog
+) -> None:
+    log.answers_lost = 1
+    with pytest.raises(LogUnavailable):
+        await books.execute_many([(reserve("a"), ACME), (reserve("b"), ACME)])
+    again = await books.execute_many([(reserve("b"), ACME), (reserve("c"), ACME), (reserve("a"), ACME)])
+    assert [isinstance(each, Executed) and len(each.events) for each in again] == [0, 1, 0]
+    assert await log.head() == 3
+
+
+async def test_of_commands_given_together_those_above_what_may_wait_are_refused(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books_module, "WAITING_COMMANDS_MAX", 3)
+    outcomes = await books.execute_many([(reserve(f"r{number}"), ACME) for number in range(4)])
+    assert [type(outcome) for outcome in outcomes] == [Executed, Executed, Executed, BookBusy]
+
+
+async def test_who_gives_up_many_commands_while_they_wait_has_none_decided(books: Books, log: CountingLog) -> None:
+    impatient = asyncio.create_task(books.execute_many([(reserve("a"), ACME), (reserve("b"), ACME)]))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.gather(impatient, return_exceptions=True)
+    assert not (await books.read("acme")).open
+    assert await log.head() == 0
+
+
 async def test_a_caller_who_gave_up_while_waiting_is_not_decided_for(books: Books, log: CountingLog) -> None:
     impatient = asyncio.create_task(books.execute(reserve("r1"), ACME))
     await asyncio.sleep(0)

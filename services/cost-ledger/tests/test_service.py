@@ -5,10 +5,11 @@ Failure group 1 through gRPC. Group 18: the same request again gets the same ans
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
+from typing import Literal
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from cost_ledger.settings import Settings
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from launcher.testing import RunningNats, RunningPostgres
+from servicekit.auth import ANY_TENANT, TENANT
 from servicekit.errors import (
     AlreadyExists,
     BudgetExhausted,
@@ -29,6 +31,7 @@ from servicekit.errors import (
     PermissionDenied,
     ServiceError,
     from_rpc_error,
+    from_status,
 )
 from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
 from synod.common.subjects import SHARED_TENANT
@@ -136,6 +139,86 @@ async def test_group_01_200_concurrent_reservations_for_the_price_of_10_grant_ex
     refused = [from_rpc_error(outcome) for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert len(refused) == 190
     assert all(isinstance(error, BudgetExhausted) for error in refused)
+
+
+def together(*items: pb.ReserveRequest, actors: Sequence[str] = ()) -> pb.ReserveManyRequest:
+    names = actors or [""] * len(items)
+    pairs = zip(items, names, strict=True)
+    return pb.ReserveManyRequest(items=[pb.ReserveManyRequest.Item(reserve=item, actor=name) for item, name in pairs])
+
+
+def refusals(answer: pb.ReserveManyResponse) -> list[ServiceError | None]:
+    return [from_status(each.refusal) if each.refusal else None for each in answer.outcomes]
+
+
+async def test_reservations_asked_for_together_are_each_answered_for_themselves(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget(limit=25))
+    known = await ledger.Reserve(hold("known"))
+    items = (hold("a"), hold("b"), hold("known"), hold("c", amount=-1), hold("d", amount=5), hold("a", amount=1))
+    answer = await ledger.ReserveMany(together(*items))
+    a, b, again, c, d, other = refusals(answer)
+    assert (a, again, d) == (None, None, None)
+    assert isinstance(b, BudgetExhausted)
+    assert b.metadata == {"budget_id": "run_1", "available": "5", "required": "10"}
+    assert isinstance(c, InvalidArgument)
+    assert c.field == "upper_bound_nano_usd"
+    assert isinstance(other, AlreadyExists)
+    granted = [(each.state, each.reserved_nano_usd) for each in answer.outcomes if not each.refusal]
+    assert granted == [(pb.RESERVATION_STATE_HELD, 10), (known.state, 10), (pb.RESERVATION_STATE_HELD, 5)]
+    left = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert (left.pending_nano_usd, left.available_nano_usd) == (25, 0)
+
+
+async def test_group_18_a_batch_whose_answer_nobody_heard_may_be_asked_for_again_item_by_item(
+    ledger: CostLedgerStub,
+) -> None:
+    await ledger.SetBudget(budget(limit=20))
+    unheard = asyncio.ensure_future(ledger.ReserveMany(together(hold("a"), hold("b"))))
+
+    async def is_decided() -> bool:
+        return (await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))).pending_nano_usd > 0
+
+    await until(is_decided)
+    unheard.cancel()
+    assert (await ledger.Reserve(hold("b"))).state == pb.RESERVATION_STATE_HELD
+    assert refusals(await ledger.ReserveMany(together(hold("a"), hold("b")))) == [None, None]
+    assert (await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))).pending_nano_usd == 20
+
+
+async def test_a_service_of_the_platform_says_in_whose_name_each_item_is_asked_for(service: Served[Settings]) -> None:
+    tenant = f"tenant-{next(TENANTS)}"
+    gateway = service.connect(service.token(tenant=ANY_TENANT, id="svc-llm-gateway", kind="service"))
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    batch = together(hold("a"), hold("b"), hold("c"), actors=("usr_1", "agt_2", ""))
+    batch.items[0].traceparent = trace
+    batch.items[1].reserve.attribution.Clear()
+    batch.items[1].correlation = "run_9"
+    await CostLedgerStub(gateway).ReserveMany(batch, metadata=((TENANT, tenant),))
+    log = EventLogStub(service.connect(service.token(tenant=tenant)))
+    a, b, c = (await log.Read(log_pb.ReadRequest(page_size=10))).events
+    assert [event.actor for event in (a, b, c)] == ["usr_1", "agt_2", "svc-llm-gateway"]
+    assert [event.correlation_id for event in (a, b, c)] == ["run_1", "run_9", "run_1"]
+    assert a.traceparent == trace
+    assert b.traceparent.split("-")[1] == c.traceparent.split("-")[1] != trace.split("-")[1]
+
+
+@pytest.mark.parametrize("kind", ["user", "service"])
+async def test_nobody_of_a_tenant_reserves_in_anothers_name(
+    service: Served[Settings], kind: Literal["user", "service"]
+) -> None:
+    token = service.token(tenant=f"tenant-{next(TENANTS)}", id="own", kind=kind)
+    ledger = CostLedgerStub(service.connect(token))
+    own, other = refusals(await ledger.ReserveMany(together(hold("a"), hold("b"), actors=("own", "usr_1"))))
+    assert own is None
+    assert isinstance(other, PermissionDenied)
+    assert other.reason == "ACTOR_DENIED"
+    assert (await refusal(ledger.GetReservation(pb.GetReservationRequest(reservation_id="b")))).reason == "NOT_FOUND"
+
+
+async def test_more_items_than_a_book_decides_in_one_turn_are_refused(ledger: CostLedgerStub) -> None:
+    error = await refusal(ledger.ReserveMany(together(*(hold(f"r{number}") for number in range(257)))))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "items"
 
 
 async def test_group_01_two_replicas_on_one_database_grant_exactly_10_together(

@@ -48,6 +48,8 @@ class Principal:
     kind: Kind
     permissions: tuple[str, ...] = ()
     on_behalf_of: str | None = None
+    speaks_for_others: bool = False
+    """A service of the platform, which itself belongs to no tenant: it says in whose name it acts."""
 
     @property
     def actor(self) -> str:
@@ -256,7 +258,12 @@ def _in_tenant(principal: Principal, tenant: str | None, actor: str | None) -> P
         return principal
     if not tenant:
         return principal
-    return replace(principal, tenant=tenant, on_behalf_of=actor or principal.on_behalf_of)
+    return replace(
+        principal,
+        tenant=tenant,
+        on_behalf_of=actor or principal.on_behalf_of,
+        speaks_for_others=principal.kind == "service",
+    )
 
 
 def _first_line(error: Exception) -> str:

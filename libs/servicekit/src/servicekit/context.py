@@ -13,7 +13,7 @@ from uuid import UUID
 from eventlog import records
 
 from servicekit.auth import ANONYMOUS, ANY_TENANT, TENANT, Principal
-from servicekit.errors import InvalidArgument
+from servicekit.errors import InvalidArgument, PermissionDenied
 from servicekit.telemetry import traceparent
 
 
@@ -60,10 +60,12 @@ def acting_as(principal: Principal, *, correlation: str = "", causation: UUID | 
         _call.reset(token)
 
 
-def event_context(*, correlation: str = "", causation: UUID | None = None) -> records.Context:
+def event_context(*, correlation: str = "", causation: UUID | None = None, actor: str = "") -> records.Context:
     """The Context under which the current call appends events.
 
-    Raises InvalidArgument when the call is not made for one tenant, because every event belongs to one.
+    `actor` is in whose name one item of a batch is asked for, where that is not the caller. Raises InvalidArgument when the
+    call is not made for one tenant, because every event belongs to one; PermissionDenied for the name of another, unless
+    a service of the platform asks.
     """
     call = _call.get()
     tenant = call.principal.tenant
@@ -71,8 +73,21 @@ def event_context(*, correlation: str = "", causation: UUID | None = None) -> re
         raise InvalidArgument(TENANT, tenant, "a service that acts for a tenant must name it in this metadata key")
     return records.Context(
         tenant=tenant,
-        actor=call.principal.actor,
+        actor=_in_the_name_of(actor, call.principal),
         correlation=correlation or call.correlation,
         causation=causation or call.causation,
         traceparent=traceparent(),
     )
+
+
+def _in_the_name_of(actor: str, principal: Principal) -> str:
+    if actor in ("", principal.actor):
+        return principal.actor
+    if not principal.speaks_for_others:
+        raise PermissionDenied(
+            f"actor:{actor}",
+            principal.id,
+            message=f"{principal.id} may not act in the name of {actor}; leave the actor empty",
+            reason="ACTOR_DENIED",
+        )
+    return actor

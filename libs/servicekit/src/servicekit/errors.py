@@ -273,11 +273,16 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
     status = _status_of(error)
     info, retry_after_s = _unpack(status)
     message = status.message or error.details() or error.code().name
-    reason = info.reason
-    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not reason:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
         message = "the deadline of the call passed before the answer; repeat with a longer one (same request id)"
-    kind = _BY_REASON.get(reason) or _BY_CODE.get(error.code(), ServiceError)
-    return _restore(kind, message, info, retry_after_s)
+    return _restore(error.code(), message, info, retry_after_s)
+
+
+def from_status(data: bytes) -> ServiceError:
+    """The error in a serialised google.rpc.Status, such as that of one item of a batch, as the class it was raised as."""
+    status = status_pb2.Status.FromString(data)
+    info, retry_after_s = _unpack(status)
+    return _restore(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, info, retry_after_s)
 
 
 E_ = TypeVar("E_", bound=Exception)
@@ -343,8 +348,9 @@ def _unpack(status: status_pb2.Status) -> tuple[error_details_pb2.ErrorInfo, flo
 
 
 def _restore(
-    kind: type[ServiceError], message: str, info: error_details_pb2.ErrorInfo, retry_after_s: float | None
+    code: grpc.StatusCode, message: str, info: error_details_pb2.ErrorInfo, retry_after_s: float | None
 ) -> ServiceError:
+    kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, ServiceError)
     # The subclasses' constructors compose messages from data; a received error already has its message.
     error = kind.__new__(kind)
     ServiceError.__init__(
@@ -387,4 +393,5 @@ _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
         Internal,
     )
 }
+_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _BY_REASON: dict[str, type[ServiceError]] = {BudgetExhausted.default_reason: BudgetExhausted}

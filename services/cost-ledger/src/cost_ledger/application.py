@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,7 +16,7 @@ from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, ReservationDenied
 
 from cost_ledger.book import Book, Budget, Reservation
-from cost_ledger.books import Books
+from cost_ledger.books import Books, Executed
 from cost_ledger.checks import (
     TEXT_CHARS_MAX,
     TOKENS_MAX,
@@ -55,6 +55,7 @@ from cost_ledger.errors import (
     AlreadyRecorded,
     BudgetExceeded,
     BudgetNotFound,
+    LedgerError,
     RequestInvalid,
     ReservationClosed,
     ReservationConflict,
@@ -85,6 +86,14 @@ class ReservationRequest:
     terms: Terms = STANDARD
     quantities: tuple[Quantity, ...] = ()
     modalities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One reservation of a batch, and in whose name it is asked for."""
+
+    request: ReservationRequest
+    context: Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +141,25 @@ class CostLedger:
 
     async def reserve(self, request: ReservationRequest, context: Context) -> Reservation:
         """Hold the upper bound in all budgets that match, or in none. The same request again gets the same answer."""
-        _check_reservation(request)
-        command = self._reserve_command(request, context.tenant)
-        try:
-            executed = await self.books.execute(command, context)
-        except AlreadyRecorded:
-            return await self._repeated(command, context)
-        _raise_denied(executed.events)
-        return _require(executed.book, request.reservation_id)
+        (outcome,) = await self.reserve_many((Asked(request, context),))
+        if isinstance(outcome, LedgerError):
+            raise outcome
+        return outcome
+
+    async def reserve_many(self, asked: Sequence[Asked]) -> list[Reservation | LedgerError]:
+        """As `reserve` for each in order, in one turn of the book; what one is refused is its outcome alone."""
+        commands = [self._reserve_command(each) for each in asked]
+        contexts = [each.context for each in asked]
+        wanted = [
+            (command, context)
+            for command, context in zip(commands, contexts, strict=True)
+            if isinstance(command, Reserve)
+        ]
+        executed = iter(await self.books.execute_many(wanted))
+        return [
+            await self._outcome(command, next(executed), context) if isinstance(command, Reserve) else command
+            for command, context in zip(commands, contexts, strict=True)
+        ]
 
     async def renew(self, reservation_id: str, ttl: timedelta | None, context: Context) -> Reservation:
         """Let a hold live `ttl` from now on, the default if None. ReservationClosed once it is settled or released."""
@@ -310,12 +330,16 @@ class CostLedger:
     def _named_price(self, book: Book, name: str) -> NamedPrice:
         return NamedPrice(name, book.price_of(name, self.prices.price(name, self.clock.now())))
 
-    def _reserve_command(self, request: ReservationRequest, tenant: str) -> Reserve:
-        now = self.clock.now()
+    def _reserve_command(self, asked: Asked) -> Reserve | RequestInvalid:
+        try:
+            _check_reservation(asked.request)
+        except RequestInvalid as problem:
+            return problem
+        now, request, tenant = self.clock.now(), asked.request, asked.context.tenant
         attribution = attributed(request.attribution, tenant, request.model)
         return Reserve(
             reservation_id=request.reservation_id,
-            request_sha256=_digest(replace(request, attribution=attribution)),
+            request_sha256=_digest(request, attribution),
             attribution=attribution,
             model=request.model,
             input_tokens_max=request.input_tokens_max,
@@ -329,10 +353,19 @@ class CostLedger:
             modalities=request.modalities,
         )
 
-    async def _repeated(self, command: Reserve, context: Context) -> Reservation:
+    async def _outcome(
+        self, command: Reserve, executed: Executed | LedgerError, context: Context
+    ) -> Reservation | LedgerError:
+        if isinstance(executed, AlreadyRecorded):
+            return await self._repeated(command, context)
+        if isinstance(executed, LedgerError):
+            return executed
+        return _denial(executed.events) or _require(executed.book, command.reservation_id)
+
+    async def _repeated(self, command: Reserve, context: Context) -> Reservation | ReservationConflict:
         known = await self.history.find(context.tenant, command.reservation_id)
         if known is None or known.request_sha256 != command.request_sha256:
-            raise ReservationConflict(command.reservation_id)
+            return ReservationConflict(command.reservation_id)
         return known
 
     async def _resolve(self, reservation_id: str, command: Command, context: Context) -> Reservation:
@@ -383,10 +416,8 @@ def _require(book: Book, reservation_id: str) -> Reservation:
     return known
 
 
-def _raise_denied(events: tuple[Event, ...]) -> None:
-    for event in events:
-        if isinstance(event, ReservationDenied):
-            raise _exceeded(event)
+def _denial(events: tuple[Event, ...]) -> BudgetExceeded | None:
+    return next((_exceeded(event) for event in events if isinstance(event, ReservationDenied)), None)
 
 
 def _exceeded(event: ReservationDenied) -> BudgetExceeded:
@@ -397,10 +428,10 @@ def _exceeded(event: ReservationDenied) -> BudgetExceeded:
     return BudgetExceeded(event.budget_id, available, required, event.unit, event.share)
 
 
-def _digest(request: ReservationRequest) -> str:
+def _digest(request: ReservationRequest, attribution: Attribution) -> str:
     """What makes two requests the same. The time to live does not: a retry may ask for another."""
     content = (
-        request.attribution.model_dump_json(),
+        attribution.model_dump_json(),
         request.model,
         str(request.input_tokens_max),
         str(request.output_tokens_max),

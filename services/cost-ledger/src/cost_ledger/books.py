@@ -97,9 +97,25 @@ class Books:
         Raises what the domain refuses; BookBusy, BookContended, AlreadyRecorded; and the errors of the log, after which
         the outcome is unknown and the command may be repeated.
         """
-        executed = await self._writer(context.tenant).submit(command, context)
-        self._booked(executed.events)
-        return executed
+        (outcome,) = await self.execute_many(((command, context),))
+        if isinstance(outcome, LedgerError):
+            raise outcome
+        return outcome
+
+    async def execute_many(self, commands: Sequence[tuple[Command, Context]]) -> list[Executed | LedgerError]:
+        """Carry commands out in their order, those of a tenant in one turn of its book if it has room for them.
+
+        What `execute` would raise of a command itself is that command's outcome; the errors of the log are raised.
+        """
+        answers = [self._writer(context.tenant).submit(command, context) for command, context in commands]
+        outcomes: list[Executed | LedgerError] = []
+        for outcome in await asyncio.gather(*answers, return_exceptions=True):
+            if isinstance(outcome, Executed):
+                self._booked(outcome.events)
+            elif not isinstance(outcome, LedgerError):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
 
     async def read(self, tenant: str) -> Book:
         """The newest state, whichever process wrote it."""
@@ -156,12 +172,14 @@ class BookWriter:
         self._started = False
         self._task = asyncio.create_task(self._run(), name=f"book {tenant}")
 
-    async def submit(self, command: Command, context: Context) -> Executed:
-        if self._queue.qsize() >= WAITING_COMMANDS_MAX:
-            raise BookBusy(self._stream.id, self._queue.qsize())
+    def submit(self, command: Command, context: Context) -> asyncio.Future[Executed]:
+        """Queue a command; its answer. Who cancels it before its turn is not decided for."""
         waiting = _Waiting(command, context)
-        self._queue.put_nowait(waiting)
-        return await waiting.answer
+        if self._queue.qsize() >= WAITING_COMMANDS_MAX:
+            waiting.answer.set_exception(BookBusy(self._stream.id, self._queue.qsize()))
+        else:
+            self._queue.put_nowait(waiting)
+        return waiting.answer
 
     def retire(self) -> None:
         """Stop after what waits, without waiting for it."""

@@ -30,9 +30,16 @@ FACTOR_PPM_MAX: Final = 100_000_000
 TEXT_CHARS_MAX: Final = 256
 USAGE_LINES_MAX: Final = 64
 TERMS_MAX: Final = 8
+ITEMS_MAX: Final = 256
+"""Of a batch; a book decides as many in one turn."""
 
 _BUDGET_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,63}")
 _TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
+
+
+def check_batch(items: int) -> None:
+    if items > ITEMS_MAX:
+        raise RequestInvalid("items", items, f"has at most {ITEMS_MAX} entries")
 
 
 def check_model(model: str, upper_bound: int) -> None:

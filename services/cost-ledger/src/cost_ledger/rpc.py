@@ -8,12 +8,15 @@ from typing import Final
 
 import grpc
 from servicekit.context import event_context
+from servicekit.errors import ServiceError
 from servicekit.paging import page_key, page_size
+from servicekit.telemetry import continuing
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 
 from cost_ledger import translate
-from cost_ledger.application import CostLedger
+from cost_ledger.application import Asked, CostLedger
+from cost_ledger.checks import check_batch
 from cost_ledger.corrections import Corrections
 from cost_ledger.freshness import Freshness
 from cost_ledger.queries import Queries
@@ -21,6 +24,7 @@ from cost_ledger.reports import Reports
 
 PERMISSIONS: Final = {
     "Reserve": "ledger.reserve",
+    "ReserveMany": "ledger.reserve",
     "Settle": "ledger.settle",
     "Release": "ledger.settle",
     "RenewReservation": "ledger.reserve",
@@ -59,6 +63,12 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         caller = event_context(correlation=attribution.root_run_id or attribution.run_id)
         wanted = translate.to_reservation_request(request, caller.tenant)
         return translate.from_reservation(await self.ledger.reserve(wanted, caller))
+
+    async def ReserveMany(self, request: pb.ReserveManyRequest, context: Call) -> pb.ReserveManyResponse:
+        check_batch(len(request.items))
+        asked = [_reservation_of(item) for item in request.items]
+        answers = iter(await self.ledger.reserve_many([each for each in asked if isinstance(each, Asked)]))
+        return translate.from_outcomes([next(answers) if isinstance(each, Asked) else each for each in asked])
 
     async def Settle(self, request: pb.SettleRequest, context: Call) -> pb.Reservation:
         settled = await self.ledger.settle(translate.to_settlement(request), event_context())
@@ -148,3 +158,15 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
                 page = []
         if page:
             yield pb.ExportSpendResponse(charges=page)
+
+
+def _reservation_of(item: pb.ReserveManyRequest.Item) -> Asked | ServiceError:
+    """What an item asks for and in whose name, or why it cannot be asked."""
+    attribution = item.reserve.attribution
+    correlation = attribution.root_run_id or attribution.run_id or item.correlation
+    try:
+        with continuing(item.traceparent):
+            caller = event_context(correlation=correlation, actor=item.actor)
+        return Asked(translate.to_reservation_request(item.reserve, caller.tenant), caller)
+    except ServiceError as error:
+        return error

@@ -17,6 +17,7 @@ from servicekit.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    to_status,
 )
 from servicekit.paging import next_page_token
 from synod.common.values import Attribution, UsageLine
@@ -37,6 +38,8 @@ from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
 from cost_ledger.reports import BudgetForecast, ComparedModel, PricedUsage
 from cost_ledger.terms import Terms, terms_of
+
+SERVICE: Final = "cost-ledger"
 
 
 class QuotaExhausted(BudgetExhausted):
@@ -365,6 +368,19 @@ def from_reservation(reservation: Reservation) -> pb.Reservation:
         quantities=[pb.Quantity(unit=each.unit, quantity=each.quantity) for each in reservation.quantities],
         price_context=reservation.price_context,
     )
+
+
+def from_outcomes(outcomes: Iterable[Reservation | Exception]) -> pb.ReserveManyResponse:
+    """Raises what none of the ERRORS is."""
+    return pb.ReserveManyResponse(outcomes=[_outcome(outcome) for outcome in outcomes])
+
+
+def _outcome(outcome: Reservation | Exception) -> pb.ReserveManyResponse.Outcome:
+    if isinstance(outcome, Reservation):
+        return pb.ReserveManyResponse.Outcome(state=_STATES[outcome.state], reserved_nano_usd=outcome.reserved)
+    if (refusal := ERRORS.translate(outcome)) is None:
+        raise outcome
+    return pb.ReserveManyResponse.Outcome(refusal=to_status(refusal, SERVICE).SerializeToString())
 
 
 def from_budget(status: BudgetStatus) -> pb.Budget:

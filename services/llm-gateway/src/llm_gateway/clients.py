@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import Context as Variables
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
 from eventlog.records import Context
 from servicekit.auth import Principal
 from servicekit.context import acting_as
-from servicekit.errors import Aborted, DeadlineExceeded, Internal, ServiceError, Unavailable, from_rpc_error
+from servicekit.errors import (
+    Aborted,
+    DeadlineExceeded,
+    Internal,
+    ServiceError,
+    Unavailable,
+    Unimplemented,
+    from_rpc_error,
+    from_status,
+)
 from servicekit.retry import Backoff
+from servicekit.telemetry import traceparent
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 
 from llm_gateway import translate
 from llm_gateway.errors import LedgerRefused, LedgerUnavailable
@@ -21,40 +35,142 @@ if TYPE_CHECKING:
     from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerAsyncStub
 
 ATTEMPTS_MAX: Final = 3
+BATCH_MAX: Final = 128
+"""Reservations asked for in one call; the ledger takes 256."""
 BACKOFF: Final = Backoff(initial_s=0.05, max_s=1)
+Refusal = LedgerRefused | LedgerUnavailable
 _REPEATABLE: Final = (Unavailable, Aborted, DeadlineExceeded, Internal)
 
 
 @dataclass(frozen=True, slots=True)
-class GrpcLedger:
-    """cost-ledger. A reservation is known by its id, so asking again does no harm."""
+class Asked:
+    """A reservation that waits for its answer, and in whose name and trace it is asked for."""
 
-    stub: CostLedgerAsyncStub
-    timeout_s: float
-    backoff: Backoff = BACKOFF
+    reservation: Reservation
+    context: Context
+    traceparent: str = field(default_factory=traceparent)
+    answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class GrpcLedger:
+    """cost-ledger. A reservation is known by its id, so asking again does no harm.
+
+    While one call of a tenant is under way, what else is asked for gathers, and goes out together when it has ended: the
+    more there is to do, the less a reservation costs, and who asks alone waits for nobody.
+    """
+
+    def __init__(self, stub: CostLedgerAsyncStub, timeout_s: float, backoff: Backoff = BACKOFF) -> None:
+        self._stub = stub
+        self._timeout_s = timeout_s
+        self._backoff = backoff
+        self._gathering: dict[str, list[Asked]] = {}
+        """For each tenant with a call under way, what is to go out next."""
+        self._batches: set[asyncio.Task[None]] = set()
 
     async def reserve(self, reservation: Reservation, context: Context) -> None:
-        # A call may outlive its caller, whose deadline must then not end it: only its name is taken along.
-        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation):
-            for attempt in range(ATTEMPTS_MAX):
-                try:
-                    await self._reserve(reservation)
-                    return
-                except LedgerUnavailable:
-                    if attempt + 1 == ATTEMPTS_MAX:
-                        raise
-                await asyncio.sleep(self.backoff.delay_s(attempt))
+        for attempt in range(ATTEMPTS_MAX):
+            try:
+                await self._reserve(Asked(reservation, context))
+                return
+            except LedgerUnavailable:
+                if attempt + 1 == ATTEMPTS_MAX:
+                    raise
+            await asyncio.sleep(self._backoff.delay_s(attempt))
 
-    async def _reserve(self, reservation: Reservation) -> None:
+    async def _reserve(self, asked: Asked) -> None:
+        tenant = asked.context.tenant
+        if (gathering := self._gathering.get(tenant)) is not None:
+            gathering.append(asked)
+            await self._answered(asked)
+            return
+        self._gathering[tenant] = []
         try:
-            await self.stub.Reserve(translate.from_reservation(reservation), timeout=self.timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _refusal(from_rpc_error(error)) from error
-        except ServiceError as error:
-            raise _refusal(error) from error
+            await self._call(asked)
+        finally:
+            self._go_on(tenant)
+
+    async def _answered(self, asked: Asked) -> None:
+        """Each waits for as long as a call of its own would last, whatever the one before it does."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asked.answer
+        except TimeoutError as error:
+            raise _refusal(DeadlineExceeded(f"no answer within {self._timeout_s:g} s")) from error
+
+    def _go_on(self, tenant: str) -> None:
+        """The call of the tenant has ended: send what has gathered meanwhile, if anything has."""
+        if not self._gathering[tenant]:
+            del self._gathering[tenant]
+            return
+        # It is nobody's work, so it takes over neither the deadline nor the trace of who happened to be first.
+        task = asyncio.create_task(self._send_gathered(tenant), name=f"reserve {tenant}", context=Variables())
+        self._batches.add(task)
+        task.add_done_callback(self._batches.discard)
+
+    async def _send_gathered(self, tenant: str) -> None:
+        try:
+            while gathered := self._gathering[tenant]:
+                self._gathering[tenant] = gathered[BATCH_MAX:]
+                # Who gave up while waiting is not asked for.
+                await self._send(tenant, [asked for asked in gathered[:BATCH_MAX] if not asked.answer.done()])
+        finally:
+            del self._gathering[tenant]
+
+    async def _send(self, tenant: str, batch: Sequence[Asked]) -> None:
+        try:
+            refusals = await self._call_many(tenant, batch)
+        except LedgerRefused as error:
+            if not isinstance(error.answer, Unimplemented):
+                refusals = [error] * len(batch)
+            else:  # a ledger of an older release, in the middle of an update
+                refusals = [await self._outcome(asked) for asked in batch]
+        except LedgerUnavailable as error:
+            refusals = [error] * len(batch)
+        for asked, refusal in zip(batch, refusals, strict=True):
+            _answer(asked.answer, refusal)
+
+    async def _outcome(self, asked: Asked) -> Refusal | None:
+        try:
+            await self._call(asked)
+        except (LedgerRefused, LedgerUnavailable) as refusal:
+            return refusal
+        return None
+
+    async def _call(self, asked: Asked) -> None:
+        # A call may outlive its caller, whose deadline must then not end it: only its name is taken along.
+        principal = Principal(asked.context.actor, asked.context.tenant, "user")
+        with _refusals(), acting_as(principal, correlation=asked.context.correlation):
+            await self._stub.Reserve(translate.from_reservation(asked.reservation), timeout=self._timeout_s)
+
+    async def _call_many(self, tenant: str, batch: Sequence[Asked]) -> list[Refusal | None]:
+        items = [translate.from_asked(asked.reservation, asked.context, asked.traceparent) for asked in batch]
+        # In nobody's name: each item says in whose.
+        with _refusals(), acting_as(Principal("", tenant, "service")):
+            answer = await self._stub.ReserveMany(ledger_pb.ReserveManyRequest(items=items), timeout=self._timeout_s)
+        return [_refusal(from_status(each.refusal)) if each.refusal else None for each in answer.outcomes]
 
 
-def _refusal(answer: ServiceError) -> LedgerRefused | LedgerUnavailable:
+def _answer(answer: asyncio.Future[None], refusal: Refusal | None) -> None:
+    if answer.done():
+        return  # its caller gave up
+    if refusal is None:
+        answer.set_result(None)
+    else:
+        answer.set_exception(refusal)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a call to the ledger fails with, as what it means to the model call."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _refusal(from_rpc_error(error)) from error
+    except ServiceError as error:
+        raise _refusal(error) from error
+
+
+def _refusal(answer: ServiceError) -> Refusal:
     if isinstance(answer, _REPEATABLE) or (answer.retryable and answer.reason != "BUDGET_EXHAUSTED"):
         return LedgerUnavailable(f"nothing may be spent while cost-ledger cannot be asked: {answer.message}")
     return LedgerRefused(answer.reason, answer)

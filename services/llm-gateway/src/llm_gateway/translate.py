@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, get_args
 
 import orjson
+from eventlog.records import Context
 from google.protobuf.duration_pb2 import Duration
 from servicekit.errors import (
     AlreadyExists,
@@ -552,6 +553,15 @@ def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
         ttl=ttl,
         price_context=reservation.terms,
         modalities=reservation.modalities,
+    )
+
+
+def from_asked(reservation: Reservation, context: Context, traceparent: str) -> ledger_pb.ReserveManyRequest.Item:
+    return ledger_pb.ReserveManyRequest.Item(
+        reserve=from_reservation(reservation),
+        actor=context.actor,
+        correlation=context.correlation,
+        traceparent=traceparent,
     )
 
 

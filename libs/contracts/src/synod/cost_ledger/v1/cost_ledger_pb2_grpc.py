@@ -40,6 +40,11 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
                 _registered_method=True)
+        self.ReserveMany = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/ReserveMany',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveManyRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveManyResponse.FromString,
+                _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/synod.cost_ledger.v1.CostLedger/Settle',
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SettleRequest.SerializeToString,
@@ -135,6 +140,15 @@ class CostLedgerServicer:
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
         the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
         has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReserveMany(self, request, context):
+        """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
+        Reserve would have answered it alone: what is refused to one is refused to no other. If the call fails as a whole,
+        each may be repeated, alone or with any others. Permission: ledger.reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,6 +286,11 @@ def add_CostLedgerServicer_to_server(servicer, server):
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.SerializeToString,
             ),
+            'ReserveMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveMany,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveManyRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveManyResponse.SerializeToString,
+            ),
             'Settle': grpc.unary_unary_rpc_method_handler(
                     servicer.Settle,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SettleRequest.FromString,
@@ -386,6 +405,33 @@ class CostLedger:
             '/synod.cost_ledger.v1.CostLedger/Reserve',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/ReserveMany',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveManyRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ReserveManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,11 @@ class CostLedgerStub:
     the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
     has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
     """
+    ReserveMany: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveManyRequest, _cost_ledger_pb2.ReserveManyResponse]
+    """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
+    Reserve would have answered it alone: what is refused to one is refused to no other. If the call fails as a whole,
+    each may be repeated, alone or with any others. Permission: ledger.reserve.
+    """
     Settle: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SettleRequest, _cost_ledger_pb2.Reservation]
     """Posts what was used and frees the rest; always accepted, an excess is flagged. Idempotent by reservation_id.
     The ledger also settles by itself from ModelCallCompleted and ToolCallCompleted. Permission: ledger.settle.
@@ -92,6 +97,11 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
     the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
     has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+    """
+    ReserveMany: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveManyRequest, _cost_ledger_pb2.ReserveManyResponse]  # type: ignore[assignment]
+    """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
+    Reserve would have answered it alone: what is refused to one is refused to no other. If the call fails as a whole,
+    each may be repeated, alone or with any others. Permission: ledger.reserve.
     """
     Settle: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SettleRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Posts what was used and frees the rest; always accepted, an excess is flagged. Idempotent by reservation_id.
@@ -149,6 +159,16 @@ class CostLedgerServicer:
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
         the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
         has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+        """
+
+    def ReserveMany(
+        self,
+        request: _cost_ledger_pb2.ReserveManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.ReserveManyResponse, _abc.Awaitable[_cost_ledger_pb2.ReserveManyResponse]]:
+        """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
+        Reserve would have answered it alone: what is refused to one is refused to no other. If the call fails as a whole,
+        each may be repeated, alone or with any others. Permission: ledger.reserve.
         """
 
     def Settle(
