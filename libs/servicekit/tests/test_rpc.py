@@ -416,6 +416,12 @@ async def test_reflection_lists_every_service(serve_echo: Any) -> None:
     assert names == {"test.Echo", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
+async def test_the_next_call_is_waited_for_once_and_not_for_each_method(serve_echo: Any) -> None:
+    async with serve_echo():
+        names = [str(getattr(task.get_coro(), "__qualname__", "")) for task in asyncio.all_tasks()]
+    assert [name for name in names if "._request" in name] == ["AioServer._request_call"]
+
+
 async def test_health_follows_whether_the_server_serves(serve_echo: Any) -> None:
     async with serve_echo() as echo:
         stub = health_pb2_grpc.HealthStub(echo.channel)

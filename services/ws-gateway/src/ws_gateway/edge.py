@@ -3,7 +3,7 @@
 import asyncio
 import mimetypes
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from opentelemetry.trace import Span, SpanKind
 from servicekit.dependencies import PortTaken
 from servicekit.health import Health
 from servicekit.telemetry import TRACEPARENT, Tracing
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +24,7 @@ from ws_gateway import asyncapi
 from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.compatible.endpoints import PREFIX, Compatible
 from ws_gateway.dialogue import Backstage
+from ws_gateway.http import BoundedHttp
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
 from ws_gateway.rest.requests import BEARER, KEY
 from ws_gateway.sessions import Meters
@@ -54,11 +55,20 @@ SECURITY: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+RawHeader = tuple[bytes, bytes]
+_SECURITY: Final = tuple((name.lower().encode(), value.encode()) for name, value in SECURITY.items())
+_CLOSE: Final = (b"connection", b"close")
 DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
 VERSION: Final = version("synod-ws-gateway")
 
 
-def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
+def application(back: Backstage, settings: Settings, meters: Meters) -> ASGIApp:
+    """All that the edge answers. What is under /v1 never comes to the framework, whose layers each call would pay for."""
+    compatible = Compatible(_framed(back, settings), back)
+    return Outer(compatible, meters, back.tracing, settings.edge, back.monitoring.health)
+
+
+def _framed(back: Backstage, settings: Settings) -> FastAPI:
     """REST under /api/v1, the protocol at /ws, the page, and the two documents that describe them."""
     app = FastAPI(title="Synod", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.backstage = back
@@ -74,9 +84,6 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> FastAPI:
 
     _add_pages(app, back.monitoring.health)
     problems.add_handlers(app, back.log_)
-    app.add_middleware(Compatible, back=back)
-    health = back.monitoring.health
-    app.add_middleware(Outer, meters=meters, tracing=back.tracing, limits=settings.edge, health=health)
     return app
 
 
@@ -198,13 +205,20 @@ class _Guarded:
         if message["type"] == "http.response.start":
             self.meters.requests.labels(self.method, str(message["status"])).inc()
             self.span.set_attribute("http.response.status_code", message["status"])
-            headers = MutableHeaders(scope=message)
-            for name, value in SECURITY.items():
-                headers.setdefault(name, value)
-            if self.health.phase == "stopping":
-                # A request that came by a connection as it is closed would be lost.
-                headers["Connection"] = "close"
+            message["headers"] = [*_safe(message["headers"]), *self._parting()]
         await self.send(message)
+
+    def _parting(self) -> Iterable[RawHeader]:
+        """A request that came by a connection as it is closed would be lost."""
+        return (_CLOSE,) if self.health.phase == "stopping" else ()
+
+
+def _safe(headers: Iterable[RawHeader]) -> Iterator[RawHeader]:
+    """The headers, and those of SECURITY that are not among them."""
+    given = list(headers)
+    names = {name.lower() for name, _ in given}
+    yield from given
+    yield from (header for header in _SECURITY if header[0] not in names)
 
 
 class _Server(uvicorn.Server):
@@ -219,7 +233,7 @@ class _Server(uvicorn.Server):
 class Edge:
     """Listens from the moment it is made, so that a port that is taken ends the start with a clear word."""
 
-    app: FastAPI
+    app: ASGIApp
     back: Backstage
     settings: Settings
     certificate: EdgeCertificate | None = None
@@ -263,6 +277,7 @@ class Edge:
         certificate = self.certificate
         return uvicorn.Config(
             self.app,
+            http=BoundedHttp,
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=self.settings.edge.frame_bytes_fatal,

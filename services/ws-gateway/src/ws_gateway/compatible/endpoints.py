@@ -66,8 +66,9 @@ class Exchange:
         return b"".join(chunks)
 
     async def answer(self, body: Mapping[str, object], status: int = 200, **more: str) -> None:
-        await self.begin(_JSON, status, **more)
-        await self.send({"type": "http.response.body", "body": orjson.dumps(body)})
+        data = orjson.dumps(body)
+        await self.begin(_JSON, status, **more, **{"content-length": str(len(data))})
+        await self.send({"type": "http.response.body", "body": data})
 
     async def begin(self, media_type: bytes, status: int = 200, **more: str) -> None:
         """Each SDK looks for the request's id under a name of its own."""
