@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -45,13 +47,25 @@ class GrpcLedger:
                         raise
                 await asyncio.sleep(self.backoff.delay_s(attempt))
 
+    async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
+        request = translate.from_renewal(reservation_id, ttl_s)
+        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation), _refusals():
+            await self.stub.RenewReservation(request, timeout=self.timeout_s)
+
     async def _reserve(self, reservation: Reservation) -> None:
-        try:
+        with _refusals():
             await self.stub.Reserve(translate.from_reservation(reservation), timeout=self.timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise _refusal(from_rpc_error(error)) from error
-        except ServiceError as error:
-            raise _refusal(error) from error
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the ledger answers, as the port's errors."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _refusal(from_rpc_error(error)) from error
+    except ServiceError as error:
+        raise _refusal(error) from error
 
 
 def _refusal(answer: ServiceError) -> LedgerRefused | LedgerUnavailable:

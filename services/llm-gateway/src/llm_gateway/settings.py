@@ -15,6 +15,7 @@ from servicekit.settings import ServiceSettings
 from llm_gateway.balancing import Strategy
 from llm_gateway.domain import Abort
 from llm_gateway.limits import LimitRule
+from llm_gateway.renewals import TTL_S
 
 
 def _by(variable: str, field: str) -> AliasChoices:
@@ -115,5 +116,7 @@ class Settings(ServiceSettings):
     orphans_s: float = Field(default=15, gt=0)
     """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)
+    reservation_ttl_s: float = Field(default=TTL_S, ge=10, le=86_400)
+    """How long money is held for a call whose process has died; for one that runs the hold is renewed."""
     answers_kept_s: float = Field(default=86_400, gt=0)
     """How long an answer is kept for repeats of its request."""
