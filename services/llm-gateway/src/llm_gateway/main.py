@@ -63,11 +63,7 @@ async def compose(host: Host[Settings]) -> None:
     settings = host.settings
     log = await host.open_log()
     dsn = settings.postgres_dsn.get_secret_value()
-    results = PostgresResults(dsn, host.pool, host.clock, settings.answers_kept_s)
-    await results.prepare()
-    host.on_stop(results.close)
-    cached = PostgresCacheStore(host.pool, host.clock, settings.cache_entries_max)
-    await cached.prepare()
+    results, cached = await answer_stores(host, dsn)
     workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
@@ -136,11 +132,21 @@ async def compose(host: Host[Settings]) -> None:
     host.add_task("worker lock", workers.stay)
     host.add_task("surroundings", surroundings.run)
     host.add_task("reservations", renewals.run)
-    host.add_task("results", results.purge_forever)
-    host.add_task("answer cache", cached.purge_forever)
     if roster is not None:
         host.add_task("roster", follow_roster)
     host.on_stop(gateway.close)
+
+
+async def answer_stores(host: Host[Settings], dsn: str) -> tuple[PostgresResults, PostgresCacheStore]:
+    """Answers kept for repeats of their requests, and for others who ask the same."""
+    results = PostgresResults(dsn, host.pool, host.clock, host.settings.answers_kept_s)
+    await results.prepare()
+    host.on_stop(results.close)
+    cached = PostgresCacheStore(host.pool, host.clock, host.settings.cache_entries_max)
+    await cached.prepare()
+    host.add_task("results", results.purge_forever)
+    host.add_task("answer cache", cached.purge_forever)
+    return results, cached
 
 
 async def shared_admission(host: Host[Settings], worker: str, telemetry: Telemetry) -> Admission:

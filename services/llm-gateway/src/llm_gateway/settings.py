@@ -59,6 +59,13 @@ class Settings(ServiceSettings):
     vertex_base_url: str = Field("", validation_alias=_by("ANTHROPIC_VERTEX_BASE_URL", "vertex_base_url"))
     vertex_access_token: SecretStr | None = None
     """Instead of what the machine is signed in as; it is not renewed."""
+    bedrock_region: str = ""
+    """Claude on Amazon Bedrock in this region, signed in as the machine is; aws/<inference profile>."""
+    bedrock_api_key: SecretStr | None = Field(None, validation_alias=_by("AWS_BEARER_TOKEN_BEDROCK", "bedrock_api_key"))
+    """Instead of what the machine is signed in as."""
+    bedrock_base_url: str = Field("", validation_alias=_by("ANTHROPIC_BEDROCK_BASE_URL", "bedrock_base_url"))
+    bedrock_control_url: str = ""
+    """Where Bedrock lists its models, if not at the region's own address."""
     ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
     vllm_url: str = ""
     """Base URL of a vLLM server, with /v1; its models are called vllm/<name>."""
