@@ -33,6 +33,7 @@ from llm_gateway.journal import Journal
 from llm_gateway.ports import Entry
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.testing import FakeProvider, Outcome
+from llm_gateway.renewals import Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryCacheStore, MemoryResults
@@ -94,6 +95,7 @@ class World:
             circuits=Circuits(CircuitTerms()),
             admission=Admission(),
             terms=Terms(retry=RetryTerms(attempts_max=1, initial_s=0.0, max_s=0.0)),
+            renewals=Renewals(self.ledger),
             cache=AnswerCache(self.store, self.clock, self.terms),
         )
         return Gateway(Catalogue(entries, {"alias": "fake/m"}), tools)

@@ -37,6 +37,7 @@ from llm_gateway.limits import LimitRule, Line
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import FakeProvider
+from llm_gateway.renewals import TTL_S, Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryResults
@@ -128,10 +129,12 @@ class World:
     terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
     circuit: CircuitTerms = field(default_factory=lambda: CircuitTerms(failures_max=1000, outcomes_min=1000))
     abort: Abort = "drain"
+    hold_s: float = TTL_S
     admission: Admission = field(default_factory=Admission)
     living: set[str] = field(default_factory=set)
     workers: FakeWorkers = field(init=False)
     registry: CollectorRegistry = field(init=False)
+    renewals: Renewals = field(init=False)
     gateway: Gateway = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,7 +163,9 @@ class World:
             circuits=Circuits(self.circuit),
             admission=self.admission,
             terms=self.terms,
+            renewals=Renewals(self.ledger, self.hold_s),
         )
+        self.renewals = tools.renewals
         return Gateway(Catalogue(entries), tools)
 
     def draining(self) -> float:
@@ -493,6 +498,20 @@ async def test_group_12_a_retry_that_the_budget_does_not_cover_ends_the_call() -
 
     assert caught.value.failure.reason == "BUDGET_EXHAUSTED"
     assert (await world.types()).count("ModelCallFailed") == 1
+
+
+async def test_money_is_held_again_for_a_call_that_outlives_its_hold_until_it_ends() -> None:
+    provider = HeldProvider()
+    world = World(provider, hold_s=0.0)
+    call = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+
+    await world.renewals.renew_due()
+    provider.released.set()
+    await call
+    await world.renewals.renew_due()
+
+    assert world.ledger.renewals == [(f"{call_id('local', 'req')}:1", 0.0)]
 
 
 # --- callers who leave ---

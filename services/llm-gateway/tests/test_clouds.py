@@ -32,6 +32,12 @@ def vertex(origin: str, limits: TransportLimits) -> AbstractAsyncContextManager[
     )
 
 
+def bedrock(origin: str, limits: TransportLimits) -> AbstractAsyncContextManager[Provider]:
+    return clouds.anthropic_bedrock(
+        lambda: FIXED_NOW, region="eu-central-1", api_key="key", base_url=origin, control_url=origin, limits=limits
+    )
+
+
 class _CloudContract(ProviderContract):
     """`make` opens the adapter under test for an origin."""
 
@@ -67,7 +73,12 @@ class TestAnthropicOnVertex(_CloudContract):
     make = staticmethod(vertex)
 
 
-@pytest.mark.parametrize("make", [azure, vertex])
+class TestAnthropicOnBedrock(_CloudContract):
+    counts = False
+    make = staticmethod(bedrock)
+
+
+@pytest.mark.parametrize("make", [azure, vertex, bedrock])
 async def test_an_sdk_repeats_nothing_by_itself(make: Make, simulator: RunningSimulator) -> None:
     simulator.faults.plan(Fault(status=503), requests=3)
     async with make(simulator.origin, TransportLimits()) as provider:
@@ -76,7 +87,7 @@ async def test_an_sdk_repeats_nothing_by_itself(make: Make, simulator: RunningSi
     assert simulator.usage.total().requests == 1
 
 
-@pytest.mark.parametrize(("make", "module"), [(azure, "openai"), (vertex, "anthropic")])
+@pytest.mark.parametrize(("make", "module"), [(azure, "openai"), (vertex, "anthropic"), (bedrock, "anthropic")])
 async def test_a_missing_sdk_is_named_with_what_to_install(
     make: Make, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,10 +107,16 @@ async def test_a_service_opens_the_clouds_that_are_configured_and_names_what_the
         azure_openai_endpoint=simulator.origin,
         azure_openai_api_key="key",
         vertex_project_id="",
+        bedrock_region="eu-central-1",
+        bedrock_api_key="key",
+        bedrock_base_url=simulator.origin,
+        bedrock_control_url=simulator.origin,
     )
     async with AsyncExitStack() as stack:
         catalogue = Catalogue(await cloud_entries(stack, settings, lambda: FIXED_NOW))
         answer = await catalogue.target("azure/sim-1").provider.generate(asked("answer: ok"), in_time())
+        assert answer.message.text == "ok"
+        answer = await catalogue.target("aws/sim-1").provider.generate(asked("answer: ok"), in_time())
         assert answer.message.text == "ok"
         with pytest.raises(ModelUnavailable, match="set ANTHROPIC_VERTEX_PROJECT_ID"):
             catalogue.target("vertex/claude-opus-5")

@@ -77,6 +77,11 @@ class GrpcLedger:
                     raise
             await asyncio.sleep(self._backoff.delay_s(attempt))
 
+    async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
+        request = translate.from_renewal(reservation_id, ttl_s)
+        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation), _refusals():
+            await self._stub.RenewReservation(request, timeout=self._timeout_s)
+
     async def _reserve(self, asked: Asked) -> None:
         tenant = asked.context.tenant
         if (gathering := self._gathering.get(tenant)) is not None:

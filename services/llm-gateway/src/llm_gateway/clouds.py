@@ -13,7 +13,11 @@ from llm_gateway.settings import Settings
 
 async def cloud_entries(stack: AsyncExitStack, settings: Settings, now: Now) -> tuple[ProviderEntry, ...]:
     """Each cloud that can be configured; its clients close with the stack. Raises CloudSdkMissing."""
-    return (await _azure(stack, settings, now), await _vertex(stack, settings, now))
+    return (
+        await _azure(stack, settings, now),
+        await _vertex(stack, settings, now),
+        await _bedrock(stack, settings, now),
+    )
 
 
 async def _azure(stack: AsyncExitStack, settings: Settings, now: Now) -> ProviderEntry:
@@ -53,3 +57,20 @@ async def _vertex(stack: AsyncExitStack, settings: Settings, now: Now) -> Provid
         provider = await stack.enter_async_context(opening)
     remedy = "set ANTHROPIC_VERTEX_PROJECT_ID"
     return ProviderEntry("vertex", "anthropic-messages", catalog.ANTHROPIC, provider, remedy, accepts=ANY_MODEL)
+
+
+async def _bedrock(stack: AsyncExitStack, settings: Settings, now: Now) -> ProviderEntry:
+    provider: Provider | None = None
+    if settings.bedrock_region:
+        key = settings.bedrock_api_key
+        opening = clouds.anthropic_bedrock(
+            now,
+            region=settings.bedrock_region,
+            api_key=key.get_secret_value() if key else "",
+            base_url=settings.bedrock_base_url,
+            control_url=settings.bedrock_control_url,
+        )
+        provider = await stack.enter_async_context(opening)
+    return ProviderEntry(
+        "aws", "anthropic-messages", catalog.ANTHROPIC, provider, "set SYNOD_BEDROCK_REGION", accepts=ANY_MODEL
+    )

@@ -57,6 +57,7 @@ from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal, Seen
 from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Entry, Kept, Ledger, Reservation, Results, Workers
+from llm_gateway.renewals import Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.routing import ANY, Considered, Policy
 from llm_gateway.similar import Look, SimilarAnswers
@@ -64,7 +65,6 @@ from llm_gateway.telemetry import Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
-RESERVATION_GRACE_S: Final = 60.0
 CONSIDERED_MAX: Final = 20
 """Offers that an event tells of."""
 LOOK_BACKOFF: Final = Backoff(initial_s=0.02, max_s=0.5)
@@ -137,6 +137,7 @@ class Tools:
     circuits: Circuits
     admission: Admission
     terms: Terms
+    renewals: Renewals
     cache: AnswerCache | None = None
     similar: SimilarAnswers | None = None
     draw: Callable[[], float] = random.random
@@ -395,6 +396,7 @@ class Execution:
         circuits, loads, circuit, began_s = self._tools.circuits, self._tools.loads, attempt.target.circuit, _now()
         circuits.enter(circuit, began_s)
         loads.enter(circuit)
+        self._tools.renewals.enter(attempt.reservation_id, self._context)
         failed: ProviderError | None = None
         answered, used = False, Need(attempt.input_tokens_max, attempt.output_tokens_max)
         try:
@@ -406,6 +408,7 @@ class Execution:
             raise
         finally:
             now = _now()
+            self._tools.renewals.leave(attempt.reservation_id)
             circuits.leave(circuit, now, failed, answered=answered)
             shown_s = (self._flight.first_content_at or now) - began_s
             loads.leave(circuit, now, shown_s if answered else None)
@@ -443,7 +446,7 @@ class Execution:
             model=target.id,
             input_tokens_max=self._input_tokens_max,
             output_tokens_max=request.max_output_tokens or 0,
-            ttl_s=self._tools.terms.call_max_s + RESERVATION_GRACE_S,
+            ttl_s=self._tools.renewals.ttl_s,
             terms=billing.price_terms(request),
             modalities=billing.modalities(request),
         )

@@ -39,5 +39,10 @@ DURATION_BUCKETS_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.5
 OUTPUT_TOKEN_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKEN_BUCKETS: Final = tuple(4**power for power in range(14))
 
-PROVIDER_NAMES: Final = {"google": "gcp.gemini"}
+PROVIDER_NAMES: Final = {
+    "google": "gcp.gemini",
+    "vertex": "gcp.vertex_ai",
+    "azure": "azure.ai.openai",
+    "aws": "aws.bedrock",
+}
 """Where the conventions call a provider otherwise than the catalogue does."""

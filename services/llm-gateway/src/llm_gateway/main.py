@@ -41,6 +41,7 @@ from llm_gateway.providers.catalog import Now
 from llm_gateway.providers.provider import Embedder, Provider
 from llm_gateway.providers.quota import Quota
 from llm_gateway.providers.transport import Transport, open_session
+from llm_gateway.renewals import Renewals
 from llm_gateway.results import PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.roster import LoadedRoster, RosterFile
@@ -62,11 +63,7 @@ async def compose(host: Host[Settings]) -> None:
     settings = host.settings
     log = await host.open_log()
     dsn = settings.postgres_dsn.get_secret_value()
-    results = PostgresResults(dsn, host.pool, host.clock, settings.answers_kept_s)
-    await results.prepare()
-    host.on_stop(results.close)
-    cached = PostgresCacheStore(host.pool, host.clock, settings.cache_entries_max)
-    await cached.prepare()
+    results, cached = await answer_stores(host, dsn)
     workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
@@ -94,8 +91,10 @@ async def compose(host: Host[Settings]) -> None:
     catalogue = catalogue_of(loaded or LoadedRoster())
     listed = frozenset(card.id for card in catalogue.cards())
     telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
+    ledger = GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s)
+    renewals = Renewals(ledger, settings.reservation_ttl_s, refused=telemetry.not_renewed)
     tools = Tools(
-        ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
+        ledger=ledger,
         journal=Journal(log, Codec(EVENTS), host.clock),
         results=results,
         workers=workers,
@@ -106,6 +105,7 @@ async def compose(host: Host[Settings]) -> None:
         admission=await shared_admission(host, workers.own, telemetry),
         circuits=Circuits(circuit_terms(settings), circuit_changed),
         terms=terms(settings),
+        renewals=renewals,
         headroom=headroom,
         cache=AnswerCache(cached, host.clock, cache_terms(settings)),
         similar=similar_answers(settings, telemetry),
@@ -131,11 +131,22 @@ async def compose(host: Host[Settings]) -> None:
     host.add_task("orphans", end_orphans)
     host.add_task("worker lock", workers.stay)
     host.add_task("surroundings", surroundings.run)
-    host.add_task("results", results.purge_forever)
-    host.add_task("answer cache", cached.purge_forever)
+    host.add_task("reservations", renewals.run)
     if roster is not None:
         host.add_task("roster", follow_roster)
     host.on_stop(gateway.close)
+
+
+async def answer_stores(host: Host[Settings], dsn: str) -> tuple[PostgresResults, PostgresCacheStore]:
+    """Answers kept for repeats of their requests, and for others who ask the same."""
+    results = PostgresResults(dsn, host.pool, host.clock, host.settings.answers_kept_s)
+    await results.prepare()
+    host.on_stop(results.close)
+    cached = PostgresCacheStore(host.pool, host.clock, host.settings.cache_entries_max)
+    await cached.prepare()
+    host.add_task("results", results.purge_forever)
+    host.add_task("answer cache", cached.purge_forever)
+    return results, cached
 
 
 async def shared_admission(host: Host[Settings], worker: str, telemetry: Telemetry) -> Admission:

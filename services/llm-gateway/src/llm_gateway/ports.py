@@ -40,6 +40,10 @@ class Ledger(Protocol):
         """
         ...
 
+    async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
+        """Let a hold live `ttl_s` from now on. Asks once. Raises LedgerRefused, LedgerUnavailable."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:

@@ -15,6 +15,7 @@ from servicekit.settings import ServiceSettings
 from llm_gateway.balancing import Strategy
 from llm_gateway.domain import Abort
 from llm_gateway.limits import LimitRule
+from llm_gateway.renewals import TTL_S
 
 
 def _by(variable: str, field: str) -> AliasChoices:
@@ -58,6 +59,13 @@ class Settings(ServiceSettings):
     vertex_base_url: str = Field("", validation_alias=_by("ANTHROPIC_VERTEX_BASE_URL", "vertex_base_url"))
     vertex_access_token: SecretStr | None = None
     """Instead of what the machine is signed in as; it is not renewed."""
+    bedrock_region: str = ""
+    """Claude on Amazon Bedrock in this region, signed in as the machine is; aws/<inference profile>."""
+    bedrock_api_key: SecretStr | None = Field(None, validation_alias=_by("AWS_BEARER_TOKEN_BEDROCK", "bedrock_api_key"))
+    """Instead of what the machine is signed in as."""
+    bedrock_base_url: str = Field("", validation_alias=_by("ANTHROPIC_BEDROCK_BASE_URL", "bedrock_base_url"))
+    bedrock_control_url: str = ""
+    """Where Bedrock lists its models, if not at the region's own address."""
     ollama_host: str = Field("", validation_alias=_by("OLLAMA_HOST", "ollama_host"))
     vllm_url: str = ""
     """Base URL of a vLLM server, with /v1; its models are called vllm/<name>."""
@@ -115,5 +123,7 @@ class Settings(ServiceSettings):
     orphans_s: float = Field(default=15, gt=0)
     """Between two looks for calls that a process which is gone has left running."""
     ledger_timeout_s: float = Field(default=5, gt=0)
+    reservation_ttl_s: float = Field(default=TTL_S, ge=10, le=86_400)
+    """How long money is held for a call whose process has died; for one that runs the hold is renewed."""
     answers_kept_s: float = Field(default=86_400, gt=0)
     """How long an answer is kept for repeats of its request."""

@@ -12,7 +12,7 @@ from synod.common.values import Attribution
 from llm_gateway import genai, span_attributes
 from llm_gateway.catalogue import model_of
 from llm_gateway.domain import Answer, ModelRequest
-from llm_gateway.errors import GatewayError, RosterInvalid
+from llm_gateway.errors import GatewayError, LedgerRefused, RosterInvalid
 
 LIKENESS_BUCKETS: Final = (0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.999, 1.0)
 _UNLISTED: Final = "other"
@@ -176,6 +176,10 @@ class Telemetry:
     def not_recorded(self, call_id: str, error: Exception) -> None:
         """The outcome of a call could not be written; it stays open until it is found again."""
         self._log.error("model_call_not_recorded", error=error, call=call_id)
+
+    def not_renewed(self, reservation_id: str, error: LedgerRefused) -> None:
+        """A call goes on whose hold the ledger has closed: somebody else has settled or released it."""
+        self._log.warning("reservation_not_renewed", reservation=reservation_id, reason=error.reason)
 
     @contextmanager
     def roster_read(self) -> Iterator[None]:

@@ -11,10 +11,11 @@ from llm_gateway.ports import Entry, Kept, Reservation
 
 
 class FakeLedger:
-    """Reserves whatever is asked and remembers it; `refusals` are raised first, one per reservation."""
+    """Reserves and renews whatever is asked and remembers it; `refusals` are raised first, one for each request."""
 
     def __init__(self, refusals: Iterable[Exception | None] = ()) -> None:
         self.reservations: list[Reservation] = []
+        self.renewals: list[tuple[str, float]] = []
         self.refusals = deque(refusals)
 
     async def reserve(self, reservation: Reservation, context: Context) -> None:
@@ -23,6 +24,13 @@ class FakeLedger:
         if refusal is not None:
             raise refusal
         self.reservations.append(reservation)
+
+    async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
+        await asyncio.sleep(0)
+        refusal = self.refusals.popleft() if self.refusals else None
+        if refusal is not None:
+            raise refusal
+        self.renewals.append((reservation_id, ttl_s))
 
 
 class FakeWorkers:

@@ -541,16 +541,18 @@ def from_deployment(state: DeploymentState) -> pb.Deployment:
     )
 
 
+def from_renewal(reservation_id: str, ttl_s: float) -> ledger_pb.RenewReservationRequest:
+    return ledger_pb.RenewReservationRequest(reservation_id=reservation_id, ttl=_duration(ttl_s))
+
+
 def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
-    ttl = Duration()
-    ttl.FromMilliseconds(round(reservation.ttl_s * 1000))
     return ledger_pb.ReserveRequest(
         reservation_id=reservation.id,
         attribution=ledger_pb.Attribution(**reservation.attribution.model_dump()),
         model=reservation.model,
         input_tokens_max=reservation.input_tokens_max,
         output_tokens_max=reservation.output_tokens_max,
-        ttl=ttl,
+        ttl=_duration(reservation.ttl_s),
         price_context=reservation.terms,
         modalities=reservation.modalities,
     )
@@ -563,6 +565,12 @@ def from_asked(reservation: Reservation, context: Context, traceparent: str) -> 
         correlation=context.correlation,
         traceparent=traceparent,
     )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(round(seconds * 1000))
+    return duration
 
 
 class AnswerRecords:

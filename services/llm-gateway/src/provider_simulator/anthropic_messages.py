@@ -23,7 +23,7 @@ from provider_simulator.conversation import (
     TokenUsage,
 )
 from provider_simulator.dialect import KNOWN_STATUS_TYPES
-from provider_simulator.frames import argument_pieces, named_frame, text_pieces
+from provider_simulator.frames import SSE, argument_pieces, named_frame, text_pieces
 from provider_simulator.reply import FINGERPRINT, arguments_text
 from provider_simulator.wire import Content, WireModel, compact, joined, read, text_of
 
@@ -113,6 +113,7 @@ _STOP_REASONS: Mapping[Finish, str] = {
 class AnthropicMessages:
     name = "anthropic-messages"
     id_prefix = "msg_"
+    stream_type = SSE
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Ask:
         version = required_version(headers)

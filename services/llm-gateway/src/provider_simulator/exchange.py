@@ -106,7 +106,7 @@ class Exchange:
         return self._cut(request, response, ask, reply)
 
     async def _stream(self, request: web.Request, ask: Ask, reply: Reply, fault: Fault) -> web.StreamResponse:
-        response = web.StreamResponse(headers={**self._answer_headers(fault), "content-type": "text/event-stream"})
+        response = web.StreamResponse(headers={**self._answer_headers(fault), "content-type": self.dialect.stream_type})
         try:
             await response.prepare(request)
             return await self._send_frames(request, response, ask, reply, fault)

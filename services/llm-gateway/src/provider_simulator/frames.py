@@ -9,6 +9,7 @@ from provider_simulator.conversation import JsonObject
 
 ARGUMENT_PIECE_CHARACTERS = 16
 DONE = b"data: [DONE]\n\n"
+SSE = "text/event-stream"
 
 _WORD_WITH_SPACE = re.compile(r"\s*\S+\s*|\s+")
 

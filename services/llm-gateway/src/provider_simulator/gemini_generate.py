@@ -22,7 +22,7 @@ from provider_simulator.conversation import (
     Reply,
     TokenUsage,
 )
-from provider_simulator.frames import data_frame, text_pieces
+from provider_simulator.frames import SSE, data_frame, text_pieces
 from provider_simulator.reply import FINGERPRINT
 from provider_simulator.wire import WireModel, compact, joined, read
 
@@ -114,6 +114,7 @@ class GeminiGenerate:
 
     name = "gemini-generate"
     id_prefix = "gem_"
+    stream_type = SSE
 
     def __init__(self, model: str, *, stream: bool) -> None:
         self._model = model

@@ -20,7 +20,7 @@ from provider_simulator.conversation import (
     TokenUsage,
 )
 from provider_simulator.dialect import KNOWN_STATUS_TYPES
-from provider_simulator.frames import DONE, argument_pieces, data_frame, text_pieces
+from provider_simulator.frames import DONE, SSE, argument_pieces, data_frame, text_pieces
 from provider_simulator.reply import FINGERPRINT, arguments_text
 from provider_simulator.wire import Content, WireModel, compact, joined, read, text_of
 
@@ -88,6 +88,7 @@ _FINISH_REASONS: Mapping[Finish, str] = {
 class OpenAiChat:
     name = "openai-chat"
     id_prefix = "chatcmpl-"
+    stream_type = SSE
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Ask:
         request = read(_Request, body)

@@ -20,7 +20,7 @@ from provider_simulator.conversation import (
     TokenUsage,
 )
 from provider_simulator.dialect import KNOWN_STATUS_TYPES
-from provider_simulator.frames import argument_pieces, named_frame, text_pieces
+from provider_simulator.frames import SSE, argument_pieces, named_frame, text_pieces
 from provider_simulator.reply import FINGERPRINT, arguments_text
 from provider_simulator.wire import Content, WireModel, compact, joined, read, text_of
 
@@ -72,6 +72,7 @@ class _Request(WireModel):
 class OpenAiResponses:
     name = "openai-responses"
     id_prefix = "resp_"
+    stream_type = SSE
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Ask:
         request = read(_Request, body)

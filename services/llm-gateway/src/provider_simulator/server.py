@@ -8,7 +8,14 @@ from pydantic import ValidationError
 
 from provider_simulator.access import is_refused
 from provider_simulator.anthropic_messages import AnthropicMessages
-from provider_simulator.clouds import AZURE_PATH, VERTEX_PATH, VertexMessages
+from provider_simulator.clouds import (
+    AZURE_PATH,
+    BEDROCK_MODELS_PATH,
+    BEDROCK_PATH,
+    VERTEX_PATH,
+    BedrockMessages,
+    VertexMessages,
+)
 from provider_simulator.conversation import BadRequest, JsonObject
 from provider_simulator.dialect import Dialect
 from provider_simulator.embedding_wires import EmbeddingExchange, EmbeddingWire, GeminiEmbeddings, OpenAiEmbeddings
@@ -50,6 +57,8 @@ class Simulator:
                 web.post("/v1/messages/count_tokens", _count_tokens),
                 web.post(AZURE_PATH, self._completions(OpenAiChat())),
                 web.post(VERTEX_PATH, self._vertex),
+                web.post(BEDROCK_PATH, self._bedrock),
+                web.get(BEDROCK_MODELS_PATH, _models),
                 web.post("/v1beta/models/{model}:{method}", self._gemini),
                 web.post("/v1/embeddings", self._embeddings(OpenAiEmbeddings())),
                 web.get("/v1/models", _models),
@@ -92,6 +101,10 @@ class Simulator:
         except BadRequest as error:
             return json_response(dialect.error(400, str(error), None), status=400)
         return json_response({"input_tokens": count_input(texts)})
+
+    async def _bedrock(self, request: web.Request) -> web.StreamResponse:
+        stream = request.match_info["method"] != "invoke"
+        return await self._completions(BedrockMessages(request.match_info["model"], stream=stream))(request)
 
     async def _gemini(self, request: web.Request) -> web.StreamResponse:
         """Model and streaming stand in the path."""

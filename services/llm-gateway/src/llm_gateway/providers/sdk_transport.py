@@ -17,7 +17,9 @@ import httpx2
 import orjson
 
 from llm_gateway.errors import DeadlineExceeded, ProviderTimedOut, ProviderUnreachable
-from llm_gateway.providers.transport import HttpReply, TransportLimits, never_sent
+from llm_gateway.providers import event_stream
+from llm_gateway.providers.bedrock import BedrockStream
+from llm_gateway.providers.transport import Body, HttpReply, TransportLimits, never_sent
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropicBedrock, AsyncAnthropicVertex
@@ -94,7 +96,10 @@ class _SdkResponse:
     def __init__(self, response: httpx2.Response) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self.content = _SdkBody(response)
+        self.content: Body = _SdkBody(response)
+        if response.headers.get("content-type", "").startswith(event_stream.CONTENT_TYPE):
+            self.headers = httpx2.Headers({**response.headers, "content-type": "text/event-stream"})
+            self.content = _BedrockBody(self.content)
 
     def close(self) -> None:
         """Closed by `SdkTransport`, which waits for it."""
@@ -111,4 +116,18 @@ class _SdkBody:
                     return chunk
         except httpx2.HTTPError as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
+        return b""
+
+
+class _BedrockBody:
+    """The stream of Bedrock as server-sent events."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._stream = BedrockStream()
+
+    async def readany(self) -> bytes:
+        while chunk := await self._body.readany():
+            if sent := self._stream.feed(chunk):
+                return sent
         return b""
