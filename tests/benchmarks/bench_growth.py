@@ -42,8 +42,10 @@ async def measure(size: Size) -> Report:
     async with postgres() as dsn:
         await (await PostgresEventLog.open(dsn)).close()
         spent_s = 0.0
-        for events in SIZES[size]:
-            spent_s += fill(dsn, events, FILLING_S_MAX - spent_s)
+        for wanted in SIZES[size]:
+            spent_s += fill(dsn, wanted, FILLING_S_MAX - spent_s)
+            events = wanted if spent_s < FILLING_S_MAX else head(dsn)
+            rows += [] if not events else size_of(dsn, events)
             rows += await appended(dsn, f"{events:,} events, new streams", new_stream, SECONDS[size])
             if events:
                 old = partial(old_stream, list(range(1, events, CHUNK_EVENTS)), min(events, CHUNK_EVENTS))
@@ -68,6 +70,21 @@ def fill(dsn: str, events: int, seconds_max: float) -> float:
         connection.execute("vacuum analyze eventlog.events")
         connection.execute("checkpoint")
     return time.perf_counter() - begun
+
+
+def size_of(dsn: str, events: int) -> list[Row]:
+    """What an event takes in the table and in its indexes."""
+    with psycopg.connect(dsn) as connection:
+        sizes = connection.execute(
+            "select pg_table_size('eventlog.events'), pg_indexes_size('eventlog.events'), count(*) from eventlog.events"
+        ).fetchone()
+    assert sizes is not None
+    table, indexes, count = sizes
+    case = f"{events:,} events"
+    return [
+        Row(case, "table, bytes an event", "B", table / count),
+        Row(case, "indexes, bytes an event", "B", indexes / count),
+    ]
 
 
 async def appended(dsn: str, case: str, target: Callable[[], Target], seconds: float) -> tuple[Row, Row]:

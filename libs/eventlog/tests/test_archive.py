@@ -1,7 +1,10 @@
 """The oldest events become files, and nobody who reads, verifies or appends can tell."""
 
 import asyncio
+import errno
+import fcntl
 import gzip
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -341,6 +344,26 @@ async def test_what_another_archiver_is_writing_is_not_swept_away(log: PostgresE
     writing.add(events)
     segment = writing.finish()
     assert SegmentReader(tmp_path, segment).verify(GENESIS) == events[-1].hash
+
+
+def test_what_was_left_is_swept_where_only_a_writable_file_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where a lock of a whole file is one of its bytes."""
+    lock = fcntl.flock
+
+    def nfs_lock(file: Any, operation: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs_lock)
+    (tmp_path / "left.unfinished").write_bytes(b"half a segment")
+    writing = SegmentWriter(tmp_path, 1, 20, GENESIS)
+    sweep(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name != "left.unfinished"
+    writing.abandon()
 
 
 async def test_the_file_is_json_lines_for_anybody(log: PostgresEventLog, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ ROWS = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_a_clause_names_a_test_or_a_run_that_there_is(row: str) -> None:
     tests = re.findall(r"`([\w./-]+)::(test_\w+)`", row)
-    runs = re.findall(r"`make (bench|chaos)", row)
+    runs = re.findall(r"`make (?:bench ONLY=([\w-]+)|chaos)", row)
     assert tests or runs, row
+    for bench in filter(None, runs):
+        assert (ROOT / "tests/benchmarks" / f"bench_{bench.replace('-', '_')}.py").exists(), f"no benchmark {bench}"
     for path, name in tests:
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path} has no {name}"

@@ -401,6 +401,27 @@ async def test_killed_connections_cost_no_append_and_double_none(postgres_dsn: s
     assert (await log.verify()).ok
 
 
+async def test_a_full_disk_holds_appends_back_until_there_is_room(postgres_dsn: str) -> None:
+    async with await PostgresEventLog.open(postgres_dsn, limits=Limits(reconnect_timeout_s=0.1)) as log:
+        await log.append(an_append(a_stream()))
+        await run_sql(
+            postgres_dsn,
+            "create function full_disk() returns trigger language plpgsql as"
+            " $$ begin raise 'could not extend file: No space left on device' using errcode = 'disk_full'; end $$",
+        )
+        await run_sql(
+            postgres_dsn,
+            "create trigger full_disk before insert on eventlog.events for each row execute function full_disk()",
+        )
+        asked = an_append(a_stream())
+        with pytest.raises(LogUnavailable, match="No space left on device"):
+            await log.append(asked)
+        assert positions(await log.read()) == [1]
+        await run_sql(postgres_dsn, "drop trigger full_disk on eventlog.events")
+        assert await log.append(asked) == Appended(2, (1,), duplicate=False)
+        assert (await log.verify()).ok
+
+
 async def test_a_request_the_database_refuses_fails_alone(postgres_dsn: str, log: PostgresEventLog) -> None:
     await run_sql(postgres_dsn, "alter table eventlog.events add check (type <> 'Poison')")
     good = [log.append(an_append(a_stream())) for _ in range(20)]

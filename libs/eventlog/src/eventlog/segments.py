@@ -173,7 +173,8 @@ class SegmentReader:
 def sweep(directory: Path) -> None:
     """Delete what archivers that died had begun to write, and nothing that one is writing."""
     for path in directory.glob(f"*{_UNFINISHED}"):
-        with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
+        # Opened for writing: a network file system locks for nobody else.
+        with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 
