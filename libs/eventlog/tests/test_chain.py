@@ -245,6 +245,18 @@ async def test_the_next_event_of_an_archived_stream_names_the_archived_one(
     assert (await log.verify_stream(ONE)).events == 5
 
 
+async def test_what_an_archived_stream_ends_with_is_known_without_its_file(
+    log: PostgresEventLog, tmp_path: Path
+) -> None:
+    await log.append(an_append(ONE))
+    (segment,) = await log.archive(keep_events=0, segment_events=1)
+    (tmp_path / segment.file).rename(tmp_path / "away")
+    forget_read()
+    await log.append(an_append(ONE, expected=1))
+    (tmp_path / "away").rename(tmp_path / segment.file)
+    assert await linked(log, ONE) == [True, True]
+
+
 async def test_where_the_file_of_a_former_release_is_damaged_the_next_event_is_stored_all_the_same(
     postgres_dsn: str, log: PostgresEventLog, tmp_path: Path
 ) -> None:
