@@ -1,7 +1,6 @@
 """Is this event in that log? Usage: python verify_inclusion.py event.json proof.json checkpoint.json public.pem
 
-Needs what `synod events prove` writes and the package `cryptography`. Exit status 1 with the reason if it is not.
-"""
+Needs what `synod events prove` writes and the package `cryptography`. Exit status 1 with the reason if it is not."""
 
 import json
 import struct
@@ -33,10 +32,11 @@ columns = [event["stream"].encode(), bytes.fromhex(event["id"].replace("-", ""))
 columns += [event["tenant"].encode(), event["data_subject"].encode() if "data_subject" in event else None]
 columns += [bytes.fromhex(event["causation_id"].replace("-", "")) if event.get("causation_id") else None]
 columns += [event.get(name, "").encode() for name in ("correlation_id", "actor", "traceparent")]
-columns += [b64decode(event.get("data", ""))]
+columns += [b64decode(event.get(name, "")) for name in ("data", "stream_previous_hash") if name in {"data", *event}]
 numbers = [int(event[name]) for name in ("position", "version", "type_version")]
 numbers += [microseconds(event[name]) for name in ("occurred_at", "recorded_at")]
-head = struct.pack(">qqiqq10I", *numbers, *(0xFFFFFFFF if each is None else len(each) for each in columns))
+lengths = [0xFFFFFFFF if each is None else len(each) for each in columns]
+head = (b"\x81" if len(columns) == 11 else b"") + struct.pack(f">qqiqq{len(columns)}I", *numbers, *lengths)
 digest = sha256(b64decode(event["previous_hash"]) + head + b"".join(each or b"" for each in columns)).digest()
 leaf, path = sha256(b"\0" + digest).digest(), [b64decode(step) for step in proof.get("path", [])]
 hashes = [b64decode(signed[name]).hex() for name in ("head_hash", "root_hash")]

@@ -13,9 +13,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from eventlog.chain import sealed
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import StoredEvent
+from eventlog.testing import rechained
 from launcher.layout import AUTHORITY, SERVICES, Layout
 from launcher.programs import environment
 from launcher.testing import free_port_base
@@ -25,6 +25,7 @@ from .conftest import ROOT, RunningSystem
 
 pytestmark = pytest.mark.system
 SCRIPT = ROOT / "libs" / "eventlog" / "verify_inclusion.py"
+STREAM_SCRIPT = ROOT / "libs" / "eventlog" / "verify_stream.py"
 DEFINITION = """\
 apiVersion: synod/v1
 kind: Agent
@@ -69,17 +70,15 @@ class Registry:
     async def rechain(self, start: int) -> None:
         """Change the event at `start`, and recompute every hash from there on, the head's too."""
         events = (await self.history())[start - 1 :]
-        changed = [events[0]._replace(actor="usr_mallory"), *events[1:]]
-        previous = events[0].previous_hash
+        changed = rechained([events[0]._replace(actor="usr_mallory"), *events[1:]])
         with psycopg.connect(self.dsn) as connection:
-            for event in changed:
-                forged = sealed(event, previous)
-                previous = forged.hash
+            for forged in changed:
                 connection.execute(
-                    "update eventlog.events set actor = %s, previous_hash = %s, hash = %s where position = %s",
-                    [forged.actor, forged.previous_hash, forged.hash, forged.position],
+                    "update eventlog.events set actor = %(actor)s, stream_previous_hash = %(stream_previous_hash)s,"
+                    " previous_hash = %(previous_hash)s, hash = %(hash)s where position = %(position)s",
+                    forged._asdict(),
                 )
-            connection.execute("update eventlog.head set hash = %s", [previous])
+            connection.execute("update eventlog.head set hash = %s", [changed[-1].hash])
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +256,29 @@ def test_a_third_party_checks_an_event_with_what_the_command_exports(registry: R
     assert _check(tmp_path, files) == (1, "the event is not the one signed\n")
 
 
-def _check(folder: Path, files: list[str]) -> tuple[int, str]:
-    """The stand-alone script, as somebody runs it who has these files and nothing of Synod."""
-    copy = folder.parent / "verify_inclusion.py"
-    copy.write_bytes(SCRIPT.read_bytes())
+def test_a_third_party_checks_a_whole_stream_with_what_the_command_exports(registry: Registry, tmp_path: Path) -> None:
+    ((stream, events),) = registry.sql(
+        "select stream, count(*) from eventlog.events"
+        f" where tenant = (select tenant from eventlog.events where position = {registry.signed[2]})"
+        " group by stream order by count(*) desc limit 1"
+    )
+    verified = registry.synod("events", "verify", AUTHORITY, "--stream", stream)
+    assert (verified.returncode, f"{stream}: {events} events hold" in verified.stdout) == (0, True), verified.stderr
+    exported = registry.synod("events", "prove", AUTHORITY, "--stream", stream, "--out", str(tmp_path))
+    assert exported.returncode == 0, exported.stderr
+    files = ["stream.json", "proofs.json", "public.pem"]
+    assert _check(tmp_path, files, STREAM_SCRIPT) == (0, "")
+    history = json.loads((tmp_path / "stream.json").read_text())
+    assert len(history) == events
+    history[-1]["actor"] = "usr_mallory"
+    (tmp_path / "stream.json").write_text(json.dumps(history))
+    assert _check(tmp_path, files, STREAM_SCRIPT) == (1, f"version {events} is not the one signed\n")
+
+
+def _check(folder: Path, files: list[str], script: Path = SCRIPT) -> tuple[int, str]:
+    """A stand-alone script, as somebody runs it who has these files and nothing of Synod."""
+    copy = folder.parent / script.name
+    copy.write_bytes(script.read_bytes())
     done = subprocess.run(
         [sys.executable, "-I", copy, *files],
         cwd=folder,

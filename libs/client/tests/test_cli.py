@@ -126,6 +126,9 @@ def test_each_kind_of_error_has_its_exit_code(error: type[SynodError], code: int
         (["propose", "x", "--voter", "ada", "--set", "rate"], "'rate' is not NAME=JSON"),
         (["events", "read", "ledger"], "'ledger' is no service; services are agent-registry"),
         (["events", "verify", "ledger"], "'ledger' is no service"),
+        (["events", "verify", "--stream", "order/1"], "--stream goes with one service"),
+        (["events", "prove", "consensus"], "give a position or --stream"),
+        (["events", "prove", "consensus", "7", "--stream", "order/1"], "give a position or --stream"),
         (["events", "read", "cost-ledger", "--limit", "0"], "'--limit': Input should be greater than or equal to 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -526,6 +529,54 @@ def test_a_proof_is_written_as_three_files(synod: Command, fakes: FakeSystem, tm
         "proof": "17",
         "checkpoint": "20",
     }
+
+
+def stream_of(*linked: bool) -> list[log_pb.Event]:
+    """Events of one stream; which of them name the one before."""
+    return [
+        log_pb.Event(position=10 * n, version=n, stream="order/1", stream_previous_hash=b"h" * 32 if names else None)
+        for n, names in enumerate(linked, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("linked", "proven"),
+    [((True, True, True), [30]), ((False, True, True), [30]), ((True, False, False), [10, 20, 30])],
+)
+def test_a_stream_is_written_with_the_proofs_of_what_no_later_event_names(
+    synod: Command, fakes: FakeSystem, tmp_path: Path, linked: tuple[bool, ...], proven: list[int]
+) -> None:
+    events = stream_of(*linked)
+    pages = [log_pb.ExportStreamResponse(events=page) for page in (events[:2], events[2:], [])]
+    fakes.answer("consensus", "ExportStream", *pages)
+    checkpoint = log_pb.Checkpoint(position=40, key_id="abcd")
+    answer = log_pb.GetInclusionProofResponse(proof=log_pb.InclusionProof(size=40), checkpoint=checkpoint)
+    fakes.answer("consensus", "GetInclusionProof", answer)
+    told = synod("events", "prove", "consensus", "--stream", "order/1", "--out", str(tmp_path)).stdout
+    assert "stream.json proofs.json; signed by key abcd" in told
+    assert [request.after_version for request in fakes.requests("ExportStream")] == [0, 2, 3]
+    assert [request.position for request in fakes.requests("GetInclusionProof")] == proven
+    assert [event["version"] for event in json.loads((tmp_path / "stream.json").read_text())] == ["1", "2", "3"]
+    proofs = json.loads((tmp_path / "proofs.json").read_text())
+    assert [sorted(proof) for proof in proofs] == [["checkpoint", "proof"]] * len(proven)
+
+
+def test_one_stream_is_verified_by_its_own_chain(synod: Command, fakes: FakeSystem) -> None:
+    found = [
+        log_pb.VerifyStreamResponse(ok=True, events=3, attested=True),
+        log_pb.VerifyStreamResponse(ok=True, events=3),
+        log_pb.VerifyStreamResponse(events=1, broken_version=2, reason="hash differs"),
+    ]
+    fakes.answer("consensus", "VerifyStream", *found)
+    said = [synod("events", "verify", "consensus", "--stream", "order/1") for _ in found]
+    assert [each.exit_code for each in said] == [Exit.DONE, Exit.DONE, Exit.NOT_TRUE]
+    assert [each.stdout.strip() for each in said] == [
+        "order/1: 3 events hold, attested to by the newest checkpoint",
+        "order/1: 3 events hold, not yet attested to by a checkpoint",
+        "order/1: BROKEN at version 2: hash differs",
+    ]
+    assert json.loads(synod("events", "verify", "consensus", "--stream", "order/1", "--json").stdout)["events"] == "1"
+    assert {request.stream for request in fakes.requests("VerifyStream")} == {"order/1"}
 
 
 def test_a_person_is_erased_in_every_service_that_holds_personal_data(synod: Command, fakes: FakeSystem) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psycopg
@@ -16,15 +17,16 @@ from eventlog.ending import end
 from eventlog.errors import CheckpointMissing, EventMissing, HistoryRewritten, KeyUnusable
 from eventlog.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
 from eventlog.postgres import PostgresEventLog
-from eventlog.records import Context, StoredEvent
-from eventlog.rpc import to_attestation
+from eventlog.records import Context, StoredEvent, StreamId
+from eventlog.rpc import to_attestation, to_event
 from eventlog.signing import Checkpoint, SigningKey
-from eventlog.testing import a_stream, an_append, an_event
+from eventlog.testing import a_stream, an_append, an_event, rechained
 from google.protobuf.json_format import MessageToJson
 from psycopg_pool import AsyncConnectionPool
 from synod.common.ids import uuid7
 
 SCRIPT = Path(__file__).parent.parent / "verify_inclusion.py"
+STREAM_SCRIPT = Path(__file__).parent.parent / "verify_stream.py"
 KEY = SigningKey.generate()
 
 
@@ -53,17 +55,15 @@ class Bench:
 
     async def rewrite(self, change: Callable[[StoredEvent], StoredEvent], start: int) -> None:
         """Change the event at `start` and recompute every hash from there on, the head's too."""
-        events = await self.log.read(start - 1)
-        previous = events[0].previous_hash
+        first, *others = await self.log.read(start - 1)
         async with await psycopg.AsyncConnection.connect(self.dsn) as connection:
-            for event in [change(events[0]), *events[1:]]:
-                forged = sealed(event, previous)
-                previous = forged.hash
+            for forged in rechained([change(first), *others]):
                 await connection.execute(
-                    "update eventlog.events set data = %s, previous_hash = %s, hash = %s where position = %s",
-                    [forged.data, forged.previous_hash, forged.hash, forged.position],
+                    "update eventlog.events set data = %s, stream_previous_hash = %s, previous_hash = %s, hash = %s"
+                    " where position = %s",
+                    [forged.data, forged.stream_previous_hash, forged.previous_hash, forged.hash, forged.position],
                 )
-            await connection.execute("update eventlog.head set hash = %s", [previous])
+            await connection.execute("update eventlog.head set hash = %s", [forged.hash])
 
     def another(self, **changed: object) -> Checkpoints:
         """As in another process."""
@@ -403,11 +403,16 @@ async def rechained_tail_from(bench: Bench, start: int) -> None:
 
 async def check(folder: Path, event: str, proof: str, checkpoint: str, public_pem: bytes) -> tuple[int, str]:
     """What the stand-alone script says, in a process and a folder of its own."""
-    for name, text in (("event", event), ("proof", proof), ("checkpoint", checkpoint)):
-        (folder / f"{name}.json").write_text(text)
+    files = {"event.json": event, "proof.json": proof, "checkpoint.json": checkpoint}
+    return await run_script(SCRIPT, folder, files, public_pem)
+
+
+async def run_script(script: Path, folder: Path, files: dict[str, str], public_pem: bytes) -> tuple[int, str]:
+    for name, text in files.items():
+        (folder / name).write_text(text)
     (folder / "public.pem").write_bytes(public_pem)
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", str(SCRIPT), "event.json", "proof.json", "checkpoint.json", "public.pem",
+        sys.executable, "-I", str(script), *files, "public.pem",
         cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await program.communicate()
@@ -447,9 +452,10 @@ async def test_a_third_party_checks_an_event_with_the_script_and_the_public_key_
     assert (await check(tmp_path, **exported, public_pem=KEY.public_pem))[0] == 0
 
 
-def test_the_script_is_short_and_depends_on_one_package() -> None:
-    text = SCRIPT.read_text()
-    assert len(text.splitlines()) <= 50
+@pytest.mark.parametrize(("script", "lines_max"), [(SCRIPT, 50), (STREAM_SCRIPT, 75)])
+def test_the_script_is_short_and_depends_on_one_package(script: Path, lines_max: int) -> None:
+    text = script.read_text()
+    assert len(text.splitlines()) <= lines_max
     nodes = ast.walk(ast.parse(text))
     imported = {name for node in nodes for name in _imported(node)} - sys.stdlib_module_names
     assert imported == {"cryptography"}
@@ -488,3 +494,123 @@ async def test_the_script_refuses_another_key(bench: Bench, tmp_path: Path) -> N
     parts = documents(await attested(bench))
     status, output = await check(tmp_path, **parts, public_pem=SigningKey.generate().public_pem)
     assert (status, output) == (1, "the checkpoint is not signed by this key\n")
+
+
+ORDER = StreamId("order", "audited")
+
+
+async def grow_order(bench: Bench, *, linked: bool = True) -> None:
+    """An event of the audited stream between others; unlinked, as they were before there was a chain for each stream."""
+    await bench.log.append(an_append(ORDER, an_event(data=b'{"x":1}')), an_append(a_stream()))
+    if not linked:
+        stored = (await bench.log.read_stream(ORDER))[-1]
+        old = sealed(stored._replace(stream_previous_hash=None), stored.previous_hash)
+        next_one = (await bench.log.read(stored.position))[0]
+        after = sealed(next_one, old.hash)
+        await bench.sql(
+            f"update eventlog.events set stream_previous_hash = null, hash = '\\x{old.hash.hex()}'"
+            f" where position = {old.position};"
+            f"update eventlog.events set previous_hash = '\\x{old.hash.hex()}', hash = '\\x{after.hash.hex()}'"
+            f" where position = {after.position};"
+            f"update eventlog.head set hash = '\\x{after.hash.hex()}'"
+        )
+
+
+async def exported_stream(bench: Bench, *versions: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The events of the stream and the proofs of these versions, as `synod events prove --stream` writes them."""
+    events = await bench.log.read_stream(ORDER)
+    proven = [documents(await bench.checkpoints.prove(events[version - 1].position)) for version in versions]
+    proofs = [{name: orjson.loads(each[name]) for name in ("proof", "checkpoint")} for each in proven]
+    return [orjson.loads(MessageToJson(to_event(event), preserving_proto_field_name=True)) for event in events], proofs
+
+
+async def check_stream(folder: Path, events: object, proofs: object, public_pem: bytes = KEY.public_pem) -> str:
+    """What the stand-alone script for a stream says; empty if it holds."""
+    files = {"stream.json": orjson.dumps(events).decode(), "proofs.json": orjson.dumps(proofs).decode()}
+    status, output = await run_script(STREAM_SCRIPT, folder, files, public_pem)
+    assert status == (1 if output else 0)
+    return output.strip()
+
+
+async def test_a_third_party_checks_a_whole_stream_by_the_proof_of_its_last_event(bench: Bench, tmp_path: Path) -> None:
+    for _ in range(5):
+        await grow_order(bench)
+        await bench.checkpoints.make()
+    events, proofs = await exported_stream(bench, 5)
+    assert await check_stream(tmp_path, events, proofs) == ""
+    _, proof_of_third = await exported_stream(bench, 3)
+    assert await check_stream(tmp_path, events[:3], proof_of_third) == ""
+    assert await check_stream(tmp_path, events, proofs, SigningKey.generate().public_pem) == (
+        "the checkpoint over version 5 is not signed by this key"
+    )
+
+
+async def test_what_was_stored_before_streams_had_a_chain_is_proven_event_by_event(
+    bench: Bench, tmp_path: Path
+) -> None:
+    for linked in (False, False, True, False, True):
+        await grow_order(bench, linked=linked)
+    await bench.checkpoints.make()
+    found = await bench.checkpoints.verify_stream(ORDER)
+    assert (found.ok, found.attested, [end.version for end in found.ends]) == (True, True, [1, 3, 5])
+    events, proofs = await exported_stream(bench, 1, 3, 5)
+    assert await check_stream(tmp_path, events, proofs) == ""
+    assert await check_stream(tmp_path, events, proofs[1:]) == "version 1 has no proof"
+    events[0]["actor"] = "mallory"
+    assert await check_stream(tmp_path, events, proofs) == "version 1 is not the one signed"
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda events: events.pop(0), "version 1 is missing"),
+        (lambda events: events.pop(1), "version 2 is missing"),
+        (lambda events: events.pop(), "version 2 has no proof"),
+        (lambda events: events.clear(), "there are no events"),
+        (lambda events: events[0].update(actor="mallory"), "version 2 does not follow the one before it"),
+        (lambda events: events[1].update(stream_previous_hash="AAAA"), "version 2 does not follow the one before it"),
+        (lambda events: events[1].pop("stream_previous_hash"), "version 1 has no proof"),
+        (lambda events: events[0].pop("stream_previous_hash"), "version 2 does not follow the one before it"),
+        (lambda events: events[2].update(data="e30="), "version 3 is not the one signed"),
+        (lambda events: events[2].update(stream="order/another"), "version 3 is missing"),
+    ],
+)
+async def test_the_script_finds_what_was_done_to_a_stream(
+    bench: Bench, tmp_path: Path, change: Callable[[list[dict[str, Any]]], object], finding: str
+) -> None:
+    for _ in range(3):
+        await grow_order(bench)
+    await bench.checkpoints.make()
+    events, proofs = await exported_stream(bench, 3)
+    change(events)
+    assert await check_stream(tmp_path, events, proofs) == finding
+
+
+async def test_a_stream_is_attested_to_once_a_checkpoint_covers_its_last_event(bench: Bench) -> None:
+    await grow_order(bench)
+    assert not (await bench.checkpoints.verify_stream(ORDER)).attested
+    await bench.checkpoints.make()
+    assert (await bench.checkpoints.verify_stream(ORDER)).attested
+    await grow_order(bench)
+    found = await bench.checkpoints.verify_stream(ORDER)
+    assert (found.ok, found.events, found.attested) == (True, 2, False)
+
+
+async def test_a_stream_rewritten_with_both_its_chains_is_not_the_one_signed(bench: Bench) -> None:
+    for _ in range(3):
+        await grow_order(bench)
+    await bench.checkpoints.make()
+    await bench.rewrite(lambda event: event._replace(data=b"{}"), 1)
+    found = await bench.checkpoints.verify_stream(ORDER)
+    assert (found.broken_at, found.attested) == (3, False)
+    assert "not the one signed" in found.reason
+
+
+async def test_a_stream_under_a_forged_checkpoint_does_not_hold(bench: Bench) -> None:
+    await grow_order(bench)
+    await bench.checkpoints.make()
+    await bench.sql(
+        "alter table eventlog.checkpoints disable trigger append_only;"
+        "update eventlog.checkpoints set signed_at = signed_at - interval '1 s'"
+    )
+    assert "forged" in (await bench.checkpoints.verify_stream(ORDER)).reason

@@ -12,7 +12,7 @@ STREAM = a_stream()
 def an_event(position: int, data: bytes = b"{}", type_name: str = "Happened") -> StoredEvent:
     return StoredEvent(
         position, STREAM, position, UUID(int=position), type_name, 1, "local", None, NOON, NOON, None, "", "tester", "",
-        data, b"", b"",
+        data, None, b"", b"",
     )  # fmt: skip
 
 

@@ -511,6 +511,16 @@ async def test_an_unreachable_database_is_named(postgres_dsn: str) -> None:
         ("update eventlog.events set tenant = 'other' where position = 5", 5, "differs from what was hashed"),
         ("update eventlog.events set recorded_at = recorded_at + interval '1 us' where position = 5", 5, "differs"),
         ("update eventlog.events set hash = previous_hash where position = 5", 5, "differs from what was hashed"),
+        (
+            "update eventlog.events set stream_previous_hash = hash where position = 5",
+            5,
+            "differs from what was hashed",
+        ),
+        (
+            "update eventlog.events set stream_previous_hash = null where position = 5",
+            5,
+            "differs from what was hashed",
+        ),
         ("delete from eventlog.events where position = 5", 5, "missing"),
         ("delete from eventlog.events where position > 8", 9, "missing"),
         ("update eventlog.head set hash = '\\x00'", 10, "the head names another hash"),
@@ -556,7 +566,7 @@ ONE = "stream = 'order/one'"
 async def test_whatever_is_done_to_one_stream_breaks_the_chain_of_the_log(
     postgres_dsn: str, log: PostgresEventLog, tampering: str, broken_at: int
 ) -> None:
-    """So no stream needs a chain of its own: its events, their order, their number and its end are under the log's."""
+    """A stream's events, their order, their number and its end are under the log's chain too."""
     for _ in range(3):  # at positions 1, 3 and 5, and at 2, 4 and 6
         await log.append(an_append(StreamId("order", "one")))
         await log.append(an_append(StreamId("order", "two")))

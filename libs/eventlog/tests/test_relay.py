@@ -85,7 +85,8 @@ async def assert_published(client: Client, service: str, log: MemoryEventLog) ->
     assert [from_message(message) for message in messages] == events
 
 
-def test_an_event_survives_the_way_through_headers_with_its_hash() -> None:
+@pytest.mark.parametrize("stream_previous_hash", [None, bytes(range(32))], ids=["of before", "linked"])
+def test_an_event_survives_the_way_through_headers_with_its_hash(stream_previous_hash: bytes | None) -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     event = StoredEvent(
         position=7,
@@ -103,6 +104,7 @@ def test_an_event_survives_the_way_through_headers_with_its_hash() -> None:
         actor=" zoë",
         traceparent="00-ab-cd-01",
         data=b"{}",
+        stream_previous_hash=stream_previous_hash,
         previous_hash=bytes(32),
         hash=b"",
     )

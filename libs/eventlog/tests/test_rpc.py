@@ -273,6 +273,55 @@ async def test_nobody_in_particular_is_not_erased(served: Served, request_: pb.E
     assert await served.log.head() == 0
 
 
+async def test_a_stream_is_verified_and_exported_as_it_is_stored(served: Served) -> None:
+    stream = StreamId("order", "o1")
+    await served.log.append(an_append(stream, *[an_event() for _ in range(150)]), an_append(a_stream()))
+    early = await served.stub.VerifyStream(pb.VerifyStreamRequest(stream="order/o1"))
+    await served.checkpoints.make()
+    verified = await served.stub.VerifyStream(pb.VerifyStreamRequest(stream="order/o1"))
+    pages = [
+        (await served.stub.ExportStream(pb.ExportStreamRequest(stream="order/o1", after_version=after))).events
+        for after in (0, 100, 150)
+    ]
+    stored = await served.log.read_stream(stream)
+    assert [len(page) for page in pages] == [100, 50, 0]
+    assert [event.hash for page in pages for event in page] == [event.hash for event in stored]
+    assert [event.stream_previous_hash for event in pages[0]][:2] == [bytes(32), stored[0].hash]
+    assert (early.ok, early.attested, verified.ok, verified.attested) == (True, False, True, True)
+    assert (verified.events, verified.head_position, verified.head_hash) == (150, 150, stored[-1].hash)
+
+
+async def test_a_page_of_an_exported_stream_ends_when_it_is_large(served: Served) -> None:
+    large = [an_event(data=b"x" * 700_000) for _ in range(5)]
+    for event in large:
+        await served.log.append(an_append(StreamId("order", "o1"), event))
+    page = (await served.stub.ExportStream(pb.ExportStreamRequest(stream="order/o1"))).events
+    assert [event.version for event in page] == [1, 2, 3]
+
+
+async def test_a_tampered_stream_is_told_with_the_version(served: Served) -> None:
+    await served.log.append(an_append(StreamId("order", "o1"), *[an_event() for _ in range(3)]))
+    async with served.projector._pool.connection() as connection:
+        await connection.execute("update eventlog.events set data = '[]' where position = 2")
+    found = await served.stub.VerifyStream(pb.VerifyStreamRequest(stream="order/o1"))
+    assert (found.ok, found.events, found.broken_version) == (False, 1, 2)
+    assert found.reason == "the event differs from what was hashed"
+
+
+async def test_a_stream_that_is_not_there_or_is_no_stream_is_refused(served: Served) -> None:
+    for method, request in (
+        (served.stub.VerifyStream, pb.VerifyStreamRequest),
+        (served.stub.ExportStream, pb.ExportStreamRequest),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as missing:
+            await method(request(stream="order/unknown"))
+        assert reason(missing.value) == (grpc.StatusCode.NOT_FOUND, "STREAM_NOT_FOUND")
+        with pytest.raises(grpc.aio.AioRpcError) as malformed:
+            await method(request(stream="order"))
+        (bad,) = details(malformed.value, BadRequest)
+        assert bad.field_violations[0].field == "stream"
+
+
 async def test_what_needs_a_key_says_so_without_one(postgres_dsn: str) -> None:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")

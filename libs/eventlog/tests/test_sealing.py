@@ -61,7 +61,7 @@ INVITED = Invited(
 def stored(new: NewEvent, tenant: str = "acme") -> StoredEvent:
     return StoredEvent(
         1, StreamId("guest", "g1"), 1, new.id, new.type, new.type_version, tenant, new.data_subject, new.occurred_at,
-        NOON, None, "", "tester", "", new.data, b"", b"",
+        NOON, None, "", "tester", "", new.data, None, b"", b"",
     )  # fmt: skip
 
 

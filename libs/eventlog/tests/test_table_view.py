@@ -242,7 +242,7 @@ async def test_an_event_about_a_row_that_is_not_there_is_parked_alone(
 
 
 def test_a_row_is_folded_without_a_database() -> None:
-    stored = StoredEvent(1, StreamId("account", "a"), 1, *[None] * 14)._replace(type="Deposited", occurred_at=NOON)
+    stored = StoredEvent(1, StreamId("account", "a"), 1, *[None] * 15)._replace(type="Deposited", occurred_at=NOON)
     account = Account("a", "ada", NOON)
     assert AccountsView().fold(account, Deposited(cents=7), stored) == replace(
         account, cents=7, moves=(7,), last_at=NOON

@@ -80,11 +80,22 @@ async def test_a_checkpoint_is_published_and_proves_an_event_to_its_tenant_only(
         verified = await own.Verify(pb.VerifyRequest())
         with pytest.raises(grpc.aio.AioRpcError) as hidden:
             await other.GetInclusionProof(pb.GetInclusionProofRequest(position=1))
+        whole = await own.VerifyStream(pb.VerifyStreamRequest(stream="guest/1"))
+        exported = await own.ExportStream(pb.ExportStreamRequest(stream="guest/1"))
+        for method, request in (
+            (other.VerifyStream, pb.VerifyStreamRequest(stream="guest/1")),
+            (other.ExportStream, pb.ExportStreamRequest(stream="guest/1")),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as not_theirs:
+                await method(request)
+            assert isinstance(from_rpc_error(not_theirs.value), NotFound)
     checkpoint = Checkpoint.from_json(message.data)
     assert key.trusted.problem(checkpoint, "guest-book") == ""
     assert (proven.event.tenant, proven.checkpoint.signature) == ("local", checkpoint.signature)
     assert (verified.ok, verified.checkpoints) == (True, 1)
     assert isinstance(from_rpc_error(hidden.value), NotFound)
+    assert (whole.ok, whole.events, whole.attested) == (True, 1, True)
+    assert [event.hash for event in exported.events] == [proven.event.hash]
 
 
 async def metric(service: Any, name: str) -> float:
@@ -340,6 +351,7 @@ async def test_payloads_are_encrypted_at_rest_and_in_the_clear_for_who_may_read(
         await service.host.history.checkpoints.make()
         read = await stub.Read(pb.ReadRequest())
         proven = await stub.GetInclusionProof(pb.GetInclusionProofRequest(position=1))
+        exported = await stub.ExportStream(pb.ExportStreamRequest(stream="guest/1"))
         verified = await stub.Verify(pb.VerifyRequest())
         await service.host.history.relay.wait_for(2, 10)
         copy = await (await service.host.nats.jetstream().pull_subscribe("synod.*.evt.guest-book.>")).fetch(1)
@@ -348,6 +360,7 @@ async def test_payloads_are_encrypted_at_rest_and_in_the_clear_for_who_may_read(
     assert copy[0].data == SECRET  # JetStream encrypts for itself
     assert (rotated.key_number, verified.ok, verified.attested_position) == (2, True, 2)
     assert b"secret" not in proven.event.data
+    assert exported.events[0] == proven.event
 
 
 async def test_what_was_encrypted_is_read_with_the_switch_off_and_needs_the_key(

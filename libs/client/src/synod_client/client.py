@@ -376,6 +376,22 @@ class Synod:
         request = eventlog_pb.GetInclusionProofRequest(position=position)
         return await self.connection.call(self._log(service).GetInclusionProof, request)
 
+    async def verify_stream(self, service: str, stream: str) -> eventlog_pb.VerifyStreamResponse:
+        """One stream complete and unchanged by its own hash chain, and covered by the newest signed checkpoint."""
+        request = eventlog_pb.VerifyStreamRequest(stream=stream)
+        return await self.connection.call(self._log(service).VerifyStream, request, timeout_s=_REBUILD_TIMEOUT_S)
+
+    async def export_stream(self, service: str, stream: str) -> list[eventlog_pb.Event]:
+        """All events of one stream as they are stored and hashed."""
+        events: list[eventlog_pb.Event] = []
+        while True:
+            after = events[-1].version if events else 0
+            request = eventlog_pb.ExportStreamRequest(stream=stream, after_version=after)
+            page = (await self.connection.call(self._log(service).ExportStream, request)).events
+            if not page:
+                return events
+            events += page
+
     async def erase_subject(self, service: str, subject: str, reason: str) -> eventlog_pb.EraseSubjectResponse:
         """Destroy the key of a person's data in one service, for ever. Safe to repeat."""
         request = eventlog_pb.EraseSubjectRequest(data_subject=subject, reason=reason)

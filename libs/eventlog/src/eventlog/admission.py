@@ -1,9 +1,9 @@
 """Which requests of a group are stored: the pure core of a log.
 
-A group is decided under the lock of the head: `Admission` starts from the head, the versions of the streams named and
-the stored events whose ids the group repeats, and admits request after request in the order of arrival. What it
-admitted is in `accepted`, numbered, hashed, ready to be stored; `head` and `versions` are then as they will be. A refused
-request leaves no trace.
+A group is decided under the lock of the head: `Admission` starts from the head, the ends of the streams named and the
+stored events whose ids the group repeats, and admits request after request in the order of arrival. What it admitted is
+in `accepted`, numbered, hashed, ready to be stored; `head` and `streams` are then as they will be. A refused request
+leaves no trace.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from eventlog.chain import link_facts
+from eventlog.chain import GENESIS, link_facts
 from eventlog.errors import DuplicateEventId, EventLogError, EventTooLarge, FenceLost, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
@@ -57,6 +57,17 @@ class Head(NamedTuple):
     recorded_at: datetime = BEGINNING
 
 
+class StreamHead(NamedTuple):
+    """Version and hash of the last event of a stream; None for a hash that cannot be had, then nothing names it."""
+
+    version: int
+    hash: bytes | None
+
+
+NEW_STREAM: Final = StreamHead(0, GENESIS)
+"""Of a stream without events."""
+
+
 class Admission:
     """Decides the requests of one group. Raises what the caller of a refused request shall see.
 
@@ -64,10 +75,12 @@ class Admission:
     of the positions, so that what lies in a time can be found by position.
     """
 
-    def __init__(self, head: Head, versions: dict[StreamId, int], known: dict[UUID, Stored], now: datetime) -> None:
+    def __init__(
+        self, head: Head, streams: dict[StreamId, StreamHead], known: dict[UUID, Stored], now: datetime
+    ) -> None:
         self.head = head
         self.accepted: list[StoredEvent] = []
-        self.versions = versions
+        self.streams = streams
         self._known = known
         self._recorded_at = max(now, head.recorded_at)
 
@@ -80,15 +93,16 @@ class Admission:
         ids = [event.id for append in request for event in append.events]
         if not self._known.keys().isdisjoint(ids):
             return self._repeat(request, all(event_id in self._known for event_id in ids))
-        starts = self._check_versions(request)
-        versions = tuple([self._accept(append, start) for append, start in zip(request, starts, strict=True)])
+        self._check_fences(request)
+        self._check_versions(request)
+        versions = tuple([self._accept(append) for append in request])
         return Appended(self.head.position, versions, duplicate=False)
 
     def _repeat(self, request: Request, complete: bool) -> Appended:
         last = 0
         versions = []
         for append in request:
-            version = self.versions.get(append.stream, 0)
+            version = self._version(append.stream)
             for event in append.events:
                 known = self._same(append.stream, event, complete)
                 version, last = known.version, max(last, known.position)
@@ -110,37 +124,37 @@ class Admission:
             raise DuplicateEventId(event.id, f"stored at position {known.position} with other content")
         return known
 
-    def _check_versions(self, request: Request) -> list[int]:
-        """The version each append starts from, once all are as expected."""
-        self._check_fences(request)
-        starts = []
+    def _version(self, stream: StreamId) -> int:
+        return self.streams.get(stream, NEW_STREAM).version
+
+    def _check_versions(self, request: Request) -> None:
+        """That each append finds its stream as expected, with what those before it append."""
         ahead: dict[StreamId, int] = {}
         for append in request:
             actual = ahead.get(append.stream)
             if actual is None:
-                actual = self.versions.get(append.stream, 0)
+                actual = self._version(append.stream)
             if append.expected is not ANY and append.expected != actual:
                 raise VersionConflict(append.stream, append.expected, actual)
-            starts.append(actual)
             ahead[append.stream] = actual + len(append.events)
-        self.versions.update(ahead)
-        return starts
 
     def _check_fences(self, request: Request) -> None:
         for append in request:
             if append.fence is not None:
-                current = self.versions.get(append.fence.stream, 0)
+                current = self._version(append.fence.stream)
                 if append.fence.epoch != current:
                     raise FenceLost(append.fence.name, append.fence.epoch, current)
 
-    def _accept(self, append: Append, version: int) -> int:
+    def _accept(self, append: Append) -> int:
+        end = self.streams.get(append.stream, NEW_STREAM)
         for event in append.events:
-            version += 1
-            self._store(append, event, version)
-        return version
+            end = self._store(append, event, end)
+        self.streams[append.stream] = end
+        return end.version
 
-    def _store(self, append: Append, event: NewEvent, version: int) -> None:
-        position, context, previous = self.head.position + 1, append.context, self.head.hash
+    def _store(self, append: Append, event: NewEvent, before: StreamHead) -> StreamHead:
+        position, version = self.head.position + 1, before.version + 1
+        context, previous = append.context, self.head.hash
         facts = (
             position,
             append.stream,
@@ -157,11 +171,13 @@ class Admission:
             context.actor,
             context.traceparent,
             event.data,
+            before.hash,
         )
         stored = StoredEvent(*facts, previous, link_facts(previous, facts))
         self.accepted.append(stored)
         self._known[event.id] = stored
         self.head = self.head._replace(position=position, hash=stored.hash, recorded_at=self._recorded_at)
+        return StreamHead(version, stored.hash)
 
 
 class Size(NamedTuple):

@@ -2,7 +2,7 @@
 
 The oldest events of a log, one segment of positions after another, are moved to files (segments.py). In the database a
 narrow row stays of each: its id, so that repeating it stays idempotent, and its hash, so that proofs go on; of each
-stream its version; and of an event about a person whom it is about, so that an erasure reaches all that they left. A
+stream its version and hash; and of an event about a person whom it is about, so that an erasure reaches all that they left. A
 segment is moved in two steps: first the file is written, flushed, read back, verified and made known; then one
 transaction takes the rows out of `events` and moves `archived_to`. A crash in between leaves both, and the next archiving
 goes on from there; what had not become a whole file by then it deletes.
@@ -259,8 +259,9 @@ class ArchiveStatements:
         self.archived_to = render("select archived_to from {schema}.head")
         self.hash_at = render("select hash from {schema}.hashes where position = %s")
         self.note_streams = render(
-            "insert into {schema}.archived_streams (stream, segment, version)"
-            " select stream, %s, max(version) from {schema}.events where position between %s and %s group by stream"
+            "insert into {schema}.archived_streams (stream, segment, version, hash)"
+            " select distinct on (stream) stream, %s::bigint, version, hash from {schema}.events"
+            " where position between %s and %s order by stream, version desc"
         )
         self.note_subjects = render(
             "insert into {schema}.archived_subjects (position, stream, type, tenant, data_subject)"

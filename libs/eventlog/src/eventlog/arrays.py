@@ -71,7 +71,7 @@ def streams(values: Iterable[StreamId]) -> Texts:
     return Texts(_array(25, list(map(_sized_stream, values))))
 
 
-def byteas(values: Iterable[bytes]) -> Byteas:
+def byteas(values: Iterable[bytes | None]) -> Byteas:
     return Byteas(_array(17, [_sized(value) for value in values]))
 
 

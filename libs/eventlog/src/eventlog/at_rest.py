@@ -29,7 +29,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from eventlog.data_keys import DataKeys
 from eventlog.errors import DuplicateEventId, KeyUnusable, LogUnavailable, PayloadUnreadable
 from eventlog.log import Auditing, EventLog
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Filter,
+    Page,
+    Snapshot,
+    StoredEvent,
+    StreamId,
+    Verified,
+    VerifiedStream,
+)
 
 MAGIC: Final = b"\x00aead\x01"
 _NUMBER_BYTES: Final = 4
@@ -148,6 +159,9 @@ class EncryptedLog:
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         return await self.stored.verify(first, last)
+
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        return await self.stored.verify_stream(stream)
 
     async def audit(self, audit: Auditing) -> None:
         await self.stored.audit(audit)

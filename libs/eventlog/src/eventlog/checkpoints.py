@@ -38,7 +38,7 @@ from eventlog.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from eventlog.records import StoredEvent, Verified
+from eventlog.records import StoredEvent, StreamId, Verified, VerifiedStream
 from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 
 Publish = Callable[[Checkpoint], Awaitable[object]]
@@ -250,6 +250,23 @@ class Checkpoints:
         await self._log.audit(audit)
         found = audit.finding(head_hash if last in (None, head) else None)
         return _first_broken(found, forged)
+
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        """Whether the events of a stream hold by their own chain, and are those that the newest checkpoint attests to.
+
+        `attested` once that covers the last of them.
+        """
+        found, checkpoint = await self._log.verify_stream(stream), await self.latest()
+        if checkpoint is None or not found.ok or not found.ends or found.ends[-1].position > checkpoint.position:
+            return found
+        if problem := self._trusted.problem(checkpoint, self._name):
+            return replace(found, broken_at=found.events, reason=f"the checkpoint over it is forged: {problem}")
+        for end in found.ends:
+            proof = await self.inclusion_proof(end.position, checkpoint)
+            if not verify_inclusion(end.hash, proof, checkpoint.root_hash):
+                at = checkpoint.signed_at.isoformat()
+                return replace(found, broken_at=end.version, reason=f"the event is not the one signed at {at}")
+        return replace(found, attested=True)
 
     def _forged(self, checkpoints: Iterable[Checkpoint]) -> dict[Checkpoint, str]:
         problems = {checkpoint: self._trusted.problem(checkpoint, self._name) for checkpoint in checkpoints}

@@ -41,6 +41,7 @@ def to_headers(event: StoredEvent, service: str) -> dict[str, str]:
         "synod-correlation": event.correlation,
         "synod-causation": "" if event.causation is None else str(event.causation),
         "synod-data-subject": event.data_subject or "",
+        "synod-stream-previous-hash": (event.stream_previous_hash or b"").hex(),
     }
     headers.update((name, _encoded(value)) for name, value in optional.items() if value)
     return headers
@@ -58,6 +59,7 @@ def from_headers(position: int, headers: Mapping[str, str], data: bytes) -> Stor
     """The event that `to_headers` described. KeyError or ValueError for headers of anything else."""
     causation = headers.get("synod-causation")
     data_subject = headers.get("synod-data-subject")
+    stream_previous_hash = headers.get("synod-stream-previous-hash")
     return StoredEvent(
         position=position,
         stream=parse_stream(headers["ce-subject"]),
@@ -74,6 +76,7 @@ def from_headers(position: int, headers: Mapping[str, str], data: bytes) -> Stor
         actor=_decoded(headers.get("synod-actor", "")),
         traceparent=_decoded(headers.get("traceparent", "")),
         data=data,
+        stream_previous_hash=None if stream_previous_hash is None else bytes.fromhex(stream_previous_hash),
         previous_hash=bytes.fromhex(headers["synod-previous-hash"]),
         hash=bytes.fromhex(headers["synod-hash"]),
     )

@@ -14,6 +14,7 @@ EventLogError
 ├── HistoryRewritten   the log is not what was signed before: stop and alarm
 ├── CheckpointMissing  no checkpoint covers the position yet: wait for the next one
 ├── EventMissing       the log has no event at the position
+├── StreamMissing      the log has no such stream
 ├── ArchiveMissing     the oldest events are files: open the log with the directory that holds them
 ├── ArchiveDamaged     an archived file is not what was written: restore it from a copy
 ├── KeyUnusable        a key file or variable does not hold a key: correct the configuration
@@ -146,6 +147,14 @@ class EventMissing(EventLogError):
     def __init__(self, position: int) -> None:
         super().__init__(f"the log has no event at position {position}")
         self.position = position
+
+
+class StreamMissing(EventLogError):
+    """The log has no event of `stream`."""
+
+    def __init__(self, stream: StreamId) -> None:
+        super().__init__(f"the log has no stream {stream}")
+        self.stream = stream
 
 
 class ArchiveMissing(EventLogError):

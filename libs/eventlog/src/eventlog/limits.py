@@ -22,7 +22,7 @@ class Limits:
     group_bytes_max: int = 8 * 1024 * 1024
     """Data of one transaction, unless a single request has more."""
     streams_remembered_max: int = 65_536
-    """Streams whose versions the writer need not ask for; some 200 bytes each."""
+    """Streams whose ends the writer need not ask for; some 350 bytes each."""
     reconnect_timeout_s: float = 30.0
     """How long a group waits for the database to come back before LogUnavailable."""
     poll_interval_s: float = 0.25

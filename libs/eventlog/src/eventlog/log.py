@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Filter,
+    Page,
+    Snapshot,
+    StoredEvent,
+    StreamId,
+    Verified,
+    VerifiedStream,
+)
 
 
 class Auditing(Protocol):
@@ -78,6 +89,10 @@ class EventLog(Protocol):
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         """Whether positions `first` to `last` (default: all) are complete and unchanged by their hash chain."""
+        ...
+
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        """Whether the events of one stream are complete and unchanged by their own chain, without the rest of the log."""
         ...
 
     async def audit(self, audit: Auditing) -> None:

@@ -9,14 +9,25 @@ from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
-from eventlog.admission import Admission, Head, Stored, check_request, streams_of
-from eventlog.chain import GENESIS, Verifier
+from eventlog.admission import NEW_STREAM, Admission, Head, Stored, StreamHead, check_request, streams_of
+from eventlog.chain import GENESIS, StreamVerifier, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
 from eventlog.limits import Limits
 from eventlog.log import Auditing
 from eventlog.newest import page_of
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Filter,
+    Page,
+    Snapshot,
+    StoredEvent,
+    StreamId,
+    Verified,
+    VerifiedStream,
+)
 from eventlog.signal import HeadSignal
 
 
@@ -37,8 +48,8 @@ class MemoryEventLog:
         check_request(appends, self._limits)
         self._require_open()
         await asyncio.sleep(0)  # as with a real log, others run while the caller waits
-        versions = {stream: len(self._streams[stream]) for stream in streams_of(appends)}
-        admission = Admission(self._head(), versions, self._known, self._clock.now())
+        streams = {stream: self._end(stream) for stream in streams_of(appends)}
+        admission = Admission(self._head(), streams, self._known, self._clock.now())
         appended = admission.admit(appends)
         self._store(admission.accepted)
         return appended
@@ -79,6 +90,12 @@ class MemoryEventLog:
         self._require_open()
         audit.check(self._events[audit.position :])
 
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        self._require_open()
+        verifier = StreamVerifier(stream)
+        verifier.check(self._streams[stream])
+        return verifier.finding()
+
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()
         kept = self._snapshots.get((stream, fold))
@@ -102,6 +119,10 @@ class MemoryEventLog:
             return Head(0, GENESIS)
         newest = self._events[-1]
         return Head(newest.position, newest.hash, recorded_at=newest.recorded_at)
+
+    def _end(self, stream: StreamId) -> StreamHead:
+        events = self._streams[stream]
+        return StreamHead(events[-1].version, events[-1].hash) if events else NEW_STREAM
 
     def _hash_before(self, position: int) -> bytes:
         return self._events[position - 2].hash if position > 1 else GENESIS

@@ -33,6 +33,7 @@ from eventlog.records import (
     StoredEvent,
     StreamId,
     Verified,
+    VerifiedStream,
 )
 from eventlog.repeats import append_sealed
 from eventlog.sealing import SubjectKey, opened_json, sealed_json
@@ -121,6 +122,9 @@ class PersonalLog:
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         return await self.stored.verify(first, last)
+
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        return await self.stored.verify_stream(stream)
 
     async def audit(self, audit: Auditing) -> None:
         await self.stored.audit(audit)

@@ -16,18 +16,29 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from eventlog import arrays
 from eventlog.archive import Archivist
-from eventlog.chain import GENESIS, Verifier
+from eventlog.chain import GENESIS, StreamVerifier, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import ArchiveDamaged, ArchiveMissing, LogClosed, LogUnavailable
 from eventlog.limits import Limits
 from eventlog.log import Auditing
 from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
-from eventlog.records import EVERYTHING, Append, Appended, Filter, Page, Snapshot, StoredEvent, StreamId, Verified
+from eventlog.records import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Filter,
+    Page,
+    Snapshot,
+    StoredEvent,
+    StreamId,
+    Verified,
+    VerifiedStream,
+)
 from eventlog.segments import Segment, forget_read
 from eventlog.signal import HeadSignal
 from eventlog.sql import Statements, statements, stored_events
-from eventlog.writer import GroupWriter
+from eventlog.writer import ArchivedReads, GroupWriter
 
 _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
 """By so much may events recorded by former releases lie out of order; since then a writer never goes back in time."""
@@ -57,7 +68,8 @@ class PostgresEventLog:
         self._limits = limits
         self._signal = HeadSignal()
         self._newest = Newest(limits.newest_events, limits.newest_bytes)
-        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, self._archived_event)
+        archive_of_writer = ArchivedReads(self._archived_event, self._archived_end)
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer)
         self._readers = AsyncConnectionPool(
             dsn,
             min_size=1,
@@ -180,6 +192,16 @@ class PostgresEventLog:
         await self.audit(verifier)
         return verifier.finding(head_hash if last in (None, head) else None)
 
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        verifier = StreamVerifier(stream)
+        forget_read()
+        try:
+            while not verifier.done and (page := await self.read_stream(stream, after=verifier.version)):
+                verifier.check(page)
+        except ArchiveDamaged as damage:
+            verifier.unreadable(str(damage))
+        return verifier.finding()
+
     async def audit(self, audit: Auditing) -> None:
         first = audit.position + 1
         forget_read()
@@ -250,6 +272,10 @@ class PostgresEventLog:
     async def _archived_event(self, position: int) -> StoredEvent:
         await self._archivist.learn_to(position)
         (event,) = await self._archivist.known.read(position - 1, 1)
+        return event
+
+    async def _archived_end(self, stream: StreamId, version: int) -> StoredEvent:
+        (event,) = await self._read_archived_stream(stream, version - 1, 1)
         return event
 
     async def _open_archive(self) -> None:

@@ -153,7 +153,8 @@ class StoredEvent(NamedTuple):
     """A fact in the log. A named tuple because millions are made when views are rebuilt.
 
     `position` counts from 1 over the log, `version` from 1 over the stream, both without gaps.
-    `hash` is SHA-256 over `previous_hash` and all other columns (see chain.py).
+    `hash` is SHA-256 over `previous_hash`, the hash of the event before it in the log, and all other columns (chain.py).
+    `stream_previous_hash` is the hash of the event before it in its stream; None if it was stored before there was one.
     """
 
     position: int
@@ -171,6 +172,7 @@ class StoredEvent(NamedTuple):
     actor: str
     traceparent: str
     data: bytes
+    stream_previous_hash: bytes | None
     previous_hash: bytes
     hash: bytes
 
@@ -258,6 +260,35 @@ class Verified:
         if self.broken_at is not None:
             raise ChainBroken(self.broken_at, self.reason)
         return self
+
+
+class StreamEnd(NamedTuple):
+    """An event by its version in its stream, its position in the log, and its hash."""
+
+    version: int
+    position: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedStream:
+    """The finding over the events of `stream`: how many hold, and the first version that does not, if any.
+
+    `ends` are, of the events that hold, those that none after them names: the last one, and such as are followed by an
+    event of before there was a chain for each stream. Whoever believes them believes all; `attested` says that a signed
+    checkpoint covers each.
+    """
+
+    stream: StreamId
+    events: int
+    ends: tuple[StreamEnd, ...] = ()
+    broken_at: int | None = None
+    reason: str = ""
+    attested: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.broken_at is None
 
 
 def require_token(name: str, value: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,12 +37,13 @@ from eventlog.errors import (
     NotParked,
     PayloadUnreadable,
     RebuildRunning,
+    StreamMissing,
     UnknownView,
 )
 from eventlog.folding import PersonalView
 from eventlog.log import EventLog
 from eventlog.projections import Projector, ViewStatus
-from eventlog.records import Filter, StoredEvent, StreamId, Verified, require_text, require_token
+from eventlog.records import Filter, StoredEvent, StreamEnd, StreamId, Verified, require_text, require_token
 from eventlog.signing import Checkpoint
 from eventlog.sources import read_page
 from eventlog.vault import Erasure, Vault
@@ -68,6 +69,7 @@ _STATUS: tuple[tuple[type[EventLogError], grpc.StatusCode, str], ...] = (
     (RebuildRunning, grpc.StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
     (NotConfigured, grpc.StatusCode.FAILED_PRECONDITION, "NOT_CONFIGURED"),
     (EventMissing, grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"),
+    (StreamMissing, grpc.StatusCode.NOT_FOUND, "STREAM_NOT_FOUND"),
     (CheckpointMissing, grpc.StatusCode.UNAVAILABLE, "CHECKPOINT_MISSING"),
     (HistoryRewritten, grpc.StatusCode.DATA_LOSS, "HISTORY_REWRITTEN"),
     (PayloadUnreadable, grpc.StatusCode.DATA_LOSS, "PAYLOAD_UNREADABLE"),
@@ -158,6 +160,36 @@ class EventLogServicer(_Servicer):
                 checkpoints=verified.checkpoints,
                 attested_position=verified.attested_to,
             )
+
+    async def VerifyStream(self, request: pb.VerifyStreamRequest, context: Context) -> pb.VerifyStreamResponse:
+        async with self._errors(context):
+            stream = _stream("stream", request.stream)
+            await self.exported(stream, 0, 1)
+            found = await (self._checkpoints or self._log).verify_stream(stream)
+            head = found.ends[-1] if found.ends else StreamEnd(0, 0, b"")
+            return pb.VerifyStreamResponse(
+                ok=found.ok,
+                events=found.events,
+                broken_version=found.broken_at or 0,
+                reason=found.reason,
+                head_position=head.position,
+                head_hash=head.hash,
+                attested=found.attested,
+            )
+
+    async def ExportStream(self, request: pb.ExportStreamRequest, context: Context) -> pb.ExportStreamResponse:
+        async with self._errors(context):
+            after = _after(request.after_version, "after_version")
+            events = await self.exported(_stream("stream", request.stream), after, PAGE_EVENTS_DEFAULT)
+            return pb.ExportStreamResponse(events=map(to_event, _within(PAGE_BYTES, events)))
+
+    async def exported(self, stream: StreamId, after: int, limit: int) -> list[StoredEvent]:
+        """Events of a stream as they are stored; whoever restricts callers looks here whose they are. StreamMissing."""
+        stored = self._log.stored if isinstance(self._log, EncryptedLog) else self._log
+        events = await stored.read_stream(stream, after=after, limit=limit)
+        if not events and after == 0:
+            raise StreamMissing(stream)
+        return events
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
         async with self._errors(context):
@@ -342,6 +374,7 @@ def to_event(event: StoredEvent) -> pb.Event:
         hash=event.hash,
         previous_hash=event.previous_hash,
         data_subject=event.data_subject,
+        stream_previous_hash=event.stream_previous_hash,
     )
 
 
@@ -436,10 +469,19 @@ def _check(field: str, value: str, require: Callable[[str, str], None]) -> None:
         raise InvalidField(field, "must not be empty")
 
 
-def _after(position: int) -> int:
+def _after(position: int, field: str = "after_position") -> int:
     if position < 0:
-        raise InvalidField("after_position", f"must be 0 or more, got {position}")
+        raise InvalidField(field, f"must be 0 or more, got {position}")
     return position
+
+
+def _within(bytes_max: int, events: Iterable[StoredEvent]) -> Iterator[StoredEvent]:
+    """The first events, until they hold so much data; at least one."""
+    for event in events:
+        yield event
+        bytes_max -= len(event.data)
+        if bytes_max <= 0:
+            return
 
 
 def _filter(requested: pb.EventFilter) -> Filter:
@@ -457,7 +499,7 @@ def _filter(requested: pb.EventFilter) -> Filter:
         tenant=requested.tenant or None,
         aggregate=requested.aggregate or None,
         correlation=requested.correlation_id or None,
-        stream=_stream(requested.stream) if requested.stream else None,
+        stream=_stream("filter.stream", requested.stream) if requested.stream else None,
         since=since,
         until=until,
     )
@@ -470,11 +512,11 @@ def _moment(field: str, requested: Timestamp) -> datetime:
         raise InvalidField(field, f"must be a moment between the years 1 and 9999: {error}") from error
 
 
-def _stream(text: str) -> StreamId:
+def _stream(field: str, text: str) -> StreamId:
     try:
         return StreamId.parse(text)
     except ValueError as error:
-        raise InvalidField("filter.stream", f"must be <aggregate>/<id>: {error}") from error
+        raise InvalidField(field, f"must be <aggregate>/<id>: {error}") from error
 
 
 def _status(error: EventLogError) -> tuple[grpc.StatusCode, str]:

@@ -2,7 +2,9 @@
 
 A file is a sequence of gzip members, so that `zcat` prints it as JSON lines: a header, the events in order (blocks of
 1,000, each a member of its own), and an index of the blocks by position and stream. Data is base64, hashes are hex. The
-header names the hash before the first event and that of the last, so that the chain can be checked from file to file.
+header names the hash before the first event, so that the chain can be checked from file to file.
+
+Events of version 1 of the format have no `stream_previous_hash`: there was none when they were written.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from eventlog.records import StoredEvent, StreamId, parse_stream
 
 BLOCK_EVENTS: Final = 1_000
 _FORMAT: Final = "eventlog-archive"
+_FORMAT_VERSION: Final = 2
 _LEVEL: Final = 6
 _UNFINISHED: Final = ".unfinished"
 _BLOCKS_CACHED_MAX: Final = 16
@@ -86,8 +89,8 @@ class SegmentWriter:
         self._size = 0
         self._file = self._unfinished.open("wb")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        header = {"format": _FORMAT, "version": 1, "first": first, "last": last, "previous_hash": previous_hash.hex()}
-        self._put([header])
+        place = {"first": first, "last": last, "previous_hash": previous_hash.hex()}
+        self._put([{"format": _FORMAT, "version": _FORMAT_VERSION, **place}])
 
     def add(self, events: Sequence[StoredEvent]) -> None:
         """The next block."""
@@ -228,23 +231,26 @@ def _unreadable(path: Path, block: Block, error: Exception) -> ArchiveDamaged:
 
 
 def _to_json(event: StoredEvent) -> dict[str, object]:
+    link = event.stream_previous_hash
     return event._asdict() | {
         "stream": str(event.stream),
         "data": b64encode(event.data).decode(),
+        "stream_previous_hash": None if link is None else link.hex(),
         "previous_hash": event.previous_hash.hex(),
         "hash": event.hash.hex(),
     }
 
 
 def _from_json(line: dict[str, Any]) -> StoredEvent:
-    cause = line["causation"]
-    return StoredEvent(**line)._replace(
+    cause, link = line["causation"], line.get("stream_previous_hash")
+    return StoredEvent(**{**line, "stream_previous_hash": None})._replace(
         stream=parse_stream(line["stream"]),
         id=UUID(line["id"]),
         occurred_at=datetime.fromisoformat(line["occurred_at"]),
         recorded_at=datetime.fromisoformat(line["recorded_at"]),
         causation=None if cause is None else UUID(cause),
         data=b64decode(line["data"]),
+        stream_previous_hash=None if link is None else bytes.fromhex(link),
         previous_hash=bytes.fromhex(line["previous_hash"]),
         hash=bytes.fromhex(line["hash"]),
     )

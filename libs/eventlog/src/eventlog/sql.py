@@ -44,6 +44,7 @@ create table if not exists {schema}.events (
     data bytea not null,
     previous_hash bytea not null,
     hash bytea not null,
+    stream_previous_hash bytea,
     unique (stream, version)
 );
 create table if not exists {schema}.snapshots (
@@ -79,6 +80,7 @@ create table if not exists {schema}.archived_streams (
     stream text collate "C" not null,
     segment bigint not null,
     version bigint not null,
+    hash bytea,
     primary key (stream, segment)
 );
 -- Asked first: altering a table waits for everybody who uses it, also when there is nothing to alter.
@@ -94,6 +96,18 @@ do $$ begin
         alter table {schema}.head add column recorded_at timestamptz not null default 'epoch';
         update {schema}.head set recorded_at = newest.recorded_at
             from (select recorded_at from {schema}.events order by position desc limit 1) newest;
+    end if;
+    -- Without a value for events, and for streams archived, of before there was a chain for each stream. At the end of the
+    -- table also where it is made anew: one layout for all.
+    if not exists (
+        select from pg_attribute where attrelid = {events_name}::regclass and attname = 'stream_previous_hash'
+    ) then
+        alter table {schema}.events add column stream_previous_hash bytea;
+    end if;
+    if not exists (
+        select from pg_attribute where attrelid = {archived_streams_name}::regclass and attname = 'hash'
+    ) then
+        alter table {schema}.archived_streams add column hash bytea;
     end if;
     -- False for segments of before there was the table archived_subjects: whom their events are about is noted at the open.
     if not exists (
@@ -157,7 +171,7 @@ class Statements:
     lock_schema: bytes
     create: bytes
     lock_head: bytes
-    versions: bytes
+    ends: bytes
     known: bytes
     known_archived: bytes
     archived_in: bytes
@@ -195,6 +209,8 @@ def statements(schema: str) -> Statements:
             channel=Identifier(channel),
             channel_name=Literal(channel),
             segments_name=Literal(Identifier(schema, "archived_segments").as_string(None)),
+            events_name=Literal(Identifier(schema, "events").as_string(None)),
+            archived_streams_name=Literal(Identifier(schema, "archived_streams").as_string(None)),
             head_name=Literal(Identifier(schema, "head").as_string(None)),
             hashes_name=Literal(Identifier(schema, "hashes").as_string(None)),
             subjects_name=Literal(Identifier(schema, "subjects").as_string(None)),
@@ -205,11 +221,12 @@ def statements(schema: str) -> Statements:
         lock_schema=b"select pg_advisory_xact_lock(hashtextextended(%s, 0))",
         create=render(_TABLES.replace("{genesis}", "00" * 32)),
         lock_head=render("select position, hash, archived_to, recorded_at from {schema}.head for update"),
-        versions=render(
-            "select s.stream, coalesce(e.version, (select version from {schema}.archived_streams"
-            " where stream = s.stream order by segment desc limit 1), 0)"
+        ends=render(
+            "select s.stream, coalesce(e.version, a.version, 0), coalesce(e.hash, a.hash)"
             " from unnest(%b::text[]) s(stream) left join lateral"
-            " (select version from {schema}.events where stream = s.stream order by version desc limit 1) e on true"
+            " (select version, hash from {schema}.events where stream = s.stream order by version desc limit 1) e on true"
+            " left join lateral (select version, hash from {schema}.archived_streams"
+            " where stream = s.stream and e.version is null order by segment desc limit 1) a on true"
         ),
         known=render(
             "select id, position, stream, version, type, type_version, data"
@@ -274,6 +291,7 @@ _STORED: tuple[tuple[int, tuple[str, str, Callable[[Any], Packed]]], ...] = tupl
         ("data", "bytea", byteas),
         ("previous_hash", "bytea", byteas),
         ("hash", "bytea", byteas),
+        ("stream_previous_hash", "bytea", byteas),
     )
 )
 

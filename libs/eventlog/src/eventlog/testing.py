@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from synod.common.ids import uuid7
 
+from eventlog.chain import GENESIS, sealed
 from eventlog.errors import DuplicateEventId, EventTooLarge, FenceLost, KeyUnusable, VersionConflict
 from eventlog.fences import take_fence
 from eventlog.log import EventLog
@@ -36,7 +37,9 @@ from eventlog.records import (
     Filter,
     NewEvent,
     StoredEvent,
+    StreamEnd,
     StreamId,
+    VerifiedStream,
 )
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -68,6 +71,20 @@ async def race(log: EventLog, stream: StreamId, racers: int, expected: int) -> l
 
 def positions(events: Sequence[StoredEvent]) -> list[int]:
     return [event.position for event in events]
+
+
+def rechained(events: Sequence[StoredEvent]) -> list[StoredEvent]:
+    """Events that follow each other as a forger stores them who leaves no trace: every hash of both chains is that of
+    the events before them as they are here.
+    """
+    forged: list[StoredEvent] = []
+    ends: dict[StreamId, bytes] = {}
+    previous = events[0].previous_hash
+    for event in events:
+        linked = event._replace(stream_previous_hash=ends.get(event.stream, event.stream_previous_hash))
+        forged.append(sealed(linked, previous))
+        previous = ends[event.stream] = forged[-1].hash
+    return forged
 
 
 class EventLogContract:
@@ -392,6 +409,36 @@ class EventLogContract:
         assert [event.previous_hash for event in events[1:]] == [event.hash for event in events[:-1]]
         verified = await log.verify()
         assert (verified.ok, verified.first, verified.last, verified.events) == (True, 1, 30, 30)
+
+    async def test_every_event_names_the_one_before_it_in_its_stream(self, log: EventLog) -> None:
+        """Over requests, in one request, twice in one, and past a guard that appends nothing."""
+        busy, other = a_stream(), a_stream()
+        await log.append(an_append(busy, an_event(), an_event()), an_append(other), an_append(busy))
+        await asyncio.gather(*[log.append(an_append(busy), an_append(other, an_event(), an_event())) for _ in range(5)])
+        await log.append(Append(busy, 8, (), CONTEXT), an_append(other))
+        await log.append(an_append(busy))
+        for stream, count in ((busy, 9), (other, 12)):
+            events = await log.read_stream(stream)
+            hashes = [GENESIS, *[event.hash for event in events]]
+            assert [event.stream_previous_hash for event in events] == hashes[:-1]
+            assert len(events) == count
+
+    async def test_what_was_refused_leaves_no_trace_in_the_chain_of_its_stream(self, log: EventLog) -> None:
+        stream = a_stream()
+        requests = [an_append(stream, expected=version) for version in (0, 7, 1, 1, 2)]
+        await asyncio.gather(*map(log.append, requests), return_exceptions=True)
+        found = await log.verify_stream(stream)
+        assert (found.ok, found.events, len(found.ends)) == (True, 3, 1)
+
+    async def test_a_stream_verifies_alone(self, log: EventLog) -> None:
+        stream = a_stream()
+        for _ in range(3):
+            await log.append(an_append(stream), an_append(a_stream()))
+        last = (await log.read_stream(stream))[-1]
+        found = await log.verify_stream(stream)
+        assert found == VerifiedStream(stream, 3, (StreamEnd(3, last.position, last.hash),))
+        unknown = a_stream()
+        assert await log.verify_stream(unknown) == VerifiedStream(unknown, 0)
 
     async def test_a_range_is_verified_on_its_own(self, log: EventLog) -> None:
         await log.append(an_append(a_stream(), *[an_event() for _ in range(10)]))

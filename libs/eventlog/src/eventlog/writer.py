@@ -22,13 +22,24 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from eventlog import arrays
-from eventlog.admission import Admission, Head, Known, Request, Size, Stored, check_request, streams_of
+from eventlog.admission import (
+    NEW_STREAM,
+    Admission,
+    Head,
+    Known,
+    Request,
+    Size,
+    Stored,
+    StreamHead,
+    check_request,
+    streams_of,
+)
 from eventlog.backlog import Backlog
 from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, ArchiveMissing, EventLogError, LogClosed, LogUnavailable
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted, Observer, Unobserved
-from eventlog.records import Appended, StoredEvent, parse_stream
+from eventlog.records import Appended, StoredEvent, StreamId, parse_stream
 from eventlog.sql import Statements, store_parameters
 from eventlog.tail import Tail
 
@@ -41,6 +52,18 @@ _LOCK_HOLDER_IDLE_MAX_MS = 10_000
 _log = logging.getLogger(__name__)
 
 
+async def _no_archive(*_: object) -> StoredEvent:
+    raise ArchiveMissing
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedReads:
+    """How a writer reads archived events: the one at a position, and the one of a stream by its version."""
+
+    at: Callable[[int], Awaitable[StoredEvent]] = _no_archive
+    of_stream: Callable[[StreamId, int], Awaitable[StoredEvent]] = _no_archive
+
+
 @dataclass(eq=False, slots=True)
 class _Waiting:
     request: Request
@@ -51,8 +74,7 @@ class _Waiting:
 class GroupWriter:
     """Owns one connection and one task.
 
-    `on_commit` is told the new head, and what was stored, after each commit, `observer` its size; `archived` reads an
-    archived event.
+    `on_commit` is told the new head, and what was stored, after each commit, `observer` its size.
     """
 
     def __init__(
@@ -63,7 +85,7 @@ class GroupWriter:
         clock: Clock,
         on_commit: Callable[[int, Sequence[StoredEvent]], None],
         observer: Observer | None = None,
-        archived: Callable[[int], Awaitable[StoredEvent]] | None = None,
+        archived: ArchivedReads | None = None,
     ) -> None:
         self._dsn = dsn
         self._sql = statements
@@ -71,7 +93,7 @@ class GroupWriter:
         self._clock = clock
         self._on_commit = on_commit
         self._observer = observer or Unobserved()
-        self._archived = archived or _no_archive
+        self._archived = archived or ArchivedReads()
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
@@ -179,8 +201,8 @@ class GroupWriter:
         basis = self._tail.basis(requests)
         if basis is None:
             return None
-        head, versions = basis
-        admission = Admission(head, versions, {}, self._clock.now())
+        head, streams = basis
+        admission = Admission(head, streams, {}, self._clock.now())
         try:
             outcomes: list[Outcome] = [admission.admit(request) for request in requests]
             self._decided = outcomes
@@ -192,7 +214,7 @@ class GroupWriter:
         if stored.rowcount == 0:
             self._tail.overtaken()
             return None
-        self._tail.confirm(admission.head, admission.versions)
+        self._tail.confirm(admission.head, admission.streams)
         self._on_commit(admission.head.position, admission.accepted)
         return outcomes
 
@@ -201,8 +223,8 @@ class GroupWriter:
         async with connection.pipeline() as pipeline:
             await connection.execute(b"begin", prepare=True)
             locked = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
-            versions = await connection.execute(
-                self._sql.versions, (arrays.texts(_streams(requests)),), prepare=True, binary=True
+            ends = await connection.execute(
+                self._sql.ends, (arrays.texts(_streams(requests)),), prepare=True, binary=True
             )
             known = await connection.execute(
                 self._sql.known, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
@@ -214,7 +236,7 @@ class GroupWriter:
             head = _head(await locked.fetchone())
             admission = Admission(
                 head,
-                {parse_stream(stream): version for stream, version in await versions.fetchall()},
+                await self._ends(await ends.fetchall()),
                 await self._known(await known.fetchall(), await known_archived.fetchall()),
                 self._clock.now(),
             )
@@ -227,9 +249,26 @@ class GroupWriter:
             await connection.execute(b"commit", prepare=True)
         if stored is not None and stored.rowcount != len(admission.accepted):
             raise AppendRefused(f"{stored.rowcount} of {len(admission.accepted)} events were stored under the lock")
-        self._tail.learn(head, admission.head, admission.versions)
+        self._tail.learn(head, admission.head, admission.streams)
         self._on_commit(admission.head.position, admission.accepted)
         return outcomes
+
+    async def _ends(self, rows: list[TupleRow]) -> dict[StreamId, StreamHead]:
+        ends = {parse_stream(stream): StreamHead(version, last) for stream, version, last in rows}
+        for stream, end in ends.items():
+            if end.version == 0:
+                ends[stream] = NEW_STREAM
+            elif end.hash is None:  # archived by a former release, which noted the version alone
+                ends[stream] = StreamHead(end.version, await self._archived_hash(stream, end.version))
+        return ends
+
+    async def _archived_hash(self, stream: StreamId, version: int) -> bytes | None:
+        """None where a file is damaged: that is for a verification to tell, and no reason to refuse an append."""
+        try:
+            return (await self._archived.of_stream(stream, version)).hash
+        except EventLogError as error:
+            _log.warning("the next event of %s will not name version %d: %s", stream, version, error)
+            return None
 
     async def _known(self, rows: list[TupleRow], archived: list[TupleRow]) -> dict[UUID, Stored]:
         """What is stored under the ids of a group. An archived event is read from its file: repeats so late are rare."""
@@ -241,7 +280,7 @@ class GroupWriter:
     async def _known_archived(self, position: int) -> Stored:
         """An error is what its own repeat is answered; the others of the group have no part in it."""
         try:
-            return await self._archived(position)
+            return await self._archived.at(position)
         except EventLogError as error:
             return error
 
@@ -265,10 +304,6 @@ class GroupWriter:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
-
-
-async def _no_archive(_position: int) -> StoredEvent:
-    raise ArchiveMissing
 
 
 def _decide(admission: Admission, request: Request) -> Outcome:

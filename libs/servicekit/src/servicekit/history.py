@@ -24,6 +24,7 @@ from eventlog.errors import (
     NotParked,
     QueueFull,
     RebuildRunning,
+    StreamMissing,
     SubjectLocked,
     UnknownView,
     VersionConflict,
@@ -35,6 +36,7 @@ from eventlog.master_keys import FileMasterKey, MasterKey, former_master_keys
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
+from eventlog.records import StoredEvent, StreamId
 from eventlog.relay import Relay, RelayConfig
 from eventlog.rpc import Context, EventLogServicer
 from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
@@ -100,8 +102,10 @@ EVENTLOG_PERMISSIONS = {
     "Read": "events.read",
     "Subscribe": "events.read",
     "Verify": "events.verify",
+    "VerifyStream": "events.verify",
     "ListCheckpoints": "events.read",
     "GetInclusionProof": "events.read",
+    "ExportStream": "events.read",
     "EraseSubject": "events.erase",
     "ListErasures": "events.erase",
     "RotateDataKey": "events.rotate",
@@ -147,6 +151,13 @@ class TenantEventLog(EventLogServicer):
         return verified
 
     @override
+    async def VerifyStream(self, request: pb.VerifyStreamRequest, context: Context) -> pb.VerifyStreamResponse:
+        verified = await super().VerifyStream(request, context)
+        if not verified.ok:
+            self._broken.set(1)
+        return verified
+
+    @override
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
         return await super().Read(_within_tenant(request), context)
 
@@ -164,6 +175,14 @@ class TenantEventLog(EventLogServicer):
         if current_principal().tenant not in (ANY_TENANT, attestation.event.tenant):
             raise EventMissing(position)  # for this caller
         return attestation
+
+    @override
+    async def exported(self, stream: StreamId, after: int, limit: int) -> list[StoredEvent]:
+        events = await super().exported(stream, after, limit)
+        tenant = current_principal().tenant
+        if any(tenant not in (ANY_TENANT, event.tenant) for event in events):
+            raise StreamMissing(stream)  # for this caller
+        return events
 
     @override
     async def parked(self, projector: Projector) -> list[Parked]:

@@ -29,6 +29,7 @@ from eventlog.records import (
     StoredEvent,
     StreamId,
     Verified,
+    VerifiedStream,
 )
 from synod.agent_runtime.events import Ballot, Message, OptionTally, TextPart, ToolCallPart, ToolSpec
 from synod.common.definitions import AgentDefinition, TeamDefinition, canonical_json, digest
@@ -114,6 +115,9 @@ class FaultyLog:
 
     async def verify(self, first: int = 1, last: int | None = None) -> Verified:
         return await self._log.verify(first, last)
+
+    async def verify_stream(self, stream: StreamId) -> VerifiedStream:
+        return await self._log.verify_stream(stream)
 
     async def audit(self, audit: Auditing) -> None:
         await self._log.audit(audit)

@@ -144,6 +144,9 @@ def events_verify(
         list[Path] | None,
         typer.Option("--key", help="Public key that signs; repeatable. Default: those of the system on this machine."),
     ] = None,
+    stream: Annotated[
+        str, typer.Option("--stream", help='Only this stream of one service, "<aggregate>/<id>", by its own chain.')
+    ] = "",
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -151,6 +154,10 @@ def events_verify(
 
     Example: synod events verify
     """
+    if stream:
+        if len(service or ()) != 1 or kept or keys:
+            raise typer.BadParameter("--stream goes with one service, and without --checkpoints and --key")
+        return _verify_stream("".join(service or ()), stream, as_json, data)
 
     async def command(synod: Synod) -> int:
         witnessed = read_kept(kept) if kept else {}
@@ -163,6 +170,21 @@ def events_verify(
         else:
             print_verdicts(found)
         return Exit.DONE if all(verdict.ok for verdict in found.values()) else Exit.NOT_TRUE
+
+    return run(command, data)
+
+
+def _verify_stream(service: str, stream: str, as_json: bool, data: Path | None) -> None:
+    async def command(synod: Synod) -> int:
+        found = await synod.verify_stream(service, stream)
+        if as_json:
+            print_json(as_dict(found))
+        elif found.ok:
+            signed = "attested to by the newest checkpoint" if found.attested else "not yet attested to by a checkpoint"
+            console.print(f"{stream}: {found.events} events hold, {signed}", highlight=False)
+        else:
+            console.print(f"{stream}: BROKEN at version {found.broken_version}: {found.reason}", highlight=False)
+        return Exit.DONE if found.ok else Exit.NOT_TRUE
 
     run(command, data)
 

@@ -1,6 +1,8 @@
 """Checkpoints and proofs for others to keep and check, and the erasure of a person."""
 
 import json
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -39,29 +41,56 @@ def checkpoints(
 
 def prove(
     service: Service,
-    position: Annotated[int, typer.Argument(help="Position of the event.", min=1)],
+    position: Annotated[int | None, typer.Argument(help="Position of the event.", min=1)] = None,
+    stream: Annotated[str, typer.Option("--stream", help='Instead: all of this stream, "<aggregate>/<id>".')] = "",
     out: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path(),
     data: Data = None,
 ) -> None:
     """Write an event, its proof and the checkpoint over it, for a third party to check with verify_inclusion.py.
 
-    The public key of a system on this machine is written too; the third party should have it from somewhere else.
+    With --stream: all events of a stream and the proof of its last, to be checked with verify_stream.py. The public key of
+    a system on this machine is written too; the third party should have it from somewhere else.
 
     Example: synod events prove cost-ledger 17 --out proof
     """
+    if (position is None) == (not stream):
+        raise typer.BadParameter("give a position or --stream, and not both")
 
     async def command(synod: Synod) -> None:
-        found = await synod.inclusion_proof(service, position)
+        found = await (_event(synod, service, position) if position else _stream(synod, service, stream))
         out.mkdir(parents=True, exist_ok=True)
-        for name, message in (("event", found.event), ("proof", found.proof), ("checkpoint", found.checkpoint)):
-            (out / f"{name}.json").write_text(json.dumps(as_dict(message), indent=2) + "\n")
-        pem = PublicKeys.of_system(synod.connection.endpoints.data, service).pem(found.checkpoint.key_id)
+        for name, document in found.documents.items():
+            (out / name).write_text(json.dumps(document, indent=2) + "\n")
+        pem = PublicKeys.of_system(synod.connection.endpoints.data, service).pem(found.key_id)
         if pem:
             (out / "public.pem").write_bytes(pem)
-        names = f"event.json proof.json checkpoint.json{' public.pem' if pem else ''}"
-        typer.echo(f"{out}: {names}; signed by key {found.checkpoint.key_id}")
+        names = " ".join([*found.documents, *(["public.pem"] if pem else [])])
+        typer.echo(f"{out}: {names}; signed by key {found.key_id}")
 
     run(command, data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Proven:
+    """What is written to files, and by which key it is signed."""
+
+    documents: dict[str, object]
+    key_id: str
+
+
+async def _event(synod: Synod, service: str, position: int) -> _Proven:
+    found = await synod.inclusion_proof(service, position)
+    parts = {"event.json": found.event, "proof.json": found.proof, "checkpoint.json": found.checkpoint}
+    return _Proven({name: as_dict(message) for name, message in parts.items()}, found.checkpoint.key_id)
+
+
+async def _stream(synod: Synod, service: str, stream: str) -> _Proven:
+    events = await synod.export_stream(service, stream)
+    unnamed = [event for event, after in pairwise(events) if not after.HasField("stream_previous_hash")]
+    found = [await synod.inclusion_proof(service, end.position) for end in (*unnamed, events[-1])]
+    proofs = [{"proof": as_dict(each.proof), "checkpoint": as_dict(each.checkpoint)} for each in found]
+    documents: dict[str, object] = {"stream.json": list(map(as_dict, events)), "proofs.json": proofs}
+    return _Proven(documents, found[-1].checkpoint.key_id)
 
 
 def rotate_key(service: Service, data: Data = None) -> None:

@@ -43,6 +43,7 @@ class Event(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     DATA_SUBJECT_FIELD_NUMBER: _builtins.int
+    STREAM_PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """1, 2, 3, ... without a hole; equals the sequence in the JetStream stream."""
     stream: _builtins.str
@@ -70,6 +71,10 @@ class Event(_message.Message):
     previous_hash: _builtins.bytes
     data_subject: _builtins.str
     """Whom the personal data in it is about, a pseudonym; absent when there is none."""
+    stream_previous_hash: _builtins.bytes
+    """Hash of the event before it in its stream, 32 zero bytes for the first; absent in events that were stored before there
+    was a chain for each stream.
+    """
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened, by the clock of the service that decided it."""
@@ -98,14 +103,20 @@ class Event(_message.Message):
         hash: _builtins.bytes = ...,
         previous_hash: _builtins.bytes = ...,
         data_subject: _builtins.str | None = ...,
+        stream_previous_hash: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject", "data_subject", b"data_subject", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject", "_stream_previous_hash", b"_stream_previous_hash", "data_subject", b"data_subject", "occurred_at", b"occurred_at", "recorded_at", b"recorded_at", "stream_previous_hash", b"stream_previous_hash"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject", "actor", b"actor", "causation_id", b"causation_id", "correlation_id", b"correlation_id", "data", b"data", "data_subject", b"data_subject", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "position", b"position", "previous_hash", b"previous_hash", "recorded_at", b"recorded_at", "stream", b"stream", "tenant", b"tenant", "traceparent", b"traceparent", "type", b"type", "type_version", b"type_version", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject", "_stream_previous_hash", b"_stream_previous_hash", "actor", b"actor", "causation_id", b"causation_id", "correlation_id", b"correlation_id", "data", b"data", "data_subject", b"data_subject", "hash", b"hash", "id", b"id", "occurred_at", b"occurred_at", "position", b"position", "previous_hash", b"previous_hash", "recorded_at", b"recorded_at", "stream", b"stream", "stream_previous_hash", b"stream_previous_hash", "tenant", b"tenant", "traceparent", b"traceparent", "type", b"type", "type_version", b"type_version", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__data_subject: _TypeAlias = _typing.Literal["data_subject"]  # noqa: Y015
     _WhichOneofArgType__data_subject: _TypeAlias = _typing.Literal["_data_subject", b"_data_subject"]  # noqa: Y015
+    _WhichOneofReturnType__stream_previous_hash: _TypeAlias = _typing.Literal["stream_previous_hash"]  # noqa: Y015
+    _WhichOneofArgType__stream_previous_hash: _TypeAlias = _typing.Literal["_stream_previous_hash", b"_stream_previous_hash"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__data_subject) -> _WhichOneofReturnType__data_subject | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stream_previous_hash) -> _WhichOneofReturnType__stream_previous_hash | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
 
@@ -320,6 +331,68 @@ class VerifyResponse(_message.Message):
 Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
 
 @_typing.final
+class VerifyStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """"<aggregate>/<id>"."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyStreamRequest: _TypeAlias = VerifyStreamRequest  # noqa: Y015
+
+@_typing.final
+class VerifyStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OK_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    BROKEN_VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    HEAD_POSITION_FIELD_NUMBER: _builtins.int
+    HEAD_HASH_FIELD_NUMBER: _builtins.int
+    ATTESTED_FIELD_NUMBER: _builtins.int
+    ok: _builtins.bool
+    events: _builtins.int
+    """How many events hold, from the first one on."""
+    broken_version: _builtins.int
+    """First version that does not hold, 0 when ok."""
+    reason: _builtins.str
+    """What does not hold there, in words."""
+    head_position: _builtins.int
+    """Position and hash of the last event that holds."""
+    head_hash: _builtins.bytes
+    attested: _builtins.bool
+    """Whether the newest signed checkpoint attests to all of them: false where none are made, or none covers the last yet."""
+    def __init__(
+        self,
+        *,
+        ok: _builtins.bool = ...,
+        events: _builtins.int = ...,
+        broken_version: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        head_position: _builtins.int = ...,
+        head_hash: _builtins.bytes = ...,
+        attested: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "broken_version", b"broken_version", "events", b"events", "head_hash", b"head_hash", "head_position", b"head_position", "ok", b"ok", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyStreamResponse: _TypeAlias = VerifyStreamResponse  # noqa: Y015
+
+@_typing.final
 class Checkpoint(_message.Message):
     """What the log was at one moment, signed with Ed25519 over the text that libs/eventlog/src/eventlog/signing.py shows."""
 
@@ -456,6 +529,52 @@ class GetInclusionProofResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetInclusionProofResponse: _TypeAlias = GetInclusionProofResponse  # noqa: Y015
+
+@_typing.final
+class ExportStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    AFTER_VERSION_FIELD_NUMBER: _builtins.int
+    stream: _builtins.str
+    """"<aggregate>/<id>"."""
+    after_version: _builtins.int
+    """Events with a greater version are returned; 0 starts at the beginning."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.str = ...,
+        after_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_version", b"after_version", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportStreamRequest: _TypeAlias = ExportStreamRequest  # noqa: Y015
+
+@_typing.final
+class ExportStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """The next events by version, at most 100 and about 2 MiB of data; none after the last."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportStreamResponse: _TypeAlias = ExportStreamResponse  # noqa: Y015
 
 @_typing.final
 class InclusionProof(_message.Message):

@@ -52,6 +52,11 @@ class EventLogStub:
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyResponse.FromString,
                 _registered_method=True)
+        self.VerifyStream = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/VerifyStream',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyStreamRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyStreamResponse.FromString,
+                _registered_method=True)
         self.ListCheckpoints = channel.unary_unary(
                 '/synod.eventlog.v1.EventLog/ListCheckpoints',
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsRequest.SerializeToString,
@@ -61,6 +66,11 @@ class EventLogStub:
                 '/synod.eventlog.v1.EventLog/GetInclusionProof',
                 request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofRequest.SerializeToString,
                 response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofResponse.FromString,
+                _registered_method=True)
+        self.ExportStream = channel.unary_unary(
+                '/synod.eventlog.v1.EventLog/ExportStream',
+                request_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ExportStreamRequest.SerializeToString,
+                response_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ExportStreamResponse.FromString,
                 _registered_method=True)
         self.EraseSubject = channel.unary_unary(
                 '/synod.eventlog.v1.EventLog/EraseSubject',
@@ -137,6 +147,14 @@ class EventLogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyStream(self, request, context):
+        """Proves that one stream is complete and unchanged by its own hash chain, and covered by the newest signed checkpoint.
+        NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.verify.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCheckpoints(self, request, context):
         """The signed checkpoints, oldest first. Permission: events.read.
         """
@@ -149,6 +167,15 @@ class EventLogServicer:
         (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
         until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
         Permission: events.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportStream(self, request, context):
+        """Events of one stream as they are stored, which is what is hashed: with the inclusion proof of the last one, and of each
+        that is followed by an event without stream_previous_hash, anyone checks the whole stream with the public key alone
+        (libs/eventlog/verify_stream.py). NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,6 +271,11 @@ def add_EventLogServicer_to_server(servicer, server):
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyRequest.FromString,
                     response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyResponse.SerializeToString,
             ),
+            'VerifyStream': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyStream,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyStreamRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyStreamResponse.SerializeToString,
+            ),
             'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCheckpoints,
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ListCheckpointsRequest.FromString,
@@ -253,6 +285,11 @@ def add_EventLogServicer_to_server(servicer, server):
                     servicer.GetInclusionProof,
                     request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofRequest.FromString,
                     response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofResponse.SerializeToString,
+            ),
+            'ExportStream': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportStream,
+                    request_deserializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ExportStreamRequest.FromString,
+                    response_serializer=synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ExportStreamResponse.SerializeToString,
             ),
             'EraseSubject': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseSubject,
@@ -395,6 +432,33 @@ class EventLog:
             _registered_method=True)
 
     @staticmethod
+    def VerifyStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/VerifyStream',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyStreamRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.VerifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListCheckpoints(request,
             target,
             options=(),
@@ -438,6 +502,33 @@ class EventLog:
             '/synod.eventlog.v1.EventLog/GetInclusionProof',
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofRequest.SerializeToString,
             synod_dot_eventlog_dot_v1_dot_eventlog__pb2.GetInclusionProofResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.eventlog.v1.EventLog/ExportStream',
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ExportStreamRequest.SerializeToString,
+            synod_dot_eventlog_dot_v1_dot_eventlog__pb2.ExportStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

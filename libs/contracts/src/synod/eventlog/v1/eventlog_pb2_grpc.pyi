@@ -44,6 +44,10 @@ class EventLogStub:
     """Proves that positions are contiguous, that the hash chain holds, and that the log is what every signed checkpoint
     says. Permission: events.verify.
     """
+    VerifyStream: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyStreamRequest, _eventlog_pb2.VerifyStreamResponse]
+    """Proves that one stream is complete and unchanged by its own hash chain, and covered by the newest signed checkpoint.
+    NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.verify.
+    """
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ListCheckpointsRequest, _eventlog_pb2.ListCheckpointsResponse]
     """The signed checkpoints, oldest first. Permission: events.read."""
     GetInclusionProof: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.GetInclusionProofRequest, _eventlog_pb2.GetInclusionProofResponse]
@@ -51,6 +55,11 @@ class EventLogStub:
     (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
     until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
     Permission: events.read.
+    """
+    ExportStream: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.ExportStreamRequest, _eventlog_pb2.ExportStreamResponse]
+    """Events of one stream as they are stored, which is what is hashed: with the inclusion proof of the last one, and of each
+    that is followed by an event without stream_previous_hash, anyone checks the whole stream with the public key alone
+    (libs/eventlog/verify_stream.py). NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.read.
     """
     EraseSubject: _grpc.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]
     """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
@@ -102,6 +111,10 @@ class EventLogAsyncStub(EventLogStub):
     """Proves that positions are contiguous, that the hash chain holds, and that the log is what every signed checkpoint
     says. Permission: events.verify.
     """
+    VerifyStream: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.VerifyStreamRequest, _eventlog_pb2.VerifyStreamResponse]  # type: ignore[assignment]
+    """Proves that one stream is complete and unchanged by its own hash chain, and covered by the newest signed checkpoint.
+    NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.verify.
+    """
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ListCheckpointsRequest, _eventlog_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """The signed checkpoints, oldest first. Permission: events.read."""
     GetInclusionProof: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.GetInclusionProofRequest, _eventlog_pb2.GetInclusionProofResponse]  # type: ignore[assignment]
@@ -109,6 +122,11 @@ class EventLogAsyncStub(EventLogStub):
     (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
     until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
     Permission: events.read.
+    """
+    ExportStream: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.ExportStreamRequest, _eventlog_pb2.ExportStreamResponse]  # type: ignore[assignment]
+    """Events of one stream as they are stored, which is what is hashed: with the inclusion proof of the last one, and of each
+    that is followed by an event without stream_previous_hash, anyone checks the whole stream with the public key alone
+    (libs/eventlog/verify_stream.py). NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.read.
     """
     EraseSubject: _aio.UnaryUnaryMultiCallable[_eventlog_pb2.EraseSubjectRequest, _eventlog_pb2.EraseSubjectResponse]  # type: ignore[assignment]
     """Destroys the key of one person's data in this log, for ever: what was sealed with it reads as erased, in every copy.
@@ -173,6 +191,15 @@ class EventLogServicer:
         says. Permission: events.verify.
         """
 
+    def VerifyStream(
+        self,
+        request: _eventlog_pb2.VerifyStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.VerifyStreamResponse, _abc.Awaitable[_eventlog_pb2.VerifyStreamResponse]]:
+        """Proves that one stream is complete and unchanged by its own hash chain, and covered by the newest signed checkpoint.
+        NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.verify.
+        """
+
     def ListCheckpoints(
         self,
         request: _eventlog_pb2.ListCheckpointsRequest,
@@ -189,6 +216,16 @@ class EventLogServicer:
         (libs/eventlog/verify_inclusion.py). NOT_FOUND (reason EVENT_NOT_FOUND), or UNAVAILABLE (reason CHECKPOINT_MISSING)
         until a checkpoint covers the position; DATA_LOSS (reason HISTORY_REWRITTEN) if the log is not the one signed.
         Permission: events.read.
+        """
+
+    def ExportStream(
+        self,
+        request: _eventlog_pb2.ExportStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eventlog_pb2.ExportStreamResponse, _abc.Awaitable[_eventlog_pb2.ExportStreamResponse]]:
+        """Events of one stream as they are stored, which is what is hashed: with the inclusion proof of the last one, and of each
+        that is followed by an event without stream_previous_hash, anyone checks the whole stream with the public key alone
+        (libs/eventlog/verify_stream.py). NOT_FOUND (reason STREAM_NOT_FOUND). Permission: events.read.
         """
 
     def EraseSubject(
