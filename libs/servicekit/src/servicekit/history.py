@@ -29,7 +29,7 @@ from eventlog.errors import (
     UnknownView,
     VersionConflict,
 )
-from eventlog.folding import View
+from eventlog.folding import ProjectorLimits, View
 from eventlog.limits import Limits as LogLimits
 from eventlog.log import EventLog
 from eventlog.master_keys import FileMasterKey, MasterKey, former_master_keys
@@ -368,13 +368,13 @@ class History:
         if published < head:
             self.log_.warning("relay_behind", head=head, published=published)
 
-    def add_view(self, view: View, source: Source | None) -> Projector:
+    def add_view(self, view: View, source: Source | None, limits: ProjectorLimits | None = None) -> Projector:
         """Raises ValueError without a source when the log was not opened."""
         if source is None:
             if self.log is None:
                 raise ValueError(f"view {view.name!r} has no source; open the log first, or name a StreamSource")
             source = LogSource(self.log, self.service)
-        projector = Projector(self.pool, view, source)
+        projector = Projector(self.pool, view, source, limits)
         self.projectors.append(projector)
         return projector
 

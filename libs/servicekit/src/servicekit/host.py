@@ -7,7 +7,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from aiohttp.web_routedef import AbstractRouteDef
-from eventlog.folding import View
+from eventlog.folding import ProjectorLimits, View
 from eventlog.limits import Limits as LogLimits
 from eventlog.log import EventLog
 from eventlog.personal_log import PersonalLog, follow_erasures
@@ -132,12 +132,12 @@ class Host(Generic[S]):
         for forget in self._forgetting:
             forget()
 
-    def add_view(self, view: View, source: Source | None = None) -> Projector:
+    def add_view(self, view: View, source: Source | None = None, limits: ProjectorLimits | None = None) -> Projector:
         """Fold `source`, by default the service's own log, into the tables of `view`; they are there before any call.
 
         Queries read the schema view_<name> through `pool`. Raises ValueError without a source and an open log.
         """
-        projector = self.history.add_view(view, source)
+        projector = self.history.add_view(view, source, limits)
         self.add_task(f"view {view.name}", projector.run)
         return projector
 

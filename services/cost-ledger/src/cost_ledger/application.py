@@ -123,6 +123,24 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
+class Unbilled:
+    """What an event says of an attempt that nobody bills."""
+
+    reservation_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """What an event says of an attempt of which nobody knows, or will learn, whether it is billed."""
+
+    reservation_id: str
+
+
+Outcome = Use | Unbilled | Unknown
+
+
+@dataclass(frozen=True, slots=True)
 class NamedPrice:
     """The price of "provider/model" that a tenant pays now."""
 
@@ -213,36 +231,40 @@ class CostLedger:
         book = await self.books.read(context.tenant)
         return book.reservation(reservation_id) or await self._from_history(reservation_id, context)
 
-    async def settle_use(self, use: Use, context: Context) -> None:
-        """Settle by an event. It is recorded even if nothing was reserved, and once however often it is delivered."""
+    async def record(self, outcomes: Sequence[tuple[Outcome, Context]]) -> None:
+        """Settle, release or doubt by events, in their order and in one turn of the book.
+
+        A use is recorded even if nothing was reserved; a reservation that never was, or is forgotten, has nothing to be
+        released or doubted. However often an outcome is delivered, it counts once. The first error is raised, after all.
+        """
+        commands = [(await self._command_by(outcome, context), context) for outcome, context in outcomes]
+        for (command, _), executed in zip(commands, await self.books.execute_many(commands), strict=True):
+            if isinstance(executed, LedgerError) and not _is_told_already(command, executed):
+                raise executed
+
+    async def _command_by(self, outcome: Outcome, context: Context) -> Settle | Release | Doubt:
+        match outcome:
+            case Use():
+                return await self._settlement_by(outcome, context)
+            case Unbilled(reservation_id, reason):
+                return Release(reservation_id, reason[:TEXT_CHARS_MAX])
+            case Unknown(reservation_id):
+                return Doubt(reservation_id)
+
+    async def _settlement_by(self, use: Use, context: Context) -> Settle:
         attribution = attributed(use.attribution, context.tenant, use.model)
         price = self.prices.price(use.model, use.used_at, use.terms or STANDARD)
-        unreserved = Unreserved(attribution, use.model, price, use.used_at) if use.model else None
-        await self._once(
-            Settle(
-                use.reservation_id,
-                use.usage,
-                None,
-                use.usage_source,
-                self.clock.now(),
-                use.source_position,
-                unreserved,
-                billed=await self._billed_by_event(use, context),
-                price_context=None if use.terms is None else text_of(use.terms),
-            ),
-            context,
+        return Settle(
+            use.reservation_id,
+            use.usage,
+            None,
+            use.usage_source,
+            self.clock.now(),
+            use.source_position,
+            Unreserved(attribution, use.model, price, use.used_at) if use.model else None,
+            billed=await self._billed_by_event(use, context),
+            price_context=None if use.terms is None else text_of(use.terms),
         )
-
-    async def release_unbilled(self, reservation_id: str, reason: str, context: Context) -> None:
-        """Release by an event; a reservation that never was, or is forgotten, holds nothing to release."""
-        try:
-            await self._once(Release(reservation_id, reason[:TEXT_CHARS_MAX]), context)
-        except ReservationNotFound:
-            return
-
-    async def doubt(self, reservation_id: str, context: Context) -> None:
-        """Move a hold whose outcome stays unknown to suspense; what is settled, released or forgotten is left as it is."""
-        await self._once(Doubt(reservation_id), context)
 
     async def charge(self, charge: Charge, context: Context) -> None:
         """Record a cost, once however often it is delivered. If its id is that of a reservation, it settles that."""
@@ -414,6 +436,13 @@ def _require(book: Book, reservation_id: str) -> Reservation:
     if (known := book.reservation(reservation_id)) is None:
         raise ReservationNotFound(reservation_id)
     return known
+
+
+def _is_told_already(command: Command, error: LedgerError) -> bool:
+    """Whether nothing is left to do though the command was refused."""
+    return isinstance(error, AlreadyRecorded) or (
+        isinstance(error, ReservationNotFound) and isinstance(command, Release)
+    )
 
 
 def _denial(events: tuple[Event, ...]) -> BudgetExceeded | None:

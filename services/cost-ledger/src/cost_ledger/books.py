@@ -15,13 +15,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.errors import DuplicateEventId, EventLogError, UnknownEventType, VersionConflict
 from eventlog.log import EventLog
-from eventlog.records import Append, Context, NewEvent, StreamId
+from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
 from pydantic import ValidationError
 from synod.common.event import Event
 from synod.common.ids import derived_uuid, uuid7
@@ -57,6 +58,7 @@ ATTEMPTS_MAX: Final = 64
 BOOKS_OPEN_MAX: Final = 1_000
 PAGE_EVENTS: Final = 1_000
 SNAPSHOT_EVENTS: Final = 2_000
+DECODED_MAX: Final = 1_024
 
 CODEC: Final[Codec[Event]] = Codec(EVENTS)
 
@@ -344,6 +346,12 @@ def event_id(tenant: str, event: Event) -> UUID:
             return derived_uuid(tenant, event.type_name(), event.invoice_id, str(event.line))
         case _:
             return uuid7()
+
+
+@lru_cache(maxsize=DECODED_MAX)
+def decoded(stored: StoredEvent) -> Event:
+    """An event of the ledger's own log. Remembered for a moment, because several views fold the same."""
+    return known_event(CODEC.decode(stored))
 
 
 def known_event(event: Event | UnknownEvent) -> Event:

@@ -2,7 +2,9 @@
 
 import asyncio
 from functools import partial
+from typing import Final
 
+from eventlog.folding import ProjectorLimits
 from eventlog.records import Context
 from eventlog.sources import StreamSource
 from servicekit.app import run
@@ -29,6 +31,9 @@ from cost_ledger.subscriptions import LLM_GATEWAY, TOOL_EXECUTOR, ModelUsage, To
 from cost_ledger.telemetry import Telemetry
 from cost_ledger.translate import ERRORS
 
+UNHURRIED: Final = ProjectorLimits(pace_s=0.5)
+"""Of views that only questions read. Those wait until what was written before them is folded, which is done at once."""
+
 
 async def compose(host: Host[Settings]) -> None:
     log = await host.open_log()
@@ -38,11 +43,11 @@ async def compose(host: Host[Settings]) -> None:
     books, queries = Books(log, host.clock, booked=telemetry.booked), Queries(host.pool)
     host.on_stop(books.close)
     ledger = CostLedger(books, prices, queries, host.clock)
-    views = [host.add_view(view) for view in (SpendView(), BudgetsView(), ReservationsView())]
+    views = [host.add_view(view, limits=UNHURRIED) for view in (SpendView(), BudgetsView(), ReservationsView())]
     sources = [
         host.add_view(ModelUsage(ledger), StreamSource(host.nats, LLM_GATEWAY)),
         host.add_view(ToolUsage(ledger), StreamSource(host.nats, TOOL_EXECUTOR)),
-        host.add_view(ModelCalls(), StreamSource(host.nats, LLM_GATEWAY)),
+        host.add_view(ModelCalls(), StreamSource(host.nats, LLM_GATEWAY), UNHURRIED),
     ]
     charges = Charges(host.pool)
     reports = Reports(ledger, queries, charges)

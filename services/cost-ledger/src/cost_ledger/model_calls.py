@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, Final, NamedTuple
 
 from eventlog.codec import Codec
 from eventlog.records import StoredEvent
 from psycopg import AsyncConnection
+from psycopg.sql import Composed
 from synod.common.event import Event
 from synod.common.values import UsageLine
 from synod.llm_gateway import events as llm
 
-from cost_ledger.books import known_event
+from cost_ledger.books import DECODED_MAX, known_event
+from cost_ledger.rows import Row, insert_or, write
 
 Connection = AsyncConnection[Any]
 
 _CODEC: Final[Codec[Event]] = Codec(llm.EVENTS)
+
+
+@lru_cache(maxsize=DECODED_MAX)
+def decoded(stored: StoredEvent) -> Event:
+    """An event of llm-gateway. Remembered for a moment, because two views fold the same."""
+    return known_event(_CODEC.decode(stored))
 
 
 class ModelCalls:
@@ -52,51 +61,76 @@ class ModelCalls:
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
-        async with connection.cursor() as cursor:
-            for stored in events:
-                event = known_event(_CODEC.decode(stored))
-                await cursor.execute(*_statement(stored, event))
+        for statement, rows in _in_runs(_change(stored, decoded(stored)) for stored in _begun_first(events)):
+            await write(connection, statement, rows)
 
 
-_STARTED: Final = """
-    insert into attempt (tenant, request_id, attempt, at, model) values (%s, %s, %s, %s, %s) on conflict do nothing
-"""
-_ENDED: Final = """
-    insert into attempt (tenant, request_id, attempt, at, model, outcome) values (%s, %s, %s, %s, %s, %s)
-    on conflict (tenant, request_id, attempt) do update
-    set outcome = excluded.outcome, model = coalesce(nullif(excluded.model, ''), attempt.model)
-"""
-_COMPLETED: Final = """
-    insert into attempt (
-        tenant, request_id, attempt, at, model, outcome,
-        duration_ms, first_content_ms, input_tokens, output_tokens, cached_tokens
-    ) values (%s, %s, %s, %s, %s, 'completed', %s, %s, %s, %s, %s)
-    on conflict (tenant, request_id, attempt) do update set
+_KEY: Final = ("tenant", "request_id", "attempt")
+_BEGUN: Final = (*_KEY, "at", "model")
+_MEASURES: Final = ("duration_ms", "first_content_ms", "input_tokens", "output_tokens", "cached_tokens")
+
+_STARTED: Final = insert_or("attempt", _KEY, _BEGUN, "nothing")
+_ENDED: Final = insert_or(
+    "attempt",
+    _KEY,
+    (*_BEGUN, "outcome"),
+    "update set outcome = excluded.outcome, model = coalesce(nullif(excluded.model, ''), attempt.model)",
+)
+_COMPLETED: Final = insert_or(
+    "attempt",
+    _KEY,
+    (*_BEGUN, "outcome", *_MEASURES),
+    """update set
         outcome = excluded.outcome, model = excluded.model, duration_ms = excluded.duration_ms,
         first_content_ms = excluded.first_content_ms, input_tokens = excluded.input_tokens,
-        output_tokens = excluded.output_tokens, cached_tokens = excluded.cached_tokens
-"""
+        output_tokens = excluded.output_tokens, cached_tokens = excluded.cached_tokens""",
+)
+_SERVED_KEY: Final = ("tenant", "request_id")
+_SERVED: Final = insert_or("served", _SERVED_KEY, (*_SERVED_KEY, "model", "at", "source_reservation_id"), "nothing")
 
 
-_SERVED: Final = """
-    insert into served (tenant, request_id, model, at, source_reservation_id) values (%s, %s, %s, %s, %s)
-    on conflict do nothing
-"""
+class Change(NamedTuple):
+    """A row, and the statement that it goes by."""
+
+    statement: Composed
+    row: Row
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return tuple(self.row[name] for name in (_SERVED_KEY if self.statement is _SERVED else _KEY))
 
 
-def _statement(stored: StoredEvent, event: Event) -> tuple[str, tuple[object, ...]]:
+def _begun_first(events: Iterable[StoredEvent]) -> list[StoredEvent]:
+    """The same events, so that there are few runs: nothing of an attempt comes before its start, so that may go ahead."""
+    return sorted(events, key=lambda stored: stored.type != llm.ModelCallAttemptStarted.type_name())
+
+
+def _in_runs(changes: Iterable[Change]) -> Iterator[tuple[Composed, list[Row]]]:
+    """The changes in their order, in runs of one statement; a statement takes a key once."""
+    run: dict[tuple[object, ...], Row] = {}
+    statement = _STARTED
+    for change in changes:
+        if change.statement is not statement or change.key in run:
+            yield statement, list(run.values())
+            run, statement = {}, change.statement
+        run[change.key] = change.row
+    yield statement, list(run.values())
+
+
+def _change(stored: StoredEvent, event: Event) -> Change:
     match event:
         case llm.ModelCallAttemptStarted():
-            return _STARTED, (*_key(stored, event), model_of(event))
+            return Change(_STARTED, _begun(stored, event, model_of(event)))
         case llm.ModelCallCompleted():
-            return _COMPLETED, (*_key(stored, event), model_of(event), *_measured(event))
+            begun = _begun(stored, event, model_of(event))
+            return Change(_COMPLETED, begun | {"outcome": "completed"} | _measured(event))
         case llm.ModelCallAttemptFailed():
-            return _ENDED, (*_key(stored, event), event.model if "/" in event.model else "", "failed")
+            model = event.model if "/" in event.model else ""
+            return Change(_ENDED, _begun(stored, event, model) | {"outcome": "failed"})
         case llm.ModelCallCancelled():
-            return _ENDED, (*_key(stored, event), "", "cancelled")
+            return Change(_ENDED, _begun(stored, event, "") | {"outcome": "cancelled"})
         case llm.ModelCallServedFromCache():
-            owner = (stored.tenant, event.request_id, event.model)
-            return _SERVED, (*owner, stored.occurred_at, event.source_reservation_id)
+            return Change(_SERVED, _served(stored, event))
         case _:
             raise TypeError(f"{event.type_name()} is no outcome of an attempt")
 
@@ -104,8 +138,24 @@ def _statement(stored: StoredEvent, event: Event) -> tuple[str, tuple[object, ..
 Attempt = llm.ModelCallAttemptStarted | llm.ModelCallCompleted | llm.ModelCallAttemptFailed | llm.ModelCallCancelled
 
 
-def _key(stored: StoredEvent, event: Attempt) -> tuple[object, ...]:
-    return (stored.tenant, event.request_id, event.attempt, stored.occurred_at)
+def _begun(stored: StoredEvent, event: Attempt, model: str) -> dict[str, object]:
+    return {
+        "tenant": stored.tenant,
+        "request_id": event.request_id,
+        "attempt": event.attempt,
+        "at": stored.occurred_at,
+        "model": model,
+    }
+
+
+def _served(stored: StoredEvent, event: llm.ModelCallServedFromCache) -> dict[str, object]:
+    return {
+        "tenant": stored.tenant,
+        "request_id": event.request_id,
+        "model": event.model,
+        "at": stored.occurred_at,
+        "source_reservation_id": event.source_reservation_id,
+    }
 
 
 def model_of(event: llm.ModelCallAttemptStarted | llm.ModelCallCompleted) -> str:
@@ -113,9 +163,9 @@ def model_of(event: llm.ModelCallAttemptStarted | llm.ModelCallCompleted) -> str
     return event.model if "/" in event.model else f"{event.provider}/{event.model}"
 
 
-def _measured(event: llm.ModelCallCompleted) -> tuple[int, ...]:
-    times = (event.duration_ms, event.first_content_ms)
-    return (*times, event.input_tokens, event.output_tokens, _cached(event.usage))
+def _measured(event: llm.ModelCallCompleted) -> dict[str, object]:
+    measured = {name: getattr(event, name) for name in _MEASURES if name != "cached_tokens"}
+    return measured | {"cached_tokens": _cached(event.usage)}
 
 
 def _cached(usage: Iterable[UsageLine]) -> int:

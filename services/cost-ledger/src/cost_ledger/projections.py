@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, ClassVar, Final, LiteralString
+from typing import Any, ClassVar, Final
 
 from eventlog.records import StoredEvent
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 from pydantic import TypeAdapter
 from rpds import HashTrieMap
 from synod.common.event import Event
@@ -28,9 +28,11 @@ from synod.cost_ledger.events import (
 )
 
 from cost_ledger.book import Book, Budget, Reservation
-from cost_ledger.books import CODEC, known_event
+from cost_ledger.books import decoded
 from cost_ledger.folding import budget_of, entries, fold
 from cost_ledger.rates import UNPRICED
+from cost_ledger.rows import Row, insert_or, write
+from cost_ledger.rows import replace as replace_rows
 
 Connection = AsyncConnection[Any]
 
@@ -87,16 +89,16 @@ class SpendView:
         rows: dict[tuple[str, str, str], ChargeRow | None] = {}
         corrections: list[tuple[object, ...]] = []
         for stored in events:
-            event = known_event(CODEC.decode(stored))
+            event = decoded(stored)
             if isinstance(event, ChargeRerated):
                 corrections.append(_correction(stored.tenant, event))
                 continue
             # Every other event brings its whole row, so within a batch only the last of each counts.
             kind, id, row = _charge_row(stored.tenant, event)
             rows[stored.tenant, kind, id] = row
+        await write(connection, _REPLACE_CHARGES, [row.values() for row in rows.values() if row is not None])
         async with connection.cursor() as cursor:
-            await cursor.executemany(_DELETE_CHARGE, list(rows))
-            await cursor.executemany(_INSERT_CHARGE, [row.values() for row in rows.values() if row is not None])
+            await cursor.executemany(_DELETE_CHARGE, [key for key, row in rows.items() if row is None])
             # After all rows: nothing follows a correction but another.
             await cursor.executemany(_CORRECT_CHARGE, corrections)
 
@@ -126,12 +128,10 @@ class ChargeRow:
 
     def values(self) -> dict[str, object]:
         owner = {name: getattr(self.attribution, name) for name in OWNERS}
-        own = {name: getattr(self, name) for name in ChargeRow.__slots__ if name != "attribution"}
-        parts = {"usage": USAGE.dump_json(self.usage).decode(), "holds": HOLDS.dump_json(self.holds).decode()}
-        return owner | own | parts
+        return owner | {name: getattr(self, name) for name in ChargeRow.__slots__ if name != "attribution"}
 
 
-_CHARGE_COLUMNS: Final[tuple[LiteralString, ...]] = (
+_CHARGE_COLUMNS: Final = (
     "tenant",
     "kind",
     "id",
@@ -159,10 +159,7 @@ _CHARGE_COLUMNS: Final[tuple[LiteralString, ...]] = (
     "holds",
 )
 _DELETE_CHARGE: Final = "delete from charge where tenant = %s and kind = %s and id = %s"
-_INSERT_CHARGE: Final = sql.SQL("insert into charge ({}) values ({})").format(
-    sql.SQL(", ").join(map(sql.Identifier, _CHARGE_COLUMNS)),
-    sql.SQL(", ").join(map(sql.Placeholder, _CHARGE_COLUMNS)),
-)
+_REPLACE_CHARGES: Final = replace_rows("charge", ("tenant", "kind", "id"), _CHARGE_COLUMNS)
 _CORRECT_CHARGE: Final = """
     update charge set cost = %s, price_source = %s, price_version = %s, revision = %s
     where tenant = %s and kind = 'reservation' and id = %s
@@ -293,16 +290,16 @@ class BudgetsView:
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
         moved: dict[tuple[str, str], int] = {}
         for stored in events:
-            match known_event(CODEC.decode(stored)):
+            match decoded(stored):
                 case BudgetSet() as event:
                     await connection.execute(_UPSERT_BUDGET, _budget_values(stored.tenant, event))
                 case BudgetThresholdReached() | BudgetCommitmentReached() as event:
                     await connection.execute(_INSERT_THRESHOLD, _threshold_values(stored, event))
                 case event:
                     _add_entries(moved, stored.tenant, event)
-        async with connection.cursor() as cursor:
-            changes = [(tenant, account, amount) for (tenant, account), amount in sorted(moved.items())]
-            await cursor.executemany(_ADD_TO_BALANCE, changes)
+        changes = sorted(moved.items())
+        rows = ({"tenant": tenant, "account": account, "amount": amount} for (tenant, account), amount in changes)
+        await write(connection, _ADD_TO_BALANCES, rows)
 
 
 _UPSERT_BUDGET: Final = """
@@ -310,10 +307,12 @@ _UPSERT_BUDGET: Final = """
     on conflict (tenant, budget_id) do update set document = excluded.document
 """
 _INSERT_THRESHOLD: Final = "insert into threshold values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
-_ADD_TO_BALANCE: Final = """
-    insert into balance values (%s, %s, %s)
-    on conflict (tenant, account) do update set amount = balance.amount + excluded.amount
-"""
+_ADD_TO_BALANCES: Final = insert_or(
+    "balance",
+    ("tenant", "account"),
+    ("tenant", "account", "amount"),
+    "update set amount = balance.amount + excluded.amount",
+)
 
 
 def _budget_values(tenant: str, event: BudgetSet) -> tuple[object, ...]:
@@ -367,28 +366,41 @@ class ReservationsView:
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
         by_tenant: dict[str, list[Event]] = {}
         for stored in events:
-            by_tenant.setdefault(stored.tenant, []).append(known_event(CODEC.decode(stored)))
+            by_tenant.setdefault(stored.tenant, []).append(decoded(stored))
         for tenant, changes in by_tenant.items():
             await self._apply(connection, tenant, changes)
 
     async def _apply(self, connection: Connection, tenant: str, changes: Sequence[Event]) -> None:
-        ids = list(dict.fromkeys(name for event in changes if (name := getattr(event, "reservation_id", ""))))
-        cursor = await connection.execute(_LOAD_RESERVATIONS, (tenant, ids))
-        known = {id: RESERVATION.validate_python(document) for id, document in await cursor.fetchall()}
+        first = {id: event for event in reversed(changes) if (id := getattr(event, "reservation_id", ""))}
+        known = await _load(connection, tenant, [id for id, event in first.items() if not _begins(event)])
         book = fold(Book(open=HashTrieMap(known)), changes)
-        touched = [found for id in ids if (found := book.reservation(id)) is not None]
-        async with connection.cursor() as cursor:
-            await cursor.executemany(_UPSERT_RESERVATION, [_reservation_values(tenant, each) for each in touched])
+        touched = (found for id in first if (found := book.reservation(id)) is not None)
+        await write(connection, _REPLACE_RESERVATIONS, [_reservation_row(tenant, each) for each in touched])
+
+
+def _begins(event: Event) -> bool:
+    """Whether the reservation after it is what the event says, whatever it was."""
+    return isinstance(event, CostReserved)
+
+
+async def _load(connection: Connection, tenant: str, ids: list[str]) -> dict[str, Reservation]:
+    if not ids:
+        return {}
+    cursor = await connection.execute(_LOAD_RESERVATIONS, (tenant, ids))
+    return {id: RESERVATION.validate_python(document) for id, document in await cursor.fetchall()}
 
 
 _LOAD_RESERVATIONS: Final = "select id, document from reservation where tenant = %s and id = any(%s)"
-_UPSERT_RESERVATION: Final = """
-    insert into reservation values (%s, %s, %s, %s, %s)
-    on conflict (tenant, id) do update
-    set state = excluded.state, expires_at = excluded.expires_at, document = excluded.document
-"""
+_REPLACE_RESERVATIONS: Final = replace_rows(
+    "reservation", ("tenant", "id"), ("tenant", "id", "state", "expires_at", "document")
+)
 
 
-def _reservation_values(tenant: str, reservation: Reservation) -> tuple[object, ...]:
-    document = RESERVATION.dump_json(replace(reservation, rates=UNPRICED)).decode()
-    return (tenant, reservation.reservation_id, reservation.state, reservation.expires_at, document)
+def _reservation_row(tenant: str, reservation: Reservation) -> Row:
+    return {
+        "tenant": tenant,
+        "id": reservation.reservation_id,
+        "state": reservation.state,
+        "expires_at": reservation.expires_at,
+        "document": replace(reservation, rates=UNPRICED),
+    }

@@ -22,11 +22,12 @@ from synod.cost_ledger.events import Quantity
 from synod.llm_gateway import events as llm
 from synod.tool_executor import events as tools
 
-from cost_ledger.application import CostLedger, Use
+from cost_ledger.application import CostLedger, Outcome, Unbilled, Unknown, Use
 from cost_ledger.books import known_event
 from cost_ledger.commands import Charge
 from cost_ledger.errors import BookBusy, BookContended
-from cost_ledger.model_calls import model_of
+from cost_ledger.model_calls import decoded, model_of
+from cost_ledger.rows import insert, write
 from cost_ledger.terms import terms_of
 
 Connection = AsyncConnection[Any]
@@ -34,7 +35,6 @@ Connection = AsyncConnection[Any]
 LLM_GATEWAY: Final = "llm-gateway"
 TOOL_EXECUTOR: Final = "tool-executor"
 
-_LLM_CODEC: Final[Codec[Event]] = Codec(llm.EVENTS)
 _TOOL_CODEC: Final[Codec[Event]] = Codec(tools.EVENTS)
 
 _TABLES: Final = """
@@ -43,7 +43,7 @@ _TABLES: Final = """
         occurred_at timestamptz not null
     );
 """
-_INSERT: Final = "insert into recorded values (%s, %s, %s, %s, %s)"
+_INSERT: Final = insert("recorded", ("position", "tenant", "type", "subject", "occurred_at"))
 
 
 class ModelUsage:
@@ -60,22 +60,10 @@ class ModelUsage:
         self._ledger = ledger
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
-        outcomes = [(stored, known_event(_LLM_CODEC.decode(stored))) for stored in events]
-        await _all(self._record(stored, event) for stored, event in outcomes)
-        await _keep(connection, [(stored, getattr(event, "reservation_id", "")) for stored, event in outcomes])
-
-    async def _record(self, stored: StoredEvent, event: Event) -> None:
-        match event:
-            case llm.ModelCallCompleted():
-                await self._ledger.settle_use(_completed(stored, event), _context(stored))
-            case llm.ModelCallCancelled():
-                await self._ledger.settle_use(_cancelled(stored, event), _context(stored))
-            case llm.ModelCallAttemptFailed(billed="no"):
-                reason = f"{event.failure.reason}: {event.failure.message}"
-                await self._ledger.release_unbilled(event.reservation_id, reason, _context(stored))
-            case llm.ModelCallAttemptFailed():
-                # Whether the provider bills the attempt is not known, and the gateway will not learn it.
-                await self._ledger.doubt(event.reservation_id, _context(stored))
+        told = [(stored, decoded(stored)) for stored in events]
+        outcomes = [(_outcome(stored, event), _context(stored)) for stored, event in told]
+        await _all([self._ledger.record(outcomes)])
+        await _keep(connection, [(stored, getattr(event, "reservation_id", "")) for stored, event in told])
 
 
 class ToolUsage:
@@ -100,6 +88,20 @@ class ToolUsage:
                 await self._ledger.charge(_charge(stored, event), _context(stored))
             case tools.ToolCallFailed():
                 await self._ledger.settle_tool(_failed(stored, event), _context(stored))
+
+
+def _outcome(stored: StoredEvent, event: Event) -> Outcome:
+    match event:
+        case llm.ModelCallCompleted():
+            return _completed(stored, event)
+        case llm.ModelCallCancelled():
+            return _cancelled(stored, event)
+        case llm.ModelCallAttemptFailed(billed="no"):
+            return Unbilled(event.reservation_id, f"{event.failure.reason}: {event.failure.message}")
+        case llm.ModelCallAttemptFailed():
+            return Unknown(event.reservation_id)
+        case _:
+            raise TypeError(f"{event.type_name()} is no outcome of an attempt")
 
 
 def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:
@@ -157,6 +159,14 @@ async def _all(commands: Iterable[Awaitable[None]]) -> None:
 
 
 async def _keep(connection: Connection, recorded: Sequence[tuple[StoredEvent, str]]) -> None:
-    rows = [(stored.position, stored.tenant, stored.type, subject, stored.occurred_at) for stored, subject in recorded]
-    async with connection.cursor() as cursor:
-        await cursor.executemany(_INSERT, rows)
+    rows = (
+        {
+            "position": stored.position,
+            "tenant": stored.tenant,
+            "type": stored.type,
+            "subject": subject,
+            "occurred_at": stored.occurred_at,
+        }
+        for stored, subject in recorded
+    )
+    await write(connection, _INSERT, rows)
