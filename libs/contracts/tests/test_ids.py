@@ -16,6 +16,6 @@ def test_text_keeps_the_order_of_the_ids() -> None:
 
 
 def test_derived_ids_are_a_function_of_their_parts() -> None:
-    assert derived_id("tool", "run_1", "0") == derived_id("tool", "run_1", "0")
+    assert derived_id("tool", "run_1", "0") == "tool_28jlnr2jitgsao398iokq6u0m5"
     assert derived_uuid("ab", "c") != derived_uuid("a", "bc")
     assert derived_uuid("a").version == 8

@@ -140,6 +140,18 @@ async def test_pages_are_exact_in_batches_and_one_by_one(
     assert ("Nats-Batch-Commit" in (message.headers or {})) == (batch_events_min == 2)
 
 
+async def test_of_events_that_are_published_together_only_the_last_is_answered(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await fill(log, 20)
+    subscription = await client.subscribe(f"synod.*.evt.{service}.>")
+    async with running(Relay(log, client, service, replace(QUICK, batch_events_min=1_000_000))) as relay:
+        assert await relay.wait_for(20, timeout_s=10) == 20
+        messages = [await subscription.next_msg(timeout=10) for _ in range(20)]
+    assert [bool(message.reply) for message in messages] == [False] * 19 + [True]
+    await assert_published(client, service, log)
+
+
 async def received_from(client: Client, service: str, first: int) -> list[Msg]:
     config = ConsumerConfig(
         deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=first, ack_policy=AckPolicy.NONE

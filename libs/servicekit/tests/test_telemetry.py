@@ -102,6 +102,19 @@ def test_a_process_tells_its_memory_and_its_clock() -> None:
     assert abs((registry.get_sample_value("process_clock_seconds") or 0) - time.time()) < 60
 
 
+def test_a_span_that_nobody_records_has_an_id_of_its_own_in_the_trace_around_it() -> None:
+    tracing = Tracing("cost-ledger")
+    with tracing.span("outer", PARENT) as outer:
+        around = traceparent()
+        with tracing.tracer.start_as_current_span("inner"):
+            within = traceparent()
+        assert traceparent() == around
+    assert traceparent() == ""
+    assert not outer.is_recording()
+    assert {told.split("-")[1] for told in (PARENT, around, within)} == {PARENT.split("-")[1]}
+    assert len({told.split("-")[2] for told in (PARENT, around, within)}) == 3
+
+
 def test_what_an_event_leads_to_is_in_the_trace_of_the_event() -> None:
     with continuing(PARENT):
         within = traceparent()

@@ -82,6 +82,25 @@ async def test_a_row_says_how_a_call_went(postgres_dsn: str, sizes: tuple[int, .
     assert rows == [("completed", "fake/m", 2, 7, 3, 5, NOW)]
 
 
+async def test_each_call_of_a_batch_gets_its_own_row_and_changes(postgres_dsn: str) -> None:
+    log = MemoryEventLog()
+    for id, length in (("mc_1", 1), ("mc_2", 2), ("mc_3", 3), ("mc_5", 5)):
+        new = tuple(CODEC.encode(event, at=NOW) for event in WHOLE[:length])
+        await log.append(Append(StreamId("model-call", id), 0, new, Context("local", "usr_ada")))
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        await Projector(pool, ModelCallsView(), LogSource(log, "llm-gateway")).catch_up()
+        async with pool.connection() as connection:
+            sql = "select id, state, model, attempts, output_tokens, ended_at from view_model_calls.model_calls order by id"
+            rows = await (await connection.execute(sql)).fetchall()
+
+    assert rows == [
+        ("mc_1", "waiting", "scout", 0, 0, None),
+        ("mc_2", "running", "fake/m", 1, 0, None),
+        ("mc_3", "waiting", "fake/m", 1, 0, None),
+        ("mc_5", "completed", "fake/m", 2, 3, NOW),
+    ]
+
+
 async def test_running_calls_are_found_with_whom_they_belong_to(postgres_dsn: str) -> None:
     log = MemoryEventLog()
     new = tuple(CODEC.encode(event, at=NOW) for event in (ACCEPTED, started(1)))

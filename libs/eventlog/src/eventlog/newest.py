@@ -31,11 +31,11 @@ class Newest:
         self._bytes += sum(len(event.data) for event in committed)
         self._trim()
 
-    def after(self, position: int) -> Iterable[StoredEvent] | None:
+    def after(self, position: int) -> Sequence[StoredEvent] | None:
         """The events after a position up to the newest; None if there is none, or if the first of them is not held."""
         if not self._events or not self._events[0].position <= position + 1 <= self._events[-1].position:
             return None
-        return islice(self._events, position + 1 - self._events[0].position, None)
+        return self._events[position + 1 - self._events[0].position :]
 
     @property
     def head(self) -> int:

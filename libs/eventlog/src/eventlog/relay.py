@@ -29,7 +29,7 @@ from synod.common.subjects import event_stream, event_subject
 from eventlog.envelope import from_headers, header_block, to_headers
 from eventlog.errors import LogUnavailable, RelayDiverged
 from eventlog.log import EventLog
-from eventlog.records import StoredEvent
+from eventlog.records import Page, StoredEvent
 from eventlog.signal import HeadSignal
 
 _BATCH_EVENTS_MIN: Final = 2
@@ -216,29 +216,25 @@ class Relay:
 
     async def _publish_until_idle(self, inbox: str) -> None:
         window = self._window
-        ahead = self._read(window.sent)
+        ahead: asyncio.Task[Page] | None = None
         try:
             while True:
-                events = await ahead
+                page = await (ahead or self._read(window.sent))
                 # The next page is read while this one is published.
-                ahead = self._read(events[-1].position if events else window.sent)
-                await self._publish_page(events, f"{inbox}.{window.name}")
-                if not events:
+                ahead = asyncio.create_task(self._read(page.position)) if page.more else None
+                await self._publish_page(page.events, f"{inbox}.{window.name}")
+                if not page.events:
                     await window.wait_for_room(1, self._config.ack_timeout_s)
                     if await self._log.wait_for(window.sent + 1, self._config.idle_check_s) <= window.sent:
                         return
-                    ahead.cancel()
-                    ahead = self._read(window.sent)
         finally:
-            ahead.cancel()
+            if ahead is not None:
+                ahead.cancel()
 
-    def _read(self, after: int) -> asyncio.Task[list[StoredEvent]]:
-        return asyncio.create_task(self._read_page(after))
+    async def _read(self, after: int) -> Page:
+        return await self._log.next_page(after, limit=self._config.page_events)
 
-    async def _read_page(self, after: int) -> list[StoredEvent]:
-        return list((await self._log.next_page(after, limit=self._config.page_events)).events)
-
-    async def _publish_page(self, events: list[StoredEvent], reply: str) -> None:
+    async def _publish_page(self, events: Sequence[StoredEvent], reply: str) -> None:
         window, config = self._window, self._config
         if self._allows_batches and len(events) >= max(_BATCH_EVENTS_MIN, config.batch_events_min):
             await window.wait_for_room(config.window_messages, config.ack_timeout_s)
@@ -249,18 +245,23 @@ class Relay:
             await window.wait_for_room(config.window_messages, config.ack_timeout_s)
             await self._publish_piece(events[at : at + _PIECE_EVENTS], reply)
 
-    async def _publish_piece(self, events: list[StoredEvent], reply: str) -> None:
-        """Each on its own condition. What comes before an event that cannot be a message is published all the same."""
+    async def _publish_piece(self, events: Sequence[StoredEvent], reply: str) -> None:
+        """Each on its own condition. What comes before an event that cannot be a message is published all the same.
+
+        Only the last is answered: it is taken where all before it were, and refused where one of them was.
+        """
         messages: list[bytes] = []
+        last = events[-1].position
         try:
             messages.extend(
-                self._message(event, _expected_last(event), f"{reply}_{event.position}") for event in events
+                self._message(event, _expected_last(event), f"{reply}_{last}" if event.position == last else "")
+                for event in events
             )
         finally:
             self._window.sent += len(messages)
             await send(self._client, messages)
 
-    def _batch(self, events: list[StoredEvent], reply: str) -> list[bytes]:
+    def _batch(self, events: Sequence[StoredEvent], reply: str) -> list[bytes]:
         """All or none of a page, by ADR-50: the first message says what must come before, the last one commits."""
         first, last = events[0], events[-1]
         name = f"{self._window.name}-{first.position}"

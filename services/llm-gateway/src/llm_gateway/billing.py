@@ -9,6 +9,8 @@ from llm_gateway import domain
 from llm_gateway.domain import Audio, File, Image, ModelRequest, ModelResponse
 
 _STANDARD_TIERS: Final = frozenset({"", "auto", "default", "standard", "standard_only", "on_demand"})
+TOKENS: Final = "tokens"
+"""The unit of lines that name none."""
 _TOOL_UNITS: Final[Mapping[str, str]] = {"web_search": "web_searches", "web_fetch": "web_fetches"}
 """Uses of tools at a provider, as price books call them; others are called as the provider does."""
 
@@ -26,11 +28,13 @@ def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:
         )
         for line in usage.lines
     )
-    uses = (
-        UsageLine(direction="output", quantity=used.quantity, unit=_TOOL_UNITS.get(used.name, used.name))
-        for used in usage.tool_units
-    )
+    uses = (UsageLine(direction="output", quantity=used.quantity, unit=tool_unit(used)) for used in usage.tool_units)
     return (*tokens, *uses)
+
+
+def tool_unit(used: domain.ToolUnits) -> str:
+    """What uses of a tool at a provider are counted in."""
+    return _TOOL_UNITS.get(used.name, used.name)
 
 
 def price_terms(request: ModelRequest) -> dict[str, str]:

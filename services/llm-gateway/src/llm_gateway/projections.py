@@ -1,11 +1,11 @@
 """What can be asked about model calls: one row each, and which were left running."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
-from eventlog.codec import Codec
+from eventlog.codec import Codec, UnknownEvent
 from eventlog.records import Context, StoredEvent
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
@@ -68,18 +68,23 @@ class ModelCallsView:
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
-        accepted = [_accepted(event) for event in events if event.type == "ModelCallAccepted"]
+        accepted: list[tuple[object, ...]] = []
         changes: dict[str, _Change] = {}
-        for event in events:
-            changes[event.stream.id] = _changed(changes.get(event.stream.id, _Change()), event)
-        async with connection.cursor() as cursor:
-            await cursor.executemany(_INSERT, accepted)
-            await cursor.executemany(_UPDATE, [(*astuple(change), id) for id, change in changes.items()])
+        for stored in events:
+            event, id = _CODEC.decode(stored), stored.stream.id
+            if isinstance(event, ModelCallAccepted):
+                accepted.append(_accepted(stored, event))
+            else:
+                changes[id] = _changed(changes.get(id, _Change()), event, stored.occurred_at)
+        # Each row costs in a statement of its own what all of them cost in one.
+        if accepted:
+            await connection.execute(_INSERT, _columns(accepted))
+        if changes:
+            await connection.execute(_UPDATE, _columns((id, *change) for id, change in changes.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What a batch of events changes in one row, in the order of _UPDATE; None leaves a column as it is."""
+class _Change(NamedTuple):
+    """What a batch of events changes in one row, in the order of _UPDATE after the id; None leaves a column as it is."""
 
     state: str | None = None
     model: str | None = None
@@ -93,47 +98,61 @@ class _Change:
 
 _INSERT: Final = """
     insert into model_calls (id, tenant, request_id, run_id, agent, state, model, accepted_at)
-    values (%s, %s, %s, %s, %s, 'waiting', %s, %s)
+    select id, tenant, request_id, run_id, agent, 'waiting', model, accepted_at
+    from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
+        as accepted (id, tenant, request_id, run_id, agent, model, accepted_at)
 """
 _UPDATE: Final = """
-    update model_calls set
-        state = coalesce(%s, state), model = coalesce(%s, model), attempts = coalesce(%s, attempts),
-        input_tokens = coalesce(%s, input_tokens), output_tokens = coalesce(%s, output_tokens),
-        duration_ms = coalesce(%s, duration_ms), saved_tokens = coalesce(%s, saved_tokens), ended_at = coalesce(%s, ended_at)
-    where id = %s
+    update model_calls as call set
+        state = coalesce(changed.state, call.state), model = coalesce(changed.model, call.model),
+        attempts = coalesce(changed.attempts, call.attempts),
+        input_tokens = coalesce(changed.input_tokens, call.input_tokens),
+        output_tokens = coalesce(changed.output_tokens, call.output_tokens),
+        duration_ms = coalesce(changed.duration_ms, call.duration_ms),
+        saved_tokens = coalesce(changed.saved_tokens, call.saved_tokens),
+        ended_at = coalesce(changed.ended_at, call.ended_at)
+    from unnest(
+        %s::text[], %s::text[], %s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+        %s::timestamptz[]
+    ) as changed (
+        id, state, model, attempts, input_tokens, output_tokens, duration_ms, saved_tokens, ended_at
+    )
+    where call.id = changed.id
 """
 
 
-def _accepted(event: StoredEvent) -> tuple[object, ...]:
-    accepted = ModelCallAccepted.model_validate_json(event.data)
+def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _accepted(stored: StoredEvent, accepted: ModelCallAccepted) -> tuple[object, ...]:
     owner = accepted.attribution
-    ids = (event.stream.id, event.tenant, accepted.request_id, owner.run_id, owner.agent)
-    return (*ids, accepted.model, event.occurred_at)
+    ids = (stored.stream.id, stored.tenant, accepted.request_id, owner.run_id, owner.agent)
+    return (*ids, accepted.model, stored.occurred_at)
 
 
-def _changed(change: _Change, stored: StoredEvent) -> _Change:
-    match _CODEC.decode(stored):
-        case ModelCallAttemptStarted() as event:
-            return replace(change, state="running", model=event.model, attempts=event.attempt)
+def _changed(change: _Change, event: Event | UnknownEvent, at: datetime) -> _Change:
+    match event:
+        case ModelCallAttemptStarted():
+            return change._replace(state="running", model=event.model, attempts=event.attempt)
         case ModelCallAttemptFailed():
-            return replace(change, state="waiting")
-        case ModelCallCompleted() as event:
-            return replace(
-                change,
+            return change._replace(state="waiting")
+        case ModelCallCompleted():
+            return change._replace(
                 state="completed",
                 model=event.model,
                 input_tokens=event.input_tokens,
                 output_tokens=event.output_tokens,
                 duration_ms=event.duration_ms,
-                ended_at=stored.occurred_at,
+                ended_at=at,
             )
-        case ModelCallServedFromCache() as event:
+        case ModelCallServedFromCache():
             saved = event.input_tokens + event.output_tokens
-            return replace(change, state="cached", model=event.model, saved_tokens=saved, ended_at=stored.occurred_at)
+            return change._replace(state="cached", model=event.model, saved_tokens=saved, ended_at=at)
         case ModelCallFailed():
-            return replace(change, state="failed", ended_at=stored.occurred_at)
+            return change._replace(state="failed", ended_at=at)
         case ModelCallCancelled():
-            return replace(change, state="cancelled", ended_at=stored.occurred_at)
+            return change._replace(state="cancelled", ended_at=at)
         case _:
             return change
 

@@ -1,13 +1,14 @@
 """Recorded answers in the service's own database. They are not facts: the log has their hash, they expire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import psycopg
+from eventlog import arrays
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from servicekit.clock import Clock
@@ -28,7 +29,7 @@ _TABLE: Final = """
 """
 _KEEP: Final = """
     insert into model_call_results as known (call_id, answer, completed, attempt, expires_at)
-    select * from unnest(%s::text[], %s::bytea[], %s::bytea[], %s::int[], %s::timestamptz[])
+    select * from unnest(%s::text[], %s::bytea[], %s::bytea[], %s::bigint[], %s::timestamptz[])
     on conflict (call_id) do update
     set answer = excluded.answer, completed = excluded.completed, attempt = excluded.attempt,
         expires_at = excluded.expires_at
@@ -101,7 +102,7 @@ class PostgresResults:
         newest = {row[0]: row for row in sorted(rows, key=lambda row: row[3])}
         try:
             async with self._writing_connection() as connection:
-                await connection.execute(_KEEP, [list(column) for column in zip(*newest.values(), strict=True)])
+                await connection.execute(_KEEP, _columns(newest.values()), prepare=True, binary=True)
         except StoreUnavailable as error:
             _end(written, error)
         except BaseException:
@@ -116,6 +117,7 @@ class PostgresResults:
         try:
             if self._writer is None:
                 self._writer = await AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=CONNECT_S)
+                arrays.register(self._writer)
                 await self._writer.execute(_UNHURRIED)
             yield self._writer
         except psycopg.Error as error:
@@ -126,6 +128,17 @@ class PostgresResults:
 
     def _connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
         return connected(self.pool, "recorded answers cannot be reached")
+
+
+def _columns(rows: Iterable[_Row]) -> tuple[arrays.Packed, ...]:
+    ids, answers, completed, attempts, expire_at = zip(*rows, strict=True)
+    return (
+        arrays.texts(ids),
+        arrays.byteas(answers),
+        arrays.byteas(completed),
+        arrays.bigints(attempts),
+        arrays.times(expire_at),
+    )
 
 
 def _end(written: Sequence["asyncio.Future[None]"], error: StoreUnavailable | None) -> None:

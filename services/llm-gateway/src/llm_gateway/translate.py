@@ -633,13 +633,35 @@ def _from_part(part: Part) -> pb.Part:
 
 
 def _from_usage(usage: Usage, source: UsageSource) -> pb.Usage:
-    lines = [ledger_pb.UsageLine(**line.model_dump()) for line in billing.usage_lines(usage)]
-    return pb.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, lines=lines, source=source)
+    return pb.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        lines=[_from_usage_line(line) for line in usage.lines] + [_from_tool_units(used) for used in usage.tool_units],
+        source=source,
+    )
+
+
+def _from_usage_line(line: UsageLine) -> ledger_pb.UsageLine:
+    return ledger_pb.UsageLine(
+        direction=line.direction,
+        modality=line.modality,
+        cache=line.cache,
+        reasoning=line.reasoning,
+        quantity=line.quantity,
+        ttl=line.ttl or "",
+        unit=billing.TOKENS,
+    )
+
+
+def _from_tool_units(used: ToolUnits) -> ledger_pb.UsageLine:
+    return ledger_pb.UsageLine(
+        direction="output", modality="text", cache="none", quantity=used.quantity, unit=billing.tool_unit(used)
+    )
 
 
 def _to_usage(usage: pb.Usage) -> Usage:
-    tokens = (_to_usage_line(line) for line in usage.lines if line.unit in ("", "tokens"))
-    uses = (ToolUnits(line.unit, line.quantity) for line in usage.lines if line.unit not in ("", "tokens"))
+    tokens = (_to_usage_line(line) for line in usage.lines if line.unit in ("", billing.TOKENS))
+    uses = (ToolUnits(line.unit, line.quantity) for line in usage.lines if line.unit not in ("", billing.TOKENS))
     return Usage.of(tokens, tuple(uses))
 
 

@@ -9,7 +9,9 @@ import time
 from uuid import UUID
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"
-_TEXT_LENGTH = 26
+_PAIRS = tuple(high + low for high in _DIGITS for low in _DIGITS)
+_PAIR_SHIFTS = tuple(range(120, -1, -10))
+"""26 digits, two at a time."""
 _VARIANT = 0b10 << 62
 
 
@@ -42,4 +44,4 @@ def _with_version(value: int, version: int) -> UUID:
 
 def _text(value: UUID) -> str:
     number = value.int
-    return "".join(_DIGITS[number >> shift & 31] for shift in range(5 * (_TEXT_LENGTH - 1), -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _PAIR_SHIFTS])

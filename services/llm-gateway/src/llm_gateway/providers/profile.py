@@ -76,7 +76,9 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
     messages, foreign = _without_foreign_parts(request.messages, dialect)
     limit = request.max_output_tokens or profile.output_tokens_default
     warnings = (*(f"{name} is not supported by {request.model} and was left out" for name in missing), *foreign)
-    return Adapted(replace(_without(request, missing), messages=messages, max_output_tokens=limit), warnings)
+    if messages is not request.messages or limit != request.max_output_tokens:
+        request = replace(request, messages=messages, max_output_tokens=limit)
+    return Adapted(_without(request, missing), warnings)
 
 
 def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> Iterator[str]:
