@@ -39,9 +39,9 @@ OUT, IN = "(outside)", "(edge)"
 """The networks that are not internal: a way to providers of models, and the way in."""
 CALLS = {
     "agent-registry": {"agent-runtime", "consensus", "cost-ledger", "llm-gateway", "tool-executor", "ws-gateway"},
-    "cost-ledger": {"agent-registry", "agent-runtime", "llm-gateway", "ws-gateway"},
+    "cost-ledger": {"agent-registry", "agent-runtime", "llm-gateway", "tool-executor", "ws-gateway"},
     "consensus": {"agent-registry", "agent-runtime", "ws-gateway"},
-    "tool-executor": {"agent-registry", "agent-runtime", "ws-gateway"},
+    "tool-executor": {"agent-registry", "agent-runtime", "cost-ledger", "ws-gateway"},
     "llm-gateway": {"agent-registry", "agent-runtime", "cost-ledger", "ws-gateway", SIMULATOR, OUT},
     "agent-runtime": {"agent-registry", "consensus", "cost-ledger", "llm-gateway", "tool-executor", "ws-gateway"},
     "ws-gateway": {

@@ -1,5 +1,6 @@
 """Budgets in other units than money, with a limit for each conversation, and in rolling windows: the same rules hold."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -165,6 +166,19 @@ class TestTools:
         denied = first(decide(book, call("c2", 0, 0, fixed=1, quantities=bound)))
         assert isinstance(denied, ReservationDenied)
         assert denied.available_quantity == 10_000
+
+    def test_time_alone_can_be_held_without_any_money(self) -> None:
+        bound = (Quantity(unit="tool_ms", quantity=30_000),)
+        book = after(quota("tool_ms", 40_000), call("c1", 0, 0, fixed=0, quantities=bound))
+        assert (book.available(hold()), book.reservation("c1").reserved) == (10_000, 0)  # type: ignore[union-attr]
+
+    def test_an_overdrawn_budget_refuses_nothing_to_a_tool_that_needs_nothing_of_it(self) -> None:
+        bound = (Quantity(unit="tool_ms", quantity=1_000),)
+        book = after(quota("nano_usd", 10, "money"), call("c1", 0, 0, fixed=10))
+        book = after(Settle("c1", (), 25, "provider_final", NOW), book=book)
+        free, priced = (replace(call("c2", 0, 0, fixed=price, quantities=bound), model="") for price in (0, 1))
+        assert isinstance(first(decide(book, free)), CostReserved)
+        assert isinstance(first(decide(book, priced)), ReservationDenied)
 
     def test_a_charge_counts_as_a_call(self) -> None:
         (event,) = decide(after(quota("calls", 100)), tool("c1", 5))

@@ -311,10 +311,16 @@ async def test_group_04_what_was_published_while_the_ledger_was_down_is_in_the_n
     await client.close()
 
 
-def tool_failed(call_id: str) -> tools.ToolCallFailed:
+def tool_failed(call_id: str, cpu_ms: int | None = None) -> tools.ToolCallFailed:
     failure = Failure(reason="TIMED_OUT", message="after 5 s")
     return tools.ToolCallFailed(
-        call_id=call_id, attempt=1, tool="sql", outcome="timed_out", failure=failure, duration_ms=5_000
+        call_id=call_id,
+        attempt=1,
+        tool="sql",
+        outcome="timed_out",
+        failure=failure,
+        duration_ms=5_000,
+        cpu_ms=cpu_ms,
     )
 
 
@@ -346,6 +352,49 @@ async def test_a_failed_tool_call_settles_its_time_and_no_money(world: World) ->
     await world.publish_tools(tool_failed("call_1"), tool_failed("nobody reserved this"))
     assert await tool_time(world) == (5_000, 0)
     assert await world.amounts() == (0, 0)
+
+
+async def test_a_failed_tool_call_whose_processor_time_was_measured_settles_that_too(world: World) -> None:
+    await world.ledger.set_budget(SetBudget("cpu", Attribution(), 10_000, True, "day", NOW, unit="cpu_ms"), LOCAL)
+    cpu = (Quantity(unit="cpu_ms", quantity=9_000),)
+    for call_id in ("measured", "unmeasured"):
+        await world.ledger.reserve(ReservationRequest(call_id, OWNER, "", 0, 0, 0, None, quantities=cpu), LOCAL)
+        await world.publish_tools(tool_failed(call_id, cpu_ms=700 if call_id == "measured" else None))
+        posted = (await world.ledger.get_budget("cpu", LOCAL)).posted
+        assert posted == (700 if call_id == "measured" else 700 + 9_000)
+
+
+async def test_group_03_what_a_tool_call_of_unknown_outcome_holds_is_in_suspense_until_somebody_says(
+    world: World,
+) -> None:
+    await reserve_tool(world, "call_1")
+    lost = tools.ToolCallOutcomeUnknown(call_id="call_1", attempt=1, tool="pay", evidence="its worker died")
+    await world.publish_tools(lost, lost)
+    assert (await world.reservation("call_1")).state == "suspense"
+    assert await world.amounts() == (0, 100)
+
+    await world.publish_tools(reconciled("call_1", happened=True, cost=60))
+    assert (await world.reservation("call_1")).state == "settled"
+    assert await world.amounts() == (60, 0)
+    assert await tool_time(world) == (9_000, 0)
+
+
+async def test_a_tool_call_that_did_not_happen_after_all_gives_back_what_it_held(world: World) -> None:
+    await reserve_tool(world, "call_1")
+    await world.publish_tools(
+        tools.ToolCallOutcomeUnknown(call_id="call_1", attempt=1, tool="pay", evidence="cancelled"),
+        reconciled("call_1", happened=False),
+        reconciled("nobody reserved this", happened=False),
+        reconciled("nor this", happened=True),
+    )
+    assert (await world.reservation("call_1")).state == "released"
+    assert (await world.amounts(), await tool_time(world)) == ((0, 0), (0, 0))
+
+
+def reconciled(call_id: str, *, happened: bool, cost: int = 0) -> tools.ToolCallReconciled:
+    return tools.ToolCallReconciled(
+        call_id=call_id, happened=happened, result_json="", reason="looked", by="usr_ada", cost_nano_usd=cost
+    )
 
 
 async def test_the_time_of_a_free_tool_call_counts_where_a_quota_does(world: World) -> None:

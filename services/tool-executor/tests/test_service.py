@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,22 +20,34 @@ from launcher.processes import Warden
 from launcher.testing import RunningNats, RunningPostgres, running_nats
 from servicekit.errors import (
     AlreadyExists,
+    BudgetExhausted,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
     ServiceError,
+    Unavailable,
     from_rpc_error,
+    trailers,
 )
 from servicekit.testing import Served, serve_in_process, settings_for
 from synod.common.event import Event
 from synod.common.ids import new_id
 from synod.common.subjects import SHARED_TENANT
 from synod.common.values import Attribution
+from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerServicer, add_CostLedgerServicer_to_server
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
-from synod.tool_executor.events import EVENTS, EffectClass, ToolCallRequested, ToolCallStarted
+from synod.tool_executor.events import (
+    EVENTS,
+    EffectClass,
+    ToolCallCompleted,
+    ToolCallReconciled,
+    ToolCallRequested,
+    ToolCallStarted,
+)
 from synod.tool_executor.v1 import tool_executor_pb2 as pb
 from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
 from tool_executor import arguments
@@ -83,8 +96,39 @@ PAY = NetworkTool(
 )
 
 
-def settings(postgres_dsn: str, nats: RunningNats, state_dir: Path, **values: Any) -> Settings:
-    return settings_for(Settings, postgres_dsn, nats.url, state_dir=state_dir, warm=False, **values)
+@dataclass
+class Ledger(CostLedgerServicer):
+    """A ledger in this process that reserves everything but what `refusals` says, by tenant."""
+
+    reserved: list[ledger_pb.ReserveRequest] = field(default_factory=list)
+    refusals: dict[str, ServiceError] = field(default_factory=dict)
+    address: str = ""
+
+    async def Reserve(
+        self, request: ledger_pb.ReserveRequest, context: grpc.aio.ServicerContext
+    ) -> ledger_pb.Reservation:  # type: ignore[override, type-arg]
+        if refusal := self.refusals.get(request.attribution.tenant_id):
+            await context.abort(refusal.code, refusal.message, trailers(refusal, "cost-ledger"))
+        self.reserved.append(request)
+        return ledger_pb.Reservation(reservation_id=request.reservation_id, state=ledger_pb.RESERVATION_STATE_HELD)
+
+    def of(self, tenant: str) -> list[ledger_pb.ReserveRequest]:
+        return [request for request in self.reserved if request.attribution.tenant_id == tenant]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ledger() -> AsyncIterator[Ledger]:
+    ledger, server = Ledger(), grpc.aio.server()
+    add_CostLedgerServicer_to_server(ledger, server)
+    ledger.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    yield ledger
+    await server.stop(0)
+
+
+def settings(postgres_dsn: str, nats: RunningNats, state_dir: Path, ledger: Ledger, **values: Any) -> Settings:
+    peers = {"cost-ledger": ledger.address}
+    return settings_for(Settings, postgres_dsn, nats.url, state_dir=state_dir, warm=False, peers=peers, **values)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -94,6 +138,7 @@ async def service(
     launcher_warden: Warden,
     tmp_path_factory: pytest.TempPathFactory,
     capabilities: Capabilities,
+    ledger: Ledger,
 ) -> AsyncIterator[Served[Settings]]:
     """One for all tests; each has a tenant of its own."""
     state_dir = tmp_path_factory.mktemp("state")
@@ -102,7 +147,8 @@ async def service(
         postgres_server.fresh_database() as dsn,
         running_nats(launcher_directory / "nats-tools", launcher_warden) as nats,
     ):
-        async with serve_in_process(composed, settings(dsn, nats, state_dir)) as served:
+        given = settings(dsn, nats, state_dir, ledger, tool_prices={"pay": 70})
+        async with serve_in_process(composed, given) as served:
             yield served
 
 
@@ -192,7 +238,7 @@ async def left_open(
         arguments_sha256=parsed.sha256,
         effect=effect,
         grant_id="grt_1",
-        attribution=Attribution(),
+        attribution=Attribution(tenant_id=tenant, agent="analyst", tool=tool),
     )
     started = ToolCallStarted(call_id=call_id, attempt=1, worker="wrk_dead", isolation="L2")
     codec, now = Codec[Event](EVENTS, sealed_below=True), datetime.now(UTC)
@@ -307,11 +353,11 @@ async def test_an_agent_acts_as_itself_only(service: Served[Settings], tenant: s
 
 
 async def test_a_tool_that_needs_more_isolation_than_there_is_does_not_run(
-    postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path, tenant: str
+    postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path, tenant: str, ledger: Ledger
 ) -> None:
     weak = capabilities_of(0, {"landlock": "ENOSYS: Function not implemented"})
     composed = partial(compose_with, tools=catalogue(), capabilities=weak)
-    async with serve_in_process(composed, settings(postgres_dsn, fresh_nats, tmp_path)) as served:
+    async with serve_in_process(composed, settings(postgres_dsn, fresh_nats, tmp_path, ledger)) as served:
         stub = stub_of(served, tenant)
         await grant(stub)
         error = await refusal(stub.Execute(execute("c1", "python_exec", {"code": "result = 1"})))
@@ -337,6 +383,79 @@ async def test_too_many_calls_are_refused_and_told_when_to_come_back(
         assert error.retry_after_s == 1.0
         assert "agent 'analyst' runs 1" in error.message
         assert (await stub.Execute(execute("c2", "calc", {"expression": "1"}))).state == pb.TOOL_CALL_STATE_SUCCEEDED
+
+
+# --- what calls may take ------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_call_may_take_is_held_under_its_id_before_it_runs_and_told_when_it_ends(
+    service: Served[Settings], stub: ToolExecutorStub, ledger: Ledger, tenant: str
+) -> None:
+    await grant(stub)
+    request = execute("c1", "python_exec", {"code": "result = sum(range(100000))"})
+    request.attribution.run_id = "run_2"
+    await stub.Execute(request)
+    (held,) = ledger.of(tenant)
+    assert (held.reservation_id, held.attribution.run_id, held.attribution.tool) == ("c1", "run_2", "python_exec")
+    most = {each.unit: each.quantity for each in held.quantities}
+    (done,) = await events_of(service, tenant, "ToolCallCompleted")
+    assert isinstance(done, ToolCallCompleted)
+    assert 0 < done.duration_ms <= most["tool_ms"]
+    assert 0 < done.cpu_ms <= most["cpu_ms"]
+
+
+async def test_a_call_that_a_quota_has_no_room_for_does_not_happen_and_the_ledgers_answer_is_passed_on(
+    service: Served[Settings], stub: ToolExecutorStub, ledger: Ledger, tenant: str
+) -> None:
+    await grant(stub)
+    ledger.refusals[tenant] = BudgetExhausted("compute", 5, 30_200)
+    request = execute("c1", "python_exec", {"code": "result = 1"})
+    error = await refusal(stub.Execute(request))
+    assert (error.reason, error.metadata["budget_id"], error.retryable) == ("BUDGET_EXHAUSTED", "compute", False)
+    assert not await events_of(service, tenant, "ToolCallRequested")
+    del ledger.refusals[tenant]
+    assert (await stub.Execute(request)).state == pb.TOOL_CALL_STATE_SUCCEEDED
+
+
+async def test_without_the_ledger_nothing_that_is_charged_for_begins_and_the_rest_goes_on(
+    stub: ToolExecutorStub, ledger: Ledger, tenant: str
+) -> None:
+    await grant(stub)
+    ledger.refusals[tenant] = Unavailable("the ledger starts")
+    error = await refusal(stub.Execute(execute("c1", "python_exec", {"code": "result = 1"})))
+    assert (error.reason, error.retryable) == ("LEDGER_UNAVAILABLE", True)
+    assert (await stub.Execute(execute("c2", "calc", {"expression": "1"}))).state == pb.TOOL_CALL_STATE_SUCCEEDED
+    assert not ledger.of(tenant)
+
+
+async def test_another_attempt_after_a_crash_holds_the_same_again_and_no_more(
+    service: Served[Settings], stub: ToolExecutorStub, ledger: Ledger, tenant: str
+) -> None:
+    await grant(stub)
+    given = {"code": "result = 1"}
+    await stub.Execute(execute("c0", "python_exec", given))
+    request = await left_open(service, tenant, "c1", "python_exec", given, "pure")
+    answers = [await stub.Execute(request), await stub.Execute(request)]
+    assert [answer.attempt for answer in answers] == [2, 2]
+    whole, again = ledger.of(tenant)
+    assert (again.reservation_id, again.attribution.tool) == ("c1", "python_exec")
+    assert (again.ttl, list(again.quantities)) == (whole.ttl, list(whole.quantities))
+
+
+async def test_what_has_a_price_holds_it_and_costs_it_if_it_happened(
+    service: Served[Settings], stub: ToolExecutorStub, ledger: Ledger, tenant: str
+) -> None:
+    await grant(stub)
+    call = asyncio.create_task(stub.Execute(execute("c1", "pay", {"cents": 5})))
+    await running(stub, "c1")
+    await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
+    await call
+    await stub.ReconcileToolCall(pb.ReconcileToolCallRequest(call_id="c1", happened=True, reason="statement"))
+    (held,) = ledger.of(tenant)
+    assert held.upper_bound_nano_usd == 70
+    (said,) = await events_of(service, tenant, "ToolCallReconciled")
+    assert isinstance(said, ToolCallReconciled)
+    assert said.cost_nano_usd == 70
 
 
 # --- calls in flight ----------------------------------------------------------------------------------------------------
@@ -578,7 +697,8 @@ async def test_a_version_that_runs_here_no_more_can_still_be_looked_up(
     service: Served[Settings], stub: ToolExecutorStub, tenant: str
 ) -> None:
     settled = await stub.ListTools(pb.ListToolsRequest())
-    async with serve_in_process(compose, service.host.settings, key=service.key) as without_pay:
+    unpriced = service.host.settings.model_copy(update={"tool_prices": {}})
+    async with serve_in_process(compose, unpriced, key=service.key) as without_pay:
         there = stub_of(without_pay, tenant)
         listed = await there.ListTools(pb.ListToolsRequest())
         found = await there.GetTool(pb.GetToolRequest(reference="pay@1.0.0"))

@@ -52,7 +52,7 @@ SERVICES = (
     Service(AUTHORITY, 1, reads=(RUNTIME, TOOLS)),
     Service("cost-ledger", 5, needs=(AUTHORITY,), reads=(MODELS, TOOLS)),
     Service("consensus", 6, needs=(AUTHORITY,)),
-    Service(TOOLS, 4, needs=(AUTHORITY,)),
+    Service(TOOLS, 4, needs=("cost-ledger",)),
     Service(MODELS, 3, needs=("cost-ledger",), secrets=PROVIDER_KEYS),
     Service(
         RUNTIME,

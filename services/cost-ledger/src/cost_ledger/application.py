@@ -74,7 +74,10 @@ EXPIRIES_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """At most so many tokens of `model`, or `upper_bound` nano-USD unless that is 0. `ttl` None is the default."""
+    """At most so many tokens of `model`, or `upper_bound` nano-USD unless that is 0; without a model that and `quantities`.
+
+    `ttl` None is the default.
+    """
 
     reservation_id: str
     attribution: Attribution
@@ -366,7 +369,7 @@ class CostLedger:
             model=request.model,
             input_tokens_max=request.input_tokens_max,
             output_tokens_max=request.output_tokens_max,
-            fixed=request.upper_bound or None,
+            fixed=request.upper_bound or (None if request.model else 0),
             book_price=self.prices.price(request.model, now, request.terms),
             at=now,
             expires_at=now + (request.ttl or TTL_DEFAULT),
@@ -475,7 +478,7 @@ def _digest(request: ReservationRequest, attribution: Attribution) -> str:
 def _check_reservation(request: ReservationRequest) -> None:
     check_name("reservation_id", request.reservation_id)
     check_attribution("attribution", request.attribution)
-    check_model(request.model, request.upper_bound)
+    check_model(request.model, needed=not (request.upper_bound or request.quantities))
     check_range("input_tokens_max", request.input_tokens_max, TOKENS_MAX)
     check_range("output_tokens_max", request.output_tokens_max, TOKENS_MAX)
     check_amount("upper_bound_nano_usd", request.upper_bound)

@@ -42,10 +42,11 @@ def check_batch(items: int) -> None:
         raise RequestInvalid("items", items, f"has at most {ITEMS_MAX} entries")
 
 
-def check_model(model: str, upper_bound: int) -> None:
+def check_model(model: str, *, needed: bool) -> None:
+    """`needed`: without one nothing would be held."""
     check_text("model", model)
-    if not model and not upper_bound:
-        raise RequestInvalid("model", "", "give a model with token bounds, or upper_bound_nano_usd")
+    if not model and needed:
+        raise RequestInvalid("model", "", "give a model with token bounds, upper_bound_nano_usd, or quantities")
     if model:
         check_model_name("model", model)
 

@@ -157,8 +157,12 @@ def _bound(command: Reserve, price: Price) -> Amounts:
 def _denied(
     book: Book, command: Reserve, held: Iterable[tuple[Budget, Hold]], amounts: Amounts
 ) -> ReservationDenied | None:
-    """The refusal by the hard budget that lacks most, money before quotas, if one does not cover its amount. All or none."""
-    left = [(budget, hold, book.available(hold)) for budget, hold in held if budget.hard]
+    """The refusal by the hard budget that lacks most, money before quotas, if one does not cover its amount. All or none.
+
+    An overdrawn budget refuses any call of a model; what has none, as a tool, only if it needs something of that budget.
+    """
+    hard = ((budget, hold) for budget, hold in held if budget.hard and (command.model or amounts.of(budget.unit)))
+    left = [(budget, hold, book.available(hold)) for budget, hold in hard]
     short = [(budget, hold, available) for budget, hold, available in left if available < amounts.of(budget.unit)]
     if not short:
         return None

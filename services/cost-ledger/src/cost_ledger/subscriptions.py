@@ -71,7 +71,9 @@ class ToolUsage:
 
     name: ClassVar[str] = "tool_usage"
     version: ClassVar[int] = 1
-    types: ClassVar[frozenset[str] | None] = frozenset({"ToolCallCompleted", "ToolCallFailed"})
+    types: ClassVar[frozenset[str] | None] = frozenset(
+        {"ToolCallCompleted", "ToolCallFailed", "ToolCallOutcomeUnknown", "ToolCallReconciled"}
+    )
     tables: ClassVar[str] = _TABLES
 
     def __init__(self, ledger: CostLedger) -> None:
@@ -88,6 +90,12 @@ class ToolUsage:
                 await self._ledger.charge(_charge(stored, event), _context(stored))
             case tools.ToolCallFailed():
                 await self._ledger.settle_tool(_failed(stored, event), _context(stored))
+            case tools.ToolCallOutcomeUnknown():
+                await self._ledger.doubt(event.call_id, _context(stored))
+            case tools.ToolCallReconciled(happened=True):
+                await self._ledger.settle_tool(_reconciled(stored, event), _context(stored))
+            case tools.ToolCallReconciled():
+                await self._ledger.release_unbilled(event.call_id, "its effect did not happen", _context(stored))
 
 
 def _outcome(stored: StoredEvent, event: Event) -> Outcome:
@@ -140,8 +148,15 @@ def _charge(stored: StoredEvent, event: tools.ToolCallCompleted) -> Charge:
 
 def _failed(stored: StoredEvent, event: tools.ToolCallFailed) -> Charge:
     """A failed call does not say whose it was, nor that it cost money; its time it has used."""
-    time = (Quantity(unit="tool_ms", quantity=event.duration_ms),)
+    time: tuple[Quantity, ...] = (Quantity(unit="tool_ms", quantity=event.duration_ms),)
+    if event.cpu_ms is not None:
+        time = (*time, Quantity(unit="cpu_ms", quantity=event.cpu_ms))
     return Charge(event.call_id, Attribution(tool=event.tool), 0, stored.occurred_at, stored.position, time)
+
+
+def _reconciled(stored: StoredEvent, event: tools.ToolCallReconciled) -> Charge:
+    """It happened after all. How long it took nobody knows, so its time is taken as reserved."""
+    return Charge(event.call_id, Attribution(), event.cost_nano_usd, stored.occurred_at, stored.position, ())
 
 
 def _context(stored: StoredEvent) -> Context:

@@ -34,6 +34,7 @@ from tool_executor.grants import GrantIndex
 from tool_executor.manifests import Catalogue, Offer
 from tool_executor.outcomes import end_of
 from tool_executor.slots import Slots
+from tool_executor.spending import OVERRUN_S, Ledger, Reservation, reservation_of
 from tool_executor.telemetry import Telemetry
 from tool_executor.tools.runner import ToolResult
 from tool_executor.tools.tool import Tool
@@ -45,8 +46,6 @@ LOOK_AGAIN_S: Final = 1.0
 """How soon a caller who waits for a call in another process looks whether that process lives."""
 ANSWER_MARGIN_S: Final = 0.5
 """What a tool is given less than its caller waits, so that a call that runs out of time is still answered."""
-OVERRUN_S: Final = 0.2
-"""What a runner is given beyond a call's deadline to end it in its own words."""
 
 Decide = Callable[[ToolCall], Sequence[Event]]
 
@@ -95,6 +94,7 @@ class Parts:
     workers: Workers
     workspaces: Workspaces
     telemetry: Telemetry
+    ledger: Ledger
     worker: str
 
 
@@ -110,6 +110,7 @@ class _Job:
     directory: Path
     attempt: Attempt
     deadline_s: float
+    reservation: Reservation | None
     context: Context
 
 
@@ -199,7 +200,7 @@ class ToolExecutor:
         offer = self._parts.catalogue.find(order.tool)
         arguments.check(offer.tool.name, offer.parameters, given)
         grant_id = self._parts.grants.find(context.tenant, order.agent, offer.tool.name)
-        requested = _requested(order, offer.manifest, given, grant_id)
+        requested = _requested(order, offer, given, grant_id)
         job = await self._job(id, requested, offer, order.time_left_s, context)
         return await self._parts.flights.start(
             self._start(job, lambda state: domain.start(state, requested, job.attempt))
@@ -230,13 +231,16 @@ class ToolExecutor:
             directory=await asyncio.to_thread(self._parts.workspaces.directory, context.tenant, requested.workspace_id),
             attempt=Attempt(self._parts.worker, level.name),
             deadline_s=deadline_s(offer.manifest.timeout_ms / 1000, time_left_s),
+            reservation=reservation_of(requested, offer),
             context=context,
         )
 
     async def _start(self, job: _Job, decide: Decide) -> bool:
-        """Record the start, and only then let the tool run."""
+        """Hold what it may take, record the start, and only then let the tool run."""
         with ExitStack() as held:
             held.enter_context(self._parts.slots.taken(job.context.tenant, job.agent))
+            if job.reservation is not None:
+                await self._parts.ledger.reserve(job.reservation, job.context)
             executed = await self._calls.execute(job.id, decide, job.context)
             number = next((event.attempt for event in executed.events if isinstance(event, ToolCallStarted)), 0)
             if number:
@@ -296,7 +300,8 @@ def deadline_s(timeout_s: float, time_left_s: float | None) -> float:
     return min(timeout_s, max(time_left_s - ANSWER_MARGIN_S, time_left_s / 2))
 
 
-def _requested(order: Order, manifest: ToolRegistered, given: Arguments, grant_id: str) -> ToolCallRequested:
+def _requested(order: Order, offer: Offer, given: Arguments, grant_id: str) -> ToolCallRequested:
+    manifest = offer.manifest
     return ToolCallRequested(
         call_id=order.call_id,
         tool=manifest.name,
@@ -309,6 +314,7 @@ def _requested(order: Order, manifest: ToolRegistered, given: Arguments, grant_i
         effect=manifest.effect,
         grant_id=grant_id,
         attribution=order.attribution.model_copy(update={"tool": manifest.name}),
+        price_nano_usd=offer.price_nano_usd,
     )
 
 

@@ -81,12 +81,15 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """``certain``: it is known that the effect did not happen, because the tool itself said so or never ran."""
+    """``certain``: it is known that the effect did not happen, because the tool itself said so or never ran. ``cpu_ms`` is
+    None where nobody measured.
+    """
 
     outcome: Outcome
     failure: Failure
     duration_ms: int
     certain: bool
+    cpu_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +191,7 @@ def finish(state: ToolCall, attempt: int, end: End) -> Sequence[Event]:
             evidence = f"{end.failure.reason}: {end.failure.message}"
             return [_unknown(requested, attempt, evidence)]
         case Failed():
-            return [_failed(requested, attempt, end.outcome, end.failure, end.duration_ms)]
+            return [_failed(requested, attempt, end)]
         case Interrupted():
             return give_up(state, attempt, end.evidence)
 
@@ -200,7 +203,7 @@ def cancel(state: ToolCall, by: str, duration_ms: int) -> Sequence[Event]:
     if state.at_most_once:
         return [_unknown(state.requested, state.attempt, f"cancelled by {by} while it ran")]
     failure = Failure(reason="CANCELLED", message=f"cancelled by {by}")
-    return [_failed(state.requested, state.attempt, "cancelled", failure, duration_ms)]
+    return [_failed(state.requested, state.attempt, Failed("cancelled", failure, duration_ms, certain=False))]
 
 
 def reconcile(state: ToolCall, command: Reconcile) -> Sequence[Event]:
@@ -213,6 +216,7 @@ def reconcile(state: ToolCall, command: Reconcile) -> Sequence[Event]:
         result_json=command.result_json,
         reason=command.reason,
         by=command.by,
+        cost_nano_usd=state.requested.price_nano_usd if command.happened else 0,
     )
     if state.reconciled == said:
         return []
@@ -240,19 +244,19 @@ def _completed(requested: ToolCallRequested, attempt: int, end: Succeeded) -> To
         duration_ms=end.duration_ms,
         cpu_ms=end.cpu_ms,
         attribution=requested.attribution,
+        cost_nano_usd=requested.price_nano_usd,
     )
 
 
-def _failed(
-    requested: ToolCallRequested, attempt: int, outcome: Outcome, failure: Failure, duration_ms: int
-) -> ToolCallFailed:
+def _failed(requested: ToolCallRequested, attempt: int, end: Failed) -> ToolCallFailed:
     return ToolCallFailed(
         call_id=requested.call_id,
         attempt=attempt,
         tool=requested.tool,
-        outcome=outcome,
-        failure=failure,
-        duration_ms=duration_ms,
+        outcome=end.outcome,
+        failure=end.failure,
+        duration_ms=end.duration_ms,
+        cpu_ms=end.cpu_ms,
     )
 
 

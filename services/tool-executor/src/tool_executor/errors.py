@@ -23,7 +23,9 @@ Refused                     the request was not carried out; nothing ran and not
 ├── IdempotencyConflict     the call id stands for another call
 ├── CallUnknown             no call of this id in this tenant
 ├── NotReconcilable         the outcome of the call is known already, or it has not ended
-└── GrantUnknown            no grant of this id in this tenant
+├── GrantUnknown            no grant of this id in this tenant
+├── LedgerRefused           a budget or quota has no room for the call; the ledger's own answer is passed on
+└── LedgerUnavailable       the ledger cannot be asked now; repeat with the same call id
 """
 
 from dataclasses import dataclass
@@ -33,13 +35,19 @@ from tool_executor.sandboxes.sandbox import NO_TRANSCRIPT, Transcript
 
 
 class ToolCallFailed(Exception):
-    """A tool call came to no result. `retryable` says whether the same call may succeed later."""
+    """A tool call came to no result. `retryable` says whether the same call may succeed later.
 
-    def __init__(self, kind: str, message: str, *, retryable: bool = False) -> None:
+    `transcript` holds the output and the resources used until then, NO_TRANSCRIPT where nobody measured.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, retryable: bool = False, transcript: Transcript = NO_TRANSCRIPT
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.retryable = retryable
+        self.transcript = transcript
 
 
 class ToolError(ToolCallFailed):
@@ -47,13 +55,12 @@ class ToolError(ToolCallFailed):
 
 
 class SandboxFailure(ToolCallFailed):
-    """The isolation ended or refused the call. `transcript` holds the output and the resources used until then."""
+    """The isolation ended or refused the call."""
 
     KIND: ClassVar[str]
 
     def __init__(self, message: str, *, retryable: bool = False, transcript: Transcript = NO_TRANSCRIPT) -> None:
-        super().__init__(self.KIND, message, retryable=retryable)
-        self.transcript = transcript
+        super().__init__(self.KIND, message, retryable=retryable, transcript=transcript)
 
 
 class SandboxUnavailable(SandboxFailure):
@@ -226,3 +233,23 @@ class GrantUnknown(Refused):
     @property
     def message(self) -> str:
         return f"there is no grant {self.grant_id!r}; see ListGrants"
+
+
+@dataclass(eq=False)
+class LedgerRefused(Refused):
+    """`answer` is the ledger's own error, which is passed on to the caller unchanged."""
+
+    answer: Exception
+
+    @property
+    def message(self) -> str:
+        return str(self.answer)
+
+
+@dataclass(eq=False)
+class LedgerUnavailable(Refused):
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"no call that is charged for may begin while cost-ledger cannot be asked: {self.reason}"

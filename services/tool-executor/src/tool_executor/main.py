@@ -7,10 +7,12 @@ from eventlog.codec import Codec
 from servicekit.app import run
 from servicekit.host import Host
 from synod.common.ids import new_id
+from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.tool_executor.events import EVENTS
 from synod.tool_executor.v1.tool_executor_pb2_grpc import add_ToolExecutorServicer_to_server
 
 from tool_executor.application import Parts, ToolExecutor, announce
+from tool_executor.clients import GrpcLedger
 from tool_executor.flights import Flights
 from tool_executor.grants import GrantIndex, Grants
 from tool_executor.manifests import Catalogue
@@ -54,7 +56,7 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
         log=log,
         codec=codec,
         clock=host.clock,
-        catalogue=Catalogue(tools, capabilities),
+        catalogue=Catalogue(tools, capabilities, settings.tool_prices),
         runner=runner,
         grants=GrantIndex(log, codec),
         flights=Flights(log, host.clock, host.log_),
@@ -62,6 +64,7 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
         workers=workers,
         workspaces=Workspaces(settings.state_dir / "workspaces"),
         telemetry=Telemetry(host.tracer, host.metrics.registry, settings.calls_max),
+        ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
         worker=worker,
     )
     host.on_stop(runner.aclose)

@@ -3,8 +3,9 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from pydantic import JsonValue
@@ -21,19 +22,29 @@ NEAR_MAX: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A tool, its manifest and the schema of its arguments."""
+    """A tool, its manifest, the schema of its arguments, and what a call costs that comes to a result."""
 
     tool: Tool
     manifest: ToolRegistered
     parameters: dict[str, JsonValue]
+    price_nano_usd: int = 0
 
 
 class Catalogue:
-    """The tools that run here, and how well this machine isolates them."""
+    """The tools that run here, and how well this machine isolates them. `prices` are nano-USD by the tool's name.
 
-    def __init__(self, tools: Sequence[Tool], capabilities: Capabilities) -> None:
+    Raises ToolUnknown for a price of no tool.
+    """
+
+    def __init__(
+        self, tools: Sequence[Tool], capabilities: Capabilities, prices: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self.capabilities = capabilities
-        self._offers = {tool.name: Offer(tool, manifest(tool), tool.parameters_schema()) for tool in tools}
+        self._offers = {
+            tool.name: Offer(tool, manifest(tool), tool.parameters_schema(), prices.get(tool.name, 0)) for tool in tools
+        }
+        for priced in prices:
+            self.find(priced)
 
     @property
     def manifests(self) -> tuple[ToolRegistered, ...]:

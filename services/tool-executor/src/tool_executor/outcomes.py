@@ -9,6 +9,7 @@ from synod.tool_executor.events import Artefact
 
 from tool_executor.domain import EXECUTOR_STOPPED, End, Failed, Interrupted, Outcome, Succeeded
 from tool_executor.errors import CallCancelled, SandboxUnavailable, ToolCallFailed, ToolError, WallLimit
+from tool_executor.sandboxes.sandbox import NO_TRANSCRIPT, Usage
 from tool_executor.tools.runner import ToolResult
 
 RESULT_BYTES_MAX: Final = 256 * 1024
@@ -48,14 +49,19 @@ def _result(result: ToolResult, duration_ms: int) -> Succeeded | Failed:
         ),
         isolation=result.level.name,
         duration_ms=duration_ms,
-        cpu_ms=round((usage.cpu_user_s + usage.cpu_system_s) * 1000),
+        cpu_ms=_cpu_ms(usage),
     )
 
 
 def _failure(error: ToolCallFailed, duration_ms: int) -> Failed:
     outcome: Outcome = "timed_out" if isinstance(error, WallLimit) else "failed"
     failure = Failure(reason=error.kind, message=_clean(error.message), retryable=error.retryable)
-    return Failed(outcome, failure, duration_ms, certain=isinstance(error, ToolError | SandboxUnavailable))
+    cpu_ms = None if error.transcript is NO_TRANSCRIPT else _cpu_ms(error.transcript.usage)
+    return Failed(outcome, failure, duration_ms, isinstance(error, ToolError | SandboxUnavailable), cpu_ms)
+
+
+def _cpu_ms(usage: Usage) -> int:
+    return round((usage.cpu_user_s + usage.cpu_system_s) * 1000)
 
 
 def _clean(text: str) -> str:

@@ -29,6 +29,7 @@ from tool_executor.application import Answer, Order
 from tool_executor.domain import Reconcile, Status, ToolCall
 from tool_executor.manifests import Catalogue
 from tool_executor.projections import GrantRow
+from tool_executor.spending import Reservation
 from tool_executor.workspaces import File
 
 NAME_CHARACTERS_MAX: Final = 128
@@ -150,6 +151,17 @@ def from_grant(row: GrantRow) -> pb.Grant:
     )
 
 
+def from_reservation(reservation: Reservation) -> cost_ledger_pb2.ReserveRequest:
+    bounds = {"tool_ms": reservation.tool_ms_max, "cpu_ms": reservation.cpu_ms_max}
+    return cost_ledger_pb2.ReserveRequest(
+        reservation_id=reservation.call_id,
+        attribution=cost_ledger_pb2.Attribution(**reservation.attribution.model_dump()),
+        upper_bound_nano_usd=reservation.nano_usd_max,
+        quantities=[cost_ledger_pb2.Quantity(unit=unit, quantity=most) for unit, most in bounds.items() if most],
+        ttl=_duration_ms(round(reservation.ttl.total_seconds() * 1000)),
+    )
+
+
 def from_file(file: File) -> pb.WorkspaceFile:
     return pb.WorkspaceFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, media_type=file.media_type)
 
@@ -203,6 +215,11 @@ def _sandbox_unavailable(error: errors.SandboxUnavailable) -> ServiceError:
     return FailedPrecondition(error.message, reason=error.kind, metadata=metadata)
 
 
+def _ledger_answer(error: errors.LedgerRefused) -> ServiceError:
+    answer = error.answer
+    return answer if isinstance(answer, ServiceError) else FailedPrecondition(error.message, reason="LEDGER_REFUSED")
+
+
 ERRORS: Final = (
     ErrorMap()
     .add(errors.FieldInvalid, lambda error: InvalidArgument(error.field, error.value, error.problem))
@@ -222,6 +239,8 @@ ERRORS: Final = (
     )
     .add(errors.CallUnknown, lambda error: NotFound("tool call", error.call_id, remedy="it is known from Execute on"))
     .add(errors.NotReconcilable, lambda error: FailedPrecondition(error.message, reason="OUTCOME_KNOWN"))
+    .add(errors.LedgerRefused, _ledger_answer)
+    .add(errors.LedgerUnavailable, lambda error: Unavailable(error.message, 1.0, reason="LEDGER_UNAVAILABLE"))
     .add(errors.GrantUnknown, lambda error: NotFound("grant", error.grant_id, remedy="see ListGrants"))
     .add(errors.SandboxUnavailable, _sandbox_unavailable)
     .add(errors.CallCancelled, lambda error: Unavailable(error.message, 1.0, reason="STOPPING"))

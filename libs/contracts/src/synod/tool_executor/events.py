@@ -74,6 +74,8 @@ class ToolCallRequested(Event):
     effect: EffectClass
     grant_id: str
     attribution: Attribution
+    price_nano_usd: int = 0
+    """What it costs if it comes to a result; held at cost-ledger with the time that it may take."""
 
 
 class ToolCallStarted(Event):
@@ -111,6 +113,8 @@ class ToolCallFailed(Event):
     outcome: Literal["failed", "timed_out", "cancelled"]
     failure: Failure
     duration_ms: int
+    cpu_ms: int | None = None
+    """None where nobody measured."""
 
 
 class ToolCallOutcomeUnknown(Event):
@@ -132,6 +136,7 @@ class ToolCallReconciled(Event):
     result_json: Annotated[str, Personal()]
     reason: Annotated[str, Personal()]
     by: str
+    cost_nano_usd: int = 0
 
 
 EVENTS: tuple[type[Event], ...] = (

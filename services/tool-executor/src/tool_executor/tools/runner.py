@@ -266,7 +266,7 @@ def _answered(tool: Tool, done: SandboxResult) -> Result:
     try:
         answer = Answer.model_validate_json(done.value).answer
         if isinstance(answer, Refused):
-            raise ToolError(answer.kind, answer.message, retryable=answer.retryable)
+            raise ToolError(answer.kind, answer.message, retryable=answer.retryable, transcript=done.transcript)
         if _depth(answer.value) > JSON_DEPTH_MAX:
             raise OutputLimit(f"the result is nested more than {JSON_DEPTH_MAX} deep", transcript=done.transcript)
         result = tool.result.model_validate_json(json.dumps(answer.value))

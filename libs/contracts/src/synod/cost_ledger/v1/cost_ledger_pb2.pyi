@@ -197,7 +197,7 @@ class ReserveRequest(_message.Message):
     reservation_id: _builtins.str
     """Idempotency key: "<request id>:<attempt>"."""
     model: _builtins.str
-    """"provider/model", for the price; empty when upper_bound_nano_usd is given."""
+    """"provider/model", for the price; may be empty when upper_bound_nano_usd or quantities are given."""
     input_tokens_max: _builtins.int
     """Upper bound of input tokens."""
     output_tokens_max: _builtins.int
