@@ -180,6 +180,14 @@ class Containers:
     def crash_one_of_each(self) -> None:
         engine("kill", *(self.ids(service.name)[0] for service in SERVICES))
 
+    def leave_one_of_each(self) -> None:
+        """Removes all containers of each service but one that serves."""
+        for service in SERVICES:
+            first, *others = sorted(self.ids(service.name), key=is_ready, reverse=True)
+            assert is_ready(first)
+            if others:
+                engine("rm", "--force", *others)
+
     def build_next(self, *services: str) -> None:
         with_revision = {**self._environment, "SYNOD_VERSION": NEXT, "REVISION": NEXT}
         subprocess.run(
