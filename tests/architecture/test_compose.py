@@ -180,11 +180,11 @@ def test_a_container_reaches_what_the_architecture_says_and_nothing_else(name: s
     assert reach(ATTACHED)[name] == REACH[name]
 
 
-def test_tool_executor_reaches_nats_its_database_the_registry_and_who_calls_it() -> None:
-    """By architecture.md it keeps its own log, and asks the registry who may use which tool; tools reach nothing."""
-    assert {other.name for other in needed(Layout(Path()), TOOLS)} == {AUTHORITY}
+def test_tool_executor_reaches_nats_its_database_whom_it_asks_and_who_calls_it() -> None:
+    """It keeps its own log, asks the registry who may use which tool and the ledger what it may spend; tools reach nothing."""
+    assert {other.name for other in needed(Layout(Path()), TOOLS)} == {AUTHORITY, "cost-ledger"}
     near = reach({name: joined for name, joined in ATTACHED.items() if name not in OBSERVERS})["tool-executor"]
-    assert near == {NATS, POSTGRES, AUTHORITY, "agent-runtime", "ws-gateway"}
+    assert near == {NATS, POSTGRES, AUTHORITY, "cost-ledger", "agent-runtime", "ws-gateway"}
 
 
 def test_whom_a_service_calls_is_what_the_launcher_says() -> None:
