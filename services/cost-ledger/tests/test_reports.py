@@ -400,6 +400,21 @@ class TestComparison:
         assert (found.input_tokens, found.cached_tokens, found.cached_of_10000) == (300, 120, 4_000)
         assert (found.errors_of_10000, found.cost_nano_usd, found.cost_per_call_nano_usd) == (2_000, 200, 66)
 
+    @pytest.mark.parametrize("at_once", [True, False])
+    async def test_an_attempt_told_of_twice_ends_as_it_was_told_last(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, at_once: bool
+    ) -> None:
+        log = MemoryEventLog()
+        for event in (started("a"), failed("a"), completed("b", 100), cancelled("a"), started("c"), cancelled("b")):
+            await publish(log, tenant, event)
+        told = await log.read()
+        async with service.host.pool.connection() as connection:
+            await connection.execute("set local search_path to view_model_calls")
+            for batch in [told] if at_once else [[each] for each in told]:
+                await ModelCalls().apply(connection, batch)
+        (found,) = (await ledger.CompareModels(pb.CompareModelsRequest())).models
+        assert (found.calls, found.failed, found.cancelled) == (2, 0, 2)
+
     async def test_a_call_answered_from_the_cache_costs_nothing_and_saved_what_its_equal_cost(
         self, service: Served[Settings], ledger: CostLedgerStub, tenant: str
     ) -> None:

@@ -421,13 +421,15 @@ def attributed(attribution: Attribution, tenant: str, model: str) -> Attribution
 
     So a budget with the scope root_run_id covers a run and all of its members' runs.
     """
-    return attribution.model_copy(
-        update={
-            "tenant_id": tenant,
-            "model": attribution.model or model,
-            "root_run_id": attribution.root_run_id or attribution.run_id,
-        }
-    )
+    whole = {
+        "tenant_id": tenant,
+        "model": attribution.model or model,
+        "root_run_id": attribution.root_run_id or attribution.run_id,
+    }
+    # Most are whole already, as the gateway's are: a copy of those would be for nothing.
+    if all(getattr(attribution, name) == value for name, value in whole.items()):
+        return attribution
+    return attribution.model_copy(update=whole)
 
 
 def _status(book: Book, budget: Budget, now: datetime, share: str) -> BudgetStatus:

@@ -59,7 +59,7 @@ from cost_ledger.errors import (
     ReservationSettled,
     SettlementNotPriced,
 )
-from cost_ledger.folding import card_of, fold
+from cost_ledger.folding import balanced, card_of, fold
 from cost_ledger.postings import moved, owed
 from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
 
@@ -475,4 +475,4 @@ def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]
     holds = [
         hold for event in events if isinstance(event, CostSettled | CostCharged | ChargeRerated) for hold in event.holds
     ]
-    return (*events, *alerts.reached(fold(book, events), holds)) if holds else events
+    return (*events, *alerts.reached(balanced(book, events), holds)) if holds else events

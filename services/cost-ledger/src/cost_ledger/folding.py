@@ -37,9 +37,16 @@ def fold(book: Book, events: Iterable[Event]) -> Book:
     moved: dict[str, int] = {}
     for event in events:
         book = _changed(book, event)
-        for name, amount in entries(event):
-            moved[name] = moved.get(name, 0) + amount
-    return _posted(book, moved) if moved else book
+        _add_entries(moved, event)
+    return _posted(book, moved)
+
+
+def balanced(book: Book, events: Iterable[Event]) -> Book:
+    """The book with the balances after the events, and all else as before: what a budget then has left."""
+    moved: dict[str, int] = {}
+    for event in events:
+        _add_entries(moved, event)
+    return _posted(book, moved)
 
 
 def evolve(book: Book, event: Event) -> Book:
@@ -152,7 +159,14 @@ def _closed(book: Book, reservation: Reservation) -> Book:
     return replace(book, open=book.open.discard(name), closed=book.closed.add(name, reservation))
 
 
+def _add_entries(moved: dict[str, int], event: Event) -> None:
+    for name, amount in entries(event):
+        moved[name] = moved.get(name, 0) + amount
+
+
 def _posted(book: Book, moved: Mapping[str, int]) -> Book:
+    if not moved:
+        return book
     balances = book.balances
     for name, amount in moved.items():
         balance = balances.get(name, 0) + amount
