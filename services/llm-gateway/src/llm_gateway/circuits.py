@@ -154,7 +154,11 @@ class Circuits:
         return tuple(self._circuits)
 
     def _of(self, model: str) -> Circuit:
-        return self._circuits.setdefault(model, Circuit(self._terms))
+        # Asked for several times in each call: a new one is not made only to be thrown away.
+        circuit = self._circuits.get(model)
+        if circuit is None:
+            circuit = self._circuits[model] = Circuit(self._terms)
+        return circuit
 
 
 def verdict(error: ProviderError | None) -> Verdict:
