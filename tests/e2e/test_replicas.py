@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import aiohttp
 import pytest
@@ -14,8 +15,10 @@ from .conftest import NEXT, Containers
 from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
-LOOK_S = 0.2
+LOOK_S = 0.5
 """How often a balancer asks the gateways whether they are ready."""
+ANSWER_S = 30
+"""What takes longer has failed."""
 ASKED = {
     "agent-registry": "/api/v1/agents",
     "cost-ledger": "/api/v1/budgets",
@@ -63,7 +66,7 @@ async def test_a_rolling_upgrade_of_every_service_fails_no_call(replicas: Contai
 
 @dataclass(slots=True)
 class Load:
-    """Clients that ask without a pause, through a balancer before the gateways."""
+    """Two clients that ask without a pause, through a balancer before the gateways."""
 
     containers: Containers
     client: aiohttp.ClientSession
@@ -81,10 +84,12 @@ class Load:
             await asyncio.sleep(LOOK_S)
 
     async def chat(self) -> None:
-        await self._ask_on("POST", "/v1/chat/completions", QUESTION)
+        while True:
+            await self._ask("POST", "/v1/chat/completions", QUESTION)
 
-    async def get(self, path: str) -> None:
-        await self._ask_on("GET", path)
+    async def read(self) -> None:
+        for path in cycle(ASKED.values()):
+            await self._ask("GET", path)
 
     async def answers_more(self, count: int) -> None:
         """Waits for so many answers or a failure."""
@@ -94,21 +99,20 @@ class Load:
                 await self.ends.get()
                 count -= 1
 
-    async def _ask_on(self, method: str, path: str, body: object = None) -> None:
-        while True:
-            edge = self.ready[self.answered % len(self.ready)]
-            if failure := await self._failure(method, edge + path, body):
-                self.failures.append(failure)
-            else:
-                self.answered += 1
-            self.ends.put_nowait(None)
+    async def _ask(self, method: str, path: str, body: object = None) -> None:
+        edge = self.ready[self.answered % len(self.ready)]
+        if failure := await self._failure(method, edge + path, body):
+            self.failures.append(failure)
+        else:
+            self.answered += 1
+        self.ends.put_nowait(None)
 
     async def _failure(self, method: str, url: str, body: object = None) -> str:
         try:
             async with self.client.request(method, url, json=body) as answer:
                 text = await answer.text()
                 return "" if answer.ok else f"{url}: {answer.status} {text}"
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             return f"{url}: {error!r}"
 
     async def _is_ready(self, edge: str) -> bool:
@@ -118,11 +122,11 @@ class Load:
 @asynccontextmanager
 async def under_load(containers: Containers) -> AsyncIterator[Load]:
     headers = {"Authorization": f"Bearer {containers.endpoints.required_key()}"}
-    async with aiohttp.ClientSession(headers=headers) as client:
+    timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as client:
         load = Load(containers, client)
         load.ready = containers.edges()
-        works = [load.balance(), load.chat(), *(load.get(path) for path in ASKED.values())]
-        tasks = [asyncio.create_task(work) for work in works]
+        tasks = [asyncio.create_task(work) for work in (load.balance(), load.chat(), load.read())]
         try:
             yield load
         finally:
