@@ -91,11 +91,12 @@ class ToolUsage:
             case tools.ToolCallFailed():
                 await self._ledger.settle_tool(_failed(stored, event), _context(stored))
             case tools.ToolCallOutcomeUnknown():
-                await self._ledger.doubt(event.call_id, _context(stored))
+                await self._ledger.record([(Unknown(event.call_id), _context(stored))])
             case tools.ToolCallReconciled(happened=True):
                 await self._ledger.settle_tool(_reconciled(stored, event), _context(stored))
             case tools.ToolCallReconciled():
-                await self._ledger.release_unbilled(event.call_id, "its effect did not happen", _context(stored))
+                unbilled = Unbilled(event.call_id, "its effect did not happen")
+                await self._ledger.record([(unbilled, _context(stored))])
 
 
 def _outcome(stored: StoredEvent, event: Event) -> Outcome:
