@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from .crew import Crew
+from .crew import DEADLINE_S, Crew
 from .history import FORBIDDEN, POISON
 from .journal import Archive, Ask, Rebuild, SetClock
 from .servers import Servers
@@ -71,8 +72,11 @@ async def kill_unheard_writer(scene: Scene) -> None:
 
     Whoever is told so nevertheless, while the database answers others, was told too early.
     """
-    scene.proxy.withhold, scene.proxy.withheld = scene.kind.content, 0
-    await scene.crew.until(lambda: scene.proxy.withheld > 0, "a writer to store something")
+    scene.proxy.withheld.clear()
+    scene.proxy.withhold = scene.kind.content
+    # The crew may have nothing more to say: everybody waits for what is withheld.
+    async with asyncio.timeout(DEADLINE_S):
+        await scene.proxy.withheld.wait()
     for _ in range(LOOKS):
         await scene.servers.administer("select 1")
     scene.proxy.withhold = None

@@ -19,8 +19,8 @@ class LossyProxy:
         self.lose_commits = 0
         self.withhold: bytes | None = None
         """A connection whose client says this is lost from there on: the server is given no more of it."""
-        self.withheld = 0
-        """How many bytes it was not given."""
+        self.withheld = asyncio.Event()
+        """Whether it was not given something since this was last cleared."""
 
     @property
     def dsn(self) -> str:
@@ -67,7 +67,7 @@ class LossyProxy:
         while data := await reader.read(65_536):
             losing = losing or (self.withhold is not None and self.withhold in data)
             if losing:
-                self.withheld += len(data)
+                self.withheld.set()
             else:
                 writer.write(data)
                 await writer.drain()
