@@ -405,7 +405,7 @@ class TestComparison:
         self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, at_once: bool
     ) -> None:
         log = MemoryEventLog()
-        for event in (started("a"), failed("a"), completed("b", 100), cancelled("a"), started("c"), cancelled("b")):
+        for event in (started("a"), failed("a"), cancelled("a"), completed("b", 100), started("c"), cancelled("b")):
             await publish(log, tenant, event)
         told = await log.read()
         async with service.host.pool.connection() as connection:

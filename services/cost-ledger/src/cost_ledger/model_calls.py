@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Final, NamedTuple
 from eventlog.codec import Codec
 from eventlog.records import StoredEvent
 from psycopg import AsyncConnection
-from psycopg.sql import Composed
 from synod.common.event import Event
 from synod.common.values import UsageLine
 from synod.llm_gateway import events as llm
@@ -92,7 +91,7 @@ _SERVED: Final = insert_or("served", _SERVED_KEY, (*_SERVED_KEY, "model", "at", 
 class Change(NamedTuple):
     """A row, and the statement that it goes by."""
 
-    statement: Composed
+    statement: bytes
     row: Row
 
     @property
@@ -105,7 +104,7 @@ def _begun_first(events: Iterable[StoredEvent]) -> list[StoredEvent]:
     return sorted(events, key=lambda stored: stored.type != llm.ModelCallAttemptStarted.type_name())
 
 
-def _in_runs(changes: Iterable[Change]) -> Iterator[tuple[Composed, list[Row]]]:
+def _in_runs(changes: Iterable[Change]) -> Iterator[tuple[bytes, list[Row]]]:
     """The changes in their order, in runs of one statement; a statement takes a key once."""
     run: dict[tuple[object, ...], Row] = {}
     statement = _STARTED
