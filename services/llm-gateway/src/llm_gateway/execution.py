@@ -345,6 +345,7 @@ class Execution:
                 response = await (self._raced(attempt, target + 1, hedge) if hedge else self._watched(attempt))
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
+                # A rival that failed too was at the next target.
                 target += bool(self._lost)
                 tried = Tried(target, len(self._targets), tries, self._left_s(), self._has_sibling(target))
                 following = self._next(error, tried)
