@@ -5,7 +5,20 @@ from functools import reduce
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_gateway.calls import Call, begin, check_same, end, evolve, fail_attempt, give_up
+from llm_gateway.calls import (
+    OUTRUN,
+    Billed,
+    Call,
+    Lost,
+    begin,
+    check_same,
+    end,
+    evolve,
+    fail,
+    give_up,
+    has_completed,
+    rival,
+)
 from llm_gateway.errors import RequestIdReused
 from synod.common.event import Event
 from synod.common.values import Attribution, Failure
@@ -90,21 +103,25 @@ def test_other_content_is_refused_in_every_phase() -> None:
             check_same(call, "req", "other")
 
 
+def lost(attempt: int = 1, billed: Billed = "no") -> Lost:
+    return Lost(started(attempt), FAILURE, billed)
+
+
 def test_a_failed_attempt_leaves_the_call_waiting() -> None:
-    events = fail_attempt(given_(ACCEPTED, started()), 1, FAILURE, "no")
+    events = fail(given_(ACCEPTED, started()), [lost()])
     assert events == (failed(),)
     assert given_(ACCEPTED, started(), *events).phase == "waiting"
 
 
 def test_the_last_failed_attempt_ends_the_call() -> None:
-    events = fail_attempt(given_(ACCEPTED, started()), 1, FAILURE, "no", last=True)
+    events = fail(given_(ACCEPTED, started()), [lost()], last=True)
     assert events == (failed(), ModelCallFailed(request_id="req", failure=FAILURE))
     assert given_(ACCEPTED, started(), *events).failure == FAILURE
 
 
 def test_an_attempt_that_was_ended_by_another_has_no_outcome() -> None:
     call = given_(ACCEPTED, started(), failed(), started(2))
-    assert fail_attempt(call, 1, FAILURE, "unknown") == ()
+    assert fail(call, [lost()]) == ()
     assert end(call, completed(1)) == ()
     assert end(call, completed(2)) == (completed(2),)
 
@@ -117,8 +134,58 @@ def test_only_a_waiting_call_is_given_up() -> None:
     )
 
 
+# --- two attempts at once ---
+
+
+def test_a_rival_starts_beside_the_attempt_that_runs_and_a_third_does_not() -> None:
+    call = given_(ACCEPTED, started())
+    assert rival(call, started(2)) == (started(2),)
+    assert rival(given_(ACCEPTED, started(), started(2)), started(3)) == ()
+
+
+def test_a_rival_is_for_a_call_that_runs() -> None:
+    assert rival(given_(), started(1)) == ()
+    assert rival(given_(ACCEPTED, started(), failed()), started(2)) == ()
+    assert rival(given_(ACCEPTED, started(), completed()), started(2)) == ()
+
+
+@pytest.mark.parametrize("winner", [1, 2])
+def test_the_attempt_that_was_outrun_ends_before_the_call(winner: int) -> None:
+    call, other = given_(ACCEPTED, started(), started(2)), 3 - winner
+    events = end(call, completed(winner), [lost(other)])
+    assert events == (failed(other), completed(winner))
+    ended = given_(ACCEPTED, started(), started(2), *events)
+    assert has_completed(ended, winner)
+    assert not has_completed(ended, other)
+    assert ended.running == ()
+
+
+def test_an_attempt_of_which_nobody_says_how_it_ended_may_be_billed() -> None:
+    outrun, _ = end(given_(ACCEPTED, started(), started(2)), completed(2))
+    assert isinstance(outrun, ModelCallAttemptFailed)
+    assert (outrun.attempt, outrun.billed, outrun.failure) == (1, "unknown", OUTRUN)
+
+
+def test_a_call_goes_on_while_one_of_two_attempts_runs() -> None:
+    call = given_(ACCEPTED, started(), started(2))
+    events = fail(call, [lost(1)], last=True)
+    assert events == (failed(1),)
+    assert given_(ACCEPTED, started(), started(2), *events).phase == "running"
+    assert fail(call, [lost(1), lost(2)], last=True) == (
+        failed(1),
+        failed(2),
+        ModelCallFailed(request_id="req", failure=FAILURE),
+    )
+
+
+def test_a_rival_that_was_reserved_and_never_begun_is_told_with_the_end() -> None:
+    call = given_(ACCEPTED, started())
+    assert end(call, completed(1), [lost(2)]) == (started(2), failed(2), completed(1))
+    assert fail(call, [lost(2), lost(1)]) == (started(2), failed(2), failed(1))
+
+
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["begin", "fail", "last", "complete", "cancel", "give_up"]), st.integers(1, 4))
+    st.tuples(st.sampled_from(["begin", "rival", "fail", "last", "complete", "cancel", "give_up"]), st.integers(1, 4))
 )
 
 
@@ -129,8 +196,10 @@ def test_whatever_happens_there_is_at_most_one_end_and_it_is_the_last_event(step
         match step:
             case "begin":
                 new = begin(call, ACCEPTED, started(attempt))
+            case "rival":
+                new = rival(call, started(attempt))
             case "fail" | "last":
-                new = fail_attempt(call, attempt, FAILURE, "unknown", last=step == "last")
+                new = fail(call, [lost(attempt)], last=step == "last")
             case "complete":
                 new = end(call, completed(attempt))
             case "cancel":
@@ -146,3 +215,12 @@ def test_whatever_happens_there_is_at_most_one_end_and_it_is_the_last_event(step
     ]
     assert ends in ([], [len(events) - 1])
     assert call.ended == bool(ends)
+    begun = [event.attempt for event in events if isinstance(event, ModelCallAttemptStarted)]
+    over = [
+        event.attempt
+        for event in events
+        if isinstance(event, ModelCallAttemptFailed | ModelCallCompleted | ModelCallCancelled)
+    ]
+    assert begun == list(range(1, len(begun) + 1))
+    assert len(over) == len(set(over)), "each attempt ends once, so that each reservation is settled once"
+    assert sorted(over + [each.attempt for each in call.running]) == begun

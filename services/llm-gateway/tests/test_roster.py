@@ -11,6 +11,7 @@ from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
 from llm_gateway.deployments import with_roster
 from llm_gateway.domain import ModelRequest
 from llm_gateway.errors import ModelUnavailable, RosterInvalid, UnsupportedParameter
+from llm_gateway.hedging import Hedge
 from llm_gateway.keys import key_id, seal
 from llm_gateway.prices import Price
 from llm_gateway.providers.catalog import OPENAI
@@ -135,6 +136,14 @@ async def test_a_model_is_listed_with_what_the_roster_knows(transport: Transport
     assert (cards["openai/own-1"].price, cards["openai/own-1"].context_tokens) == (Price(250_000, 2_000_000), 4096)
     assert (cards["openai/gpt-4o"].output_tokens_max, cards["openai/gpt-4o"].context_tokens) == (16_384, 128_000)
     assert known.price("openai/own-1") == Price(250_000, 2_000_000)
+
+
+async def test_a_model_is_hedged_as_the_roster_says_and_no_other_is(transport: Transport) -> None:
+    hedged = {"id": "openai/own-1", "hedge_after_s": 2.5, "hedge_pays_twice": True}
+    known = catalogue({"models": [hedged, {"id": "openai/own-2", "hedge_pays_twice": True}]}, transport)
+    assert known.target("openai/own-1").hedge == Hedge(2.5, pays_twice=True)
+    assert known.target("openai/own-2").hedge is None
+    assert known.target("openai/gpt-4o").hedge is None
 
 
 @pytest.mark.parametrize("unsupported", ["drop", "reject"])

@@ -6,10 +6,13 @@
     ┌──▶ waiting ◀───────────────┐         (ServedFromCache: to completed, with an equal call's answer)
     │        │ AttemptStarted    │
     │        ▼                   │
-    │     running ───────────────┘
+    │     running ───────────────┘  (AttemptStarted: a rival beside the one that runs, at most one)
     │        ├──▶ completed   answered; its usage settles the reservation
     │        ├──▶ cancelled   nobody waited for it; what was delivered is charged as counted
     └────────┴──▶ failed      no attempt answered
+
+Of two attempts at once the first to show content or to answer wins. The other ends in the same append as the call, so that
+none is left running behind the end.
 
 A process that dies leaves a call running. Whoever finds it ends the attempt with an unknown outcome, and the call waits
 for its caller to come back. What a living process runs is left to it: the log lets only one begin an attempt.
@@ -17,7 +20,7 @@ for its caller to come back. What a living process runs is left to it: the log l
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from synod.common.event import Event
 from synod.common.values import Failure
@@ -35,17 +38,44 @@ from llm_gateway.errors import RequestIdReused
 
 Phase = Literal["new", "waiting", "running", "completed", "failed", "cancelled"]
 Billed = Literal["no", "unknown"]
+AT_ONCE_MAX: Final = 2
+"""Attempts of one call that may run at once."""
+OUTRUN: Final = Failure(reason="OUTRUN", message="another attempt of the call was faster", retryable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """How an attempt ended that did not answer."""
+
+    started: ModelCallAttemptStarted
+    failure: Failure
+    billed: Billed
+
+    @property
+    def event(self) -> ModelCallAttemptFailed:
+        started = self.started
+        return ModelCallAttemptFailed(
+            request_id=started.request_id,
+            attempt=started.attempt,
+            model=started.model,
+            reservation_id=started.reservation_id,
+            failure=self.failure,
+            billed=self.billed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`attempt` is the number of the last attempt started, from 1; `running` that attempt, while it runs."""
+    """`attempt` is the number of the last attempt started, from 1; `running` those that run, in the order of their start;
+    `answered` the one that the call was answered by.
+    """
 
     phase: Phase = "new"
     request_id: str = ""
     request_sha256: str = ""
     attempt: int = 0
-    running: ModelCallAttemptStarted | None = None
+    running: tuple[ModelCallAttemptStarted, ...] = ()
+    answered: int = 0
     failure: Failure | None = None
 
     @property
@@ -59,17 +89,18 @@ def evolve(call: Call, event: Event) -> Call:
         case ModelCallAccepted():
             return Call("waiting", event.request_id, event.request_sha256)
         case ModelCallAttemptStarted():
-            return replace(call, phase="running", attempt=event.attempt, running=event)
+            return replace(call, phase="running", attempt=event.attempt, running=(*call.running, event))
         case ModelCallAttemptFailed():
-            return replace(call, phase="waiting", running=None)
+            left = tuple(each for each in call.running if each.attempt != event.attempt)
+            return replace(call, phase="running" if left else "waiting", running=left)
         case ModelCallCompleted():
-            return replace(call, phase="completed", running=None)
+            return replace(call, phase="completed", running=(), answered=event.attempt)
         case ModelCallServedFromCache():
-            return replace(call, phase="completed")
+            return replace(call, phase="completed", answered=call.attempt)
         case ModelCallFailed():
-            return replace(call, phase="failed", running=None, failure=event.failure)
+            return replace(call, phase="failed", running=(), failure=event.failure)
         case ModelCallCancelled():
-            return replace(call, phase="cancelled", running=None)
+            return replace(call, phase="cancelled", running=())
         case _:
             return call
 
@@ -83,9 +114,15 @@ def check_same(call: Call, request_id: str, request_sha256: str) -> None:
 def begin(call: Call, accepted: ModelCallAccepted, started: ModelCallAttemptStarted) -> Sequence[Event]:
     """Starts the next attempt, and with the first one accepts the call. No event if the attempt was started before."""
     check_same(call, accepted.request_id, accepted.request_sha256)
-    if call.ended or call.running is not None or started.attempt != call.attempt + 1:
+    if call.ended or call.running or started.attempt != call.attempt + 1:
         return ()
     return (started,) if call.phase == "waiting" else (accepted, started)
+
+
+def rival(call: Call, started: ModelCallAttemptStarted) -> Sequence[Event]:
+    """Starts another attempt beside the one that runs. No event if none does any more, or two do."""
+    fits = 0 < len(call.running) < AT_ONCE_MAX and started.attempt == call.attempt + 1
+    return (started,) if fits else ()
 
 
 def serve(call: Call, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Sequence[Event]:
@@ -96,20 +133,18 @@ def serve(call: Call, accepted: ModelCallAccepted, served: ModelCallServedFromCa
     return (accepted, served) if call.phase == "new" else ()
 
 
-def fail_attempt(call: Call, attempt: int, failure: Failure, billed: Billed, *, last: bool = False) -> Sequence[Event]:
-    """Ends a running attempt, and with the last one the call."""
-    running = call.running
-    if running is None or running.attempt != attempt:
+def fail(call: Call, lost: Sequence[Lost], *, last: bool = False) -> Sequence[Event]:
+    """Ends running attempts, the last of which tells why; with `last`, and if no other runs, the call.
+
+    `lost` may tell of an attempt that was not started in the log yet, and will not be.
+    """
+    known = [each for each in lost if _runs(call, each.started.attempt)]
+    if not known:
         return ()
-    ended = ModelCallAttemptFailed(
-        request_id=running.request_id,
-        attempt=attempt,
-        model=running.model,
-        reservation_id=running.reservation_id,
-        failure=failure,
-        billed=billed,
-    )
-    return (ended, ModelCallFailed(request_id=running.request_id, failure=failure)) if last else (ended,)
+    events = (*_unused(call, lost), *(each.event for each in known))
+    if not last or len(known) < len(call.running):
+        return events
+    return (*events, ModelCallFailed(request_id=call.request_id, failure=known[-1].failure))
 
 
 def give_up(call: Call, failure: Failure) -> Sequence[Event]:
@@ -118,16 +153,33 @@ def give_up(call: Call, failure: Failure) -> Sequence[Event]:
 
 
 def has_begun(call: Call, started: ModelCallAttemptStarted) -> bool:
-    """Whether this very attempt is the one that runs."""
-    return call.running == started
+    """Whether this very attempt is one that runs."""
+    return started in call.running
 
 
 def has_completed(call: Call, attempt: int) -> bool:
     """Whether the call was answered by this attempt."""
-    return call.phase == "completed" and call.attempt == attempt
+    return call.phase == "completed" and call.answered == attempt
 
 
-def end(call: Call, outcome: ModelCallCompleted | ModelCallCancelled) -> Sequence[Event]:
-    """Ends the call by the outcome of its running attempt; an attempt that was ended meanwhile has none any more."""
-    running = call.running
-    return (outcome,) if running is not None and running.attempt == outcome.attempt else ()
+def end(call: Call, outcome: ModelCallCompleted | ModelCallCancelled, lost: Sequence[Lost] = ()) -> Sequence[Event]:
+    """Ends the call by the outcome of a running attempt; one that was ended meanwhile has none any more.
+
+    What else runs ends before it: as `lost` says, which may tell what `fail` may be told, else unknown.
+    """
+    if not _runs(call, outcome.attempt):
+        return ()
+    told = {each.started.attempt: each for each in lost}
+    others = [each for each in call.running if each.attempt != outcome.attempt]
+    failed = [told.get(each.attempt, Lost(each, OUTRUN, "unknown")).event for each in others]
+    return (*failed, *_unused(call, lost), outcome)
+
+
+def _unused(call: Call, lost: Sequence[Lost]) -> Sequence[Event]:
+    """Start and end of what was reserved and not needed any more."""
+    new = [each for each in lost if each.started.attempt > call.attempt]
+    return tuple(event for each in new for event in (each.started, each.event))
+
+
+def _runs(call: Call, attempt: int) -> bool:
+    return any(each.attempt == attempt for each in call.running)

@@ -7,7 +7,7 @@ server that runs whatever its owner loaded (Ollama, vLLM) takes any name.
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import Final, Literal
@@ -16,6 +16,7 @@ from genai_prices.data import providers as price_book
 
 from llm_gateway.domain import Abort
 from llm_gateway.errors import ModelUnavailable, UnknownModel
+from llm_gateway.hedging import Hedge
 from llm_gateway.prices import Price, book_price
 from llm_gateway.providers.profile import CapabilityProfile, profile_of
 from llm_gateway.providers.provider import Embedder, Provider
@@ -72,6 +73,7 @@ class KnownModel:
     output_tokens_max: int = 0
     lifecycle: Lifecycle = Lifecycle()
     price: Price | None = None
+    hedge: Hedge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Target:
     weight: int = 1
     key_id: str = ""
     warnings: tuple[str, ...] = ()
+    hedge: Hedge | None = None
 
     @property
     def circuit(self) -> str:
@@ -231,8 +234,12 @@ class Catalogue:
         serving = [deployment for deployment in entry.deployments if deployment.serves(name)]
         if not serving:
             raise ModelUnavailable(model, entry.remedy)
-        warnings = self._warnings(model, entry.known(name))
-        return tuple(_target(id, name, entry, deployment, warnings) for deployment in serving)
+        known = entry.known(name) or KnownModel(name)
+        warnings = self._warnings(model, known)
+        return tuple(
+            replace(_target(id, name, entry, deployment), warnings=warnings, hedge=known.hedge)
+            for deployment in serving
+        )
 
     def capabilities(self, id: str) -> frozenset[str]:
         """Of a target's id."""
@@ -250,8 +257,8 @@ class Catalogue:
         """The listed models that can be called and are not about to be retired."""
         return tuple(card.id for card in self.cards() if not card.remedy and card.stage == "active")
 
-    def _warnings(self, model: str, known: KnownModel | None) -> tuple[str, ...]:
-        lifecycle = known.lifecycle if known else Lifecycle()
+    def _warnings(self, model: str, known: KnownModel) -> tuple[str, ...]:
+        lifecycle = known.lifecycle
         match lifecycle.stage(self.today()):
             case "active":
                 return ()
@@ -371,7 +378,7 @@ def model_of(circuit: str) -> tuple[str, str, str]:
     return model, deployment, key_id
 
 
-def _target(id: str, name: str, entry: ProviderEntry, deployment: Deployment, warnings: tuple[str, ...]) -> Target:
+def _target(id: str, name: str, entry: ProviderEntry, deployment: Deployment) -> Target:
     return Target(
         id,
         name,
@@ -382,5 +389,4 @@ def _target(id: str, name: str, entry: ProviderEntry, deployment: Deployment, wa
         deployment.region,
         deployment.weight,
         deployment.key_id,
-        warnings,
     )

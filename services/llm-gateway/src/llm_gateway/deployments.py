@@ -115,4 +115,5 @@ def _model(spec: ModelSpec, known: KnownModel) -> KnownModel:
         output_tokens_max=spec.output_tokens_max or known.output_tokens_max,
         lifecycle=lifecycle,
         price=spec.price or known.price,
+        hedge=spec.hedge or known.hedge,
     )

@@ -33,7 +33,7 @@ from llm_gateway.admission import Admission
 from llm_gateway.answer_cache import AnswerCache
 from llm_gateway.balancing import Loads, Strategy
 from llm_gateway.caching import Cacheable
-from llm_gateway.calls import Billed, Call
+from llm_gateway.calls import OUTRUN, Billed, Call, Lost
 from llm_gateway.catalogue import Target
 from llm_gateway.circuits import Circuits, suspension
 from llm_gateway.domain import Answer, CacheUse, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
@@ -54,6 +54,7 @@ from llm_gateway.errors import (
 )
 from llm_gateway.flight import Began, Delta, Flight
 from llm_gateway.headroom import Headroom
+from llm_gateway.hedging import Hedge, Race, RaceDecided
 from llm_gateway.journal import Journal, Seen
 from llm_gateway.limits import Need, Priority, Ticket
 from llm_gateway.ports import AnswerCodec, Entry, Kept, Ledger, Reservation, Results, Workers
@@ -67,6 +68,8 @@ RECORD_ATTEMPTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
 CONSIDERED_MAX: Final = 20
 """Offers that an event tells of."""
+RIVAL_PATIENCE_S: Final = 0.01
+"""How long a rival waits for room within the limits: it is there at once, or others need it more."""
 LOOK_BACKOFF: Final = Backoff(initial_s=0.02, max_s=0.5)
 """Between two looks at a call that another process carries out."""
 CRASHED: Final = Failure(
@@ -152,10 +155,14 @@ class Attempt:
 
     number: int
     target: Target
-    reservation_id: str
     input_tokens_max: int
     output_tokens_max: int
     began_s: float
+    started: ModelCallAttemptStarted
+
+    @property
+    def reservation_id(self) -> str:
+        return self.started.reservation_id
 
 
 class Execution:
@@ -183,7 +190,14 @@ class Execution:
         self._tools = tools
         self._stream = stream
         self._repeated = repeated
+        # The one that runs, or shows content, or has answered; and a rival beside it, of which nothing was shown.
         self._attempt: Attempt | None = None
+        self._rival: Attempt | None = None
+        self._race: Race | None = None
+        # What became of rivals, to be recorded with the end of the attempt that outran them.
+        self._lost: tuple[Lost, ...] = ()
+        self._number = 0
+        self._reported: dict[int, domain.Usage] = {}
         self._ours = False
         # Each is asked for several times in an attempt.
         self._requests: dict[str, ModelRequest] = {}
@@ -326,21 +340,24 @@ class Execution:
         await self._reserve(number, self._targets[target])
         while True:
             attempt = await self._begin(number, self._targets[target])
+            hedge = self._hedge(target)
             try:
-                response = await self._watched(attempt)
+                response = await (self._raced(attempt, target + 1, hedge) if hedge else self._watched(attempt))
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
+                # A rival that failed too was at the next target.
+                target += bool(self._lost)
                 tried = Tried(target, len(self._targets), tries, self._left_s(), self._has_sibling(target))
                 following = self._next(error, tried)
-                await self._attempt_failed(attempt, error, last=following is None)
+                await self._attempt_failed(error, last=following is None)
                 if following is None:
                     raise CallFailed(retrying.failure_of(error), error.retry_after_s) from error
                 await asyncio.sleep(following.delay_s)
                 tries = tries + 1 if self._targets[following.target].id == self._targets[target].id else 1
-                number, target = number + 1, following.target
+                number, target = self._number + 1, following.target
                 await self._reserve_again(number, self._targets[target], error)
             else:
-                return await self._completed(attempt, response)
+                return await self._completed(response)
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
         following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
@@ -355,6 +372,75 @@ class Execution:
         if following == len(self._targets) or self._targets[following].id != self._targets[target].id:
             return False
         return not (self._suspended_s(following) or self._limited_s(following))
+
+    # --- two attempts at once ---
+
+    def _hedge(self, target: int) -> Hedge | None:
+        """Whether a rival may be begun at the next target, should this one take too long."""
+        hedge = self._targets[target].hedge
+        return hedge if hedge and hedge.suits(self._targets[target].abort) and self._has_sibling(target) else None
+
+    async def _raced(self, first: Attempt, sibling: int, hedge: Hedge) -> ModelResponse:
+        """The answer of the attempt, or of a rival that was faster; raises what the last of them failed with."""
+        race = self._race = Race()
+        race.enter(first.number, self._watched(first))
+        try:
+            if await race.quiet_for(hedge.after_s) and self._may_hedge(sibling):
+                await self._enter_rival(race, self._targets[sibling])
+            won = await race.won()
+        except ProviderError:
+            self._place(race, race.leader or next(reversed(race.failures)))
+            raise
+        finally:
+            await race.close()
+            self._race = None
+        self._place(race, won[0])
+        return won[1]
+
+    def _may_hedge(self, sibling: int) -> bool:
+        """Asked again once it is needed, since much may have changed; and what it costs of the budget of repeats."""
+        return self._left_s() > 0 and self._has_sibling(sibling - 1) and self._tools.retry_budget.spend()
+
+    async def _enter_rival(self, race: Race, target: Target) -> None:
+        """Reserves, records and asks, as for any attempt; what is refused to a rival is no reason to end the call."""
+        rival = self._prepared(self._number + 1, target)
+        try:
+            await race.unless_decided(self._reserve(rival.number, target, until=_now() + RIVAL_PATIENCE_S))
+        except (LedgerRefused, LedgerUnavailable, RateLimited):
+            self._leave_limits(None)
+            return
+        except RaceDecided:
+            # Whether the ledger holds it is not known; that nobody was asked is.
+            self._outrun(rival, "no")
+            return
+        call = await self._recorder.append(lambda call: calls.rival(call, rival.started))
+        if not calls.has_begun(call, rival.started):
+            self._taken_over()
+        self._number = rival.number
+        if race.decided():
+            self._outrun(rival, "no")
+            return
+        self._rival = rival
+        self._tools.telemetry.hedged(target.id)
+        race.enter(rival.number, self._watched(rival))
+
+    def _place(self, race: Race, winner: int) -> None:
+        """The attempt that counts, and what became of the other."""
+        first, rival = self._attempt, self._rival
+        assert first is not None
+        if rival is None:
+            return
+        self._attempt, other = (first, rival) if first.number == winner else (rival, first)
+        self._rival, error = None, race.failures.get(other.number)
+        if isinstance(error, ProviderError):
+            self._lost = (*self._lost, Lost(other.started, retrying.failure_of(error), retrying.billed(error)))
+        else:
+            self._outrun(other, "no" if other.target.abort == "free" else "unknown")
+
+    def _outrun(self, rival: Attempt, billed: Billed) -> None:
+        self._leave_limits(None)
+        self._number = max(self._number, rival.number)
+        self._lost = (*self._lost, Lost(rival.started, OUTRUN, billed))
 
     # --- circuits ---
 
@@ -394,6 +480,7 @@ class Execution:
     async def _watched(self, attempt: Attempt) -> ModelResponse:
         """Asks, and tells the circuit how it ended, for a stream at its end. Callers who leave say nothing about it."""
         circuits, loads, circuit, began_s = self._tools.circuits, self._tools.loads, attempt.target.circuit, _now()
+        ticket, self._ticket = self._ticket, None
         circuits.enter(circuit, began_s)
         loads.enter(circuit)
         self._tools.renewals.enter(attempt.reservation_id, self._context)
@@ -413,7 +500,8 @@ class Execution:
             shown_s = (self._flight.first_content_at or now) - began_s
             loads.leave(circuit, now, shown_s if answered else None)
             unbilled = failed is not None and retrying.billed(failed) == "no"
-            self._leave_limits(None if unbilled else used)
+            if ticket is not None:
+                self._tools.admission.leave(ticket, None if unbilled else used)
 
     # --- reservations ---
 
@@ -433,12 +521,13 @@ class Execution:
             await self._give_up(told)
             raise CallFailed(told, cause.retry_after_s) from error
 
-    async def _reserve(self, number: int, target: Target) -> None:
-        """Room within the limits first: money is not held while a call waits for it."""
+    async def _reserve(self, number: int, target: Target, until: float | None = None) -> None:
+        """Room within the limits first: money is not held while a call waits for it, at most `until` its end."""
         request = self._request(target)
         self._leave_limits(None)
+        until = self._flight.wanted_until if until is None else until
         self._ticket = await self._tools.admission.enter(
-            self._context.tenant, target.id, self._need(request), self._asked.priority, self._flight.wanted_until
+            self._context.tenant, target.id, self._need(request), self._asked.priority, until
         )
         reservation = Reservation(
             id=self._reservation_id(number),
@@ -456,29 +545,31 @@ class Execution:
 
     async def _begin(self, number: int, target: Target) -> Attempt:
         """Records the intent; only then may the provider be asked."""
-        request = self._request(target)
-        bounds = self._input_tokens_max, request.max_output_tokens or 0
-        attempt = Attempt(number, target, self._reservation_id(number), *bounds, _now())
-        accepted = self._accepted(request)
-        started = ModelCallAttemptStarted(
-            request_id=self._asked.request_id,
-            attempt=number,
-            model=target.id,
-            provider=target.provider.name,
-            reservation_id=attempt.reservation_id,
-            attribution=self._attribution(target),
-            worker=self._tools.workers.own,
-            deployment=target.deployment,
-            region=target.region,
-        )
+        accepted, attempt = self._accepted(self._request(target)), self._prepared(number, target)
+        started = attempt.started
         unseen, self._attempt = not self._recorder.looked, attempt
         call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
         # An attempt like this one is not this one, if the call was thought to be new and was not.
         if not calls.has_begun(call, started) or (unseen and self._recorder.looked):
             self._attempt, self._ours = None, False
             raise TakenOver
-        self._ours, self._flight.abort = True, target.abort
+        self._ours, self._flight.abort, self._number = True, target.abort, number
         return attempt
+
+    def _prepared(self, number: int, target: Target) -> Attempt:
+        started = ModelCallAttemptStarted(
+            request_id=self._asked.request_id,
+            attempt=number,
+            model=target.id,
+            provider=target.provider.name,
+            reservation_id=self._reservation_id(number),
+            attribution=self._attribution(target),
+            worker=self._tools.workers.own,
+            deployment=target.deployment,
+            region=target.region,
+        )
+        output_tokens_max = self._request(target).max_output_tokens or 0
+        return Attempt(number, target, self._input_tokens_max, output_tokens_max, _now(), started)
 
     def _accepted(self, request: ModelRequest) -> ModelCallAccepted:
         return ModelCallAccepted(
@@ -511,9 +602,10 @@ class Execution:
         """Content is shown; all else is kept back, so that an attempt may still fail without anybody noticing."""
         match part:
             case UsageUpdated():
-                self._flight.usage = part.usage
+                self._reported[attempt.number] = part.usage
             case domain.TextDelta() | domain.RefusalDelta() | domain.ReasoningDelta() | domain.ToolCallDelta():
-                self._show(attempt, part)
+                if self._race is None or self._race.leads(attempt.number):
+                    self._show(attempt, part)
             case _:
                 return
 
@@ -522,29 +614,39 @@ class Execution:
 
     # --- outcomes ---
 
-    async def _attempt_failed(self, attempt: Attempt, error: ProviderError, *, last: bool) -> None:
-        failure, billed = retrying.failure_of(error), retrying.billed(error)
-        self._tools.telemetry.attempt_failed(self._id, attempt.target.id, attempt.number, failure.reason, billed)
-        await self._recorder.append(lambda call: calls.fail_attempt(call, attempt.number, failure, billed, last=last))
-        self._attempt = None
+    async def _attempt_failed(self, error: ProviderError, *, last: bool) -> None:
+        attempt = self._attempt
+        assert attempt is not None
+        lost = (*self._told(), Lost(attempt.started, retrying.failure_of(error), retrying.billed(error)))
+        self._tools.telemetry.attempt_lost(self._id, lost[-1])
+        await self._recorder.append(lambda call: calls.fail(call, lost, last=last))
+        self._attempt, self._lost = None, ()
+
+    def _told(self) -> tuple[Lost, ...]:
+        """What became of rivals, told to whoever watches."""
+        for each in self._lost:
+            self._tools.telemetry.attempt_lost(self._id, each)
+        return self._lost
 
     async def _give_up(self, failure: Failure) -> None:
         await self._recorder.append(lambda call: calls.give_up(call, failure))
 
-    async def _completed(self, attempt: Attempt, response: ModelResponse) -> Answer:
+    async def _completed(self, response: ModelResponse) -> Answer:
         """The answer goes on record before the event that says so: without it the event would promise too much."""
+        attempt = self._attempt
+        assert attempt is not None
         answer = self._answer(attempt, response)
         data = self._tools.codec.dump(answer)
         event = self._completed_event(attempt, answer, response, data)
         kept = Kept(data, event.model_dump_json().encode(), attempt.number)
-        call = await _unbroken(self._recorder.complete(kept, event))
+        call = await _unbroken(self._recorder.complete(kept, event, self._told()))
         if not calls.has_completed(call, attempt.number):
             self._taken_over()
         return answer
 
     def _taken_over(self) -> NoReturn:
         """Another process held this one for dead and ended the attempt. What it says counts, if nothing was shown yet."""
-        self._attempt, self._ours = None, False
+        self._attempt, self._rival, self._ours = None, None, False
         if self._flight.began is not None:
             raise CallFailed(TAKEN_OVER)
         raise TakenOver
@@ -595,23 +697,26 @@ class Execution:
         What was delivered to a caller who left is charged as counted here, where it is billed at all. Otherwise what the
         provider bills is unknown.
         """
-        attempt = self._attempt
-        if attempt is None:
-            if self._flight.abandoned and self._ours:
+        began, last = self._flight.began, self._flight.abandoned
+        running = [each for each in (self._rival, self._attempt) if each is not None]
+        if not running:
+            if last and self._ours:
                 await self._give_up(ABANDONED)
-        elif self._flight.abandoned and self._flight.began is not None:
-            event = self._cancelled_event(attempt)
-            await self._recorder.append(lambda call: calls.end(call, event))
+            return
+        shown = next((each for each in running if last and began and began.attempt == each.number), None)
+        lost = (*self._lost, *(self._interrupted_one(each, last=last) for each in running if each is not shown))
+        if shown is None:
+            await self._recorder.append(lambda call: calls.fail(call, lost, last=last))
         else:
-            last = self._flight.abandoned
-            failure = ABANDONED if last else CRASHED
-            billed: Billed = "no" if last and attempt.target.abort == "free" else "unknown"
-            await self._recorder.append(
-                lambda call: calls.fail_attempt(call, attempt.number, failure, billed, last=last)
-            )
+            event = self._cancelled_event(shown)
+            await self._recorder.append(lambda call: calls.end(call, event, lost))
+
+    def _interrupted_one(self, attempt: Attempt, *, last: bool) -> Lost:
+        free = last and attempt.target.abort == "free"
+        return Lost(attempt.started, ABANDONED if last else CRASHED, "no" if free else "unknown")
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
-        reported = self._flight.usage
+        reported = self._reported.get(attempt.number)
         input_tokens = reported.input_tokens if reported else attempt.input_tokens_max
         counted = min(counting.delivered_bound(self._flight.deltas), attempt.output_tokens_max)
         output_tokens = max(counted, reported.output_tokens if reported else 0)
@@ -695,9 +800,9 @@ class Recorder:
         )
         return self._seen.call
 
-    async def complete(self, kept: Kept, event: ModelCallCompleted) -> Call:
+    async def complete(self, kept: Kept, event: ModelCallCompleted, lost: Sequence[Lost] = ()) -> Call:
         await self._patiently(lambda: self.tools.results.keep(self.id, kept))
-        return await self.append(lambda call: calls.end(call, event))
+        return await self.append(lambda call: calls.end(call, event, lost))
 
     async def serve(self, kept: Kept, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Call:
         await self._patiently(lambda: self.tools.results.keep(self.id, kept))
@@ -705,20 +810,23 @@ class Recorder:
 
     async def runs_elsewhere(self, call: Call) -> bool:
         """Whether another living process carries the call out now."""
-        workers, running = self.tools.workers, call.running
-        return running is not None and running.worker != workers.own and await workers.alive(running.worker)
+        workers = self.tools.workers
+        if not call.running or (worker := call.running[0].worker) == workers.own:
+            return False
+        return await workers.alive(worker)
 
     async def end_orphan(self, call: Call) -> Call:
-        """Ends the attempt that somebody left running: by its answer if that is on record, else as unknown."""
-        running = call.running
-        if running is None:
+        """Ends what somebody left running: by its answer if that is on record, else as unknown."""
+        if not call.running:
             return call
         kept = await self.tools.results.find(self.id)
         event = ModelCallCompleted.model_validate_json(kept.completed) if kept and kept.completed else None
-        if event is not None and event.attempt == running.attempt:
-            return await self.append(lambda call: calls.end(call, event))
-        self.tools.telemetry.attempt_failed(self.id, running.model, running.attempt, CRASHED.reason, "unknown")
-        return await self.append(lambda call: calls.fail_attempt(call, running.attempt, CRASHED, "unknown"))
+        lost = [Lost(each, CRASHED, "unknown") for each in call.running]
+        if event is not None and any(each.attempt == event.attempt for each in call.running):
+            return await self.append(lambda call: calls.end(call, event, lost))
+        for each in lost:
+            self.tools.telemetry.attempt_lost(self.id, each)
+        return await self.append(lambda call: calls.fail(call, lost))
 
     async def _patiently(self, write: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(RECORD_ATTEMPTS_MAX):

@@ -16,7 +16,6 @@ from llm_gateway.domain import (
     StreamPart,
     TextDelta,
     ToolCallDelta,
-    Usage,
 )
 from llm_gateway.errors import CallEnded, CallFailed
 
@@ -62,7 +61,6 @@ class Flight:
         # Until an attempt is begun nothing is paid for.
         self.abort: Abort = "free"
         self.began: Began | None = None
-        self.usage: Usage | None = None
         self.first_content_at: float | None = None
         self._shown: list[Began | Delta] = []
         self._pending: list[Delta] = []

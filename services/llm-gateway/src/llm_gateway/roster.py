@@ -5,7 +5,7 @@ them beyond the price book. Read again whenever it, or a file that it names, has
                       "base_url": "https://eu.api.openai.com/v1", "key_file": "/run/secrets/openai-eu.key"},
                      {"name": "openai-us", "provider": "openai", "dialect": "openai-chat", "key_sealed": "sealed.v1..."}],
      "models": [{"id": "openai/gpt-4o", "retires_on": "2027-03-31", "replacement": "openai/gpt-5-mini",
-                 "lacks": ["temperature"], "unsupported": "reject"}],
+                 "lacks": ["temperature"], "unsupported": "reject", "hedge_after_s": 2.5, "hedge_pays_twice": true}],
      "aliases": {"small": "openai/gpt-5-mini"}}
 """
 
@@ -22,6 +22,7 @@ from eventlog.master_keys import MasterKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llm_gateway.errors import RosterInvalid
+from llm_gateway.hedging import Hedge
 from llm_gateway.keys import unseal
 from llm_gateway.prices import PICO_PER_MILLIONTH, Price
 from llm_gateway.providers.catalog import DialectName
@@ -58,7 +59,8 @@ class DeploymentSpec(_Frozen):
 
 class ModelSpec(_Frozen):
     """What differs from what is known; None and empty change nothing. `unsupported` says what becomes of parameters that
-    the model does not take: left out with a warning, or the request refused.
+    the model does not take: left out with a warning, or the request refused. `hedge_after_s` begins a second attempt at
+    another deployment once one has shown nothing for so long; with `hedge_pays_twice` also where both are billed.
     """
 
     id: str = Field(pattern=r"^[^/\s]+/\S+$")
@@ -71,6 +73,8 @@ class ModelSpec(_Frozen):
     replacement: str = ""
     lacks: tuple[Parameter, ...] = ()
     unsupported: Literal["drop", "reject"] | None = None
+    hedge_after_s: float | None = Field(default=None, gt=0)
+    hedge_pays_twice: bool = False
 
     @property
     def provider(self) -> str:
@@ -79,6 +83,10 @@ class ModelSpec(_Frozen):
     @property
     def name(self) -> str:
         return self.id.partition("/")[2]
+
+    @property
+    def hedge(self) -> Hedge | None:
+        return None if self.hedge_after_s is None else Hedge(self.hedge_after_s, self.hedge_pays_twice)
 
     @property
     def price(self) -> Price | None:

@@ -10,6 +10,7 @@ from servicekit.telemetry import Logger
 from synod.common.values import Attribution
 
 from llm_gateway import genai, span_attributes
+from llm_gateway.calls import Lost
 from llm_gateway.catalogue import model_of
 from llm_gateway.domain import Answer, ModelRequest
 from llm_gateway.errors import GatewayError, LedgerRefused, RosterInvalid
@@ -57,6 +58,9 @@ class Telemetry:
         )
         self._attempts_failed = Counter(
             "model_call_attempts_failed_total", "Attempts that failed", (*names, "reason", "billed"), registry=registry
+        )
+        self._hedged = Counter(
+            "model_calls_hedged_total", "Attempts begun beside one that took too long", names, registry=registry
         )
         self._circuit = Gauge(
             "model_circuit_open",
@@ -156,11 +160,16 @@ class Telemetry:
     def cache_missed(self, model: str) -> None:
         self._cached.labels(*self._labels(model), "miss").inc()
 
-    def attempt_failed(self, call_id: str, model: str, attempt: int, reason: str, billed: str) -> None:
-        self._attempts_failed.labels(*self._labels(model), reason, billed).inc()
+    def attempt_lost(self, call_id: str, lost: Lost) -> None:
+        model, attempt, reason = lost.started.model, lost.started.attempt, lost.failure.reason
+        self._attempts_failed.labels(*self._labels(model), reason, lost.billed).inc()
         self._log.warning(
-            "model_call_attempt_failed", call=call_id, model=model, attempt=attempt, reason=reason, billed=billed
+            "model_call_attempt_failed", call=call_id, model=model, attempt=attempt, reason=reason, billed=lost.billed
         )
+
+    def hedged(self, model: str) -> None:
+        """A second attempt was begun beside one that took too long."""
+        self._hedged.labels(*self._labels(model)).inc()
 
     def circuit_changed(self, circuit: str, phase: str) -> None:
         model, deployment, _ = model_of(circuit)
