@@ -171,7 +171,8 @@ class Containers:
             self.wait_ready(service.name)
 
     def down(self) -> None:
-        self.compose("down", "--volumes", "--remove-orphans")
+        """With all data, and without waiting for anybody to stop."""
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
 
     def crash(self, container: str) -> None:
         """Kills it without a word. An engine does not restart what was killed by its own command."""
