@@ -66,7 +66,7 @@ async def service(postgres_server: RunningPostgres, nats_url: str, clock: FakeCl
 
 @pytest.fixture
 def ledger(service: Served[Settings]) -> CostLedgerStub:
-    return CostLedgerStub(service.connect(service.token(tenant=f"tenant-{next(TENANTS)}")))
+    return CostLedgerStub(service.connect(service.token(tenant=f"ledger-{next(TENANTS)}")))
 
 
 def hold(reservation_id: str = "req_1:1", amount: int = 10, **more: object) -> pb.ReserveRequest:
@@ -186,7 +186,7 @@ async def test_group_18_a_batch_whose_answer_nobody_heard_may_be_asked_for_again
 
 
 async def test_a_service_of_the_platform_says_in_whose_name_each_item_is_asked_for(service: Served[Settings]) -> None:
-    tenant = f"tenant-{next(TENANTS)}"
+    tenant = f"ledger-{next(TENANTS)}"
     gateway = service.connect(service.token(tenant=ANY_TENANT, id="svc-llm-gateway", kind="service"))
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     batch = together(hold("a"), hold("b"), hold("c"), actors=("usr_1", "agt_2", ""))
@@ -206,7 +206,7 @@ async def test_a_service_of_the_platform_says_in_whose_name_each_item_is_asked_f
 async def test_nobody_of_a_tenant_reserves_in_anothers_name(
     service: Served[Settings], kind: Literal["user", "service"]
 ) -> None:
-    token = service.token(tenant=f"tenant-{next(TENANTS)}", id="own", kind=kind)
+    token = service.token(tenant=f"ledger-{next(TENANTS)}", id="own", kind=kind)
     ledger = CostLedgerStub(service.connect(token))
     own, other = refusals(await ledger.ReserveMany(together(hold("a"), hold("b"), actors=("own", "usr_1"))))
     assert own is None

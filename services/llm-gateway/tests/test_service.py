@@ -151,7 +151,7 @@ def own_settings(postgres_dsn: str, fresh_nats: RunningNats, ledger: Ledger, sim
 
 @pytest.fixture
 def tenant() -> str:
-    return f"tenant-{next(TENANTS)}"
+    return f"gateway-{next(TENANTS)}"
 
 
 @pytest.fixture
