@@ -260,8 +260,9 @@ def test_only_the_edge_and_grafana_are_published_and_on_loopback() -> None:
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_what_measures_is_not_root_and_is_pinned(name: str) -> None:
     container = OBSERVERS[name]
-    # Two images bring a user of their own, which their volumes belong to.
-    assert container.get("user", USERS[NATS]) == USERS[NATS]
+    # Two images bring a user of their own, which their volumes belong to. Whoever sees the files of others owns none.
+    nobody = name == "volume-exporter"
+    assert container.get("user", USERS[NATS]) == ("65534:65534" if nobody else USERS[NATS])
     assert "user" in container or name in {"prometheus", GRAFANA}
     assert re.search(r":(v?\d+\.\d+\.\d+|pg18)$", container["image"])
 
@@ -300,7 +301,8 @@ def test_a_replica_that_stops_has_time_to_be_left_and_to_finish() -> None:
     drain_s = float(CONTAINERS[EDGE]["environment"]["SYNOD_SHUTDOWN_DRAIN_S"])
     grace_s = ServiceSettings.model_fields["shutdown_grace_s"].default
     assert Limits().peer_lookup_s < drain_s
-    assert drain_s + grace_s < float(CONTAINERS[EDGE]["stop_grace_period"].removesuffix("s"))
+    assert drain_s < grace_s <= 10
+    assert grace_s < float(CONTAINERS[EDGE]["stop_grace_period"].removesuffix("s"))
 
 
 def test_by_tls_everybody_is_given_its_own_certificate_and_no_other() -> None:

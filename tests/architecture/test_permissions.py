@@ -86,7 +86,7 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
     "postgres-exporter": {**OF_NODE, "secrets": secrets("monitor.password")},
     "nats-exporter": {**OF_NODE, "network_mode": "service:nats"},
     "volume-exporter": {
-        **OF_NODE,
+        "user": "65534:65534",  # none of the files that it sees are its own
         "volumes": {f"{volume}:/volumes/{volume}:ro" for volume in ("postgres", "nats", "workspaces")},
     },
     "otel-collector": {**OF_NODE, "volumes": {f"{OBSERVABILITY}/collector.yaml:/etc/otelcol/synod.yaml:ro"}},
@@ -139,6 +139,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "compose.dev.yaml": {name: published(name) for name in PORTS},
     "compose.replicas.yaml": {name: {"scale": "${SYNOD_REPLICAS:-2}"} for name in NAMES},
     "compose.tls.yaml": {"nats": NATS_BY_TLS, **{name: certified(name) for name in ("nats-admin", *NAMES)}},
+}
+ONE_WAY = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+NETWORKS_OF_OVERRIDES = {
+    "compose.dev.yaml": {
+        network: ONE_WAY for name in PORTS for network in published(name).get("networks", ()) if network != "edge"
+    }
 }
 WIDENINGS: tuple[dict[str, Any], ...] = (
     {"read_only": False},
@@ -203,7 +209,10 @@ def widened(name: str, widening: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", OVERRIDES)
 def test_an_override_gives_what_is_written_down_and_no_more(file: str) -> None:
-    assert yaml.safe_load((ROOT / "deploy/compose" / file).read_text())["services"] == OVERRIDES[file]
+    override = yaml.safe_load((ROOT / "deploy/compose" / file).read_text())
+    assert override["services"] == OVERRIDES[file]
+    assert override.get("networks", {}) == NETWORKS_OF_OVERRIDES.get(file, {})
+    assert {key for key in override if not key.startswith("x-")} <= {"services", "networks", "version"}
 
 
 def test_every_override_has_its_permissions_written_down() -> None:

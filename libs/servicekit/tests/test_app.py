@@ -19,7 +19,7 @@ from aiohttp import ClientSession
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from servicekit.app import EXIT_OK, EXIT_SETTINGS_INVALID, EXIT_START_FAILED, StartFailed, running
+from servicekit.app import EXIT_OK, EXIT_SETTINGS_INVALID, EXIT_START_FAILED, GRACE_LEAST_S, Grace, StartFailed, running
 from servicekit.context import current_principal, event_context
 from servicekit.errors import InvalidArgument
 from servicekit.host import Host
@@ -268,6 +268,18 @@ async def slow_service(**environment: str) -> AsyncIterator[Process]:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def test_all_that_is_closed_at_a_stop_shares_one_time_and_the_last_has_some_of_it() -> None:
+    now_s = 100.0
+    grace = Grace(10, lambda: now_s)
+    assert grace.left_s() == 10
+    grace.begin()
+    now_s += 7
+    assert grace.left_s() == 3
+    now_s += 7
+    assert grace.left_s() == GRACE_LEAST_S
+    assert Grace(0.2).left_s() == 0.2
 
 
 async def test_sigterm_drains_the_call_in_flight_and_refuses_new_ones(

@@ -56,6 +56,8 @@ Probe = Callable[[], Awaitable[None]]
 EXIT_OK = 0
 EXIT_START_FAILED = 1
 EXIT_SETTINGS_INVALID = 2
+GRACE_LEAST_S = 1.0
+"""What is closed last has at least so long."""
 COLLECT_AFTER = (50_000, 20, 20)
 """Thresholds of the garbage collector. Python's own 700 objects are the fields of some ten events: of the time of a
 rebuild, a third went into looking for garbage."""
@@ -139,7 +141,8 @@ async def running(
     A `stop` that is set during the start ends the waiting for what is missing.
     """
     log, metrics = Logger(settings.service), Metrics()
-    phases = _Phases(settings, Health(metrics.ready, metrics.problem), log, stop or asyncio.Event())
+    health, grace = Health(metrics.ready, metrics.problem), Grace(settings.shutdown_grace_s)
+    phases = _Phases(settings, health, log, stop or asyncio.Event(), grace)
     async with AsyncExitStack() as stack:
         host = await _Start(settings, clock or SystemClock(), metrics, phases, stack).all(compose)
         reached = "prepared" if settings.prepare_only else "ready"
@@ -149,6 +152,7 @@ async def running(
             yield host
         finally:
             phases.health.enter("stopping")
+            phases.grace.begin()
             await host.rpc.set_serving(False)
             log.info("phase", phase="stop", state="draining", grace_s=settings.shutdown_grace_s)
             await asyncio.sleep(settings.shutdown_drain_s)
@@ -305,16 +309,16 @@ class _Start(Generic[S]):
 
     async def serve(self, host: Host[S]) -> None:
         """Open the doors, the widest last. They are closed in reverse: commands, calls, then tasks."""
-        settings, grace_s = self.settings, self.settings.shutdown_grace_s
+        settings, grace = self.settings, self.phases.grace
         async with self.phases.phase("tasks"):
-            self.stack.push_async_callback(host.tasks.stop, grace_s)
+            self.stack.push_async_callback(lambda: host.tasks.stop(grace.left_s()))
             host.tasks.start("dependencies", _watch(host, settings))
             if host.tls:
                 host.tasks.start("tls", _follow_files(host, host.tls))
             await host.start_composed()
         async with self.phases.phase("grpc"):
             host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
-            self.stack.push_async_callback(host.rpc.stop, grace_s)
+            self.stack.push_async_callback(lambda: host.rpc.stop(grace.left_s()))
         async with self.phases.phase("commands"):
             await self.phases.wait_for("commands", host.commands.prepare)
             await host.commands.start()
@@ -325,6 +329,24 @@ class _Start(Generic[S]):
 
 
 @dataclass(slots=True)
+class Grace:
+    """The time in which a process that is told to stop should have stopped. All that is closed shares it, so that a call
+    that takes long does not double it; but whoever comes last has something to put down too.
+    """
+
+    whole_s: float
+    clock: Callable[[], float] = monotonic
+    _begun_s: float | None = None
+
+    def begin(self) -> None:
+        self._begun_s = self.clock()
+
+    def left_s(self) -> float:
+        spent_s = 0.0 if self._begun_s is None else self.clock() - self._begun_s
+        return max(min(GRACE_LEAST_S, self.whole_s), self.whole_s - spent_s)
+
+
+@dataclass(slots=True)
 class _Phases:
     """Reports the phases of a start, and waits for what they need."""
 
@@ -332,6 +354,7 @@ class _Phases:
     health: Health
     log: Logger
     stop: asyncio.Event
+    grace: "Grace"
 
     @asynccontextmanager
     async def phase(self, name: str) -> AsyncIterator[None]:

@@ -73,6 +73,7 @@ class ServiceSettings(BaseSettings):
     """How long the service serves on after it was told to stop and says that it is not ready: where another replica takes
     over, callers go there meanwhile. Zero where there is none to wait for."""
     shutdown_grace_s: float = Field(default=10, gt=0)
+    """In how long the service should have stopped from the moment it was told to, that drain included."""
     limits: Limits = Limits()
 
     @classmethod
