@@ -606,6 +606,21 @@ async def test_a_stream_rewritten_with_both_its_chains_is_not_the_one_signed(ben
     assert "not the one signed" in found.reason
 
 
+@pytest.mark.parametrize(("signed", "newer"), [(1, 1), (3, 1), (4, 5)])
+async def test_a_rewritten_stream_is_found_also_where_newer_events_name_it(
+    bench: Bench, signed: int, newer: int
+) -> None:
+    for _ in range(signed):
+        await grow_order(bench)
+    await bench.checkpoints.make()
+    await bench.rewrite(lambda event: event._replace(data=b"{}"), 1)
+    async with await PostgresEventLog.open(bench.dsn) as log:  # it remembers nothing of before
+        for _ in range(newer):
+            await log.append(an_append(ORDER))
+    found = await bench.checkpoints.verify_stream(ORDER)
+    assert (found.broken_at, found.attested) == (signed, False)
+
+
 async def test_a_stream_under_a_forged_checkpoint_does_not_hold(bench: Bench) -> None:
     await grow_order(bench)
     await bench.checkpoints.make()

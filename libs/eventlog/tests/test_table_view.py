@@ -215,6 +215,27 @@ def test_functions_are_inherited_and_replaced_by_one_of_the_same_name() -> None:
                 return account
 
 
+def test_a_function_that_takes_events_is_not_replaced_by_one_that_does_not_say_so() -> None:
+    with pytest.raises(TypeError, match=r"moved replaces one that takes events; mark it with @on"):
+
+        class SilentView(AccountsView):
+            def moved(self, account: Account, event: Deposited, stored: StoredEvent) -> Account:
+                return account
+
+
+@pytest.mark.parametrize("batch_events", [1, 100])
+async def test_a_row_that_a_batch_begins_again_and_ends_is_gone(
+    log: PostgresEventLog, pool: AsyncConnectionPool[AsyncConnection[Any]], batch_events: int
+) -> None:
+    projector = Projector(pool, AccountsView(), LogSource(log), ProjectorLimits(batch_events=batch_events))
+    await append(log, "a", Opened(owner="ada"))
+    await projector.catch_up()
+    await append(log, "a", Opened(owner="eva"), Closed())
+    await projector.catch_up()
+    assert await rows(pool, "accounts") == []
+    assert (await projector.verify()).equal
+
+
 @pytest.mark.parametrize("batch_events", [1, 2, 100])
 async def test_what_comes_out_is_the_same_in_whatever_batches(
     log: PostgresEventLog, pool: AsyncConnectionPool[AsyncConnection[Any]], batch_events: int

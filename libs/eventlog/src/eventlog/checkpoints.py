@@ -38,7 +38,7 @@ from eventlog.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from eventlog.records import StoredEvent, StreamId, Verified, VerifiedStream
+from eventlog.records import StoredEvent, StreamEnd, StreamId, Verified, VerifiedStream
 from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 
 Publish = Callable[[Checkpoint], Awaitable[object]]
@@ -254,19 +254,34 @@ class Checkpoints:
     async def verify_stream(self, stream: StreamId) -> VerifiedStream:
         """Whether the events of a stream hold by their own chain, and are those that the newest checkpoint attests to.
 
-        `attested` once that covers the last of them.
+        Newer ones than that are held by the chain alone; `attested` once it covers the last of them.
         """
         found, checkpoint = await self._log.verify_stream(stream), await self.latest()
-        if checkpoint is None or not found.ok or not found.ends or found.ends[-1].position > checkpoint.position:
+        if checkpoint is None or not found.ok or not found.ends:
             return found
-        if problem := self._trusted.problem(checkpoint, self._name):
+        covered = await self._covered_ends(found, checkpoint)
+        if covered and (problem := self._trusted.problem(checkpoint, self._name)):
             return replace(found, broken_at=found.events, reason=f"the checkpoint over it is forged: {problem}")
-        for end in found.ends:
+        for end in covered:
             proof = await self.inclusion_proof(end.position, checkpoint)
             if not verify_inclusion(end.hash, proof, checkpoint.root_hash):
                 at = checkpoint.signed_at.isoformat()
                 return replace(found, broken_at=end.version, reason=f"the event is not the one signed at {at}")
-        return replace(found, attested=True)
+        return replace(found, attested=found.ends[-1].position <= checkpoint.position)
+
+    async def _covered_ends(self, found: VerifiedStream, checkpoint: Checkpoint) -> list[StreamEnd]:
+        """The ends that a checkpoint covers; also the last event that it covers, if only newer ones name that."""
+        covered = [end for end in found.ends if end.position <= checkpoint.position]
+        low, high = covered[-1].version if covered else 0, found.events
+        newest = None
+        while len(covered) < len(found.ends) and low < high:  # positions rise with versions
+            middle = (low + high + 1) // 2
+            (event,) = await self._log.read_stream(found.stream, after=middle - 1, limit=1)
+            if event.position <= checkpoint.position:
+                low, newest = middle, StreamEnd(event.version, event.position, event.hash)
+            else:
+                high = middle - 1
+        return [*covered, newest] if newest else covered
 
     def _forged(self, checkpoints: Iterable[Checkpoint]) -> dict[Checkpoint, str]:
         problems = {checkpoint: self._trusted.problem(checkpoint, self._name) for checkpoint in checkpoints}

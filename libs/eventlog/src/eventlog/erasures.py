@@ -89,9 +89,13 @@ class Erasures:
     @asynccontextmanager
     async def turn(self, connection: Connection, tenant: str, subject: str, *, wait: bool) -> AsyncIterator[bool]:
         """Be the only process that erases this person. Where another one is, wait for it, or do without: False."""
-        async with connection.transaction():
-            asked = await connection.execute(self._wait if wait else self._try, [tenant, subject])
-            (claimed,) = await asked.fetchone() or (False,)
+        try:
+            async with connection.transaction():
+                asked = await connection.execute(self._wait if wait else self._try, [tenant, subject])
+                (claimed,) = await asked.fetchone() or (False,)
+        except asyncio.CancelledError:
+            await connection.close()  # the turn may have come meanwhile, and would stay with the connection
+            raise
         if not claimed:
             yield False
             return

@@ -125,7 +125,8 @@ class TableView(Generic[Row]):
         for stored, event in known:
             key = self.key_of(event, stored)
             rows[key] = self.fold(rows.get(key), event, stored)
-        changed = {key: row for key, row in rows.items() if row != before.get(key)}
+        # What the batch began was not looked up, so it may be there, also where the batch has ended it again.
+        changed = {key: row for key, row in rows.items() if key not in before or row != before[key]}
         async with connection.cursor() as cursor:
             await cursor.executemany(self._sql.delete, [key for key, row in changed.items() if row is None])
             await cursor.executemany(
@@ -213,6 +214,8 @@ def _folds(view: type[object]) -> dict[type[EventModel], _Fold]:
     for name, member in members.items():
         fold: _Fold | None = getattr(member, _MARK, None)
         if fold is None:
+            if any(hasattr(vars(base).get(name), _MARK) for base in view.__mro__):
+                raise TypeError(f"{view.__qualname__}: {name} replaces one that takes events; mark it with @on too")
             continue
         for event in _events(fold.function):
             taker = takers.setdefault(event.type_name(), name)

@@ -91,11 +91,15 @@ class ViewTables:
 
     async def claim(self, connection: Connection) -> bool:
         """Become the only connection that makes or swaps copies of the view, until `release`; False if another one is."""
-        async with connection.transaction():
-            tried = await connection.execute(
-                self._sql("select pg_try_advisory_lock(hashtextextended({name} || ':copies', 0))")
-            )
-            (claimed,) = await tried.fetchone() or (False,)
+        try:
+            async with connection.transaction():
+                tried = await connection.execute(
+                    self._sql("select pg_try_advisory_lock(hashtextextended({name} || ':copies', 0))")
+                )
+                (claimed,) = await tried.fetchone() or (False,)
+        except asyncio.CancelledError:
+            await connection.close()  # the claim may have come meanwhile, and would stay with the connection
+            raise
         return bool(claimed)
 
     async def release(self, connection: Connection) -> None:
