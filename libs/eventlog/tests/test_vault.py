@@ -490,6 +490,20 @@ async def test_an_erasure_that_died_before_its_record_is_recorded_as_it_was_aske
     assert (record.actor, await house.read(record)) == ("officer", SubjectErased(subject="ada", reason="asked"))
 
 
+async def test_who_repeats_an_erasure_that_died_ends_both_and_both_are_on_record(house: House) -> None:
+    await house.invite("ada", "ada@example.org")
+    with pytest.raises(LogClosed):
+        await Vault(house.pool, ClosedLog(), MASTER).erase("acme", "ada", actor="officer", reason="asked")  # type: ignore[arg-type]
+    erasure = await house.vault.erase("acme", "ada", actor="deputy", reason="asked again")
+    assert erasure.key_destroyed
+    records = (await house.log.read())[-2:]
+    assert [(record.actor, await house.read(record)) for record in records] == [
+        ("officer", SubjectErased(subject="ada", reason="asked")),
+        ("deputy", SubjectErased(subject="ada", reason="asked again")),
+    ]
+    assert await house.vault.pending() == []
+
+
 async def test_an_erasure_that_somebody_is_at_is_left_to_them(house: House) -> None:
     await house.invite("ada", "ada@example.org")
     resumed: list[object] = []

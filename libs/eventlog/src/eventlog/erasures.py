@@ -29,7 +29,7 @@ create table if not exists {schema}.erasures_pending (
     reason text not null,
     key_destroyed boolean not null,
     begun_at timestamptz not null,
-    primary key (tenant, subject)
+    primary key (tenant, subject, id)
 );
 """
 
@@ -55,15 +55,11 @@ class Erasures:
             return SQL(text).format(schema=Identifier(schema), lock=f"eventlog:{schema}:erasure").as_bytes(None)
 
         self.create = render(_TABLE)
-        self._insert = render(
-            "insert into {schema}.erasures_pending values (%s, %s, %s, %s, %s, %s, %s) on conflict (tenant, subject) do"
-            " update set id = excluded.id, actor = excluded.actor, reason = excluded.reason,"
-            " key_destroyed = excluded.key_destroyed, begun_at = excluded.begun_at"
-        )
+        self._insert = render("insert into {schema}.erasures_pending values (%s, %s, %s, %s, %s, %s, %s)")
         self._delete = render("delete from {schema}.erasures_pending where tenant = %s and subject = %s and id = %s")
         self._select = render(
             "select tenant, subject, id, actor, reason, key_destroyed, begun_at from {schema}.erasures_pending"
-            " where (%s::text is null or tenant = %s) and (%s::text is null or subject = %s) order by begun_at"
+            " where (%s::text is null or tenant = %s) and (%s::text is null or subject = %s) order by begun_at, id"
         )
         name = "hashtextextended({lock} || %s || chr(10) || %s, 0)"
         self._wait = render(f"select pg_advisory_lock({name}) is not null")
@@ -71,7 +67,7 @@ class Erasures:
         self._unlock = render(f"select pg_advisory_unlock({name})")
 
     async def begin(self, connection: Connection, pending: PendingErasure) -> None:
-        """Note an erasure in the transaction that destroys the key. What an earlier one of this person left is its."""
+        """Note an erasure in the transaction that destroys the key."""
         row = [pending.tenant, pending.subject, pending.id, pending.actor, pending.reason]
         await connection.execute(self._insert, [*row, pending.key_destroyed, pending.begun_at])
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
@@ -195,7 +195,10 @@ class Vault:
         """
         async with self._erasing_alone(tenant, subject, wait=True) as connection:
             assert connection is not None
-            return await self._finish(connection, await self._begin(connection, tenant, subject, actor, reason), views)
+            begun = await self._begin(connection, tenant, subject, actor, reason)
+            # What somebody began before and left ends with it, and stays on record in their name.
+            ended = await self._finish(connection, await self._left(connection, begun), views)
+        return replace(ended[-1], key_destroyed=any(each.key_destroyed for each in ended))
 
     async def pending(self, tenant: str | None = None) -> list[PendingErasure]:
         """The erasures that were begun and have not ended, of one tenant or all; the oldest first."""
@@ -208,8 +211,7 @@ class Vault:
         for found in await self.pending():
             async with self._erasing_alone(found.tenant, found.subject, wait=False) as connection:
                 if connection is not None:
-                    left = await self._left(connection, found)
-                    ended += [await self._finish(connection, pending, views) for pending in left]
+                    ended += await self._finish(connection, await self._left(connection, found), views)
         return ended
 
     @asynccontextmanager
@@ -223,7 +225,7 @@ class Vault:
             yield connection if mine else None
 
     async def _left(self, connection: Connection, found: PendingErasure) -> list[PendingErasure]:
-        """The erasure, unless it has ended before it was this one's turn."""
+        """The erasures of this person that have not ended, the oldest first."""
         async with connection.transaction():
             return await self._erasures.pending(connection, found.tenant, found.subject)
 
@@ -238,17 +240,23 @@ class Vault:
             await self._erasures.begin(connection, pending)
         return pending
 
-    async def _finish(self, connection: Connection, pending: PendingErasure, views: Work) -> Erasure:
-        """All that follows when the key is gone; to repeat it changes nothing."""
+    async def _finish(self, connection: Connection, left: Sequence[PendingErasure], views: Work) -> list[Erasure]:
+        """All that follows when the key of a person is gone; to repeat it changes nothing."""
+        ended = [await self._dropped(connection, pending) for pending in left]
+        if ended:
+            await views()
+        async with connection.transaction():
+            for pending in left:
+                await self._erasures.end(connection, pending)
+        return ended
+
+    async def _dropped(self, connection: Connection, pending: PendingErasure) -> Erasure:
         # In a second transaction: whoever saved a snapshot while the key was there has saved it before this one starts.
         async with connection.transaction():
             named = [pending.tenant, pending.subject]
             dropped = (await connection.execute(self._sql.drop_snapshots, named)).rowcount
         self.forget()
         appended = await self._recorded(self._record(pending))
-        await views()
-        async with connection.transaction():
-            await self._erasures.end(connection, pending)
         return Erasure(appended.position, pending.key_destroyed, dropped)
 
     def _record(self, pending: PendingErasure) -> Append:
