@@ -293,6 +293,7 @@ class PostgresEventLog:
         await self._archivist.refresh()
         self._archivist.known.require_readable()
         await self._archivist.note_subjects()
+        await self._archivist.note_hashes()
 
     async def _read_on(self, after: int, limit: int, where: Filter) -> tuple[list[StoredEvent], bool]:
         """Events for one page, and whether it is full: so many, or so many bytes. Asked for in pieces: the bytes are
