@@ -437,6 +437,18 @@ async def test_what_is_broken_before_a_damaged_file_is_found_first(
         assert (await fresh.verify()).broken_at == 7
 
 
+@pytest.mark.parametrize("damaged_from", [1, 21], ids=["first segment", "second segment"])
+async def test_verification_of_a_stream_finds_the_first_version_that_cannot_be_read(
+    log: PostgresEventLog, tmp_path: Path, damaged_from: int
+) -> None:
+    segments = await log.archive(keep_events=15, segment_events=20)
+    (segment,) = [segment for segment in segments if segment.first == damaged_from]
+    damage(tmp_path / segment.file, segment.size // 2)
+    found = await log.verify_stream(GROWING)
+    assert (found.ok, found.broken_at) == (False, damaged_from // 2 + 1)
+    assert segment.file in found.reason
+
+
 async def test_verification_with_checkpoints_finds_a_damaged_file(
     log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
 ) -> None:

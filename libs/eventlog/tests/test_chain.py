@@ -257,6 +257,46 @@ async def test_what_an_archived_stream_ends_with_is_known_without_its_file(
     assert await linked(log, ONE) == [True, True]
 
 
+async def test_what_a_former_release_archived_is_read_once_at_the_open_and_not_by_a_writer(
+    postgres_dsn: str, log: PostgresEventLog, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        await log.append(an_append(ONE), an_append(TWO))
+    segments = await log.archive(keep_events=0, segment_events=2)
+    await run_sql(postgres_dsn, "alter table eventlog.archived_streams drop column hash")
+    async with await PostgresEventLog.open(postgres_dsn, archive=tmp_path) as reopened:
+        for segment in segments:
+            (tmp_path / segment.file).rename(tmp_path / f"away-{segment.first}")
+        forget_read()
+        await reopened.append(an_append(ONE, expected=2), an_append(TWO, expected=2))
+    for segment in segments:
+        (tmp_path / f"away-{segment.first}").rename(tmp_path / segment.file)
+    assert await linked(log, ONE) == await linked(log, TWO) == [True] * 3
+    assert (await log.verify()).ok
+
+
+async def test_no_hash_is_noted_from_a_file_of_a_former_release_that_is_not_as_it_was_written(
+    postgres_dsn: str, log: PostgresEventLog, tmp_path: Path
+) -> None:
+    await log.append(an_append(ONE))
+    await log.append(an_append(TWO))
+    damaged, _ = await log.archive(keep_events=0, segment_events=1)
+    await run_sql(postgres_dsn, "update eventlog.archived_streams set hash = null")
+    data = (tmp_path / damaged.file).read_bytes()
+    (tmp_path / damaged.file).write_bytes(data[:20] + bytes([data[20] ^ 0xFF]) + data[21:])
+    async with await PostgresEventLog.open(postgres_dsn, archive=tmp_path):
+        assert await streams_without_hash(postgres_dsn) == [str(ONE)]
+    (tmp_path / damaged.file).write_bytes(data)
+    async with await PostgresEventLog.open(postgres_dsn, archive=tmp_path):
+        assert await streams_without_hash(postgres_dsn) == []
+
+
+async def streams_without_hash(dsn: str) -> list[str]:
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        cursor = await connection.execute("select stream from eventlog.archived_streams where hash is null")
+        return [row[0] for row in await cursor.fetchall()]
+
+
 async def test_where_the_file_of_a_former_release_is_damaged_the_next_event_is_stored_all_the_same(
     postgres_dsn: str, log: PostgresEventLog, tmp_path: Path
 ) -> None:

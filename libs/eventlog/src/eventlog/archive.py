@@ -94,6 +94,13 @@ class Archive:
         """Position, stream, type, tenant and person of each event of a segment that is about one."""
         return await asyncio.to_thread(lambda: list(_about_persons(self._reader(segment))))
 
+    async def ends(self, segment: Segment) -> list[tuple[bytes, str, int, int]]:
+        """Hash, stream, first position of the segment, and version of the last event that each stream has in it.
+
+        ArchiveDamaged unless the file is the one written: what it says is believed from then on.
+        """
+        return await asyncio.to_thread(_ends, self._reader(segment))
+
     def _reader(self, segment: Segment) -> SegmentReader:
         return SegmentReader(self.directory, segment)
 
@@ -106,6 +113,12 @@ def _about_persons(reader: SegmentReader) -> Iterator[tuple[int, str, str, str, 
     for event in reader.events(0):
         if event.data_subject is not None:
             yield event.position, str(event.stream), event.type, event.tenant, event.data_subject
+
+
+def _ends(reader: SegmentReader) -> list[tuple[bytes, str, int, int]]:
+    reader.compare()
+    last = {event.stream: event for event in reader.events(0)}
+    return [(event.hash, str(stream), reader.segment.first, event.version) for stream, event in last.items()]
 
 
 class Archivist:
@@ -185,6 +198,22 @@ class Archivist:
                 async with connection.cursor() as cursor:
                     await cursor.executemany(self._sql.note_subject, noted)
                 await connection.execute(self._sql.noted, (segment.first,))
+
+    async def note_hashes(self) -> None:
+        """Let streams go on from what a former release archived, of which it noted the version alone: otherwise a writer
+        would look for their hashes in the files, with the head locked.
+        """
+        async with self._pool.connection() as connection:
+            rows = await (await connection.execute(self._sql.unhashed)).fetchall()
+        for row in rows:
+            segment = Segment(*row)
+            try:
+                ends = await self._known.ends(segment)
+            except ArchiveDamaged as damage:  # it is asked again at the next open, and by a writer that needs it
+                _log.warning("the hashes of the streams in %s cannot be noted: %s", segment.file, damage)
+                continue
+            async with self._pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
+                await cursor.executemany(self._sql.note_hash, ends)
 
     async def _write(self, first: int, last: int) -> Segment:
         previous_hash = await self._hash_at(first - 1) if first > 1 else GENESIS
@@ -277,6 +306,14 @@ class ArchiveStatements:
             " values (%s, %s, %s, %s, %s) on conflict do nothing"
         )
         self.noted = render("update {schema}.archived_segments set subjects_noted = true where first = %s")
+        self.unhashed = render(
+            "select first, last, file, size, sha256, index_at from {schema}.archived_segments"
+            " where first in (select segment from {schema}.archived_streams where hash is null) order by first"
+        )
+        self.note_hash = render(
+            "update {schema}.archived_streams set hash = %s"
+            " where stream = %s and segment = %s and version = %s and hash is null"
+        )
         self.move = render(
             "with gone as (delete from {schema}.events where position between %s and %s returning position, id, hash)"
             " insert into {schema}.archived_events (position, id, hash) select position, id, hash from gone"

@@ -195,11 +195,7 @@ class PostgresEventLog:
     async def verify_stream(self, stream: StreamId) -> VerifiedStream:
         verifier = StreamVerifier(stream)
         forget_read()
-        try:
-            while not verifier.done and (page := await self.read_stream(stream, after=verifier.version)):
-                verifier.check(page)
-        except ArchiveDamaged as damage:
-            verifier.unreadable(str(damage))
+        await self._verify_events(verifier, stream)
         return verifier.finding()
 
     async def audit(self, audit: Auditing) -> None:
@@ -246,6 +242,21 @@ class PostgresEventLog:
             limit = self._limits.page_events
         return None
 
+    async def _verify_events(self, verifier: StreamVerifier, stream: StreamId) -> None:
+        limit = self._limits.page_events
+        while not verifier.done:
+            try:
+                page = await self.read_stream(stream, after=verifier.version, limit=limit)
+            except ArchiveDamaged as damage:
+                if limit == 1:
+                    return verifier.unreadable(str(damage))
+                limit //= 2  # a position says nothing of versions: halving finds the last one before the damage
+                continue
+            if not page:
+                return None
+            verifier.check(page)
+        return None
+
     async def _read(self, after: int, last: int | None, limit: int, where: Filter) -> tuple[list[StoredEvent], int]:
         """What the table has, and the last position that had been taken out of it at that moment."""
         query, parameters = self._sql.filtered(where, last)
@@ -282,6 +293,7 @@ class PostgresEventLog:
         await self._archivist.refresh()
         self._archivist.known.require_readable()
         await self._archivist.note_subjects()
+        await self._archivist.note_hashes()
 
     async def _read_on(self, after: int, limit: int, where: Filter) -> tuple[list[StoredEvent], bool]:
         """Events for one page, and whether it is full: so many, or so many bytes. Asked for in pieces: the bytes are

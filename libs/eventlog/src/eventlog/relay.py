@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import inf
@@ -90,6 +91,14 @@ class StreamDamaged(Exception):
         )
 
 
+class EventUnpublishable(Exception):
+    """An event cannot be a message of this server. Nothing is published beyond it: what follows would leave a gap."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"event {position} cannot be published, and nothing after it: {reason}")
+        self.position = position
+
+
 class Relay:
     """Publishes `log` as the events of `service`. Owns the stream's configuration, not the connection."""
 
@@ -102,6 +111,7 @@ class Relay:
         self._stream = event_stream(service)
         self._window = _Window(0)
         self._allows_batches = False
+        self._unpublishable = 0
         self._published = HeadSignal()
         self.resyncs = 0
         self.problem = ""
@@ -132,6 +142,10 @@ class Relay:
                 except nats.errors.ConnectionClosedError:
                     raise
                 except (StreamMissing, StreamDamaged) as error:
+                    self._report(str(error))
+                    await asyncio.sleep(self._config.retry_pause_max_s)
+                except EventUnpublishable as error:
+                    self._unpublishable = error.position
                     self._report(str(error))
                     await asyncio.sleep(self._config.retry_pause_max_s)
                 except (Fenced, nats.errors.Error, TimeoutError, OSError, LogUnavailable) as error:
@@ -172,7 +186,8 @@ class Relay:
         await self._check_same_history(last)
         await self._check_whole(info)
         self.resyncs += 1
-        self._report("")
+        if last + 1 != self._unpublishable:  # that is tried again, for the server may take more by now
+            self._report("")
         self._window = _Window(last)
         self._published.move(last)
 
@@ -223,6 +238,7 @@ class Relay:
                 # The next page is read while this one is published.
                 ahead = asyncio.create_task(self._read(page.position)) if page.more else None
                 await self._publish_page(page.events, f"{inbox}.{window.name}")
+                self._report("")
                 if not page.events:
                     await window.wait_for_room(1, self._config.ack_timeout_s)
                     if await self._log.wait_for(window.sent + 1, self._config.idle_check_s) <= window.sent:
@@ -237,10 +253,13 @@ class Relay:
     async def _publish_page(self, events: Sequence[StoredEvent], reply: str) -> None:
         window, config = self._window, self._config
         if self._allows_batches and len(events) >= max(_BATCH_EVENTS_MIN, config.batch_events_min):
-            await window.wait_for_room(config.window_messages, config.ack_timeout_s)
-            window.sent = events[-1].position
-            await send(self._client, self._batch(events, reply))
-            return
+            # All or none: where one event cannot be part of it, those before it go in pieces.
+            with suppress(EventUnpublishable):
+                batch = self._batch(events, reply)
+                await window.wait_for_room(config.window_messages, config.ack_timeout_s)
+                window.sent = events[-1].position
+                await send(self._client, batch)
+                return
         for at in range(0, len(events), _PIECE_EVENTS):
             await window.wait_for_room(config.window_messages, config.ack_timeout_s)
             await self._publish_piece(events[at : at + _PIECE_EVENTS], reply)
@@ -281,11 +300,11 @@ class Relay:
         stream = event.stream
         subject = event_subject(event.tenant, self._service, stream.aggregate, stream.id, event.type)
         if " " in subject or not subject.isprintable():
-            raise nats.errors.BadSubjectError
+            raise EventUnpublishable(event.position, f"{subject!r} is no subject")
         block = header_block(condition | to_headers(event, self._service))
         size = len(block) + len(event.data)
         if size > self._client.max_payload:
-            raise nats.errors.MaxPayloadError
+            raise EventUnpublishable(event.position, f"{size} bytes, the server takes {self._client.max_payload}")
         return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), len(block), size, block, event.data)
 
     async def _on_ack(self, message: Msg) -> None:

@@ -109,6 +109,10 @@ do $$ begin
     ) then
         alter table {schema}.archived_streams add column hash bytea;
     end if;
+    -- Empty but for those of before: so whoever opens the log finds at once that none is left.
+    if to_regclass({unhashed_name}) is null then
+        create index archived_streams_unhashed on {schema}.archived_streams (segment) where hash is null;
+    end if;
     -- False for segments of before there was the table archived_subjects: whom their events are about is noted at the open.
     if not exists (
         select from pg_attribute where attrelid = {segments_name}::regclass and attname = 'subjects_noted'
@@ -214,6 +218,7 @@ def statements(schema: str) -> Statements:
             head_name=Literal(Identifier(schema, "head").as_string(None)),
             hashes_name=Literal(Identifier(schema, "hashes").as_string(None)),
             subjects_name=Literal(Identifier(schema, "subjects").as_string(None)),
+            unhashed_name=Literal(Identifier(schema, "archived_streams_unhashed").as_string(None)),
             found_by_name=Literal(Identifier(schema, "events_found_by").as_string(None)),
         ).as_bytes(None)
 
