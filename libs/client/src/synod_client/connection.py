@@ -40,10 +40,12 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Time for one call, and how often one that may be repeated is: while the service is unavailable."""
+    """Time for one call, and how often one that may be repeated is: while the service is unavailable, which a service that is
+    started again is for some seconds.
+    """
 
     timeout_s: float = 30.0
-    attempts: int = 4
+    attempts: int = 6
     backoff_first_s: float = 0.1
     backoff_max_s: float = 2.0
     stream_attempts: int = 10
