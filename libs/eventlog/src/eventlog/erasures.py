@@ -6,9 +6,8 @@ a row here, and any process goes on from it. One erasure of a person is carried 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -18,6 +17,7 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.sql import SQL, Identifier
 
+from eventlog import session_locks
 from eventlog.hash_tree import Connection
 
 _TABLE: Final = """
@@ -85,28 +85,12 @@ class Erasures:
     @asynccontextmanager
     async def turn(self, connection: Connection, tenant: str, subject: str, *, wait: bool) -> AsyncIterator[bool]:
         """Be the only process that erases this person. Where another one is, wait for it, or do without: False."""
-        try:
-            async with connection.transaction():
-                asked = await connection.execute(self._wait if wait else self._try, [tenant, subject])
-                (claimed,) = await asked.fetchone() or (False,)
-        except asyncio.CancelledError:
-            await connection.close()  # the turn may have come meanwhile, and would stay with the connection
-            raise
+        claimed = await session_locks.take(connection, self._wait if wait else self._try, [tenant, subject])
         if not claimed:
             yield False
             return
         try:
             yield True
         finally:
-            await self._release(connection, tenant, subject)
-
-    async def _release(self, connection: Connection, tenant: str, subject: str) -> None:
-        """Give the turn back. A connection that cannot is closed, which does the same."""
-        try:
-            async with connection.transaction():
-                await connection.execute(self._unlock, [tenant, subject])
-        except psycopg.Error:
-            await connection.close()
-        except asyncio.CancelledError:
-            await connection.close()
-            raise
+            with suppress(psycopg.Error):  # the turn has ended with the connection
+                await session_locks.give_back(connection, self._unlock, [tenant, subject])

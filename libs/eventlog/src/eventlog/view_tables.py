@@ -6,7 +6,6 @@ far it is folded, at which version of the view) and `_parked` (events that could
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NamedTuple
 
 import orjson
@@ -14,6 +13,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL, Composed, Identifier, Literal
 
+from eventlog import session_locks
 from eventlog.envelope import from_headers, to_headers
 from eventlog.records import StoredEvent
 
@@ -91,27 +91,13 @@ class ViewTables:
 
     async def claim(self, connection: Connection) -> bool:
         """Become the only connection that makes or swaps copies of the view, until `release`; False if another one is."""
-        try:
-            async with connection.transaction():
-                tried = await connection.execute(
-                    self._sql("select pg_try_advisory_lock(hashtextextended({name} || ':copies', 0))")
-                )
-                (claimed,) = await tried.fetchone() or (False,)
-        except asyncio.CancelledError:
-            await connection.close()  # the claim may have come meanwhile, and would stay with the connection
-            raise
-        return bool(claimed)
+        statement = self._sql("select pg_try_advisory_lock(hashtextextended({name} || ':copies', 0))")
+        return await session_locks.take(connection, statement)
 
     async def release(self, connection: Connection) -> None:
         """Give the claim back. If that fails the connection is closed, which does the same."""
-        try:
-            async with connection.transaction():
-                await connection.execute(
-                    self._sql("select pg_advisory_unlock(hashtextextended({name} || ':copies', 0))")
-                )
-        except (psycopg.Error, asyncio.CancelledError):
-            await connection.close()
-            raise
+        statement = self._sql("select pg_advisory_unlock(hashtextextended({name} || ':copies', 0))")
+        await session_locks.give_back(connection, statement)
 
     async def standing(self, connection: Connection) -> Standing | None:
         """Where the copy stands; None if there is none."""
