@@ -17,7 +17,7 @@ _TOOL_UNITS: Final[Mapping[str, str]] = {"web_search": "web_searches", "web_fetc
 
 def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:
     """The lines as events have them: tokens, and what is billed beside them."""
-    tokens = (
+    tokens = [
         UsageLine(
             direction=line.direction,
             modality=line.modality,
@@ -27,8 +27,8 @@ def usage_lines(usage: domain.Usage) -> tuple[UsageLine, ...]:
             ttl=line.ttl or "",
         )
         for line in usage.lines
-    )
-    uses = (UsageLine(direction="output", quantity=used.quantity, unit=tool_unit(used)) for used in usage.tool_units)
+    ]
+    uses = [UsageLine(direction="output", quantity=used.quantity, unit=tool_unit(used)) for used in usage.tool_units]
     return (*tokens, *uses)
 
 

@@ -164,11 +164,11 @@ class Target:
     key_id: str = ""
     warnings: tuple[str, ...] = ()
     hedge: Hedge | None = None
+    circuit: str = field(init=False)
+    """What fails and is limited by itself: a model at a deployment under a key."""
 
-    @property
-    def circuit(self) -> str:
-        """What fails and is limited by itself: a model at a deployment under a key."""
-        return _circuit(self.id, self.deployment, self.key_id)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "circuit", _circuit(self.id, self.deployment, self.key_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ class Circuit:
     _opened: int = 0
     _open_until: float = 0.0
     _limited_until: float = 0.0
-    _probing: bool = False
+    probing: bool = field(default=False, init=False)
+    """Half open, and the one attempt that may be made is under way."""
     _outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=1000))
 
     def phase(self, now: float) -> Phase:
@@ -58,13 +59,15 @@ class Circuit:
 
     def suspended_s(self, now: float) -> float:
         """How long no attempt may be made, because too many have failed."""
+        if not self._opened and now >= self._open_until:  # closed, as nearly always
+            return 0.0
         match self.phase(now):
             case "closed":
                 return 0.0
             case "open":
                 return self._open_until - now
             case "half_open":
-                return self.terms.open_s if self._probing else 0.0
+                return self.terms.open_s if self.probing else 0.0
 
     def limited_s(self, now: float) -> float:
         """How long the provider wants not to be asked."""
@@ -74,12 +77,12 @@ class Circuit:
         """An attempt begins, unless it has to wait, as `suspended_s`. Each that begins ends in `leave`."""
         waiting = self.suspended_s(now)
         if not waiting:
-            self._probing = self.phase(now) == "half_open"
+            self.probing = self._opened > 0
         return waiting
 
     def leave(self, now: float, verdict: Verdict, retry_after_s: float | None = None) -> None:
         """`retry_after_s` is a rate limit's."""
-        self._probing = False
+        self.probing = False
         match verdict:
             case "success":
                 self._in_a_row, self._opened = 0, 0
@@ -131,7 +134,7 @@ class Circuits:
         circuit = self._of(model)
         if waiting := circuit.enter(now):
             raise ProviderSuspended(suspension(model, waiting), retry_after_s=waiting)
-        if circuit.phase(now) == "half_open":
+        if circuit.probing:
             self._changed(model, "half_open", 0.0)
 
     def leave(self, model: str, now: float, error: ProviderError | None = None, *, answered: bool = False) -> None:

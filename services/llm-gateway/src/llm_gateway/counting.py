@@ -49,7 +49,7 @@ AUDIO_BYTES_PER_TOKEN: Final = 8
 
 def input_bound(messages: Sequence[Message], tools: Sequence[ToolSpec] = (), format: OutputFormat | None = None) -> int:
     """At least as many tokens as any provider counts for this input."""
-    parts = sum(PART_TOKENS + _part(part) for message in messages for part in message.parts)
+    parts = sum([PART_TOKENS + _part(part) for message in messages for part in message.parts])
     schema = len(orjson.dumps(format.schema)) if format else 0
     return REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + parts + _tools(tools) + schema
 
@@ -60,7 +60,7 @@ def request_bound(request: ModelRequest) -> int:
 
 def output_bound(message: Message) -> int:
     """At least as many tokens as the visible answer has; reasoning that is not shown is not in it."""
-    return sum(PART_TOKENS + _part(part) for part in message.parts)
+    return sum([PART_TOKENS + _part(part) for part in message.parts])
 
 
 def delivered_bound(parts: Iterable[StreamPart]) -> int:
@@ -83,7 +83,7 @@ def _tools(tools: Sequence[ToolSpec]) -> int:
 def _part(part: Part) -> int:
     match part:
         case Text() | Refusal():
-            return len(_bytes(part.text))
+            return len(part.text.encode())
         case ToolCall():
             return len(_bytes(part.id, part.name, part.arguments))
         case ToolResult():

@@ -190,6 +190,27 @@ class ModelRequest:
     service_tier: str | None = None
     provider_options: JsonObject = field(default_factory=dict)
 
+    def aimed_at(self, model: str, max_output_tokens: int) -> "ModelRequest":
+        """The same, of this model and with this limit. By hand, because `dataclasses.replace` costs more than the rest."""
+        return ModelRequest(
+            model,
+            self.messages,
+            self.tools,
+            self.tool_choice,
+            self.parallel_tool_calls,
+            self.output_format,
+            max_output_tokens,
+            self.stop,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.seed,
+            self.reasoning_effort,
+            self.reasoning_tokens_max,
+            self.service_tier,
+            self.provider_options,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
@@ -237,23 +258,28 @@ class Usage:
     tool_units: tuple[ToolUnits, ...] = ()
 
     def __post_init__(self) -> None:
-        for quantity in (self.input_tokens, self.output_tokens, *(line.quantity for line in self.lines)):
-            if not 0 <= quantity <= USAGE_TOKENS_MAX:
-                raise InvalidUsage(f"a count of {quantity} tokens is outside 0 to {USAGE_TOKENS_MAX}")
-        self._check_sum("input", self.input_tokens)
-        self._check_sum("output", self.output_tokens)
-
-    def _check_sum(self, direction: Direction, total: int) -> None:
-        added = sum(line.quantity for line in self.lines if line.direction == direction)
-        if added != total:
-            raise InvalidUsage(f"the {direction} lines add up to {added} tokens, the total says {total}")
+        added = {"input": 0, "output": 0}
+        for line in self.lines:
+            _check_count(line.quantity)
+            added[line.direction] += line.quantity
+        for direction, total in (("input", self.input_tokens), ("output", self.output_tokens)):
+            _check_count(total)
+            if added[direction] != total:
+                raise InvalidUsage(f"the {direction} lines add up to {added[direction]} tokens, the total says {total}")
 
     @classmethod
     def of(cls, lines: Iterable[UsageLine], tool_units: tuple[ToolUnits, ...] = ()) -> "Usage":
         """Usage from its lines; empty lines are left out and the totals added up."""
-        kept = tuple(line for line in lines if line.quantity)
-        totals = {way: sum(line.quantity for line in kept if line.direction == way) for way in ("input", "output")}
+        kept = tuple([line for line in lines if line.quantity])
+        totals = {"input": 0, "output": 0}
+        for line in kept:
+            totals[line.direction] += line.quantity
         return cls(totals["input"], totals["output"], kept, tool_units)
+
+
+def _check_count(quantity: int) -> None:
+    if not 0 <= quantity <= USAGE_TOKENS_MAX:
+        raise InvalidUsage(f"a count of {quantity} tokens is outside 0 to {USAGE_TOKENS_MAX}")
 
 
 # --- response -------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NoReturn, TypeVar
 from uuid import UUID
@@ -30,6 +30,7 @@ from synod.llm_gateway.events import (
 
 from llm_gateway import billing, caching, calls, counting, domain, retrying
 from llm_gateway.admission import Admission
+from llm_gateway.aims import Aim, aims_of
 from llm_gateway.answer_cache import AnswerCache
 from llm_gateway.balancing import Loads, Strategy
 from llm_gateway.caching import Cacheable
@@ -154,9 +155,7 @@ class Attempt:
     """One attempt at one target; `began_s` is when it was started, on the clock of the event loop."""
 
     number: int
-    target: Target
-    input_tokens_max: int
-    output_tokens_max: int
+    aim: Aim
     began_s: float
     started: ModelCallAttemptStarted
 
@@ -184,7 +183,7 @@ class Execution:
         self._id = id
         self._considered = considered
         self._asked = asked
-        self._targets = tuple(targets)
+        self._aims = aims_of(targets, asked.request, asked.attribution, tools.terms.output_tokens_default)
         self._context = context
         self._flight = flight
         self._tools = tools
@@ -199,13 +198,9 @@ class Execution:
         self._number = 0
         self._reported: dict[int, domain.Usage] = {}
         self._ours = False
-        # Each is asked for several times in an attempt.
-        self._requests: dict[str, ModelRequest] = {}
-        self._attributions: dict[str, Attribution] = {}
         self._ticket: Ticket | None = None
-        # Walks through the whole input, which is the same for every attempt.
-        self._input_tokens_max = counting.request_bound(asked.request)
         self._recorder = Recorder(id, context, tools)
+        self._now = asyncio.get_running_loop().time
 
     async def run(self) -> Answer:
         """The answer, new or on record. Raises CallRefused, CallEnded, or what the log or the store raise."""
@@ -242,7 +237,7 @@ class Execution:
             calls.check_same(call, self._asked.request_id, self._asked.sha256)
             if not await self._recorder.runs_elsewhere(call):
                 return await self._recorder.end_orphan(call)
-            if _now() > self._flight.ends_at:
+            if self._now() > self._flight.ends_at:
                 break
             await asyncio.sleep(LOOK_BACKOFF.delay_s(look))
         raise CallElsewhere(self._asked.request_id)
@@ -262,7 +257,7 @@ class Execution:
 
     async def _answered(self, call: Call) -> Answer:
         """By what an equal request of this tenant got, where that is allowed and there; else by a model."""
-        cache, cacheable, model = self._tools.cache, self._asked.cacheable, self._targets[0].id
+        cache, cacheable, model = self._tools.cache, self._asked.cacheable, self._aims[0].target.id
         if cache is None or cacheable is None:
             return await self._carry_out(call)
         key = caching.cache_key(self._context.tenant, model, cacheable)
@@ -283,7 +278,7 @@ class Execution:
 
     async def _look(self, cacheable: Cacheable) -> Look | None:
         """What was said before that means the same; None where that is not asked for or cannot be known."""
-        similar, model = self._tools.similar, self._targets[0].id
+        similar, model = self._tools.similar, self._aims[0].target.id
         if similar is None or not cacheable.said:
             return None
         scope = caching.scope_key(self._context.tenant, model, cacheable)
@@ -295,12 +290,12 @@ class Execution:
         if call.phase not in ("new", "waiting"):
             raise TakenOver
         source = self._tools.codec.load(entry.answer)
-        answer = caching.as_hit(source, self._asked.request_id)
+        answer, aim = caching.as_hit(source, self._asked.request_id), self._aims[0]
         data = self._tools.codec.dump(answer)
         served = ModelCallServedFromCache(
             request_id=answer.request_id,
             model=answer.model,
-            attribution=self._attribution(self._targets[0]),
+            attribution=aim.attribution,
             source_reservation_id=source.reservation_id,
             input_tokens=answer.usage.input_tokens,
             output_tokens=answer.usage.output_tokens,
@@ -310,8 +305,8 @@ class Execution:
             likeness_of_10000=min(round(likeness * caching.EXACT_OF_10000), caching.EXACT_OF_10000),
             simulated=answer.simulated,
         )
-        accepted = self._accepted(self._request(self._targets[0]))
-        ended = await _unbroken(self._recorder.serve(Kept(data, b"", call.attempt), accepted, served))
+        serving = self._recorder.serve(Kept(data, b"", call.attempt), self._accepted(aim), served)
+        ended = await self._flight.unbroken(serving)
         if not calls.has_completed(ended, call.attempt):
             raise TakenOver
         self._tools.telemetry.served_from_cache(answer)
@@ -321,25 +316,24 @@ class Execution:
 
     async def _carry_out(self, call: Call) -> Answer:
         self._tools.retry_budget.earn()
-        telemetry, request = self._tools.telemetry, self._request(self._targets[0])
-        began_s = _now()
+        telemetry, aim, began_s = self._tools.telemetry, self._aims[0], self._now()
         operation, owner = self._asked.operation, self._asked.attribution
-        with telemetry.call(self._targets[0].id, request, owner, stream=self._stream, operation=operation) as span:
+        with telemetry.call(aim.target.id, aim.request, owner, stream=self._stream, operation=operation) as span:
             try:
                 answer = await self._tried(call)
             except CallFailed as error:
-                telemetry.ended(self._targets[0].id, error.failure.reason, _now() - began_s)
+                telemetry.ended(aim.target.id, error.failure.reason, self._now() - began_s)
                 raise
-            telemetry.answered(span, answer, _now() - began_s, self._first_content_s())
+            telemetry.answered(span, answer, self._now() - began_s, self._first_content_s())
         return answer
 
     async def _tried(self, call: Call) -> Answer:
         """One attempt after another, until one answers or none may follow."""
         number, target, tries = call.attempt + 1, await self._first(), 1
         # A refusal goes to the caller as it is; a call that was accepted before stays open for a repeat.
-        await self._reserve(number, self._targets[target])
+        await self._reserve(number, self._aims[target])
         while True:
-            attempt = await self._begin(number, self._targets[target])
+            attempt = await self._begin(number, self._aims[target])
             hedge = self._hedge(target)
             try:
                 response = await (self._raced(attempt, target + 1, hedge) if hedge else self._watched(attempt))
@@ -347,15 +341,15 @@ class Execution:
                 error.content_delivered = self._flight.began is not None
                 # A rival that failed too was at the next target.
                 target += bool(self._lost)
-                tried = Tried(target, len(self._targets), tries, self._left_s(), self._has_sibling(target))
+                tried = Tried(target, len(self._aims), tries, self._left_s(), self._has_sibling(target))
                 following = self._next(error, tried)
                 await self._attempt_failed(error, last=following is None)
                 if following is None:
                     raise CallFailed(retrying.failure_of(error), error.retry_after_s) from error
                 await asyncio.sleep(following.delay_s)
-                tries = tries + 1 if self._targets[following.target].id == self._targets[target].id else 1
+                tries = tries + 1 if self._same_model(following.target, target) else 1
                 number, target = self._number + 1, following.target
-                await self._reserve_again(number, self._targets[target], error)
+                await self._reserve_again(number, self._aims[target], error)
             else:
                 return await self._completed(response)
 
@@ -369,16 +363,20 @@ class Execution:
     def _has_sibling(self, target: int) -> bool:
         """Whether the model is served by the next target too, and can be asked there now."""
         following = target + 1
-        if following == len(self._targets) or self._targets[following].id != self._targets[target].id:
+        if following == len(self._aims) or not self._same_model(following, target):
             return False
-        return not (self._suspended_s(following) or self._limited_s(following))
+        return not self._wait_s(following)
+
+    def _same_model(self, one: int, other: int) -> bool:
+        return self._aims[one].target.id == self._aims[other].target.id
 
     # --- two attempts at once ---
 
     def _hedge(self, target: int) -> Hedge | None:
         """Whether a rival may be begun at the next target, should this one take too long."""
-        hedge = self._targets[target].hedge
-        return hedge if hedge and hedge.suits(self._targets[target].abort) and self._has_sibling(target) else None
+        first = self._aims[target].target
+        hedge = first.hedge
+        return hedge if hedge and hedge.suits(first.abort) and self._has_sibling(target) else None
 
     async def _raced(self, first: Attempt, sibling: int, hedge: Hedge) -> ModelResponse:
         """The answer of the attempt, or of a rival that was faster; raises what the last of them failed with."""
@@ -386,7 +384,7 @@ class Execution:
         race.enter(first.number, self._watched(first))
         try:
             if await race.quiet_for(hedge.after_s) and self._may_hedge(sibling):
-                await self._enter_rival(race, self._targets[sibling])
+                await self._enter_rival(race, self._aims[sibling])
             won = await race.won()
         except ProviderError:
             self._place(race, race.leader or next(reversed(race.failures)))
@@ -401,11 +399,11 @@ class Execution:
         """Asked again once it is needed, since much may have changed; and what it costs of the budget of repeats."""
         return self._left_s() > 0 and self._has_sibling(sibling - 1) and self._tools.retry_budget.spend()
 
-    async def _enter_rival(self, race: Race, target: Target) -> None:
+    async def _enter_rival(self, race: Race, aim: Aim) -> None:
         """Reserves, records and asks, as for any attempt; what is refused to a rival is no reason to end the call."""
-        rival = self._prepared(self._number + 1, target)
+        rival = self._prepared(self._number + 1, aim)
         try:
-            await race.unless_decided(self._reserve(rival.number, target, until=_now() + RIVAL_PATIENCE_S))
+            await race.unless_decided(self._reserve(rival.number, aim, until=self._now() + RIVAL_PATIENCE_S))
         except (LedgerRefused, LedgerUnavailable, RateLimited):
             self._leave_limits(None)
             return
@@ -421,7 +419,7 @@ class Execution:
             self._outrun(rival, "no")
             return
         self._rival = rival
-        self._tools.telemetry.hedged(target.id)
+        self._tools.telemetry.hedged(aim.target.id)
         race.enter(rival.number, self._watched(rival))
 
     def _place(self, race: Race, winner: int) -> None:
@@ -435,7 +433,7 @@ class Execution:
         if isinstance(error, ProviderError):
             self._lost = (*self._lost, Lost(other.started, retrying.failure_of(error), retrying.billed(error)))
         else:
-            self._outrun(other, "no" if other.target.abort == "free" else "unknown")
+            self._outrun(other, "no" if other.aim.target.abort == "free" else "unknown")
 
     def _outrun(self, rival: Attempt, billed: Billed) -> None:
         self._leave_limits(None)
@@ -447,20 +445,24 @@ class Execution:
     async def _first(self) -> int:
         """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
         while True:
-            waits = [max(self._suspended_s(index), self._limited_s(index)) for index in range(len(self._targets))]
+            waits: list[float] = []
+            for index, aim in enumerate(self._aims):
+                waits.append(self._wait_s(index))
+                if not waits[index]:
+                    self._tools.headroom.take(aim.target.circuit, aim.need)
+                    return index
             wait_s = min(waits)
-            target = waits.index(wait_s)
-            if suspended_s := self._suspended_s(target):
-                raise ModelSuspended(suspension(self._targets[target].id, suspended_s), suspended_s, limited=False)
-            if wait_s >= self._left_s():
-                limited = f"{self._targets[target].id} is not to be asked for {wait_s:.1f} s more, says its provider"
-                raise ModelSuspended(limited, wait_s, limited=True)
-            if not wait_s:
-                self._tools.headroom.take(
-                    self._targets[target].circuit, self._need(self._request(self._targets[target]))
-                )
-                return target
+            self._check_wait(waits.index(wait_s), wait_s)
             await asyncio.sleep(wait_s)
+
+    def _check_wait(self, target: int, wait_s: float) -> None:
+        """Raises ModelSuspended when the target is not worth waiting for, or not so long."""
+        model = self._aims[target].target.id
+        if suspended_s := self._suspended_s(target):
+            raise ModelSuspended(suspension(model, suspended_s), suspended_s, limited=False)
+        if wait_s >= self._left_s():
+            limited = f"{model} is not to be asked for {wait_s:.1f} s more, says its provider"
+            raise ModelSuspended(limited, wait_s, limited=True)
 
     def _leave_limits(self, used: Need | None) -> None:
         """Gives back what the attempt did not use of its limits; None when the provider counts nothing of it."""
@@ -469,23 +471,29 @@ class Execution:
             self._tools.admission.leave(ticket, used)
 
     def _suspended_s(self, target: int) -> float:
-        return self._tools.circuits.suspended_s(self._targets[target].circuit, _now())
+        return self._tools.circuits.suspended_s(self._aims[target].target.circuit, self._now())
 
-    def _limited_s(self, target: int) -> float:
-        """How long the provider wants not to be asked, or has no room left by its own account."""
-        circuit, now = self._targets[target].circuit, _now()
-        room_s = self._tools.headroom.wait_s(circuit, self._need(self._request(self._targets[target])), now)
-        return max(self._tools.circuits.limited_s(circuit, now), room_s)
+    def _wait_s(self, target: int) -> float:
+        """How long it has failed too often to be asked, its provider wants not to be, or has no room by its own account."""
+        aim, now = self._aims[target], self._now()
+        circuit, circuits = aim.target.circuit, self._tools.circuits
+        room_s = self._tools.headroom.wait_s(circuit, aim.need, now)
+        return max(circuits.suspended_s(circuit, now), circuits.limited_s(circuit, now), room_s)
 
     async def _watched(self, attempt: Attempt) -> ModelResponse:
         """Asks, and tells the circuit how it ended, for a stream at its end. Callers who leave say nothing about it."""
-        circuits, loads, circuit, began_s = self._tools.circuits, self._tools.loads, attempt.target.circuit, _now()
+        circuits, loads, circuit, began_s = (
+            self._tools.circuits,
+            self._tools.loads,
+            attempt.aim.target.circuit,
+            self._now(),
+        )
         ticket, self._ticket = self._ticket, None
         circuits.enter(circuit, began_s)
         loads.enter(circuit)
         self._tools.renewals.enter(attempt.reservation_id, self._context)
         failed: ProviderError | None = None
-        answered, used = False, Need(attempt.input_tokens_max, attempt.output_tokens_max)
+        answered, used = False, attempt.aim.need
         try:
             response = await self._ask(attempt)
             answered, used = True, _used(response.usage) or used
@@ -494,7 +502,7 @@ class Execution:
             failed = error
             raise
         finally:
-            now = _now()
+            now = self._now()
             self._tools.renewals.leave(attempt.reservation_id)
             circuits.leave(circuit, now, failed, answered=answered)
             shown_s = (self._flight.first_content_at or now) - began_s
@@ -505,10 +513,10 @@ class Execution:
 
     # --- reservations ---
 
-    async def _reserve_again(self, number: int, target: Target, cause: ProviderError) -> None:
+    async def _reserve_again(self, number: int, aim: Aim, cause: ProviderError) -> None:
         """A further attempt that may not be made ends the call."""
         try:
-            await self._reserve(number, target)
+            await self._reserve(number, aim)
         except LedgerRefused as error:
             await self._give_up(Failure(reason=error.reason, message=str(error)))
             raise
@@ -521,20 +529,20 @@ class Execution:
             await self._give_up(told)
             raise CallFailed(told, cause.retry_after_s) from error
 
-    async def _reserve(self, number: int, target: Target, until: float | None = None) -> None:
+    async def _reserve(self, number: int, aim: Aim, until: float | None = None) -> None:
         """Room within the limits first: money is not held while a call waits for it, at most `until` its end."""
-        request = self._request(target)
+        target, request, need = aim.target, aim.request, aim.need
         self._leave_limits(None)
         until = self._flight.wanted_until if until is None else until
         self._ticket = await self._tools.admission.enter(
-            self._context.tenant, target.id, self._need(request), self._asked.priority, until
+            self._context.tenant, target.id, need, self._asked.priority, until
         )
         reservation = Reservation(
             id=self._reservation_id(number),
-            attribution=self._attribution(target),
+            attribution=aim.attribution,
             model=target.id,
-            input_tokens_max=self._input_tokens_max,
-            output_tokens_max=request.max_output_tokens or 0,
+            input_tokens_max=need.input_tokens,
+            output_tokens_max=need.output_tokens,
             ttl_s=self._tools.renewals.ttl_s,
             terms=billing.price_terms(request),
             modalities=billing.modalities(request),
@@ -543,9 +551,9 @@ class Execution:
 
     # --- attempts ---
 
-    async def _begin(self, number: int, target: Target) -> Attempt:
+    async def _begin(self, number: int, aim: Aim) -> Attempt:
         """Records the intent; only then may the provider be asked."""
-        accepted, attempt = self._accepted(self._request(target)), self._prepared(number, target)
+        accepted, attempt = self._accepted(aim), self._prepared(number, aim)
         started = attempt.started
         unseen, self._attempt = not self._recorder.looked, attempt
         call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
@@ -553,38 +561,38 @@ class Execution:
         if not calls.has_begun(call, started) or (unseen and self._recorder.looked):
             self._attempt, self._ours = None, False
             raise TakenOver
-        self._ours, self._flight.abort, self._number = True, target.abort, number
+        self._ours, self._flight.abort, self._number = True, aim.target.abort, number
         return attempt
 
-    def _prepared(self, number: int, target: Target) -> Attempt:
+    def _prepared(self, number: int, aim: Aim) -> Attempt:
+        target = aim.target
         started = ModelCallAttemptStarted(
             request_id=self._asked.request_id,
             attempt=number,
             model=target.id,
             provider=target.provider.name,
             reservation_id=self._reservation_id(number),
-            attribution=self._attribution(target),
+            attribution=aim.attribution,
             worker=self._tools.workers.own,
             deployment=target.deployment,
             region=target.region,
         )
-        output_tokens_max = self._request(target).max_output_tokens or 0
-        return Attempt(number, target, self._input_tokens_max, output_tokens_max, _now(), started)
+        return Attempt(number, aim, self._now(), started)
 
-    def _accepted(self, request: ModelRequest) -> ModelCallAccepted:
+    def _accepted(self, aim: Aim) -> ModelCallAccepted:
         return ModelCallAccepted(
             request_id=self._asked.request_id,
             model=self._asked.model,
             attribution=self._asked.attribution,
             request_sha256=self._asked.sha256,
-            input_tokens_max=self._input_tokens_max,
-            output_tokens_max=request.max_output_tokens or 0,
+            input_tokens_max=aim.need.input_tokens,
+            output_tokens_max=aim.need.output_tokens,
             operation=self._asked.operation,
             considered=self._considered_models(),
         )
 
     async def _ask(self, attempt: Attempt) -> ModelResponse:
-        request, provider = self._request(attempt.target), attempt.target.provider
+        request, provider = attempt.aim.request, attempt.aim.target.provider
         if not self._stream:
             return await provider.generate(request, self._flight.ends_at)
         response: ModelResponse | None = None
@@ -610,7 +618,7 @@ class Execution:
                 return
 
     def _show(self, attempt: Attempt, delta: Delta) -> None:
-        self._flight.show(Began(attempt.target.id, attempt.number, attempt.reservation_id, self._cache_use), delta)
+        self._flight.show(Began(attempt.aim.target.id, attempt.number, attempt.reservation_id, self._cache_use), delta)
 
     # --- outcomes ---
 
@@ -639,7 +647,7 @@ class Execution:
         data = self._tools.codec.dump(answer)
         event = self._completed_event(attempt, answer, response, data)
         kept = Kept(data, event.model_dump_json().encode(), attempt.number)
-        call = await _unbroken(self._recorder.complete(kept, event, self._told()))
+        call = await self._flight.unbroken(self._recorder.complete(kept, event, self._told()))
         if not calls.has_completed(call, attempt.number):
             self._taken_over()
         return answer
@@ -652,21 +660,25 @@ class Execution:
         raise TakenOver
 
     def _answer(self, attempt: Attempt, response: ModelResponse) -> Answer:
-        counted = min(counting.output_bound(response.message), attempt.output_tokens_max)
-        usage = response.usage or counting.plain_usage(attempt.input_tokens_max, counted)
+        target, usage = attempt.aim.target, response.usage or self._counted(attempt, response)
         return Answer(
             request_id=self._asked.request_id,
             message=response.message,
             finish_reason=response.finish_reason,
             usage=usage,
             usage_source="provider_final" if response.usage else "gateway_counted",
-            model=attempt.target.id,
+            model=target.id,
             provider_response_id=response.provider_response_id,
             reservation_id=attempt.reservation_id,
-            warnings=(*attempt.target.warnings, *response.warnings),
-            simulated=response.simulated or attempt.target.simulated,
+            warnings=(*target.warnings, *response.warnings),
+            simulated=response.simulated or target.simulated,
             cache=self._cache_use,
         )
+
+    def _counted(self, attempt: Attempt, response: ModelResponse) -> domain.Usage:
+        """What is charged where the provider does not say: as much as it may have been."""
+        need = attempt.aim.need
+        return counting.plain_usage(need.input_tokens, min(counting.output_bound(response.message), need.output_tokens))
 
     def _completed_event(
         self, attempt: Attempt, answer: Answer, response: ModelResponse, data: bytes
@@ -675,9 +687,9 @@ class Execution:
             request_id=answer.request_id,
             attempt=attempt.number,
             model=answer.model,
-            provider=attempt.target.provider.name,
+            provider=attempt.aim.target.provider.name,
             reservation_id=answer.reservation_id,
-            attribution=self._attribution(attempt.target),
+            attribution=attempt.aim.attribution,
             input_tokens=answer.usage.input_tokens,
             output_tokens=answer.usage.output_tokens,
             usage=billing.usage_lines(answer.usage),
@@ -685,10 +697,10 @@ class Execution:
             finish_reason=answer.finish_reason,
             response_sha256=hashlib.sha256(data).hexdigest(),
             provider_response_id=answer.provider_response_id,
-            duration_ms=_milliseconds(_now() - attempt.began_s),
+            duration_ms=_milliseconds(self._now() - attempt.began_s),
             first_content_ms=_milliseconds(self._first_content_s() or 0.0),
             simulated=answer.simulated,
-            service_tier=billing.served_tier(self._request(attempt.target), response),
+            service_tier=billing.served_tier(attempt.aim.request, response),
         )
 
     async def _interrupted(self) -> None:
@@ -712,15 +724,15 @@ class Execution:
             await self._recorder.append(lambda call: calls.end(call, event, lost))
 
     def _interrupted_one(self, attempt: Attempt, *, last: bool) -> Lost:
-        free = last and attempt.target.abort == "free"
+        free = last and attempt.aim.target.abort == "free"
         return Lost(attempt.started, ABANDONED if last else CRASHED, "no" if free else "unknown")
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
         reported = self._reported.get(attempt.number)
-        input_tokens = reported.input_tokens if reported else attempt.input_tokens_max
-        counted = min(counting.delivered_bound(self._flight.deltas), attempt.output_tokens_max)
+        input_tokens = reported.input_tokens if reported else attempt.aim.need.input_tokens
+        counted = min(counting.delivered_bound(self._flight.deltas), attempt.aim.need.output_tokens)
         output_tokens = max(counted, reported.output_tokens if reported else 0)
-        free = attempt.target.abort == "free"
+        free = attempt.aim.target.abort == "free"
         return ModelCallCancelled(
             request_id=self._asked.request_id,
             attempt=attempt.number,
@@ -741,31 +753,11 @@ class Execution:
             for one in self._considered[:CONSIDERED_MAX]
         )
 
-    def _request(self, target: Target) -> ModelRequest:
-        request = self._requests.get(target.id)
-        if request is None:
-            limit = self._asked.request.max_output_tokens
-            if limit is None:
-                limit = self._tools.terms.output_tokens_default
-            request = replace(self._asked.request, model=target.model, max_output_tokens=limit)
-            self._requests[target.id] = request
-        return request
-
-    def _need(self, request: ModelRequest) -> Need:
-        return Need(self._input_tokens_max, request.max_output_tokens or 0)
-
-    def _attribution(self, target: Target) -> Attribution:
-        attribution = self._attributions.get(target.id)
-        if attribution is None:
-            attribution = self._asked.attribution.model_copy(update={"model": target.id})
-            self._attributions[target.id] = attribution
-        return attribution
-
     def _reservation_id(self, number: int) -> str:
         return f"{self._id}:{number}"
 
     def _left_s(self) -> float:
-        return self._flight.wanted_until - _now()
+        return self._flight.wanted_until - self._now()
 
     def _first_content_s(self) -> float | None:
         shown_at, attempt = self._flight.first_content_at, self._attempt
@@ -840,25 +832,12 @@ class Recorder:
         raise AssertionError("the last attempt returns or raises")
 
 
-async def _unbroken(recording: Coroutine[None, None, T]) -> T:
-    """Records to the end what is known already, even if the task is cancelled meanwhile."""
-    task = asyncio.ensure_future(recording)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    return task.result()
-
-
 def _used(usage: domain.Usage | None) -> Need | None:
     """What a provider's limits count: what it reads from its cache, they mostly do not."""
     if usage is None:
         return None
     read = sum(line.quantity for line in usage.lines if line.cache == "read")
     return Need(usage.input_tokens - read, usage.output_tokens)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _milliseconds(seconds: float) -> int:

@@ -1,9 +1,9 @@
 """A call in flight: what it has delivered so far, who waits for it, and when it stops waiting for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from synod.common.values import Failure
 
@@ -21,6 +21,8 @@ from llm_gateway.errors import CallEnded, CallFailed
 
 FLUSH_S: Final = 0.015
 FLUSH_BYTES: Final = 256
+
+T = TypeVar("T")
 
 Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
 
@@ -68,6 +70,7 @@ class Flight:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._grown = asyncio.Event()
         self._task: asyncio.Task[Answer] | None = None
+        self._ending = False
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
@@ -135,8 +138,17 @@ class Flight:
         self.cancel()
 
     def cancel(self) -> None:
-        if self._task is not None:
+        """End the call, unless it is just being recorded how it ended."""
+        if self._task is not None and not self._ending:
             self._task.cancel()
+
+    async def unbroken(self, recording: Awaitable[T]) -> T:
+        """Records to the end what is known already, even if nobody waits for it any more."""
+        self._ending = True
+        try:
+            return await recording
+        finally:
+            self._ending = False
 
     async def landed(self) -> None:
         """Wait for the end, whatever it is."""

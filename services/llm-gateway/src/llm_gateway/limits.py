@@ -245,7 +245,7 @@ class Line:
         return len(self._waiting)
 
     def ticket(self, tenant: str, model: str, need: Need, priority: Priority, now: float, until: float) -> Ticket:
-        meters = tuple(self._of(rule, tenant, model) for rule in self.rules if fnmatchcase(model, rule.models))
+        meters = tuple([self._of(rule, tenant, model) for rule in self.rules if fnmatchcase(model, rule.models)])
         return Ticket(tenant, model, need, priority, now, until, meters)
 
     def hopeless_s(self, ticket: Ticket, now: float) -> float | None:

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, get_args
 
 import orjson
@@ -288,11 +289,11 @@ def to_countable(request: pb.CountTokensRequest) -> ModelRequest:
 
 
 def to_messages(messages: Iterable[pb.Message]) -> tuple[Message, ...]:
-    return tuple(_message(f"messages[{index}]", message) for index, message in enumerate(messages))
+    return tuple([_message(index, message) for index, message in enumerate(messages)])
 
 
 def to_tools(tools: Iterable[pb.Tool]) -> tuple[ToolSpec, ...]:
-    found = tuple(_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools))
+    found = tuple([_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)])
     names = [tool.name for tool in found]
     for name in names:
         if names.count(name) > 1:
@@ -352,14 +353,16 @@ def _check_request(request: pb.GenerateRequest) -> None:
         raise InvalidArgument("fallback_models", len(request.fallback_models), f"give at most {FALLBACKS_MAX}")
 
 
-def _message(field: str, message: pb.Message) -> Message:
-    if message.role not in _ROLES:
-        raise InvalidArgument(f"{field}.role", message.role, "must be system, developer, user, assistant or tool")
-    parts = tuple(_part(f"{field}.parts[{index}]", part) for index, part in enumerate(message.parts))
-    return Message(_ROLES[message.role], parts)
+def _message(index: int, message: pb.Message) -> Message:
+    role = _ROLES.get(message.role)
+    if role is None:
+        remedy = "must be system, developer, user, assistant or tool"
+        raise InvalidArgument(f"messages[{index}].role", message.role, remedy)
+    return Message(role, tuple([_part(part, index, place) for place, part in enumerate(message.parts)]))
 
 
-def _part(field: str, part: pb.Part) -> Part:
+def _part(part: pb.Part, message: int = 0, place: int = 0) -> Part:
+    """The part at that place of that message, which an error names."""
     match part.WhichOneof("part"):
         case "text":
             return Text(part.text)
@@ -373,14 +376,17 @@ def _part(field: str, part: pb.Part) -> Part:
         case "refusal":
             return Refusal(part.refusal)
         case "image" | "audio" | "file":
-            return _medium(field, part)
+            return _medium(part, f"{_part_field(message, place)}.data")
         case _:
-            raise InvalidArgument(
-                field, "", "is empty; set text, tool_call, tool_result, reasoning, refusal, image, audio or file"
-            )
+            remedy = "is empty; set text, tool_call, tool_result, reasoning, refusal, image, audio or file"
+            raise InvalidArgument(_part_field(message, place), "", remedy)
 
 
-def _medium(field: str, part: pb.Part) -> Image | Audio | File:
+def _part_field(message: int, place: int) -> str:
+    return f"messages[{message}].parts[{place}]"
+
+
+def _medium(part: pb.Part, field: str) -> Image | Audio | File:
     match part.WhichOneof("part"):
         case "image":
             medium: Image | Audio | File = Image(part.image.media_type, part.image.data, part.image.url)
@@ -389,7 +395,7 @@ def _medium(field: str, part: pb.Part) -> Image | Audio | File:
         case _:
             medium = File(part.file.media_type, part.file.name, part.file.data)
     if not medium.data and not (isinstance(medium, Image) and medium.url):
-        raise InvalidArgument(f"{field}.data", b"", "must not be empty")
+        raise InvalidArgument(field, b"", "must not be empty")
     return medium
 
 
@@ -548,7 +554,7 @@ def from_renewal(reservation_id: str, ttl_s: float) -> ledger_pb.RenewReservatio
 def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
     return ledger_pb.ReserveRequest(
         reservation_id=reservation.id,
-        attribution=ledger_pb.Attribution(**reservation.attribution.model_dump()),
+        attribution=_from_attribution(reservation.attribution),
         model=reservation.model,
         input_tokens_max=reservation.input_tokens_max,
         output_tokens_max=reservation.output_tokens_max,
@@ -567,7 +573,23 @@ def from_asked(reservation: Reservation, context: Context, traceparent: str) -> 
     )
 
 
+def _from_attribution(attribution: Attribution) -> ledger_pb.Attribution:
+    return ledger_pb.Attribution(
+        tenant_id=attribution.tenant_id,
+        project_id=attribution.project_id,
+        agent=attribution.agent,
+        conversation_id=attribution.conversation_id,
+        run_id=attribution.run_id,
+        root_run_id=attribution.root_run_id,
+        user_id=attribution.user_id,
+        model=attribution.model,
+        tool=attribution.tool,
+    )
+
+
+@lru_cache(maxsize=16)
 def _duration(seconds: float) -> Duration:
+    """Always one of few values; whoever puts it into a message has it copied."""
     duration = Duration()
     duration.FromMilliseconds(round(seconds * 1000))
     return duration
@@ -602,7 +624,7 @@ def to_answer(response: pb.GenerateResponse) -> Answer:
 
 def _recorded(message: pb.Message) -> Message:
     """An answer's message may hold vectors, which no request can."""
-    parts = (Vector(part.vector) if part.HasField("vector") else _part("message", part) for part in message.parts)
+    parts = (Vector(part.vector) if part.HasField("vector") else _part(part) for part in message.parts)
     return Message(_ROLES[message.role], tuple(parts))
 
 

@@ -18,6 +18,10 @@ class Attribution(Value):
     model: str = ""
     tool: str = ""
 
+    def of_model(self, model: str) -> "Attribution":
+        """The same for what is spent on this model."""
+        return self.model_copy(update={"model": model})
+
 
 class UsageLine(Value):
     """Tokens of one kind, or as many of another unit. The lines of a usage are disjoint."""
