@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -48,14 +48,20 @@ class Gateway:
 
     async def generate(self, asked: Asked, context: Context, left_s: float | None) -> Answer:
         """The whole answer. `left_s` is the time the caller has. Raises CallRefused, CallEnded."""
-        with self._attached(asked, context, left_s, stream=False) as flight:
+        id, flight = self._join(asked, context, left_s, stream=False)
+        try:
             return await flight.answer()
+        finally:
+            self._leave(id, flight)
 
     async def stream(self, asked: Asked, context: Context, left_s: float | None) -> AsyncGenerator[CallEvent, None]:
         """The answer as it is produced; the last event is Answer or Broken. Raises, before the first, as generate."""
-        with self._attached(asked, context, left_s, stream=True) as flight:
+        id, flight = self._join(asked, context, left_s, stream=True)
+        try:
             async for event in flight.events():
                 yield event
+        finally:
+            self._leave(id, flight)
 
     async def count_tokens(self, request: ModelRequest, *, exact: bool) -> tuple[int, CountMethod]:
         """The input tokens and who counted them. Raises UnknownModel, ModelUnavailable."""
@@ -122,9 +128,8 @@ class Gateway:
         for flight in flights:
             await flight.landed()
 
-    @contextmanager
-    def _attached(self, asked: Asked, context: Context, left_s: float | None, *, stream: bool) -> Iterator[Flight]:
-        """The call in flight for this request, joined or started; left again when the block ends."""
+    def _join(self, asked: Asked, context: Context, left_s: float | None, *, stream: bool) -> tuple[str, Flight]:
+        """The call in flight for this request, started if none is, and its id. Who joins has to leave."""
         id = call_id(context.tenant, asked.request_id)
         flight = self._flights.get(id) or self._start(id, asked, context, stream=stream)
         if flight.request_sha256 != asked.sha256:
@@ -132,12 +137,12 @@ class Gateway:
         flight.want_until(None if left_s is None else asyncio.get_running_loop().time() + left_s)
         flight.callers += 1
         self._undrain(id)
-        try:
-            yield flight
-        finally:
-            flight.callers -= 1
-            if not flight.callers and self._flights.get(id) is flight:
-                self._drain(id, flight)
+        return id, flight
+
+    def _leave(self, id: str, flight: Flight) -> None:
+        flight.callers -= 1
+        if not flight.callers and self._flights.get(id) is flight:
+            self._drain(id, flight)
 
     def _start(self, id: str, asked: Asked, context: Context, *, stream: bool) -> Flight:
         choice = self._choice(asked, context.tenant)
@@ -198,7 +203,7 @@ class Gateway:
         timer = self._draining.pop(id, None)
         if timer is not None:
             timer.cancel()
-        self._tools.telemetry.draining.set(len(self._draining))
+            self._tools.telemetry.draining.set(len(self._draining))
 
 
 def call_id(tenant: str, request_id: str) -> str:

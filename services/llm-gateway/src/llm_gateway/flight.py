@@ -68,7 +68,8 @@ class Flight:
         self._pending: list[Delta] = []
         self._pending_bytes = 0
         self._flush_timer: asyncio.TimerHandle | None = None
-        self._grown = asyncio.Event()
+        # Only where somebody follows.
+        self._grown: asyncio.Event | None = None
         self._task: asyncio.Task[Answer] | None = None
         self._ending = False
 
@@ -83,7 +84,6 @@ class Flight:
 
         def done(task: asyncio.Task[Answer]) -> None:
             self._flush()
-            self._grown.set()
             landed()
             if not task.cancelled():
                 task.exception()  # who waited has it; when nobody did, it is in the log
@@ -114,7 +114,7 @@ class Flight:
         """What was delivered from the start, then what comes, then the end. Raises only before the first event."""
         seen = 0
         while True:
-            grown = self._grown
+            grown = self._grown = self._grown or asyncio.Event()
             while seen < len(self._shown):
                 yield self._shown[seen]
                 seen += 1
@@ -174,8 +174,9 @@ class Flight:
         self._shown.extend(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
-        self._grown.set()
-        self._grown = asyncio.Event()
+        grown, self._grown = self._grown, None
+        if grown is not None:
+            grown.set()
 
 
 def is_delta(part: StreamPart) -> bool:
