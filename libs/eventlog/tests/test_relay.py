@@ -12,12 +12,10 @@ import nats
 import nats.errors
 import nats.js.errors
 import pytest
-from eventlog.chain import link
 from eventlog.ending import end
-from eventlog.envelope import from_headers, header_block, to_headers
 from eventlog.errors import RelayDiverged
 from eventlog.memory import MemoryEventLog
-from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
+from eventlog.records import Append, Context, NewEvent, StreamId
 from eventlog.relay import Relay, RelayConfig, from_message
 from eventlog.testing import a_stream, an_append, an_event
 from launcher.testing import RunningNats
@@ -83,48 +81,6 @@ async def assert_published(client: Client, service: str, log: MemoryEventLog) ->
     events = await log.read(limit=100_000)
     messages = await received(client, service, len(events))
     assert [from_message(message) for message in messages] == events
-
-
-@pytest.mark.parametrize("stream_previous_hash", [None, bytes(range(32))], ids=["of before", "linked"])
-def test_an_event_survives_the_way_through_headers_with_its_hash(stream_previous_hash: bytes | None) -> None:
-    at = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
-    event = StoredEvent(
-        position=7,
-        stream=StreamId("run", "r-1"),
-        version=3,
-        id=uuid7(),
-        type="Started",
-        type_version=2,
-        tenant="acme",
-        data_subject="user 1",
-        occurred_at=at,
-        recorded_at=at.replace(second=6),
-        causation=uuid7(),
-        correlation="run é%",
-        actor=" zoë",
-        traceparent="00-ab-cd-01",
-        data=b"{}",
-        stream_previous_hash=stream_previous_hash,
-        previous_hash=bytes(32),
-        hash=b"",
-    )
-    event = event._replace(hash=link(event.previous_hash, event))
-    headers = to_headers(event, "agent-runtime")
-    assert all(value.isascii() and value == value.strip() for value in headers.values())
-    decoded = from_headers(7, headers, b"{}")
-    assert decoded == event
-    assert link(decoded.previous_hash, decoded) == event.hash
-
-
-def test_headers_as_bytes_are_those_that_the_client_would_write() -> None:
-    block = header_block({"ce-id": "a: b", "Nats-Batch-Id": "x"})
-    assert block == b"NATS/1.0\r\nce-id: a: b\r\nNats-Batch-Id: x\r\n\r\n"
-
-
-@pytest.mark.parametrize("value", ["a\r\nsynod-actor: another", "a\nb", "a\rb"])
-def test_a_value_cannot_begin_another_header(value: str) -> None:
-    with pytest.raises(ValueError, match="has a line end"):
-        header_block({"ce-id": value})
 
 
 @pytest.mark.parametrize("batch_events_min", [2, 1_000_000])

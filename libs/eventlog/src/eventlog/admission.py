@@ -8,7 +8,7 @@ leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -78,11 +78,21 @@ class Admission:
     def __init__(
         self, head: Head, streams: dict[StreamId, StreamHead], known: dict[UUID, Stored], now: datetime
     ) -> None:
-        self.head = head
         self.accepted: list[StoredEvent] = []
         self.streams = streams
+        self._before = head
+        self._position = head.position
+        self._hash = head.hash
         self._known = known
+        self._own: dict[int, StoredEvent] = {}
         self._recorded_at = max(now, head.recorded_at)
+
+    @property
+    def head(self) -> Head:
+        """The head as it will be."""
+        if not self.accepted:
+            return self._before
+        return Head(self._position, self._hash, self._before.archived_to, self._recorded_at)
 
     def admit(self, request: Request) -> Appended:
         """Number and hash the request's events.
@@ -91,12 +101,21 @@ class Admission:
         of a repeated id that cannot be read, the error why not.
         """
         ids = [event.id for append in request for event in append.events]
-        if not self._known.keys().isdisjoint(ids):
-            return self._repeat(request, all(event_id in self._known for event_id in ids))
+        if self._repeats(ids):
+            return self._repeat(request, all(self._stored(event_id) is not None for event_id in ids))
         self._check_fences(request)
         self._check_versions(request)
         versions = tuple([self._accept(append) for append in request])
-        return Appended(self.head.position, versions, duplicate=False)
+        return Appended(self._position, versions, duplicate=False)
+
+    def _repeats(self, ids: Sequence[UUID]) -> bool:
+        """Whether any of the ids is stored, or was admitted before. By number: a UUID is hashed in Python."""
+        if self._own and not self._own.keys().isdisjoint([event_id.int for event_id in ids]):
+            return True
+        return bool(self._known) and not self._known.keys().isdisjoint(ids)
+
+    def _stored(self, event_id: UUID) -> Stored | None:
+        return self._own.get(event_id.int) or self._known.get(event_id)
 
     def _repeat(self, request: Request, complete: bool) -> Appended:
         last = 0
@@ -110,7 +129,7 @@ class Admission:
         return Appended(last, tuple(versions), duplicate=True)
 
     def _same(self, stream: StreamId, event: NewEvent, complete: bool) -> Known | StoredEvent:
-        known = self._known.get(event.id)
+        known = self._stored(event.id)
         if known is None or not complete:
             raise DuplicateEventId(event.id, "some events of the request are stored already, others are not")
         if isinstance(known, EventLogError):
@@ -146,38 +165,37 @@ class Admission:
                     raise FenceLost(append.fence.name, append.fence.epoch, current)
 
     def _accept(self, append: Append) -> int:
-        end = self.streams.get(append.stream, NEW_STREAM)
+        """The version of the append's stream with its events, which are numbered and hashed."""
+        stream, context = append.stream, append.context
+        version, before = self.streams.get(stream, NEW_STREAM)
         for event in append.events:
-            end = self._store(append, event, end)
-        self.streams[append.stream] = end
-        return end.version
-
-    def _store(self, append: Append, event: NewEvent, before: StreamHead) -> StreamHead:
-        position, version = self.head.position + 1, before.version + 1
-        context, previous = append.context, self.head.hash
-        facts = (
-            position,
-            append.stream,
-            version,
-            event.id,
-            event.type,
-            event.type_version,
-            context.tenant,
-            event.data_subject,
-            event.occurred_at,
-            self._recorded_at,
-            context.causation,
-            context.correlation,
-            context.actor,
-            context.traceparent,
-            event.data,
-            before.hash,
-        )
-        stored = StoredEvent(*facts, previous, link_facts(previous, facts))
-        self.accepted.append(stored)
-        self._known[event.id] = stored
-        self.head = self.head._replace(position=position, hash=stored.hash, recorded_at=self._recorded_at)
-        return StreamHead(version, stored.hash)
+            version += 1
+            self._position += 1
+            facts = (
+                self._position,
+                stream,
+                version,
+                event.id,
+                event.type,
+                event.type_version,
+                context.tenant,
+                event.data_subject,
+                event.occurred_at,
+                self._recorded_at,
+                context.causation,
+                context.correlation,
+                context.actor,
+                context.traceparent,
+                event.data,
+                before,
+            )
+            previous, self._hash = self._hash, link_facts(self._hash, facts)
+            stored = StoredEvent(*facts, previous, self._hash)
+            self.accepted.append(stored)
+            self._own[event.id.int] = stored
+            before = self._hash
+        self.streams[stream] = StreamHead(version, before)
+        return version
 
 
 class Size(NamedTuple):
@@ -201,13 +219,12 @@ def check_request(request: Request, limits: Limits) -> Size:
         if len(event.data) > limits.data_bytes_max:
             raise EventTooLarge(event.type, len(event.data), limits.data_bytes_max)
     if len(events) > 1:
-        _check_distinct(event.id for event in events)
+        _check_distinct(events)
     return Size(len(events), size)
 
 
-def _check_distinct(ids: Iterable[UUID]) -> None:
-    seen: set[UUID] = set()
-    for event_id in ids:
-        if event_id in seen:
-            raise DuplicateEventId(event_id, "occurs twice in one request")
-        seen.add(event_id)
+def _check_distinct(events: Sequence[NewEvent]) -> None:
+    numbers = [event.id.int for event in events]
+    if len(set(numbers)) < len(numbers):
+        twice = next(event.id for at, event in enumerate(events) if event.id.int in numbers[:at])
+        raise DuplicateEventId(twice, "occurs twice in one request")

@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 from uuid import UUID
@@ -68,6 +68,7 @@ _LINKED_HEAD: Final = struct.Struct(">Bqqiqq11I")
 _LINKED: Final = 0x81
 _ABSENT: Final = 0xFFFFFFFF
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def sealed(event: StoredEvent, previous_hash: bytes) -> StoredEvent:
@@ -110,11 +111,11 @@ def canonical(facts: Facts) -> bytes:
     ) = facts
     parts = [
         stream_bytes(stream_id),
-        event_id.bytes,
+        event_id.int.to_bytes(16, "big"),
         name_bytes(type_name),
         name_bytes(tenant),
         b"" if subject is None else subject.encode(),
-        b"" if cause is None else cause.bytes,
+        b"" if cause is None else cause.int.to_bytes(16, "big"),
         correlation.encode(),
         name_bytes(actor),
         traceparent.encode(),
@@ -127,7 +128,8 @@ def canonical(facts: Facts) -> bytes:
         lengths[4] = _ABSENT
     if cause is None:
         lengths[5] = _ABSENT
-    numbers = position, version, type_version, _microseconds(occurred_at), _microseconds(recorded_at)
+    occurred_us, recorded_us = (occurred_at - _EPOCH) // _MICROSECOND, (recorded_at - _EPOCH) // _MICROSECOND
+    numbers = position, version, type_version, occurred_us, recorded_us
     if stream_previous is None:
         head = _HEAD.pack(*numbers, *lengths)
     else:
@@ -268,8 +270,3 @@ class StreamVerifier:
         if event.hash != link(event.previous_hash, event):
             return "the event differs from what was hashed"
         return ""
-
-
-def _microseconds(value: datetime) -> int:
-    since = value - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

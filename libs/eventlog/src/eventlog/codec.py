@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, JsonValue
+from pydantic_core import SchemaSerializer
 from synod.common.ids import uuid7
-from synod.common.personal import data_subject_of, holds_personal_data
+from synod.common.personal import data_subject_field, holds_personal_data
 
 from eventlog.errors import SubjectLocked, UnknownEventType
 from eventlog.records import NewEvent, StoredEvent
@@ -26,14 +27,13 @@ class EventModel(Protocol):
     """A frozen pydantic model that knows its stable name and version, such as synod.common.event.Event."""
 
     VERSION: ClassVar[int]
+    __pydantic_serializer__: ClassVar[SchemaSerializer]
 
     @classmethod
     def type_name(cls) -> str: ...
 
     @classmethod
     def model_validate_json(cls, json_data: bytes) -> Self: ...
-
-    def model_dump_json(self) -> str: ...
 
 
 E = TypeVar("E", bound=EventModel)
@@ -51,6 +51,26 @@ class UnknownEvent:
     data: bytes
 
 
+class _Kind(NamedTuple):
+    """What is the same for every event of a class: looked up once, not for each event."""
+
+    name: str
+    version: int
+    subject_field: str | None
+    is_personal: bool
+
+    @classmethod
+    def of(cls, model: type[EventModel]) -> _Kind:
+        subject_field, is_personal = None, False
+        if issubclass(model, BaseModel):
+            subject_field, is_personal = data_subject_field(model), holds_personal_data(model)
+        return cls(model.type_name(), model.VERSION, subject_field, is_personal)
+
+    def subject_of(self, event: EventModel) -> str | None:
+        """The person the event is about, by its marked field."""
+        return None if self.subject_field is None else getattr(event, self.subject_field)
+
+
 class Codec(Generic[E]):
     """Encodes and decodes the given classes. `upcasters` maps (type, version) to what lifts that version by one.
 
@@ -65,6 +85,7 @@ class Codec(Generic[E]):
         sealed_below: bool = False,
     ) -> None:
         self._classes = {cls.type_name(): cls for cls in classes}
+        self._kinds: dict[type[EventModel], _Kind] = {cls: _Kind.of(cls) for cls in self._classes.values()}
         self._upcasters = dict(upcasters or {})
         self._sealed_below = sealed_below
 
@@ -87,22 +108,26 @@ class Codec(Generic[E]):
         `data_subject` is by default what the event's field marked DataSubject says. With fields marked Personal the
         `key` of that person is needed (Vault.key), and they are sealed; SubjectLocked without it.
         """
-        cls = type(event)
-        name = cls.type_name()
-        if self._classes.get(name) is not cls:
-            raise UnknownEventType(name, cls.VERSION, f"{cls.__module__}.{cls.__qualname__} is not of this codec")
-        event_id, subject = id or uuid7(), data_subject or self._subject(event)
-        return NewEvent(name, cls.VERSION, self._data(event, event_id, subject, key), event_id, at, subject)
+        kind = self._kinds.get(type(event))
+        if kind is None:
+            raise _not_of_this_codec(type(event))
+        event_id, subject = id or uuid7(), data_subject or kind.subject_of(event)
+        if kind.is_personal and not self._sealed_below:
+            data = _sealed(event, event_id, subject, key)
+        else:
+            data = event.__pydantic_serializer__.to_json(event)  # model_dump_json makes text of the bytes
+        return NewEvent(kind.name, kind.version, data, event_id, at, subject)
 
     def sealed_for(self, event: E) -> str | None:
         """The person whose key `encode` needs; None if it needs none. SubjectLocked if it does but
         names nobody.
         """
-        if self._sealed_below or not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
+        kind = self._kinds.get(type(event))
+        if self._sealed_below or kind is None or not kind.is_personal:
             return None
-        subject = self._subject(event)
+        subject = kind.subject_of(event)
         if subject is None:
-            raise SubjectLocked(type(event).type_name(), "mark the field that names the person with DataSubject")
+            raise SubjectLocked(kind.name, "mark the field that names the person with DataSubject")
         return subject
 
     def decode(self, stored: StoredEvent, keys: Keyring = NO_KEYS) -> E | UnknownEvent:
@@ -119,17 +144,6 @@ class Codec(Generic[E]):
             return cls.model_validate_json(data)
         return cls.model_validate_json(self._lift(stored, data, cls.VERSION))
 
-    def _subject(self, event: E) -> str | None:
-        return data_subject_of(event) if isinstance(event, BaseModel) else None
-
-    def _data(self, event: E, event_id: UUID, subject: str | None, key: SubjectKey | None) -> bytes:
-        if self._sealed_below or not (isinstance(event, BaseModel) and holds_personal_data(type(event))):
-            return event.model_dump_json().encode()
-        if key is None or key.subject != subject:
-            given = "none is given" if key is None else f"that of {key.subject} is given"
-            raise SubjectLocked(event.type_name(), f"the key of {subject or 'its subject'} is needed, {given}")
-        return sealed_json(event, event_id, key)
-
     def _lift(self, stored: StoredEvent, data: bytes, newest: int) -> bytes:
         if stored.type_version > newest:
             raise UnknownEventType(stored.type, stored.type_version, f"this release knows up to version {newest}")
@@ -140,3 +154,15 @@ class Codec(Generic[E]):
                 raise UnknownEventType(stored.type, version, f"no upcaster leads to version {version + 1}")
             fields = upcast(fields)
         return json.dumps(fields).encode()
+
+
+def _sealed(event: EventModel, event_id: UUID, subject: str | None, key: SubjectKey | None) -> bytes:
+    assert isinstance(event, BaseModel)
+    if key is None or key.subject != subject:
+        given = "none is given" if key is None else f"that of {key.subject} is given"
+        raise SubjectLocked(event.type_name(), f"the key of {subject or 'its subject'} is needed, {given}")
+    return sealed_json(event, event_id, key)
+
+
+def _not_of_this_codec(cls: type[EventModel]) -> UnknownEventType:
+    return UnknownEventType(cls.type_name(), cls.VERSION, f"{cls.__module__}.{cls.__qualname__} is not of this codec")

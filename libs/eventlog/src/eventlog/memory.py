@@ -60,7 +60,7 @@ class MemoryEventLog:
 
     async def next_page(self, after: int = 0, *, limit: int = 1000, where: Filter = EVERYTHING) -> Page:
         self._require_open()
-        newer = islice(self._events, max(after, 0), None)
+        newer = self._events[max(after, 0) :]
         return page_of(newer, after, len(self._events), where, limit, self._limits.page_bytes)
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
@@ -130,5 +130,6 @@ class MemoryEventLog:
     def _store(self, events: list[StoredEvent]) -> None:
         for event in events:
             self._events.append(event)
+            self._known[event.id] = event
             self._streams[event.stream].append(event)
         self._signal.advance(len(self._events))

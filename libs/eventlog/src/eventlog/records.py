@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from eventlog.errors import ChainBroken
@@ -37,22 +37,26 @@ NO_STREAM: Final = 0
 ExpectedVersion = int | AnyVersion
 
 
-@dataclass(frozen=True, slots=True)
-class StreamId:
-    """The identity of a stream: the kind of aggregate and its id, both usable as NATS subject tokens."""
-
+class _StreamName(NamedTuple):
     aggregate: str
     id: str
 
-    def __post_init__(self) -> None:
-        require_token("aggregate", self.aggregate)
-        require_token("id", self.id)
+
+class StreamId(_StreamName):
+    """The identity of a stream: the kind of aggregate and its id, both usable as NATS subject tokens.
+
+    A named tuple because streams are keys all over the hot path: a tuple is hashed and compared without a line of Python.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, aggregate: str, id: str) -> Self:
+        require_name("aggregate", aggregate)
+        require_token("id", id)
+        return tuple.__new__(cls, (aggregate, id))
 
     def __str__(self) -> str:
         return f"{self.aggregate}/{self.id}"
-
-    def __hash__(self) -> int:
-        return hash(self.id)  # which says almost all, and a text knows its hash: streams are keys all over the hot path
 
     @classmethod
     def parse(cls, text: str) -> StreamId:
@@ -87,7 +91,7 @@ class NewEvent:
     data_subject: str | None = None
 
     def __post_init__(self) -> None:
-        require_token("type", self.type)
+        require_name("type", self.type)
         if not 1 <= self.type_version <= TYPE_VERSION_MAX:
             raise ValueError(f"type_version {self.type_version} of {self.type} must be 1 to {TYPE_VERSION_MAX}")
         if self.occurred_at.tzinfo is None:
@@ -107,7 +111,7 @@ class Context:
     traceparent: str = ""
 
     def __post_init__(self) -> None:
-        require_token("tenant", self.tenant)
+        require_name("tenant", self.tenant)
         require_text("actor", self.actor)
         require_text("correlation", self.correlation)
         require_text("traceparent", self.traceparent)
@@ -295,6 +299,10 @@ def require_token(name: str, value: str) -> None:
     """ValueError unless `value` can stand as one token of a NATS subject."""
     if _TOKEN.fullmatch(value) is None:
         raise ValueError(f"{name} {value!r} must be 1 to 128 characters out of A-Z a-z 0-9 _ -")
+
+
+require_name = lru_cache(maxsize=4_096)(require_token)
+"""require_token for what a log repeats in every event (types, tenants, aggregates): looked at once."""
 
 
 def require_text(name: str, value: str) -> None:

@@ -27,11 +27,11 @@ from nats.js.api import StreamConfig, StreamInfo
 from synod.common.streams import DAY_S, events_of
 from synod.common.subjects import event_stream, event_subject
 
-from eventlog.envelope import from_headers, header_block, to_headers
+from eventlog.envelope import from_headers, header_block
 from eventlog.errors import LogUnavailable, RelayDiverged
 from eventlog.log import EventLog
 from eventlog.records import Page, StoredEvent
-from eventlog.signal import HeadSignal
+from eventlog.signal import HeadSignal, settle, settled
 
 _BATCH_EVENTS_MIN: Final = 2
 """The first message of a batch opens it, another one commits it."""
@@ -284,24 +284,21 @@ class Relay:
         """All or none of a page, by ADR-50: the first message says what must come before, the last one commits."""
         first, last = events[0], events[-1]
         name = f"{self._window.name}-{first.position}"
-        begun = [
-            self._message(event, {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)})
-            for number, event in enumerate(events[1:-1], start=2)
-        ]
-        opening = _expected_last(first) | {"Nats-Batch-Id": name, "Nats-Batch-Sequence": "1"}
-        closing = {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(len(events)), "Nats-Batch-Commit": "1"}
+        begun = [self._message(event, _of_batch(name, number)) for number, event in enumerate(events[1:-1], start=2)]
+        opening = _expected_last(first) + _of_batch(name, 1)
+        closing = _of_batch(name, len(events)) + "Nats-Batch-Commit: 1\r\n"
         return [
             self._message(first, opening),
             *begun,
             self._message(last, closing, f"{reply}_{last.position}"),
         ]
 
-    def _message(self, event: StoredEvent, condition: dict[str, str], reply: str = "") -> bytes:
+    def _message(self, event: StoredEvent, conditions: str, reply: str = "") -> bytes:
         stream = event.stream
         subject = event_subject(event.tenant, self._service, stream.aggregate, stream.id, event.type)
         if " " in subject or not subject.isprintable():
             raise EventUnpublishable(event.position, f"{subject!r} is no subject")
-        block = header_block(condition | to_headers(event, self._service))
+        block = header_block(event, self._service, conditions)
         size = len(block) + len(event.data)
         if size > self._client.max_payload:
             raise EventUnpublishable(event.position, f"{size} bytes, the server takes {self._client.max_payload}")
@@ -329,8 +326,12 @@ async def send(client: Client, messages: Sequence[bytes]) -> None:
     await client._flush_pending()
 
 
-def _expected_last(event: StoredEvent) -> dict[str, str]:
-    return {"Nats-Expected-Last-Sequence": str(event.position - 1)}
+def _expected_last(event: StoredEvent) -> str:
+    return f"Nats-Expected-Last-Sequence: {event.position - 1}\r\n"
+
+
+def _of_batch(name: str, number: int) -> str:
+    return f"Nats-Batch-Id: {name}\r\nNats-Batch-Sequence: {number}\r\n"
 
 
 class _Window:
@@ -341,7 +342,7 @@ class _Window:
         self.sent = last
         self.acked = last
         self._refusal: str | None = None
-        self._answered = asyncio.Event()
+        self._waiter: asyncio.Future[bool] | None = None
 
     def answer(self, position: int, data: bytes) -> None:
         """Take the server's answer to one message; an empty one says that nobody listens."""
@@ -350,14 +351,15 @@ class _Window:
             self._refusal = self._refusal or str(answer["error"])
         else:
             self.acked = max(self.acked, position)
-        self._answered.set()
+        if self._waiter is not None:
+            settle(self._waiter)
 
     async def wait_for_room(self, size: int, timeout_s: float) -> None:
         """Until fewer than `size` messages are unanswered. Fenced on a refusal, TimeoutError on silence."""
         while self._refusal is None and self.sent - self.acked >= size:
-            self._answered.clear()
-            async with asyncio.timeout(timeout_s):
-                await self._answered.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            if not await settled(self._waiter, timeout_s):
+                raise TimeoutError
         if self._refusal is not None:
             raise Fenced(self._refusal)
 

@@ -10,7 +10,7 @@ class HeadSignal:
 
     def __init__(self, head: int = 0) -> None:
         self.head = head
-        self._waiting: dict[asyncio.Future[None], int] = {}
+        self._waiting: dict[asyncio.Future[bool], int] = {}
 
     def advance(self, head: int) -> None:
         """Wake every waiter for a position up to `head`; a smaller head than known changes nothing."""
@@ -20,8 +20,8 @@ class HeadSignal:
         """As `advance`, but the head may also fall back."""
         self.head = head
         for waiter, position in self._waiting.items():
-            if position <= self.head and not waiter.done():
-                waiter.set_result(None)
+            if position <= self.head:
+                settle(waiter)
 
     async def wait_for(self, position: int, timeout_s: float) -> int:
         """The head, once it reaches `position` or the time is over."""
@@ -29,7 +29,26 @@ class HeadSignal:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting[waiter] = position
             try:
-                await asyncio.wait([waiter], timeout=timeout_s)
+                await settled(waiter, timeout_s)
             finally:
                 del self._waiting[waiter]
         return self.head
+
+
+async def settled(waiter: asyncio.Future[bool], timeout_s: float) -> bool:
+    """True once somebody settles `waiter`; False when the time is over, which settles it too.
+
+    What asyncio.wait is for, without the callbacks that it needs for anything but a bare future: those who follow a log
+    wait after every commit.
+    """
+    timer = asyncio.get_running_loop().call_later(timeout_s, settle, waiter, False)
+    try:
+        return await waiter
+    finally:
+        timer.cancel()
+
+
+def settle(waiter: asyncio.Future[bool], in_time: bool = True) -> None:
+    """Wake who waits, unless that one is awake or gone."""
+    if not waiter.done():
+        waiter.set_result(in_time)

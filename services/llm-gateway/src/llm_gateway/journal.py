@@ -4,6 +4,7 @@ decided on without reading again, and only a conflict brings what others have ap
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 from zlib import crc32
@@ -21,6 +22,7 @@ from llm_gateway.calls import Call
 AGGREGATE: Final = "model-call"
 CONFLICTS_MAX: Final = 8
 _PAGE_EVENTS: Final = 100
+_CALLS_AT_ONCE: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Journal:
 
     async def load(self, id: str, seen: Seen = Seen()) -> Seen:
         """The newest state. Raises LogUnavailable, UnknownEventType."""
-        stream = StreamId(AGGREGATE, id)
+        stream = _stream(id)
         while True:
             page = await self.log.read_stream(stream, after=seen.version, limit=_PAGE_EVENTS)
             for stored in page:
@@ -70,8 +72,8 @@ class Journal:
 
     async def _append(self, id: str, seen: Seen, events: tuple[Event, ...], context: Context, author: UUID) -> Seen:
         at, call = self.clock.now(), seen.call
-        new = tuple(self.codec.encode(event, id=_event_id(author, event), at=at) for event in events)
-        appended = await self.log.append(Append(StreamId(AGGREGATE, id), seen.version, new, context))
+        new = tuple([self.codec.encode(event, id=_event_id(author, event), at=at) for event in events])
+        appended = await self.log.append(Append(_stream(id), seen.version, new, context))
         for event in events:
             call = calls.evolve(call, event)
         return Seen(call, appended.versions[0], seen.looked)
@@ -83,7 +85,17 @@ class Journal:
         return event
 
 
+@lru_cache(maxsize=_CALLS_AT_ONCE)
+def _stream(id: str) -> StreamId:
+    """Named by each append of a call."""
+    return StreamId(AGGREGATE, id)
+
+
 def _event_id(author: UUID, event: Event) -> UUID:
     """The author's own id with other low bits: of one author two facts have the same only if they are the same."""
-    what = f"{event.type_name()}:{getattr(event, 'attempt', '')}"
-    return UUID(int=author.int ^ crc32(what.encode()))
+    return UUID(int=author.int ^ _low_bits(event.type_name(), getattr(event, "attempt", "")))
+
+
+@lru_cache(maxsize=1_024)
+def _low_bits(type_name: str, attempt: int | str) -> int:
+    return crc32(f"{type_name}:{attempt}".encode())

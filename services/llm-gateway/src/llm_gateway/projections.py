@@ -1,10 +1,11 @@
 """What can be asked about model calls: one row each, and which were left running."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
+import orjson
 from eventlog.codec import Codec, UnknownEvent
 from eventlog.records import Context, StoredEvent
 from psycopg import AsyncConnection
@@ -68,39 +69,31 @@ class ModelCallsView:
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
-        accepted: list[tuple[object, ...]] = []
-        changes: dict[str, _Change] = {}
+        accepted: list[_Row] = []
+        changed: list[_Row] = []
+        rows: dict[str, _Row] = {}
         for stored in events:
             event, id = _CODEC.decode(stored), stored.stream.id
             if isinstance(event, ModelCallAccepted):
-                accepted.append(_accepted(stored, event))
-            else:
-                changes[id] = _changed(changes.get(id, _Change()), event, stored.occurred_at)
+                rows[id] = _accepted(stored, event)
+                accepted.append(rows[id])
+                continue
+            if id not in rows:
+                rows[id] = {"id": id}
+                changed.append(rows[id])
+            rows[id].update(_changes(event, stored.occurred_at))
         # Each row costs in a statement of its own what all of them cost in one.
         if accepted:
-            await connection.execute(_INSERT, _columns(accepted))
-        if changes:
-            await connection.execute(_UPDATE, _columns((id, *change) for id, change in changes.items()))
+            await connection.execute(_INSERT, [_json(accepted)])
+        if changed:
+            await connection.execute(_UPDATE, [_json(changed)])
 
 
-class _Change(NamedTuple):
-    """What a batch of events changes in one row, in the order of _UPDATE after the id; None leaves a column as it is."""
-
-    state: str | None = None
-    model: str | None = None
-    attempts: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    duration_ms: int | None = None
-    saved_tokens: int | None = None
-    ended_at: datetime | None = None
-
+_Row = dict[str, str | int | datetime | None]
+"""Of a new row all columns; of one that stands, the id and what changes."""
 
 _INSERT: Final = """
-    insert into model_calls (id, tenant, request_id, run_id, agent, state, model, accepted_at)
-    select id, tenant, request_id, run_id, agent, 'waiting', model, accepted_at
-    from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
-        as accepted (id, tenant, request_id, run_id, agent, model, accepted_at)
+    insert into model_calls select * from json_populate_recordset(null::model_calls, %s::json)
 """
 _UPDATE: Final = """
     update model_calls as call set
@@ -111,50 +104,59 @@ _UPDATE: Final = """
         duration_ms = coalesce(changed.duration_ms, call.duration_ms),
         saved_tokens = coalesce(changed.saved_tokens, call.saved_tokens),
         ended_at = coalesce(changed.ended_at, call.ended_at)
-    from unnest(
-        %s::text[], %s::text[], %s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-        %s::timestamptz[]
-    ) as changed (
-        id, state, model, attempts, input_tokens, output_tokens, duration_ms, saved_tokens, ended_at
-    )
+    from json_populate_recordset(null::model_calls, %s::json) as changed
     where call.id = changed.id
 """
 
 
-def _columns(rows: Iterable[Sequence[object]]) -> list[list[object]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _json(rows: list[_Row]) -> str:
+    """Rows as one parameter, made and sent in one step: as arrays of columns psycopg would look at every value."""
+    return orjson.dumps(rows).decode()
 
 
-def _accepted(stored: StoredEvent, accepted: ModelCallAccepted) -> tuple[object, ...]:
-    owner = accepted.attribution
-    ids = (stored.stream.id, stored.tenant, accepted.request_id, owner.run_id, owner.agent)
-    return (*ids, accepted.model, stored.occurred_at)
+def _accepted(stored: StoredEvent, accepted: ModelCallAccepted) -> _Row:
+    return {
+        "id": stored.stream.id,
+        "tenant": stored.tenant,
+        "request_id": accepted.request_id,
+        "run_id": accepted.attribution.run_id,
+        "agent": accepted.attribution.agent,
+        "state": "waiting",
+        "model": accepted.model,
+        "attempts": 0,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "duration_ms": 0,
+        "saved_tokens": 0,
+        "accepted_at": stored.occurred_at,
+        "ended_at": None,
+    }
 
 
-def _changed(change: _Change, event: Event | UnknownEvent, at: datetime) -> _Change:
+def _changes(event: Event | UnknownEvent, at: datetime) -> _Row:
     match event:
         case ModelCallAttemptStarted():
-            return change._replace(state="running", model=event.model, attempts=event.attempt)
+            return {"state": "running", "model": event.model, "attempts": event.attempt}
         case ModelCallAttemptFailed():
-            return change._replace(state="waiting")
+            return {"state": "waiting"}
         case ModelCallCompleted():
-            return change._replace(
-                state="completed",
-                model=event.model,
-                input_tokens=event.input_tokens,
-                output_tokens=event.output_tokens,
-                duration_ms=event.duration_ms,
-                ended_at=at,
-            )
+            return {
+                "state": "completed",
+                "model": event.model,
+                "input_tokens": event.input_tokens,
+                "output_tokens": event.output_tokens,
+                "duration_ms": event.duration_ms,
+                "ended_at": at,
+            }
         case ModelCallServedFromCache():
             saved = event.input_tokens + event.output_tokens
-            return change._replace(state="cached", model=event.model, saved_tokens=saved, ended_at=at)
+            return {"state": "cached", "model": event.model, "saved_tokens": saved, "ended_at": at}
         case ModelCallFailed():
-            return change._replace(state="failed", ended_at=at)
+            return {"state": "failed", "ended_at": at}
         case ModelCallCancelled():
-            return change._replace(state="cancelled", ended_at=at)
+            return {"state": "cancelled", "ended_at": at}
         case _:
-            return change
+            return {}
 
 
 @dataclass(frozen=True, slots=True)
