@@ -1,126 +1,80 @@
 """Whole columns as PostgreSQL binary arrays.
 
-psycopg's own list dumper looks at every item and cannot type a list of nothing but None; a column of events is of one
-known type, so packing it is one join. Layout: PostgreSQL's array_send (src/backend/utils/adt/arrayfuncs.c).
+psycopg's own list dumper looks at every item and cannot type a list of nothing but None; a column is of one known type,
+so packing it is one join. Layout: PostgreSQL's array_send (src/backend/utils/adt/arrayfuncs.c): the number of dimensions,
+whether there are nulls, the element type; the number of items, the index of the first; each item's length and value.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import lru_cache
+from typing import Final
 from uuid import UUID
 
-from psycopg import AsyncConnection, pq
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
+from eventlog.binary import from_int, from_time
 
-from eventlog.records import StreamId
+NULL: Final = b"\xff\xff\xff\xff"
+"""An item that is null: the length -1, and no value."""
 
-_HEADER = struct.Struct("!iiIii")
-_NULL = b"\xff\xff\xff\xff"
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+# One dimension; nulls are possible (whether there are any, the server sees for itself).
+BIGINTS: Final = struct.pack("!iiI", 1, 1, 20)
+BYTEAS: Final = struct.pack("!iiI", 1, 1, 17)
+TEXTS: Final = struct.pack("!iiI", 1, 1, 25)
+TIMES: Final = struct.pack("!iiI", 1, 1, 1184)
+UUIDS: Final = struct.pack("!iiI", 1, 1, 2950)
+"""How a column of the type begins."""
 
-_LENGTH_8 = (8).to_bytes(4, "big")
-_LENGTH_16 = (16).to_bytes(4, "big")
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """The base of packed arrays; one subclass for each element type."""
-
-    data: bytes
+_dimension: Final = struct.Struct("!ii").pack
+_LENGTH_8: Final = (8).to_bytes(4, "big")
+_LENGTH_16: Final = (16).to_bytes(4, "big")
 
 
-class Bigints(Packed):
+def bigints(values: Iterable[int]) -> bytes:
     """bigint[]"""
+    return column(BIGINTS, [_LENGTH_8 + from_int(value) for value in values])
 
 
-class Texts(Packed):
+def texts(values: Iterable[str | None]) -> bytes:
     """text[]"""
+    return column(TEXTS, [NULL if value is None else sized(value.encode()) for value in values])
 
 
-class Byteas(Packed):
+def byteas(values: Iterable[bytes | None]) -> bytes:
     """bytea[]"""
+    return column(BYTEAS, [NULL if value is None else sized(value) for value in values])
 
 
-class Uuids(Packed):
+def uuids(values: Iterable[UUID | None]) -> bytes:
     """uuid[]"""
+    return column(UUIDS, [NULL if value is None else _LENGTH_16 + value.bytes for value in values])
 
 
-class Times(Packed):
-    """timestamptz[]"""
+def times(values: Iterable[datetime]) -> bytes:
+    """timestamptz[], of aware datetimes."""
+    return column(TIMES, [_LENGTH_8 + from_time(value) for value in values])
 
 
-def bigints(values: Iterable[int]) -> Bigints:
-    return Bigints(_array(20, [_LENGTH_8 + value.to_bytes(8, "big", signed=True) for value in values]))
+def column(begun: bytes, items: Sequence[bytes]) -> bytes:
+    """The array of items, each of which is NULL or has its length before it."""
+    # An array without items has no dimension either: it ends with the element type.
+    return columns([begun], [items])[0] if items else bytes(8) + begun[8:]
 
 
-def texts(values: Iterable[str | None]) -> Texts:
-    return Texts(_array(25, [_sized(None if value is None else value.encode()) for value in values]))
+def columns(begun: Iterable[bytes], items: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """The arrays of several columns that are equally long, and not empty."""
+    dimension = _dimension(len(items[0]), 1)
+    return [start + dimension + b"".join(each) for start, each in zip(begun, items, strict=True)]
 
 
-def names(values: Iterable[str]) -> Texts:
-    """Texts that repeat: each is encoded once."""
-    return Texts(_array(25, list(map(_sized_name, values))))
+def sized(value: bytes) -> bytes:
+    """The value with its length before it."""
+    return len(value).to_bytes(4, "big") + value
 
 
-def streams(values: Iterable[StreamId]) -> Texts:
-    return Texts(_array(25, list(map(_sized_stream, values))))
-
-
-def byteas(values: Iterable[bytes | None]) -> Byteas:
-    return Byteas(_array(17, [_sized(value) for value in values]))
-
-
-def uuids(values: Iterable[UUID | None]) -> Uuids:
-    return Uuids(_array(2950, [_NULL if value is None else _LENGTH_16 + value.bytes for value in values]))
-
-
-def times(values: Iterable[datetime]) -> Times:
-    return Times(_array(1184, [_LENGTH_8 + _microseconds(value) for value in values]))
-
-
-def register(connection: AsyncConnection[object]) -> None:
-    """Teach the connection to send packed arrays."""
-    for packed, array_oid in ((Bigints, 1016), (Texts, 1009), (Byteas, 1001), (Uuids, 2951), (Times, 1185)):
-        connection.adapters.register_dumper(packed, _dumper(array_oid))
-
-
-def _array(element_oid: int, items: list[bytes]) -> bytes:
-    if not items:
-        return struct.pack("!iiI", 0, 0, element_oid)
-    has_null = int(_NULL in items)
-    return _HEADER.pack(1, has_null, element_oid, len(items), 1) + b"".join(items)
-
-
-@lru_cache(maxsize=4_096)
-def _sized_name(value: str) -> bytes:
-    return _sized(value.encode())
-
-
-@lru_cache(maxsize=65_536)
-def _sized_stream(value: StreamId) -> bytes:
-    return _sized(str(value).encode())
-
-
-def _sized(value: bytes | None) -> bytes:
-    return _NULL if value is None else len(value).to_bytes(4, "big") + value
-
-
-def _microseconds(value: datetime) -> bytes:
-    since = value - _EPOCH
-    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds).to_bytes(8, "big", signed=True)
-
-
-def _dumper(array_oid: int) -> type[Dumper]:
-    class PackedDumper(Dumper):
-        format = pq.Format.BINARY
-        oid = array_oid
-
-        def dump(self, obj: Packed) -> Buffer:
-            return obj.data
-
-    return PackedDumper
+@lru_cache(maxsize=16_384)
+def sized_text(value: str) -> bytes:
+    """For texts that repeat, whether in every event or in those of one call: encoded once."""
+    return sized(value.encode())

@@ -14,8 +14,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from eventlog import arrays
 from eventlog.archive import Archivist
+from eventlog.binary import to_int
 from eventlog.chain import GENESIS, StreamVerifier, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import ArchiveDamaged, ArchiveMissing, LogClosed, LogUnavailable
@@ -23,6 +23,7 @@ from eventlog.limits import Limits
 from eventlog.log import Auditing
 from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
+from eventlog.prepared import PreparedConnection, rows
 from eventlog.records import (
     EVERYTHING,
     Append,
@@ -371,7 +372,7 @@ class HeadWatch:
     async def _run(self) -> None:
         while not self._stopping:
             try:
-                async with await self._connect() as connection:
+                with await self._connect() as connection:
                     await self._follow(connection)
             except psycopg.Error as error:
                 if self._stopping:
@@ -379,26 +380,22 @@ class HeadWatch:
                 _log.warning("lost the notification connection, reconnecting: %s", error)
                 await asyncio.sleep(self._poll_interval_s)
 
-    async def _connect(self) -> AsyncConnection[TupleRow]:
+    async def _connect(self) -> PreparedConnection:
         self._connecting = True
         try:
-            return await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5)
+            return await PreparedConnection.open(self._dsn, self._sql.listen, [self._sql.head], self._notified)
         finally:
             self._connecting = False
 
-    async def _follow(self, connection: AsyncConnection[TupleRow]) -> None:
-        loop = asyncio.get_running_loop()
-        await connection.execute(self._sql.listen)
+    async def _follow(self, connection: PreparedConnection) -> None:
         while not self._stopping:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
-            row = await (await connection.execute(self._sql.head)).fetchone()
-            self._signal.advance(row[0] if row else 0)
-            poll_at = loop.time() + self._poll_interval_s
-            while (left_s := poll_at - loop.time()) > 0:
-                async for notification in connection.notifies(timeout=left_s, stop_after=1):
-                    self._signal.advance(int(notification.payload))
-                # Most tell what this process wrote itself, and to be woken costs as much as a statement.
-                await asyncio.sleep(_NOTIFICATIONS_APART_S)
+            for (position,) in rows(await connection.run(self._sql.head)):
+                self._signal.advance(to_int(position))
+            await asyncio.sleep(self._poll_interval_s)
+
+    def _notified(self, position: str) -> None:
+        self._signal.advance(int(position))
 
 
 async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:
@@ -409,6 +406,5 @@ async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:
 
 
 async def _prepare_reader(connection: AsyncConnection[TupleRow]) -> None:
-    arrays.register(connection)
     # Statistics of a young table must not talk the planner out of the indexes.
     await connection.execute("set timezone = 'UTC'; set enable_seqscan = off")

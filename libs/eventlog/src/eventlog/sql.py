@@ -6,15 +6,17 @@ out under that lock, so they are contiguous and become visible in order: a reade
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from psycopg.sql import SQL, Identifier, Literal
 
 from eventlog.admission import Head
-from eventlog.arrays import Packed, bigints, byteas, names, streams, texts, times, uuids
+from eventlog.arrays import BIGINTS, BYTEAS, NULL, TEXTS, TIMES, UUIDS, column, columns, sized, sized_text
+from eventlog.binary import from_int, from_time, microseconds
 from eventlog.records import EVERYTHING, Filter, StoredEvent, parse_stream
 
 _TABLES = """
@@ -170,7 +172,7 @@ select max(low), {_ARCHIVED_TO} from bisection
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """Every statement of a log; `%b` parameters are sent in binary."""
+    """Every statement of a log. Those with `%b` are psycopg's to send, in binary; those with `$1` are prepared."""
 
     lock_schema: bytes
     create: bytes
@@ -228,16 +230,16 @@ def statements(schema: str) -> Statements:
         lock_head=render("select position, hash, archived_to, recorded_at from {schema}.head for update"),
         ends=render(
             "select s.stream, coalesce(e.version, a.version, 0), coalesce(e.hash, a.hash)"
-            " from unnest(%b::text[]) s(stream) left join lateral"
+            " from unnest($1::text[]) s(stream) left join lateral"
             " (select version, hash from {schema}.events where stream = s.stream order by version desc limit 1) e on true"
             " left join lateral (select version, hash from {schema}.archived_streams"
             " where stream = s.stream and e.version is null order by segment desc limit 1) a on true"
         ),
         known=render(
             "select id, position, stream, version, type, type_version, data"
-            " from {schema}.events where id = any(%b::uuid[])"
+            " from {schema}.events where id = any($1::uuid[])"
         ),
-        known_archived=render("select id, position from {schema}.archived_events where id = any(%b::uuid[])"),
+        known_archived=render("select id, position from {schema}.archived_events where id = any($1::uuid[])"),
         archived_in=render(
             "select segment from {schema}.archived_streams where stream = %b and version > %b order by segment"
         ),
@@ -258,16 +260,14 @@ def statements(schema: str) -> Statements:
     )
 
 
-def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[object]:
+def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[bytes]:
     """The parameters of `Statements.store` for events that follow each other and the head `before`."""
-    columns = list(zip(*events, strict=True))
-    packed: list[Packed] = [pack(columns[index]) for index, (_, _, pack) in _STORED]
+    rows = list(map(_sized_row, events))
     last = events[-1]
-    begun = streams(event.stream for event in events if event.version == 1)
-    ids = packed[_STORED_ID]
-    expected = [before.position, before.hash, before.archived_to]
-    moved = [last.position, last.hash, last.recorded_at]
-    return [*moved, *expected, ids, begun, before.position, last.recorded_at, *packed]
+    moved = [from_int(last.position), last.hash, from_time(last.recorded_at)]
+    expected = [from_int(before.position), before.hash, from_int(before.archived_to)]
+    begun = [row[0] for row, event in zip(rows, events, strict=True) if event.version == 1]
+    return [*moved, *expected, column(TEXTS, begun), *columns(_BEGUN, list(zip(*rows, strict=True)))]
 
 
 def stored_events(columns: Sequence[Any]) -> list[StoredEvent]:
@@ -278,30 +278,58 @@ def stored_events(columns: Sequence[Any]) -> list[StoredEvent]:
     return list(map(_new_event, zip(positions, map(parse_stream, streams), *rest, strict=True)))
 
 
-_STORED: tuple[tuple[int, tuple[str, str, Callable[[Any], Packed]]], ...] = tuple(
-    (StoredEvent._fields.index(column[0]), column)
-    for column in (
-        ("stream", "text", streams),
-        ("version", "bigint", bigints),
-        ("id", "uuid", uuids),
-        ("type", "text", names),
-        ("type_version", "bigint", bigints),
-        ("tenant", "text", names),
-        ("data_subject", "text", texts),
-        ("occurred_at", "timestamptz", times),
-        ("causation", "uuid", uuids),
-        ("correlation", "text", texts),
-        ("actor", "text", names),
-        ("traceparent", "text", texts),
-        ("data", "bytea", byteas),
-        ("previous_hash", "bytea", byteas),
-        ("hash", "bytea", byteas),
-        ("stream_previous_hash", "bytea", byteas),
-    )
+_STORED: Final = (
+    ("stream", "text", TEXTS),
+    ("version", "bigint", BIGINTS),
+    ("id", "uuid", UUIDS),
+    ("type", "text", TEXTS),
+    ("type_version", "bigint", BIGINTS),
+    ("tenant", "text", TEXTS),
+    ("data_subject", "text", TEXTS),
+    ("occurred_at", "timestamptz", TIMES),
+    ("causation", "uuid", UUIDS),
+    ("correlation", "text", TEXTS),
+    ("actor", "text", TEXTS),
+    ("traceparent", "text", TEXTS),
+    ("data", "bytea", BYTEAS),
+    ("previous_hash", "bytea", BYTEAS),
+    ("hash", "bytea", BYTEAS),
+    ("stream_previous_hash", "bytea", BYTEAS),
 )
+"""The columns that are sent as arrays: their names and types, and how the arrays begin."""
+_BEGUN: Final = tuple(begun for _, _, begun in _STORED)
+_STORED_AT: Final = 8
+"""The number of their first parameter."""
+_ID_PARAMETER: Final = _STORED_AT + [name for name, _, _ in _STORED].index("id")
+
+_FIXED: Final = struct.Struct("!iqiqiq").pack
+_LENGTH_16: Final = (16).to_bytes(4, "big")
+_LENGTH_32: Final = (32).to_bytes(4, "big")
 
 
-_STORED_ID = [name for _, (name, _, _) in _STORED].index("id")
+def _sized_row(event: StoredEvent) -> tuple[bytes, ...]:
+    """The values of _STORED, each with its length before it. In one go, for an append spends much of its time here."""
+    stream = f"{event.stream.aggregate}/{event.stream.id}".encode()
+    numbers = _FIXED(8, event.version, 8, event.type_version, 8, microseconds(event.occurred_at))
+    causation, stream_previous = event.causation, event.stream_previous_hash
+    return (
+        sized(stream),
+        numbers[:12],
+        _LENGTH_16 + event.id.int.to_bytes(16, "big"),
+        sized_text(event.type),
+        numbers[12:24],
+        sized_text(event.tenant),
+        NULL if event.data_subject is None else sized_text(event.data_subject),
+        numbers[24:],
+        NULL if causation is None else _LENGTH_16 + causation.int.to_bytes(16, "big"),
+        sized_text(event.correlation),
+        sized_text(event.actor),
+        sized_text(event.traceparent),
+        sized(event.data),
+        _LENGTH_32 + event.previous_hash,  # SHA-256, all three
+        _LENGTH_32 + event.hash,
+        NULL if stream_previous is None else _LENGTH_32 + stream_previous,
+    )
 
 
 def _store_text() -> str:
@@ -310,23 +338,23 @@ def _store_text() -> str:
     The indexes of `events` refuse a stream or an id that is there already; of those in the archive the head's condition
     does. The events are joined to the head's row, so that their indexes are touched only once its lock is held.
     """
-    columns = ", ".join(name for _, (name, _, _) in _STORED)
-    arrays = ", ".join(f"%b::{kind}[]" for _, (_, kind, _) in _STORED)
+    names = ", ".join(name for name, _, _ in _STORED)
+    arrays = ", ".join(f"${number}::{kind}[]" for number, (_, kind, _) in enumerate(_STORED, start=_STORED_AT))
     return (
-        "with moved as (update {schema}.head set position = %b, hash = %b, recorded_at = %b"
-        " where position = %b and hash = %b and archived_to = %b"
-        " and not exists (select from {schema}.archived_events where id = any(%b::uuid[]))"
-        " and not exists (select from {schema}.archived_streams where stream = any(%b::text[]))"
+        "with moved as (update {schema}.head set position = $1, hash = $2, recorded_at = $3"
+        " where position = $4 and hash = $5 and archived_to = $6"
+        f" and not exists (select from {{schema}}.archived_events where id = any(${_ID_PARAMETER}::uuid[]))"
+        " and not exists (select from {schema}.archived_streams where stream = any($7::text[]))"
         " returning pg_notify({channel_name}, position::text))"
-        f" insert into {{schema}}.events (position, recorded_at, {columns})"
-        f" select %b::bigint + number, %b::timestamptz, {columns}"
-        f" from moved cross join unnest({arrays}) with ordinality as e({columns}, number)"
+        f" insert into {{schema}}.events (position, recorded_at, {names})"
+        f" select $4::bigint + number, $3::timestamptz, {names}"
+        f" from moved cross join unnest({arrays}) with ordinality as e({names}, number)"
     )
 
 
 def _conditions(where: Filter) -> list[tuple[bytes, object]]:
     return [
-        (b" and type = any(%b)", None if where.types is None else texts(sorted(where.types))),
+        (b" and type = any(%b::text[])", None if where.types is None else sorted(where.types)),
         (b" and tenant = %b", where.tenant),
         (b" and starts_with(stream, %b)", None if where.aggregate is None else f"{where.aggregate}/"),
         (b" and correlation = %b", where.correlation),

@@ -18,10 +18,8 @@ from random import random
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
+from psycopg.pq.abc import PGresult
 
-from eventlog import arrays
 from eventlog.admission import (
     NEW_STREAM,
     Admission,
@@ -34,11 +32,14 @@ from eventlog.admission import (
     check_request,
     streams_of,
 )
+from eventlog.arrays import texts, uuids
 from eventlog.backlog import Backlog
+from eventlog.binary import to_int, to_time, to_uuid
 from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, ArchiveMissing, EventLogError, LogClosed, LogUnavailable
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted, Observer, Unobserved
+from eventlog.prepared import PreparedConnection, rows
 from eventlog.records import Appended, StoredEvent, StreamId, parse_stream
 from eventlog.sql import Statements, store_parameters
 from eventlog.tail import Tail
@@ -48,6 +49,16 @@ Outcome = Appended | EventLogError
 _RECONNECT_PAUSE_S = 0.05
 _RECONNECT_PAUSE_MAX_S = 2.0
 _LOCK_HOLDER_IDLE_MAX_MS = 10_000
+
+_BEGIN = b"begin"
+_COMMIT = b"commit"
+# Statistics of a young table must never talk the planner out of the indexes, and a frozen process must not hold the head
+# for ever. A role or database that is set not to flush would lose what was answered.
+_SETUP = (
+    b"set timezone = 'UTC'; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;"
+    b" set idle_in_transaction_session_timeout = %d;"
+    b" select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'"
+) % _LOCK_HOLDER_IDLE_MAX_MS
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +108,7 @@ class GroupWriter:
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
-        self._connection: AsyncConnection[TupleRow] | None = None
+        self._connection: PreparedConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -122,7 +133,7 @@ class GroupWriter:
         self._backlog.close()
         if self._task is not None:
             await self._task
-        await self._disconnect()
+        self._disconnect()
 
     async def _run(self) -> None:
         while await self._backlog.filled():
@@ -137,7 +148,7 @@ class GroupWriter:
             await self._settle(group)
         except Exception as error:  # noqa: BLE001  # the edge: without a writer every later caller would hang
             _log.exception("the writer failed")
-            await self._disconnect()
+            self._disconnect()
             for waiting in group:
                 _answer(waiting.answer, _caused(AppendRefused(f"the writer failed: {error!r}"), error))
 
@@ -177,22 +188,22 @@ class GroupWriter:
             try:
                 return _own(await self._commit(await self._connected(), requests), attempts)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                await self._disconnect()
+                self._disconnect()
                 attempts.append(self._decided)
                 if loop.time() >= deadline:
                     raise LogUnavailable(f"the database cannot be reached: {error}") from error
             except psycopg.Error:
-                await self._disconnect()  # whatever state the transaction is in ends with its connection
+                self._disconnect()  # whatever state the transaction is in ends with its connection
                 raise
             await asyncio.sleep(pause_s * (0.5 + random() / 2))
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 
-    async def _commit(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+    async def _commit(self, connection: PreparedConnection, requests: list[Request]) -> list[Outcome]:
         outcomes = await self._commit_from_memory(connection, requests)
         return await self._commit_under_lock(connection, requests) if outcomes is None else outcomes
 
     async def _commit_from_memory(
-        self, connection: AsyncConnection[TupleRow], requests: list[Request]
+        self, connection: PreparedConnection, requests: list[Request]
     ) -> list[Outcome] | None:
         """Decide on what is remembered, and store if it still holds: one round trip. None if nothing was stored.
 
@@ -206,55 +217,48 @@ class GroupWriter:
         try:
             outcomes: list[Outcome] = [admission.admit(request) for request in requests]
             self._decided = outcomes
-            stored = await connection.execute(
-                self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
-            )
+            stored = await connection.run(self._sql.store, store_parameters(head, admission.accepted))
         except (EventLogError, psycopg.errors.UniqueViolation):
             return None
-        if stored.rowcount == 0:
+        if stored.command_tuples == 0:
             self._tail.overtaken()
             return None
         self._tail.confirm(admission.head, admission.streams)
         self._on_commit(admission.head.position, admission.accepted)
         return outcomes
 
-    async def _commit_under_lock(self, connection: AsyncConnection[TupleRow], requests: list[Request]) -> list[Outcome]:
+    async def _commit_under_lock(self, connection: PreparedConnection, requests: list[Request]) -> list[Outcome]:
         """Lock the head and read what the decision needs; store and commit: two round trips."""
-        async with connection.pipeline() as pipeline:
-            await connection.execute(b"begin", prepare=True)
-            locked = await connection.execute(self._sql.lock_head, prepare=True, binary=True)
-            ends = await connection.execute(
-                self._sql.ends, (arrays.texts(_streams(requests)),), prepare=True, binary=True
-            )
-            known = await connection.execute(
-                self._sql.known, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
-            )
-            known_archived = await connection.execute(
-                self._sql.known_archived, (arrays.uuids(_ids(requests)),), prepare=True, binary=True
-            )
-            await pipeline.sync()
-            head = _head(await locked.fetchone())
-            admission = Admission(
-                head,
-                await self._ends(await ends.fetchall()),
-                await self._known(await known.fetchall(), await known_archived.fetchall()),
-                self._clock.now(),
-            )
-            outcomes = self._decided = [_decide(admission, request) for request in requests]
-            stored = None
-            if admission.accepted:
-                stored = await connection.execute(
-                    self._sql.store, store_parameters(head, admission.accepted), prepare=True, binary=True
-                )
-            await connection.execute(b"commit", prepare=True)
-        if stored is not None and stored.rowcount != len(admission.accepted):
-            raise AppendRefused(f"{stored.rowcount} of {len(admission.accepted)} events were stored under the lock")
+        ids = uuids(_ids(requests))
+        _, locked, ends, known, known_archived = await connection.run_all(
+            (_BEGIN, ()),
+            (self._sql.lock_head, ()),
+            (self._sql.ends, [texts(_streams(requests))]),
+            (self._sql.known, [ids]),
+            (self._sql.known_archived, [ids]),
+        )
+        head = _head(locked)
+        admission = Admission(head, await self._ends(ends), await self._known(known, known_archived), self._clock.now())
+        outcomes = self._decided = [_decide(admission, request) for request in requests]
+        await self._store_and_commit(connection, head, admission.accepted)
         self._tail.learn(head, admission.head, admission.streams)
         self._on_commit(admission.head.position, admission.accepted)
         return outcomes
 
-    async def _ends(self, rows: list[TupleRow]) -> dict[StreamId, StreamHead]:
-        ends = {parse_stream(stream): StreamHead(version, last) for stream, version, last in rows}
+    async def _store_and_commit(
+        self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent]
+    ) -> None:
+        if not accepted:
+            await connection.run(_COMMIT)
+            return
+        stored, _ = await connection.run_all((self._sql.store, store_parameters(head, accepted)), (_COMMIT, ()))
+        if stored.command_tuples != len(accepted):
+            raise AppendRefused(f"{stored.command_tuples} of {len(accepted)} events were stored under the lock")
+
+    async def _ends(self, found: PGresult) -> dict[StreamId, StreamHead]:
+        ends = {
+            parse_stream(stream.decode()): StreamHead(to_int(version), last) for stream, version, last in rows(found)
+        }
         for stream, end in ends.items():
             if end.version == 0:
                 ends[stream] = NEW_STREAM
@@ -270,11 +274,11 @@ class GroupWriter:
             _log.warning("the next event of %s will not name version %d: %s", stream, version, error)
             return None
 
-    async def _known(self, rows: list[TupleRow], archived: list[TupleRow]) -> dict[UUID, Stored]:
+    async def _known(self, found: PGresult, archived: PGresult) -> dict[UUID, Stored]:
         """What is stored under the ids of a group. An archived event is read from its file: repeats so late are rare."""
-        known: dict[UUID, Stored] = {row[0]: _known(row) for row in rows}
-        for event_id, position in archived:
-            known[event_id] = await self._known_archived(position)
+        known: dict[UUID, Stored] = {to_uuid(event_id): _known(*values) for event_id, *values in rows(found)}
+        for event_id, position in rows(archived):
+            known[to_uuid(event_id)] = await self._known_archived(to_int(position))
         return known
 
     async def _known_archived(self, position: int) -> Stored:
@@ -284,26 +288,20 @@ class GroupWriter:
         except EventLogError as error:
             return error
 
-    async def _connected(self) -> AsyncConnection[TupleRow]:
+    async def _connected(self) -> PreparedConnection:
         if self._connection is None:
-            connection = await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5)
-            arrays.register(connection)
-            # Statistics of a young table must never talk the planner out of the indexes, and a frozen process must
-            # not hold the head for ever. A role or database that is set not to flush would lose what was answered.
-            await connection.execute(
-                "set timezone = 'UTC'; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;"
-                f" set idle_in_transaction_session_timeout = {_LOCK_HOLDER_IDLE_MAX_MS};"
-                " select set_config('synchronous_commit', 'on', false)"
-                " where current_setting('synchronous_commit') = 'off'"
-            )
-            self._connection = connection
+            self._connection = await PreparedConnection.open(self._dsn, _SETUP, self._statements())
         return self._connection
 
-    async def _disconnect(self) -> None:
+    def _statements(self) -> tuple[bytes, ...]:
+        sql = self._sql
+        return (_BEGIN, sql.lock_head, sql.ends, sql.known, sql.known_archived, sql.store, _COMMIT)
+
+    def _disconnect(self) -> None:
         self._tail.forget()
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close()
+            connection.close()
 
 
 def _decide(admission: Admission, request: Request) -> Outcome:
@@ -366,12 +364,13 @@ def _ids(requests: list[Request]) -> list[UUID]:
     return [event.id for request in requests for append in request for event in append.events]
 
 
-def _head(row: TupleRow | None) -> Head:
-    if row is None:
-        raise LogUnavailable("the log has lost its head row: restore it from a backup")
-    return Head(*row)
+def _head(locked: PGresult) -> Head:
+    for position, last, archived_to, recorded_at in rows(locked):
+        return Head(to_int(position), last, to_int(archived_to), to_time(recorded_at))
+    raise LogUnavailable("the log has lost its head row: restore it from a backup")
 
 
-def _known(row: TupleRow) -> Known:
-    _, position, stream, *content = row
-    return Known(position, parse_stream(stream), *content)
+def _known(position: bytes, stream: bytes, version: bytes, kind: bytes, kind_version: bytes, data: bytes) -> Known:
+    return Known(
+        to_int(position), parse_stream(stream.decode()), to_int(version), kind.decode(), to_int(kind_version), data
+    )

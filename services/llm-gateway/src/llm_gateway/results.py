@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 from eventlog import arrays
+from eventlog.prepared import PreparedConnection
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from servicekit.clock import Clock
@@ -18,7 +19,6 @@ from llm_gateway.ports import Kept
 from llm_gateway.store import connected
 
 PURGE_EVERY_S: Final = 600.0
-CONNECT_S: Final = 5
 
 _TABLE: Final = """
     create table if not exists model_call_results (
@@ -27,15 +27,15 @@ _TABLE: Final = """
     alter table model_call_results add column if not exists attempt int not null default 1;
     create index if not exists model_call_results_expiry on model_call_results (expires_at);
 """
-_KEEP: Final = """
+_KEEP: Final = b"""
     insert into model_call_results as known (call_id, answer, completed, attempt, expires_at)
-    select * from unnest(%s::text[], %s::bytea[], %s::bytea[], %s::bigint[], %s::timestamptz[])
+    select * from unnest($1::text[], $2::bytea[], $3::bytea[], $4::bigint[], $5::timestamptz[])
     on conflict (call_id) do update
     set answer = excluded.answer, completed = excluded.completed, attempt = excluded.attempt,
         expires_at = excluded.expires_at
     where known.attempt <= excluded.attempt
 """
-_UNHURRIED: Final = "set synchronous_commit to off"
+_UNHURRIED: Final = b"set synchronous_commit to off"
 """The event that promises the answer is committed after it, and flushes both to disk: the log's order is one order."""
 _FIND: Final = "select answer, completed, attempt from model_call_results where call_id = %s and expires_at > %s"
 _PURGE: Final = "delete from model_call_results where expires_at <= %s"
@@ -52,7 +52,7 @@ class PostgresResults:
     pool: AsyncConnectionPool
     clock: Clock
     kept_s: float
-    _writer: AsyncConnection[Any] | None = None
+    _writer: PreparedConnection | None = None
     _waiting: list[tuple[_Row, asyncio.Future[None]]] = field(default_factory=list)
     _writing: asyncio.Task[None] | None = None
 
@@ -78,7 +78,7 @@ class PostgresResults:
         """Give up the connection that answers are written on; the next answer opens another."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            await writer.close()
+            writer.close()
 
     async def purge(self) -> None:
         async with self._connection() as connection:
@@ -102,7 +102,7 @@ class PostgresResults:
         newest = {row[0]: row for row in sorted(rows, key=lambda row: row[3])}
         try:
             async with self._writing_connection() as connection:
-                await connection.execute(_KEEP, _columns(newest.values()), prepare=True, binary=True)
+                await connection.run(_KEEP, _columns(newest.values()))
         except StoreUnavailable as error:
             _end(written, error)
         except BaseException:
@@ -112,13 +112,11 @@ class PostgresResults:
             _end(written, None)
 
     @asynccontextmanager
-    async def _writing_connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+    async def _writing_connection(self) -> AsyncIterator[PreparedConnection]:
         """A connection of its own whose statements are transactions: it writes for each call."""
         try:
             if self._writer is None:
-                self._writer = await AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=CONNECT_S)
-                arrays.register(self._writer)
-                await self._writer.execute(_UNHURRIED)
+                self._writer = await PreparedConnection.open(self.dsn, _UNHURRIED, [_KEEP])
             yield self._writer
         except psycopg.Error as error:
             await self.close()
@@ -130,7 +128,7 @@ class PostgresResults:
         return connected(self.pool, "recorded answers cannot be reached")
 
 
-def _columns(rows: Iterable[_Row]) -> tuple[arrays.Packed, ...]:
+def _columns(rows: Iterable[_Row]) -> tuple[bytes, ...]:
     ids, answers, completed, attempts, expire_at = zip(*rows, strict=True)
     return (
         arrays.texts(ids),

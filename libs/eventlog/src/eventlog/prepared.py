@@ -1,0 +1,221 @@
+"""A connection for the few statements that are run for every group, call or poll: prepared once, at the price of the wire.
+
+psycopg connects, speaks TLS and knows the errors; from then on this drives its libpq connection (psycopg.pq) itself. A
+cursor of psycopg is made for any statement and any value: it looks at each parameter's type, keeps count of what is worth
+preparing, and enters and leaves the event loop's selector for each wait. That is three times the work of the exchange
+itself. Here the statements are known when the connection is opened, parameters come in PostgreSQL's binary format
+(binary.py, arrays.py), results leave in it, and one reader stays on the loop for as long as the connection lives, which
+also hears at once of notifications and of a server that goes away.
+
+The connection is always in libpq's pipeline mode: several statements are one round trip.
+https://www.postgresql.org/docs/current/libpq-pipeline-mode.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.errors import Diagnostic, error_from_result, lookup
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGresult
+
+Parameters = Sequence[bytes | None]
+"""Values in binary format, in the order of $1, $2, ...; None is null."""
+
+CONNECT_TIMEOUT_S: Final = 5
+
+_SYNCED: Final = ExecStatus.PIPELINE_SYNC
+_FAILED: Final = ExecStatus.FATAL_ERROR
+_ENDS_THE_CONNECTION: Final = ("FATAL", "PANIC")
+
+
+def _unheard(_payload: str) -> None:
+    """Notifications that nobody asked for."""
+
+
+class PreparedConnection:
+    """Runs prepared statements, one exchange at a time. Belongs to one event loop.
+
+    Each exchange is a transaction of its own unless its statements say otherwise. Errors are psycopg's. An exchange whose
+    outcome is not known, because its caller was cancelled or the server went away, ends the connection.
+    """
+
+    def __init__(self, connection: AsyncConnection[Any], heard: Callable[[str], None]) -> None:
+        """Takes over a connection that is idle and outside a transaction; `open` is the way to get one."""
+        self._connection = connection  # holds the handlers of notices
+        self._pgconn = connection.pgconn
+        self._socket = connection.pgconn.socket
+        self._heard = heard
+        self._names: dict[bytes, bytes] = {}
+        self._results: list[PGresult] = []
+        self._answer: asyncio.Future[list[PGresult]] | None = None
+        self._flushing = False
+        self._farewell: psycopg.Error | None = None
+        self._lost: psycopg.Error | None = None
+        connection.add_notice_handler(self._noticed)
+        self._pgconn.enter_pipeline_mode()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._readable)
+
+    @classmethod
+    async def open(
+        cls, dsn: str, setup: bytes, statements: Iterable[bytes], heard: Callable[[str], None] = _unheard
+    ) -> PreparedConnection:
+        """Connect, run `setup` (any number of statements without parameters), and prepare what is to be run.
+
+        `heard` is told the payload of each notification that the setup listened for. It may come at any time, before the
+        result of a statement that is running too. Raises psycopg.Error.
+        """
+        connection = await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+        try:
+            await connection.execute(setup)
+        except BaseException:
+            await connection.close()
+            raise
+        opened = cls(connection, heard)
+        await opened._prepare(statements)
+        return opened
+
+    def __enter__(self) -> PreparedConnection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave at once. Who waits for a result is told so by psycopg.OperationalError."""
+        self._lose(psycopg.OperationalError("the connection is closed"))
+
+    async def run(self, statement: bytes, parameters: Parameters = ()) -> PGresult:
+        """The result, in binary format, of a statement that was prepared at the open. Raises psycopg.Error."""
+        return (await self.run_all((statement, parameters)))[0]
+
+    async def run_all(self, *steps: tuple[bytes, Parameters]) -> list[PGresult]:
+        """The results of several statements: one round trip. They are one transaction, unless they begin or commit one.
+
+        The first that fails is raised as psycopg.Error; those after it were not run.
+        """
+        answer = self._begin()
+        try:
+            for statement, parameters in steps:
+                formats = [Format.BINARY] * len(parameters)
+                self._pgconn.send_query_prepared(self._names[statement], parameters, formats, Format.BINARY)
+            self._send()
+            return _succeeded(await answer)
+        finally:
+            self._end(answer)
+
+    async def _prepare(self, statements: Iterable[bytes]) -> None:
+        answer = self._begin()
+        try:
+            for number, statement in enumerate(statements):
+                self._names[statement] = b"s%d" % number
+                self._pgconn.send_prepare(self._names[statement], statement)
+            self._send()
+            _succeeded(await answer)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> asyncio.Future[list[PGresult]]:
+        if self._lost is not None:
+            raise self._lost
+        if self._answer is not None:
+            raise psycopg.InterfaceError("another statement is running on this connection")
+        self._answer = self._loop.create_future()
+        self._results = []
+        return self._answer
+
+    def _end(self, answer: asyncio.Future[list[PGresult]]) -> None:
+        """What the server still does for an exchange that was given up, and still answers, is nobody's next result."""
+        if answer.cancelled() or not answer.done():
+            self.close()
+
+    def _send(self) -> None:
+        self._pgconn.pipeline_sync()
+        if self._pgconn.flush() and not self._flushing:
+            self._flushing = True  # what the socket does not take at once goes when it can
+            self._loop.add_writer(self._socket, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            if self._pgconn.flush():
+                return
+        except psycopg.Error as error:
+            self._lose(error)
+        else:
+            self._flushing = False
+            self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        pgconn = self._pgconn
+        try:
+            pgconn.consume_input()
+            # None stands after each statement's result; with nothing to come it lets libpq see that it is idle.
+            while not pgconn.is_busy() and (self._take(pgconn.get_result()) or self._answer is not None):
+                pass
+            while (notification := pgconn.notifies()) is not None:
+                self._heard(notification.extra.decode())
+        except psycopg.Error as error:
+            self._lose(error)
+
+    def _take(self, result: PGresult | None) -> bool:
+        """Whether there was a result."""
+        if result is None:
+            return False
+        if result.status != _SYNCED:
+            self._results.append(result)
+        elif self._answer is not None:
+            answer, self._answer = self._answer, None
+            if not answer.done():
+                answer.set_result(self._results)
+        return True
+
+    def _noticed(self, notice: Diagnostic) -> None:
+        """A server that ends an idle connection says why before it hangs up."""
+        if notice.severity_nonlocalized in _ENDS_THE_CONNECTION:
+            self._farewell = _error(notice)
+
+    def _lose(self, error: psycopg.Error) -> None:
+        if self._lost is not None:
+            return
+        self._lost = self._farewell or error
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._pgconn.finish()
+        answer, self._answer = self._answer, None
+        if answer is None or answer.done():
+            return
+        if any(result.status == _FAILED for result in self._results):
+            answer.set_result(self._results)  # the server's last words tell more than the silence after them
+        else:
+            answer.set_exception(self._lost)
+
+
+def rows(result: PGresult) -> Iterator[tuple[Any, ...]]:
+    """The rows of a result: bytes for each value, None for null."""
+    fields = range(result.nfields)
+    for row in range(result.ntuples):
+        yield tuple(result.get_value(row, field) for field in fields)
+
+
+def _succeeded(results: list[PGresult]) -> list[PGresult]:
+    for result in results:
+        if result.status == _FAILED:
+            raise error_from_result(result)
+    return results
+
+
+def _error(notice: Diagnostic) -> psycopg.Error:
+    try:
+        kind = lookup(notice.sqlstate or "")
+    except KeyError:
+        kind = psycopg.OperationalError
+    return kind(notice.message_primary or "the server ended the connection")
