@@ -8,8 +8,9 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from cost_ledger.book import EMPTY
-from cost_ledger.books import CODEC, Books, known_event
+from cost_ledger.books import CODEC, Books
 from cost_ledger.commands import Charge, SetBudget
+from cost_ledger.decoding import known_event
 from cost_ledger.folding import fold
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Context, StreamId

@@ -12,7 +12,7 @@ from typing import get_args
 
 from cost_ledger import snapshots
 from cost_ledger.book import EMPTY, account
-from cost_ledger.books import CODEC, Books
+from cost_ledger.books import CODEC, Books, decoded
 from cost_ledger.commands import (
     Charge,
     Cleared,
@@ -220,10 +220,11 @@ class Ledger(RuleBasedStateMachine):
     def new_events(self) -> list[Event]:
         found = self.loop.run_until_complete(self.log.read_stream(StreamId("book", "acme"), after=self.seen))
         self.seen += len(found)
-        decoded = [CODEC.decode(stored) for stored in found]
-        self.settled += [event.reservation_id for event in decoded if isinstance(event, CostSettled)]
-        self.revisions.update(event.reservation_id for event in decoded if isinstance(event, ChargeRerated))
-        return [event for event in decoded if isinstance(event, Event)]
+        in_full = [CODEC.decode(stored) for stored in found]
+        assert [decoded(stored) for stored in found] == in_full  # what is remembered of the events is what they say
+        self.settled += [event.reservation_id for event in in_full if isinstance(event, CostSettled)]
+        self.revisions.update(event.reservation_id for event in in_full if isinstance(event, ChargeRerated))
+        return [event for event in in_full if isinstance(event, Event)]
 
     def check_admission(self, event: Event) -> None:
         """A hard budget goes below zero only by what was spent, never by what was admitted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Protocol
 
 import nats.errors
@@ -15,10 +16,10 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from synod.common.ids import uuid7
 from synod.common.subjects import event_stream
 
+from eventlog.envelope import from_headers
 from eventlog.errors import SourceTruncated
 from eventlog.log import EventLog
 from eventlog.records import EVERYTHING, Filter, Page, StoredEvent
-from eventlog.relay import from_message
 
 _PIECE_EVENTS = 100
 
@@ -175,6 +176,7 @@ class _StreamReader:
         self._consumer = ""
         self._inbox = ""
         self._requests = 0
+        self._arrivals = _Arrivals()
         self._subscription: Subscription | None = None
         self._position = 0
         self._ahead: list[Msg] = []
@@ -229,8 +231,8 @@ class _StreamReader:
             num_replicas=1,
         )
         await self._client.jetstream().add_consumer(self._source.stream, config)
-        self._inbox = self._client.new_inbox()
-        self._subscription = await self._client.subscribe(f"{self._inbox}.*")
+        self._inbox, self._arrivals = self._client.new_inbox(), _Arrivals()
+        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._arrivals.put)
         self._position = after
 
     async def _pull(self, request: dict[str, object], limit: int, timeout_s: float) -> list[Msg]:
@@ -245,7 +247,9 @@ class _StreamReader:
         messages: list[Msg] = []
         try:
             while len(messages) < limit:
-                message = await self._next(self._subscription, timeout_s, reconnects)
+                if not self._arrivals.messages:
+                    await self._some_arrive(timeout_s, reconnects)
+                message = self._arrivals.messages.popleft()
                 status = (message.headers or {}).get("Status") if not message.data else None
                 if status is not None:
                     if message.subject != reply:
@@ -259,30 +263,29 @@ class _StreamReader:
             raise
         return messages
 
-    async def _next(self, subscription: Subscription, timeout_s: float, reconnects: int) -> Msg:
-        """The next message. TimeoutError after `timeout_s`, or once there is another connection than the one that was asked
-        over: a server forgets who had asked.
+    async def _some_arrive(self, timeout_s: float, reconnects: int) -> None:
+        """Until there is a message. TimeoutError after `timeout_s`, or once there is another connection than the one that
+        was asked over: a server forgets who had asked.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while True:
-            try:
-                return await subscription.next_msg(timeout=min(self.LOOK_S, max(0.0, deadline - loop.time())))
-            except TimeoutError:
-                if loop.time() >= deadline or self._client.stats["reconnects"] != reconnects:
-                    raise
+        while not await self._arrivals.wait(min(self.LOOK_S, max(0.0, deadline - loop.time()))):
+            if self._client.is_closed:
+                raise nats.errors.ConnectionClosedError
+            if loop.time() >= deadline or self._client.stats["reconnects"] != reconnects:
+                raise nats.errors.TimeoutError
 
     def _in_sequence(self, messages: list[Msg]) -> list[StoredEvent]:
         """The events that follow the position without a gap, which they move; what is known already is left out."""
         events = []
         for message in messages:
-            if message.metadata.sequence.stream == self._position + 1:
-                events.append(from_message(message))
+            if _sequence(message) == self._position + 1:
+                events.append(from_headers(self._position + 1, message.headers or {}, message.data))
                 self._position += 1
         return events
 
     async def _check_whole(self, last: Msg) -> None:
-        if last.metadata.sequence.stream > self._position:
+        if _sequence(last) > self._position:
             await self.close()
 
     async def _delete_consumer(self) -> None:
@@ -290,3 +293,37 @@ class _StreamReader:
             await self._client.jetstream().delete_consumer(self._source.stream, self._consumer)
         except (nats.errors.Error, TimeoutError):
             return  # it expires by itself
+
+
+class _Arrivals:
+    """What came in over a subscription and nobody has taken. Many messages are worth one wake-up, not two tasks each as
+    nats-py makes for whoever asks for the next one.
+    """
+
+    def __init__(self) -> None:
+        self.messages: deque[Msg] = deque()
+        self._awaited: asyncio.Future[None] | None = None
+
+    async def put(self, message: Msg) -> None:
+        self.messages.append(message)
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether there are messages, at once or before the time is over."""
+        if not self.messages:
+            self._awaited = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._awaited], timeout=timeout_s)
+        return bool(self.messages)
+
+
+def _sequence(message: Msg) -> int:
+    """The place in the stream that a message was delivered from, as its reply subject says: all that is needed of the
+    metadata, whose parsing costs more than that of the event. NotJSMessageError for messages of another kind.
+
+    `$JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>...`; newer servers say domain and account before the stream.
+    """
+    tokens = message.reply.split(".")
+    if tokens[:2] != ["$JS", "ACK"] or not (len(tokens) == 9 or len(tokens) >= 11):
+        raise nats.errors.NotJSMessageError
+    return int(tokens[5 if len(tokens) == 9 else 7])

@@ -42,6 +42,7 @@ from servicekit.health import Health
 from servicekit.history import LOG_ERRORS, History
 from servicekit.host import Host, S
 from servicekit.http import HttpServer
+from servicekit.nats_headers import read_headers_quickly
 from servicekit.peers import Peers, PeerUnknown
 from servicekit.retry import Backoff
 from servicekit.rpc import Guard, PermissionMissing, RpcServer
@@ -216,6 +217,7 @@ class _Start(Generic[S]):
             await self.phases.wait_for("nats", lambda: probe_nats(self.settings, tls))
             broker = nats_broker(self.settings, self.phases.health, self.phases.log, tls)
             client = await broker.connect()
+            read_headers_quickly(client)
             self.stack.push_async_callback(broker.stop)
         return broker, client
 

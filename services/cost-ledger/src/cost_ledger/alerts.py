@@ -11,27 +11,27 @@ from typing import Final
 from synod.common.event import Event
 from synod.cost_ledger.events import BudgetCommitmentReached, BudgetThresholdReached, Hold
 
-from cost_ledger.book import Amounts, Book, Budget
+from cost_ledger.book import Amounts, Balance, Book, Budget
 from cost_ledger.windows import counted
 
 THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
 
 
-def reached(book: Book, holds: Iterable[Hold]) -> tuple[Event, ...]:
-    """The thresholds that what is posted in `book` has reached and nobody told."""
-    return tuple(event for hold in holds for event in _posted(book, hold))
+def reached(book: Book, balances: Iterable[Balance]) -> tuple[Event, ...]:
+    """The thresholds that what is posted has reached and nobody told in `book`."""
+    return tuple([event for balance in balances for event in _posted(book, balance)])
 
 
-def committed(book: Book, holds: Iterable[Hold], amounts: Amounts) -> tuple[Event, ...]:
-    """The thresholds that posted and held reach together when `amounts` are held on top of `book`."""
-    return tuple(event for hold in holds for event in _committed(book, hold, amounts))
+def committed(book: Book, balances: Iterable[Balance], amounts: Amounts) -> tuple[Event, ...]:
+    """The thresholds that posted and held reach together when `amounts` are held on top of the balances."""
+    return tuple([event for balance in balances for event in _committed(book, balance, amounts)])
 
 
-def _posted(book: Book, hold: Hold) -> Iterator[Event]:
-    budget, posted = book.budget(hold.budget_id), book.posted(hold)
+def _posted(book: Book, balance: Balance) -> Iterator[Event]:
+    budget, hold, posted, pending = balance
     for percent in _new(book, budget, hold, posted, "posted"):
         money = budget.unit == "nano_usd"
-        amounts = (posted, book.pending(hold), budget.limit)
+        amounts = (posted, pending, budget.limit)
         nano, quantity = (amounts, (0, 0, 0)) if money else ((0, 0, 0), amounts)
         yield BudgetThresholdReached(
             budget_id=hold.budget_id,
@@ -48,9 +48,9 @@ def _posted(book: Book, hold: Hold) -> Iterator[Event]:
         )
 
 
-def _committed(book: Book, hold: Hold, amounts: Amounts) -> Iterator[Event]:
-    budget, posted = book.budget(hold.budget_id), book.posted(hold)
-    pending = book.pending(hold) + amounts.of(budget.unit)
+def _committed(book: Book, balance: Balance, amounts: Amounts) -> Iterator[Event]:
+    budget, hold, posted, held = balance
+    pending = held + amounts.of(budget.unit)
     for percent in _new(book, budget, hold, posted + pending, "committed"):
         yield BudgetCommitmentReached(
             budget_id=hold.budget_id,

@@ -265,7 +265,7 @@ class CostLedger:
             self.clock.now(),
             use.source_position,
             Unreserved(attribution, use.model, price, use.used_at) if use.model else None,
-            billed=await self._billed_by_event(use, context),
+            billed=None if use.terms is None else await self._billed_by_event(use, context),
             price_context=None if use.terms is None else text_of(use.terms),
         )
 
@@ -421,15 +421,12 @@ def attributed(attribution: Attribution, tenant: str, model: str) -> Attribution
 
     So a budget with the scope root_run_id covers a run and all of its members' runs.
     """
-    whole = {
-        "tenant_id": tenant,
-        "model": attribution.model or model,
-        "root_run_id": attribution.root_run_id or attribution.run_id,
-    }
+    model, root_run_id = attribution.model or model, attribution.root_run_id or attribution.run_id
+    whole = (tenant, model, root_run_id)
     # Most are whole already, as the gateway's are: a copy of those would be for nothing.
-    if all(getattr(attribution, name) == value for name, value in whole.items()):
+    if (attribution.tenant_id, attribution.model, attribution.root_run_id) == whole:
         return attribution
-    return attribution.model_copy(update=whole)
+    return attribution.model_copy(update={"tenant_id": tenant, "model": model, "root_run_id": root_run_id})
 
 
 def _status(book: Book, budget: Budget, now: datetime, share: str) -> BudgetStatus:

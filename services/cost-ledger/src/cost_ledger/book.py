@@ -10,10 +10,12 @@ outcome, `budget` is the other side of all three. What was spent also stands in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
 
 from rpds import HashTrieMap, HashTrieSet
 from synod.common.values import Attribution
@@ -59,7 +61,7 @@ class Amounts:
     def of(self, unit: Unit) -> int:
         if unit == "nano_usd":
             return self.nano
-        return sum(each.quantity for each in self.quantities if each.unit == unit)
+        return sum([each.quantity for each in self.quantities if each.unit == unit])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,7 @@ class Budget:
         return self.share_at(at, getattr(attribution, self.per) if self.per else "")
 
     def share_at(self, at: datetime, share: str) -> Hold:
-        start = window_start(self.window, at, self.time_zone, self.rolling_s)
-        return Hold(budget_id=self.budget_id, window_start=start, share=share)
+        return _hold(self.budget_id, window_start(self.window, at, self.time_zone, self.rolling_s), share)
 
     def accounts(self, kind: str, hold: Hold) -> tuple[str, ...]:
         """The accounts of a kind that count together with the hold's: one, or for a rolling window those of its slices."""
@@ -148,24 +149,44 @@ class Told:
     runs_out: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Book:
-    """All that admission needs to know of a tenant. The collections are persistent: a change shares the rest."""
+class Balance(NamedTuple):
+    """What a budget's window, or a share of it, has come to, in the budget's unit."""
 
-    budgets: HashTrieMap[str, Budget] = field(default_factory=HashTrieMap)
-    by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = field(default_factory=HashTrieMap)
-    prices: HashTrieMap[str, RateCard] = field(default_factory=HashTrieMap)
-    factors: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
+    budget: Budget
+    hold: Hold
+    posted: int
+    pending: int
+    """Held for reservations, those in suspense included."""
+
+    @property
+    def available(self) -> int:
+        """What a new reservation may take; negative after an overrun or a lowered limit."""
+        return self.budget.limit - self.posted - self.pending
+
+
+_NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+class Book(NamedTuple):
+    """All that admission needs to know of a tenant. The collections are persistent: a change shares the rest.
+
+    A named tuple because every command of a batch makes a new one.
+    """
+
+    budgets: HashTrieMap[str, Budget] = HashTrieMap()
+    by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = HashTrieMap()
+    prices: HashTrieMap[str, RateCard] = HashTrieMap()
+    factors: HashTrieMap[str, int] = HashTrieMap()
     """Millionths of the price book's rates, by "provider/model" or "provider/"."""
-    open: HashTrieMap[str, Reservation] = field(default_factory=HashTrieMap)
-    closed: Recent[Reservation] = field(default_factory=lambda: Recent(CLOSED_MAX))
-    charges: Recent[int] = field(default_factory=lambda: Recent(CHARGES_MAX))
-    balances: HashTrieMap[str, int] = field(default_factory=HashTrieMap)
-    reached: HashTrieSet[tuple[str, str, str, int, str]] = field(default_factory=HashTrieSet)
+    open: HashTrieMap[str, Reservation] = HashTrieMap()
+    closed: Recent[Reservation] = Recent(CLOSED_MAX)
+    charges: Recent[int] = Recent(CHARGES_MAX)
+    balances: HashTrieMap[str, int] = HashTrieMap()
+    reached: HashTrieSet[tuple[str, str, str, int, str]] = HashTrieSet()
     """Alerts told: budget, window, share, per cent, and whether of what is posted or committed."""
-    forecasts: HashTrieMap[tuple[str, str], Told] = field(default_factory=HashTrieMap)
+    forecasts: HashTrieMap[tuple[str, str], Told] = HashTrieMap()
     """What was told last of a budget's window."""
-    invoices: HashTrieMap[str, str] = field(default_factory=HashTrieMap)
+    invoices: HashTrieMap[str, str] = HashTrieMap()
     """The digests of imported invoices by their ids."""
 
     def reservation(self, reservation_id: str) -> Reservation | None:
@@ -192,19 +213,24 @@ class Book:
         return Price(scaled(book_price.rates, factor), version, book_price.source)
 
     def posted(self, hold: Hold) -> int:
-        return self._sum("spent", hold)
+        return self.balance(self.budget(hold.budget_id), hold).posted
 
     def pending(self, hold: Hold) -> int:
-        """Held for reservations, those in suspense included."""
-        return self._sum("pending", hold) + self._sum("suspense", hold)
+        return self.balance(self.budget(hold.budget_id), hold).pending
 
     def available(self, hold: Hold) -> int:
-        """What a new reservation may take; negative after an overrun or a lowered limit."""
-        return self.budget(hold.budget_id).limit - self.posted(hold) - self.pending(hold)
+        return self.balance(self.budget(hold.budget_id), hold).available
 
-    def _sum(self, kind: str, hold: Hold) -> int:
-        accounts = self.budget(hold.budget_id).accounts(kind, hold)
-        return sum(self.balances.get(name, 0) for name in accounts)
+    def balance(self, budget: Budget, hold: Hold, moved: Mapping[str, int] = _NOTHING) -> Balance:
+        """The balance of a hold's window, with what is `moved` between accounts on top of what is in the book."""
+        posted, pending, suspense = (self._sum(budget, kind, hold, moved) for kind in ("spent", "pending", "suspense"))
+        return Balance(budget, hold, posted, pending + suspense)
+
+    def _sum(self, budget: Budget, kind: str, hold: Hold, moved: Mapping[str, int]) -> int:
+        total, balances = 0, self.balances
+        for name in budget.accounts(kind, hold):
+            total += balances.get(name, 0) + moved.get(name, 0)
+        return total
 
     def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
         """The budgets that a cost counts against, by id."""
@@ -221,6 +247,12 @@ EMPTY: Final = Book()
 def _is_or_is_of(value: str, wanted: str) -> bool:
     """Whether it is what is wanted, or a model of the provider that is."""
     return value == wanted or (wanted.endswith(ANY_MODEL) and value.startswith(wanted[:-1]))
+
+
+@lru_cache(maxsize=4_096)
+def _hold(budget_id: str, window: str, share: str) -> Hold:
+    # Every admission makes one for each budget, and it is the same for as long as the window lasts.
+    return Hold(budget_id=budget_id, window_start=window, share=share)
 
 
 def account(kind: str, hold: Hold) -> str:

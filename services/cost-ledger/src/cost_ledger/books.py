@@ -15,14 +15,14 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from eventlog.codec import Codec, UnknownEvent
-from eventlog.errors import DuplicateEventId, EventLogError, UnknownEventType, VersionConflict
+from eventlog.codec import Codec
+from eventlog.errors import DuplicateEventId, EventLogError, VersionConflict
 from eventlog.log import EventLog
-from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
+from eventlog.records import Append, Context, NewEvent, StreamId
 from pydantic import ValidationError
 from synod.common.event import Event
 from synod.common.ids import derived_uuid, uuid7
@@ -44,6 +44,7 @@ from synod.cost_ledger.events import (
 from cost_ledger import snapshots
 from cost_ledger.book import EMPTY, Book
 from cost_ledger.commands import Command, Look
+from cost_ledger.decoding import Decoder, known_event
 from cost_ledger.domain import decide
 from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, LedgerError
 from cost_ledger.folding import fold
@@ -58,9 +59,10 @@ ATTEMPTS_MAX: Final = 64
 BOOKS_OPEN_MAX: Final = 1_000
 PAGE_EVENTS: Final = 1_000
 SNAPSHOT_EVENTS: Final = 2_000
-DECODED_MAX: Final = 1_024
 
 CODEC: Final[Codec[Event]] = Codec(EVENTS)
+decoded: Final = Decoder(CODEC)
+"""An event of the ledger's own log."""
 
 _log = logging.getLogger(__name__)
 
@@ -285,7 +287,12 @@ class BookWriter:
 
     def _encode(self, events: tuple[Event, ...]) -> tuple[NewEvent, ...]:
         at = self._clock.now()
-        return tuple(CODEC.encode(event, id=event_id(self._stream.id, event), at=at) for event in events)
+        return tuple([self._encoded(event, at) for event in events])
+
+    def _encoded(self, event: Event, at: datetime) -> NewEvent:
+        new = CODEC.encode(event, id=event_id(self._stream.id, event), at=at)
+        decoded.learn(new, event)  # soon the views will ask
+        return new
 
     async def _start(self) -> None:
         if self._started:
@@ -346,19 +353,6 @@ def event_id(tenant: str, event: Event) -> UUID:
             return derived_uuid(tenant, event.type_name(), event.invoice_id, str(event.line))
         case _:
             return uuid7()
-
-
-@lru_cache(maxsize=DECODED_MAX)
-def decoded(stored: StoredEvent) -> Event:
-    """An event of the ledger's own log. Remembered for a moment, because several views fold the same."""
-    return known_event(CODEC.decode(stored))
-
-
-def known_event(event: Event | UnknownEvent) -> Event:
-    """The event, or UnknownEventType: half a fold would be a wrong balance."""
-    if isinstance(event, UnknownEvent):
-        raise UnknownEventType(event.type, event.version, "the ledger cannot fold it; deploy the release that wrote it")
-    return event
 
 
 def _tell(waiting: _Waiting, verdict: Executed | LedgerError) -> None:

@@ -159,7 +159,8 @@ def check_unit(field: str, unit: str) -> None:
 
 def check_attribution(field: str, attribution: Attribution) -> None:
     for name in SCOPE_FIELDS:
-        check_text(f"{field}.{name}", getattr(attribution, name))
+        if len(value := getattr(attribution, name)) > TEXT_CHARS_MAX:
+            check_text(f"{field}.{name}", value)
 
 
 def check_period(since: datetime | None, until: datetime | None) -> None:

@@ -27,7 +27,7 @@ from synod.cost_ledger.events import (
 )
 
 from cost_ledger import alerts, correcting, quantities
-from cost_ledger.book import Amounts, Book, Budget, Reservation
+from cost_ledger.book import Amounts, Balance, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
     Charge,
@@ -59,7 +59,7 @@ from cost_ledger.errors import (
     ReservationSettled,
     SettlementNotPriced,
 )
-from cost_ledger.folding import balanced, card_of, fold
+from cost_ledger.folding import card_of, fold, moved_by
 from cost_ledger.postings import moved, owed
 from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
 
@@ -120,11 +120,10 @@ def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
     budgets = book.matching(command.attribution)
     _refuse_unpriced(price, command, budgets)
     amounts = _bound(command, price)
-    held = [(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
-    if denied := _denied(book, command, held, amounts):
+    balances = [book.balance(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
+    if denied := _denied(command, balances, amounts):
         return (denied,)
-    holds = tuple(hold for _, hold in held)
-    return (_reserved(book, command, price, holds, amounts), *alerts.committed(book, holds, amounts))
+    return (_reserved(book, command, price, balances, amounts), *alerts.committed(book, balances, amounts))
 
 
 def _repeated(known: Reservation, command: Reserve) -> tuple[Event, ...]:
@@ -154,19 +153,16 @@ def _bound(command: Reserve, price: Price) -> Amounts:
     return Amounts(nano_from_pico(bound), most)
 
 
-def _denied(
-    book: Book, command: Reserve, held: Iterable[tuple[Budget, Hold]], amounts: Amounts
-) -> ReservationDenied | None:
+def _denied(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> ReservationDenied | None:
     """The refusal by the hard budget that lacks most, money before quotas, if one does not cover its amount. All or none.
 
     An overdrawn budget refuses any call of a model; what has none, as a tool, only if it needs something of that budget.
     """
-    hard = ((budget, hold) for budget, hold in held if budget.hard and (command.model or amounts.of(budget.unit)))
-    left = [(budget, hold, book.available(hold)) for budget, hold in hard]
-    short = [(budget, hold, available) for budget, hold, available in left if available < amounts.of(budget.unit)]
+    short = [each for each in balances if each.budget.hard and _is_short(each, command, amounts)]
     if not short:
         return None
-    budget, hold, available = min(short, key=lambda each: (each[0].unit != "nano_usd", each[2]))
+    lacking = min(short, key=lambda each: (each.budget.unit != "nano_usd", each.available))
+    budget, hold, available = lacking.budget, lacking.hold, lacking.available
     required = amounts.of(budget.unit)
     money = budget.unit == "nano_usd"
     return ReservationDenied(
@@ -184,7 +180,15 @@ def _denied(
     )
 
 
-def _reserved(book: Book, command: Reserve, price: Price, holds: tuple[Hold, ...], amounts: Amounts) -> CostReserved:
+def _is_short(balance: Balance, command: Reserve, amounts: Amounts) -> bool:
+    required = amounts.of(balance.budget.unit)
+    return bool(command.model or required) and balance.available < required
+
+
+def _reserved(
+    book: Book, command: Reserve, price: Price, balances: Iterable[Balance], amounts: Amounts
+) -> CostReserved:
+    holds = tuple([balance.hold for balance in balances])
     entry = moved(book, holds, "budget", "pending", amounts)
     return CostReserved(
         reservation_id=command.reservation_id,
@@ -431,8 +435,8 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
             raise BudgetFixed(command.budget_id, field)
     event = _budget_set(wanted)
     # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
-    holds = () if wanted.per else (wanted.share_at(command.at, ""),)
-    return (event, *alerts.reached(fold(book, (event,)), holds))
+    balances = () if wanted.per else (book.balance(wanted, wanted.share_at(command.at, "")),)
+    return (event, *alerts.reached(book, balances))
 
 
 def _budget_set(budget: Budget) -> BudgetSet:
@@ -475,4 +479,8 @@ def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]
     holds = [
         hold for event in events if isinstance(event, CostSettled | CostCharged | ChargeRerated) for hold in event.holds
     ]
-    return (*events, *alerts.reached(balanced(book, events), holds)) if holds else events
+    if not holds:
+        return events
+    moved_by_now = moved_by(events)
+    balances = [book.balance(book.budget(hold.budget_id), hold, moved_by_now) for hold in holds]
+    return (*events, *alerts.reached(book, balances))

@@ -41,12 +41,12 @@ def fold(book: Book, events: Iterable[Event]) -> Book:
     return _posted(book, moved)
 
 
-def balanced(book: Book, events: Iterable[Event]) -> Book:
-    """The book with the balances after the events, and all else as before: what a budget then has left."""
+def moved_by(events: Iterable[Event]) -> dict[str, int]:
+    """What the events add to each account that they touch."""
     moved: dict[str, int] = {}
     for event in events:
         _add_entries(moved, event)
-    return _posted(book, moved)
+    return moved
 
 
 def evolve(book: Book, event: Event) -> Book:
@@ -58,25 +58,25 @@ def _changed(book: Book, event: Event) -> Book:
     """The book after an event, but for the balances."""
     match event:
         case CostReserved():
-            return replace(book, open=book.open.insert(event.reservation_id, _held(event)))
+            return book._replace(open=book.open.insert(event.reservation_id, _held(event)))
         case CostSettled():
             return _closed(book, _settled(book, event))
         case ReservationReleased():
             return _closed(book, replace(_known(book, event.reservation_id), state="released"))
         case ReservationExpired():
             doubtful = replace(_known(book, event.reservation_id), state="suspense")
-            return replace(book, open=book.open.insert(event.reservation_id, doubtful))
+            return book._replace(open=book.open.insert(event.reservation_id, doubtful))
         case ReservationRenewed():
             renewed = replace(_known(book, event.reservation_id), expires_at=event.expires_at)
-            return replace(book, open=book.open.insert(event.reservation_id, renewed))
+            return book._replace(open=book.open.insert(event.reservation_id, renewed))
         case ChargeRerated():
             return _rerated(book, event)
         case CostCharged():
-            return replace(book, charges=book.charges.add(event.charge_id, event.amount_nano_usd))
+            return book._replace(charges=book.charges.add(event.charge_id, event.amount_nano_usd))
         case BudgetSet():
             return _with_budget(book, event)
         case PriceSet():
-            return replace(book, prices=book.prices.insert(f"{event.provider}/{event.model}", card_of(event)))
+            return book._replace(prices=book.prices.insert(f"{event.provider}/{event.model}", card_of(event)))
         case PriceFactorSet():
             return _with_factor(book, event)
         case BudgetThresholdReached():
@@ -84,10 +84,10 @@ def _changed(book: Book, event: Event) -> Book:
         case BudgetCommitmentReached():
             return _with_reached(book, event, "committed")
         case ProviderInvoiceImported():
-            return replace(book, invoices=book.invoices.insert(event.invoice_id, event.content_sha256))
+            return book._replace(invoices=book.invoices.insert(event.invoice_id, event.content_sha256))
         case BudgetForecastChanged():
             told = Told(event.revision, event.runs_out)
-            return replace(book, forecasts=book.forecasts.insert((event.budget_id, event.window_start), told))
+            return book._replace(forecasts=book.forecasts.insert((event.budget_id, event.window_start), told))
         case _:
             return book
 
@@ -156,7 +156,7 @@ def _known(book: Book, reservation_id: str) -> Reservation:
 
 def _closed(book: Book, reservation: Reservation) -> Book:
     name = reservation.reservation_id
-    return replace(book, open=book.open.discard(name), closed=book.closed.add(name, reservation))
+    return book._replace(open=book.open.discard(name), closed=book.closed.add(name, reservation))
 
 
 def _add_entries(moved: dict[str, int], event: Event) -> None:
@@ -171,20 +171,20 @@ def _posted(book: Book, moved: Mapping[str, int]) -> Book:
     for name, amount in moved.items():
         balance = balances.get(name, 0) + amount
         balances = balances.insert(name, balance) if balance else balances.discard(name)
-    return replace(book, balances=balances)
+    return book._replace(balances=balances)
 
 
-def entries(event: Event) -> Iterable[tuple[str, int]]:
+def entries(event: Event) -> list[tuple[str, int]]:
     """Accounts with what an event adds to each, in the unit of the account; nothing for an event without postings."""
-    for posting in getattr(event, "postings", ()):
-        yield posting.account, posting.amount_nano_usd
-    for posting in getattr(event, "quota_postings", ()):
-        yield posting.account, posting.quantity
+    found = [(posting.account, posting.amount_nano_usd) for posting in getattr(event, "postings", ())]
+    if quotas := getattr(event, "quota_postings", ()):
+        found += [(posting.account, posting.quantity) for posting in quotas]
+    return found
 
 
 def _with_reached(book: Book, event: BudgetThresholdReached | BudgetCommitmentReached, basis: str) -> Book:
     key = (event.budget_id, event.window_start, event.share, event.threshold_percent, basis)
-    return replace(book, reached=book.reached.insert(key))
+    return book._replace(reached=book.reached.insert(key))
 
 
 def _with_budget(book: Book, event: BudgetSet) -> Book:
@@ -192,13 +192,13 @@ def _with_budget(book: Book, event: BudgetSet) -> Book:
     key = _scope_key(budget.scope)
     ids = book.by_scope.get(key, ())
     by_scope = book.by_scope if budget.budget_id in ids else book.by_scope.insert(key, (*ids, budget.budget_id))
-    return replace(book, budgets=book.budgets.insert(budget.budget_id, budget), by_scope=by_scope)
+    return book._replace(budgets=book.budgets.insert(budget.budget_id, budget), by_scope=by_scope)
 
 
 def _with_factor(book: Book, event: PriceFactorSet) -> Book:
     name = f"{event.provider}/{event.model}"
     # The factor 1 for a model is kept: it stands before that of its provider.
-    return replace(book, factors=book.factors.insert(name, event.factor_ppm))
+    return book._replace(factors=book.factors.insert(name, event.factor_ppm))
 
 
 def budget_of(event: BudgetSet) -> Budget:

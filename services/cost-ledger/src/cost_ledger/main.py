@@ -6,6 +6,7 @@ from typing import Final
 
 from eventlog.folding import ProjectorLimits
 from eventlog.records import Context
+from eventlog.shared_source import SharedStreamSource
 from eventlog.sources import StreamSource
 from servicekit.app import run
 from servicekit.host import Host
@@ -44,10 +45,11 @@ async def compose(host: Host[Settings]) -> None:
     host.on_stop(books.close)
     ledger = CostLedger(books, prices, queries, host.clock)
     views = [host.add_view(view, limits=UNHURRIED) for view in (SpendView(), BudgetsView(), ReservationsView())]
+    model_calls = SharedStreamSource(host.nats, LLM_GATEWAY)
     sources = [
-        host.add_view(ModelUsage(ledger), StreamSource(host.nats, LLM_GATEWAY)),
+        host.add_view(ModelUsage(ledger), model_calls),
         host.add_view(ToolUsage(ledger), StreamSource(host.nats, TOOL_EXECUTOR)),
-        host.add_view(ModelCalls(), StreamSource(host.nats, LLM_GATEWAY), UNHURRIED),
+        host.add_view(ModelCalls(), model_calls, UNHURRIED),
     ]
     charges = Charges(host.pool)
     reports = Reports(ledger, queries, charges)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, ClassVar, Final, NamedTuple
 
 from eventlog.codec import Codec
@@ -13,18 +12,13 @@ from synod.common.event import Event
 from synod.common.values import UsageLine
 from synod.llm_gateway import events as llm
 
-from cost_ledger.books import DECODED_MAX, known_event
+from cost_ledger.decoding import Decoder
 from cost_ledger.rows import Row, insert_or, write
 
 Connection = AsyncConnection[Any]
 
-_CODEC: Final[Codec[Event]] = Codec(llm.EVENTS)
-
-
-@lru_cache(maxsize=DECODED_MAX)
-def decoded(stored: StoredEvent) -> Event:
-    """An event of llm-gateway. Remembered for a moment, because two views fold the same."""
-    return known_event(_CODEC.decode(stored))
+decoded: Final = Decoder(Codec(llm.EVENTS))
+"""An event of llm-gateway, which two views fold."""
 
 
 class ModelCalls:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from synod.common.values import Attribution
@@ -24,10 +24,18 @@ class Entry:
 
 def moved(book: Book, holds: Iterable[Hold], source: str, target: str, amounts: Amounts) -> Entry:
     """Take the amounts from one kind of account of each hold to another, each in the unit of its budget."""
-    return Entry(
-        postings=tuple(posting for hold in holds for posting in _money(book, hold, source, target, amounts)),
-        quotas=tuple(posting for hold in holds for posting in _quota(book, hold, source, target, amounts)),
-    )
+    money: list[Posting] = []
+    quotas: list[QuotaPosting] = []
+    for hold in holds:
+        unit = book.budget(hold.budget_id).unit
+        if not (amount := amounts.of(unit)):
+            continue
+        sides = ((account(target, hold), amount), (account(source, hold), -amount))
+        if unit == "nano_usd":
+            money += [Posting(account=name, amount_nano_usd=change) for name, change in sides]
+        else:
+            quotas += [QuotaPosting(account=name, unit=unit, quantity=change) for name, change in sides]
+    return Entry(tuple(money), tuple(quotas))
 
 
 def owed(attribution: Attribution, model: str, amount: int) -> Entry:
@@ -41,16 +49,3 @@ def owed(attribution: Attribution, model: str, amount: int) -> Entry:
             Posting(account=f"payable:{what.partition('/')[0]}", amount_nano_usd=-amount),
         )
     )
-
-
-def _money(book: Book, hold: Hold, source: str, target: str, amounts: Amounts) -> Iterator[Posting]:
-    if book.budget(hold.budget_id).unit == "nano_usd" and amounts.nano:
-        yield Posting(account=account(target, hold), amount_nano_usd=amounts.nano)
-        yield Posting(account=account(source, hold), amount_nano_usd=-amounts.nano)
-
-
-def _quota(book: Book, hold: Hold, source: str, target: str, amounts: Amounts) -> Iterator[QuotaPosting]:
-    unit = book.budget(hold.budget_id).unit
-    if unit != "nano_usd" and (quantity := amounts.of(unit)):
-        yield QuotaPosting(account=account(target, hold), unit=unit, quantity=quantity)
-        yield QuotaPosting(account=account(source, hold), unit=unit, quantity=-quantity)

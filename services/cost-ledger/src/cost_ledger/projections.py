@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from eventlog.records import StoredEvent
@@ -86,50 +85,41 @@ class SpendView:
     """
 
     async def apply(self, connection: Connection, events: Sequence[StoredEvent]) -> None:
-        rows: dict[tuple[str, str, str], ChargeRow | None] = {}
+        last: dict[ChargeKey, Event] = {}
         corrections: list[tuple[object, ...]] = []
         for stored in events:
             event = decoded(stored)
             if isinstance(event, ChargeRerated):
                 corrections.append(_correction(stored.tenant, event))
-                continue
-            # Every other event brings its whole row, so within a batch only the last of each counts.
-            kind, id, row = _charge_row(stored.tenant, event)
-            rows[stored.tenant, kind, id] = row
-        await write(connection, _REPLACE_CHARGES, [row.values() for row in rows.values() if row is not None])
-        async with connection.cursor() as cursor:
-            await cursor.executemany(_DELETE_CHARGE, [key for key, row in rows.items() if row is None])
-            # After all rows: nothing follows a correction but another.
-            await cursor.executemany(_CORRECT_CHARGE, corrections)
+            else:
+                # Every other event brings its whole row, so within a batch only the last of each counts.
+                last[_charge_key(stored.tenant, event)] = event
+        gone = [key for key, event in last.items() if isinstance(event, ReservationReleased)]
+        rows = [_charge_row(key, event) for key, event in last.items() if not isinstance(event, ReservationReleased)]
+        await write(connection, _REPLACE_CHARGES, rows)
+        if gone or corrections:
+            async with connection.cursor() as cursor:
+                await cursor.executemany(_DELETE_CHARGE, gone)
+                # After all rows: nothing follows a correction but another.
+                await cursor.executemany(_CORRECT_CHARGE, corrections)
 
 
-@dataclass(frozen=True, slots=True)
-class ChargeRow:
-    """A cost and whom it belongs to. Amounts are nano-USD."""
+ChargeKey = tuple[str, str, str]
+"""Tenant, kind and id of a row."""
 
-    tenant: str
-    kind: str
-    id: str
-    attribution: Attribution
-    incurred_at: datetime
-    price_source: str
-    cost: int
-    pending: int
-    input_tokens: int = 0
-    output_tokens: int = 0
-    calls: int = 0
-    tool_ms: int = 0
-    cpu_ms: int = 0
-    price_version: str = ""
-    price_context: str = ""
-    usage_source: str = ""
-    usage: tuple[UsageLine, ...] = ()
-    holds: tuple[Hold, ...] = ()
-
-    def values(self) -> dict[str, object]:
-        owner = {name: getattr(self.attribution, name) for name in OWNERS}
-        return owner | {name: getattr(self, name) for name in ChargeRow.__slots__ if name != "attribution"}
-
+_UNUSED: Final[Row] = {
+    "pending": 0,
+    "price_version": "",
+    "price_context": "",
+    "usage_source": "",
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "calls": 0,
+    "tool_ms": 0,
+    "cpu_ms": 0,
+    "usage": (),
+}
+"""What is not said of every row."""
 
 _CHARGE_COLUMNS: Final = (
     "tenant",
@@ -171,83 +161,88 @@ def _correction(tenant: str, event: ChargeRerated) -> tuple[object, ...]:
     return (*price, tenant, event.reservation_id)
 
 
-def _charge_row(tenant: str, event: Event) -> tuple[str, str, ChargeRow | None]:
-    """The kind and id of a row, and the row; None where nothing is left of it."""
+def _charge_key(tenant: str, event: Event) -> ChargeKey:
     match event:
-        case CostReserved():
-            return "reservation", event.reservation_id, _held_row(tenant, event)
-        case CostSettled():
-            return "reservation", event.reservation_id, _settled_row(tenant, event)
-        case ReservationReleased():
-            return "reservation", event.reservation_id, None
+        case CostReserved() | CostSettled() | ReservationReleased():
+            return tenant, "reservation", event.reservation_id
         case CostCharged():
-            return "charge", event.charge_id, _charged_row(tenant, event)
+            return tenant, "charge", event.charge_id
         case _:
             raise TypeError(f"{event.type_name()} makes no row of spend")
 
 
-def _held_row(tenant: str, event: CostReserved) -> ChargeRow:
-    return ChargeRow(
-        tenant=tenant,
-        kind="reservation",
-        id=event.reservation_id,
-        attribution=event.attribution,
-        incurred_at=event.reserved_at,
-        price_source=event.price_source,
-        cost=0,
-        pending=event.amount_nano_usd,
-        price_version=event.price_version,
-        price_context=event.price_context,
-        holds=event.holds,
-    )
+def _charge_row(key: ChargeKey, event: Event) -> Row:
+    tenant, kind, id = key
+    return {**_UNUSED, "tenant": tenant, "kind": kind, "id": id, **_content(event)}
 
 
-def _settled_row(tenant: str, event: CostSettled) -> ChargeRow:
-    return ChargeRow(
-        tenant=tenant,
-        kind="reservation",
-        id=event.reservation_id,
-        attribution=event.attribution,
-        incurred_at=event.incurred_at,
-        price_source=event.price_source,
-        cost=event.amount_nano_usd,
-        pending=0,
-        input_tokens=_tokens(event.usage, "input"),
-        output_tokens=_tokens(event.usage, "output"),
-        calls=1,
-        tool_ms=_quantity(event.quantities, "tool_ms"),
-        cpu_ms=_quantity(event.quantities, "cpu_ms"),
-        price_version=event.price_version,
-        price_context=event.price_context,
-        usage_source=event.usage_source,
-        usage=event.usage,
-        holds=event.holds,
-    )
+def _content(event: Event) -> Row:
+    match event:
+        case CostReserved():
+            return _held(event)
+        case CostSettled():
+            return _settled(event)
+        case CostCharged():
+            return _charged(event)
+        case _:
+            raise TypeError(f"{event.type_name()} leaves no row of spend")
 
 
-def _charged_row(tenant: str, event: CostCharged) -> ChargeRow:
-    return ChargeRow(
-        tenant=tenant,
-        kind="charge",
-        id=event.charge_id,
-        attribution=event.attribution,
-        incurred_at=event.incurred_at,
-        price_source="fixed",
-        cost=event.amount_nano_usd,
-        pending=0,
-        calls=1,
-        tool_ms=_quantity(event.quantities, "tool_ms"),
-        cpu_ms=_quantity(event.quantities, "cpu_ms"),
-        holds=event.holds,
-    )
+def _held(event: CostReserved) -> Row:
+    return {
+        **_owners(event.attribution),
+        "incurred_at": event.reserved_at,
+        "price_source": event.price_source,
+        "cost": 0,
+        "pending": event.amount_nano_usd,
+        "price_version": event.price_version,
+        "price_context": event.price_context,
+        "holds": event.holds,
+    }
+
+
+def _settled(event: CostSettled) -> Row:
+    return {
+        **_owners(event.attribution),
+        "incurred_at": event.incurred_at,
+        "price_source": event.price_source,
+        "cost": event.amount_nano_usd,
+        "input_tokens": _tokens(event.usage, "input"),
+        "output_tokens": _tokens(event.usage, "output"),
+        "calls": 1,
+        "tool_ms": _quantity(event.quantities, "tool_ms"),
+        "cpu_ms": _quantity(event.quantities, "cpu_ms"),
+        "price_version": event.price_version,
+        "price_context": event.price_context,
+        "usage_source": event.usage_source,
+        "usage": event.usage,
+        "holds": event.holds,
+    }
+
+
+def _charged(event: CostCharged) -> Row:
+    return {
+        **_owners(event.attribution),
+        "incurred_at": event.incurred_at,
+        "price_source": "fixed",
+        "cost": event.amount_nano_usd,
+        "calls": 1,
+        "tool_ms": _quantity(event.quantities, "tool_ms"),
+        "cpu_ms": _quantity(event.quantities, "cpu_ms"),
+        "holds": event.holds,
+    }
+
+
+def _owners(attribution: Attribution) -> Row:
+    return {name: getattr(attribution, name) for name in OWNERS}
 
 
 def _tokens(usage: Iterable[UsageLine], direction: str) -> int:
-    return sum(line.quantity for line in usage if line.direction == direction and line.unit == "tokens")
+    return sum([line.quantity for line in usage if line.direction == direction and line.unit == "tokens"])
 
 
 def _quantity(quantities: Iterable[Quantity], unit: Unit) -> int:
-    return sum(each.quantity for each in quantities if each.unit == unit)
+    return sum([each.quantity for each in quantities if each.unit == unit])
 
 
 # --- budgets ---

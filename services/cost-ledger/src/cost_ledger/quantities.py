@@ -1,6 +1,7 @@
 """What a call counts as for quotas: itself, its tokens, and the time of tools."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from synod.common.values import UsageLine
@@ -17,7 +18,7 @@ def bounded(given: Iterable[Quantity], input_tokens_max: int, output_tokens_max:
 
 def used(given: Iterable[Quantity], usage: Iterable[UsageLine], reserved: Iterable[Quantity]) -> tuple[Quantity, ...]:
     """What was used: as given, or counted in the usage, or else as reserved. Absent is not zero."""
-    lines = tuple(line for line in usage if line.unit == "tokens")
+    lines = [line for line in usage if line.unit == "tokens"]
     counted = _token_units(_tokens(lines, "input"), _tokens(lines, "output")) if lines else {}
     return _listed(_CALL | _by_unit(reserved) | counted | _by_unit(given))
 
@@ -27,7 +28,7 @@ def _token_units(input_tokens: int, output_tokens: int) -> dict[Unit, int]:
 
 
 def _tokens(lines: Iterable[UsageLine], direction: str) -> int:
-    return sum(line.quantity for line in lines if line.direction == direction)
+    return sum([line.quantity for line in lines if line.direction == direction])
 
 
 def _by_unit(quantities: Iterable[Quantity]) -> dict[Unit, int]:
@@ -35,4 +36,10 @@ def _by_unit(quantities: Iterable[Quantity]) -> dict[Unit, int]:
 
 
 def _listed(by_unit: Mapping[Unit, int]) -> tuple[Quantity, ...]:
-    return tuple(Quantity(unit=unit, quantity=quantity) for unit, quantity in sorted(by_unit.items()) if quantity)
+    return tuple([_quantity(unit, quantity) for unit, quantity in sorted(by_unit.items()) if quantity])
+
+
+@lru_cache(maxsize=4_096)
+def _quantity(unit: Unit, quantity: int) -> Quantity:
+    # One call, and the bounds that agents ask for, come again and again.
+    return Quantity(unit=unit, quantity=quantity)

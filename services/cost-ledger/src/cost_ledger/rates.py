@@ -8,6 +8,7 @@ the call itself.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from math import gcd
 from typing import Final
 
@@ -78,7 +79,7 @@ def rate_for(card: RateCard, units: Iterable[str], input_tokens: int) -> UnitRat
     for unit in units:
         reached = [rate for rate in card if rate.unit == unit and _reaches(rate, input_tokens)]
         if reached:
-            return max(reached, key=lambda rate: rate.above_input_tokens)
+            return reached[0] if len(reached) == 1 else max(reached, key=lambda rate: rate.above_input_tokens)
     return None
 
 
@@ -117,17 +118,19 @@ def _other_units(line: UsageLine) -> tuple[str, ...]:
     return tuple(unit for name in names for unit in (f"{line.direction}_{name}", name))
 
 
+@lru_cache(maxsize=1_024)
 def _is_input(unit: str, modalities: frozenset[str]) -> bool:
     text = unit in ("input", "cache_read") or unit.startswith("cache_write")
     return text or any(unit == f"input_{name}" or unit.startswith(f"cache_{name}_") for name in modalities)
 
 
+@lru_cache(maxsize=1_024)
 def _is_output(unit: str, modalities: frozenset[str]) -> bool:
     return unit in {"output", "output_reasoning", *(f"output_{name}" for name in modalities)}
 
 
 def _dearest(rates: Iterable[UnitRate], quantity: int) -> int:
-    return max((_times(rate, quantity) for rate in rates), default=0)
+    return max([_times(rate, quantity) for rate in rates], default=0)
 
 
 def _times(rate: UnitRate | None, quantity: int) -> int:

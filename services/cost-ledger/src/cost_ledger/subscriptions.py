@@ -23,8 +23,8 @@ from synod.llm_gateway import events as llm
 from synod.tool_executor import events as tools
 
 from cost_ledger.application import CostLedger, Outcome, Unbilled, Unknown, Use
-from cost_ledger.books import known_event
 from cost_ledger.commands import Charge
+from cost_ledger.decoding import known_event
 from cost_ledger.errors import BookBusy, BookContended
 from cost_ledger.model_calls import decoded, model_of
 from cost_ledger.rows import insert, write
