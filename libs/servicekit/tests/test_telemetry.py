@@ -1,11 +1,12 @@
 """Logs a machine can read, traces that continue."""
 
+import asyncio
 import io
 import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,30 @@ def test_a_span_that_nobody_records_has_an_id_of_its_own_in_the_trace_around_it(
     assert not outer.is_recording()
     assert {told.split("-")[1] for told in (PARENT, around, within)} == {PARENT.split("-")[1]}
     assert len({told.split("-")[2] for told in (PARENT, around, within)}) == 3
+
+
+def test_work_that_an_event_leads_to_is_in_its_trace_and_not_in_the_one_around_it() -> None:
+    tracing = Tracing("cost-ledger")
+    with tracing.span("around"):
+        around = traceparent()
+        with continuing(PARENT):
+            told = traceparent()
+            with tracing.span("within"):
+                within = traceparent()
+        assert traceparent() == around
+    assert (told, within[:36]) == (PARENT, PARENT[:36])
+    assert around[:36] != PARENT[:36]
+
+
+async def test_a_span_may_end_in_another_task_than_it_began_in() -> None:
+    async def follow() -> AsyncIterator[str]:
+        with Tracing("cost-ledger").span("follow", PARENT):
+            yield traceparent()
+
+    following = follow()
+    begun = await asyncio.create_task(anext(following))  # type: ignore[arg-type]  # a coroutine, as it happens
+    await following.aclose()
+    assert (begun[:36], traceparent()) == (PARENT[:36], "")
 
 
 def test_what_an_event_leads_to_is_in_the_trace_of_the_event() -> None:

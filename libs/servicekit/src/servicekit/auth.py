@@ -8,7 +8,7 @@ it acts for in each call.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -129,7 +129,7 @@ class Authenticator:
 
     def authorize(self, metadata: Mapping[str, str], permission: str) -> Principal:
         """The caller, who holds `permission`. Raises Unauthenticated or PermissionDenied, saying what to do."""
-        verified = self._verified(_bearer(metadata))
+        verified = self._verified(metadata.get(AUTHORIZATION, ""))
         self._refuse_expired(verified)
         if not verified.may(permission):
             raise PermissionDenied(permission, verified.principal.id)
@@ -137,16 +137,17 @@ class Authenticator:
 
     def identify(self, metadata: Mapping[str, str]) -> Principal:
         """Who calls, whatever it may do: for an edge that passes the caller's token on. Raises Unauthenticated."""
-        verified = self._verified(_bearer(metadata))
+        verified = self._verified(metadata.get(AUTHORIZATION, ""))
         self._refuse_expired(verified)
         return verified.principal
 
-    def _verified(self, token: str) -> _Verified:
-        if found := self._cache.get(token):
-            self._cache.move_to_end(token)
+    def _verified(self, authorization: str) -> _Verified:
+        """By the whole value of the header, so that one that is known need not be taken apart."""
+        if found := self._cache.get(authorization):
+            self._cache.move_to_end(authorization)
             return found
-        verified = self._verify(token)
-        self._cache[token] = verified
+        verified = self._verify(_bearer(authorization))
+        self._cache[authorization] = verified
         if len(self._cache) > self._cache_max:
             self._cache.popitem(last=False)
         return verified
@@ -235,8 +236,7 @@ class SelfIssued:
         return self._issued[0]
 
 
-def _bearer(metadata: Mapping[str, str]) -> str:
-    value = metadata.get(AUTHORIZATION, "")
+def _bearer(value: str) -> str:
     if not value.lower().startswith(_BEARER):
         raise Unauthenticated(
             "the call has no bearer token; send the metadata key authorization with 'Bearer <token>', a token from "
@@ -258,9 +258,12 @@ def _in_tenant(principal: Principal, tenant: str | None, actor: str | None) -> P
         return principal
     if not tenant:
         return principal
-    return replace(
-        principal,
+    # Named one by one: dataclasses.replace asks for every field by itself, and every call of a service comes by here.
+    return Principal(
+        id=principal.id,
         tenant=tenant,
+        kind=principal.kind,
+        permissions=principal.permissions,
         on_behalf_of=actor or principal.on_behalf_of,
         speaks_for_others=principal.kind == "service",
     )

@@ -46,7 +46,7 @@ LOAD_BALANCING = json.dumps(
 
 Metadata = tuple[tuple[str, str], ...]
 Connect = Callable[[float], Awaitable[bool]]
-"""Waits at most so many seconds until a replica of the peer can be reached; answers whether one can."""
+"""Waits at most until a moment of the terms' clock for a replica of the peer to be reached; answers whether one can be."""
 
 
 class PeerUnknown(Exception):
@@ -63,31 +63,33 @@ class CallTerms:
     backoff: Backoff
 
     async def metadata(self, asked: Any) -> Metadata:
-        """Raises Unauthenticated when no token can be had."""
-        token = await self.identity.token()
+        """What the caller asks to send, and what it does not name of what a channel adds. The token of this service is
+        fetched only where none is given. Raises Unauthenticated when it cannot be had.
+        """
+        given: Metadata = tuple(asked or ())
+        named = dict(given)
         call = current_call()
         tenant = "" if call.principal.tenant == ANY_TENANT else call.principal.tenant
-        ours = {
-            AUTHORIZATION: f"Bearer {token}" if token else "",
-            TENANT: tenant,
-            ACTOR: call.principal.actor if tenant else "",
-            TRACEPARENT: traceparent(),
-            CORRELATION: call.correlation,
-            CAUSATION: str(call.causation or ""),
-        }
-        given: Metadata = tuple(asked or ())
-        named = {key for key, _ in given}
-        return given + tuple((key, value) for key, value in ours.items() if value and key not in named)
+        token = "" if AUTHORIZATION in named else await self.identity.token()
+        ours = (
+            (AUTHORIZATION, f"Bearer {token}" if token else ""),
+            (TENANT, tenant),
+            (ACTOR, call.principal.actor if tenant else ""),
+            (TRACEPARENT, traceparent()),
+            (CORRELATION, call.correlation),
+            (CAUSATION, str(call.causation) if call.causation else ""),
+        )
+        return given + tuple([pair for pair in ours if pair[1] and pair[0] not in named])
 
     def timeout_s(self, given: float | None, default_s: float | None) -> float | None:
         """Seconds this call may take. Raises DeadlineExceeded when the call being served has none left."""
-        deadline = current_call().deadline
-        left_s = None if deadline is None else deadline - self.clock.monotonic()
-        if left_s is not None and left_s <= 0:
+        limit_s, deadline = default_s if given is None else given, current_call().deadline
+        if deadline is None:
+            return limit_s
+        left_s = deadline - self.clock.monotonic()
+        if left_s <= 0:
             raise DeadlineExceeded("the call being served has no time left to ask a peer", reason="DEADLINE_PASSED")
-        return min(
-            (limit for limit in (given if given is not None else default_s, left_s) if limit is not None), default=None
-        )
+        return left_s if limit_s is None else min(limit_s, left_s)
 
 
 class PeerChannel(grpc.aio.Channel):
@@ -128,11 +130,11 @@ class PeerChannel(grpc.aio.Channel):
     async def channel_ready(self) -> None:
         await self._channel.channel_ready()
 
-    async def _connected(self, timeout_s: float) -> bool:
+    async def _connected(self, until: float) -> bool:
         if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
             return True
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(until - self._terms.clock.monotonic()):
                 await self._channel.channel_ready()
         except TimeoutError:
             return False
@@ -269,23 +271,32 @@ def open_channel(address: str, peer: str, limits: Limits, tls: Tls | None) -> gr
 
 def is_idempotent(method: str, request: object) -> bool:
     """Whether the same call twice has the effect of one: a question by its name, or an order with a request id."""
-    name = method.rsplit("/", 1)[-1]
-    return name.startswith(IDEMPOTENT_PREFIXES) or any(getattr(request, field, "") for field in IDEMPOTENCY_FIELDS)
+    return _is_question(method) or _is_named(request)
+
+
+def _is_question(method: str) -> bool:
+    return method.rsplit("/", 1)[-1].startswith(IDEMPOTENT_PREFIXES)
+
+
+def _is_named(request: object) -> bool:
+    return any(getattr(request, field, "") for field in IDEMPOTENCY_FIELDS)
 
 
 def _unary(
     terms: CallTerms, method: str, invoke: Any, connect: Connect, *, request_is_stream: bool
 ) -> Callable[..., Any]:
+    question, now = _is_question(method), terms.clock.monotonic
+
     async def call(request: Any, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
-        repeatable = not request_is_stream and is_idempotent(method, request)
+        repeatable = not request_is_stream and (question or _is_named(request))
         attempts = terms.limits.peer_attempts_max if repeatable else 1
         ours = await terms.metadata(metadata)
-        now = terms.clock.monotonic
         limit_s = terms.timeout_s(timeout, terms.limits.peer_deadline_s) or terms.limits.peer_deadline_s
-        give_up_at, connect_until = now() + limit_s, now() + min(terms.limits.peer_connect_s, limit_s / 2)
+        began = now()
+        give_up_at, connect_until = began + limit_s, began + min(terms.limits.peer_connect_s, limit_s / 2)
         for attempt in range(attempts):
             # A replica that is lost between the question and the call is waited for too.
-            options["wait_for_ready"] = await connect(connect_until - now())
+            options["wait_for_ready"] = await connect(connect_until)
             try:
                 return await invoke(request, timeout=give_up_at - now(), metadata=ours, **options)
             except grpc.aio.AioRpcError as error:
@@ -303,7 +314,7 @@ def _streaming(terms: CallTerms, invoke: Any, connect: Connect) -> Callable[...,
     def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> PeerStream:
         async def open_call() -> Any:
             ours = await terms.metadata(metadata)
-            await connect(terms.limits.peer_connect_s)
+            await connect(terms.clock.monotonic() + terms.limits.peer_connect_s)
             # A stream lives as long as its reader wants; only what is left of the call being served bounds it.
             return invoke(request, timeout=terms.timeout_s(timeout, None), metadata=ours, **options)
 

@@ -223,7 +223,8 @@ class _Passage:
     async def __aenter__(self) -> _Passage:
         gate, context = self._gate, self._context
         gate.guard.metrics.rpc_open.inc()
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        # Values are bytes under keys that end in -bin, of which nothing here reads any.
+        metadata: Mapping[str, Any] = dict(context.invocation_metadata() or ())
         self._span = gate.guard.tracing.start(gate.method, SpanKind.SERVER, metadata.get(TRACEPARENT, ""))
         remaining_s = context.time_remaining()
         try:

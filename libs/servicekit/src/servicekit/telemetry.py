@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from pathlib import Path
 from random import getrandbits
@@ -24,11 +24,13 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_TRACE_ID = slice(3, 35)
+"""Of a traceparent."""
 _GROUP_EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -45,6 +47,8 @@ _MEMORY_LIMITS: Final = (
 _NO_LIMIT_BYTES: Final = 2**62
 """Version 2 says "max" where there is no limit, version 1 a number beyond all memory."""
 
+_unrecorded: ContextVar[str] = ContextVar("servicekit_traceparent", default="")
+"""The current span where nobody records it; empty where the context of OpenTelemetry has it, or there is none."""
 _bound: ContextVar[dict[str, str]] = ContextVar("servicekit_log_fields", default={})  # noqa: B039 - never mutated
 
 
@@ -64,6 +68,9 @@ class Tracing:
 
     def start(self, name: str, kind: SpanKind, parent: str = "") -> Span:
         """Start a span and make it current in this task. `parent` is a traceparent; empty continues the current one."""
+        if self._provider is None:
+            _unrecorded.set(_next(parent))
+            return INVALID_SPAN
         span = self.tracer.start_span(name, context=_remote(parent), kind=kind)
         otel_context.attach(trace.set_span_in_context(span))
         return span
@@ -87,23 +94,35 @@ class Tracing:
 
 
 class Unrecorded(Tracer):
-    """Gives spans their ids, which continue the trace they are part of, and no more: it costs a third of a dropped span."""
+    """Gives the current work an id, which continues the trace it is part of, and no more.
+
+    Its spans take whatever is said to them and keep nothing. An id is text from the start, because all that is ever done
+    with it is to pass it on: spans that are dropped cost a call a hundred Python calls, this costs it ten.
+    """
 
     def start_span(self, name: str, context: otel_context.Context | None = None, *_: object, **__: object) -> Span:
-        parent = trace.get_current_span(context).get_span_context()
-        trace_id = parent.trace_id if parent.is_valid else getrandbits(128) or 1
-        return NonRecordingSpan(SpanContext(trace_id, getrandbits(64) or 1, is_remote=False))
+        return INVALID_SPAN
 
-    @contextmanager
     def start_as_current_span(  # type: ignore[override]  # theirs may also decorate a function
         self, name: str, context: otel_context.Context | None = None, *_: object, **__: object
-    ) -> Iterator[Span]:
-        span = self.start_span(name, context)
-        token = otel_context.attach(trace.set_span_in_context(span))
-        try:
-            yield span
-        finally:
-            otel_context.detach(token)
+    ) -> "_Unrecorded":
+        return _Unrecorded(_next("" if context is None else _told(context)))
+
+
+class _Unrecorded:
+    """A span that is current within a block, and kept nowhere. A class, because a generator costs twice as much."""
+
+    __slots__ = ("_before", "_traceparent")
+
+    def __init__(self, traceparent: str) -> None:
+        self._traceparent = traceparent
+
+    def __enter__(self) -> Span:
+        self._before = _unrecorded.set(self._traceparent)
+        return INVALID_SPAN
+
+    def __exit__(self, *_: object) -> None:
+        _restore(self._before)
 
 
 def _provider(service: str, processors: Sequence[SpanProcessor]) -> TracerProvider:
@@ -122,22 +141,44 @@ def continuing(parent: str) -> Iterator[None]:
     if remote is None:
         yield
         return
-    token = otel_context.attach(remote)
+    token, unrecorded = otel_context.attach(remote), _unrecorded.set("")
     try:
         yield
     finally:
+        _restore(unrecorded)
         otel_context.detach(token)
 
 
 def traceparent() -> str:
     """The current span as a W3C traceparent header; empty outside of any trace."""
-    return format_traceparent(trace.get_current_span().get_span_context())
+    return _unrecorded.get() or _told(None)
 
 
 def format_traceparent(span: SpanContext) -> str:
     if not span.is_valid:
         return ""
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def _told(context: otel_context.Context | None) -> str:
+    """The span of a context of OpenTelemetry, or of the current one."""
+    return format_traceparent(trace.get_current_span(context).get_span_context())
+
+
+def _next(parent: str) -> str:
+    """The traceparent of a new span that nobody records: in the trace of `parent`, or of what is current, or a new one."""
+    found = _TRACEPARENT.match(parent)
+    if found and int(found[1], 16) and int(found[2], 16):
+        trace_id = found[1]
+    else:
+        trace_id = traceparent()[_TRACE_ID] or f"{getrandbits(128) or 1:032x}"
+    return f"00-{trace_id}-{getrandbits(64) or 1:016x}-00"
+
+
+def _restore(before: Token[str]) -> None:
+    # A generator that is closed by another task than read it has that task's context, in which nothing was changed.
+    with suppress(ValueError):
+        _unrecorded.reset(before)
 
 
 def _remote(parent: str) -> otel_context.Context | None:
@@ -227,8 +268,8 @@ def configure_logging(service: str, level: str, stream: TextIO = sys.stderr) -> 
 
 
 def _trace_fields() -> dict[str, object]:
-    span = trace.get_current_span().get_span_context()
-    return {"trace_id": f"{span.trace_id:032x}"} if span.is_valid else {}
+    trace_id = traceparent()[_TRACE_ID]
+    return {"trace_id": trace_id} if trace_id else {}
 
 
 def _rfc3339(seconds: float) -> str:
