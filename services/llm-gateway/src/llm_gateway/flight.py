@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 from synod.common.values import Failure
@@ -188,7 +188,8 @@ def _joined(before: Delta, after: Delta) -> Delta | None:
     if isinstance(before, ToolCallDelta):
         if not isinstance(after, ToolCallDelta) or before.index != after.index:
             return None
-        return replace(before, arguments=before.arguments + after.arguments)
-    if isinstance(after, ToolCallDelta) or type(before) is not type(after):
+        return ToolCallDelta(before.index, before.id, before.name, before.arguments + after.arguments)
+    kind = type(before)
+    if isinstance(after, ToolCallDelta) or kind is not type(after):
         return None
-    return replace(before, text=before.text + after.text)
+    return kind(before.text + after.text)

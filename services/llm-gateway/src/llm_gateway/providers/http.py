@@ -1,8 +1,9 @@
 """The adapter: a Provider over HTTP, for any dialect."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 from typing import TypeVar
 
 from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPart, is_content
@@ -11,7 +12,7 @@ from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
 from llm_gateway.providers.quota import Quota, quotas
-from llm_gateway.providers.sse import SseParser
+from llm_gateway.providers.sse import SseEvent, SseParser
 from llm_gateway.providers.transport import HttpReply, Poster
 
 T = TypeVar("T")
@@ -174,13 +175,19 @@ def readable(read: Callable[[bytes], T], body: bytes) -> T:
         raise MalformedResponse(f"the answer cannot be read: {error!r}", status=200) from error
 
 
-def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterator[StreamPart]:
-    for event in parser.feed(chunk):
-        try:
-            parts = assembler.feed(event)
-        except _SHAPE_ERRORS as error:
-            raise MalformedResponse(f"an event of the stream cannot be read: {error!r}", status=200) from error
-        yield from parts
+def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterable[StreamPart]:
+    """One event to a chunk is the rule; of several, the parts before one that cannot be read are still delivered."""
+    events = parser.feed(chunk)
+    if len(events) == 1:
+        return _parts(assembler, events[0])
+    return chain.from_iterable(_parts(assembler, event) for event in events)
+
+
+def _parts(assembler: Assembler, event: SseEvent) -> Sequence[StreamPart]:
+    try:
+        return assembler.feed(event)
+    except _SHAPE_ERRORS as error:
+        raise MalformedResponse(f"an event of the stream cannot be read: {error!r}", status=200) from error
 
 
 def _with_warnings(response: ModelResponse, adapted: Adapted) -> ModelResponse:

@@ -149,7 +149,7 @@ class OpenAiChatDialect:
         _raise_error_inside(parsed)
         choice = parsed["choices"][0]
         answer = _Answer(parsed)
-        answer.add(choice["message"])
+        answer.add(choice["message"], [])
         answer.finish_reason = choice.get("finish_reason") or ""
         answer.read_usage(parsed.get("usage"))
         return answer.response()
@@ -185,9 +185,8 @@ class _Answer:
         self.usage: Usage | None = None
         self._warnings: tuple[str, ...] = ("the provider reported no usage",)
 
-    def add(self, message: _Message) -> list[StreamPart]:
-        """Take in a whole message, or the delta of one; returns what it added."""
-        added: list[StreamPart] = []
+    def add(self, message: _Message, added: list[StreamPart]) -> None:
+        """Take in a whole message, or the delta of one; what that adds is appended to `added`."""
         if reasoning := message.get("reasoning_content") or message.get("reasoning"):
             self.reasoning.append(reasoning)
             added.append(ReasoningDelta(reasoning))
@@ -197,8 +196,8 @@ class _Answer:
         if refusal := message.get("refusal"):
             self.refusal.append(refusal)
             added.append(RefusalDelta(refusal))
-        added.extend(_add_call(self.calls, call) for call in message.get("tool_calls") or ())
-        return added
+        if calls := message.get("tool_calls"):
+            added.extend([_add_call(self.calls, call) for call in calls])
 
     def read_usage(self, usage: _Usage | None) -> None:
         """The last usage counts: some servers send a running count with every chunk."""
@@ -248,24 +247,25 @@ class _ChatAssembler:
         if event.data == _DONE:
             return [Completed(self._finished().response())]
         chunk: _Body = orjson.loads(event.data)
-        _raise_error_inside(chunk)
-        return list(self._parts(chunk))
-
-    def _parts(self, chunk: _Body) -> Iterator[StreamPart]:
-        if self._answer is None:
-            self._answer = _Answer(chunk)
-            yield Started(self._answer.id, self._answer.model)
-        self._answer.service_tier = chunk.get("service_tier") or self._answer.service_tier
+        if "error" in chunk:
+            _raise_error_inside(chunk)
+        parts: list[StreamPart] = []
+        answer = self._answer or self._begun(chunk, parts)
+        if tier := chunk.get("service_tier"):
+            answer.service_tier = tier
         for choice in chunk.get("choices") or ():
-            yield from self._choice_parts(self._answer, choice)
+            answer.add(choice.get("delta") or {}, parts)
+            answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
         if usage := chunk.get("usage"):
-            self._answer.read_usage(usage)
-            if self._answer.usage:
-                yield UsageUpdated(self._answer.usage)
+            answer.read_usage(usage)
+            if answer.usage:
+                parts.append(UsageUpdated(answer.usage))
+        return parts
 
-    def _choice_parts(self, answer: _Answer, choice: _Choice) -> Iterator[StreamPart]:
-        yield from answer.add(choice.get("delta") or {})
-        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+    def _begun(self, chunk: _Body, parts: list[StreamPart]) -> _Answer:
+        self._answer = _Answer(chunk)
+        parts.append(Started(self._answer.id, self._answer.model))
+        return self._answer
 
     def _finished(self) -> _Answer:
         if self._answer is None or not self._answer.finish_reason:

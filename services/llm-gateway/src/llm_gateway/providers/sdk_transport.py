@@ -62,7 +62,7 @@ class SdkTransport:
     async def _answer(self, method: str, path: str, body: object, deadline: float) -> AsyncIterator[HttpReply]:
         response = await self._send(method, path, body, deadline)
         try:
-            yield HttpReply(_SdkResponse(response), deadline, self._limits)
+            yield _reply(response, deadline, self._limits)
         finally:
             await response.aclose()
 
@@ -90,33 +90,33 @@ class SdkTransport:
         return await self._client.post(path, cast_to=httpx2.Response, body=body, options=self._options)
 
 
-class _SdkResponse:
-    """Implements Response over one of httpx2."""
-
-    def __init__(self, response: httpx2.Response) -> None:
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
-        self.content: Body = _SdkBody(response)
-        if response.headers.get("content-type", "").startswith(event_stream.CONTENT_TYPE):
-            self.headers = httpx2.Headers({**response.headers, "content-type": "text/event-stream"})
-            self.content = _BedrockBody(self.content)
-
-    def close(self) -> None:
-        """Closed by `SdkTransport`, which waits for it."""
+def _reply(response: httpx2.Response, deadline: float, limits: TransportLimits) -> HttpReply:
+    """The stream of Bedrock is read as server-sent events, and says that it is."""
+    body = _SdkBody(response)
+    if not response.headers.get("content-type", "").startswith(event_stream.CONTENT_TYPE):
+        return HttpReply(response.status_code, response.headers, body, deadline, limits)
+    headers = httpx2.Headers({**response.headers, "content-type": "text/event-stream"})
+    return HttpReply(response.status_code, headers, _BedrockBody(body), deadline, limits)
 
 
 class _SdkBody:
+    """Implements Body over a response of httpx2."""
+
     def __init__(self, response: httpx2.Response) -> None:
         self._chunks = response.aiter_bytes()
 
-    async def readany(self) -> bytes:
+    async def read(self, until: float) -> bytes:
         try:
-            async for chunk in self._chunks:
-                if chunk:
-                    return chunk
+            async with asyncio.timeout_at(until):
+                async for chunk in self._chunks:
+                    if chunk:
+                        return chunk
         except httpx2.HTTPError as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
         return b""
+
+    def close(self) -> None:
+        """Closed by `SdkTransport`, which waits for it."""
 
 
 class _BedrockBody:
@@ -126,8 +126,11 @@ class _BedrockBody:
         self._body = body
         self._stream = BedrockStream()
 
-    async def readany(self) -> bytes:
-        while chunk := await self._body.readany():
+    async def read(self, until: float) -> bytes:
+        while chunk := await self._body.read(until):
             if sent := self._stream.feed(chunk):
                 return sent
         return b""
+
+    def close(self) -> None:
+        self._body.close()

@@ -49,7 +49,10 @@ class SseParser:
         return events
 
     def _lines(self, chunk: bytes) -> list[bytes]:
-        chunk = self._with_plain_line_ends(chunk)
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._with_plain_line_ends(chunk)
+        if self._is_whole(chunk):
+            return chunk[:-1].split(b"\n")
         first, *others = chunk.split(b"\n")
         self._keep(first)
         if not others:
@@ -58,12 +61,14 @@ class SseParser:
         self._keep(others[-1])
         return lines
 
+    def _is_whole(self, chunk: bytes) -> bool:
+        """Nothing is left from before and nothing will be left, as with servers that send event by event: almost all."""
+        return chunk[-1:] == b"\n" and not self._pieces and not self._at_start and len(chunk) <= self._line_bytes_max
+
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
         if self._after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._after_cr = False
-        if b"\r" not in chunk:
-            return chunk
         self._after_cr = chunk.endswith(b"\r")
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
@@ -89,7 +94,8 @@ class SseParser:
         if name == b"data":
             self._data.append(value)
             self._data_bytes += len(value)
-            self._check(self._data_bytes)
+            if self._data_bytes > self._line_bytes_max:
+                self._check(self._data_bytes)
         elif name == b"event":
             self._name = value
 

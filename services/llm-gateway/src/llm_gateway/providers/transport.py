@@ -1,12 +1,12 @@
-"""HTTP to providers over aiohttp: bounded in time and size, every fault a ProviderError."""
+"""HTTP to providers: bounded in time and size, every fault a ProviderError."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
-
-import aiohttp
+from types import TracebackType
+from typing import Final, Protocol
 
 from llm_gateway.errors import (
     DeadlineExceeded,
@@ -16,6 +16,13 @@ from llm_gateway.errors import (
     ProviderUnreachable,
     StreamInterrupted,
 )
+from llm_gateway.providers.coding import unpacked
+from llm_gateway.providers.connection import Connection
+from llm_gateway.providers.pool import ConnectionPool, ConnectTimedOut, PoolLimits
+from llm_gateway.providers.request_head import RequestHead, request_head
+
+_HEADS_MAX: Final = 1024
+"""Addresses whose heads are remembered: a few for each deployment, one for each model where it is in the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +36,11 @@ class TransportLimits:
 
 
 class Body(Protocol):
-    async def readany(self) -> bytes:
-        """The next bytes as they arrive; none at the end. Raises aiohttp.ClientError, OSError."""
+    """What follows the head of an answer. Whoever asked closes it; `close` before its end cuts the connection."""
+
+    async def read(self, until: float) -> bytes:
+        """The next bytes as they arrive, none at the end. Raises TimeoutError at `until` on the loop's clock, OSError."""
         ...
-
-
-class Response(Protocol):
-    """What an HTTP client answers once the headers are there, as aiohttp does. Whoever asked closes it."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-
-    @property
-    def content(self) -> Body: ...
 
     def close(self) -> None: ...
 
@@ -64,13 +60,15 @@ class Poster(Protocol):
 class HttpReply:
     """A response whose status and headers have arrived. Valid only inside `Transport.post`."""
 
-    def __init__(self, response: Response, deadline: float, limits: TransportLimits) -> None:
-        self._response = response
+    def __init__(
+        self, status: int, headers: Mapping[str, str], body: Body, deadline: float, limits: TransportLimits
+    ) -> None:
+        self._body = body
         self._deadline = deadline
         self._begun = False
         self._limits = limits
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+        self.status = status
+        self.headers = headers
 
     async def body(self) -> bytes:
         """The whole body. Raises MalformedResponse above the limit, StreamInterrupted when it is cut."""
@@ -85,78 +83,129 @@ class HttpReply:
 
     async def read(self) -> bytes:
         """The next bytes of the body as they arrive; none at its end."""
-        idle_until = asyncio.get_running_loop().time() + self._limits.idle_s if self._begun else self._deadline
-        chunk = await self._read(min(self._deadline, idle_until))
+        until = self._deadline
+        if self._begun:
+            until = min(until, asyncio.get_running_loop().time() + self._limits.idle_s)
         self._begun = True
-        return chunk
+        try:
+            return await self._body.read(until)
+        except TimeoutError:
+            raise _timed_out(until, self._deadline, self._limits) from None
+        except OSError as error:
+            raise StreamInterrupted(f"the answer was cut: {error or type(error).__name__}") from None
 
     async def drain(self) -> None:
         """Read what is left, briefly, so that the connection can serve the next request; else it is closed."""
+        until = asyncio.get_running_loop().time() + self._limits.drain_s
         try:
-            async with asyncio.timeout(self._limits.drain_s):
-                while await self._response.content.readany():
-                    pass
-        except (TimeoutError, aiohttp.ClientError):
-            self._response.close()
-
-    async def _read(self, until: float) -> bytes:
-        try:
-            async with asyncio.timeout_at(until):
-                return await self._response.content.readany()
-        except TimeoutError:
-            raise _timed_out(until, self._deadline, self._limits) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise StreamInterrupted(f"the answer was cut: {error or type(error).__name__}") from None
+            while await self._body.read(until):
+                pass
+        except OSError:  # TimeoutError is one
+            self._body.close()
 
 
 class Transport:
-    """Posts to providers over one shared session. The session's owner closes it; see `open_session`."""
+    """Posts to providers over one shared pool. The pool's owner closes it; see `open_session`."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: TransportLimits | None = None) -> None:
-        self._session = session
+    def __init__(self, pool: ConnectionPool, limits: TransportLimits | None = None) -> None:
+        self._pool = pool
         self._limits = limits or TransportLimits()
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_s)
+        self._heads: dict[tuple[str, str], RequestHead] = {}
 
-    @asynccontextmanager
-    async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, deadline: float
-    ) -> AsyncIterator[HttpReply]:
+    def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> "Exchange":
         """Send and wait for the headers. `deadline` is on the loop's clock; leaving early cuts the connection."""
-        response = await self._send("POST", url, headers, body, deadline)
-        async with response:
-            yield HttpReply(response, deadline, self._limits)
+        return Exchange(self, "POST", url, headers, body, deadline)
 
-    @asynccontextmanager
-    async def get(self, url: str, headers: Mapping[str, str], deadline: float) -> AsyncIterator[HttpReply]:
+    def get(self, url: str, headers: Mapping[str, str], deadline: float) -> "Exchange":
         """As `post`, without a body."""
-        response = await self._send("GET", url, headers, None, deadline)
-        async with response:
-            yield HttpReply(response, deadline, self._limits)
+        return Exchange(self, "GET", url, headers, b"", deadline)
 
-    async def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, deadline: float
-    ) -> aiohttp.ClientResponse:
+    async def _asked(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> tuple[Connection, HttpReply]:
+        """A redirect is an answer like others: a request goes where its key is for, or nowhere."""
+        head = self._head(method, url, headers)
+        message = head.posting(body) if method == "POST" else head.head
+        connection = self._pool.reuse(head.origin)
+        if connection is not None:
+            try:
+                return await self._answered(connection, message, deadline)
+            except ConnectionError as error:
+                # Whether a server that closes has read the request is not known: a second post could be a second bill.
+                if method == "POST" or not connection.silent:
+                    raise ProviderUnreachable(f"{url}: {error}") from None
+        connection = await self._connected(head, url, deadline)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await self._session.request(
-                    method, url, data=body, headers=headers, allow_redirects=False, timeout=self._timeout
-                )
-        except aiohttp.ServerTimeoutError:
+            return await self._answered(connection, message, deadline)
+        except ConnectionError as error:
+            raise ProviderUnreachable(f"{url}: {error}") from None
+
+    async def _answered(self, connection: Connection, message: bytes, deadline: float) -> tuple[Connection, HttpReply]:
+        try:
+            await connection.ask(message, deadline)
+            body: Body = unpacked(connection, connection.coding) if connection.coding else connection
+        except TimeoutError:
+            self._pool.give_back(connection)
+            raise DeadlineExceeded("the deadline passed before the provider answered") from None
+        except BaseException:
+            self._pool.give_back(connection)
+            raise
+        return connection, HttpReply(connection.status, connection.headers, body, deadline, self._limits)
+
+    async def _connected(self, head: RequestHead, url: str, deadline: float) -> Connection:
+        try:
+            return await self._pool.open(head.origin, self._limits.connect_s, deadline)
+        except ConnectTimedOut:
             raise never_sent(ProviderTimedOut(f"no connection to {url} within {self._limits.connect_s} s")) from None
-        except aiohttp.ClientConnectorError as error:
-            raise never_sent(ProviderUnreachable(f"{url}: {error}")) from None
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the provider answered") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise ProviderUnreachable(f"{url}: {error or type(error).__name__}") from None
+        except OSError as error:
+            raise never_sent(ProviderUnreachable(f"{url}: {error or type(error).__name__}")) from None
+
+    def _head(self, method: str, url: str, headers: Mapping[str, str]) -> RequestHead:
+        head = self._heads.get((method, url))
+        if head is not None and head.headers == headers:
+            return head
+        try:
+            head = request_head(method, url, headers)
+        except ValueError as error:
+            raise never_sent(ProviderUnreachable(f"{url}: {error}")) from None
+        if len(self._heads) >= _HEADS_MAX:
+            self._heads.clear()
+        self._heads[method, url] = head
+        return head
+
+
+class Exchange:
+    """One request and its answer; to be entered once. The connection goes back to the pool when it is left."""
+
+    __slots__ = ("_connection", "_request", "_transport")
+
+    def __init__(
+        self, transport: Transport, method: str, url: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> None:
+        self._transport = transport
+        self._request = (method, url, headers, body, deadline)
+        self._connection: Connection
+
+    async def __aenter__(self) -> HttpReply:
+        self._connection, reply = await self._transport._asked(*self._request)
+        return reply
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._transport._pool.give_back(self._connection)
 
 
 @asynccontextmanager
-async def open_session(connections_max: int = 1000) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session for all providers of a process; cookies are neither kept nor sent."""
-    connector = aiohttp.TCPConnector(limit=connections_max, limit_per_host=0)
-    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        yield session
+async def open_session(connections_max: int = 1000, tls: ssl.SSLContext | None = None) -> AsyncIterator[ConnectionPool]:
+    """Connections for all providers of a process; cookies are neither kept nor sent."""
+    pool = ConnectionPool(PoolLimits(connections_max=connections_max), tls)
+    try:
+        yield pool
+    finally:
+        await pool.close()
 
 
 def never_sent(error: ProviderError) -> ProviderError:

@@ -1,0 +1,50 @@
+"""Content that a server packs although it was asked not to: gzip and deflate (RFC 9110, section 8.4)."""
+
+import zlib
+from typing import Final, Protocol
+
+_PIECE_BYTES_MAX: Final = 1024 * 1024
+"""What is unpacked at a time: a few bytes may stand for gigabytes, and who reads counts what it gets."""
+_EITHER: Final = zlib.MAX_WBITS | 32
+"""Of gzip and zlib, whichever it is."""
+
+
+class Packed(Protocol):
+    async def read(self, until: float) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def unpacked(body: Packed, coding: bytes) -> Packed:
+    """The content as it was before. Raises ConnectionError for a coding that is not known."""
+    name = coding.strip().lower()
+    if name == b"identity":
+        return body
+    if name not in (b"gzip", b"x-gzip", b"deflate"):
+        raise ConnectionError(f"the answer is packed as {name[:40].decode('latin-1')!r}, which was not asked for")
+    return _Unpacked(body)
+
+
+class _Unpacked:
+    """Implements Body."""
+
+    def __init__(self, body: Packed) -> None:
+        self._body = body
+        self._unpacker = zlib.decompressobj(_EITHER)
+
+    async def read(self, until: float) -> bytes:
+        while packed := self._unpacker.unconsumed_tail or await self._body.read(until):
+            if piece := self._next(packed):
+                return piece
+        if not self._unpacker.eof:
+            raise ConnectionError("the packed answer ends in its middle")
+        return b""
+
+    def close(self) -> None:
+        self._body.close()
+
+    def _next(self, packed: bytes) -> bytes:
+        try:
+            return self._unpacker.decompress(packed, _PIECE_BYTES_MAX)
+        except zlib.error as error:
+            raise ConnectionError(f"the answer is not packed as it says: {error}") from None
