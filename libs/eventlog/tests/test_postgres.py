@@ -409,7 +409,7 @@ async def test_killed_connections_cost_no_append_and_double_none(postgres_dsn: s
         await run_sql(
             postgres_dsn,
             "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = current_database() and pid <> pg_backend_pid()",
+            " where backend_type = 'client backend' and datname = current_database() and pid <> pg_backend_pid()",
         )
     await appending
     assert [event.version for event in await log.read_stream(stream)] == list(range(1, 201))
