@@ -89,6 +89,11 @@ class PreparedConnection:
     ) -> None:
         self.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed, or is known to be lost: it hears so at once, also while nothing runs."""
+        return self._lost is not None
+
     def close(self) -> None:
         """Leave at once. Who waits for a result is told so by psycopg.OperationalError."""
         self._lose(psycopg.OperationalError("the connection is closed"))

@@ -298,6 +298,8 @@ class GroupWriter:
             return error
 
     async def _connected(self) -> PreparedConnection:
+        if self._connection is not None and self._connection.ended:
+            self._disconnect()
         if self._connection is None:
             self._connection = await PreparedConnection.open(self._dsn, _SETUP, self._statements())
         return self._connection
