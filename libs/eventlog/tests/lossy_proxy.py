@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that can lose the answer to a COMMIT, or all that a client says."""
+"""A TCP proxy before PostgreSQL that can lose or hold back the answer to a COMMIT, or lose all that a client says."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _COMMITTED = (b"COMMIT\x00", b"INSERT 0 ")  # the tags of CommandComplete: a transaction's, or a lone statement's
+
+_NOTIFIED = b"eventlog_appended\x00"
 
 
 class LossyProxy:
@@ -17,6 +19,10 @@ class LossyProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.lose_commits = 0
+        self.hold_commits: asyncio.Event | None = None
+        """Until this is set, no answer to a COMMIT is forwarded, nor what comes after it on the same connection."""
+        self.notified = asyncio.Event()
+        """Whether a notification was forwarded since this was last cleared."""
         self.withhold: bytes | None = None
         """A connection whose client says this is lost from there on: the server is given no more of it."""
         self.withheld = asyncio.Event()
@@ -77,7 +83,11 @@ class LossyProxy:
             if self.lose_commits and any(tag in data for tag in _COMMITTED):
                 self.lose_commits -= 1
                 return
+            if self.hold_commits is not None and any(tag in data for tag in _COMMITTED):
+                await self.hold_commits.wait()
             writer.write(data)
+            if _NOTIFIED in data:
+                self.notified.set()
             await writer.drain()
 
 

@@ -70,7 +70,7 @@ def cut_connections(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = current_database() and pid <> pg_backend_pid()"
+            " where backend_type = 'client backend' and datname = current_database() and pid <> pg_backend_pid()"
         )
 
 

@@ -226,6 +226,21 @@ async def test_followers_are_served_from_memory_without_asking_the_database(
     assert list(page.events) == await log.read(1)
 
 
+async def test_who_follows_is_not_woken_for_an_own_event_that_memory_does_not_hold_yet(postgres_dsn: str) -> None:
+    """The database's notification of a commit may overtake the commit's answer."""
+    limits = Limits(poll_interval_s=60)
+    async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn, limits=limits) as log:
+        proxy.hold_commits = asyncio.Event()
+        appending = asyncio.create_task(log.append(an_append(a_stream())))
+        async with asyncio.timeout(30):
+            await proxy.notified.wait()
+        seen = [await log.head(), await log.wait_for(1, timeout_s=0)]  # asked after the notification came
+        proxy.hold_commits.set()
+        await appending
+        seen.append(await log.wait_for(1, timeout_s=0))
+    assert seen == [1, 0, 1]
+
+
 async def test_what_follows_from_memory_equals_what_is_stored(log: PostgresEventLog) -> None:
     await log.append(an_append(a_stream(), an_event(data=b"\xff"), context=Context("acme", "agent zoë", "c", uuid7())))
     page = await log.next_page(0)
@@ -394,7 +409,7 @@ async def test_killed_connections_cost_no_append_and_double_none(postgres_dsn: s
         await run_sql(
             postgres_dsn,
             "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = current_database() and pid <> pg_backend_pid()",
+            " where backend_type = 'client backend' and datname = current_database() and pid <> pg_backend_pid()",
         )
     await appending
     assert [event.version for event in await log.read_stream(stream)] == list(range(1, 201))

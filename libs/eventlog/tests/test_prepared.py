@@ -168,6 +168,7 @@ async def test_who_is_cancelled_leaves_no_result_to_the_next(postgres_dsn: str, 
     given_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await given_up
+    assert connection.ended
     with pytest.raises(psycopg.OperationalError, match="closed"):
         await connection.run(COUNT)
 
@@ -192,7 +193,11 @@ async def test_a_server_that_ends_a_statement_says_why(postgres_dsn: str, connec
 async def test_a_server_that_ended_an_idle_connection_said_why(
     postgres_dsn: str, connection: PreparedConnection
 ) -> None:
+    async def known() -> bool:
+        return connection.ended
+
     await end_backend(postgres_dsn, await number(connection, PID))
+    await until(known)
     with pytest.raises(psycopg.errors.AdminShutdown, match="administrator"):
         await connection.run(COUNT)
 

@@ -429,7 +429,7 @@ async def test_a_view_survives_the_loss_of_its_connections(
         async with await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as connection:
             await connection.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity"
-                " where datname = current_database() and pid <> pg_backend_pid()"
+                " where backend_type = 'client backend' and datname = current_database() and pid <> pg_backend_pid()"
             )
         await append(log, 100)
         async with asyncio.timeout(30):

@@ -59,6 +59,19 @@ async def test_a_store_that_is_gone_is_told_to_all_who_wait(
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
 
 
+async def test_a_connection_that_was_lost_between_two_answers_costs_none(
+    results: PostgresResults, pool: AsyncConnectionPool
+) -> None:
+    await results.keep("mc_1", kept("x"))
+    async with pool.connection() as connection:
+        await connection.execute(
+            "select pg_terminate_backend(pid, 30000) from pg_stat_activity where backend_type = 'client backend'"
+            " and datname = current_database() and query ~ 'model_call_results' and pid <> pg_backend_pid()"
+        )
+    await results.keep("mc_2", kept("y"))
+    assert [await results.find(f"mc_{number}") for number in (1, 2)] == [kept("x"), kept("y")]
+
+
 async def test_an_answer_expires(results: PostgresResults) -> None:
     await results.keep("mc_1", kept("x"))
     assert isinstance(results.clock, FakeClock)

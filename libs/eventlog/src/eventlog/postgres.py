@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +43,6 @@ from eventlog.writer import ArchivedReads, GroupWriter
 
 _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
 """By so much may events recorded by former releases lie out of order; since then a writer never goes back in time."""
-_NOTIFICATIONS_APART_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +80,8 @@ class PostgresEventLog:
             open=False,
         )
         self._archivist = Archivist(self, dsn, self._readers, schema, archive)
-        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal)
+        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal.advance, self._notified)
+        self._notified_of = 0
         self._closed = False
 
     @classmethod
@@ -319,7 +319,16 @@ class PostgresEventLog:
 
     def _committed(self, head: int, events: Sequence[StoredEvent]) -> None:
         self._newest.extend(events)
-        self._signal.advance(head)
+        self._signal.advance(max(head, self._notified_of))
+
+    def _notified(self, head: int) -> None:
+        """Of a commit of its own too a process is told twice, and by the notification perhaps first: whoever followed it
+        would not find the events in memory yet, and ask the database. So it waits for what the writer says.
+        """
+        if self._writer.committing:
+            self._notified_of = max(head, self._notified_of)
+        else:
+            self._signal.advance(head)
 
     async def _anchor(self, first: int) -> bytes:
         """The hash before `first`; a missing event there is found as a broken link."""
@@ -345,13 +354,24 @@ class PostgresEventLog:
 
 
 class HeadWatch:
-    """Follows the head for other processes' appends: by notification, and by a poll where that is lost."""
+    """Follows the head for other processes' appends: by notification, and by a poll where that is lost.
 
-    def __init__(self, dsn: str, sql: Statements, poll_interval_s: float, signal: HeadSignal) -> None:
+    `read` and `notified` are told of each head that the one or the other shows.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        sql: Statements,
+        poll_interval_s: float,
+        read: Callable[[int], None],
+        notified: Callable[[int], None],
+    ) -> None:
         self._dsn = dsn
         self._sql = sql
         self._poll_interval_s = poll_interval_s
-        self._signal = signal
+        self._read = read
+        self._notified = notified
         self._task: asyncio.Task[None] | None = None
         self._connecting = False
         self._stopping = False
@@ -383,7 +403,7 @@ class HeadWatch:
     async def _connect(self) -> PreparedConnection:
         self._connecting = True
         try:
-            return await PreparedConnection.open(self._dsn, self._sql.listen, [self._sql.head], self._notified)
+            return await PreparedConnection.open(self._dsn, self._sql.listen, [self._sql.head], self._heard)
         finally:
             self._connecting = False
 
@@ -391,11 +411,11 @@ class HeadWatch:
         while not self._stopping:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             for (position,) in rows(await connection.run(self._sql.head)):
-                self._signal.advance(to_int(position))
+                self._read(to_int(position))
             await asyncio.sleep(self._poll_interval_s)
 
-    def _notified(self, position: str) -> None:
-        self._signal.advance(int(position))
+    def _heard(self, position: str) -> None:
+        self._notified(int(position))
 
 
 async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:

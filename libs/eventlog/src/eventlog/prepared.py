@@ -89,6 +89,11 @@ class PreparedConnection:
     ) -> None:
         self.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed, or is known to be lost: it hears so at once, also while nothing runs."""
+        return self._lost is not None
+
     def close(self) -> None:
         """Leave at once. Who waits for a result is told so by psycopg.OperationalError."""
         self._lose(psycopg.OperationalError("the connection is closed"))
@@ -155,28 +160,31 @@ class PreparedConnection:
             self._loop.remove_writer(self._socket)
 
     def _readable(self) -> None:
-        pgconn = self._pgconn
         try:
-            pgconn.consume_input()
-            # None stands after each statement's result; with nothing to come it lets libpq see that it is idle.
-            while not pgconn.is_busy() and (self._take(pgconn.get_result()) or self._answer is not None):
-                pass
-            while (notification := pgconn.notifies()) is not None:
+            self._pgconn.consume_input()
+            self._collect()
+            while (notification := self._pgconn.notifies()) is not None:
                 self._heard(notification.extra.decode())
         except psycopg.Error as error:
             self._lose(error)
 
-    def _take(self, result: PGresult | None) -> bool:
-        """Whether there was a result."""
-        if result is None:
-            return False
-        if result.status != _SYNCED:
-            self._results.append(result)
-        elif self._answer is not None:
-            answer, self._answer = self._answer, None
-            if not answer.done():
-                answer.set_result(self._results)
-        return True
+    def _collect(self) -> None:
+        """Take the results that are here. Each has None behind it; the mark of the end has all that came before it."""
+        pgconn = self._pgconn
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                if self._answer is None:
+                    return  # asked once more than there are results, so that libpq knows itself idle
+            elif result.status == _SYNCED:
+                self._settle()
+            else:
+                self._results.append(result)
+
+    def _settle(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_result(self._results)
 
     def _noticed(self, notice: Diagnostic) -> None:
         """A server that ends an idle connection says why before it hangs up."""

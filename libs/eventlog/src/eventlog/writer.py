@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import random
@@ -108,6 +107,7 @@ class GroupWriter:
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
+        self._committing = False
         self._connection: PreparedConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -115,6 +115,11 @@ class GroupWriter:
     def backlog_events(self) -> int:
         """How many events wait to be committed."""
         return self._backlog.weight
+
+    @property
+    def committing(self) -> bool:
+        """Whether a commit is under way of which `on_commit` may yet be told."""
+        return self._committing
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="eventlog-writer")
@@ -199,8 +204,12 @@ class GroupWriter:
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 
     async def _commit(self, connection: PreparedConnection, requests: list[Request]) -> list[Outcome]:
-        outcomes = await self._commit_from_memory(connection, requests)
-        return await self._commit_under_lock(connection, requests) if outcomes is None else outcomes
+        self._committing = True
+        try:
+            outcomes = await self._commit_from_memory(connection, requests)
+            return await self._commit_under_lock(connection, requests) if outcomes is None else outcomes
+        finally:
+            self._committing = False
 
     async def _commit_from_memory(
         self, connection: PreparedConnection, requests: list[Request]
@@ -289,6 +298,8 @@ class GroupWriter:
             return error
 
     async def _connected(self) -> PreparedConnection:
+        if self._connection is not None and self._connection.ended:
+            self._disconnect()
         if self._connection is None:
             self._connection = await PreparedConnection.open(self._dsn, _SETUP, self._statements())
         return self._connection
@@ -320,14 +331,17 @@ def _own(outcomes: list[Outcome], attempts: list[list[Outcome]]) -> list[Outcome
     return outcomes
 
 
-def _stored_types(group: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> Counter[str]:
+def _stored_types(group: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> dict[str, int]:
     """How many events of each type were stored now: not those refused, nor those stored before."""
-    stored = (
+    stored = [
         waiting.request
         for waiting, outcome in zip(group, outcomes, strict=True)
         if isinstance(outcome, Appended) and not outcome.duplicate
-    )
-    return Counter(event.type for request in stored for append in request for event in append.events)
+    ]
+    types: dict[str, int] = {}
+    for event in [event for request in stored for append in request for event in append.events]:
+        types[event.type] = types.get(event.type, 0) + 1
+    return types
 
 
 def _answer(answer: asyncio.Future[Appended], outcome: Outcome) -> None:

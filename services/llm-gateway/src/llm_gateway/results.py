@@ -1,8 +1,8 @@
 """Recorded answers in the service's own database. They are not facts: the log has their hash, they expire."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
@@ -101,28 +101,25 @@ class PostgresResults:
         # One statement may not meet a row twice; of two answers to a call the later attempt's stays.
         newest = {row[0]: row for row in sorted(rows, key=lambda row: row[3])}
         try:
-            async with self._writing_connection() as connection:
-                await connection.run(_KEEP, _columns(newest.values()))
-        except StoreUnavailable as error:
-            _end(written, error)
+            connection = await self._writing_connection()
+            await connection.run(_KEEP, _columns(newest.values()))
+        except psycopg.OperationalError as error:
+            await self.close()
+            unavailable = StoreUnavailable(f"answers cannot be recorded: {error}")
+            unavailable.__cause__ = error
+            _end(written, unavailable)
         except BaseException:
+            await self.close()
             _end(written, StoreUnavailable("the store is closing"))
             raise
         else:
             _end(written, None)
 
-    @asynccontextmanager
-    async def _writing_connection(self) -> AsyncIterator[PreparedConnection]:
+    async def _writing_connection(self) -> PreparedConnection:
         """A connection of its own whose statements are transactions: it writes for each call."""
-        try:
-            if self._writer is None:
-                self._writer = await PreparedConnection.open(self.dsn, _UNHURRIED, [_KEEP])
-            yield self._writer
-        except psycopg.Error as error:
-            await self.close()
-            if not isinstance(error, psycopg.OperationalError):
-                raise
-            raise StoreUnavailable(f"answers cannot be recorded: {error}") from error
+        if self._writer is None or self._writer.ended:
+            self._writer = await PreparedConnection.open(self.dsn, _UNHURRIED, [_KEEP])
+        return self._writer
 
     def _connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
         return connected(self.pool, "recorded answers cannot be reached")
