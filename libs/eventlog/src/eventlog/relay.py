@@ -325,7 +325,7 @@ async def send(client: Client, messages: Sequence[bytes]) -> None:
     if transport is None or not client.is_connected:
         raise nats.errors.ConnectionReconnectingError
     transport.write(b"".join(messages))
-    await transport.drain()
+    await transport.drain()  # type: ignore[no-untyped-call]
 
 
 def _expected_last(event: StoredEvent) -> str:
