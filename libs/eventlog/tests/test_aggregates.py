@@ -54,15 +54,17 @@ SNAPSHOTS = SnapshotPolicy[Counter](
 
 
 class SpiedLog(MemoryEventLog):
-    """Counts the events read, and lets others come first a number of times."""
+    """Counts the reads and the events read, and lets others come first a number of times."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.reads = 0
         self.events_read = 0
         self.rivals = 0
 
     async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
         events = await super().read_stream(stream, after=after, limit=limit)
+        self.reads += 1
         self.events_read += len(events)
         return events
 
@@ -122,6 +124,50 @@ async def test_conflicts_without_end_are_raised(log: SpiedLog) -> None:
     with pytest.raises(VersionConflict):
         await counters(log).execute("c1", add(5), CONTEXT, retries=2)
     assert log.rivals == 97
+
+
+async def test_a_command_on_a_cached_state_that_is_the_newest_reads_nothing(log: SpiedLog) -> None:
+    aggregates = counters(log)
+    await aggregates.execute("c1", add(1), CONTEXT)
+    log.reads = 0
+    executed = await aggregates.execute("c1", add(1), CONTEXT)
+    assert (executed.state, executed.version, log.reads) == (Counter(2, 2), 2, 0)
+
+
+async def test_a_cached_state_that_others_have_left_behind_is_decided_on_anew(log: SpiedLog) -> None:
+    aggregates = counters(log)
+    await aggregates.execute("c1", add(1), CONTEXT)
+    await counters(log).execute("c1", add(100), CONTEXT)
+    executed = await aggregates.execute("c1", add(1), CONTEXT, retries=0)
+    assert (executed.state.total, executed.version) == (102, 3)
+
+
+async def test_what_a_cached_state_refuses_the_newest_may_grant(log: SpiedLog) -> None:
+    aggregates = counters(log)
+    await aggregates.execute("c1", add(10), CONTEXT)
+    await counters(log).execute("c1", add(-10), CONTEXT)
+    assert (await aggregates.execute("c1", add(5, limit=5), CONTEXT)).state.total == 5
+
+
+async def test_that_nothing_is_to_be_done_is_for_the_newest_state_to_say(log: SpiedLog) -> None:
+    aggregates = counters(log)
+    await aggregates.execute("c1", add(10), CONTEXT)
+    await counters(log).execute("c1", add(-10), CONTEXT)
+    executed = await aggregates.execute("c1", lambda state: [] if state.total else [Counted(by=1)], CONTEXT)
+    assert executed.state.total == 1
+
+
+async def test_a_command_repeated_on_a_state_of_before_it_is_not_taken_for_another_fact(log: SpiedLog) -> None:
+    aggregates, others, ids = counters(log), counters(log), [derived_uuid("request-1")]
+    await aggregates.execute("c1", add(1), CONTEXT)
+
+    def top_up(state: Counter) -> Sequence[Counted]:
+        return [Counted(by=10 - state.total)] if state.total < 10 else []
+
+    await others.execute("c1", add(2), CONTEXT)
+    await others.execute("c1", top_up, CONTEXT, event_ids=ids)
+    executed = await aggregates.execute("c1", top_up, CONTEXT, event_ids=ids)
+    assert (executed.state.total, executed.version, executed.events) == (10, 3, ())
 
 
 async def test_commands_on_one_aggregate_take_turns(log: SpiedLog) -> None:

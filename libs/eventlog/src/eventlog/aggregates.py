@@ -22,7 +22,7 @@ from synod.common.ids import uuid7
 
 from eventlog.clock import Clock
 from eventlog.codec import Codec, EventModel, UnknownEvent
-from eventlog.errors import UnknownEventType, VersionConflict
+from eventlog.errors import DuplicateEventId, UnknownEventType, VersionConflict
 from eventlog.log import EventLog
 from eventlog.records import Append, Context, NewEvent, StoredEvent, StreamId
 from eventlog.repeats import append_sealed
@@ -88,7 +88,8 @@ class Aggregates(Generic[S, E]):
     """All aggregates of one kind. `evolve` must not change the state it is given: states are cached.
 
     The cache holds `cache` states, least recently used out first, and is brought up to date by reading only what is
-    newer. Commands on one aggregate take turns within a process; between processes the expected version decides.
+    newer. Commands on one aggregate take turns within a process; between processes the expected version decides. So a
+    command whose events are stored upon a cached state has read nothing: it was the newest.
     With a `vault`, personal fields are sealed and opened; without one they cannot be appended, and read as ERASED.
     `stopwatch` tells seconds from any start.
     """
@@ -162,10 +163,14 @@ class Aggregates(Generic[S, E]):
         """Append what `decide` returns for the newest state; no events is a decision too.
 
         `decide` is called again on the newer state after a conflict, at most `retries` times, then VersionConflict is
-        raised. What `decide` raises passes through. With `event_ids` the command may be repeated without harm.
+        raised; and once more where what was decided first cannot stand without looking. What `decide` raises passes
+        through. With `event_ids` the command may be repeated without harm.
         """
         turn = self._turns.setdefault(id, asyncio.Lock())
         async with turn:
+            executed = await self._execute_on_cached(id, decide, context, event_ids)
+            if executed is not None:
+                return executed
             while True:
                 forgotten = self._forgotten
                 loaded = await self.load(id)
@@ -187,6 +192,24 @@ class Aggregates(Generic[S, E]):
     async def settle(self) -> None:
         """Wait for the snapshots that are being saved; call before the log is closed."""
         await asyncio.gather(*self._saving)
+
+    async def _execute_on_cached(
+        self, id: str, decide: Callable[[S], Sequence[E]], context: Context, event_ids: EventIds | None
+    ) -> Executed[S, E] | None:
+        """None unless the cached state proves to be the newest, which it does when the decision's events are stored upon
+        it. A refusal, or that there is nothing to do, proves nothing.
+        """
+        cached, forgotten = self._cache.get(id), self._forgotten
+        if cached is None:
+            return None
+        try:
+            events = tuple(decide(cached.state))
+        except Exception:  # noqa: BLE001  # whatever it is, the newest state is asked next and raises it again
+            return None
+        try:
+            return await self._append(id, cached, events, context, event_ids, forgotten) if events else None
+        except (VersionConflict, DuplicateEventId):
+            return None
 
     async def _append(
         self,

@@ -316,14 +316,16 @@ async def send(client: Client, messages: Sequence[bytes]) -> None:
     """Send messages that are already in the form of the protocol, in order and in one piece.
 
     The client has no public way to send headers as bytes; its own takes more than half of a relay's time, for it looks at
-    each header of each message anew. Hence its private parts, whose absence would be loud. Raises what publish would.
+    each header of each message anew, and hands what is to be sent to another task. Hence its private part, whose absence
+    would be loud. Raises what publish would, or ConnectionResetError.
     """
     if client.is_closed:
         raise nats.errors.ConnectionClosedError
-    if not client.is_connected:
+    transport = client._transport
+    if transport is None or not client.is_connected:
         raise nats.errors.ConnectionReconnectingError
-    await client._send_command(b"".join(messages))
-    await client._flush_pending()
+    transport.write(b"".join(messages))
+    await transport.drain()  # type: ignore[no-untyped-call]
 
 
 def _expected_last(event: StoredEvent) -> str:
