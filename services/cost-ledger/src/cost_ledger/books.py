@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -111,9 +111,14 @@ class Books:
 
         What `execute` would raise of a command itself is that command's outcome; the errors of the log are raised.
         """
-        answers = [self._writer(context.tenant).submit(command, context) for command, context in commands]
+        if not commands:
+            return []
+        request = _Request(len(commands))
+        for index, (command, context) in enumerate(commands):
+            self._writer(context.tenant).submit(_Waiting(command, context, request, index))
+        await request.answered
         outcomes: list[Executed | LedgerError] = []
-        for outcome in await asyncio.gather(*answers, return_exceptions=True):
+        for outcome in request.verdicts:
             if isinstance(outcome, Executed):
                 self._booked(outcome.events)
             elif not isinstance(outcome, LedgerError):
@@ -144,11 +149,40 @@ class Books:
             writer.retire()
 
 
-@dataclass(slots=True)
+class _Request:
+    """Commands that one caller waits for. `answered` is done when each has its verdict; who cancels it has left."""
+
+    def __init__(self, commands: int) -> None:
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.verdicts: list[Executed | Exception] = [_UNDECIDED] * commands
+        self._undecided = commands
+
+    def tell(self, index: int, verdict: Executed | Exception) -> None:
+        """The verdict on a command; only the first one counts."""
+        if self.answered.done() or self.verdicts[index] is not _UNDECIDED:
+            return
+        self.verdicts[index] = verdict
+        self._undecided -= 1
+        if not self._undecided:
+            self.answered.set_result(None)
+
+
+_UNDECIDED: Final = RuntimeError("nothing is decided yet")
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     command: Command
     context: Context
-    answer: asyncio.Future[Executed] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    request: _Request
+    index: int
+
+    @property
+    def is_given_up(self) -> bool:
+        return self.request.answered.done()
+
+    def tell(self, verdict: Executed | Exception) -> None:
+        self.request.tell(self.index, verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +210,12 @@ class BookWriter:
         self._started = False
         self._task = asyncio.create_task(self._run(), name=f"book {tenant}")
 
-    def submit(self, command: Command, context: Context) -> asyncio.Future[Executed]:
-        """Queue a command; its answer. Who cancels it before its turn is not decided for."""
-        waiting = _Waiting(command, context)
+    def submit(self, waiting: _Waiting) -> None:
+        """Queue a command. One that is given up before its turn is not decided."""
         if self._queue.qsize() >= WAITING_COMMANDS_MAX:
-            waiting.answer.set_exception(BookBusy(self._stream.id, self._queue.qsize()))
+            waiting.tell(BookBusy(self._stream.id, self._queue.qsize()))
         else:
             self._queue.put_nowait(waiting)
-        return waiting.answer
 
     def retire(self) -> None:
         """Stop after what waits, without waiting for it."""
@@ -197,11 +229,11 @@ class BookWriter:
     async def _run(self) -> None:
         while (first := await self._queue.get()) is not None:
             batch = self._batch(first)
-            # In a task of its own, so that whatever goes wrong is told to those who wait and the writer lives on.
-            work = asyncio.create_task(self._answer(batch))
-            await asyncio.wait([work])
-            if error := work.exception():
-                _refuse(batch, error)
+            try:
+                await self._answer(batch)
+            except Exception as error:  # noqa: BLE001  # the edge: it is raised to those who wait, and the writer lives on
+                for waiting in batch:
+                    waiting.tell(error)
 
     def _batch(self, first: _Waiting) -> list[_Waiting]:
         batch = [first]
@@ -212,7 +244,7 @@ class BookWriter:
                 break
             batch.append(waiting)
         # Who gave up before the decision is not decided for.
-        return [waiting for waiting in batch if not waiting.answer.done()]
+        return [waiting for waiting in batch if not waiting.is_given_up]
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         await self._start()
@@ -223,7 +255,7 @@ class BookWriter:
                 await self._answer_one_by_one(batch, error)
                 return
             for waiting, verdict in zip(batch, decided.verdicts, strict=False):
-                _tell(waiting, verdict)
+                waiting.tell(verdict)
             batch = batch[len(decided.verdicts) :]
         await self._save_snapshot()
 
@@ -235,7 +267,7 @@ class BookWriter:
             try:
                 await self._answer([waiting])
             except AlreadyRecorded as repeated:
-                _tell(waiting, repeated)
+                waiting.tell(repeated)
 
     async def _proved(self, batch: Sequence[_Waiting]) -> _Round:
         for _ in range(ATTEMPTS_MAX):
@@ -353,18 +385,3 @@ def event_id(tenant: str, event: Event) -> UUID:
             return derived_uuid(tenant, event.type_name(), event.invoice_id, str(event.line))
         case _:
             return uuid7()
-
-
-def _tell(waiting: _Waiting, verdict: Executed | LedgerError) -> None:
-    if waiting.answer.done():
-        return
-    if isinstance(verdict, LedgerError):
-        waiting.answer.set_exception(verdict)
-    else:
-        waiting.answer.set_result(verdict)
-
-
-def _refuse(batch: Sequence[_Waiting], error: BaseException) -> None:
-    for waiting in batch:
-        if not waiting.answer.done():
-            waiting.answer.set_exception(error)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Sequence
 from contextvars import Context as Variables
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
 from eventlog.records import Context
@@ -39,6 +38,7 @@ BATCH_MAX: Final = 128
 """Reservations asked for in one call; the ledger takes 256."""
 BACKOFF: Final = Backoff(initial_s=0.05, max_s=1)
 Refusal = LedgerRefused | LedgerUnavailable
+T = TypeVar("T")
 _REPEATABLE: Final = (Unavailable, Aborted, DeadlineExceeded, Internal)
 
 
@@ -70,7 +70,7 @@ class GrpcLedger:
     async def reserve(self, reservation: Reservation, context: Context) -> None:
         for attempt in range(ATTEMPTS_MAX):
             try:
-                await self._reserve(Asked(reservation, context))
+                await self._reserve(reservation, context)
                 return
             except LedgerUnavailable:
                 if attempt + 1 == ATTEMPTS_MAX:
@@ -79,28 +79,32 @@ class GrpcLedger:
 
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
         request = translate.from_renewal(reservation_id, ttl_s)
-        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation), _refusals():
-            await self._stub.RenewReservation(request, timeout=self._timeout_s)
+        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation):
+            await _refusable(self._stub.RenewReservation(request, timeout=self._timeout_s))
 
-    async def _reserve(self, asked: Asked) -> None:
-        tenant = asked.context.tenant
+    async def _reserve(self, reservation: Reservation, context: Context) -> None:
+        tenant = context.tenant
         if (gathering := self._gathering.get(tenant)) is not None:
+            asked = Asked(reservation, context)
             gathering.append(asked)
             await self._answered(asked)
             return
         self._gathering[tenant] = []
         try:
-            await self._call(asked)
+            await self._call(reservation, context)
         finally:
             self._go_on(tenant)
 
     async def _answered(self, asked: Asked) -> None:
         """Each waits for as long as a call of its own would last, whatever the one before it does."""
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, self._too_late, asked.answer)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await asked.answer
-        except TimeoutError as error:
-            raise _refusal(DeadlineExceeded(f"no answer within {self._timeout_s:g} s")) from error
+            await asked.answer
+        finally:
+            timer.cancel()
+
+    def _too_late(self, answer: asyncio.Future[None]) -> None:
+        _answer(answer, _refusal(DeadlineExceeded(f"no answer within {self._timeout_s:g} s")))
 
     def _go_on(self, tenant: str) -> None:
         """The call of the tenant has ended: send what has gathered meanwhile, if anything has."""
@@ -136,22 +140,23 @@ class GrpcLedger:
 
     async def _outcome(self, asked: Asked) -> Refusal | None:
         try:
-            await self._call(asked)
+            await self._call(asked.reservation, asked.context)
         except (LedgerRefused, LedgerUnavailable) as refusal:
             return refusal
         return None
 
-    async def _call(self, asked: Asked) -> None:
+    async def _call(self, reservation: Reservation, context: Context) -> None:
         # A call may outlive its caller, whose deadline must then not end it: only its name is taken along.
-        principal = Principal(asked.context.actor, asked.context.tenant, "user")
-        with _refusals(), acting_as(principal, correlation=asked.context.correlation):
-            await self._stub.Reserve(translate.from_reservation(asked.reservation), timeout=self._timeout_s)
+        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation):
+            request = translate.from_reservation(reservation)
+            await _refusable(self._stub.Reserve(request, timeout=self._timeout_s))
 
     async def _call_many(self, tenant: str, batch: Sequence[Asked]) -> list[Refusal | None]:
         items = [translate.from_asked(asked.reservation, asked.context, asked.traceparent) for asked in batch]
         # In nobody's name: each item says in whose.
-        with _refusals(), acting_as(Principal("", tenant, "service")):
-            answer = await self._stub.ReserveMany(ledger_pb.ReserveManyRequest(items=items), timeout=self._timeout_s)
+        with acting_as(Principal("", tenant, "service")):
+            request = ledger_pb.ReserveManyRequest(items=items)
+            answer = await _refusable(self._stub.ReserveMany(request, timeout=self._timeout_s))
         return [_refusal(from_status(each.refusal)) if each.refusal else None for each in answer.outcomes]
 
 
@@ -164,11 +169,10 @@ def _answer(answer: asyncio.Future[None], refusal: Refusal | None) -> None:
         answer.set_exception(refusal)
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What a call to the ledger fails with, as what it means to the model call."""
+async def _refusable(call: Awaitable[T]) -> T:
+    """The answer to a call to the ledger; what it fails with as what that means to the model call."""
     try:
-        yield
+        return await call
     except grpc.aio.AioRpcError as error:
         raise _refusal(from_rpc_error(error)) from error
     except ServiceError as error:
