@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from ws_gateway.http import HEAD_BYTES_MAX, BoundedHttp
+from ws_gateway.http import HEAD_BYTES_MAX, BodyTooLarge, BoundedHttp, Exchange, Straight, lines, straightened
 
 WAIT_S = 30
 BODY = b"x" * (4 * HEAD_BYTES_MAX)
+BYTES_MAX = 8 * HEAD_BYTES_MAX
 
 
 async def measuring(scope: Scope, receive: Receive, send: Send) -> None:
@@ -26,14 +27,28 @@ async def measuring(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer})
 
 
+async def measuring_straight(exchange: Exchange) -> None:
+    """The same without ASGI, and how it was asked for what is not measured."""
+    try:
+        size = len(await exchange.read(BYTES_MAX))
+    except BodyTooLarge:
+        await exchange.drain()
+        await exchange.whole(413, b"", b"too large")
+        return
+    said = f"{exchange.method} {exchange.path} {exchange.headers.get('x-said', '')}".encode()
+    await exchange.whole(200, lines({"x-by": "straight"}), str(size).encode() if size else said)
+
+
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    kind: type[BoundedHttp] = BoundedHttp,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to a server that measures."""
-    config = uvicorn.Config(measuring, http=BoundedHttp, lifespan="off", log_config=None)
+    config = uvicorn.Config(measuring, http=kind, lifespan="off", log_config=None)
     config.load()
     state = uvicorn.server.ServerState()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: BoundedHttp(config, state, {}), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)
     async with asyncio.timeout(WAIT_S), server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         try:
@@ -42,8 +57,12 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
             writer.close()
 
 
-def post(body: bytes) -> bytes:
-    return b"POST / HTTP/1.1\r\nhost: edge\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+STRAIGHT = straightened(Straight("/v1/", measuring_straight))
+KINDS = [(BoundedHttp, b"/"), (STRAIGHT, b"/"), (STRAIGHT, b"/v1/size")]
+
+
+def post(body: bytes, path: bytes = b"/") -> bytes:
+    return b"POST %b HTTP/1.1\r\nhost: edge\r\ncontent-length: %d\r\n\r\n%b" % (path, len(body), body)
 
 
 async def answered(reader: asyncio.StreamReader) -> bytes:
@@ -66,15 +85,143 @@ async def test_a_head_that_does_not_end_is_refused_and_cut_off(begun: bytes, bef
     assert f"larger than {HEAD_BYTES_MAX} bytes".encode() in refusal
 
 
-async def test_a_body_may_be_longer_than_a_head_and_the_next_request_is_counted_anew() -> None:
-    async with connected() as (reader, writer):
+@pytest.mark.parametrize(("kind", "path"), KINDS)
+async def test_a_body_may_be_longer_than_a_head_and_the_next_request_is_counted_anew(
+    kind: type[BoundedHttp], path: bytes
+) -> None:
+    async with connected(kind) as (reader, writer):
         for _ in range(3):
-            writer.write(post(BODY))
+            writer.write(post(BODY, path))
             assert await answered(reader) == str(len(BODY)).encode()
 
 
-async def test_many_requests_at_once_are_not_taken_for_a_long_head() -> None:
-    requests = HEAD_BYTES_MAX // len(post(b"")) + 1
-    async with connected() as (reader, writer):
-        writer.write(post(b"") * requests)
-        assert [await answered(reader) for _ in range(requests)] == [b"0"] * requests
+@pytest.mark.parametrize(("kind", "path"), KINDS)
+async def test_many_requests_at_once_are_not_taken_for_a_long_head(kind: type[BoundedHttp], path: bytes) -> None:
+    requests = HEAD_BYTES_MAX // len(post(b"x", path)) + 1
+    async with connected(kind) as (reader, writer):
+        writer.write(post(b"x", path) * requests)
+        assert [await answered(reader) for _ in range(requests)] == [b"1"] * requests
+
+
+async def test_requests_that_come_together_are_answered_in_their_order_whichever_way_they_go() -> None:
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(b"".join(post(b"x" * size, path) for size, path in ((1, b"/v1/a"), (2, b"/"), (3, b"/v1/b"))))
+        assert [await answered(reader) for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("path", [b"/v1/a", b"/%76%31/a", b"http://edge/v1/a?b=/c"])
+async def test_a_path_is_told_as_it_is_meant(path: bytes) -> None:
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(b"GET %b HTTP/1.1\r\nhost: edge\r\nX-Said: \xe4\r\nx-said: no\r\n\r\n" % path)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(len(b"GET /v1/a ") + 2) == "GET /v1/a ä".encode()
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nx-by: straight\r\n" in head
+
+
+async def test_a_question_for_the_head_alone_gets_no_body() -> None:
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(b"HEAD /v1/a HTTP/1.1\r\nhost: edge\r\n\r\n" + post(b"x", b"/v1/b"))
+        assert b"content-length: 11\r\n" in await reader.readuntil(b"\r\n\r\n")
+        assert await answered(reader) == b"1"
+
+
+async def test_a_client_that_waits_for_the_word_is_told_to_send() -> None:
+    head, body = post(b"12", b"/v1/a").split(b"\r\n\r\n")
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(head + b"\r\nexpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert await answered(reader) == b"2"
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_body_that_is_too_large_is_read_no_further_than_its_limit_and_then_refused(chunked: bool) -> None:
+    body = bytes(BYTES_MAX + 1)
+    request = post(body, b"/v1/a")
+    if chunked:
+        request = b"POST /v1/a HTTP/1.1\r\nhost: edge\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+            len(body),
+            body,
+        )
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(request + post(b"x", b"/v1/b"))
+        assert [await answered(reader), await answered(reader)] == [b"too large", b"1"]
+
+
+@pytest.mark.parametrize("request_line", [b"GET /v1/a HTTP/1.0\r\n", b"GET /v1/a HTTP/1.1\r\nconnection: close\r\n"])
+async def test_a_client_that_wants_it_is_left_after_its_answer(request_line: bytes) -> None:
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(request_line + b"host: edge\r\n\r\n")
+        answer = await reader.read()
+    assert b"\r\nconnection: close\r\n" in answer
+    assert answer.endswith(b"\r\n\r\nGET /v1/a ")
+
+
+async def test_an_answer_in_pieces_begins_with_its_first() -> None:
+    async def counting(exchange: Exchange) -> None:
+        await exchange.begin(200, b"")
+        for piece in (b"one", b"", b"two"):
+            await exchange.piece(piece)
+        await exchange.end()
+
+    async with connected(straightened(Straight("/v1/", counting))) as (reader, writer):
+        writer.write(b"GET /v1/a HTTP/1.1\r\nhost: edge\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert b"\r\ntransfer-encoding: chunked\r\n" in head
+
+
+@pytest.mark.parametrize("behind", [b"", post(b"x", b"/v1/b")])
+async def test_it_is_told_when_a_client_leaves_though_it_asked_for_more(behind: bytes) -> None:
+    begun, gone, gone_already = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def talking(exchange: Exchange) -> None:
+        exchange.when_gone(gone.set)
+        await exchange.begin(200, b"")
+        begun.set()
+        while not gone.is_set():
+            # Who has sent one request behind another is heard of only when it is written to.
+            await exchange.piece(b"still here?")
+            await asyncio.sleep(0)
+        exchange.when_gone(gone_already.set)
+
+    async with connected(straightened(Straight("/v1/", talking))) as (_, writer):
+        writer.write(post(b"x", b"/v1/a") + behind)
+        await begun.wait()
+        writer.transport.abort()
+        await gone.wait()
+        await gone_already.wait()
+
+
+async def test_a_client_that_leaves_before_its_request_has_ended_is_not_answered() -> None:
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def reading(exchange: Exchange) -> None:
+        try:
+            await exchange.read(BYTES_MAX)
+        except asyncio.CancelledError as error:
+            ended.set_result(type(error).__name__)
+            raise
+
+    async with connected(straightened(Straight("/v1/", reading))) as (_, writer):
+        writer.write(post(BODY, b"/v1/a")[:-1])
+        await writer.drain()
+        writer.close()
+        assert await ended == "ClientGone"
+
+
+async def test_a_connection_whose_request_nobody_answers_is_closed() -> None:
+    async def silent(exchange: Exchange) -> None:
+        assert await exchange.read(BYTES_MAX) == b"x"
+
+    async with connected(straightened(Straight("/v1/", silent))) as (reader, writer):
+        writer.write(post(b"x", b"/v1/a"))
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\nb", "a\rb", "\u2026"])
+def test_a_header_is_one_line_of_latin_1(value: str) -> None:
+    assert lines({"a": "b", "c": "ä"}) == b"a: b\r\nc: \xe4\r\n"
+    with pytest.raises(ValueError, match=r"line break|latin-1"):
+        lines({"x-request-id": value})

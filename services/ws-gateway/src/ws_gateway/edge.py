@@ -24,9 +24,10 @@ from ws_gateway import asyncapi
 from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.compatible.endpoints import PREFIX, Compatible
 from ws_gateway.dialogue import Backstage
-from ws_gateway.http import BoundedHttp
+from ws_gateway.http import DRAIN_BYTES_MAX, BodyTooLarge, Straight, straightened
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
 from ws_gateway.rest.requests import BEARER, KEY
+from ws_gateway.security import SECURITY
 from ws_gateway.sessions import Meters
 from ws_gateway.settings import EdgeLimits, Settings
 from ws_gateway.ws import GOING_AWAY, WebSockets
@@ -44,28 +45,20 @@ ROUTERS: Final = (
 PAGES: Final = {"/": "index.html", "/docs": "docs.html"} | {
     f"/pages/{name}": name for name in ("app.js", "style.css", "docs.js")
 }
-SECURITY: Final = {
-    # Everything comes from here and nothing from elsewhere; the page works without any other network.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 RawHeader = tuple[bytes, bytes]
-_SECURITY: Final = tuple((name.lower().encode(), value.encode()) for name, value in SECURITY.items())
+_SECURITY: Final = tuple((name.encode(), value.encode()) for name, value in SECURITY.items())
 _CLOSE: Final = (b"connection", b"close")
-DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
 VERSION: Final = version("synod-ws-gateway")
 
 
 def application(back: Backstage, settings: Settings, meters: Meters) -> ASGIApp:
-    """All that the edge answers. What is under /v1 never comes to the framework, whose layers each call would pay for."""
-    compatible = Compatible(_framed(back, settings), back)
-    return Outer(compatible, meters, back.tracing, settings.edge, back.monitoring.health)
+    """All that the edge answers but /v1, which never comes to the framework, whose layers each call would pay for."""
+    return Outer(_framed(back, settings), meters, back.tracing, settings.edge, back.monitoring.health)
+
+
+def compatible(back: Backstage, meters: Meters) -> Straight:
+    """What is under /v1."""
+    return Straight(PREFIX, Compatible(back, meters))
 
 
 def _framed(back: Backstage, settings: Settings) -> FastAPI:
@@ -115,7 +108,7 @@ def _page(name: str) -> Callable[[], Awaitable[Response]]:
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """Around every request: a span, headers that keep browsers safe, a limit on bodies, and a count."""
+    """Around every request of the framework: a span, headers that keep browsers safe, a limit on bodies, and a count."""
 
     app: ASGIApp
     meters: Meters
@@ -134,7 +127,7 @@ class Outer:
                 _name(span, scope)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: Send) -> None:
-        bytes_max = self._bytes_max(scope["path"])
+        bytes_max = self.limits.body_bytes_max
         if int(Headers(scope=scope).get("content-length", "0")) > bytes_max:
             await self._refuse(scope, receive, answer, bytes_max)
             return
@@ -142,9 +135,6 @@ class Outer:
             await self.app(scope, _Body(receive, bytes_max), answer)
         except BodyTooLarge:
             await self._refuse(scope, receive, answer, bytes_max)
-
-    def _bytes_max(self, path: str) -> int:
-        return self.limits.model_body_bytes_max if path.startswith(PREFIX) else self.limits.body_bytes_max
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, bytes_max: int) -> None:
         """Reads on for a while before it answers: a client that is cut off while it sends does not see the answer."""
@@ -154,10 +144,6 @@ class Outer:
             read += len(message.get("body", b""))
             more = bool(message.get("more_body", False))
         await problems.too_large(scope["path"], bytes_max)(scope, receive, send)
-
-
-class BodyTooLarge(BaseException):
-    """A body without a length grew beyond the limit. No Exception: the framework would answer for it, and wrongly."""
 
 
 @dataclass(slots=True)
@@ -234,6 +220,7 @@ class Edge:
     """Listens from the moment it is made, so that a port that is taken ends the start with a clear word."""
 
     app: ASGIApp
+    straight: Straight
     back: Backstage
     settings: Settings
     certificate: EdgeCertificate | None = None
@@ -277,7 +264,7 @@ class Edge:
         certificate = self.certificate
         return uvicorn.Config(
             self.app,
-            http=BoundedHttp,
+            http=straightened(self.straight),
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=self.settings.edge.frame_bytes_fatal,

@@ -1,19 +1,47 @@
-"""How HTTP is read from the wire: by llhttp, in C, with a limit that it does not have of its own."""
+"""How HTTP is read from the wire, by llhttp in C, with limits that it does not have of its own; and the short way on which
+a request is answered without ASGI between, for the paths where each layer is paid for by every call.
+"""
 
-from typing import Final
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_BYTES_MAX: Final = 64 * 1024
 """The request line and the headers of a request, as far as they come in pieces that hold nothing else."""
+DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
+"""How much is read of a body that is too large, before it is said."""
+
+
+class BodyTooLarge(BaseException):
+    """A body is larger than its path allows. No Exception: a framework would answer for it, and wrongly."""
+
+
+class ClientGone(asyncio.CancelledError):
+    """The connection ended before the request did: there is nobody to answer, so its task ends as if it were cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Straight:
+    """What answers the requests whose path begins with `prefix`."""
+
+    prefix: str
+    answer: "Callable[[Exchange], Awaitable[None]]"
 
 
 class BoundedHttp(HttpToolsProtocol):
     """One connection. All of a head is kept in memory until it ends: one that does not end is refused, and cut off."""
 
+    straight: ClassVar[Straight | None] = None
+
     _heads: int = 0
     _in_head: bool = True
     _head_bytes: int = 0
+    _answered: object = None
 
     def data_received(self, data: bytes) -> None:
         within, heads = self._in_head, self._heads
@@ -26,9 +54,193 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response(f"The head of the request is larger than {HEAD_BYTES_MAX} bytes.")
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
+        straight = self._straight_to()
+        if straight is None:
+            super().on_headers_complete()
+        else:
+            self._begin(straight)
         self._heads, self._in_head = self._heads + 1, False
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_head = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if isinstance(self._answered, Exchange):
+            self._answered.leave()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Of several requests that came one after the other, uvicorn knows only the last; this is the one being answered."""
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _straight_to(self) -> "Exchange | None":
+        """The exchange of a request that is answered straight; None for one that ASGI answers."""
+        if self.straight is None or (self.parser.should_upgrade() and self._should_upgrade()):
+            return None
+        path = httptools.parse_url(self.url).path.decode("ascii")
+        if "%" in path:
+            path = unquote(path)
+        return Exchange(self, path) if path.startswith(self.straight.prefix) else None
+
+    def _begin(self, exchange: "Exchange") -> None:
+        """Answers of one connection are given in the order of their requests."""
+        assert self.straight
+        cycle: Any = exchange  # it bears the names of theirs
+        answer: Any = self.straight.answer
+        before, self.cycle = self.cycle, cycle
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, answer)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, answer))
+
+
+class Exchange:
+    """One request as its connection reads it, and the way back.
+
+    Stands where uvicorn's protocol keeps a RequestResponseCycle, whose names it therefore bears. A head is written together
+    with what follows it. After an answer has ended, or when the client has left, what is written goes nowhere.
+    """
+
+    __slots__ = (
+        "_awaits_continue",
+        "_head",
+        "_on_gone",
+        "_protocol",
+        "body",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "message_event",
+        "method",
+        "more_body",
+        "path",
+        "response_complete",
+        "response_started",
+    )
+
+    def __init__(self, protocol: BoundedHttp, path: str) -> None:
+        parser = protocol.parser
+        self.method: str = parser.get_method().decode("ascii")
+        self.path = path
+        # The first of several of one name; names are lower-case.
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(protocol.headers)}
+        self.keep_alive: bool = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        self.body = bytearray()
+        self.more_body = True
+        self.message_event = asyncio.Event()
+        self.disconnected = False
+        self.response_started = False
+        self.response_complete = False
+        self._protocol = protocol
+        self._awaits_continue = protocol.expect_100_continue
+        self._head = b""
+        self._on_gone: Callable[[], object] | None = None
+
+    async def run_asgi(self, answer: "Callable[[Exchange], Awaitable[None]]") -> None:
+        """See uvicorn's protocol, which runs this as the task of a request."""
+        try:
+            await answer(self)
+        finally:
+            if not (self.response_complete or self.disconnected):
+                self._protocol.transport.close()
+
+    async def read(self, bytes_max: int) -> bytes:
+        """The body. Raises BodyTooLarge as soon as that is known, and ClientGone."""
+        if int(self.headers.get("content-length", "0")) > bytes_max:
+            raise BodyTooLarge
+        while self.more_body and len(self.body) <= bytes_max:
+            await self._more()
+        if len(self.body) > bytes_max:
+            raise BodyTooLarge
+        return bytes(self.body)
+
+    async def drain(self) -> None:
+        """Read on for a while: a client that is cut off while it sends does not see its answer. Raises ClientGone."""
+        drained = 0
+        while self.more_body and drained < DRAIN_BYTES_MAX:
+            await self._more()
+            drained += len(self.body)
+            self.body.clear()
+
+    async def whole(self, status: int, headers: bytes, body: bytes) -> None:
+        """The answer. `headers` are lines, of `lines()`, without those of the body's length."""
+        self._begin(status, b"%bcontent-length: %d\r\n" % (headers, len(body)))
+        await self._write(b"" if self.method == "HEAD" else body)
+        self._complete()
+
+    async def begin(self, status: int, headers: bytes) -> None:
+        """The head of an answer whose length is not known; it is sent with the first piece."""
+        self._begin(status, b"%btransfer-encoding: chunked\r\n" % headers)
+
+    async def piece(self, data: bytes) -> None:
+        await self._write(b"%x\r\n%b\r\n" % (len(data), data) if data else b"")
+
+    async def end(self) -> None:
+        """The end of an answer that was begun."""
+        await self._write(b"0\r\n\r\n")
+        self._complete()
+
+    def when_gone(self, do: Callable[[], object]) -> None:
+        """What to do when the client leaves before its answer has ended, or if it has left already."""
+        self._on_gone = do
+        if self.disconnected:
+            do()
+
+    def leave(self) -> None:
+        """The client has left."""
+        if self.response_complete:
+            return
+        self.disconnected = True
+        self.message_event.set()
+        if self._on_gone:
+            self._on_gone()
+
+    async def _more(self) -> None:
+        if self.disconnected:
+            raise ClientGone
+        if self._awaits_continue:
+            self._awaits_continue = False
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._protocol.flow.resume_reading()
+        await self.message_event.wait()
+        self.message_event.clear()
+
+    def _begin(self, status: int, headers: bytes) -> None:
+        self.response_started = True
+        parting = b"" if self.keep_alive else b"connection: close\r\n"
+        common = b"".join([b"%b: %b\r\n" % header for header in self._protocol.server_state.default_headers])
+        self._head = b"%b%b%b%b\r\n" % (STATUS_LINE[status], common, headers, parting)
+
+    async def _write(self, data: bytes) -> None:
+        flow = self._protocol.flow
+        if flow.write_paused and not self.disconnected:
+            await flow.drain()
+        if not self.disconnected:
+            self._protocol.transport.write(self._head + data)
+        self._head = b""
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        if not self.keep_alive:
+            self._protocol.transport.close()
+        self._protocol.on_response_complete()
+
+
+def lines(headers: Mapping[str, str]) -> bytes:
+    """Headers as they are written. Raises ValueError for a value that is more than a line, or no Latin-1."""
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if not text.count("\r") == text.count("\n") == len(headers):
+        raise ValueError(f"a header with a line break in it: {text!r}")
+    return text.encode("latin-1")
+
+
+def straightened(answering: Straight) -> type[BoundedHttp]:
+    """Connections on which `answering` has what is its own, and ASGI the rest."""
+
+    class StraightHttp(BoundedHttp):
+        straight = answering
+
+    return StraightHttp

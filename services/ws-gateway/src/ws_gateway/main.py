@@ -12,7 +12,7 @@ from ws_gateway.callers import Callers
 from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.clients import Services
 from ws_gateway.dialogue import Backstage
-from ws_gateway.edge import Edge, application
+from ws_gateway.edge import Edge, application, compatible
 from ws_gateway.monitoring import Monitoring
 from ws_gateway.projections import Queries, SessionsView
 from ws_gateway.rpc import PERMISSIONS, WsGatewayRpc
@@ -45,7 +45,7 @@ async def compose(host: Host[Settings]) -> None:
         clock=host.clock,
     )
     certificate = EdgeCertificate.named(settings.edge_tls_certificate_file, settings.edge_tls_key_file)
-    edge = Edge(application(back, settings, meters), back, settings, certificate)
+    edge = Edge(application(back, settings, meters), compatible(back, meters), back, settings, certificate)
     host.add_view(SessionsView())
     host.add_rpc(add_WsGatewayServicer_to_server, WsGatewayRpc(register, Queries(host.pool)), PERMISSIONS, ERRORS)
     host.add_task("edge", edge.run)

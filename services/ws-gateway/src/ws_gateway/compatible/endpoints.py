@@ -1,20 +1,23 @@
 """The routes under /v1. Each request is authenticated, becomes one call of llm-gateway in the caller's name, and its
-answer goes back in the form that it was asked in. Plain ASGI, because every layer here is paid for by every call.
+answer goes back in the form that it was asked in. Written to the connection itself, because every layer here is paid for
+by every call.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orjson
+from opentelemetry.trace import Span, SpanKind
 from servicekit.errors import NotFound, ServiceError
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from servicekit.telemetry import TRACEPARENT
 from synod.common.ids import new_id
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
+from ws_gateway import http
 from ws_gateway.callers import Caller, require_credential
 from ws_gateway.compatible import caching, failures, models, openai_embeddings, openai_responses
 from ws_gateway.compatible.anthropic_messages import AnthropicMessages, parse_countable
@@ -22,96 +25,107 @@ from ws_gateway.compatible.dialect import Asked, Dialect
 from ws_gateway.compatible.openai_chat import OpenAiChat
 from ws_gateway.compatible.openai_responses import OpenAiResponses
 from ws_gateway.dialogue import Backstage
+from ws_gateway.rest import problems
 from ws_gateway.rest.problems import defect, known
+from ws_gateway.security import SECURITY
+from ws_gateway.sessions import Meters
 
 PREFIX: Final = "/v1/"
 MODELS: Final = "/v1/models"
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 ANTHROPIC_VERSION: Final = "anthropic-version"
-_JSON: Final = b"application/json"
-_EVENTS: Final = b"text/event-stream; charset=utf-8"
+_COMMON: Final = http.lines({"cache-control": "no-store", **SECURITY})
+_JSON: Final = http.lines({"content-type": "application/json"}) + _COMMON
+_EVENTS: Final = http.lines({"content-type": "text/event-stream; charset=utf-8"}) + _COMMON
+_PROBLEM: Final = http.lines({"content-type": problems.MEDIA_TYPE}) + _COMMON
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/chat/completions": OpenAiChat(),
     "/v1/responses": OpenAiResponses(),
     "/v1/messages": AnthropicMessages(),
 }
+_OPENAI: Final = OpenAiChat()
+_ANTHROPIC: Final = AnthropicMessages()
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One HTTP request and the way back. `request_id` names the call at the gateway and in the answer's headers."""
+    """One HTTP request and the way back. `request_id` names the call at the gateway and in the answer's headers.
 
-    path: str
-    method: str
-    headers: Headers
-    receive: Receive
-    send: Send
+    `told` is called with the status as an answer begins.
+    """
+
+    wire: http.Exchange
     request_id: str
     dialect: Dialect
+    told: Callable[[http.Exchange, int], None]
 
     @classmethod
-    def of(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
-        headers, path = Headers(scope=scope), scope["path"]
-        request_id = headers.get(IDEMPOTENCY_KEY) or new_id("req")
-        spoken = AnthropicMessages() if ANTHROPIC_VERSION in headers else OpenAiChat()
-        return cls(path, scope["method"], headers, receive, send, request_id, DIALECTS.get(path, spoken))
+    def of(cls, wire: http.Exchange, told: Callable[[http.Exchange, int], None]) -> "Exchange":
+        headers = wire.headers
+        spoken = _ANTHROPIC if ANTHROPIC_VERSION in headers else _OPENAI
+        return cls(wire, headers.get(IDEMPOTENCY_KEY) or new_id("req"), DIALECTS.get(wire.path, spoken), told)
 
-    async def body(self) -> bytes:
-        chunks: list[bytes] = []
-        more = True
-        while more:
-            message = await self.receive()
-            chunks.append(message.get("body", b""))
-            more = bool(message.get("more_body", False))
-        return b"".join(chunks)
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.wire.headers
 
     async def answer(self, body: Mapping[str, object], status: int = 200, **more: str) -> None:
         data = orjson.dumps(body)
-        await self.begin(_JSON, status, **more, **{"content-length": str(len(data))})
-        await self.send({"type": "http.response.body", "body": data})
+        self.told(self.wire, status)
+        await self.wire.whole(status, _JSON + self._named(more), data)
 
-    async def begin(self, media_type: bytes, status: int = 200, **more: str) -> None:
+    async def begin(self, **more: str) -> None:
+        self.told(self.wire, 200)
+        await self.wire.begin(200, _EVENTS + self._named(more))
+
+    def _named(self, more: dict[str, str]) -> bytes:
         """Each SDK looks for the request's id under a name of its own."""
-        request_id = self.request_id.encode()
-        headers = [
-            (b"content-type", media_type),
-            (b"cache-control", b"no-store"),
-            (b"x-request-id", request_id),
-            (b"request-id", request_id),
-            *((name.encode(), value.encode()) for name, value in more.items()),
-        ]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def piece(self, data: bytes, *, more: bool = True) -> None:
-        await self.send({"type": "http.response.body", "body": data, "more_body": more})
-
-    async def gone(self) -> None:
-        """Returns when the client has left."""
-        while (await self.receive())["type"] != "http.disconnect":
-            continue
+        return http.lines({"x-request-id": self.request_id, "request-id": self.request_id, **more})
 
 
 class Compatible:
-    """Answers what is under /v1 and passes on the rest."""
+    """Answers what is under /v1. Each answer is a span, and counted."""
 
-    def __init__(self, app: ASGIApp, back: Backstage) -> None:
-        self._app = app
+    def __init__(self, back: Backstage, meters: Meters) -> None:
         self._back = back
+        self._meters = meters
         self._stub = back.services.models
         self._timeout_s = back.limits.model_call_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
-            await self._app(scope, receive, send)
-            return
-        exchange = Exchange.of(scope, receive, send)
+    async def __call__(self, wire: http.Exchange) -> None:
+        span = self._back.tracing.start(wire.method, SpanKind.SERVER, wire.headers.get(TRACEPARENT, ""))
+        span.set_attribute("http.request.method", wire.method)
+        exchange = Exchange.of(wire, partial(self._told, span))
+        try:
+            await self._answer(exchange)
+        except http.BodyTooLarge:
+            await self._refuse_body(exchange)
+        finally:
+            span.end()
+
+    async def _answer(self, exchange: Exchange) -> None:
         try:
             await self._endpoint(exchange)(exchange)
         except Exception as error:  # noqa: BLE001 - the edge of the process: told to the client
-            await self._refuse(exchange, known(error) or defect(error, self._back.log_))
+            status, body = exchange.dialect.failure(found := known(error) or defect(error, self._back.log_))
+            await exchange.answer(body, status, **failures.headers(found))
+
+    async def _refuse_body(self, exchange: Exchange) -> None:
+        wire, problem = exchange.wire, problems.too_large(exchange.wire.path, self._back.limits.model_body_bytes_max)
+        await wire.drain()
+        exchange.told(wire, 413)
+        wire.keep_alive = False
+        await wire.whole(413, _PROBLEM, bytes(problem.body))
+
+    def _told(self, span: Span, wire: http.Exchange, status: int) -> None:
+        self._meters.requests.labels(wire.method, str(status)).inc()
+        span.set_attribute("http.response.status_code", status)
+        if self._back.monitoring.health.phase == "stopping":
+            # A request that came by a connection as it is closed would be lost.
+            wire.keep_alive = False
 
     def _endpoint(self, exchange: Exchange) -> Callable[[Exchange], Awaitable[None]]:
-        match exchange.method, exchange.path:
+        match exchange.wire.method, exchange.wire.path:
             case "POST", path if path in DIALECTS:
                 return self._generate
             case "POST", "/v1/embeddings":
@@ -127,9 +141,8 @@ class Compatible:
 
     async def _generate(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        asked = exchange.dialect.parse(
-            await exchange.body(), exchange.request_id, int(self._back.clock.now().timestamp())
-        )
+        created = int(self._back.clock.now().timestamp())
+        asked = exchange.dialect.parse(await self._body(exchange), exchange.request_id, created)
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
@@ -144,29 +157,27 @@ class Compatible:
         events = self._stub.Stream(
             pb.StreamRequest(request=asked.request), metadata=_metadata(caller), timeout=self._timeout_s
         )
-        gone = asyncio.create_task(exchange.gone())
-        gone.add_done_callback(lambda _: events.cancel())
+        exchange.wire.when_gone(events.cancel)
         writer, begun = exchange.dialect.writer(asked), False
         try:
             async for event in events:
                 if not begun:
                     begun = True
-                    await exchange.begin(_EVENTS, 200, **caching.told(caching.used(event)))
-                await exchange.piece(writer.write(event))
-            await exchange.piece(b"", more=False)
+                    await exchange.begin(**caching.told(caching.used(event)))
+                await exchange.wire.piece(writer.write(event))
         except asyncio.CancelledError:
-            if not gone.done():
+            if not exchange.wire.disconnected:
                 raise
         except Exception as error:
             if not begun:
                 raise
-            await exchange.piece(writer.write(_broken(known(error) or defect(error, self._back.log_))), more=False)
-        finally:
-            gone.cancel()
+            broken = _broken(known(error) or defect(error, self._back.log_))
+            await exchange.wire.piece(writer.write(broken))
+        await exchange.wire.end()
 
     async def _embed(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        asked = openai_embeddings.parse(await exchange.body(), exchange.request_id)
+        asked = openai_embeddings.parse(await self._body(exchange), exchange.request_id)
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
@@ -175,12 +186,12 @@ class Compatible:
 
     async def _count(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        answer = await self._stub.CountTokens(parse_countable(await exchange.body()), metadata=_metadata(caller))
+        answer = await self._stub.CountTokens(parse_countable(await self._body(exchange)), metadata=_metadata(caller))
         await exchange.answer({"input_tokens": answer.input_tokens})
 
     async def _count_input(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        asked = openai_responses.parse_countable(await exchange.body())
+        asked = openai_responses.parse_countable(await self._body(exchange))
         answer = await self._stub.CountTokens(asked, metadata=_metadata(caller))
         await exchange.answer({"object": "response.input_tokens", "input_tokens": answer.input_tokens})
 
@@ -188,21 +199,20 @@ class Compatible:
         caller = await self._caller(exchange)
         found = (await self._stub.ListModels(pb.ListModelsRequest(), metadata=_metadata(caller))).models
         anthropic = ANTHROPIC_VERSION in exchange.headers
-        name = exchange.path.removeprefix(MODELS).removeprefix("/")
+        name = exchange.wire.path.removeprefix(MODELS).removeprefix("/")
         answer = models.one(name, found, anthropic=anthropic) if name else models.listed(found, anthropic=anthropic)
         await exchange.answer(answer)
 
     async def _caller(self, exchange: Exchange) -> Caller:
         return await self._back.callers.identify(require_credential(exchange.headers))
 
-    async def _refuse(self, exchange: Exchange, error: ServiceError) -> None:
-        status, body = exchange.dialect.failure(error)
-        await exchange.answer(body, status, **failures.headers(error))
+    async def _body(self, exchange: Exchange) -> bytes:
+        return await exchange.wire.read(self._back.limits.model_body_bytes_max)
 
 
 async def _unknown(exchange: Exchange) -> None:
     raise NotFound(
-        "path", f"{exchange.method} {exchange.path}", remedy="see the README of ws-gateway for what there is"
+        "path", f"{exchange.wire.method} {exchange.wire.path}", remedy="see the README of ws-gateway for what there is"
     )
 
 
