@@ -27,6 +27,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from servicekit import meters
+
 TRACEPARENT = "traceparent"
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
 _TRACE_ID = slice(3, 35)
@@ -288,11 +290,13 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        self.rpc_requests = Counter("rpc_requests_total", "gRPC calls answered", ("method", "code"), registry=registry)
-        self.rpc_seconds = Histogram(
+        self.rpc_requests = meters.Counter(
+            "rpc_requests_total", "gRPC calls answered", ("method", "code"), registry=registry
+        )
+        self.rpc_seconds = meters.Histogram(
             "rpc_seconds", "Time to answer a gRPC call", ("method",), registry=registry, buckets=_SECONDS
         )
-        self.rpc_open = Gauge("rpc_open", "gRPC calls and streams being served", registry=registry)
+        self.rpc_open = meters.Gauge("rpc_open", "gRPC calls and streams being served", registry=registry)
         self.commands = Counter("commands_total", "Commands handled", ("verb", "outcome"), registry=registry)
         self.command_seconds = Histogram(
             "command_seconds", "Time to handle a command", ("verb",), registry=registry, buckets=_SECONDS
@@ -304,16 +308,16 @@ class Metrics:
         self.eventlog_queue_events = Gauge(
             "eventlog_queue_events", "Events that wait to be committed", registry=registry
         )
-        self.eventlog_group_events = Histogram(
+        self.eventlog_group_events = meters.Histogram(
             "eventlog_group_events", "Events committed together", registry=registry, buckets=_GROUP_EVENTS
         )
-        self.eventlog_commit_seconds = Histogram(
+        self.eventlog_commit_seconds = meters.Histogram(
             "eventlog_commit_seconds", "Time to commit a group durably", registry=registry, buckets=_SECONDS
         )
         self.eventlog_queue_limit = Gauge(
             "eventlog_queue_limit_events", "Events that may wait before appends are held back", registry=registry
         )
-        self.eventlog_events = Counter("eventlog_events_total", "Events stored", ("type",), registry=registry)
+        self.eventlog_events = meters.Counter("eventlog_events_total", "Events stored", ("type",), registry=registry)
         self.eventlog_broken = Gauge(
             "eventlog_broken", "1 since the log was found not to be what was chained and signed", registry=registry
         )

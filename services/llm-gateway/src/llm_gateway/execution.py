@@ -618,7 +618,10 @@ class Execution:
                 return
 
     def _show(self, attempt: Attempt, delta: Delta) -> None:
-        self._flight.show(Began(attempt.aim.target.id, attempt.number, attempt.reservation_id, self._cache_use), delta)
+        began = self._flight.began
+        if began is None:
+            began = Began(attempt.aim.target.id, attempt.number, attempt.reservation_id, self._cache_use)
+        self._flight.show(began, delta)
 
     # --- outcomes ---
 

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Final, Literal
 
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+from servicekit.meters import Counter, Gauge, Histogram
 from servicekit.telemetry import Logger
 from synod.common.values import Attribution
 
@@ -25,7 +26,7 @@ class Telemetry:
     def __init__(self, tracer: Tracer, registry: CollectorRegistry, log: Logger, listed: frozenset[str]) -> None:
         self._tracer = tracer
         self._log = log
-        self._listed = listed
+        self._listed = {model: (_provider(model), model) for model in listed}
         self._roster_problem = ""
         names = ("provider", "model")
         self._seconds = Histogram(
@@ -202,7 +203,7 @@ class Telemetry:
                 self._log.error("roster_invalid", error=error)
 
     def _labels(self, model: str) -> tuple[str, str]:
-        return _provider(model), model if model in self._listed else _UNLISTED
+        return self._listed.get(model) or (_provider(model), _UNLISTED)
 
 
 def _provider(model: str) -> str:

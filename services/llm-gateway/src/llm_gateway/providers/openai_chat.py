@@ -280,6 +280,8 @@ def usage_of(usage: _Usage) -> Usage:
     read, write = into.get("cached_tokens") or 0, into.get("cache_write_tokens") or 0
     audio, image = into.get("audio_tokens") or 0, into.get("image_tokens") or 0
     reasoning, spoken = out.get("reasoning_tokens") or 0, out.get("audio_tokens") or 0
+    if not (read or write or audio or image or reasoning or spoken):
+        return Usage.of((UsageLine("input", prompt), UsageLine("output", completion)))
     return Usage.of(
         (
             UsageLine("input", prompt - read - write - audio - image),

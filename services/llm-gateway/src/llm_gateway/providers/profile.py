@@ -6,8 +6,9 @@ alone, so a profile either drops what its model does not take, with a warning in
 request before anything is sent.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final, Literal
 
 from llm_gateway.domain import Audio, File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
@@ -69,7 +70,7 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
     Images, audio and files are content: they are never dropped, because the answer would be about something else. Reasoning
     and opaque parts of another dialect mean nothing to this one and are always dropped with a warning.
     """
-    missing = tuple(_unsupported_names(request, profile))
+    missing = _unsupported_names(request, profile)
     if missing and profile.unsupported == "reject":
         raise UnsupportedParameter(f"{request.model} does not support {', '.join(missing)}")
     _check_content(request, profile)
@@ -81,14 +82,19 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
     return Adapted(_without(request, missing), warnings)
 
 
-def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> Iterator[str]:
-    for name in _OPTIONAL:
-        if getattr(request, name) is not None and name not in profile.parameters:
-            yield name
+def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> tuple[str, ...]:
+    names = [name for name in _not_taken(profile.parameters) if getattr(request, name) is not None]
     if request.stop and "stop" not in profile.parameters:
-        yield "stop"
+        names.append("stop")
     if request.output_format.kind not in profile.output_formats:
-        yield _format_name(request)
+        names.append(_format_name(request))
+    return tuple(names)
+
+
+@cache
+def _not_taken(parameters: frozenset[Parameter]) -> tuple[str, ...]:
+    """Of those that a request may leave out. There are as many sets of parameters as kinds of models."""
+    return tuple(name for name in _OPTIONAL if name not in parameters)
 
 
 def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
@@ -114,6 +120,8 @@ def _format_name(request: ModelRequest) -> str:
 
 
 def _check_content(request: ModelRequest, profile: CapabilityProfile) -> None:
+    if profile.images and profile.audio and profile.files:
+        return
     parts = [part for message in request.messages for part in message.parts]
     if not profile.images and any(isinstance(part, Image) for part in parts):
         raise UnsupportedParameter(f"{request.model} does not support images")
