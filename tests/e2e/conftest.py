@@ -22,6 +22,7 @@ SECRETS = Path("deploy/compose/secrets")
 PUBLISHED = ("compose.yaml", "deploy/compose/compose.dev.yaml")
 REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml")
 SECURED = (*PUBLISHED, "deploy/compose/compose.tls.yaml")
+HASTY = Path(__file__).parent / "hasty.yaml"
 PROJECT = "synod-e2e"
 NEXT = "e2e-next"
 """The tag of images of the same code with another revision."""
@@ -69,7 +70,7 @@ class Containers:
         self, port_base: int, folder: Path, variables: Mapping[str, str], files: tuple[str, ...] = PUBLISHED
     ) -> None:
         self.port_base, self.folder, self._tls = port_base, folder, files == SECURED
-        files = tuple(part for file in files for part in ("--file", file))
+        files = tuple(part for file in (*files, str(HASTY)) for part in ("--file", file))
         self._command = (*compose_command(), "--project-name", PROJECT, *files)
         edges = f"{port_base + 980}-{port_base + 983}" if REPLICATED[1] in files else str(port_base + 980)
         ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": edges}
@@ -217,7 +218,7 @@ class Containers:
     def revisions(self, service: str) -> list[str]:
         """Of the image of each container."""
         label = '{{index .Config.Labels "org.opencontainers.image.revision"}}'
-        return engine("inspect", "--format", label, *self.ids(service)).split()
+        return inspected(label, *self.ids(service))
 
     def ids(self, service: str) -> list[str]:
         """Of its containers, running or not."""
@@ -225,14 +226,14 @@ class Containers:
 
     def addresses(self, service: str) -> list[str]:
         """One of each of its containers, where this machine reaches it."""
-        found = engine("inspect", "--format", NETWORKS, *self.ids(service)).splitlines()
+        found = inspected(NETWORKS, *self.ids(service))
         return [addresses.split()[0] for addresses in found if addresses.strip()]
 
     def all_addresses(self) -> dict[str, str]:
         """The service that has each address, in any network."""
         running = engine("ps", "--quiet", *_labelled(oneoff="False")).split()
         named = '{{index .Config.Labels "com.docker.compose.service"}} ' + NETWORKS
-        found = [line.split() for line in engine("inspect", "--format", named, *running).splitlines()]
+        found = [line.split() for line in inspected(named, *running)]
         return {address: service for service, *addresses in found for address in addresses}
 
     def edges(self) -> list[str]:
@@ -270,6 +271,15 @@ def engine(*arguments: str) -> str:
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-4000:]}"
     return done.stdout
+
+
+def inspected(form: str, *containers: str) -> list[str]:
+    """A line of each container that is still there: one may go between being listed and being looked at."""
+    command = ["docker", "inspect", "--format", form, *containers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+    others = [line for line in done.stderr.splitlines() if "no such object" not in line.casefold()]
+    assert not others, done.stderr[-4000:]
+    return done.stdout.splitlines()
 
 
 def is_ready(container: str) -> bool:
