@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,17 @@ from synod_client import Endpoints, Synod
 ROOT = Path(__file__).parents[2]
 SECRETS = Path("deploy/compose/secrets")
 PUBLISHED = ("compose.yaml", "deploy/compose/compose.dev.yaml")
-REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml")
+REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml", str(Path(__file__).parent / "reached.yaml"))
 SECURED = (*PUBLISHED, "deploy/compose/compose.tls.yaml")
 HASTY = Path(__file__).parent / "hasty.yaml"
 PROJECT = "synod-e2e"
 NEXT = "e2e-next"
 """The tag of images of the same code with another revision."""
+EDGE_OFFSET = 980
 NETWORKS = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
+STOP_GRACE_S = 15
+"""As compose.yaml says."""
 POLL_S = 0.5
 PROGRAMS = {
     "docker": """#!/bin/sh
@@ -71,8 +74,10 @@ class Containers:
     ) -> None:
         self.port_base, self.folder, self._tls = port_base, folder, files == SECURED
         files = tuple(part for file in (*files, str(HASTY)) for part in ("--file", file))
-        self._command = (*compose_command(), "--project-name", PROJECT, *files)
-        edges = f"{port_base + 980}-{port_base + 983}" if REPLICATED[1] in files else str(port_base + 980)
+        project = (*compose_command(), "--project-name", PROJECT)
+        self._closed, self._command = (*project, "--file", files[1]), (*project, *files)
+        edge = port_base + EDGE_OFFSET
+        edges = f"{edge}-{edge + 3}" if REPLICATED[1] in files else str(edge)
         ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": edges}
         self._environment = {**os.environ, **ports, **variables}
 
@@ -130,7 +135,9 @@ class Containers:
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
         """Runs a command of Compose and answers what it printed; AssertionError with its words if it fails."""
-        command = (*self._command, *arguments)
+        return self._printed((*self._command, *arguments), timeout_s, stdin)
+
+    def _printed(self, command: Sequence[str], timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -140,7 +147,7 @@ class Containers:
             timeout=timeout_s,
             check=False,
         )
-        assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
         return done.stdout
 
     def follow(self, commands: str) -> None:
@@ -239,12 +246,33 @@ class Containers:
     def edges(self) -> list[str]:
         return [f"http://{address}:8080" for address in self.addresses("ws-gateway")]
 
+    def restart(self, service: str) -> tuple[int, float]:
+        """Stops its only container as Compose does. Its exit code, and in how many seconds it was gone; then it is back."""
+        (container,) = self.ids(service)
+        begin = time.monotonic()
+        engine("stop", "--time", str(STOP_GRACE_S), container)
+        took_s, (code,) = time.monotonic() - begin, inspected("{{.State.ExitCode}}", container)
+        engine("start", container)
+        self.wait_ready(service)
+        return int(code), took_s
+
     def start(self, service: str) -> None:
         self.compose("start", service)
 
     def run(self, service: str, *command: str) -> str:
         """What a command prints inside the first container of a service."""
         return engine("exec", self.ids(service)[0], *command)
+
+    def run_closed(self, service: str, *command: str) -> str:
+        """What a command prints in a container of its own, which compose.yaml describes and no file over it."""
+        return self._printed((*self._closed, "run", "--rm", "--no-deps", "-T", service, *command)).decode()
+
+    def published(self) -> set[tuple[str, int]]:
+        """The addresses and ports of this machine that lead to a container."""
+        form = "{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{.HostPort}} {{end}}{{end}}"
+        running = engine("ps", "--quiet", *_labelled(oneoff="False")).split()
+        words = " ".join(inspected(form, *running)).split()
+        return {(address, int(port)) for address, port in zip(words[::2], words[1::2], strict=True)}
 
     def wait_ready(self, service: str) -> None:
         end = time.monotonic() + START_S
