@@ -206,6 +206,13 @@ compose-demo: compose-secrets $(if $(TLS),compose-tls) images ## Run the example
 compose-figures: setup ## Print the size of each running container's image, how soon it served, and its memory
 	@$(BIN)/python -m launcher.figures synod
 
+# The container is asked for its file: an editor may have replaced the one that was mounted.
+.PHONY: compose-check
+compose-check: setup ## Report where NATS in the containers has other accounts, users, permissions, streams or consumers than planned
+	$(COMPOSE) $(COMPOSE_FILES) exec -T nats cat /etc/nats/synod.conf | $(BIN)/python -m launcher.containers check
+	$(COMPOSE) $(COMPOSE_FILES) exec -T nats sh < deploy/nats/check.sh
+	$(COMPOSE) $(COMPOSE_FILES) run --rm nats-admin python -m servicekit.nats_admin check /etc/nats/jetstream.json
+
 CLIENT_TLS := SYNOD_TLS_CA_FILE=$(SECRETS)/tls/client/ca.crt SYNOD_TLS_CERTIFICATE_FILE=$(SECRETS)/tls/client/tls.crt \
   SYNOD_TLS_KEY_FILE=$(SECRETS)/tls/client/tls.key
 

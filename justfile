@@ -16,6 +16,10 @@ chaos *args:
 clean *args:
     @make clean {{args}}
 
+# Report where NATS in the containers has other accounts, users, permissions, streams or consumers than planned
+compose-check *args:
+    @make compose-check {{args}}
+
 # Run the example team on the containers and prove what it did
 compose-demo *args:
     @make compose-demo {{args}}

@@ -278,6 +278,13 @@ def test_traces_go_nowhere_unless_somebody_says_where() -> None:
     assert set(told.values()) == {"${SYNOD_OTLP_ENDPOINT:-}"}
 
 
+def test_an_internal_network_does_not_lead_to_the_machine_either() -> None:
+    inhibit = "com.docker.network.bridge.inhibit_ipv4"
+    closed = {name: each.get("driver_opts", {}) for name, each in COMPOSE["networks"].items() if each.get("internal")}
+    assert closed == {name: {inhibit: "true"} for name in COMPOSE["networks"].keys() - OPEN}
+    assert {name for name, joined in ATTACHED.items() if joined & OPEN} == {"llm-gateway", EDGE, GRAFANA}
+
+
 def test_only_llm_gateway_has_a_way_out() -> None:
     masquerade = "com.docker.network.bridge.enable_ip_masquerade"
     leading = {name for name in OPEN if COMPOSE["networks"][name].get("driver_opts", {}).get(masquerade) != "false"}

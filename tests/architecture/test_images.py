@@ -38,6 +38,26 @@ def test_an_image_runs_without_root_and_stops_on_sigterm() -> None:
     assert 'CMD ["python", "-m", "agent_registry"]' in lines
 
 
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_an_image_says_what_it_is_and_what_it_was_made_of(service: Service) -> None:
+    """But not when it was made: then no two builds of the same would be the same. The commit it names has a date."""
+    project = tomllib.loads((ROOT / "services" / service.name / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', dockerfile(service)))
+    assert labels == {
+        "title": f"synod/{service.name}",
+        "description": f"{service.name}, a service of Synod",
+        "licenses": project["license"],
+        "version": project["version"],
+        "source": "${SOURCE}",
+        "revision": "${REVISION}",
+    }
+    args = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"][service.name]["build"]["args"]
+    assert {name: args[name] for name in ("SOURCE", "REVISION")} == {
+        "SOURCE": "${SOURCE:-unknown}",
+        "REVISION": "${REVISION:-unknown}",
+    }
+
+
 def test_what_an_image_is_built_on_may_be_pinned_and_is_else_what_its_dockerfile_says() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     (default,) = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", dockerfile(MODEL), re.MULTILINE)

@@ -1,5 +1,6 @@
 """What each container is given by the engine is written down here a second time, and a wider gift is noticed."""
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -16,11 +17,22 @@ NAMES = tuple(service.name for service in SERVICES)
 CLOSED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
 """What every container says of itself."""
 HARMLESS = {
-    *("image", "build", "command", "entrypoint", "environment", "profiles", "depends_on", "healthcheck", "restart"),
+    *("image", "build", "profiles", "depends_on", "healthcheck", "restart"),
     *("logging", "stop_grace_period", "mem_limit", "cpus", "pids_limit", "shm_size", "tmpfs"),
     "networks",  # test_compose.py has whom they lead to
 }
 """Keys that give a container nothing of the machine or of another container. Whatever is not here is a permission."""
+
+PORTS = {
+    "agent-registry": 7101,
+    "agent-runtime": 7102,
+    "llm-gateway": 7103,
+    "tool-executor": 7104,
+    "cost-ledger": 7105,
+    "consensus": 7106,
+    "ws-gateway": 7107,
+    "nats": 4222,
+}
 
 
 def secrets(*names: str) -> dict[str, str]:
@@ -40,64 +52,193 @@ def of_a_service(name: str, *more: str) -> dict[str, str]:
     return files | secrets("public.pem", *more)
 
 
-def service(name: str, *more: str, mounts: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
+def service(
+    name: str,
+    *more: str,
+    calls: tuple[str, ...] = ("agent-registry",),
+    told: Mapping[str, str] | None = None,
+    mounts: tuple[str, ...] = (),
+    **others: Any,
+) -> dict[str, Any]:
     key = {} if name == "agent-registry" else {"service.key": f"{name}.key"}
     archive = f"{name}-archive:/var/lib/synod-archive"
-    return {"secrets": of_a_service(name, *more) | key, "volumes": {*mounts, archive}, **others}
+    return {
+        "environment": environment(name, calls) | (told or {}),
+        "secrets": of_a_service(name, *more) | key,
+        "volumes": {*mounts, archive},
+        **others,
+    }
+
+
+def environment(name: str, calls: tuple[str, ...]) -> dict[str, Any]:
+    key = {} if name == "agent-registry" else {"SYNOD_SERVICE_KEY_FILE": "/run/secrets/service.key"}
+    return {
+        "SYNOD_NATS_URL": "nats://nats:4222",
+        "SYNOD_NATS_USER": name,
+        "SYNOD_NATS_PASSWORD_FILE": "/run/secrets/nats.password",
+        "SYNOD_POSTGRES_DSN_FILE": "/run/secrets/postgres.dsn",
+        "SYNOD_AUTH_PUBLIC_KEY_FILE": "/run/secrets/public.pem",
+        "SYNOD_CHECKPOINT_KEY_FILE": "/run/secrets/checkpoint.pem",
+        "SYNOD_FORMER_CHECKPOINT_KEY_FILES": '["/run/secrets/former-checkpoints.pem"]',
+        "SYNOD_MASTER_KEY_FILE": "/run/secrets/master.key",
+        "SYNOD_REQUIRE_SEALING": "true",
+        "SYNOD_FORMER_MASTER_KEY_FILES": '["/run/secrets/former-masters.keys"]',
+        "SYNOD_SHUTDOWN_DRAIN_S": "2",
+        "SYNOD_ENCRYPT_AT_REST": "${SYNOD_ENCRYPT_AT_REST:-false}",
+        "SYNOD_LOG_LEVEL": "${SYNOD_LOG_LEVEL:-INFO}",
+        "SYNOD_OTLP_ENDPOINT": "${SYNOD_OTLP_ENDPOINT:-}",
+        "SYNOD_PEERS": {callee: f"{callee}:{PORTS[callee]}" for callee in calls},
+        **key,
+    }
 
 
 OF_NODE = {"user": "10001:10001"}
 """A user that owns nothing on the machine; the services' images say so themselves."""
 OWNER = {"cap_add": ["CHOWN", "DAC_OVERRIDE"], "network_mode": "none"}
 OBSERVABILITY = "./deploy/observability"
+LEDGER_AND_REGISTRY = ("agent-registry", "cost-ledger")
+ALL_BELOW = (*LEDGER_AND_REGISTRY, "consensus", "llm-gateway", "tool-executor")
 PERMISSIONS: dict[str, dict[str, Any]] = {
-    "agent-registry": service("agent-registry", "signing.pem", "service-keys.json", "dev.key"),
-    "cost-ledger": service("cost-ledger"),
+    "agent-registry": service(
+        "agent-registry",
+        *("signing.pem", "service-keys.json", "dev.key"),
+        calls=(),
+        told={
+            "SYNOD_SIGNING_KEY_FILE": "/run/secrets/signing.pem",
+            "SYNOD_SERVICE_KEYS_FILE": "/run/secrets/service-keys.json",
+            "SYNOD_DEV_KEY_FILE": "/run/secrets/dev.key",
+        },
+    ),
+    "cost-ledger": service(
+        "cost-ledger",
+        told={"SYNOD_FIRST_PRICES": '{"simulator/sim-1": [100000, 400000], "simulator/sim-embed": [20000, 0]}'},
+    ),
     "consensus": service("consensus"),
-    "tool-executor": service("tool-executor", mounts=("workspaces:/var/lib/synod",)),
-    "llm-gateway": service("llm-gateway", "openai.key", "anthropic.key"),
-    "agent-runtime": service("agent-runtime"),
-    "ws-gateway": service("ws-gateway", ports=["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"]),
-    "provider-simulator": {},
-    "postgres-owner": {**OWNER, "volumes": {"postgres:/var/lib/postgresql"}},
+    "tool-executor": service("tool-executor", calls=LEDGER_AND_REGISTRY, mounts=("workspaces:/var/lib/synod",)),
+    "llm-gateway": service(
+        "llm-gateway",
+        *("openai.key", "anthropic.key"),
+        calls=LEDGER_AND_REGISTRY,
+        told={
+            "SYNOD_SIMULATOR_URL": "http://provider-simulator:7199",
+            "OPENAI_API_KEY_FILE": "/run/secrets/openai.key",
+            "ANTHROPIC_API_KEY_FILE": "/run/secrets/anthropic.key",
+        },
+    ),
+    "agent-runtime": service("agent-runtime", calls=ALL_BELOW),
+    "ws-gateway": service(
+        "ws-gateway",
+        calls=(*ALL_BELOW, "agent-runtime"),
+        told={"SYNOD_EDGE_HOST": "0.0.0.0", "SYNOD_EDGE_PORT": "8080"},
+        ports=["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"],
+    ),
+    "provider-simulator": {
+        "command": ["python", "-m", "provider_simulator", "--host", "0.0.0.0"],
+        "environment": {"SYNOD_HTTP_PORT": "7199"},
+    },
+    "postgres-owner": {
+        **OWNER,
+        "entrypoint": ["sh", "-c", "! test -O /var/lib/postgresql || chown -R 999:999 /var/lib/postgresql"],
+        "volumes": {"postgres:/var/lib/postgresql"},
+    },
     "postgres": {
         "user": "999:999",
+        "command": ["postgres", *("-c", "max_connections=400"), *("-c", "wal_compression=on"), *("-c", "jit=off")],
+        "environment": {"POSTGRES_PASSWORD_FILE": "/run/secrets/postgres.password"},
         "secrets": secrets("postgres.password", "postgres.roles"),
         "volumes": {
             "postgres:/var/lib/postgresql",
             "./deploy/postgres/roles.sh:/docker-entrypoint-initdb.d/roles.sh:ro",
         },
     },
-    "nats-owner": {**OWNER, "volumes": {"nats:/data"}},
+    "nats-owner": {
+        **OWNER,
+        "entrypoint": ["sh", "-c", "! test -O /data || chown -R 10001:10001 /data"],
+        "volumes": {"nats:/data"},
+    },
     "nats": {
         **OF_NODE,
+        "command": ["--config", "/etc/nats/synod.conf"],
         "secrets": {"/etc/nats/passwords.conf": "nats.passwords"},
         "volumes": {"nats:/data", "./deploy/nats/nats.conf:/etc/nats/synod.conf:ro"},
     },
     "nats-admin": {
+        "command": ["python", "-m", "servicekit.nats_admin", "apply", "/etc/nats/jetstream.json"],
+        "environment": {
+            "SYNOD_NATS_URL": "nats://nats:4222",
+            "SYNOD_NATS_USER": "administrator",
+            "SYNOD_NATS_PASSWORD_FILE": "/run/secrets/nats.password",
+        },
         "secrets": {"nats.password": "administrator.nats"},
         "volumes": {"./deploy/nats/jetstream.json:/etc/nats/jetstream.json:ro"},
     },
     "postgres-monitor": {
         **OF_NODE,
+        "entrypoint": [
+            *("sh", "-c"),
+            "PGPASSWORD=$$(cat /run/secrets/postgres.password) exec psql --quiet --no-psqlrc --host=postgres "
+            "--username=postgres --file=/etc/monitor.sql",
+        ],
         "secrets": secrets("postgres.password", "monitor.password"),
         "volumes": {f"{OBSERVABILITY}/postgres/monitor.sql:/etc/monitor.sql:ro"},
     },
-    "postgres-exporter": {**OF_NODE, "secrets": secrets("monitor.password")},
-    "nats-exporter": {**OF_NODE, "network_mode": "service:nats"},
+    "postgres-exporter": {
+        **OF_NODE,
+        "environment": {
+            "DATA_SOURCE_URI": "postgres:5432/postgres?sslmode=disable",
+            "DATA_SOURCE_USER": "monitor",
+            "DATA_SOURCE_PASS_FILE": "/run/secrets/monitor.password",
+        },
+        "secrets": secrets("monitor.password"),
+    },
+    "nats-exporter": {
+        **OF_NODE,
+        "command": ["-varz", "-healthz", "-jsz=all", "-port=7777", "http://127.0.0.1:8222"],
+        "network_mode": "service:nats",
+    },
     "volume-exporter": {
         "user": "65534:65534",  # none of the files that it sees are its own
+        "command": [
+            "--collector.disable-defaults",
+            "--collector.filesystem",
+            "--collector.filesystem.mount-points-exclude=^/($$|[^v]|v[^o])",
+        ],
         "volumes": {f"{volume}:/volumes/{volume}:ro" for volume in ("postgres", "nats", "workspaces")},
     },
-    "otel-collector": {**OF_NODE, "volumes": {f"{OBSERVABILITY}/collector.yaml:/etc/otelcol/synod.yaml:ro"}},
-    "jaeger": OF_NODE,
+    "otel-collector": {
+        **OF_NODE,
+        "command": ["--config=/etc/otelcol/synod.yaml"],
+        "volumes": {f"{OBSERVABILITY}/collector.yaml:/etc/otelcol/synod.yaml:ro"},
+    },
+    "jaeger": {
+        **OF_NODE,
+        "command": ["--set=extensions.jaeger_storage.backends.some_storage.memory.max_traces=20000"],
+    },
     "prometheus": {
+        # Without --web.enable-admin-api and --web.enable-lifecycle: whoever reaches it may ask, and do nothing else.
+        "command": [
+            "--config.file=/etc/prometheus/prometheus.yml",
+            "--storage.tsdb.path=/prometheus",
+            "--storage.tsdb.retention.time=15d",
+            "--storage.tsdb.retention.size=4GB",
+        ],
         "volumes": {
             "prometheus:/prometheus",
             *(f"{OBSERVABILITY}/prometheus/{f}.yml:/etc/prometheus/{f}.yml:ro" for f in ("prometheus", "alerts")),
-        }
+        },
     },
     "grafana": {
+        # Nobody looks without the password, and nothing is sent or fetched by itself.
+        "environment": {
+            "GF_SECURITY_ADMIN_PASSWORD__FILE": "/run/secrets/grafana.password",
+            "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": "/etc/grafana/dashboards/fleet.json",
+            "GF_PLUGINS_PREINSTALL_DISABLED": "true",
+            **{f"GF_ANALYTICS_{what}": "false" for what in ("ENABLED", "REPORTING_ENABLED", "CHECK_FOR_UPDATES")},
+            "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES": "false",
+            "GF_NEWS_NEWS_FEED_ENABLED": "false",
+            "GF_SECURITY_DISABLE_GRAVATAR": "true",
+            "GF_LOG_MODE": "console",
+        },
         "secrets": secrets("grafana.password"),
         "volumes": {
             "grafana:/var/lib/grafana",
@@ -109,16 +250,6 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
 
 TLS = {f"SYNOD_TLS_{what}_FILE": f"/run/tls/{file}" for what, file in (("CA", "ca.crt"), ("CERTIFICATE", "tls.crt"))}
 TLS |= {"SYNOD_TLS_KEY_FILE": "/run/tls/tls.key"}
-PORTS = {
-    "agent-registry": 7101,
-    "agent-runtime": 7102,
-    "llm-gateway": 7103,
-    "tool-executor": 7104,
-    "cost-ledger": 7105,
-    "consensus": 7106,
-    "ws-gateway": 7107,
-    "nats": 4222,
-}
 
 
 def published(name: str) -> dict[str, Any]:
@@ -168,13 +299,22 @@ WIDENINGS: tuple[dict[str, Any], ...] = (
     {"volumes": [{"type": "bind", "source": "/", "target": "/machine"}]},
     {"volumes_from": ["postgres"]},
     {"env_file": [".env"]},
+    {"environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_AUTH_ANONYMOUS_ORG_ROLE": "Admin"}},
+    {"environment": {"SYNOD_REQUIRE_SEALING": "maybe"}},
+    {"command": ["--web.enable-admin-api"]},
+    {"command": ["-c", "listen_addresses=*"]},
+    {"entrypoint": ["sh", "-c"]},
 )
+MORE = {"secrets", "volumes", "ports", "command", "entrypoint"}
+"""Keys of a list to which a widening adds."""
 
 
 def permissions(container: Mapping[str, Any]) -> dict[str, Any]:
     """All that a container is given, but for its networks; what every container says is left out if this one does."""
     given = {key: value for key, value in container.items() if key not in HARMLESS and CLOSED.get(key) != value}
     given |= {key: None for key in CLOSED if key not in container}
+    if peers := given.get("environment", {}).get("SYNOD_PEERS"):
+        given["environment"] = {**given["environment"], "SYNOD_PEERS": json.loads(peers)}
     if "secrets" in given:
         given["secrets"] = dict(_file_and_secret(each) for each in given["secrets"])
     if "volumes" in given:
@@ -203,7 +343,10 @@ def test_a_container_that_is_given_more_is_noticed(widening: dict[str, Any]) -> 
 def widened(name: str, widening: dict[str, Any]) -> dict[str, Any]:
     container = deepcopy(CONTAINERS[name])
     for key, value in widening.items():
-        container[key] = [*container.get(key, ()), *value] if key in {"secrets", "volumes", "ports"} else value
+        if key == "environment":
+            container[key] = {**container.get(key, {}), **value}
+        else:
+            container[key] = [*container.get(key, ()), *value] if key in MORE else value
     return container
 
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +20,17 @@ from synod_client import Endpoints, Synod
 ROOT = Path(__file__).parents[2]
 SECRETS = Path("deploy/compose/secrets")
 PUBLISHED = ("compose.yaml", "deploy/compose/compose.dev.yaml")
-REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml")
+REPLICATED = ("compose.yaml", "deploy/compose/compose.replicas.yaml", str(Path(__file__).parent / "reached.yaml"))
 SECURED = (*PUBLISHED, "deploy/compose/compose.tls.yaml")
+HASTY = Path(__file__).parent / "hasty.yaml"
 PROJECT = "synod-e2e"
 NEXT = "e2e-next"
 """The tag of images of the same code with another revision."""
+EDGE_OFFSET = 980
 NETWORKS = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
+STOP_GRACE_S = 15
+"""As compose.yaml says."""
 POLL_S = 0.5
 PROGRAMS = {
     "docker": """#!/bin/sh
@@ -69,9 +73,11 @@ class Containers:
         self, port_base: int, folder: Path, variables: Mapping[str, str], files: tuple[str, ...] = PUBLISHED
     ) -> None:
         self.port_base, self.folder, self._tls = port_base, folder, files == SECURED
-        files = tuple(part for file in files for part in ("--file", file))
-        self._command = (*compose_command(), "--project-name", PROJECT, *files)
-        edges = f"{port_base + 980}-{port_base + 983}" if REPLICATED[1] in files else str(port_base + 980)
+        files = tuple(part for file in (*files, str(HASTY)) for part in ("--file", file))
+        project = (*compose_command(), "--project-name", PROJECT)
+        self._closed, self._command = (*project, "--file", files[1]), (*project, *files)
+        edge = port_base + EDGE_OFFSET
+        edges = f"{edge}-{edge + 3}" if REPLICATED[1] in files else str(edge)
         ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": edges}
         self._environment = {**os.environ, **ports, **variables}
 
@@ -129,7 +135,9 @@ class Containers:
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
         """Runs a command of Compose and answers what it printed; AssertionError with its words if it fails."""
-        command = (*self._command, *arguments)
+        return self._printed((*self._command, *arguments), timeout_s, stdin)
+
+    def _printed(self, command: Sequence[str], timeout_s: float = COMMAND_S, stdin: bytes | None = None) -> bytes:
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -139,7 +147,7 @@ class Containers:
             timeout=timeout_s,
             check=False,
         )
-        assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]!r}\n{done.stderr[-4000:].decode()}"
         return done.stdout
 
     def follow(self, commands: str) -> None:
@@ -217,7 +225,7 @@ class Containers:
     def revisions(self, service: str) -> list[str]:
         """Of the image of each container."""
         label = '{{index .Config.Labels "org.opencontainers.image.revision"}}'
-        return engine("inspect", "--format", label, *self.ids(service)).split()
+        return inspected(label, *self.ids(service))
 
     def ids(self, service: str) -> list[str]:
         """Of its containers, running or not."""
@@ -225,18 +233,28 @@ class Containers:
 
     def addresses(self, service: str) -> list[str]:
         """One of each of its containers, where this machine reaches it."""
-        found = engine("inspect", "--format", NETWORKS, *self.ids(service)).splitlines()
+        found = inspected(NETWORKS, *self.ids(service))
         return [addresses.split()[0] for addresses in found if addresses.strip()]
 
     def all_addresses(self) -> dict[str, str]:
         """The service that has each address, in any network."""
         running = engine("ps", "--quiet", *_labelled(oneoff="False")).split()
         named = '{{index .Config.Labels "com.docker.compose.service"}} ' + NETWORKS
-        found = [line.split() for line in engine("inspect", "--format", named, *running).splitlines()]
+        found = [line.split() for line in inspected(named, *running)]
         return {address: service for service, *addresses in found for address in addresses}
 
     def edges(self) -> list[str]:
         return [f"http://{address}:8080" for address in self.addresses("ws-gateway")]
+
+    def restart(self, service: str) -> tuple[int, float]:
+        """Stops its only container as Compose does. Its exit code, and in how many seconds it was gone; then it is back."""
+        (container,) = self.ids(service)
+        begin = time.monotonic()
+        engine("stop", "--time", str(STOP_GRACE_S), container)
+        took_s, (code,) = time.monotonic() - begin, inspected("{{.State.ExitCode}}", container)
+        engine("start", container)
+        self.wait_ready(service)
+        return int(code), took_s
 
     def start(self, service: str) -> None:
         self.compose("start", service)
@@ -244,6 +262,17 @@ class Containers:
     def run(self, service: str, *command: str) -> str:
         """What a command prints inside the first container of a service."""
         return engine("exec", self.ids(service)[0], *command)
+
+    def run_closed(self, service: str, *command: str) -> str:
+        """What a command prints in a container of its own, which compose.yaml describes and no file over it."""
+        return self._printed((*self._closed, "run", "--rm", "--no-deps", "-T", service, *command)).decode()
+
+    def published(self) -> set[tuple[str, int]]:
+        """The addresses and ports of this machine that lead to a container."""
+        form = "{{range .NetworkSettings.Ports}}{{range .}}{{.HostIp}} {{.HostPort}} {{end}}{{end}}"
+        running = engine("ps", "--quiet", *_labelled(oneoff="False")).split()
+        words = " ".join(inspected(form, *running)).split()
+        return {(address, int(port)) for address, port in zip(words[::2], words[1::2], strict=True)}
 
     def wait_ready(self, service: str) -> None:
         end = time.monotonic() + START_S
@@ -270,6 +299,15 @@ def engine(*arguments: str) -> str:
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-4000:]}"
     return done.stdout
+
+
+def inspected(form: str, *containers: str) -> list[str]:
+    """A line of each container that is still there: one may go between being listed and being looked at."""
+    command = ["docker", "inspect", "--format", form, *containers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+    others = [line for line in done.stderr.splitlines() if "no such object" not in line.casefold()]
+    assert not others, done.stderr[-4000:]
+    return done.stdout.splitlines()
 
 
 def is_ready(container: str) -> bool:

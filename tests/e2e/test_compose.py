@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from launcher.figures import measured, table
-from launcher.layout import PORT_BASE, SERVICES, Layout
+from launcher.layout import EDGE, NATS_OFFSET, SERVICES, Layout
 from launcher.programs import needed
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
@@ -26,32 +27,18 @@ from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
 from synod_client import Synod
 
-from .conftest import PROJECT, ROOT, Containers, engine
+from .conftest import EDGE_OFFSET, PROJECT, ROOT, Containers, engine
 from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
 from .disks import where_it_is_readable
+from .inflight import IN_FLIGHT
+from .reach import BEYOND, LISTENING, connects, machine_addresses, machine_listening, probe
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 STOP_S = 10
 README = (ROOT / "deploy/README.md").read_text()
-REACH = """
-import socket, sys
-from concurrent.futures import ThreadPoolExecutor
-def reached(address):
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 2).close()
-    except OSError:
-        return False
-    return True
-with ThreadPoolExecutor(64) as pool:
-    print(" ".join(a for a, found in zip(sys.argv[1:], pool.map(reached, sys.argv[1:])) if found))
-"""
-LISTENING = {
-    "postgres": 5432,
-    "nats": 4222,
-    "provider-simulator": 7199,
-    **{service.name: PORT_BASE + service.number for service in SERVICES},
-}
+PYTHON = (*(service.name for service in SERVICES), "provider-simulator")
+"""The containers that can run a probe."""
+AT_ONCE = 3
 SERVERS = {"postgres": 999, "nats": 10001}
 """Their users."""
 WORKSPACES = "/var/lib/synod"
@@ -119,13 +106,32 @@ async def test_a_container_that_dies_in_the_middle_changes_nothing(
     assert all([(await synod.verify_log(service)).ok for service in synod.services])
 
 
-@pytest.mark.parametrize("name", [*(service.name for service in SERVICES), "provider-simulator"])
+@pytest.mark.parametrize("name", PYTHON)
 def test_a_container_reaches_whom_it_calls_and_who_calls_it_and_nobody_else(containers: Containers, name: str) -> None:
     """Under no address that any container has in any network."""
     owners = {address: other for address, other in containers.all_addresses().items() if other in LISTENING}
     tried = [f"{address}:{LISTENING[other]}" for address, other in owners.items()]
-    found = containers.run(name, "python", "-c", REACH, *tried).split()
+    found = containers.run(name, *probe(tried)).split()
     assert {owners[address.partition(":")[0]] for address in found} - {name} == those_that_may_meet(name)
+
+
+def test_no_container_of_the_inside_reaches_this_machine_or_what_is_beyond(containers: Containers) -> None:
+    """As compose.yaml alone has them, without the networks that publish more ports for development."""
+    with machine_listening() as port, ThreadPoolExecutor(AT_ONCE) as pool:
+        machine, beyond = {f"{address}:{port}" for address in machine_addresses()}, f"{BEYOND}:443"
+        command = probe([*machine, beyond])
+        found = pool.map(lambda name: set(containers.run_closed(name, *command).split()), PYTHON)
+        reached = dict(zip(PYTHON, found, strict=True))
+    assert {name for name, addresses in reached.items() if addresses & machine} == {"llm-gateway", EDGE}
+    assert {name for name, addresses in reached.items() if beyond in addresses} <= {"llm-gateway"}
+
+
+def test_only_the_ports_that_are_published_answer_and_on_loopback_only(containers: Containers) -> None:
+    numbers = (*(service.number for service in SERVICES), NATS_OFFSET, EDGE_OFFSET)
+    ports = {containers.port_base + number for number in numbers}
+    assert containers.published() == {("127.0.0.1", port) for port in ports}
+    assert {port for port in ports if connects("127.0.0.1", port)} == ports
+    assert [(address, port) for address in machine_addresses() for port in ports if connects(address, port)] == []
 
 
 def those_that_may_meet(name: str) -> set[str]:
@@ -154,19 +160,50 @@ def test_what_each_container_costs_is_told(containers: Containers) -> None:
     sys.stdout.write(table(found))
 
 
+def test_a_permission_that_somebody_widens_in_a_running_server_is_reported(containers: Containers) -> None:
+    """Also once its file says again what it should."""
+    file = containers.folder / "deploy/nats/nats.conf"
+    made = file.read_text()
+    assert drift_of_nats(containers) == (0, 0)
+    file.write_text(made.replace('"synod.*.evt.consensus.>"', '"synod.*.evt.>"'))
+    assert drift_of_nats(containers) == (1, 1)
+    have_nats_read(containers)
+    assert drift_of_nats(containers) == (1, 0)
+    file.write_text(made)
+    assert drift_of_nats(containers) == (0, 1)
+    have_nats_read(containers)
+    assert drift_of_nats(containers) == (0, 0)
+
+
+def have_nats_read(containers: Containers) -> None:
+    """Its configuration, which it does some time after it was told to."""
+    containers.compose("kill", "-s", "HUP", "nats")
+    end = time.monotonic() + WAIT_S
+    while drift_of_nats(containers)[1]:
+        assert time.monotonic() < end
+
+
+def drift_of_nats(containers: Containers) -> tuple[int, int]:
+    """The exit codes of what `make compose-check` asks about the configuration, and about what the server runs of it."""
+    (nats,) = containers.ids("nats")
+    says = containers.run("nats", "cat", "/etc/nats/synod.conf")
+    checks = [sys.executable, "-m", "launcher.containers", "check"], ["docker", "exec", "-i", nats, "sh"]
+    given = says, (ROOT / "deploy/nats/check.sh").read_text()
+    done = [
+        subprocess.run(command, input=text, text=True, capture_output=True, timeout=60, check=False)
+        for command, text in zip(checks, given, strict=True)
+    ]
+    return done[0].returncode, done[1].returncode
+
+
 @pytest.mark.parametrize("service", [service.name for service in SERVICES])
-def test_a_service_stops_in_time_when_asked(containers: Containers, service: str) -> None:
-    container = containers.compose("ps", "-q", service).decode().strip()
-    begin = time.monotonic()
-    containers.compose("stop", service)
-    took_s = time.monotonic() - begin
-    state = subprocess.run(
-        ["docker", "inspect", "--format", "{{.State.ExitCode}}", container], capture_output=True, text=True, check=True
-    )
-    containers.start(service)
-    containers.wait_ready(service)
-    assert state.stdout.strip() == "0"
-    assert took_s < STOP_S
+async def test_a_service_that_is_told_to_stop_does_so_in_time_and_loses_no_call(
+    containers: Containers, synod: Synod, service: str
+) -> None:
+    async with IN_FLIGHT[service](containers, synod):
+        code, took_s = await asyncio.to_thread(containers.restart, service)
+    sys.stdout.write(f"{service} stopped in {took_s:.1f} s\n")
+    assert (code, took_s < STOP_S) == (0, True), took_s
 
 
 async def test_a_backup_as_the_readme_says_restores_what_was_wholly_destroyed(
@@ -177,8 +214,9 @@ async def test_a_backup_as_the_readme_says_restores_what_was_wholly_destroyed(
     run = await finished(synod, (await synod.start("porters", "the load")).id)
     assert "1 to 20: " in await asyncio.to_thread(containers.run, "agent-runtime", *ARCHIVED)
     await asyncio.to_thread(containers.run, "tool-executor", "sh", "-c", f"echo the load > {WORKSPACES}/kept")
-    await asyncio.to_thread(containers.follow, back_up)
     before = {service: await synod.verify_log(service) for service in synod.services}
+    async with IN_FLIGHT["cost-ledger"](containers, synod):
+        await asyncio.to_thread(containers.follow, back_up)
 
     await asyncio.to_thread(containers.down)
     assert containers.volumes() == []

@@ -34,6 +34,7 @@ from .reach import WORKLOADS, pods
 from .schemas import problems
 
 LAYOUT = Layout(Path())
+README = (ROOT / "deploy/kubernetes/README.md").read_text()
 SERVERS = ("postgres", "nats")
 PREPARES = "SYNOD_PREPARE_ONLY"
 SHUTDOWN_GRACE_S = ServiceSettings.model_fields["shutdown_grace_s"].default
@@ -105,8 +106,7 @@ def claims_of(workload: Manifest) -> list[str]:
 
 def test_nothing_that_has_ended_keeps_a_restore_waiting() -> None:
     """The pod of a finished job stays, and is waited for with all others that mount volumes."""
-    said = (ROOT / "deploy/kubernetes/README.md").read_text()
-    restore = said[said.index("To restore, start NATS from nothing") :]
+    restore = README[README.index("To restore, start NATS from nothing") :]
     assert restore.index("kubectl delete job --namespace synod --all") < restore.index(
         "kubectl wait --namespace synod --for=delete"
     )
@@ -400,6 +400,16 @@ def test_replicas_are_spread(service: Service) -> None:
     for spread in (zones, machines["podAffinityTerm"]):
         assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
         assert spread["matchLabelKeys"] == ["app.kubernetes.io/name", "pod-template-hash"]
+
+
+@each_service
+def test_a_replica_whose_machine_is_lost_is_soon_elsewhere(service: Service) -> None:
+    """A cluster waits five minutes by itself. README.md tells these seconds."""
+    tolerations = {each["key"]: each for each in pod(deployment("production", service))["tolerations"]}
+    assert set(tolerations) == {f"node.kubernetes.io/{what}" for what in ("not-ready", "unreachable")}
+    for each in tolerations.values():
+        assert (each["operator"], each["effect"]) == ("Exists", "NoExecute")
+        assert f"waits {each['tolerationSeconds']} s more (`tolerationSeconds`)" in README
 
 
 def test_the_runtime_is_scaled_by_its_own_queue() -> None:

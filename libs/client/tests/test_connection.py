@@ -17,6 +17,8 @@ from synod_client.connection import Connection
 from synod_client.testing import FakeSystem, Fault
 
 AWAY = Fault(grpc.StatusCode.UNAVAILABLE, "restarting", "UNAVAILABLE")
+STOPPING = Fault(grpc.StatusCode.CANCELLED, "CANCELLED", "")
+"""What becomes of a call that comes in as a server stops, or that has outlasted its patience."""
 
 
 class Hours:
@@ -56,8 +58,8 @@ async def test_who_one_is_is_known_after_the_first_call(fakes: FakeSystem, synod
     assert fakes.requests("Authenticate")[0].api_key == "syn_test_key"
 
 
-async def test_a_call_is_repeated_while_the_service_is_unavailable(fakes: FakeSystem, synod: Synod) -> None:
-    fakes.answer("agent-runtime", "StartRun", AWAY, AWAY, Run(id="run_1"))
+async def test_a_call_is_repeated_while_the_service_stops_or_is_unavailable(fakes: FakeSystem, synod: Synod) -> None:
+    fakes.answer("agent-runtime", "StartRun", STOPPING, AWAY, Run(id="run_1"))
     assert (await synod.start("helper", "hello")).id == "run_1"
     assert len({request.request_id for request in fakes.requests("StartRun")}) == 1
 

@@ -11,7 +11,7 @@ import nats
 import psycopg
 import pytest
 from launcher.bus import authorization
-from launcher.containers import main, nats_configuration, write_secrets
+from launcher.containers import configuration_drift, main, nats_configuration, write_secrets
 from launcher.keys import NATS_CLIENTS
 from launcher.layout import Service
 from launcher.nats import binary
@@ -122,3 +122,31 @@ def test_the_configuration_is_the_launchers_own() -> None:
     words = re.sub(r"\$(password_\w+)", r'"\1"', text.partition("accounts: ")[2])
     variables = {name: f"password_{name.replace('-', '_')}" for name in names}
     assert json.loads(words) == authorization(SERVICES, variables)["accounts"]
+
+
+def test_the_configuration_that_is_made_does_not_drift() -> None:
+    assert configuration_drift(nats_configuration()) == ()
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "noticed"),
+    [
+        (('"synod.*.evt.consensus.>"', '"synod.*.evt.>"'), "synod.*.evt.>"),
+        (('"users": [', '"users": [{"user": "eve", "password": "x"},'), "eve"),
+        (("accounts: {", 'no_auth_user: "administrator"\naccounts: {'), "no_auth_user"),
+        (('"127.0.0.1:8222"', '"0.0.0.0:8222"'), "0.0.0.0:8222"),
+    ],
+    ids=["permission", "user", "guest", "monitoring"],
+)
+def test_a_permission_that_is_widened_by_hand_is_reported(by_hand: tuple[str, str], noticed: str) -> None:
+    made = nats_configuration()
+    changed = made.replace(*by_hand, 1)
+    assert changed != made
+    assert [line for line in configuration_drift(changed) if line.startswith("+") and noticed in line]
+
+
+def test_a_line_that_is_taken_away_by_hand_is_reported() -> None:
+    first, *others = [line for line in nats_configuration().splitlines() if '"user": "consensus"' in line]
+    assert not others
+    changed = nats_configuration().replace(f"{first}\n", "")
+    assert configuration_drift(changed) == (f"-{first}",)

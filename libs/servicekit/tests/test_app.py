@@ -273,13 +273,13 @@ async def slow_service(**environment: str) -> AsyncIterator[Process]:
 def test_all_that_is_closed_at_a_stop_shares_one_time_and_the_last_has_some_of_it() -> None:
     now_s = 100.0
     grace = Grace(10, lambda: now_s)
-    assert grace.left_s() == 10
+    assert (grace.left_s(), grace.left_to_finish_s()) == (10, 6.5)
     grace.begin()
-    now_s += 7
-    assert grace.left_s() == 3
-    now_s += 7
-    assert grace.left_s() == GRACE_LEAST_S
-    assert Grace(0.2).left_s() == 0.2
+    now_s += 4
+    assert (grace.left_s(), grace.left_to_finish_s()) == (6, 2.5)
+    now_s += 10
+    assert (grace.left_s(), grace.left_to_finish_s()) == (GRACE_LEAST_S, GRACE_LEAST_S)
+    assert (Grace(0.2).left_s(), Grace(0.2).left_to_finish_s()) == (0.2, 0.2)
 
 
 async def test_sigterm_drains_the_call_in_flight_and_refuses_new_ones(

@@ -21,6 +21,8 @@ from synod_client.tls import VARIABLES
 Reply = TypeVar("Reply")
 Message = TypeVar("Message")
 _RENEW_AT = 0.8
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What is heard of a service that is not there. CANCELLED comes from one that stops; we cancel a call by no longer waiting."""
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", 32 * 1024 * 1024),
     # To the replicas of a service in turn, leaving out those that are gone or give no sign of life.
@@ -112,7 +114,7 @@ class Connection:
                 return await self._once(method, request, timeout_s)
             except TryAgain as error:
                 attempt += 1
-                if attempt == self.limits.attempts or error.code is not grpc.StatusCode.UNAVAILABLE:
+                if attempt == self.limits.attempts or error.code not in _AWAY:
                     raise
                 await asyncio.sleep(self.pause_s(attempt, error.retry_after_s))
 

@@ -3,6 +3,7 @@
     python -m launcher.containers secrets DIRECTORY    makes what is missing, keeps what is there
     python -m launcher.containers nats                 prints deploy/nats/nats.conf: accounts, users and permissions
     python -m launcher.containers streams              prints deploy/nats/jetstream.json: streams and consumers
+    python -m launcher.containers check < NATS.CONF    prints where accounts, users and permissions are others; exit code 1 then
 
 DIRECTORY/keys holds what keys.py makes, for people and the synod command, which takes DIRECTORY as its --data.
 DIRECTORY/files holds what containers are
@@ -24,6 +25,7 @@ given, one secret in one file:
 """
 
 import argparse
+import difflib
 import json
 import os
 import secrets
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "streams":
             sys.stdout.write(jetstream_document())
             return 0
+        case "check":
+            return _report(configuration_drift(sys.stdin.read()))
     try:
         write_secrets(options.directory, os.environ)
     except KeyLost as error:
@@ -115,6 +119,12 @@ def nats_configuration(services: tuple[Service, ...] = SERVICES) -> str:
     """nats.conf, whose passwords are variables of a file beside it."""
     names = (*(service.name for service in services), *NATS_CLIENTS)
     return f"{NATS_HEAD}\n{rendered(services, {name: _variable(name) for name in names})}"
+
+
+def configuration_drift(found: str, services: tuple[Service, ...] = SERVICES) -> tuple[str, ...]:
+    """The lines of a nats.conf that should not be there, after "+", and those that should, after "-"; none if all is well."""
+    lines = difflib.unified_diff(nats_configuration(services).splitlines(), found.splitlines(), n=0, lineterm="")
+    return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
 
 
 def jetstream_document(services: tuple[Service, ...] = SERVICES) -> str:
@@ -173,12 +183,20 @@ def _write(file: Path, text: str) -> None:
     file.chmod(0o644)
 
 
+def _report(drift: Sequence[str]) -> int:
+    for line in drift:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"nats.conf: {len(drift)} lines differ\n" if drift else "nats.conf: all in step\n")
+    return 1 if drift else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launcher.containers", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
     commands.add_parser("secrets", help="make the secrets as files").add_argument("directory", type=Path)
     commands.add_parser("nats", help="print the configuration of NATS")
     commands.add_parser("streams", help="print the streams and consumers of NATS")
+    commands.add_parser("check", help="compare a configuration of NATS with what it should be")
     return parser
 
 

@@ -46,7 +46,7 @@ from servicekit.nats_headers import read_headers_quickly
 from servicekit.peers import Peers, PeerUnknown
 from servicekit.retry import Backoff
 from servicekit.rpc import Guard, PermissionMissing, RpcServer
-from servicekit.settings import ServiceSettings, SettingsInvalid, load_settings
+from servicekit.settings import FINISH_SHARE, ServiceSettings, SettingsInvalid, load_settings
 from servicekit.tasks import Tasks
 from servicekit.telemetry import Logger, Metrics, Tracing, configure_logging
 from servicekit.tls import Material, Tls, TlsFiles, TlsInvalid, follow
@@ -320,7 +320,7 @@ class _Start(Generic[S]):
             await host.start_composed()
         async with self.phases.phase("grpc"):
             host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
-            self.stack.push_async_callback(lambda: host.rpc.stop(grace.left_s()))
+            self.stack.push_async_callback(lambda: host.rpc.stop(grace.left_to_finish_s()))
         async with self.phases.phase("commands"):
             await self.phases.wait_for("commands", host.commands.prepare)
             await host.commands.start()
@@ -344,8 +344,15 @@ class Grace:
         self._begun_s = self.clock()
 
     def left_s(self) -> float:
+        return self._left_of_s(self.whole_s)
+
+    def left_to_finish_s(self) -> float:
+        """How long calls may still take: what they leave behind at their end has to be put down in what is left then."""
+        return self._left_of_s(FINISH_SHARE * self.whole_s)
+
+    def _left_of_s(self, part_s: float) -> float:
         spent_s = 0.0 if self._begun_s is None else self.clock() - self._begun_s
-        return max(min(GRACE_LEAST_S, self.whole_s), self.whole_s - spent_s)
+        return max(min(GRACE_LEAST_S, self.whole_s), part_s - spent_s)
 
 
 @dataclass(slots=True)

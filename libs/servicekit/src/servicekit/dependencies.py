@@ -138,7 +138,7 @@ def nats_broker(settings: ServiceSettings, health: Health, log: Logger, tls: Tls
         reconnect_time_wait=1,
         disconnected_cb=disconnected,
         reconnected_cb=reconnected,
-        graceful_timeout=settings.shutdown_grace_s,
+        graceful_timeout=settings.finish_s,
         security=_nats_security(settings, tls),
         apply_types=True,
         logger=None,

@@ -12,6 +12,8 @@ from servicekit.limits import Limits
 
 PREFIX = "SYNOD_"
 FILE_SUFFIX = "_FILE"
+FINISH_SHARE = 0.65
+"""Of the time to stop: when commands and calls must have finished. In the rest their ends are recorded and published."""
 S = TypeVar("S", bound="ServiceSettings")
 
 
@@ -75,6 +77,11 @@ class ServiceSettings(BaseSettings):
     shutdown_grace_s: float = Field(default=10, gt=0)
     """In how long the service should have stopped from the moment it was told to, that drain included."""
     limits: Limits = Limits()
+
+    @property
+    def finish_s(self) -> float:
+        """How long commands may take to finish after the drain."""
+        return max(0.1, FINISH_SHARE * self.shutdown_grace_s - self.shutdown_drain_s)
 
     @classmethod
     def settings_customise_sources(

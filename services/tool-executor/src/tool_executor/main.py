@@ -68,7 +68,8 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
         worker=worker,
     )
     host.on_stop(runner.aclose)
-    host.on_stop(partial(parts.flights.close, settings.shutdown_grace_s / 2))
+    # Calls had their time; this is for what somebody started and left.
+    host.on_stop(partial(parts.flights.close, settings.shutdown_grace_s / 10))
     await parts.grants.catch_up()
     await announce(parts)
     _serve(host, parts)
