@@ -155,6 +155,12 @@ async def test_a_statement_that_cannot_be_prepared_is_told_at_the_open(postgres_
         await PreparedConnection.open(postgres_dsn, b"", [b"select * from nowhere"])
 
 
+async def test_an_exchange_that_could_not_be_sent_whole_ends_the_connection(connection: PreparedConnection) -> None:
+    with pytest.raises(KeyError):
+        await connection.run_all((KEEP, [from_int(1)]), (b"never prepared", ()))
+    assert connection.ended
+
+
 async def test_one_exchange_at_a_time(postgres_dsn: str, connection: PreparedConnection) -> None:
     first = await sleeping(postgres_dsn, connection)
     with pytest.raises(psycopg.InterfaceError, match="another statement"):

@@ -140,7 +140,7 @@ class PreparedConnection:
 
     def _end(self, answer: asyncio.Future[list[PGresult]]) -> None:
         """What the server still does for an exchange that was given up, and still answers, is nobody's next result."""
-        if answer.cancelled() or not answer.done():
+        if answer.cancel() or answer.cancelled():
             self.close()
 
     def _send(self) -> None:
