@@ -215,9 +215,10 @@ def check_request(request: Request, limits: Limits) -> Size:
         raise ValueError(f"a request has 1 to {limits.request_events_max} events, this one has {len(events)}")
     size = 0
     for event in events:
-        size += len(event.data)
-        if len(event.data) > limits.data_bytes_max:
-            raise EventTooLarge(event.type, len(event.data), limits.data_bytes_max)
+        length = len(event.data)
+        if length > limits.data_bytes_max:
+            raise EventTooLarge(event.type, length, limits.data_bytes_max)
+        size += length
     if len(events) > 1:
         _check_distinct(events)
     return Size(len(events), size)

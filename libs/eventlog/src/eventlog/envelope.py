@@ -102,5 +102,6 @@ def _encoded(value: str) -> str:
     return value if _PLAIN.fullmatch(value) else quote(value, safe="")
 
 
+@lru_cache(maxsize=4_096)
 def _decoded(value: str) -> str:
     return unquote(value) if "%" in value else value

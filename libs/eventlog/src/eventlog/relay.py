@@ -324,8 +324,9 @@ async def send(client: Client, messages: Sequence[bytes]) -> None:
     transport = client._transport
     if transport is None or not client.is_connected:
         raise nats.errors.ConnectionReconnectingError
-    transport.write(b"".join(messages))
+    # Before, not after: what comes next is put together while this is on its way.
     await transport.drain()  # type: ignore[no-untyped-call]
+    transport.write(b"".join(messages))
 
 
 def _expected_last(event: StoredEvent) -> str:
