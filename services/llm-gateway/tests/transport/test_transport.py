@@ -227,6 +227,16 @@ async def test_a_head_that_comes_drop_by_drop_ends_with_the_deadline(transport: 
                 pass
 
 
+async def test_a_call_whose_time_is_up_is_not_sent(transport: Transport) -> None:
+    async with serving(always(HI)) as server:
+        await fetched(transport, server.origin)
+        with pytest.raises(DeadlineExceeded):
+            async with transport.post(server.origin, {}, b"", asyncio.get_running_loop().time()):
+                pass
+        await fetched(transport, server.origin)
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
 async def test_the_time_of_a_call_before_does_not_end_the_next(transport: Transport) -> None:
     """One timer serves the connection; it rings for the first call while the second waits."""
     asked = asyncio.Event()
