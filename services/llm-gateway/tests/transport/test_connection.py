@@ -66,6 +66,14 @@ async def test_what_has_arrived_before_a_cut_is_read_before_the_cut_is_told() ->
         await connection.read(soon())
 
 
+async def test_a_trailer_adds_nothing_to_the_headers() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nRetry-After: 9\r\n\r\n"
+    connection = await asked(RecordedTransport(), chunked)
+
+    assert list(connection.headers) == ["transfer-encoding"]
+    assert [await connection.read(soon()), await connection.read(soon())] == [b"hi", b""]
+
+
 async def test_content_that_ends_with_the_connection_does_not_end_by_a_reset() -> None:
     whole, cut = [await asked(RecordedTransport(), b"HTTP/1.1 200 OK\r\n\r\nhi") for _ in range(2)]
     whole.connection_lost(None)

@@ -73,6 +73,7 @@ async def test_no_more_connections_are_in_use_than_are_allowed_and_who_waits_lon
             held.may_answer.release()
         await asyncio.gather(*calls)
         assert ended == [0, 1, 2, 3]
+        assert server.connections == 1
 
 
 async def test_waiting_for_a_place_ends_with_the_deadline_or_the_caller_and_passes_the_place_on() -> None:

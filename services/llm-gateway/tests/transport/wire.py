@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-LIMIT_S = 5.0
+LIMIT_S = 20.0
 
 
 class Peer:

@@ -99,6 +99,8 @@ class Connection(asyncio.Protocol):
         """Send a whole request and wait for the head of its answer, as long as `until` on the loop's clock."""
         if not self.is_open:
             raise ConnectionError(self._how_it_ended(None))
+        if self._loop.time() >= until:
+            raise TimeoutError  # nobody is left who could use the answer that would be paid for
         self._fields = {}
         self._chunks.clear()
         self._unread_bytes = self._barren_bytes = self.status = 0

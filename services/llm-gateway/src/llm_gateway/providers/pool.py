@@ -58,25 +58,23 @@ class ConnectionPool:
 
     def reuse(self, origin: Origin) -> Connection | None:
         """The connection that was used last, if there is one and the limit allows it."""
-        unused = self._unused.get(origin)
-        if not unused or self._used >= self._limits.connections_max:
+        if self._used >= self._limits.connections_max:
             return None
-        now = self._loop.time()
-        while unused:
-            connection = unused.pop()
-            if self._is_fresh(connection, now):
-                self._used += 1
-                return connection
-            connection.close()
-        return None
+        connection = self._fresh(origin)
+        if connection is not None:
+            self._used += 1
+        return connection
 
     async def open(self, origin: Origin, connect_s: float, deadline: float) -> Connection:
-        """A new connection. Raises ConnectTimedOut after `connect_s` seconds, TimeoutError at `deadline`, and OSError."""
+        """A new connection, or one that became free while the limit allowed none.
+
+        Raises ConnectTimedOut after `connect_s` seconds of connecting, TimeoutError at `deadline`, and OSError.
+        """
         await self._place(deadline)
         until = self._loop.time() + connect_s
         try:
             async with asyncio.timeout_at(min(until, deadline)):
-                return await self._connected(origin)
+                return self._fresh(origin) or await self._connected(origin)
         except BaseException as error:
             self._free_place()
             if isinstance(error, TimeoutError) and until < deadline:
@@ -85,7 +83,6 @@ class ConnectionPool:
 
     def give_back(self, connection: Connection) -> None:
         """One in the middle of an answer is cut off; what was not read of it is not wanted."""
-        self._free_place()
         now = self._loop.time()
         connection.idle_since = now
         if connection.reusable and now - connection.opened_at < self._limits.age_s and connection in self._all:
@@ -94,6 +91,7 @@ class ConnectionPool:
                 self._sweeper = self._loop.call_later(self._limits.unused_s, self._sweep)
         else:
             connection.close()
+        self._free_place()
 
     async def close(self) -> None:
         """Close all, those in use too; who does not answer to that in time is cut off."""
@@ -183,6 +181,16 @@ class ConnectionPool:
         self._loop.call_later(0.0 if failed else self._limits.address_s, self._addresses.pop, origin, None)
 
     # --- those that are kept ---
+
+    def _fresh(self, origin: Origin) -> Connection | None:
+        unused = self._unused.get(origin)
+        now = self._loop.time() if unused else 0.0
+        while unused:
+            connection = unused.pop()
+            if self._is_fresh(connection, now):
+                return connection
+            connection.close()
+        return None
 
     def _is_fresh(self, connection: Connection, now: float) -> bool:
         return connection.reusable and now - connection.idle_since < self._limits.unused_s
