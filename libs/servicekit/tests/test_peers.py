@@ -67,6 +67,21 @@ async def test_a_call_carries_identity_tenant_actor_trace_and_correlation(
     assert answered_in.split("-")[1] == asked_in.split("-")[1]
 
 
+async def test_a_service_that_cannot_say_who_it_is_may_still_call_with_its_callers_token(
+    serve_echo: Any, echo_stub: Any
+) -> None:
+    class Nobody:
+        async def token(self) -> str:
+            raise Unauthenticated("no token can be had", reason="KEY_FILE_MISSING")
+
+    nobody = CallTerms(Nobody(), SystemClock(), Limits(), Backoff())
+    async with serve_echo() as echo, PeerChannel(echo.address, nobody) as channel:
+        given = (("authorization", f"Bearer {echo.token()}"),)
+        assert (await echo_stub(channel).Unary(text("x"), metadata=given)).value == "x"
+        with pytest.raises(Unauthenticated):
+            await echo_stub(channel).Unary(text("x"))
+
+
 async def test_a_stream_carries_the_same_and_is_iterated(serve_echo: Any, echo_stub: Any, witness: Any) -> None:
     async with serve_echo(witness) as echo:
         token = echo.token(tenant="*", kind="service")

@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from servicekit.errors import AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+from ws_gateway.settings import EdgeLimits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MODEL = "simulator/sim-1"
@@ -168,6 +169,22 @@ async def test_a_field_of_the_wrong_type_is_named_by_its_path(system: System) ->
     status, body = await posted(system, "/v1/messages", CHAT)
     assert status == 400
     assert "max_tokens" in body["error"]["message"]  # type: ignore[index,operator]
+
+
+async def test_a_body_beyond_the_limit_of_models_is_refused_and_the_connection_ended(system: System) -> None:
+    too_large = BytesIO(bytes(EdgeLimits().model_body_bytes_max + 1))
+    async with system.http.post("/v1/chat/completions", data=too_large) as response:
+        problem = await response.json(content_type="application/problem+json")
+    assert (response.status, response.headers["Connection"]) == (413, "close")
+    assert (problem["reason"], problem["instance"]) == ("BODY_TOO_LARGE", "/v1/chat/completions")
+
+
+async def test_every_answer_keeps_browsers_safe_and_is_kept_by_none(system: System) -> None:
+    async with system.http.get("/v1/nothing") as response:
+        told = response.headers
+    assert told["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in told["Content-Security-Policy"]
+    assert (told["Cache-Control"], told["X-Request-Id"]) == ("no-store", told["Request-Id"])
 
 
 async def test_images_beyond_the_limit_of_rest_are_taken(system: System) -> None:

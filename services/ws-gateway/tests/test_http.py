@@ -149,6 +149,20 @@ async def test_a_body_that_is_too_large_is_read_no_further_than_its_limit_and_th
         assert [await answered(reader), await answered(reader)] == [b"too large", b"1"]
 
 
+async def test_a_body_without_a_length_is_kept_no_further_than_its_limit() -> None:
+    refused = asyncio.Event()
+
+    async def reading(exchange: Exchange) -> None:
+        with pytest.raises(BodyTooLarge):
+            await exchange.read(BYTES_MAX)
+        refused.set()
+
+    async with connected(straightened(Straight("/v1/", reading))) as (_, writer):
+        writer.write(b"POST /v1/a HTTP/1.1\r\nhost: edge\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"%x\r\n%b\r\n" % (BYTES_MAX + 1, bytes(BYTES_MAX + 1)))  # and no end to it
+        await refused.wait()
+
+
 @pytest.mark.parametrize("request_line", [b"GET /v1/a HTTP/1.0\r\n", b"GET /v1/a HTTP/1.1\r\nconnection: close\r\n"])
 async def test_a_client_that_wants_it_is_left_after_its_answer(request_line: bytes) -> None:
     async with connected(STRAIGHT) as (reader, writer):

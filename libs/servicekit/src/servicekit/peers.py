@@ -14,7 +14,7 @@ The stubs' calls are wrapped, not intercepted: grpc.aio runs an intercepted call
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class CallTerms:
     limits: Limits
     backoff: Backoff
 
-    async def metadata(self, asked: Any) -> Metadata:
+    async def metadata(self, asked: Any) -> "AsSent":
         """What the caller asks to send, and what it does not name of what a channel adds. The token of this service is
         fetched only where none is given. Raises Unauthenticated when it cannot be had.
         """
@@ -79,7 +79,7 @@ class CallTerms:
             (CORRELATION, call.correlation),
             (CAUSATION, str(call.causation) if call.causation else ""),
         )
-        return given + tuple([pair for pair in ours if pair[1] and pair[0] not in named])
+        return AsSent(given + tuple([pair for pair in ours if pair[1] and pair[0] not in named]))
 
     def timeout_s(self, given: float | None, default_s: float | None) -> float | None:
         """Seconds this call may take. Raises DeadlineExceeded when the call being served has none left."""
@@ -90,6 +90,22 @@ class CallTerms:
         if left_s <= 0:
             raise DeadlineExceeded("the call being served has no time left to ask a peer", reason="DEADLINE_PASSED")
         return left_s if limit_s is None else min(limit_s, left_s)
+
+
+class AsSent(grpc.aio.Metadata):
+    """Pairs that are sent as they are, and can only be gone through.
+
+    Of anything else grpc.aio makes a Metadata, by three calls for each pair, only to make a tuple of it again.
+    """
+
+    def __init__(self, pairs: Metadata) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
 
 
 class PeerChannel(grpc.aio.Channel):

@@ -14,8 +14,10 @@ from ws_gateway.compatible.openai_chat_answer import ChatWriter, completion
 from ws_gateway.compatible.wire import JsonObject, WireModel, data_url, decoded, read, text_of
 
 # Asked for, these change the answer in a way that no model behind the gateway is told about.
-_NOT_TAKEN: Final = ("audio", "functions", "function_call", "logprobs", "prediction", "web_search_options")
-_NEUTRAL: Final = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
+_NOT_TAKEN: Final = frozenset(
+    {"audio", "functions", "function_call", "logprobs", "prediction", "web_search_options"}
+    | {"frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs"}
+)
 
 ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "system": pb.ROLE_SYSTEM,
@@ -157,7 +159,7 @@ class OpenAiChat:
 
 def _check(request: _Request) -> None:
     """Refuses what would be left out silently."""
-    for name in (*_NOT_TAKEN, *_NEUTRAL):
+    for name in sorted(_NOT_TAKEN & request.model_fields_set):
         value = getattr(request, name)
         if value:
             raise InvalidArgument(name, value, "is not supported here; leave it out")

@@ -89,12 +89,22 @@ def completion_id(request_id: str) -> str:
 
 
 def _message(message: pb.Message) -> dict[str, object]:
-    reasoning = "".join(part.reasoning.text for part in message.parts if part.HasField("reasoning"))
-    calls = [_call(part.tool_call) for part in message.parts if part.HasField("tool_call")]
+    content = refusal = reasoning = ""
+    calls = []
+    for part in message.parts:
+        match part.WhichOneof("part"):
+            case "text":
+                content += part.text
+            case "refusal":
+                refusal += part.refusal
+            case "reasoning":
+                reasoning += part.reasoning.text
+            case "tool_call":
+                calls.append(_call(part.tool_call))
     return {
         "role": "assistant",
-        "content": "".join(part.text for part in message.parts) or None,
-        "refusal": "".join(part.refusal for part in message.parts) or None,
+        "content": content or None,
+        "refusal": refusal or None,
         **({"reasoning_content": reasoning} if reasoning else {}),
         **({"tool_calls": calls} if calls else {}),
     }

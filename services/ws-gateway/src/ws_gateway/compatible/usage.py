@@ -17,11 +17,14 @@ class Counts:
 
     @classmethod
     def of(cls, usage: pb.Usage) -> "Counts":
-        lines = usage.lines
-        return cls(
-            cache_read=sum(line.quantity for line in lines if line.cache == "read"),
-            cache_write=sum(line.quantity for line in lines if line.cache == "write"),
-            reasoning=sum(line.quantity for line in lines if line.reasoning),
-            audio_input=sum(one.quantity for one in lines if one.modality == "audio" and one.direction == "input"),
-            audio_output=sum(one.quantity for one in lines if one.modality == "audio" and one.direction == "output"),
-        )
+        cache = {"read": 0, "write": 0}
+        audio = {"input": 0, "output": 0}
+        reasoning = 0
+        for line in usage.lines:
+            if line.cache in cache:
+                cache[line.cache] += line.quantity
+            if line.reasoning:
+                reasoning += line.quantity
+            if line.modality == "audio" and line.direction in audio:
+                audio[line.direction] += line.quantity
+        return cls(cache["read"], cache["write"], reasoning, audio["input"], audio["output"])
