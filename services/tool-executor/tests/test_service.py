@@ -2,10 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from servicekit.errors import (
     from_rpc_error,
     trailers,
 )
-from servicekit.testing import Served, serve_in_process, settings_for
+from servicekit.testing import FakeClock, Served, serve_in_process, settings_for, write_public_key
 from synod.common.event import Event
 from synod.common.ids import new_id
 from synod.common.subjects import SHARED_TENANT
@@ -53,6 +56,7 @@ from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
 from tool_executor import arguments
 from tool_executor.application import call_stream
 from tool_executor.main import compose, compose_with
+from tool_executor.recovery import UNREPEATED
 from tool_executor.sandboxes.probe import Capabilities
 from tool_executor.sandboxes.probe import capabilities as capabilities_of
 from tool_executor.settings import Settings
@@ -98,9 +102,13 @@ PAY = NetworkTool(
 
 @dataclass
 class Ledger(CostLedgerServicer):
-    """A ledger in this process that reserves everything but what `refusals` says, by tenant."""
+    """A ledger in this process that reserves everything but what `refusals` says, by tenant. Of tenants in `mute` it
+    answers no reservation before there is something in it.
+    """
 
     reserved: list[ledger_pb.ReserveRequest] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    mute: dict[str, asyncio.Event] = field(default_factory=dict)
     refusals: dict[str, ServiceError] = field(default_factory=dict)
     address: str = ""
 
@@ -110,7 +118,17 @@ class Ledger(CostLedgerServicer):
         if refusal := self.refusals.get(request.attribution.tenant_id):
             await context.abort(refusal.code, refusal.message, trailers(refusal, "cost-ledger"))
         self.reserved.append(request)
-        return ledger_pb.Reservation(reservation_id=request.reservation_id, state=ledger_pb.RESERVATION_STATE_HELD)
+        if heard := self.mute.get(request.attribution.tenant_id):
+            await heard.wait()
+        gone = request.reservation_id in self.released
+        state = ledger_pb.RESERVATION_STATE_RELEASED if gone else ledger_pb.RESERVATION_STATE_HELD
+        return ledger_pb.Reservation(reservation_id=request.reservation_id, state=state)
+
+    async def Release(
+        self, request: ledger_pb.ReleaseRequest, context: grpc.aio.ServicerContext
+    ) -> ledger_pb.Reservation:  # type: ignore[override, type-arg]
+        self.released.append(request.reservation_id)
+        return ledger_pb.Reservation(reservation_id=request.reservation_id, state=ledger_pb.RESERVATION_STATE_RELEASED)
 
     def of(self, tenant: str) -> list[ledger_pb.ReserveRequest]:
         return [request for request in self.reserved if request.attribution.tenant_id == tenant]
@@ -147,7 +165,7 @@ async def service(
         postgres_server.fresh_database() as dsn,
         running_nats(launcher_directory / "nats-tools", launcher_warden) as nats,
     ):
-        given = settings(dsn, nats, state_dir, ledger, tool_prices={"pay": 70})
+        given = settings(dsn, nats, state_dir, ledger, tool_prices={"pay": 70}, ledger_timeout_s=60)
         async with serve_in_process(composed, given) as served:
             yield served
 
@@ -456,6 +474,80 @@ async def test_what_has_a_price_holds_it_and_costs_it_if_it_happened(
     (said,) = await events_of(service, tenant, "ToolCallReconciled")
     assert isinstance(said, ToolCallReconciled)
     assert said.cost_nano_usd == 70
+
+
+async def test_what_a_killed_worker_held_for_a_call_that_it_never_began_is_given_back_when_nobody_repeats_it(
+    service: Served[Settings],
+    stub: ToolExecutorStub,
+    ledger: Ledger,
+    tenant: str,
+    capabilities: Capabilities,
+    tmp_path: Path,
+) -> None:
+    await grant(stub)
+    begun, lost, waiting = (f"{name}-{tenant}" for name in ("begun", "lost", "waiting"))
+    await stub.Execute(execute(begun, "python_exec", {"code": "result = 1"}))
+    heard = ledger.mute[tenant] = asyncio.Event()
+    alive = asyncio.create_task(stub.Execute(execute(waiting, "python_exec", {"code": "result = 1"})))
+    await held(ledger, waiting)
+    async with killed_in_the_end(service, tmp_path) as (address, kill), grpc.aio.insecure_channel(address) as channel:
+        request, owner = execute(lost, "python_exec", {"code": "result = 1"}), service.token(tenant=tenant)
+        metadata = (("authorization", f"Bearer {owner}"),)
+        call = ToolExecutorStub(channel).Execute(request, metadata=metadata, wait_for_ready=True)
+        await held(ledger, lost)
+        kill()
+        await refusal(call)
+    composed = partial(compose_with, tools=(*catalogue(), PAY), capabilities=capabilities)
+    later = FakeClock(datetime.now(UTC) + UNREPEATED + timedelta(minutes=1))
+    async with serve_in_process(composed, service.host.settings, clock=later, key=service.key):
+        async with asyncio.timeout(WAIT_S):
+            while lost not in ledger.released:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+    heard.set()
+    assert (await alive).state == pb.TOOL_CALL_STATE_SUCCEEDED
+    assert [each for each in ledger.released if each.endswith(tenant)] == [lost]
+    assert [event.model_dump()["call_id"] for event in await events_of(service, tenant, "ToolCallStarted")] == [
+        begun,
+        waiting,
+    ]
+    error = await refusal(stub.Execute(execute(lost, "python_exec", {"code": "result = 1"})))
+    assert (error.reason, error.retryable) == ("CALL_GIVEN_UP", False)
+
+
+async def held(ledger: Ledger, call_id: str) -> None:
+    """Wait until a call has asked for its reservation."""
+    async with asyncio.timeout(WAIT_S):
+        while not any(request.reservation_id == call_id for request in ledger.reserved):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def killed_in_the_end(
+    service: Served[Settings], directory: Path
+) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """A second replica in a process of its own: its address, and what kills it."""
+    settings = service.host.settings
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    named = {
+        "SYNOD_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
+        "SYNOD_NATS_URL": settings.nats_url,
+        "SYNOD_STATE_DIR": str(settings.state_dir),
+        "SYNOD_PEERS": json.dumps(dict(settings.peers)),
+        "SYNOD_AUTH_PUBLIC_KEY_FILE": str(write_public_key(service.key, directory)),
+        "SYNOD_GRPC_PORT": str(port),
+        "SYNOD_HTTP_PORT": "0",
+        "SYNOD_WARM": "false",
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SYNOD_")}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tool_executor", env=inherited | named)
+    try:
+        yield f"127.0.0.1:{port}", process.kill
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 # --- calls in flight ----------------------------------------------------------------------------------------------------

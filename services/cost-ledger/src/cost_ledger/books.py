@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -203,7 +203,9 @@ class BookWriter:
         self._clock = clock
         self._stream = StreamId(AGGREGATE, tenant)
         self._snapshot_events = snapshot_events
-        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._waiting: deque[_Waiting] = deque()
+        self._wanted = asyncio.Event()
+        self._is_retired = False
         self._book = EMPTY
         self._version = 0
         self._saved = 0
@@ -212,14 +214,16 @@ class BookWriter:
 
     def submit(self, waiting: _Waiting) -> None:
         """Queue a command. One that is given up before its turn is not decided."""
-        if self._queue.qsize() >= WAITING_COMMANDS_MAX:
-            waiting.tell(BookBusy(self._stream.id, self._queue.qsize()))
-        else:
-            self._queue.put_nowait(waiting)
+        if len(self._waiting) >= WAITING_COMMANDS_MAX:
+            waiting.tell(BookBusy(self._stream.id, len(self._waiting)))
+            return
+        self._waiting.append(waiting)
+        self._wanted.set()
 
     def retire(self) -> None:
         """Stop after what waits, without waiting for it."""
-        self._queue.put_nowait(None)
+        self._is_retired = True
+        self._wanted.set()
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
@@ -227,24 +231,27 @@ class BookWriter:
         await self._task
 
     async def _run(self) -> None:
-        while (first := await self._queue.get()) is not None:
-            batch = self._batch(first)
+        while await self._is_wanted():
+            batch = self._batch()
             try:
                 await self._answer(batch)
             except Exception as error:  # noqa: BLE001  # the edge: it is raised to those who wait, and the writer lives on
                 for waiting in batch:
                     waiting.tell(error)
 
-    def _batch(self, first: _Waiting) -> list[_Waiting]:
-        batch = [first]
-        while len(batch) < BATCH_COMMANDS_MAX and not self._queue.empty():
-            waiting = self._queue.get_nowait()
-            if waiting is None:
-                self._queue.put_nowait(None)
-                break
-            batch.append(waiting)
+    async def _is_wanted(self) -> bool:
+        """Once a command waits; not when it is over."""
+        while not self._waiting:
+            if self._is_retired:
+                return False
+            self._wanted.clear()
+            await self._wanted.wait()
+        return True
+
+    def _batch(self) -> list[_Waiting]:
+        taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COMMANDS_MAX))]
         # Who gave up before the decision is not decided for.
-        return [waiting for waiting in batch if not waiting.is_given_up]
+        return [waiting for waiting in taken if not waiting.is_given_up]
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         await self._start()

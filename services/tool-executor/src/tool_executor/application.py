@@ -28,9 +28,10 @@ from synod.tool_executor.events import (
 from tool_executor import arguments, domain
 from tool_executor.arguments import Arguments
 from tool_executor.domain import Attempt, Reconcile, ToolCall
-from tool_executor.errors import CallCancelled, CallUnknown, WallLimit
+from tool_executor.errors import CallCancelled, CallUnknown, LedgerRefused, WallLimit
 from tool_executor.flights import Flights
 from tool_executor.grants import GrantIndex
+from tool_executor.holds import Holds, NotedHold
 from tool_executor.manifests import Catalogue, Offer
 from tool_executor.outcomes import end_of
 from tool_executor.slots import Slots
@@ -95,6 +96,7 @@ class Parts:
     workspaces: Workspaces
     telemetry: Telemetry
     ledger: Ledger
+    holds: Holds
     worker: str
 
 
@@ -166,6 +168,10 @@ class ToolExecutor:
             return state
         lost = state.attempt
         return (await self._calls.execute(id, lambda now: domain.give_up(now, lost, domain.WORKER_DIED), context)).state
+
+    async def has_begun(self, id: str) -> bool:
+        """Whether a call, named by its stream, is on record."""
+        return (await self._calls.load(id)).version > 0
 
     async def _known(self, call_id: str, context: Context) -> str:
         """The stream of a call. Calls of other tenants do not exist for this one."""
@@ -240,12 +246,23 @@ class ToolExecutor:
         with ExitStack() as held:
             held.enter_context(self._parts.slots.taken(job.context.tenant, job.agent))
             if job.reservation is not None:
-                await self._parts.ledger.reserve(job.reservation, job.context)
+                await self._hold(job, job.reservation)
             executed = await self._calls.execute(job.id, decide, job.context)
             number = next((event.attempt for event in executed.events if isinstance(event, ToolCallStarted)), 0)
             if number:
                 self._parts.flights.launch(job.id, self._run(job), partial(self._land, job, number), held.pop_all())
             return number > 0
+
+    async def _hold(self, job: _Job, reservation: Reservation) -> None:
+        """Noted first, so that it is given back should this worker die before it has recorded the start."""
+        context = job.context
+        noted = NotedHold(job.id, context.tenant, job.call_id, context.actor, context.correlation, self._parts.worker)
+        await self._parts.holds.note(noted, self._parts.clock.now())
+        try:
+            await self._parts.ledger.reserve(reservation, context)
+        except LedgerRefused:
+            await self._parts.holds.forget(job.id)
+            raise
 
     # --- running --------------------------------------------------------------------------------------------------------
 

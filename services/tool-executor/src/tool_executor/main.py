@@ -15,6 +15,7 @@ from tool_executor.application import Parts, ToolExecutor, announce
 from tool_executor.clients import GrpcLedger
 from tool_executor.flights import Flights
 from tool_executor.grants import GrantIndex, Grants
+from tool_executor.holds import PostgresHolds
 from tool_executor.manifests import Catalogue
 from tool_executor.projections import GrantsView, Queries, ToolCallsView, ToolsView
 from tool_executor.recovery import Recovery
@@ -50,6 +51,8 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
     await workers.enter()
     # Stopped in reverse: calls end, then their sandboxes, and the worker is dead when nothing of it runs any more.
     host.on_stop(workers.leave)
+    holds = PostgresHolds(host.pool)
+    await holds.prepare()
     directory = await private_directory(settings.state_dir / "sandboxes", worker, workers)
     runner = Runner(capabilities, RunnerLimits(calls_max=settings.calls_max), state_dir=directory)
     parts = Parts(
@@ -65,6 +68,7 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
         workspaces=Workspaces(settings.state_dir / "workspaces"),
         telemetry=Telemetry(host.tracer, host.metrics.registry, settings.calls_max),
         ledger=GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s),
+        holds=holds,
         worker=worker,
     )
     host.on_stop(runner.aclose)
@@ -72,13 +76,13 @@ async def compose_with(host: Host[Settings], tools: tuple[Tool, ...], capabiliti
     host.on_stop(partial(parts.flights.close, settings.shutdown_grace_s / 10))
     await parts.grants.catch_up()
     await announce(parts)
-    _serve(host, parts)
+    _serve(host, parts, holds)
     host.add_task("worker lock", workers.stay)
     if settings.warm:
         host.add_task("warm sandboxes", partial(runner.start, tools))
 
 
-def _serve(host: Host[Settings], parts: Parts) -> None:
+def _serve(host: Host[Settings], parts: Parts, holds: PostgresHolds) -> None:
     queries, executor = Queries(host.pool), ToolExecutor(parts)
     host.on_erasure(executor.forget)
     host.add_view(ToolCallsView())
@@ -96,7 +100,8 @@ def _serve(host: Host[Settings], parts: Parts) -> None:
     host.add_rpc(add_ToolExecutorServicer_to_server, servicer, PERMISSIONS, ERRORS)
     host.add_task("grants", parts.grants.follow)
     host.add_task("ends of calls", parts.flights.follow)
-    host.add_task("recovery", Recovery(executor, queries).run)
+    recovery = Recovery(executor, queries, holds, parts.workers, parts.ledger, host.clock, host.log_)
+    host.add_task("recovery", recovery.run)
 
 
 def main() -> int:

@@ -40,8 +40,13 @@ class Ledger(Protocol):
     async def reserve(self, reservation: Reservation, context: Context) -> None:
         """Hold the bounds, in the name of the context's actor; the same reservation again is no second one.
 
-        Raises LedgerRefused, LedgerUnavailable.
+        Raises LedgerRefused, also if that was released since: then nothing can be held under its id any more. Raises
+        LedgerUnavailable.
         """
+        ...
+
+    async def release(self, call_id: str, reason: str, context: Context) -> None:
+        """Give back what a call holds; nothing if it holds nothing. Raises LedgerUnavailable."""
         ...
 
 

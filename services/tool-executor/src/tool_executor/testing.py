@@ -16,3 +16,6 @@ class FakeLedger:
         if self.refusal is not None:
             raise self.refusal
         self.reservations.append(reservation)
+
+    async def release(self, call_id: str, reason: str, context: Context) -> None:
+        self.reservations = [each for each in self.reservations if each.call_id != call_id]
