@@ -807,6 +807,42 @@ async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once()
     assert (await world.types())[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
 
 
+REFUSALS = (
+    errors.AuthenticationRejected("key", status=401),
+    errors.PaymentRequired("money", status=402),
+    errors.PermissionRejected("region", status=403),
+    errors.ModelNotFound("unknown", status=404),
+    errors.ProviderRateLimited("slow down", status=429),
+    errors.ProviderRateLimited("slow down", status=429, retry_after_s=0.0),
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_group_10_no_call_is_lost_while_a_fallback_works_however_often_the_first_refuses(
+    refusal: errors.ProviderError,
+) -> None:
+    always = CircuitTerms(failures_max=1000, refusals_max=1000, outcomes_min=1000, limited_s=0.0)
+    world = World(FakeProvider([refusal] * 300), FakeProvider([HELLO] * 100, "other"), circuit=always)
+
+    answers = [await world.generate(asked(f"req{number}", fallback=("other/m",))) for number in range(100)]
+
+    assert {answer.model for answer in answers} == {"other/m"}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS[:5])
+async def test_group_10_calls_go_straight_to_the_fallback_once_the_first_has_refused(
+    refusal: errors.ProviderError,
+) -> None:
+    first = FakeProvider([refusal] * 300)
+    pausing = CircuitTerms(open_s=60, limited_s=60)
+    world = World(first, FakeProvider([HELLO] * 100, "other"), circuit=pausing)
+
+    answers = [await world.generate(asked(f"req{number}", fallback=("other/m",))) for number in range(100)]
+
+    assert {answer.model for answer in answers} == {"other/m"}
+    assert len(first.requests) == 3
+
+
 # --- circuits ---
 
 AFTER_TWO = CircuitTerms(failures_max=2, open_s=60)

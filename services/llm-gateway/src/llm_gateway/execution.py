@@ -354,11 +354,23 @@ class Execution:
                 return await self._completed(response)
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
-        following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        following = self._unsuspended(
+            retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw()), tried
+        )
+        if following is None or self._is_allowed(error, tried, following):
+            return following
+        # No repeat is left. Another target may still be asked, if that is none.
+        following = self._unsuspended(retrying.next_target(tried), tried)
+        return None if following is None or retrying.costs(error, tried.target, following.target) else following
+
+    def _is_allowed(self, error: ProviderError, tried: Tried, following: retrying.Next) -> bool:
+        return not retrying.costs(error, tried.target, following.target) or self._tools.retry_budget.spend()
+
+    def _unsuspended(self, following: retrying.Next | None, tried: Tried) -> retrying.Next | None:
+        """The target itself, or the first behind it that takes calls."""
         while following is not None and self._suspended_s(following.target):
-            tried = replace(tried, target=following.target)
-            following = retrying.next_target(tried)
-        return following if following is not None and self._tools.retry_budget.spend() else None
+            following = retrying.next_target(replace(tried, target=following.target))
+        return following
 
     def _has_sibling(self, target: int) -> bool:
         """Whether the model is served by the next target too, and can be asked there now."""
@@ -489,7 +501,7 @@ class Execution:
             self._now(),
         )
         ticket, self._ticket = self._ticket, None
-        circuits.enter(circuit, began_s)
+        probe = circuits.enter(circuit, began_s)
         loads.enter(circuit)
         self._tools.renewals.enter(attempt.reservation_id, self._context)
         failed: ProviderError | None = None
@@ -504,7 +516,7 @@ class Execution:
         finally:
             now = self._now()
             self._tools.renewals.leave(attempt.reservation_id)
-            circuits.leave(circuit, now, failed, answered=answered)
+            circuits.leave(circuit, now, failed, answered=answered, probe=probe)
             shown_s = (self._flight.first_content_at or now) - began_s
             loads.leave(circuit, now, shown_s if answered else None)
             unbilled = failed is not None and retrying.billed(failed) == "no"
