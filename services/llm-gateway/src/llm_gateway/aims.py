@@ -26,8 +26,10 @@ def aims_of(
 ) -> tuple[Aim, ...]:
     """One for each target, in their order. `request.model` is not used; without a limit of its own it gets the default."""
     limit = output_tokens_default if request.max_output_tokens is None else request.max_output_tokens
-    # Walks through the whole input, which is the same for every target.
-    need = Need(counting.request_bound(request), limit)
+    rates = [counting.image_tokens_max(target.model) for target in targets]
+    # Walks through the whole input, which differs between targets by what they take for an image only.
+    needs = {rate: Need(counting.request_bound(request, rate), limit) for rate in set(rates)}
     return tuple(
-        Aim(target, request.aimed_at(target.model, limit), attribution.of_model(target.id), need) for target in targets
+        Aim(target, request.aimed_at(target.model, limit), attribution.of_model(target.id), needs[rate])
+        for target, rate in zip(targets, rates, strict=True)
     )
