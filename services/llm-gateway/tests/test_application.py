@@ -96,6 +96,7 @@ class HeldProvider:
         self.words = words
         self.error = error
         self.asked = 0
+        self.reported = Usage.of((UsageLine("input", 7),))
         self.reached = asyncio.Event()
         self.released = asyncio.Event()
 
@@ -107,7 +108,7 @@ class HeldProvider:
 
     async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         self.asked += 1
-        yield UsageUpdated(Usage.of((UsageLine("input", 7),)))
+        yield UsageUpdated(self.reported)
         for word in self.words:
             yield TextDelta(word)
         self.reached.set()
@@ -793,6 +794,45 @@ async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(a
         failed = events[-2]
         assert isinstance(failed, ModelCallAttemptFailed)
         assert failed.billed == ("no" if abort == "free" else "unknown")
+
+
+@pytest.mark.parametrize(
+    ("wish", "hidden"),
+    [
+        ({}, []),
+        ({"reasoning_effort": "none"}, []),
+        ({"reasoning_effort": "high"}, [98]),
+        ({"reasoning_tokens_max": 50}, [50]),
+        ({"reasoning_tokens_max": 0, "reasoning_effort": "high"}, []),
+    ],
+)
+async def test_group_07_an_estimate_keeps_what_was_reported_and_adds_the_reasoning_asked_for(
+    wish: dict[str, object], hidden: list[int]
+) -> None:
+    provider = HeldProvider(("he",))
+    provider.reported = Usage.of((UsageLine("input", 2), UsageLine("input", 5, cache="read")))
+    world = World(provider, abort="estimate")
+    call = replace(asked(), request=replace(REQUEST, **wish))  # type: ignore[arg-type]
+    leaving = asyncio.create_task(world.stream(call))
+    await provider.reached.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await logged(world, "ModelCallCancelled")
+
+    cancelled = (await world.events())[-1]
+    assert isinstance(cancelled, ModelCallCancelled)
+    told = [(line.direction, line.cache, line.quantity) for line in cancelled.usage if not line.reasoning]
+    assert told == [("input", "none", 2), ("input", "read", 5), ("output", "none", 2)]
+    assert [line.quantity for line in cancelled.usage if line.reasoning] == hidden
+    assert cancelled.usage_source == "provider_partial"
+
+
+async def test_an_answer_without_usage_is_charged_with_the_reasoning_asked_for() -> None:
+    world = World(FakeProvider([replace(HELLO, usage=None)]))
+
+    answer = await world.generate(replace(asked(), request=replace(REQUEST, reasoning_effort="low")))
+
+    assert answer.usage.output_tokens == 100
 
 
 async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once() -> None:

@@ -89,6 +89,16 @@ def delivered_bound(parts: Iterable[StreamPart]) -> int:
     return sum(_delta(part) for part in parts)
 
 
+def hidden_bound(request: ModelRequest, visible: int, output_tokens_max: int) -> int:
+    """How many tokens of reasoning an answer may have besides the `visible` ones: as many as were allowed for it, else as
+    the limit of the output leaves; none where no reasoning was asked for.
+    """
+    allowed = request.reasoning_tokens_max
+    if allowed is None:
+        allowed = output_tokens_max if request.reasoning_effort not in (None, "", "none") else 0
+    return max(0, min(allowed, output_tokens_max - visible))
+
+
 def plain_usage(input_tokens: int, output_tokens: int) -> Usage:
     """Usage of which no more is known than two totals."""
     return Usage.of((UsageLine("input", input_tokens), UsageLine("output", output_tokens)))

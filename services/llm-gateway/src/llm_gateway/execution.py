@@ -37,7 +37,16 @@ from llm_gateway.caching import Cacheable
 from llm_gateway.calls import OUTRUN, Billed, Call, Lost
 from llm_gateway.catalogue import Target
 from llm_gateway.circuits import Circuits, suspension
-from llm_gateway.domain import Answer, CacheUse, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
+from llm_gateway.domain import (
+    Answer,
+    CacheUse,
+    Completed,
+    ModelRequest,
+    ModelResponse,
+    StreamPart,
+    UsageLine,
+    UsageUpdated,
+)
 from llm_gateway.embedding import EmbeddingTerms
 from llm_gateway.errors import (
     AnswerExpired,
@@ -693,7 +702,13 @@ class Execution:
     def _counted(self, attempt: Attempt, response: ModelResponse) -> domain.Usage:
         """What is charged where the provider does not say: as much as it may have been."""
         need = attempt.aim.need
-        return counting.plain_usage(need.input_tokens, min(counting.output_bound(response.message), need.output_tokens))
+        visible = min(counting.output_bound(response.message), need.output_tokens)
+        return domain.Usage.of((UsageLine("input", need.input_tokens), *self._output_lines(attempt, visible)))
+
+    def _output_lines(self, attempt: Attempt, visible: int) -> tuple[UsageLine, ...]:
+        """What was shown, and the reasoning that may have been billed besides."""
+        hidden = counting.hidden_bound(attempt.aim.request, visible, attempt.aim.need.output_tokens)
+        return UsageLine("output", visible), UsageLine("output", hidden, reasoning=True)
 
     def _completed_event(
         self, attempt: Attempt, answer: Answer, response: ModelResponse, data: bytes
@@ -743,17 +758,22 @@ class Execution:
         return Lost(attempt.started, ABANDONED if last else CRASHED, "no" if free else "unknown")
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
-        reported = self._reported.get(attempt.number)
-        input_tokens = reported.input_tokens if reported else attempt.aim.need.input_tokens
-        counted = min(counting.delivered_bound(self._flight.deltas), attempt.aim.need.output_tokens)
-        output_tokens = max(counted, reported.output_tokens if reported else 0)
+        reported, need = self._reported.get(attempt.number), attempt.aim.need
+        counted = min(counting.delivered_bound(self._flight.deltas), need.output_tokens)
+        visible = max(counted, reported.output_tokens if reported else 0)
+        # What the provider has told of the input so far is final: cached tokens keep their price.
+        asked = [line for line in reported.lines if line.direction == "input"] if reported else []
+        asked = asked or [UsageLine("input", need.input_tokens)]
+        usage = domain.Usage.of(
+            (*asked, *self._output_lines(attempt, visible)), reported.tool_units if reported else ()
+        )
         free = attempt.aim.target.abort == "free"
         return ModelCallCancelled(
             request_id=self._asked.request_id,
             attempt=attempt.number,
             reservation_id=attempt.reservation_id,
-            usage=() if free else billing.usage_lines(counting.plain_usage(input_tokens, output_tokens)),
-            usage_source="gateway_counted",
+            usage=() if free else billing.usage_lines(usage),
+            usage_source="provider_partial" if reported else "gateway_counted",
         )
 
     # --- values ---
