@@ -96,6 +96,7 @@ class HeldProvider:
         self.words = words
         self.error = error
         self.asked = 0
+        self.reported = Usage.of((UsageLine("input", 7),))
         self.reached = asyncio.Event()
         self.released = asyncio.Event()
 
@@ -107,7 +108,7 @@ class HeldProvider:
 
     async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         self.asked += 1
-        yield UsageUpdated(Usage.of((UsageLine("input", 7),)))
+        yield UsageUpdated(self.reported)
         for word in self.words:
             yield TextDelta(word)
         self.reached.set()
@@ -795,6 +796,45 @@ async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(a
         assert failed.billed == ("no" if abort == "free" else "unknown")
 
 
+@pytest.mark.parametrize(
+    ("wish", "hidden"),
+    [
+        ({}, []),
+        ({"reasoning_effort": "none"}, []),
+        ({"reasoning_effort": "high"}, [98]),
+        ({"reasoning_tokens_max": 50}, [50]),
+        ({"reasoning_tokens_max": 0, "reasoning_effort": "high"}, []),
+    ],
+)
+async def test_group_07_an_estimate_keeps_what_was_reported_and_adds_the_reasoning_asked_for(
+    wish: dict[str, object], hidden: list[int]
+) -> None:
+    provider = HeldProvider(("he",))
+    provider.reported = Usage.of((UsageLine("input", 2), UsageLine("input", 5, cache="read")))
+    world = World(provider, abort="estimate")
+    call = replace(asked(), request=replace(REQUEST, **wish))  # type: ignore[arg-type]
+    leaving = asyncio.create_task(world.stream(call))
+    await provider.reached.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await logged(world, "ModelCallCancelled")
+
+    cancelled = (await world.events())[-1]
+    assert isinstance(cancelled, ModelCallCancelled)
+    told = [(line.direction, line.cache, line.quantity) for line in cancelled.usage if not line.reasoning]
+    assert told == [("input", "none", 2), ("input", "read", 5), ("output", "none", 2)]
+    assert [line.quantity for line in cancelled.usage if line.reasoning] == hidden
+    assert cancelled.usage_source == "provider_partial"
+
+
+async def test_an_answer_without_usage_is_charged_with_the_reasoning_asked_for() -> None:
+    world = World(FakeProvider([replace(HELLO, usage=None)]))
+
+    answer = await world.generate(replace(asked(), request=replace(REQUEST, reasoning_effort="low")))
+
+    assert answer.usage.output_tokens == 100
+
+
 async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once() -> None:
     provider = HeldProvider(("he",), errors.ProviderRateLimited("slow down", status=429, retry_after_s=0.0))
     provider.released.set()
@@ -805,6 +845,42 @@ async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once()
     assert isinstance(broken, Broken)
     assert (broken.failure.reason, provider.asked) == ("RATE_LIMITED", 1)
     assert (await world.types())[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+REFUSALS = (
+    errors.AuthenticationRejected("key", status=401),
+    errors.PaymentRequired("money", status=402),
+    errors.PermissionRejected("region", status=403),
+    errors.ModelNotFound("unknown", status=404),
+    errors.ProviderRateLimited("slow down", status=429),
+    errors.ProviderRateLimited("slow down", status=429, retry_after_s=0.0),
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_group_10_no_call_is_lost_while_a_fallback_works_however_often_the_first_refuses(
+    refusal: errors.ProviderError,
+) -> None:
+    always = CircuitTerms(failures_max=1000, refusals_max=1000, outcomes_min=1000, limited_s=0.0)
+    world = World(FakeProvider([refusal] * 300), FakeProvider([HELLO] * 100, "other"), circuit=always)
+
+    answers = [await world.generate(asked(f"req{number}", fallback=("other/m",))) for number in range(100)]
+
+    assert {answer.model for answer in answers} == {"other/m"}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS[:5])
+async def test_group_10_calls_go_straight_to_the_fallback_once_the_first_has_refused(
+    refusal: errors.ProviderError,
+) -> None:
+    first = FakeProvider([refusal] * 300)
+    pausing = CircuitTerms(open_s=60, limited_s=60)
+    world = World(first, FakeProvider([HELLO] * 100, "other"), circuit=pausing)
+
+    answers = [await world.generate(asked(f"req{number}", fallback=("other/m",))) for number in range(100)]
+
+    assert {answer.model for answer in answers} == {"other/m"}
+    assert len(first.requests) == 3
 
 
 # --- circuits ---

@@ -1,7 +1,10 @@
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_gateway.counting import delivered_bound, input_bound, output_bound
-from llm_gateway.domain import Message, Text, TextDelta, ToolCall, ToolCallDelta, ToolSpec
+from llm_gateway.counting import PAGE_TEXT_TOKENS, delivered_bound, image_tokens_max, input_bound, output_bound
+from llm_gateway.domain import File, Image, Message, Text, TextDelta, ToolCall, ToolCallDelta, ToolSpec
+from llm_gateway.testing import a_pdf
 
 
 @given(st.lists(st.text(), max_size=5))
@@ -23,3 +26,22 @@ def test_tool_calls_count_with_their_arguments() -> None:
     call = Message("assistant", (ToolCall("1", "lookup", '{"city": "Łódź"}'),))
     assert output_bound(call) >= len('1lookup{"city": "Łódź"}'.encode())
     assert delivered_bound([ToolCallDelta(0, "", "", "12"), ToolCallDelta(0, "", "", "345")]) == 5
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_an_image_counts_at_least_what_the_dearest_tiles_cost(width: int, height: int) -> None:
+    scale = min(1.0, 2048 / max(width, height), 768 / min(width, height))
+    tiles = math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
+    message = Message("user", (Image("", url="https://example.com/a.png"),))
+    assert input_bound((message,), image_tokens=image_tokens_max("gpt-4o-mini")) >= 2833 + 5667 * tiles
+    assert input_bound((message,), image_tokens=image_tokens_max("gpt-4o")) >= 85 + 170 * tiles
+
+
+@given(st.integers(1, 100), st.booleans())
+def test_every_page_of_a_document_counts_as_text_and_as_an_image(pages: int, packed: bool) -> None:
+    message = Message("user", (File("application/pdf", "a.pdf", a_pdf(pages, packed=packed)),))
+    assert input_bound((message,), image_tokens=5000) >= pages * (PAGE_TEXT_TOKENS + 5000)
+
+
+def test_a_text_file_counts_by_its_bytes() -> None:
+    assert 1000 < input_bound((Message("user", (File("text/plain", "a.txt", b"/Page" * 200),)),)) < 1200

@@ -152,6 +152,32 @@ def test_group_14_usage_is_split_into_lines_that_share_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("details", "lines"),
+    [
+        (
+            {"cached_tokens": 1920, "image_tokens": 1500},
+            (UsageLine("input", 1920, cache="read"), UsageLine("input", 80, modality="image")),
+        ),
+        (
+            {"cached_tokens": 1900, "audio_tokens": 500, "image_tokens": 300},
+            (
+                UsageLine("input", 1500, cache="read"),
+                UsageLine("input", 400, modality="audio", cache="read"),
+                UsageLine("input", 100, modality="audio"),
+            ),
+        ),
+        (
+            {"cache_write_tokens": 2000, "audio_tokens": 500},
+            (UsageLine("input", 2000, cache="write"),),
+        ),
+    ],
+)
+def test_group_14_cached_tokens_may_be_of_any_kind(details: dict[str, int], lines: tuple[UsageLine, ...]) -> None:
+    usage = usage_of({"prompt_tokens": 2000, "completion_tokens": 0, "prompt_tokens_details": details})  # type: ignore[typeddict-item]
+    assert usage == Usage(2000, 0, lines)
+
+
+@pytest.mark.parametrize(
     "usage",
     [
         {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 6}},

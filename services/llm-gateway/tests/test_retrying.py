@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llm_gateway import errors
-from llm_gateway.retrying import Next, RetryBudget, RetryTerms, Tried, billed, failure_of, next_attempt
+from llm_gateway.retrying import Next, RetryBudget, RetryTerms, Tried, billed, costs, failure_of, next_attempt
 
 TERMS = RetryTerms(attempts_max=3, initial_s=1.0, factor=2.0, max_s=8.0)
 PLENTY = Tried(target=0, targets=2, tries=1, left_s=600.0)
@@ -72,6 +72,24 @@ def test_content_makes_every_outcome_unknown() -> None:
 )
 def test_failures_have_stable_reasons(error: errors.ProviderError, reason: str) -> None:
     assert failure_of(error).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [
+        (errors.AuthenticationRejected("401"), True),
+        (errors.PaymentRequired("402"), True),
+        (errors.PermissionRejected("403"), True),
+        (errors.ModelNotFound("404"), True),
+        (limited(), True),
+        (errors.ProviderSuspended("open", retry_after_s=1), True),
+        (errors.ProviderOverloaded("503"), False),
+        (errors.ProviderTimedOut("silence"), False),
+    ],
+)
+def test_going_on_costs_nothing_where_the_provider_said_not_here(error: errors.ProviderError, free: bool) -> None:
+    assert costs(error, 0, 1) is not free
+    assert costs(error, 0, 0)
 
 
 def test_the_retry_budget_is_a_share_of_the_traffic() -> None:

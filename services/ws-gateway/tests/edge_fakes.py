@@ -289,6 +289,8 @@ class Models(llm_grpc.LlmGatewayServicer):
 
     async def Generate(self, request, context):
         await self.fake.take("Generate", request, context)
+        if self.fake.hold_stream:
+            await self._held()
         self.fake.answer.request_id = request.request_id
         return self.fake.answer
 
@@ -300,13 +302,19 @@ class Models(llm_grpc.LlmGatewayServicer):
         if self.fake.break_stream is not None:
             await refuse(context, self.fake.break_stream)
         if self.fake.hold_stream:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.fake.stream_left.set()
+            await self._held()
+
+    async def _held(self) -> None:
+        """Until the caller leaves."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.fake.stream_left.set()
 
     async def Embed(self, request, context):
         await self.fake.take("Embed", request, context)
+        if self.fake.hold_stream:
+            await self._held()
         vectors = [llm_pb.Embedding(values=[1.0, -0.5, float(index)]) for index, _ in enumerate(request.texts)]
         usage = llm_pb.Usage(input_tokens=5)
         return llm_pb.EmbedResponse(embeddings=vectors, model="simulator/sim-embed", usage=usage, simulated=True)

@@ -423,6 +423,99 @@ async def test_group_07_a_client_who_leaves_ends_the_stream_at_the_gateway(syste
     assert len(system.fake.requests("Stream")) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "method"),
+    [
+        ("/v1/chat/completions", CHAT, "Generate"),
+        ("/v1/messages", MESSAGE, "Generate"),
+        ("/v1/embeddings", {"model": MODEL, "input": "Hi"}, "Embed"),
+    ],
+)
+async def test_group_07_a_client_who_leaves_ends_the_call_at_the_gateway(
+    system: System, path: str, body: dict[str, object], method: str
+) -> None:
+    system.fake.hold_stream = True
+    waiting = asyncio.create_task(posted(system, path, body))
+    async with asyncio.timeout(WAIT_S):
+        while not system.fake.requests(method):  # noqa: ASYNC110 - the fake offers no event
+            await asyncio.sleep(0.005)
+        waiting.cancel()
+        await system.fake.stream_left.wait()
+    assert len(system.fake.requests(method)) == 1
+
+
+# --- what cannot be carried on ---
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", CHAT | {"seed": 2**63}, "seed"),
+        ("/v1/chat/completions", CHAT | {"seed": -(2**63) - 1}, "seed"),
+        ("/v1/chat/completions", CHAT | {"max_completion_tokens": 2**40}, "max_completion_tokens"),
+        ("/v1/chat/completions", CHAT | {"max_tokens": 2**33}, "max_tokens"),
+        ("/v1/responses", {"model": MODEL, "input": "Hi", "max_output_tokens": 2**31}, "max_output_tokens"),
+        ("/v1/messages", MESSAGE | {"max_tokens": 2**33}, "max_tokens"),
+        ("/v1/messages", MESSAGE | {"top_k": 2**31}, "top_k"),
+        (
+            "/v1/messages",
+            MESSAGE | {"thinking": {"type": "enabled", "budget_tokens": 2**40}},
+            "thinking.budget_tokens",
+        ),
+        ("/v1/embeddings", {"model": MODEL, "input": "Hi", "dimensions": 2**31}, "dimensions"),
+    ],
+)
+async def test_an_integer_that_is_too_large_is_refused_by_its_name(
+    system: System, path: str, body: dict[str, object], field: str
+) -> None:
+    status, answered = await posted(system, path, body)
+    assert status == 400
+    message = answered["error"]["message"]  # type: ignore[index]
+    assert message.startswith(f"{field} = ")
+    assert "should be less than" in message or "should be greater than" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", CHAT | {"verbosity": "low"}, "verbosity"),
+        ("/v1/chat/completions", CHAT | {"moderation": {"model": "m"}}, "moderation"),
+        ("/v1/responses", {"model": MODEL, "input": "Hi", "text": {"verbosity": "high"}}, "text.verbosity"),
+        ("/v1/messages", MESSAGE | {"speed": "fast"}, "speed"),
+        ("/v1/messages", MESSAGE | {"inference_geo": "us"}, "inference_geo"),
+        ("/v1/messages", MESSAGE | {"mcp_servers": [{"url": "https://example.org"}]}, "mcp_servers"),
+        ("/v1/messages", MESSAGE | {"system": [{"type": "image"}]}, "system.0.type"),
+    ],
+)
+async def test_what_would_change_answer_or_price_is_refused_by_its_name(
+    system: System, path: str, body: dict[str, object], field: str
+) -> None:
+    status, answered = await posted(system, path, body)
+    assert (status, answered["error"]["message"].startswith(f"{field} = ")) == (400, True)  # type: ignore[index]
+
+
+async def test_hints_and_usual_values_are_taken(system: System) -> None:
+    system.fake.answer = HELLO
+    hints = {"prompt_cache_key": "k", "user": "u", "verbosity": "medium", "store": False}
+    assert (await posted(system, "/v1/chat/completions", CHAT | hints))[0] == 200
+    cached = [{"type": "text", "text": "Be brief", "cache_control": {"type": "ephemeral"}}]
+    assert (await posted(system, "/v1/messages", MESSAGE | {"speed": "standard", "system": cached}))[0] == 200
+
+
+async def test_an_image_in_a_tools_result_is_refused_and_not_lost(system: System) -> None:
+    shown = {"type": "image_url", "image_url": {"url": PNG_URL}}
+    chat = CHAT | {"messages": [{"role": "tool", "tool_call_id": "c", "content": [shown]}]}
+    status, answered = await posted(system, "/v1/chat/completions", chat)
+    assert (status, "messages.0.content.0.type = 'image_url'" in str(answered)) == (400, True)
+
+    image = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
+    for content, field in (([image], "content.0.content.0.type"), ({"a": 1}, "content.0.content"), ([1], "content")):
+        result = {"type": "tool_result", "tool_use_id": "c", "content": content}
+        messages = [{"role": "user", "content": [result]}]
+        status, answered = await posted(system, "/v1/messages", MESSAGE | {"messages": messages})
+        assert (status, f"messages.0.{field}" in str(answered)) == (400, True)
+
+
 # --- what the SDKs repeat ---
 
 

@@ -150,7 +150,7 @@ class ProviderEntry:
 class Target:
     """A model that can be called. `id` is "provider/model", `model` the provider's own name for it.
 
-    `warnings` go with each of its answers.
+    `warnings` go with each of its answers; `output_tokens_max` is 0 when unknown.
     """
 
     id: str
@@ -164,6 +164,7 @@ class Target:
     key_id: str = ""
     warnings: tuple[str, ...] = ()
     hedge: Hedge | None = None
+    output_tokens_max: int = 0
     circuit: str = field(init=False)
     """What fails and is limited by itself: a model at a deployment under a key."""
 
@@ -237,7 +238,12 @@ class Catalogue:
         known = entry.known(name) or KnownModel(name)
         warnings = self._warnings(model, known)
         return tuple(
-            replace(_target(id, name, entry, deployment), warnings=warnings, hedge=known.hedge)
+            replace(
+                _target(id, name, entry, deployment),
+                warnings=warnings,
+                hedge=known.hedge,
+                output_tokens_max=known.output_tokens_max,
+            )
             for deployment in serving
         )
 

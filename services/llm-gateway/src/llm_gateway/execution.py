@@ -37,7 +37,16 @@ from llm_gateway.caching import Cacheable
 from llm_gateway.calls import OUTRUN, Billed, Call, Lost
 from llm_gateway.catalogue import Target
 from llm_gateway.circuits import Circuits, suspension
-from llm_gateway.domain import Answer, CacheUse, Completed, ModelRequest, ModelResponse, StreamPart, UsageUpdated
+from llm_gateway.domain import (
+    Answer,
+    CacheUse,
+    Completed,
+    ModelRequest,
+    ModelResponse,
+    StreamPart,
+    UsageLine,
+    UsageUpdated,
+)
 from llm_gateway.embedding import EmbeddingTerms
 from llm_gateway.errors import (
     AnswerExpired,
@@ -354,11 +363,23 @@ class Execution:
                 return await self._completed(response)
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
-        following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        following = self._unsuspended(
+            retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw()), tried
+        )
+        if following is None or self._is_allowed(error, tried, following):
+            return following
+        # No repeat is left. Another target may still be asked, if that is none.
+        following = self._unsuspended(retrying.next_target(tried), tried)
+        return None if following is None or retrying.costs(error, tried.target, following.target) else following
+
+    def _is_allowed(self, error: ProviderError, tried: Tried, following: retrying.Next) -> bool:
+        return not retrying.costs(error, tried.target, following.target) or self._tools.retry_budget.spend()
+
+    def _unsuspended(self, following: retrying.Next | None, tried: Tried) -> retrying.Next | None:
+        """The target itself, or the first behind it that takes calls."""
         while following is not None and self._suspended_s(following.target):
-            tried = replace(tried, target=following.target)
-            following = retrying.next_target(tried)
-        return following if following is not None and self._tools.retry_budget.spend() else None
+            following = retrying.next_target(replace(tried, target=following.target))
+        return following
 
     def _has_sibling(self, target: int) -> bool:
         """Whether the model is served by the next target too, and can be asked there now."""
@@ -489,7 +510,7 @@ class Execution:
             self._now(),
         )
         ticket, self._ticket = self._ticket, None
-        circuits.enter(circuit, began_s)
+        probe = circuits.enter(circuit, began_s)
         loads.enter(circuit)
         self._tools.renewals.enter(attempt.reservation_id, self._context)
         failed: ProviderError | None = None
@@ -504,7 +525,7 @@ class Execution:
         finally:
             now = self._now()
             self._tools.renewals.leave(attempt.reservation_id)
-            circuits.leave(circuit, now, failed, answered=answered)
+            circuits.leave(circuit, now, failed, answered=answered, probe=probe)
             shown_s = (self._flight.first_content_at or now) - began_s
             loads.leave(circuit, now, shown_s if answered else None)
             unbilled = failed is not None and retrying.billed(failed) == "no"
@@ -681,7 +702,13 @@ class Execution:
     def _counted(self, attempt: Attempt, response: ModelResponse) -> domain.Usage:
         """What is charged where the provider does not say: as much as it may have been."""
         need = attempt.aim.need
-        return counting.plain_usage(need.input_tokens, min(counting.output_bound(response.message), need.output_tokens))
+        visible = min(counting.output_bound(response.message), need.output_tokens)
+        return domain.Usage.of((UsageLine("input", need.input_tokens), *self._output_lines(attempt, visible)))
+
+    def _output_lines(self, attempt: Attempt, visible: int) -> tuple[UsageLine, ...]:
+        """What was shown, and the reasoning that may have been billed besides."""
+        hidden = counting.hidden_bound(attempt.aim.request, visible, attempt.aim.need.output_tokens)
+        return UsageLine("output", visible), UsageLine("output", hidden, reasoning=True)
 
     def _completed_event(
         self, attempt: Attempt, answer: Answer, response: ModelResponse, data: bytes
@@ -731,17 +758,22 @@ class Execution:
         return Lost(attempt.started, ABANDONED if last else CRASHED, "no" if free else "unknown")
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
-        reported = self._reported.get(attempt.number)
-        input_tokens = reported.input_tokens if reported else attempt.aim.need.input_tokens
-        counted = min(counting.delivered_bound(self._flight.deltas), attempt.aim.need.output_tokens)
-        output_tokens = max(counted, reported.output_tokens if reported else 0)
+        reported, need = self._reported.get(attempt.number), attempt.aim.need
+        counted = min(counting.delivered_bound(self._flight.deltas), need.output_tokens)
+        visible = max(counted, reported.output_tokens if reported else 0)
+        # What the provider has told of the input so far is final: cached tokens keep their price.
+        asked = [line for line in reported.lines if line.direction == "input"] if reported else []
+        asked = asked or [UsageLine("input", need.input_tokens)]
+        usage = domain.Usage.of(
+            (*asked, *self._output_lines(attempt, visible)), reported.tool_units if reported else ()
+        )
         free = attempt.aim.target.abort == "free"
         return ModelCallCancelled(
             request_id=self._asked.request_id,
             attempt=attempt.number,
             reservation_id=attempt.reservation_id,
-            usage=() if free else billing.usage_lines(counting.plain_usage(input_tokens, output_tokens)),
-            usage_source="gateway_counted",
+            usage=() if free else billing.usage_lines(usage),
+            usage_source="provider_partial" if reported else "gateway_counted",
         )
 
     # --- values ---

@@ -2,7 +2,8 @@
 
 A model that is served elsewhere too is asked there at once: what one key or one endpoint refuses, another may take.
 Only what a provider says it has not done, or did not finish before any content, is tried again. The wait is drawn with
-full jitter and is never shorter than what the provider asked for last.
+full jitter and is never shorter than what the provider asked for last. What may load a provider in trouble costs of the
+budget of repeats; to go on to the next one, because this one says "not here", costs nothing.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ PROVIDER_REFUSED: Final = "PROVIDER_REFUSED"
 
 _REFUSED_WITHOUT_WORK: Final = frozenset({503, 529})
 _ACCOUNT_ERRORS: Final = (AuthenticationRejected, PaymentRequired, PermissionRejected, ModelNotFound)
+_NOT_HERE: Final = (*_ACCOUNT_ERRORS, ProviderRateLimited, ProviderSuspended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,11 @@ def next_target(tried: Tried) -> Next | None:
     if tried.target + 1 < tried.targets and tried.left_s > 0:
         return Next(tried.target + 1, 0.0)
     return None
+
+
+def costs(error: ProviderError, tried: int, following: int) -> bool:
+    """Whether to ask the target `following` after `tried` failed is a repeat, of which only so many are allowed."""
+    return following == tried or not isinstance(error, _NOT_HERE)
 
 
 def billed(error: ProviderError) -> Billed:

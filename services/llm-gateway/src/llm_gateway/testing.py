@@ -1,6 +1,7 @@
 """Fakes of the ports, for tests of what stands on them. The fake of a provider is in providers/testing.py."""
 
 import asyncio
+import zlib
 from collections import deque
 from collections.abc import Iterable
 
@@ -92,3 +93,13 @@ class MemoryCacheStore:
         await asyncio.sleep(0)
         if self.down:
             raise StoreUnavailable("the store is down")
+
+
+def a_pdf(pages: int, *, packed: bool = False) -> bytes:
+    """A document of empty pages, as far as one has to look at it to count them; `packed` into an object stream."""
+    objects = b" ".join([b"<</Type/Page/Parent 2 0 R>>"] * pages)
+    if not packed:
+        return b"%PDF-1.4\n2 0 obj<</Type/Pages>>endobj\n" + objects
+    data = zlib.compress(objects)
+    head = b"%%PDF-1.5\n3 0 obj<</Type/ObjStm/N %d/Filter/FlateDecode/Length %d>>stream\r\n" % (pages, len(data))
+    return head + data + b"\nendstream endobj"

@@ -274,7 +274,11 @@ class _ChatAssembler:
 
 
 def usage_of(usage: _Usage) -> Usage:
-    """Totals are inclusive on this wire: cached and audio tokens are shares of the prompt. Raises InvalidUsage."""
+    """Totals are inclusive on this wire: cached and audio tokens are shares of the prompt. Raises InvalidUsage.
+
+    Which tokens were cached is not said: text first, since the others then cost their full price; what is left of them
+    are images, which are priced as text is, and then sound, at its own price.
+    """
     prompt, completion = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
     into, out = usage.get("prompt_tokens_details") or {}, usage.get("completion_tokens_details") or {}
     read, write = into.get("cached_tokens") or 0, into.get("cache_write_tokens") or 0
@@ -282,10 +286,15 @@ def usage_of(usage: _Usage) -> Usage:
     reasoning, spoken = out.get("reasoning_tokens") or 0, out.get("audio_tokens") or 0
     if not (read or write or audio or image or reasoning or spoken):
         return Usage.of((UsageLine("input", prompt), UsageLine("output", completion)))
+    beyond_text = max(0, read + write + audio + image - prompt)
+    image -= (seen := min(image, beyond_text))
+    audio -= (heard := min(audio, beyond_text - seen))
+    heard = min(heard, read)
     return Usage.of(
         (
             UsageLine("input", prompt - read - write - audio - image),
-            UsageLine("input", read, cache="read"),
+            UsageLine("input", read - heard, cache="read"),
+            UsageLine("input", heard, modality="audio", cache="read"),
             UsageLine("input", write, cache="write"),
             UsageLine("input", audio, modality="audio"),
             UsageLine("input", image, modality="image"),

@@ -12,7 +12,17 @@ from ws_gateway.compatible.anthropic_messages_answer import MessageWriter, messa
 from ws_gateway.compatible.anthropic_reasoning import from_block
 from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
-from ws_gateway.compatible.wire import JsonObject, WireModel, decoded, read, text_of
+from ws_gateway.compatible.wire import (
+    Count,
+    Int32,
+    JsonObject,
+    WireModel,
+    decoded,
+    read,
+    refuse,
+    refuse_other,
+    text_of,
+)
 
 _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "system": pb.ROLE_SYSTEM,
@@ -20,6 +30,15 @@ _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "assistant": pb.ROLE_ASSISTANT,
 }
 _CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
+_NOT_TAKEN: Final = (
+    "billing_policy",
+    "compaction",
+    "container",
+    "context_management",
+    "fallbacks",
+    "mcp_servers",
+    "thread",
+)
 
 
 class _Source(WireModel):
@@ -30,7 +49,7 @@ class _Source(WireModel):
 
 
 class _Said(WireModel):
-    """A part of a system prompt or of a tool's result; other parts than text are not read there."""
+    """A part of a system prompt or of a tool's result, which are text."""
 
     type: str
     text: str = ""
@@ -84,7 +103,7 @@ class _OutputConfig(WireModel):
 
 class _Thinking(WireModel):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
-    budget_tokens: int | None = Field(default=None, ge=1)
+    budget_tokens: Count | None = None
 
 
 class _Countable(WireModel):
@@ -95,7 +114,7 @@ class _Countable(WireModel):
 
 
 class _Request(_Countable, CacheAsked):
-    max_tokens: int = Field(ge=1)
+    max_tokens: Count
     tool_choice: _Choice | None = None
     output_config: _OutputConfig | None = None
     thinking: _Thinking | None = None
@@ -103,8 +122,17 @@ class _Request(_Countable, CacheAsked):
     stop_sequences: tuple[str, ...] = ()
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Int32 | None = None
     stream: bool = False
+    speed: str | None = None
+    inference_geo: str | None = None
+    billing_policy: object = None
+    compaction: object = None
+    container: object = None
+    context_management: object = None
+    fallbacks: object = None
+    mcp_servers: object = None
+    thread: object = None
 
 
 class AnthropicMessages:
@@ -112,6 +140,7 @@ class AnthropicMessages:
 
     def parse(self, body: bytes, request_id: str, created: int) -> Asked:
         request = read(_Request, body)
+        _check(request)
         return Asked(_generate(request, request_id), request.stream, True, created)
 
     def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
@@ -128,6 +157,13 @@ def parse_countable(body: bytes) -> pb.CountTokensRequest:
     """Raises InvalidArgument."""
     request = read(_Countable, body)
     return pb.CountTokensRequest(model=request.model, messages=_messages(request), tools=_tools(request), exact=True)
+
+
+def _check(request: _Request) -> None:
+    """Refuses what would be left out silently, and changes the answer or its price."""
+    refuse(request, _NOT_TAKEN)
+    refuse_other("speed", request.speed, "standard")
+    refuse_other("inference_geo", request.inference_geo, "global")
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
@@ -163,7 +199,7 @@ def _thinking(request: _Request) -> int | None:
 
 
 def _messages(request: _Countable) -> list[pb.Message]:
-    system = _text(request.system)
+    system = _text("system", request.system)
     told = [pb.Message(role=pb.ROLE_SYSTEM, parts=[pb.Part(text=system)])] if system else []
     spoken = (turn for index, one in enumerate(request.messages) for turn in _turns(f"messages.{index}.content", one))
     return [*told, *spoken]
@@ -175,7 +211,7 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
         return
     blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
-    results = [_result(block) for _, block in blocks if block.type == "tool_result"]
+    results = [_result(where, block) for where, block in blocks if block.type == "tool_result"]
     if results:
         yield pb.Message(role=pb.ROLE_TOOL, parts=results)
     parts = [_part(where, block) for where, block in blocks if block.type != "tool_result"]
@@ -183,8 +219,8 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=parts)
 
 
-def _result(block: _Block) -> pb.Part:
-    content = _text(block.content)
+def _result(field: str, block: _Block) -> pb.Part:
+    content = _text(f"{field}.content", block.content)
     return pb.Part(
         tool_result=pb.ToolResult(tool_call_id=block.tool_use_id, content=content, is_error=bool(block.is_error))
     )
@@ -214,10 +250,16 @@ def _medium(field: str, block: _Block, source: _Source) -> pb.Part:
     return pb.Part(file=pb.File(media_type=source.media_type, name=block.title or "document", data=data))
 
 
-def _text(content: object) -> str:
-    if isinstance(content, tuple):
-        return "\n".join(said.text for said in content if isinstance(said, _Said) and said.text)
-    return content if isinstance(content, str) else ""
+def _text(field: str, content: object) -> str:
+    """Raises InvalidArgument for anything else than text: the model would not see it."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, tuple):
+        raise InvalidArgument(field, content, "must be text, or a list of blocks of text")
+    for index, said in enumerate(content):
+        if said.type != "text":
+            raise InvalidArgument(f"{field}.{index}.type", said.type, "only text is supported here; leave it out")
+    return "\n".join(said.text for said in content if said.text)
 
 
 def _tools(request: _Countable) -> list[pb.Tool]:

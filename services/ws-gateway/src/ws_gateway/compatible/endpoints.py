@@ -149,6 +149,7 @@ class Compatible:
         if asked.stream:
             await self._stream(exchange, asked, caller)
             return
+        _end_when_gone(exchange)
         answer = await self._stub.Generate(asked.request, metadata=_metadata(caller), timeout=self._timeout_s)
         await exchange.answer(exchange.dialect.whole(answer, asked), 200, **caching.told(answer.cache))
 
@@ -181,6 +182,7 @@ class Compatible:
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
+        _end_when_gone(exchange)
         found = await self._stub.Embed(asked.request, metadata=_metadata(caller), timeout=self._timeout_s)
         await exchange.answer(openai_embeddings.answer(found, asked), 200, **caching.told(found.cache))
 
@@ -208,6 +210,13 @@ class Compatible:
 
     async def _body(self, exchange: Exchange) -> bytes:
         return await exchange.wire.read(self._back.limits.model_body_bytes_max)
+
+
+def _end_when_gone(exchange: Exchange) -> None:
+    """A client who leaves ends the task that answers, and with it the call that it waits for."""
+    task = asyncio.current_task()
+    assert task is not None, "an exchange is answered by a task of its own"
+    exchange.wire.when_gone(task.cancel)
 
 
 async def _unknown(exchange: Exchange) -> None:

@@ -11,13 +11,30 @@ from ws_gateway.compatible import failures
 from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
 from ws_gateway.compatible.openai_chat_answer import ChatWriter, completion
-from ws_gateway.compatible.wire import JsonObject, WireModel, data_url, decoded, read, text_of
+from ws_gateway.compatible.wire import (
+    Count,
+    Int64,
+    JsonObject,
+    WireModel,
+    data_url,
+    decoded,
+    read,
+    refuse,
+    refuse_other,
+    text_of,
+)
 
 # Asked for, these change the answer in a way that no model behind the gateway is told about.
-_NOT_TAKEN: Final = frozenset(
-    {"audio", "functions", "function_call", "logprobs", "prediction", "web_search_options"}
-    | {"frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs"}
+_NOT_TAKEN: Final = (
+    "audio",
+    "functions",
+    "function_call",
+    "logprobs",
+    "moderation",
+    "prediction",
+    "web_search_options",
 )
+_NEUTRAL: Final = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
 
 ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "system": pb.ROLE_SYSTEM,
@@ -113,12 +130,12 @@ class _Request(CacheAsked):
     tool_choice: Literal["none", "auto", "required"] | _Chosen | None = None
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
     stop: str | tuple[str, ...] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: Int64 | None = None
     reasoning_effort: str | None = None
     service_tier: str | None = None
     stream: bool | None = None
@@ -129,6 +146,8 @@ class _Request(CacheAsked):
     functions: object = None
     function_call: object = None
     logprobs: object = None
+    moderation: object = None
+    verbosity: str | None = None
     prediction: object = None
     web_search_options: object = None
     frequency_penalty: object = None
@@ -159,10 +178,8 @@ class OpenAiChat:
 
 def _check(request: _Request) -> None:
     """Refuses what would be left out silently."""
-    for name in sorted(_NOT_TAKEN & request.model_fields_set):
-        value = getattr(request, name)
-        if value:
-            raise InvalidArgument(name, value, "is not supported here; leave it out")
+    refuse(request, (*_NOT_TAKEN, *_NEUTRAL))
+    refuse_other("verbosity", request.verbosity, "medium")
     if request.n not in (None, 1):
         raise InvalidArgument("n", request.n, "one answer is given to each request; ask several times")
     if request.modalities and request.modalities != ("text",):
@@ -193,7 +210,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
 
 def _message(field: str, message: _Message) -> pb.Message:
     if message.role == "tool":
-        result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(message.content))
+        result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(field, message.content))
         return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
     return pb.Message(role=ROLES[message.role], parts=list(_parts(field, message)))
 
@@ -236,10 +253,14 @@ def image(field: str, url: str) -> pb.Image:
     return pb.Image(media_type=media_type, data=data)
 
 
-def _text(content: str | tuple[_Content, ...] | None) -> str:
-    if isinstance(content, tuple):
-        return "\n".join(part.text for part in content)
-    return content or ""
+def _text(field: str, content: str | tuple[_Content, ...] | None) -> str:
+    """What a tool answered; only text, as everywhere."""
+    if not isinstance(content, tuple):
+        return content or ""
+    for index, part in enumerate(content):
+        if part.type != "text":
+            raise InvalidArgument(f"{field}.{index}.type", part.type, "a tool's result is text; leave it out")
+    return "\n".join(part.text for part in content)
 
 
 def _tool(function: _ToolFunction) -> pb.Tool:

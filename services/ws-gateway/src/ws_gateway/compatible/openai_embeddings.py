@@ -6,18 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
 from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from ws_gateway.compatible.caching import CacheAsked
-from ws_gateway.compatible.wire import read
+from ws_gateway.compatible.wire import Count, read
 
 
 class _Request(CacheAsked):
     model: str
     input: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] = "float"
 
 

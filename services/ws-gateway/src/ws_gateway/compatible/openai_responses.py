@@ -15,7 +15,17 @@ from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
 from ws_gateway.compatible.openai_chat import image
 from ws_gateway.compatible.openai_responses_answer import ResponseWriter, response
-from ws_gateway.compatible.wire import JsonObject, WireModel, data_url, decoded, read, text_of
+from ws_gateway.compatible.wire import (
+    Count,
+    JsonObject,
+    WireModel,
+    data_url,
+    decoded,
+    read,
+    refuse,
+    refuse_other,
+    text_of,
+)
 
 _STORED: Final = ("previous_response_id", "conversation", "prompt")
 _NOT_TAKEN: Final = ("background", "max_tool_calls", "top_logprobs", "moderation", "context_management")
@@ -78,6 +88,7 @@ class _Format(WireModel):
 
 class _Text(WireModel):
     format: _Format | None = None
+    verbosity: str | None = None
 
 
 class _Reasoning(WireModel):
@@ -93,7 +104,7 @@ class _Request(CacheAsked):
     parallel_tool_calls: bool | None = None
     text: _Text | None = None
     reasoning: _Reasoning | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    max_output_tokens: Count | None = None
     temperature: float | None = None
     top_p: float | None = None
     service_tier: str | None = None
@@ -137,14 +148,9 @@ def parse_countable(body: bytes) -> pb.CountTokensRequest:
 
 def _check(request: _Request) -> None:
     """Refuses what would be left out silently."""
-    for name in _STORED:
-        value = getattr(request, name)
-        if value:
-            raise InvalidArgument(name, value, "nothing is stored here; send the whole input")
-    for name in _NOT_TAKEN:
-        value = getattr(request, name)
-        if value:
-            raise InvalidArgument(name, value, "is not supported here; leave it out")
+    refuse(request, _STORED, "nothing is stored here; send the whole input")
+    refuse(request, _NOT_TAKEN)
+    refuse_other("text.verbosity", request.text.verbosity if request.text else None, "medium")
     if request.truncation not in (None, "disabled"):
         raise InvalidArgument("truncation", request.truncation, "input is never cut here; leave it out")
 

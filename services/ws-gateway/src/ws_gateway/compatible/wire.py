@@ -3,10 +3,10 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeAlias, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from servicekit.errors import InvalidArgument
 from typing_extensions import TypeAliasType
 
@@ -14,11 +14,18 @@ Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mappin
 JsonObject: TypeAlias = Mapping[str, Json]
 M = TypeVar("M", bound="WireModel")
 
+# JSON knows no largest integer, the messages to the gateway do.
+Int32: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Int64: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+
 DONE: Final = b"data: [DONE]\n\n"
 
 
 class WireModel(BaseModel):
-    """A part of a request. What is not read here has no meaning for the answer, such as `user` or `metadata`."""
+    """A part of a request. What is not read here is a hint, such as `user`, `metadata` or `prompt_cache_key`; what would
+    change the answer or its price is read, to be carried or refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,6 +38,20 @@ def read(model: type[M], body: bytes) -> M:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
         raise InvalidArgument(where, first.get("input"), first["msg"].lower()) from None
+
+
+def refuse(request: WireModel, names: Sequence[str], problem: str = "is not supported here; leave it out") -> None:
+    """Raises InvalidArgument for the first of the fields that asks for anything."""
+    for name in names:
+        value = getattr(request, name)
+        if value:
+            raise InvalidArgument(name, value, problem)
+
+
+def refuse_other(field: str, value: str | None, usual: str) -> None:
+    """Raises InvalidArgument, unless the field says what models do without being told."""
+    if value not in (None, usual):
+        raise InvalidArgument(field, value, f"only {usual} is supported here; leave it out")
 
 
 def decoded(field: str, text: str) -> bytes:
