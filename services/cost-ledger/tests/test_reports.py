@@ -311,6 +311,31 @@ class TestInvoices:
         error = await refusal(ledger.ImportInvoice(self.invoice(2, clock.now())))
         assert isinstance(error, AlreadyExists)
 
+    async def test_what_is_billed_already_is_refused_unless_it_is_corrected(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        await ledger.ImportInvoice(self.invoice(210, clock.now()))
+        second = self.invoice(225, clock.now())
+        second.invoice_id = "inv_2"
+        error = await refusal(ledger.ImportInvoice(second))
+        assert (error.reason, error.metadata["other"]) == ("INVOICE_OVERLAP", "inv_1")
+        second.replaces = "inv_1"
+        for _ in range(2):
+            found = await ledger.ImportInvoice(second)
+            assert (found.ledger_nano_usd, found.difference_nano_usd) == (200, 15)
+            assert found.lines[0].adjusted_nano_usd == 10
+
+    async def test_a_credit_is_no_comparison_with_the_ledger(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        invoice = self.invoice(200, clock.now())
+        invoice.lines.add().CopyFrom(invoice.lines[0])
+        invoice.lines[1].amount_nano_usd = -30
+        found = await ledger.ImportInvoice(invoice)
+        assert [line.difference_nano_usd for line in found.lines] == [0, -30]
+
     @pytest.mark.parametrize(
         ("change", "field"),
         [

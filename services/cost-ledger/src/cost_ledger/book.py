@@ -19,7 +19,7 @@ from typing import Final, Literal, NamedTuple
 
 from rpds import HashTrieMap, HashTrieSet
 from synod.common.values import Attribution
-from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
+from synod.cost_ledger.events import Hold, InvoicedLine, PriceSource, Quantity, Unit, Window
 
 from cost_ledger.commands import OVERRIDE, Price
 from cost_ledger.errors import BudgetNotFound
@@ -149,6 +149,16 @@ class Told:
     runs_out: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """An invoice of a provider. It is in force until another replaces it."""
+
+    content_sha256: str
+    provider: str
+    lines: tuple[InvoicedLine, ...]
+    replaced_by: str = ""
+
+
 class Balance(NamedTuple):
     """What a budget's window, or a share of it, has come to, in the budget's unit."""
 
@@ -186,8 +196,7 @@ class Book(NamedTuple):
     """Alerts told: budget, window, share, per cent, and whether of what is posted or committed."""
     forecasts: HashTrieMap[tuple[str, str], Told] = HashTrieMap()
     """What was told last of a budget's window."""
-    invoices: HashTrieMap[str, str] = HashTrieMap()
-    """The digests of imported invoices by their ids."""
+    invoices: HashTrieMap[str, Imported] = HashTrieMap()
 
     def reservation(self, reservation_id: str) -> Reservation | None:
         return self.open.get(reservation_id) or self.closed.get(reservation_id)

@@ -183,6 +183,6 @@ def check_amount(field: str, value: int) -> None:
     check_range(field, value, AMOUNT_NANO_MAX)
 
 
-def check_range(field: str, value: int, maximum: int) -> None:
-    if not 0 <= value <= maximum:
-        raise RequestInvalid(field, value, f"must be from 0 to {maximum}")
+def check_range(field: str, value: int, maximum: int, minimum: int = 0) -> None:
+    if not minimum <= value <= maximum:
+        raise RequestInvalid(field, value, f"must be from {minimum} to {maximum}")

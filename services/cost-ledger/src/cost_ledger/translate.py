@@ -121,6 +121,12 @@ ERRORS: Final = (
         lambda error: AlreadyExists("invoice", error.invoice_id, remedy="with other content; use another id"),
     )
     .add(
+        errors.InvoiceOverlaps,
+        lambda error: FailedPrecondition(
+            str(error), reason="INVOICE_OVERLAP", metadata={"invoice_id": error.invoice_id, "other": error.other_id}
+        ),
+    )
+    .add(
         errors.TooMuchAtOnce,
         lambda error: FailedPrecondition(
             str(error), reason="TOO_MUCH_AT_ONCE", metadata={"maximum": str(error.maximum)}
@@ -267,7 +273,7 @@ def to_rerating(request: pb.RerateChargesRequest) -> RerateRequest:
 
 def to_invoice(request: pb.ImportInvoiceRequest) -> Invoice:
     lines = tuple(_invoice_line(number, line) for number, line in enumerate(request.lines))
-    return Invoice(request.invoice_id, request.provider, lines, request.clear_suspense)
+    return Invoice(request.invoice_id, request.provider, lines, request.clear_suspense, request.replaces)
 
 
 def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:
@@ -563,7 +569,12 @@ def _reconciled(line: InvoiceLine) -> pb.Reconciliation.Line:
     invoiced = pb.InvoiceLine(
         model=line.model, since=_stamp(line.since), until=_stamp(line.until), amount_nano_usd=line.invoiced
     )
-    return pb.Reconciliation.Line(invoiced=invoiced, ledger_nano_usd=line.ledger, difference_nano_usd=line.difference)
+    return pb.Reconciliation.Line(
+        invoiced=invoiced,
+        ledger_nano_usd=line.ledger,
+        difference_nano_usd=line.difference,
+        adjusted_nano_usd=line.adjusted,
+    )
 
 
 def from_charge(charge: SettledCharge) -> pb.ExportedCharge:

@@ -194,18 +194,19 @@ def spend_reconcile(
     clear_suspense: Annotated[
         bool, typer.Option("--final", help="It is final: it also tells which calls of unknown outcome were billed.")
     ] = False,
+    replaces: Annotated[str, typer.Option(help="The number of the imported invoice that it corrects.")] = "",
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
     """Compare a provider's invoice with the ledger, and post the differences. Exit code 1 if there are any.
 
-    An empty model stands for all of the provider's.
+    An empty model stands for all of the provider's; a negative amount is a credit.
 
     Example: synod spend reconcile nov.csv --provider openai --id 4711
     """
     lines = [_invoice_line(number, row) for number, row in enumerate(_rows(file), 1)]
     request = pb.ImportInvoiceRequest(
-        invoice_id=invoice_id, provider=provider, lines=lines, clear_suspense=clear_suspense
+        invoice_id=invoice_id, provider=provider, lines=lines, clear_suspense=clear_suspense, replaces=replaces
     )
 
     async def command(synod: Synod) -> int:

@@ -1486,6 +1486,7 @@ class InvoiceLine(_message.Message):
     model: _builtins.str
     """"provider/model", or empty for all models of the provider."""
     amount_nano_usd: _builtins.int
+    """Negative: a credit. It is not compared with the ledger, and may be for a time that another line bills."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1514,12 +1515,17 @@ class ImportInvoiceRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     CLEAR_SUSPENSE_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     provider: _builtins.str
     clear_suspense: _builtins.bool
     """The invoice is final for the times of its lines, so it also says what became of holds in suspense there: what is
     invoiced beyond what is settled is theirs, the oldest first and each at most what it holds; the others are released.
     At most 200 holds.
+    """
+    replaces: _builtins.str
+    """The id of an imported invoice of the provider that this one corrects. Only the difference to what was posted for it
+    is posted, and what it bills and this one does not is taken back.
     """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
@@ -1532,10 +1538,11 @@ class ImportInvoiceRequest(_message.Message):
         provider: _builtins.str = ...,
         lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
         clear_suspense: _builtins.bool = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1552,9 +1559,12 @@ class Reconciliation(_message.Message):
         INVOICED_FIELD_NUMBER: _builtins.int
         LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
         DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+        ADJUSTED_NANO_USD_FIELD_NUMBER: _builtins.int
         ledger_nano_usd: _builtins.int
         difference_nano_usd: _builtins.int
-        """Invoiced less ledger."""
+        """Invoiced less ledger and adjusted: what is posted."""
+        adjusted_nano_usd: _builtins.int
+        """What the replaced invoice had posted for the same model and time."""
         @_builtins.property
         def invoiced(self) -> Global___InvoiceLine: ...
         def __init__(
@@ -1563,10 +1573,11 @@ class Reconciliation(_message.Message):
             invoiced: Global___InvoiceLine | None = ...,
             ledger_nano_usd: _builtins.int = ...,
             difference_nano_usd: _builtins.int = ...,
+            adjusted_nano_usd: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["invoiced", b"invoiced"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoiced", b"invoiced", "ledger_nano_usd", b"ledger_nano_usd"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["adjusted_nano_usd", b"adjusted_nano_usd", "difference_nano_usd", b"difference_nano_usd", "invoiced", b"invoiced", "ledger_nano_usd", b"ledger_nano_usd"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
