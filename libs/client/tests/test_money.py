@@ -226,6 +226,16 @@ class TestInvoices:
         assert (line.model, line.amount_nano_usd, asked.invoice_id) == ("openai/gpt-5.5", 1_100_000_000, "4711")
         assert line.until.ToDatetime(UTC) == datetime(2026, 11, 1, tzinfo=UTC)
 
+    def test_a_credit_is_an_amount_below_zero_and_a_correction_names_what_it_replaces(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation())
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,-0.25\n")
+        arguments = ("--provider", "openai", "--id", "4711a", "--replaces", "4711")
+        assert synod("spend", "reconcile", str(tmp_path / "invoice"), *arguments).exit_code == Exit.DONE
+        (asked,) = fakes.requests("ImportInvoice")
+        assert (asked.replaces, asked.lines[0].amount_nano_usd) == ("4711", -250_000_000)
+
     def test_a_final_invoice_tells_what_it_cleared(self, synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
         cleared = pb.Reconciliation(
             settled_from_suspense_nano_usd=5_000_000, settled_from_suspense=2, released_from_suspense=1

@@ -23,6 +23,7 @@ from synod.cost_ledger.events import Hold, InvoicedLine, PriceSource, Quantity, 
 
 from cost_ledger.commands import OVERRIDE, Price
 from cost_ledger.errors import BudgetNotFound
+from cost_ledger.naming import scopes_of
 from cost_ledger.rates import PPM, RateCard, scaled
 from cost_ledger.recent import Recent
 from cost_ledger.windows import counted, window_start
@@ -44,10 +45,9 @@ SCOPE_FIELDS: Final = (
 )
 """What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
 
-WHOLE_TENANT: Final = ("", "")
-ANY_MODEL: Final = "/*"
-"""What a scope's model ends with that means all models of a provider."""
+_OWNERS: Final = tuple(name for name in SCOPE_FIELDS if name != "model")
 
+WHOLE_TENANT: Final = ("", "")
 State = Literal["held", "settled", "released", "suspense"]
 
 
@@ -85,7 +85,7 @@ class Budget:
         if self.per and not getattr(attribution, self.per):
             return False
         return all(
-            _is_or_is_of(getattr(attribution, name), wanted)
+            wanted in scopes_of(attribution.model) if name == "model" else getattr(attribution, name) == wanted
             for name in SCOPE_FIELDS
             if (wanted := getattr(self.scope, name))
         )
@@ -243,19 +243,13 @@ class Book(NamedTuple):
 
     def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
         """The budgets that a cost counts against, by id."""
-        keys = [WHOLE_TENANT, *((name, value) for name in SCOPE_FIELDS if (value := getattr(attribution, name)))]
-        if attribution.model:
-            keys.append(("model", attribution.model.partition("/")[0] + ANY_MODEL))
+        keys = [WHOLE_TENANT, *((name, value) for name in _OWNERS if (value := getattr(attribution, name)))]
+        keys += [("model", scope) for scope in scopes_of(attribution.model)]
         ids = sorted(budget_id for key in keys for budget_id in self.by_scope.get(key, ()))
         return tuple(budget for budget_id in ids if (budget := self.budgets[budget_id]).matches(attribution))
 
 
 EMPTY: Final = Book()
-
-
-def _is_or_is_of(value: str, wanted: str) -> bool:
-    """Whether it is what is wanted, or a model of the provider that is."""
-    return value == wanted or (wanted.endswith(ANY_MODEL) and value.startswith(wanted[:-1]))
 
 
 @lru_cache(maxsize=4_096)

@@ -89,7 +89,8 @@ class Reports:
     async def _forecast(self, status: BudgetStatus, tenant: str) -> BudgetForecast:
         budget, now = status.budget, self.ledger.clock.now()
         until = now.replace(minute=0, second=0, microsecond=0)
-        selection = Selection(_where(budget, status.share), until - HISTORY, until)
+        where = _where(budget, status.share)
+        selection = Selection(where, until - HISTORY, until, budget.scope.model)
         amounts = await self.charges.hours(tenant, budget.unit, selection)
         # An hour before the first cost says nothing of how costs come.
         first = min(amounts, default=until)
@@ -146,7 +147,7 @@ def _unpriced(model: str, terms: Terms, price: Price) -> RequestInvalid:
 
 def _where(budget: Budget, share: str) -> dict[str, str]:
     scope: Attribution = budget.scope
-    wanted = {name: value for name in SCOPE_FIELDS if (value := getattr(scope, name))}
+    wanted = {name: value for name in SCOPE_FIELDS if name != "model" and (value := getattr(scope, name))}
     return wanted | ({budget.per: share} if budget.per else {})
 
 

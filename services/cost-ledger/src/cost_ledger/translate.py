@@ -162,6 +162,11 @@ def to_reservation_request(request: pb.ReserveRequest, tenant: str) -> Reservati
 
 def to_settlement(request: pb.SettleRequest) -> Settlement:
     """With the usage lines, or with none and the amount instead."""
+    if not (request.usage or request.amount_nano_usd or request.free_of_charge):
+        problem = "give usage, an amount or free_of_charge; if nobody knows, do not settle: the hold moves to suspense"
+        raise InvalidArgument("usage", "", problem)
+    if request.free_of_charge and (request.usage or request.amount_nano_usd):
+        raise InvalidArgument("free_of_charge", "true", "is instead of usage and of an amount")
     if request.usage and request.amount_nano_usd:
         raise InvalidArgument("amount_nano_usd", request.amount_nano_usd, "give either usage or an amount, not both")
     if request.usage_source not in _USAGE_SOURCES:
@@ -240,8 +245,8 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
         group_by=_groups(request.group_by),
         where=_where(wanted),
         # "from" is a word of Python, so the field has no attribute that could be written down.
-        since=_moment(getattr(request, "from")) if request.HasField("from") else None,
-        until=_moment(request.until) if request.HasField("until") else None,
+        since=_moment("from", getattr(request, "from")) if request.HasField("from") else None,
+        until=_moment("until", request.until) if request.HasField("until") else None,
     )
 
 
@@ -257,8 +262,8 @@ def to_selection(request: pb.ExportSpendRequest | pb.PriceUsageAtRequest, tenant
 def to_period(request: _Timed) -> tuple[datetime | None, datetime | None]:
     """Since and until, None where the request has none."""
     return (
-        _moment(request.since) if request.HasField("since") else None,
-        _moment(request.until) if request.HasField("until") else None,
+        _moment("since", request.since) if request.HasField("since") else None,
+        _moment("until", request.until) if request.HasField("until") else None,
     )
 
 
@@ -280,7 +285,8 @@ def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:
     for name in ("since", "until"):
         if not line.HasField(name):
             raise InvalidArgument(f"lines[{number}].{name}", "", "must be given: an invoice is for a time")
-    return InvoiceLine(line.model, _moment(line.since), _moment(line.until), line.amount_nano_usd, 0)
+    since, until = _moment(f"lines[{number}].since", line.since), _moment(f"lines[{number}].until", line.until)
+    return InvoiceLine(line.model, since, until, line.amount_nano_usd, 0)
 
 
 def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribution:
@@ -315,7 +321,12 @@ def _usage_line(line: pb.UsageLine) -> UsageLine:
 
 
 def to_ttl(request: pb.ReserveRequest | pb.RenewReservationRequest) -> timedelta | None:
-    return request.ttl.ToTimedelta() if request.HasField("ttl") else None
+    if not request.HasField("ttl"):
+        return None
+    try:
+        return request.ttl.ToTimedelta()
+    except (OverflowError, ValueError):
+        raise InvalidArgument("ttl", f"{request.ttl.seconds} s", "must be above 0 and at most 24 hours") from None
 
 
 def _quantities(quantities: Iterable[pb.Quantity]) -> tuple[Quantity, ...]:
@@ -350,8 +361,12 @@ def _similar(near: tuple[str, ...]) -> str:
     return f"similar: {', '.join(near)}" if near else ""
 
 
-def _moment(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
+def _moment(field: str, stamp: Timestamp) -> datetime:
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except (OverflowError, ValueError):
+        problem = "is no time; give seconds since 1970 in UTC (not milliseconds), of the years 1 to 9999"
+        raise InvalidArgument(field, f"{stamp.seconds} s", problem) from None
 
 
 # --- out ---

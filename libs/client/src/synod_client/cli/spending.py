@@ -15,7 +15,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod_client.cli import exports
 from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, moment, nano_usd, provider_and_model, terms
+from synod_client.cli.values import Since, Until, moment, provider_and_model, signed_nano_usd, terms
 from synod_client.client import Synod
 
 spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
@@ -268,5 +268,5 @@ def _invoice_line(number: int, row: dict[str, str]) -> pb.InvoiceLine:
         model=row.get("model") or "",
         since=moment(row["since"], f"{hint}, since"),
         until=moment(row["until"], f"{hint}, until"),
-        amount_nano_usd=nano_usd(row["amount_usd"], f"{hint}, amount_usd"),
+        amount_nano_usd=signed_nano_usd(row["amount_usd"], f"{hint}, amount_usd"),
     )

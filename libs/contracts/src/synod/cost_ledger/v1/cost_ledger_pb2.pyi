@@ -469,11 +469,16 @@ class SettleRequest(_message.Message):
     USAGE_SOURCE_FIELD_NUMBER: _builtins.int
     PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
     QUANTITIES_FIELD_NUMBER: _builtins.int
+    FREE_OF_CHARGE_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     amount_nano_usd: _builtins.int
     """Instead of usage: a fixed amount."""
     usage_source: _builtins.str
     """"provider_final", "provider_partial", "gateway_counted" or "reserved_upper_bound"."""
+    free_of_charge: _builtins.bool
+    """Instead of usage and amount: it was used, and costs nothing. One of the three must be given, as absent is not zero. If
+    nobody knows what was used, do not settle; the hold moves to suspense.
+    """
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageLine]: ...
     @_builtins.property
@@ -493,10 +498,11 @@ class SettleRequest(_message.Message):
         usage_source: _builtins.str = ...,
         price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         quantities: _abc.Iterable[Global___Quantity] | None = ...,
+        free_of_charge: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "free_of_charge", b"free_of_charge", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1006,6 +1012,7 @@ class SetPriceRequest(_message.Message):
     CACHE_READ_PICO_USD_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_PICO_USD_FIELD_NUMBER: _builtins.int
     RATES_FIELD_NUMBER: _builtins.int
+    OWN_PROVIDER_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     model: _builtins.str
     input_pico_usd: _builtins.int
@@ -1014,6 +1021,8 @@ class SetPriceRequest(_message.Message):
     """Absent: as input. 0 is free."""
     cache_write_pico_usd: _builtins.int
     """Absent: as input. 0 is free."""
+    own_provider: _builtins.bool
+    """The provider is one of your own, though its name is near to that of a known one. Otherwise that is taken for a slip."""
     @_builtins.property
     def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitRate]:
         """Of other units, and of context tiers."""
@@ -1028,10 +1037,11 @@ class SetPriceRequest(_message.Message):
         cache_read_pico_usd: _builtins.int | None = ...,
         cache_write_pico_usd: _builtins.int | None = ...,
         rates: _abc.Iterable[Global___UnitRate] | None = ...,
+        own_provider: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "provider", b"provider", "rates", b"rates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "own_provider", b"own_provider", "provider", b"provider", "rates", b"rates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_read_pico_usd: _TypeAlias = _typing.Literal["cache_read_pico_usd"]  # noqa: Y015
     _WhichOneofArgType__cache_read_pico_usd: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd"]  # noqa: Y015
