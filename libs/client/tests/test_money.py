@@ -184,6 +184,11 @@ class TestExport:
         december = charge(incurred_at=at(datetime(2026, 12, 31, 23, 59, tzinfo=UTC)))
         assert focus_row(december)["BillingPeriodEnd"] == "2027-01-01T00:00:00Z"
 
+    def test_the_list_cost_is_by_the_published_price_and_the_others_are_what_is_owed(self) -> None:
+        row = focus_row(charge(list_cost_nano_usd=2_000))
+        owed = {row[name] for name in ("BilledCost", "ContractedCost", "EffectiveCost")}
+        assert (owed, row["ListCost"]) == ({"0.0000015"}, "0.000002")
+
     def test_json_is_one_object_a_line(self, synod: Command, fakes: FakeSystem) -> None:
         lines = self.export(synod, fakes, "json", charge(), charge(id="r2")).splitlines()
         assert [json.loads(line)["id"] for line in lines] == ["r1", "r2"]

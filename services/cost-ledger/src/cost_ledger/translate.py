@@ -28,7 +28,7 @@ from synod.llm_gateway.events import UsageSource
 from cost_ledger import errors
 from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
-from cost_ledger.charges import Selection, SettledCharge
+from cost_ledger.charges import Selection
 from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
@@ -36,7 +36,7 @@ from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import OWNERS
 from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
-from cost_ledger.reports import BudgetForecast, ComparedModel, PricedUsage
+from cost_ledger.reports import BudgetForecast, ComparedModel, ListedCharge, PricedUsage
 from cost_ledger.terms import Terms, terms_of
 
 SERVICE: Final = "cost-ledger"
@@ -592,7 +592,8 @@ def _reconciled(line: InvoiceLine) -> pb.Reconciliation.Line:
     )
 
 
-def from_charge(charge: SettledCharge) -> pb.ExportedCharge:
+def from_charge(listed: ListedCharge) -> pb.ExportedCharge:
+    charge = listed.charge
     return pb.ExportedCharge(
         id=charge.id,
         kind=charge.kind,
@@ -606,4 +607,5 @@ def from_charge(charge: SettledCharge) -> pb.ExportedCharge:
         price_context=charge.price_context,
         usage_source=charge.usage_source,
         revision=charge.revision,
+        list_cost_nano_usd=listed.list_cost,
     )

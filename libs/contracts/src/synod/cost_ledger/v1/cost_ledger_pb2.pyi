@@ -1696,6 +1696,7 @@ class ExportedCharge(_message.Message):
     PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
     USAGE_SOURCE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    LIST_COST_NANO_USD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Of the reservation or of the tool call."""
     kind: _builtins.str
@@ -1709,6 +1710,10 @@ class ExportedCharge(_message.Message):
     usage_source: _builtins.str
     revision: _builtins.int
     """How often it was priced anew."""
+    list_cost_nano_usd: _builtins.int
+    """What it would be by the price book of its time, without the tenant's own prices and factors; as cost_nano_usd where
+    the book has no price, or no usage is known.
+    """
     @_builtins.property
     def attribution(self) -> Global___Attribution: ...
     @_builtins.property
@@ -1728,10 +1733,11 @@ class ExportedCharge(_message.Message):
         price_context: _builtins.str = ...,
         usage_source: _builtins.str = ...,
         revision: _builtins.int = ...,
+        list_cost_nano_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "incurred_at", b"incurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cost_nano_usd", b"cost_nano_usd", "id", b"id", "incurred_at", b"incurred_at", "input_tokens", b"input_tokens", "kind", b"kind", "output_tokens", b"output_tokens", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "revision", b"revision", "usage_source", b"usage_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cost_nano_usd", b"cost_nano_usd", "id", b"id", "incurred_at", b"incurred_at", "input_tokens", b"input_tokens", "kind", b"kind", "list_cost_nano_usd", b"list_cost_nano_usd", "output_tokens", b"output_tokens", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "revision", b"revision", "usage_source", b"usage_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
