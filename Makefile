@@ -106,10 +106,13 @@ up: setup ## Start the whole system on this machine (Ctrl-C stops it)
 prices: setup ## Export every model and price of genai-prices to build/model-scout/prices.csv
 	$(BIN)/python deploy/examples/model-scout/export_prices.py build/model-scout/prices.csv
 
-.PHONY: compare-prices
-compare-prices: setup ## Hold the price book against the prices that LiteLLM ships (fetches its wheel, 41 MB, by hash)
+.PHONY: second-source
+second-source: setup ## Fetch the wheel that has the second source of prices (41 MB, by hash)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
-	  --dest build/prices --requirement tests/prices/second-source.txt
+	  --retries 1 --timeout 15 --dest build/prices --requirement tests/prices/second-source.txt
+
+.PHONY: compare-prices
+compare-prices: second-source ## Hold the price book against the prices that LiteLLM ships
 	PYTHONPATH=tests $(BIN)/python -m prices.compare build/prices
 
 .PHONY: bench

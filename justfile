@@ -84,7 +84,11 @@ lock *args:
 nats-conf *args:
     @make nats-conf {{args}}
 
-# Hold the price book against the prices that LiteLLM ships (fetches its wheel, 41 MB, by hash)
+# Fetch the wheel that has the second source of prices (41 MB, by hash)
+second-source *args:
+    @make second-source {{args}}
+
+# Hold the price book against the prices that LiteLLM ships
 compare-prices *args:
     @make compare-prices {{args}}
 

@@ -3,8 +3,10 @@
 Each request costs the same to the nano-dollar: input is free, and the answer is cut at its token limit, so that its upper
 bound is its cost. The provider is the simulator. What it counts is what it bills, also for answers that nobody got.
 
-A call whose gateway died has an unknown outcome: its hold moves to suspense and goes on counting. The simulator's count
-then comes as a final invoice, which says how many of those were billed. After it nothing may be left to explain.
+A call whose gateway died has an unknown outcome: its hold moves to suspense and goes on counting. What the ledger has of
+itself, before anybody tells it, must hold the simulator's count between what is posted and that with what is in suspense.
+Only then the count comes as a final invoice, which says how many of the unknown were billed. After it nothing may be left
+to explain.
 """
 
 import asyncio
@@ -53,12 +55,18 @@ MOMENTS: Final[dict[Moment, tuple[str, str, int]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a rush. Amounts are nano-USD; `simulator_nano` is what the simulator counted, at the same price."""
+    """What came of a rush. Amounts are nano-USD; `simulator_nano` is what the simulator counted, at the same price.
+
+    `posted_nano` and `suspense_nano` are the ledger's own, before the invoice told it the count.
+    """
 
     answered: int
     refused: int
     admitted: int
     unknown: int
+    settled: int
+    posted_nano: int
+    suspense_nano: int
     spent_nano: int
     pending_nano: int
     unexplained_nano: int
@@ -77,6 +85,7 @@ async def rush(gateways: Gateways, synod: Synod, moment: Moment) -> Outcome:
     ends = Counter(await asyncio.gather(*calls))
     states = await settled(synod, run_id)
     simulator_nano = await billed_nano(gateways.system) - before
+    unaided = await synod.budget(run_id)
     reconciled = await synod.import_invoice(invoice(run_id, since, simulator_nano))
     budget = await synod.budget(run_id)
     return Outcome(
@@ -84,6 +93,9 @@ async def rush(gateways: Gateways, synod: Synod, moment: Moment) -> Outcome:
         refused=ends["refused"],
         admitted=states.total(),
         unknown=states[ledger_pb.RESERVATION_STATE_SUSPENSE],
+        settled=states[ledger_pb.RESERVATION_STATE_SETTLED],
+        posted_nano=unaided.posted,
+        suspense_nano=unaided.pending,
         spent_nano=budget.posted,
         pending_nano=budget.pending,
         unexplained_nano=reconciled.difference_nano_usd,
@@ -96,8 +108,18 @@ def check(outcome: Outcome) -> None:
     assert outcome.admitted <= AFFORDED, outcome
     assert outcome.answered <= outcome.admitted, outcome
     assert outcome.answered + outcome.refused == REQUESTS, outcome
+    check_unaided(outcome)
     assert outcome.spent_nano == outcome.simulator_nano, outcome
     assert (outcome.pending_nano, outcome.unexplained_nano) == (0, 0), outcome
+
+
+def check_unaided(outcome: Outcome) -> None:
+    """What the ledger has before the invoice: every call is settled or in suspense, once, and the count is in between."""
+    call_nano = OUTPUT_TOKENS * TOKEN_NANO
+    assert outcome.posted_nano == outcome.settled * call_nano, outcome
+    assert outcome.suspense_nano == outcome.unknown * call_nano, outcome
+    assert outcome.answered <= outcome.settled, outcome
+    assert outcome.posted_nano <= outcome.simulator_nano <= outcome.posted_nano + outcome.suspense_nano, outcome
 
 
 async def asked(gateways: Gateways, number: int, scope: ledger_pb.Attribution) -> Literal["answered", "refused"]:
@@ -151,8 +173,9 @@ async def settled(synod: Synod, run_id: str) -> Counter[int]:
     """How many of the rush's reservations are in which state, once none is merely held."""
     async with asyncio.timeout(WAIT_S):
         while True:
-            reserved = await events(synod, "cost-ledger", run_id, "CostReserved")
-            states = Counter([await state(synod, event["reservation_id"]) for event in reserved])
+            reserved = [event["reservation_id"] for event in await events(synod, "cost-ledger", run_id, "CostReserved")]
+            assert len(reserved) == len(set(reserved))
+            states = Counter([await state(synod, reservation_id) for reservation_id in reserved])
             if not states[ledger_pb.RESERVATION_STATE_HELD]:
                 return states
             await asyncio.sleep(LOOK_AGAIN_S)

@@ -184,6 +184,11 @@ class TestExport:
         december = charge(incurred_at=at(datetime(2026, 12, 31, 23, 59, tzinfo=UTC)))
         assert focus_row(december)["BillingPeriodEnd"] == "2027-01-01T00:00:00Z"
 
+    def test_the_list_cost_is_by_the_published_price_and_the_others_are_what_is_owed(self) -> None:
+        row = focus_row(charge(list_cost_nano_usd=2_000))
+        owed = {row[name] for name in ("BilledCost", "ContractedCost", "EffectiveCost")}
+        assert (owed, row["ListCost"]) == ({"0.0000015"}, "0.000002")
+
     def test_json_is_one_object_a_line(self, synod: Command, fakes: FakeSystem) -> None:
         lines = self.export(synod, fakes, "json", charge(), charge(id="r2")).splitlines()
         assert [json.loads(line)["id"] for line in lines] == ["r1", "r2"]
@@ -225,6 +230,16 @@ class TestInvoices:
         (line,) = asked.lines
         assert (line.model, line.amount_nano_usd, asked.invoice_id) == ("openai/gpt-5.5", 1_100_000_000, "4711")
         assert line.until.ToDatetime(UTC) == datetime(2026, 11, 1, tzinfo=UTC)
+
+    def test_a_credit_is_an_amount_below_zero_and_a_correction_names_what_it_replaces(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation())
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,-0.25\n")
+        arguments = ("--provider", "openai", "--id", "4711a", "--replaces", "4711")
+        assert synod("spend", "reconcile", str(tmp_path / "invoice"), *arguments).exit_code == Exit.DONE
+        (asked,) = fakes.requests("ImportInvoice")
+        assert (asked.replaces, asked.lines[0].amount_nano_usd) == ("4711", -250_000_000)
 
     def test_a_final_invoice_tells_what_it_cleared(self, synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
         cleared = pb.Reconciliation(

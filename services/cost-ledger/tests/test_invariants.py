@@ -193,7 +193,9 @@ class Ledger(RuleBasedStateMachine):
         cleared = tuple(Cleared(name, amount) for name, amount in billed.items() if name in self.book.open)
         ledger = sum(each.amount for each in cleared)
         line = InvoiceLine("", START, self.clock.now() + timedelta(days=1), ledger + difference, ledger)
-        command = ImportInvoice(f"inv_{next(self.invoices)}", "openai", "sha", (line,), cleared)
+        # All are for the same time, so each can only correct the one that is in force.
+        replaces = next((name for name, known in self.book.invoices.items() if not known.replaced_by), "")
+        command = ImportInvoice(f"inv_{next(self.invoices)}", "openai", "sha", (line,), cleared, replaces)
         self.run(process, command)
         self.run(1 - process, command)
 

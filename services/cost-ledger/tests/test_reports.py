@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -311,6 +311,31 @@ class TestInvoices:
         error = await refusal(ledger.ImportInvoice(self.invoice(2, clock.now())))
         assert isinstance(error, AlreadyExists)
 
+    async def test_what_is_billed_already_is_refused_unless_it_is_corrected(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        await ledger.ImportInvoice(self.invoice(210, clock.now()))
+        second = self.invoice(225, clock.now())
+        second.invoice_id = "inv_2"
+        error = await refusal(ledger.ImportInvoice(second))
+        assert (error.reason, error.metadata["other"]) == ("INVOICE_OVERLAP", "inv_1")
+        second.replaces = "inv_1"
+        for _ in range(2):
+            found = await ledger.ImportInvoice(second)
+            assert (found.ledger_nano_usd, found.difference_nano_usd) == (200, 15)
+            assert found.lines[0].adjusted_nano_usd == 10
+
+    async def test_a_credit_is_no_comparison_with_the_ledger(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        invoice = self.invoice(200, clock.now())
+        invoice.lines.add().CopyFrom(invoice.lines[0])
+        invoice.lines[1].amount_nano_usd = -30
+        found = await ledger.ImportInvoice(invoice)
+        assert [line.difference_nano_usd for line in found.lines] == [0, -30]
+
     @pytest.mark.parametrize(
         ("change", "field"),
         [
@@ -359,6 +384,30 @@ class TestForecasts:
         error = await refusal(ledger.ForecastBudget(pb.ForecastBudgetRequest(budget_id="all")))
         assert isinstance(error, InvalidArgument)
         assert error.field == "share"
+
+    async def test_every_budget_is_looked_at_however_many_there_are(
+        self, ledger: CostLedgerStub, world: "World"
+    ) -> None:
+        for number in range(5):
+            await ledger.SetBudget(everything(budget_id=f"b{number}", limit=1_000))
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        assert await replace(world.reports, forecast_page=2).tell_forecasts(world.tenant) == 5
+
+    async def test_the_budget_of_a_provider_is_forecast_from_the_costs_of_its_models(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        for scope in ("simulator/*", SIM, "simulator/other"):
+            owner = pb.Attribution(model=scope)
+            await ledger.SetBudget(everything(budget_id=scope.replace("*", "all"), limit=1_000, scope=owner))
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 50, 25)
+        clock.advance(3_600)
+        ledger = connect()
+        burns = {}
+        for budget_id in ("simulator/all", SIM, "simulator/other"):
+            made = await ledger.ForecastBudget(pb.ForecastBudgetRequest(budget_id=budget_id))
+            burns[budget_id] = made.burn_per_hour
+        assert burns == {"simulator/all": 100, SIM: 100, "simulator/other": 0}
 
     async def test_a_budget_that_will_run_out_is_told_once_by_all_replicas_and_again_when_it_will_not(
         self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock, world: "World"
@@ -535,6 +584,18 @@ INSERT_CHARGE = """
 
 
 class TestExport:
+    async def test_the_list_cost_is_before_what_the_tenant_pays_instead(self, ledger: CostLedgerStub) -> None:
+        await ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="openai", factor_ppm=900_000))
+        used = [pb.UsageLine(direction="input", quantity=1_000)]
+        for name in ("discounted", "own"):
+            asked = pb.ReserveRequest(reservation_id=name, model="openai/gpt-5.5", input_tokens_max=1_000)
+            await ledger.Reserve(asked)
+            await ledger.Settle(pb.SettleRequest(reservation_id=name, usage=used, usage_source="provider_final"))
+            await ledger.SetPrice(pb.SetPriceRequest(provider="openai", model="gpt-5.5", input_pico_usd=1_000_000))
+        found = [charge async for page in ledger.ExportSpend(pb.ExportSpendRequest()) for charge in page.charges]
+        costs = {each.id: (each.cost_nano_usd, each.list_cost_nano_usd) for each in found}
+        assert costs == {"discounted": (4_500_000, 5_000_000), "own": (1_000_000, 5_000_000)}
+
     async def test_every_cost_is_exported_once_and_in_order(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
         await ledger.SetPrice(price(1_000, 2_000))
         for number in range(12):
@@ -544,6 +605,7 @@ class TestExport:
         assert [charge.id for charge in found] == [f"r{number:02}" for number in range(12)]
         assert [charge.cost_nano_usd for charge in found] == [100 + 2 * number for number in range(12)]
         assert {charge.attribution.agent for charge in found} == {"writer"}
+        assert all(each.list_cost_nano_usd == each.cost_nano_usd for each in found)
         late = pb.ExportSpendRequest(since=found[10].incurred_at)
         assert sum([len(page.charges) async for page in ledger.ExportSpend(late)]) == 2
         other = pb.ExportSpendRequest(filter=pb.Attribution(agent="analyst"))

@@ -76,7 +76,12 @@ def hold(reservation_id: str = "req_1:1", amount: int = 10, **more: object) -> p
 
 
 def settlement(reservation_id: str = "req_1:1", amount: int = 7) -> pb.SettleRequest:
-    return pb.SettleRequest(reservation_id=reservation_id, amount_nano_usd=amount, usage_source="provider_final")
+    return pb.SettleRequest(
+        reservation_id=reservation_id,
+        amount_nano_usd=amount,
+        free_of_charge=not amount,
+        usage_source="provider_final",
+    )
 
 
 def budget(budget_id: str = "run_1", limit: int = 100, **more: object) -> pb.SetBudgetRequest:
@@ -557,15 +562,73 @@ async def test_other_wrong_requests_are_refused_by_their_field(ledger: CostLedge
         "usage.direction": lambda: ledger.Settle(
             pb.SettleRequest(reservation_id="r", usage=[wrong], usage_source="provider_final")
         ),
+        "usage": lambda: ledger.Settle(pb.SettleRequest(reservation_id="r", usage_source="provider_final")),
+        "free_of_charge": lambda: ledger.Settle(
+            pb.SettleRequest(reservation_id="r", amount_nano_usd=1, free_of_charge=True, usage_source="provider_final")
+        ),
+        "ttl": lambda: ledger.Reserve(pb.ReserveRequest(reservation_id="r", ttl=Duration(seconds=10**14))),
+        "until": lambda: ledger.QuerySpend(pb.QuerySpendRequest(until=Timestamp(seconds=10**13))),
         "usage_source": lambda: ledger.Settle(pb.SettleRequest(reservation_id="r", amount_nano_usd=1)),
         "provider": lambda: ledger.SetPrice(pb.SetPriceRequest(model="sim-1")),
         "factor_ppm": lambda: ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="openai")),
-        "scope.model": lambda: ledger.SetBudget(budget(scope=pb.Attribution(model="*"))),
+        "scope.model": lambda: ledger.SetBudget(budget(scope=pb.Attribution(model="gpt-5.5"))),
+        "model": lambda: ledger.SetPrice(pb.SetPriceRequest(provider="openai", model="openai/gpt-5.5")),
     }
     for field, call in calls.items():
         error = await refusal(call())
         assert isinstance(error, InvalidArgument)
         assert error.field == field
+
+
+@pytest.mark.parametrize("seconds", [10**14, -(10**14), -1])
+async def test_a_length_of_time_beyond_all_bounds_is_refused_by_its_field(ledger: CostLedgerStub, seconds: int) -> None:
+    endless = Duration(seconds=seconds)
+    renewal = pb.RenewReservationRequest(reservation_id="r", ttl=endless)
+    for call, field in (
+        (ledger.RenewReservation(renewal), "ttl"),
+        (ledger.SetBudget(budget(window="rolling", rolling=endless)), "rolling"),
+    ):
+        error = await refusal(call)
+        assert isinstance(error, InvalidArgument)
+        assert error.field == field
+
+
+async def test_a_budget_on_a_model_holds_its_snapshots(ledger: CostLedgerStub) -> None:
+    scope = pb.Attribution(model="openai/gpt-5.5")
+    await ledger.SetBudget(budget("none", limit=0, scope=scope))
+    await ledger.SetPrice(pb.SetPriceRequest(provider="openai", model="gpt-5.5-2026-04-01", input_pico_usd=1_000))
+    asked = pb.ReserveRequest(reservation_id="r", model="openai/gpt-5.5-2026-04-01", upper_bound_nano_usd=1)
+    assert isinstance(await refusal(ledger.Reserve(asked)), BudgetExhausted)
+
+
+async def test_a_provider_that_is_likely_a_slip_is_priced_only_if_it_is_said_to_be_ones_own(
+    ledger: CostLedgerStub,
+) -> None:
+    price = pb.SetPriceRequest(provider="opnai", model="gpt-5.5", input_pico_usd=1)
+    error = await refusal(ledger.SetPrice(price))
+    assert "did you mean openai" in error.message
+    assert (
+        "openai"
+        in (await refusal(ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="opnai", factor_ppm=1)))).message
+    )
+    price.own_provider = True
+    assert (await ledger.SetPrice(price)).source == "override"
+    assert (await ledger.SetBudget(budget(scope=pb.Attribution(model="opnai/*")))).budget_id
+
+
+async def test_a_factor_for_a_provider_without_prices_is_refused_as_it_would_change_nothing(
+    ledger: CostLedgerStub,
+) -> None:
+    error = await refusal(ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="simulator", factor_ppm=900_000)))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "provider"
+
+
+async def test_what_was_free_is_settled_at_nothing_when_it_is_said(ledger: CostLedgerStub) -> None:
+    await ledger.Reserve(hold())
+    free = pb.SettleRequest(reservation_id="req_1:1", free_of_charge=True, usage_source="provider_final")
+    settled = await ledger.Settle(free)
+    assert (settled.state, settled.settled_nano_usd) == (pb.RESERVATION_STATE_SETTLED, 0)
 
 
 async def test_what_was_never_reserved_is_not_found(ledger: CostLedgerStub) -> None:

@@ -414,6 +414,18 @@ async def test_a_tool_call_whose_settled_reservation_the_book_forgot_is_not_char
     assert await world.amounts() == (40, 0)
 
 
+async def test_a_cancelled_call_that_the_book_forgot_is_not_parked_when_it_is_told_again(world: World) -> None:
+    history = world.ledger.history
+    assert isinstance(history, FakeHistory)
+    await reserve_tool(world, "call_1")
+    await world.publish_tools(tool_completed("call_1", 40))
+    # What a view has of it; the book has forgotten it.
+    history.reservations["local", "req_0:1"] = replace(await world.reservation("call_1"), reservation_id="req_0:1")
+    await world.publish(cancelled("req_0:1"))
+    assert await world.models.parked() == []
+    assert await world.amounts() == (40, 0)
+
+
 async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_is_billed(world: World) -> None:
     priced = replace(world.ledger, prices=load_price_book())
     fast, model = terms_of({"service_tier": "fast"}), "openai/gpt-5.5"

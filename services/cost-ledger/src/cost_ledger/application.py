@@ -61,6 +61,7 @@ from cost_ledger.errors import (
     ReservationConflict,
     ReservationNotFound,
 )
+from cost_ledger.naming import check_provider, check_scope_model, check_unprefixed, providers_of
 from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
 from cost_ledger.terms import STANDARD, Terms, text_of
 
@@ -241,9 +242,23 @@ class CostLedger:
         released or doubted. However often an outcome is delivered, it counts once. The first error is raised, after all.
         """
         commands = [(await self._command_by(outcome, context), context) for outcome, context in outcomes]
-        for (command, _), executed in zip(commands, await self.books.execute_many(commands), strict=True):
-            if isinstance(executed, LedgerError) and not _is_told_already(command, executed):
+        for (command, context), executed in zip(commands, await self.books.execute_many(commands), strict=True):
+            if isinstance(executed, LedgerError) and not await self._is_told_already(command, executed, context):
                 raise executed
+
+    async def _is_told_already(self, command: Command, error: LedgerError, context: Context) -> bool:
+        """Whether nothing is left to do though the command was refused."""
+        match command, error:
+            case _, AlreadyRecorded():
+                return True
+            case Release(), ReservationNotFound():
+                return True
+            case Settle(), ReservationNotFound():
+                # It does not say whose it was, so that a book that has forgotten the reservation cannot record it anew.
+                known = await self.history.find(context.tenant, command.reservation_id)
+                return known is not None and known.state == "settled"
+            case _:
+                return False
 
     async def _command_by(self, outcome: Outcome, context: Context) -> Settle | Release | Doubt:
         match outcome:
@@ -309,8 +324,13 @@ class CostLedger:
         return len(due)
 
     async def set_budget(self, command: SetBudget, context: Context) -> BudgetStatus:
-        """Create a budget or change its limit or hardness. BudgetFixed if scope or window differ."""
+        """Create a budget or change its limit or hardness. BudgetFixed if scope or window differ.
+
+        RequestInvalid also for a scope whose model matches nothing that is billed.
+        """
         check_budget(command)
+        if command.scope.model:
+            check_scope_model(command.scope.model, await self._priced(context))
         executed = await self.books.execute(command, context)
         return _status(executed.book, executed.book.budget(command.budget_id), command.at, "")
 
@@ -324,9 +344,16 @@ class CostLedger:
             raise RequestInvalid("share", share, f"budget {budget_id} has one limit for all; leave share empty")
         return _status(book, budget, self.clock.now(), share)
 
-    async def set_price(self, price: SetPrice, context: Context) -> NamedPrice:
-        """Override the price of a model for the tenant, for reservations from now on."""
+    async def set_price(self, price: SetPrice, context: Context, *, own_provider: bool = False) -> NamedPrice:
+        """Override the price of a model for the tenant, for reservations from now on.
+
+        A provider whose name is near to a known one is taken for a slip, unless it is said that it is one's own.
+        """
         check_price(price)
+        priced = await self._priced(context)
+        if not own_provider:
+            check_provider("provider", price.provider, providers_of(priced))
+        check_unprefixed(price.provider, price.model, priced)
         executed = await self.books.execute(price, context)
         name = f"{price.provider}/{price.model}"
         return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
@@ -334,7 +361,17 @@ class CostLedger:
     async def set_price_factor(self, factor: SetPriceFactor, context: Context) -> None:
         """Discount the price book, or mark it up, for the tenant, for reservations from now on."""
         check_factor(factor)
+        priced = frozenset(self.prices.names())
+        if factor.provider not in (providers := providers_of(priced)):
+            check_provider("provider", factor.provider, providers)
+            problem = "has no price in the book that a factor could change; set its models' prices with SetPrice"
+            raise RequestInvalid("provider", factor.provider, problem)
+        check_unprefixed(factor.provider, factor.model, priced)
         await self.books.execute(factor, context)
+
+    async def _priced(self, context: Context) -> frozenset[str]:
+        """The models that have a price, of the book or of the tenant."""
+        return frozenset((*self.prices.names(), *(await self.books.read(context.tenant)).prices))
 
     async def set_first_prices(self, prices: Mapping[str, tuple[int, int]], context: Context) -> None:
         """Gives the tenant a price for each named model that it has none of its own for."""
@@ -343,7 +380,7 @@ class CostLedger:
             provider, _, model = name.partition("/")
             if name not in own:
                 price = SetPrice(provider, model, input_pico, output_pico, input_pico, input_pico)
-                await self.set_price(price, context)
+                await self.set_price(price, context, own_provider=True)
 
     async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
         """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""
@@ -438,13 +475,6 @@ def _require(book: Book, reservation_id: str) -> Reservation:
     if (known := book.reservation(reservation_id)) is None:
         raise ReservationNotFound(reservation_id)
     return known
-
-
-def _is_told_already(command: Command, error: LedgerError) -> bool:
-    """Whether nothing is left to do though the command was refused."""
-    return isinstance(error, AlreadyRecorded) or (
-        isinstance(error, ReservationNotFound) and isinstance(command, Release)
-    )
 
 
 def _denial(events: tuple[Event, ...]) -> BudgetExceeded | None:

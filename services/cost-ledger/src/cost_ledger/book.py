@@ -19,10 +19,11 @@ from typing import Final, Literal, NamedTuple
 
 from rpds import HashTrieMap, HashTrieSet
 from synod.common.values import Attribution
-from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
+from synod.cost_ledger.events import Hold, InvoicedLine, PriceSource, Quantity, Unit, Window
 
 from cost_ledger.commands import OVERRIDE, Price
 from cost_ledger.errors import BudgetNotFound
+from cost_ledger.naming import scopes_of
 from cost_ledger.rates import PPM, RateCard, scaled
 from cost_ledger.recent import Recent
 from cost_ledger.windows import counted, window_start
@@ -44,10 +45,9 @@ SCOPE_FIELDS: Final = (
 )
 """What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
 
-WHOLE_TENANT: Final = ("", "")
-ANY_MODEL: Final = "/*"
-"""What a scope's model ends with that means all models of a provider."""
+_OWNERS: Final = tuple(name for name in SCOPE_FIELDS if name != "model")
 
+WHOLE_TENANT: Final = ("", "")
 State = Literal["held", "settled", "released", "suspense"]
 
 
@@ -85,7 +85,7 @@ class Budget:
         if self.per and not getattr(attribution, self.per):
             return False
         return all(
-            _is_or_is_of(getattr(attribution, name), wanted)
+            wanted in scopes_of(attribution.model) if name == "model" else getattr(attribution, name) == wanted
             for name in SCOPE_FIELDS
             if (wanted := getattr(self.scope, name))
         )
@@ -149,6 +149,16 @@ class Told:
     runs_out: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """An invoice of a provider. It is in force until another replaces it."""
+
+    content_sha256: str
+    provider: str
+    lines: tuple[InvoicedLine, ...]
+    replaced_by: str = ""
+
+
 class Balance(NamedTuple):
     """What a budget's window, or a share of it, has come to, in the budget's unit."""
 
@@ -186,8 +196,7 @@ class Book(NamedTuple):
     """Alerts told: budget, window, share, per cent, and whether of what is posted or committed."""
     forecasts: HashTrieMap[tuple[str, str], Told] = HashTrieMap()
     """What was told last of a budget's window."""
-    invoices: HashTrieMap[str, str] = HashTrieMap()
-    """The digests of imported invoices by their ids."""
+    invoices: HashTrieMap[str, Imported] = HashTrieMap()
 
     def reservation(self, reservation_id: str) -> Reservation | None:
         return self.open.get(reservation_id) or self.closed.get(reservation_id)
@@ -234,19 +243,13 @@ class Book(NamedTuple):
 
     def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
         """The budgets that a cost counts against, by id."""
-        keys = [WHOLE_TENANT, *((name, value) for name in SCOPE_FIELDS if (value := getattr(attribution, name)))]
-        if attribution.model:
-            keys.append(("model", attribution.model.partition("/")[0] + ANY_MODEL))
+        keys = [WHOLE_TENANT, *((name, value) for name in _OWNERS if (value := getattr(attribution, name)))]
+        keys += [("model", scope) for scope in scopes_of(attribution.model)]
         ids = sorted(budget_id for key in keys for budget_id in self.by_scope.get(key, ()))
         return tuple(budget for budget_id in ids if (budget := self.budgets[budget_id]).matches(attribution))
 
 
 EMPTY: Final = Book()
-
-
-def _is_or_is_of(value: str, wanted: str) -> bool:
-    """Whether it is what is wanted, or a model of the provider that is."""
-    return value == wanted or (wanted.endswith(ANY_MODEL) and value.startswith(wanted[:-1]))
 
 
 @lru_cache(maxsize=4_096)

@@ -13,6 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Hold, PriceSource, Unit
 
+from cost_ledger.naming import pattern_of
 from cost_ledger.projections import HOLDS, OWNERS, USAGE
 
 Connection = AsyncConnection[Any]
@@ -31,11 +32,15 @@ _UNIT_COLUMNS: Final[dict[Unit, sql.SQL]] = {
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Costs with these attributions, of a time half open; None is without end."""
+    """Costs with these attributions, of a time half open; None is without end.
+
+    `model_scope` is that of a budget: also snapshots of a model by their dates, or all models of a provider.
+    """
 
     where: Mapping[str, str]
     since: datetime | None = None
     until: datetime | None = None
+    model_scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +213,8 @@ def _conditions(selection: Selection) -> sql.Composed:
     conditions += [
         sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"where_{name}")) for name in selection.where
     ]
+    if selection.model_scope:
+        conditions.append(sql.SQL("model ~ %(model_scope)s"))
     if selection.since is not None:
         conditions.append(sql.SQL("incurred_at >= %(since)s"))
     if selection.until is not None:
@@ -217,7 +224,8 @@ def _conditions(selection: Selection) -> sql.Composed:
 
 def _values(tenant: str, selection: Selection) -> dict[str, object]:
     wanted = {f"where_{name}": value for name, value in selection.where.items()}
-    return {"tenant": tenant, "since": selection.since, "until": selection.until, **wanted}
+    pattern = pattern_of(selection.model_scope)
+    return {"tenant": tenant, "since": selection.since, "until": selection.until, "model_scope": pattern, **wanted}
 
 
 def _charge(tenant: str, row: dict[str, Any]) -> SettledCharge:

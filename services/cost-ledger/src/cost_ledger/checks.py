@@ -94,7 +94,6 @@ def check_budget(command: SetBudget) -> None:
         problem = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / @ -, the first a letter or digit"
         raise RequestInvalid("budget_id", command.budget_id, problem)
     check_attribution("scope", command.scope)
-    _check_provider(command.scope.model)
     if command.unit == "nano_usd":
         check_amount("limit_nano_usd", command.limit)
     else:
@@ -104,23 +103,19 @@ def check_budget(command: SetBudget) -> None:
     _check_window(command)
 
 
-def _check_provider(model: str) -> None:
-    if "*" in model and not re.fullmatch(r"[^/*]+/\*", model):
-        raise RequestInvalid("scope.model", model, "is provider/model, or provider/* for all models of a provider")
-
-
 def _check_window(command: SetBudget) -> None:
     try:
         zone(command.time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         problem = "is no time zone; give an IANA name such as Europe/Berlin, or UTC"
         raise RequestInvalid("time_zone", command.time_zone, problem) from None
-    rolling = timedelta(seconds=command.rolling_s)
+    # In seconds: a timedelta cannot hold all that a caller may send.
+    rolling_s = command.rolling_s
     if command.window != "rolling":
-        if rolling:
-            raise RequestInvalid("rolling", str(rolling), f"belongs to the window rolling, not {command.window}")
-    elif not ROLLING_MIN <= rolling <= ROLLING_MAX:
-        raise RequestInvalid("rolling", str(rolling), "must be from 1 minute to 366 days")
+        if rolling_s:
+            raise RequestInvalid("rolling", f"{rolling_s} s", f"belongs to the window rolling, not {command.window}")
+    elif not ROLLING_MIN.total_seconds() <= rolling_s <= ROLLING_MAX.total_seconds():
+        raise RequestInvalid("rolling", f"{rolling_s} s", "must be from 1 minute to 366 days")
 
 
 def check_price(price: SetPrice) -> None:
@@ -183,6 +178,6 @@ def check_amount(field: str, value: int) -> None:
     check_range(field, value, AMOUNT_NANO_MAX)
 
 
-def check_range(field: str, value: int, maximum: int) -> None:
-    if not 0 <= value <= maximum:
-        raise RequestInvalid(field, value, f"must be from 0 to {maximum}")
+def check_range(field: str, value: int, maximum: int, minimum: int = 0) -> None:
+    if not minimum <= value <= maximum:
+        raise RequestInvalid(field, value, f"must be from {minimum} to {maximum}")

@@ -178,17 +178,27 @@ class Rerate:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceLine:
-    """What a provider wants for a time, half open, and what the ledger has for it. Nano-USD. No model: all of them."""
+    """What a provider wants for a time, half open, and what the ledger has for it. Nano-USD. No model: all of them.
+
+    A negative amount is a credit: it is compared with nothing, so `ledger` is 0.
+    """
 
     model: str
     since: datetime
     until: datetime
     invoiced: int
     ledger: int
+    adjusted: int = 0
+    """What the replaced invoice had posted for the same model and time."""
+
+    @property
+    def is_credit(self) -> bool:
+        return self.invoiced < 0
 
     @property
     def difference(self) -> int:
-        return self.invoiced - self.ledger
+        """What is to be posted."""
+        return self.invoiced - self.ledger - self.adjusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +211,14 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class ImportInvoice:
-    """`ledger` of the lines contains what is cleared."""
+    """`ledger` of the lines contains what is cleared. `replaces` is the invoice that it corrects, empty for none."""
 
     invoice_id: str
     provider: str
     content_sha256: str
     lines: tuple[InvoiceLine, ...]
     cleared: tuple[Cleared, ...] = ()
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)

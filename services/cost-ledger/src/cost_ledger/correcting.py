@@ -1,22 +1,13 @@
-"""What is said of costs after the fact: corrections, invoices, forecasts. Never by rewriting; each is an event of its own."""
+"""What is said of costs after the fact: corrections and forecasts. Never by rewriting; each is an event of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from synod.common.event import Event
 from synod.common.money import nano_from_pico
-from synod.cost_ledger.events import (
-    BudgetForecastChanged,
-    ChargeRerated,
-    Posting,
-    ProviderInvoiceImported,
-    ReconciliationDifferenceFound,
-)
+from synod.cost_ledger.events import BudgetForecastChanged, ChargeRerated
 
-from cost_ledger.book import Amounts, Book, Reservation, Told
-from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine, Rerate, TellForecast
-from cost_ledger.errors import InvoiceConflict
+from cost_ledger.book import Amounts, Book, Told
+from cost_ledger.commands import Rerate, TellForecast
 from cost_ledger.postings import moved, owed
 
 
@@ -45,56 +36,6 @@ def rerate(book: Book, command: Rerate) -> tuple[Event, ...]:
             incurred_at=command.incurred_at,
             reason=command.reason,
             postings=entry.postings,
-        ),
-    )
-
-
-def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
-    """The invoice and each difference. InvoiceConflict if the id is that of an invoice with other content."""
-    if (known := book.invoices.get(command.invoice_id)) is not None:
-        if known != command.content_sha256:
-            raise InvoiceConflict(command.invoice_id)
-        return ()
-    imported = ProviderInvoiceImported(
-        invoice_id=command.invoice_id,
-        provider=command.provider,
-        content_sha256=command.content_sha256,
-        lines=len(command.lines),
-        invoiced_nano_usd=sum(line.invoiced for line in command.lines),
-        ledger_nano_usd=sum(line.ledger for line in command.lines),
-    )
-    differences = (
-        _difference(command, number, line) for number, line in enumerate(command.lines, 1) if line.difference
-    )
-    return (imported, *differences)
-
-
-def clear(billed: int, doubtful: Iterable[Reservation]) -> tuple[Cleared, ...]:
-    """What an invoice shows of holds in suspense: `billed` nano-USD beyond what is settled are theirs.
-
-    No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed.
-    """
-    cleared = []
-    for each in doubtful:
-        amount = min(billed, each.reserved)
-        cleared.append(Cleared(each.reservation_id, amount))
-        billed -= amount
-    return tuple(cleared)
-
-
-def _difference(command: ImportInvoice, number: int, line: InvoiceLine) -> ReconciliationDifferenceFound:
-    return ReconciliationDifferenceFound(
-        invoice_id=command.invoice_id,
-        line=number,
-        provider=command.provider,
-        model=line.model,
-        since=line.since,
-        until=line.until,
-        invoiced_nano_usd=line.invoiced,
-        ledger_nano_usd=line.ledger,
-        postings=(
-            Posting(account=f"adjustment:{command.provider}", amount_nano_usd=line.difference),
-            Posting(account=f"payable:{command.provider}", amount_nano_usd=-line.difference),
         ),
     )
 

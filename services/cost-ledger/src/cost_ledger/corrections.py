@@ -13,7 +13,7 @@ from eventlog.records import Context
 from synod.common.money import nano_from_pico
 from synod.cost_ledger.events import ChargeRerated
 
-from cost_ledger import correcting
+from cost_ledger import invoices
 from cost_ledger.book import Book, Reservation
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges, Selection, SettledCharge
@@ -72,13 +72,20 @@ class Rerating:
 class Invoice:
     """Lines as the provider has them, `ledger` not yet known.
 
-    With `clear_suspense` it is final for the times of its lines: it settles what is in suspense there.
+    With `clear_suspense` it is final for the times of its lines: it settles what is in suspense there. `replaces` is the
+    id of the invoice that it corrects.
     """
 
     invoice_id: str
     provider: str
     lines: tuple[InvoiceLine, ...]
     clear_suspense: bool = False
+    replaces: str = ""
+
+    @property
+    def billed(self) -> tuple[InvoiceLine, ...]:
+        """What is compared with the ledger: all but credits."""
+        return tuple(line for line in self.lines if not line.is_credit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +167,36 @@ class Corrections:
     async def import_invoice(self, invoice: Invoice, context: Context) -> Reconciled:
         """The lines with what the ledger has for them. The first time each difference is posted as an adjustment.
 
-        InvoiceConflict if the id is that of an invoice with other content; InvoiceOvertaken if a hold that it clears was
-        settled meanwhile; TooMuchAtOnce if it would clear too many.
+        InvoiceConflict if the id is that of an invoice with other content; InvoiceOverlaps if another bills the same;
+        InvoiceOvertaken if a hold that it clears was settled meanwhile; TooMuchAtOnce if it would clear too many.
         """
         _check_invoice(invoice)
         lines = [await self._compared(invoice.provider, line, context.tenant) for line in invoice.lines]
         doubtful = await self._doubtful(invoice, context.tenant)
         reconciled = _cleared(invoice, lines, doubtful)
         command = ImportInvoice(
-            invoice.invoice_id, invoice.provider, _digest(invoice), reconciled.lines, reconciled.cleared
+            invoice.invoice_id,
+            invoice.provider,
+            _digest(invoice),
+            reconciled.lines,
+            reconciled.cleared,
+            invoice.replaces,
         )
-        await self.books.execute(command, context)
-        return reconciled
+        executed = await self.books.execute(command, context)
+        return replace(reconciled, lines=invoices.adjusted(executed.book, reconciled.lines, invoice.replaces))
 
     async def _doubtful(self, invoice: Invoice, tenant: str) -> Sequence[Reservation]:
-        if not invoice.clear_suspense:
+        if not (invoice.clear_suspense and invoice.billed):
             return ()
-        since, until = min(line.since for line in invoice.lines), max(line.until for line in invoice.lines)
+        since, until = min(line.since for line in invoice.billed), max(line.until for line in invoice.billed)
         found = await self.doubtful.in_suspense(tenant, f"{invoice.provider}/", since, until, CLEARED_MAX + 1)
         if len(found) > CLEARED_MAX:
             raise TooMuchAtOnce(CLEARED_MAX)
         return found
 
     async def _compared(self, provider: str, line: InvoiceLine, tenant: str) -> InvoiceLine:
+        if line.is_credit:
+            return line
         if line.model:
             found = await self.charges.of_model(tenant, line.model, line.since, line.until)
         else:
@@ -195,10 +209,13 @@ def _cleared(invoice: Invoice, lines: Iterable[InvoiceLine], doubtful: Sequence[
     cleared: dict[str, Cleared] = {}
     compared: list[InvoiceLine] = []
     for line in lines:
+        if line.is_credit:
+            compared.append(line)
+            continue
         meant = [each for each in doubtful if _is_about(line, each)]
         known = sum(cleared[each.reservation_id].amount for each in meant if each.reservation_id in cleared)
         billed = max(line.invoiced - line.ledger - known, 0)
-        found = correcting.clear(billed, (each for each in meant if each.reservation_id not in cleared))
+        found = invoices.clear(billed, (each for each in meant if each.reservation_id not in cleared))
         cleared |= {each.reservation_id: each for each in found}
         compared.append(replace(line, ledger=line.ledger + known + sum(each.amount for each in found)))
     return Reconciled(tuple(compared), tuple(cleared.values()))
@@ -215,6 +232,7 @@ def _selection(request: RerateRequest) -> Selection:
 def _digest(invoice: Invoice) -> str:
     rows = [f"{line.model} {line.since.isoformat()} {line.until.isoformat()} {line.invoiced}" for line in invoice.lines]
     how = ["clear suspense"] if invoice.clear_suspense else []
+    how += [f"replaces {invoice.replaces}"] if invoice.replaces else []
     return hashlib.sha256("\n".join([invoice.provider, *rows, *how]).encode()).hexdigest()
 
 
@@ -230,10 +248,11 @@ def _check_rerating(request: RerateRequest) -> None:
 def _check_invoice(invoice: Invoice) -> None:
     check_name("invoice_id", invoice.invoice_id)
     check_name("provider", invoice.provider)
+    check_text("replaces", invoice.replaces)
     if not 1 <= len(invoice.lines) <= INVOICE_LINES_MAX:
         raise RequestInvalid("lines", len(invoice.lines), f"must be 1 to {INVOICE_LINES_MAX}")
     for line in invoice.lines:
         check_period(line.since, line.until)
-        check_range("lines.amount_nano_usd", line.invoiced, INVOICE_NANO_MAX)
+        check_range("lines.amount_nano_usd", line.invoiced, INVOICE_NANO_MAX, minimum=-INVOICE_NANO_MAX)
         if line.model and not line.model.startswith(f"{invoice.provider}/"):
             raise RequestInvalid("lines.model", line.model, f"must be empty or begin with {invoice.provider}/")

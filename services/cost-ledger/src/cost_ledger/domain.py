@@ -26,7 +26,7 @@ from synod.cost_ledger.events import (
     ReservationRenewed,
 )
 
-from cost_ledger import alerts, correcting, quantities
+from cost_ledger import alerts, correcting, invoices, quantities
 from cost_ledger.book import Amounts, Balance, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
@@ -391,7 +391,7 @@ def _settlement_by(charge: Charge) -> Settle:
 
 def _import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
     """What the invoice says of holds in suspense, then the invoice itself and its differences."""
-    imported = correcting.import_invoice(book, command)
+    imported = invoices.import_invoice(book, command)
     if not imported:
         return ()
     events: tuple[Event, ...] = ()

@@ -11,6 +11,7 @@ LedgerError
 ├── BudgetNotFound        create it, or correct the name
 ├── BudgetFixed           scope and window of a budget do not change: create another
 ├── InvoiceConflict       the id stands for an invoice with other content: use a new one
+├── InvoiceOverlaps       another invoice bills the same: declare which one this replaces
 ├── InvoiceOvertaken      a hold that the invoice clears was settled meanwhile: repeat
 ├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
 ├── RequestInvalid        correct the field
@@ -119,6 +120,18 @@ class InvoiceConflict(LedgerError):
     def __init__(self, invoice_id: str) -> None:
         super().__init__(f"invoice {invoice_id} was imported with other content")
         self.invoice_id = invoice_id
+
+
+class InvoiceOverlaps(LedgerError):
+    """`line` bills what `other_id`, an invoice in force, bills already."""
+
+    def __init__(self, invoice_id: str, line: str, other_id: str) -> None:
+        super().__init__(
+            f"invoice {invoice_id} bills {line}, and invoice {other_id} bills some of that already; "
+            f"if this one corrects it, say that it replaces {other_id}"
+        )
+        self.invoice_id = invoice_id
+        self.other_id = other_id
 
 
 class InvoiceOvertaken(LedgerError):

@@ -24,7 +24,7 @@ from synod.cost_ledger.events import (
     ReservationRenewed,
 )
 
-from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Reservation, Told
+from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Imported, Reservation, Told
 from cost_ledger.errors import ReservationNotFound
 from cost_ledger.rates import UNPRICED, RateCard, flat_card
 
@@ -84,7 +84,7 @@ def _changed(book: Book, event: Event) -> Book:
         case BudgetCommitmentReached():
             return _with_reached(book, event, "committed")
         case ProviderInvoiceImported():
-            return book._replace(invoices=book.invoices.insert(event.invoice_id, event.content_sha256))
+            return _with_invoice(book, event)
         case BudgetForecastChanged():
             told = Told(event.revision, event.runs_out)
             return book._replace(forecasts=book.forecasts.insert((event.budget_id, event.window_start), told))
@@ -199,6 +199,14 @@ def _with_factor(book: Book, event: PriceFactorSet) -> Book:
     name = f"{event.provider}/{event.model}"
     # The factor 1 for a model is kept: it stands before that of its provider.
     return book._replace(factors=book.factors.insert(name, event.factor_ppm))
+
+
+def _with_invoice(book: Book, event: ProviderInvoiceImported) -> Book:
+    invoices = book.invoices.insert(event.invoice_id, Imported(event.content_sha256, event.provider, event.billed))
+    if event.replaces:
+        replaced = replace(invoices[event.replaces], replaced_by=event.invoice_id)
+        invoices = invoices.insert(event.replaces, replaced)
+    return book._replace(invoices=invoices)
 
 
 def budget_of(event: BudgetSet) -> Budget:

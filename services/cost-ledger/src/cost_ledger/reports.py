@@ -21,14 +21,14 @@ from cost_ledger.forecast import Forecast, History, Limit, forecast
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.rates import cost_pico
-from cost_ledger.terms import Terms, text_of
+from cost_ledger.terms import Terms, terms_in, text_of
 from cost_ledger.windows import Bounds, bounds
 
 HISTORY: Final = timedelta(days=28)
 PRICED_MAX: Final = 200_000
 """Costs that one question prices anew."""
-FORECASTS_MAX: Final = 200
-"""Budgets of a tenant that are forecast without being asked for."""
+FORECAST_PAGE: Final = 200
+"""Budgets that are read together to be forecast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,21 @@ class PricedUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedCharge:
+    """A cost with what it would be by the price book alone, without the tenant's own prices and factors. Nano-USD."""
+
+    charge: SettledCharge
+    list_cost: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reports:
     """Every method acts in the tenant of its context, on views that the caller has waited for."""
 
     ledger: CostLedger
     queries: Queries
     charges: Charges
+    forecast_page: int = FORECAST_PAGE
 
     async def forecast_budget(self, budget_id: str, share: str, context: Context) -> BudgetForecast:
         """BudgetNotFound for an unknown id; RequestInvalid for a budget of shares without a share."""
@@ -78,18 +87,26 @@ class Reports:
 
         Budgets of shares are left out: there may be a share for every conversation.
         """
-        now = self.ledger.clock.now()
-        found = await self.queries.budgets(tenant, "", FORECASTS_MAX, now)
-        whole = [status for status in found if not status.budget.per]
-        for status in whole:
-            made = await self._forecast(status, tenant)
-            await self.ledger.tell_forecast(_told(made), Context(tenant, actor="cost-ledger"))
-        return len(whole)
+        looked_at = 0
+        async for status in self._budgets(tenant):
+            if not status.budget.per:
+                made = await self._forecast(status, tenant)
+                await self.ledger.tell_forecast(_told(made), Context(tenant, actor="cost-ledger"))
+                looked_at += 1
+        return looked_at
+
+    async def _budgets(self, tenant: str) -> AsyncIterator[BudgetStatus]:
+        after = ""
+        while page := await self.queries.budgets(tenant, after, self.forecast_page, self.ledger.clock.now()):
+            for status in page:
+                yield status
+            after = page[-1].budget.budget_id
 
     async def _forecast(self, status: BudgetStatus, tenant: str) -> BudgetForecast:
         budget, now = status.budget, self.ledger.clock.now()
         until = now.replace(minute=0, second=0, microsecond=0)
-        selection = Selection(_where(budget, status.share), until - HISTORY, until)
+        where = _where(budget, status.share)
+        selection = Selection(where, until - HISTORY, until, budget.scope.model)
         amounts = await self.charges.hours(tenant, budget.unit, selection)
         # An hour before the first cost says nothing of how costs come.
         first = min(amounts, default=until)
@@ -131,10 +148,21 @@ class Reports:
     def _price(self, book: Book, model: str, terms: Terms, at: datetime) -> Price:
         return book.price_of(model, self.ledger.prices.price(model, at, terms))
 
-    def export(self, selection: Selection, context: Context) -> AsyncIterator[SettledCharge]:
+    def export(self, selection: Selection, context: Context) -> AsyncIterator[ListedCharge]:
         """Every settled cost of the selection, the oldest first."""
         check_period(selection.since, selection.until)
-        return self.charges.settled(context.tenant, selection)
+        return self._listed(self.charges.settled(context.tenant, selection))
+
+    async def _listed(self, charges: AsyncIterator[SettledCharge]) -> AsyncIterator[ListedCharge]:
+        async for charge in charges:
+            yield ListedCharge(charge, self._list_cost(charge))
+
+    def _list_cost(self, charge: SettledCharge) -> int:
+        """What is not in the price book, or was settled by an amount, has no other price than what it cost."""
+        if not (charge.model and charge.usage):
+            return charge.cost
+        listed = self.ledger.prices.price(charge.model, charge.incurred_at, terms_in(charge.price_context))
+        return charge.cost if listed.source == "unpriced" else nano_from_pico(cost_pico(listed.rates, charge.usage))
 
 
 def _unpriced(model: str, terms: Terms, price: Price) -> RequestInvalid:
@@ -146,7 +174,7 @@ def _unpriced(model: str, terms: Terms, price: Price) -> RequestInvalid:
 
 def _where(budget: Budget, share: str) -> dict[str, str]:
     scope: Attribution = budget.scope
-    wanted = {name: value for name in SCOPE_FIELDS if (value := getattr(scope, name))}
+    wanted = {name: value for name in SCOPE_FIELDS if name != "model" and (value := getattr(scope, name))}
     return wanted | ({budget.per: share} if budget.per else {})
 
 

@@ -113,7 +113,9 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_prices(found, size, self.ledger.prices.version)
 
     async def SetPrice(self, request: pb.SetPriceRequest, context: Call) -> pb.Price:
-        return translate.from_price(await self.ledger.set_price(translate.to_set_price(request), event_context()))
+        price = translate.to_set_price(request)
+        set_ = await self.ledger.set_price(price, event_context(), own_provider=request.own_provider)
+        return translate.from_price(set_)
 
     async def SetPriceFactor(self, request: pb.SetPriceFactorRequest, context: Call) -> pb.PriceFactor:
         await self.ledger.set_price_factor(translate.to_set_price_factor(request), event_context())

@@ -8,11 +8,11 @@ from typing import Final
 from pydantic import TypeAdapter
 from rpds import HashTrieMap, HashTrieSet
 
-from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Reservation, Told
+from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, Reservation, Told
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-3"
+FOLD: Final = "book-4"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -30,7 +30,7 @@ class Image:
     balances: dict[str, int]
     reached: tuple[tuple[str, str, str, int, str], ...]
     forecasts: tuple[tuple[tuple[str, str], Told], ...]
-    invoices: dict[str, str]
+    invoices: dict[str, Imported]
 
 
 _IMAGE: Final = TypeAdapter(Image)

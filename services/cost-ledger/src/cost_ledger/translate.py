@@ -28,7 +28,7 @@ from synod.llm_gateway.events import UsageSource
 from cost_ledger import errors
 from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
-from cost_ledger.charges import Selection, SettledCharge
+from cost_ledger.charges import Selection
 from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
@@ -36,7 +36,7 @@ from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import OWNERS
 from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
-from cost_ledger.reports import BudgetForecast, ComparedModel, PricedUsage
+from cost_ledger.reports import BudgetForecast, ComparedModel, ListedCharge, PricedUsage
 from cost_ledger.terms import Terms, terms_of
 
 SERVICE: Final = "cost-ledger"
@@ -121,6 +121,12 @@ ERRORS: Final = (
         lambda error: AlreadyExists("invoice", error.invoice_id, remedy="with other content; use another id"),
     )
     .add(
+        errors.InvoiceOverlaps,
+        lambda error: FailedPrecondition(
+            str(error), reason="INVOICE_OVERLAP", metadata={"invoice_id": error.invoice_id, "other": error.other_id}
+        ),
+    )
+    .add(
         errors.TooMuchAtOnce,
         lambda error: FailedPrecondition(
             str(error), reason="TOO_MUCH_AT_ONCE", metadata={"maximum": str(error.maximum)}
@@ -156,6 +162,11 @@ def to_reservation_request(request: pb.ReserveRequest, tenant: str) -> Reservati
 
 def to_settlement(request: pb.SettleRequest) -> Settlement:
     """With the usage lines, or with none and the amount instead."""
+    if not (request.usage or request.amount_nano_usd or request.free_of_charge):
+        problem = "give usage, an amount or free_of_charge; if nobody knows, do not settle: the hold moves to suspense"
+        raise InvalidArgument("usage", "", problem)
+    if request.free_of_charge and (request.usage or request.amount_nano_usd):
+        raise InvalidArgument("free_of_charge", "true", "is instead of usage and of an amount")
     if request.usage and request.amount_nano_usd:
         raise InvalidArgument("amount_nano_usd", request.amount_nano_usd, "give either usage or an amount, not both")
     if request.usage_source not in _USAGE_SOURCES:
@@ -234,8 +245,8 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
         group_by=_groups(request.group_by),
         where=_where(wanted),
         # "from" is a word of Python, so the field has no attribute that could be written down.
-        since=_moment(getattr(request, "from")) if request.HasField("from") else None,
-        until=_moment(request.until) if request.HasField("until") else None,
+        since=_moment("from", getattr(request, "from")) if request.HasField("from") else None,
+        until=_moment("until", request.until) if request.HasField("until") else None,
     )
 
 
@@ -251,8 +262,8 @@ def to_selection(request: pb.ExportSpendRequest | pb.PriceUsageAtRequest, tenant
 def to_period(request: _Timed) -> tuple[datetime | None, datetime | None]:
     """Since and until, None where the request has none."""
     return (
-        _moment(request.since) if request.HasField("since") else None,
-        _moment(request.until) if request.HasField("until") else None,
+        _moment("since", request.since) if request.HasField("since") else None,
+        _moment("until", request.until) if request.HasField("until") else None,
     )
 
 
@@ -267,14 +278,15 @@ def to_rerating(request: pb.RerateChargesRequest) -> RerateRequest:
 
 def to_invoice(request: pb.ImportInvoiceRequest) -> Invoice:
     lines = tuple(_invoice_line(number, line) for number, line in enumerate(request.lines))
-    return Invoice(request.invoice_id, request.provider, lines, request.clear_suspense)
+    return Invoice(request.invoice_id, request.provider, lines, request.clear_suspense, request.replaces)
 
 
 def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:
     for name in ("since", "until"):
         if not line.HasField(name):
             raise InvalidArgument(f"lines[{number}].{name}", "", "must be given: an invoice is for a time")
-    return InvoiceLine(line.model, _moment(line.since), _moment(line.until), line.amount_nano_usd, 0)
+    since, until = _moment(f"lines[{number}].since", line.since), _moment(f"lines[{number}].until", line.until)
+    return InvoiceLine(line.model, since, until, line.amount_nano_usd, 0)
 
 
 def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribution:
@@ -309,7 +321,12 @@ def _usage_line(line: pb.UsageLine) -> UsageLine:
 
 
 def to_ttl(request: pb.ReserveRequest | pb.RenewReservationRequest) -> timedelta | None:
-    return request.ttl.ToTimedelta() if request.HasField("ttl") else None
+    if not request.HasField("ttl"):
+        return None
+    try:
+        return request.ttl.ToTimedelta()
+    except (OverflowError, ValueError):
+        raise InvalidArgument("ttl", f"{request.ttl.seconds} s", "must be above 0 and at most 24 hours") from None
 
 
 def _quantities(quantities: Iterable[pb.Quantity]) -> tuple[Quantity, ...]:
@@ -344,8 +361,12 @@ def _similar(near: tuple[str, ...]) -> str:
     return f"similar: {', '.join(near)}" if near else ""
 
 
-def _moment(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
+def _moment(field: str, stamp: Timestamp) -> datetime:
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except (OverflowError, ValueError):
+        problem = "is no time; give seconds since 1970 in UTC (not milliseconds), of the years 1 to 9999"
+        raise InvalidArgument(field, f"{stamp.seconds} s", problem) from None
 
 
 # --- out ---
@@ -563,10 +584,16 @@ def _reconciled(line: InvoiceLine) -> pb.Reconciliation.Line:
     invoiced = pb.InvoiceLine(
         model=line.model, since=_stamp(line.since), until=_stamp(line.until), amount_nano_usd=line.invoiced
     )
-    return pb.Reconciliation.Line(invoiced=invoiced, ledger_nano_usd=line.ledger, difference_nano_usd=line.difference)
+    return pb.Reconciliation.Line(
+        invoiced=invoiced,
+        ledger_nano_usd=line.ledger,
+        difference_nano_usd=line.difference,
+        adjusted_nano_usd=line.adjusted,
+    )
 
 
-def from_charge(charge: SettledCharge) -> pb.ExportedCharge:
+def from_charge(listed: ListedCharge) -> pb.ExportedCharge:
+    charge = listed.charge
     return pb.ExportedCharge(
         id=charge.id,
         kind=charge.kind,
@@ -580,4 +607,5 @@ def from_charge(charge: SettledCharge) -> pb.ExportedCharge:
         price_context=charge.price_context,
         usage_source=charge.usage_source,
         revision=charge.revision,
+        list_cost_nano_usd=listed.list_cost,
     )

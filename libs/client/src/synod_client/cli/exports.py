@@ -81,6 +81,9 @@ def plain_row(charge: ExportedCharge) -> Row:
 
 
 def focus_row(charge: ExportedCharge) -> Row:
+    """Columns of FOCUS. ListCost is by the provider's published price, before what the tenant negotiated; the others
+    are what is owed: there is no commitment, so that what is contracted, effective and billed are one.
+    """
     owner = charge.attribution
     at = charge.incurred_at.ToDatetime(UTC)
     month = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -103,7 +106,7 @@ def focus_row(charge: ExportedCharge) -> Row:
         "ConsumedUnit": "Tokens" if tokens else "Calls",
         "ContractedCost": cost,
         "EffectiveCost": cost,
-        "ListCost": cost,
+        "ListCost": decimal_usd(charge.list_cost_nano_usd),
         "ProviderName": provider,
         "PublisherName": provider,
         "ResourceId": charge.id,

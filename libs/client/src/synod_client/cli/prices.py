@@ -20,6 +20,9 @@ def prices_set(
     model: Annotated[str, typer.Argument(help="provider/model.")],
     usd_in: Annotated[str, typer.Argument(help="US dollars per million input tokens, such as 0.10.")],
     usd_out: Annotated[str, typer.Argument(help="US dollars per million output tokens.")],
+    own_provider: Annotated[
+        bool, typer.Option("--own-provider", help="The provider is your own, though its name is like a known one's.")
+    ] = False,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -32,7 +35,8 @@ def prices_set(
 
     async def command(synod: Synod) -> None:
         # A nano-USD per million tokens is a thousandth of a pico-USD per token.
-        price = await synod.set_price(provider, name, *(rate // _NANO_PER_MILLION_IN_PICO for rate in rates))
+        pico = (rate // _NANO_PER_MILLION_IN_PICO for rate in rates)
+        price = await synod.set_price(provider, name, *pico, own_provider=own_provider)
         if as_json:
             return print_messages([price])
         return print_table("", ("model", "USD in", "USD out"), [(model, usd_in, usd_out)])

@@ -15,7 +15,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod_client.cli import exports
 from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, moment, nano_usd, provider_and_model, terms
+from synod_client.cli.values import Since, Until, moment, provider_and_model, signed_nano_usd, terms
 from synod_client.client import Synod
 
 spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
@@ -194,18 +194,19 @@ def spend_reconcile(
     clear_suspense: Annotated[
         bool, typer.Option("--final", help="It is final: it also tells which calls of unknown outcome were billed.")
     ] = False,
+    replaces: Annotated[str, typer.Option(help="The number of the imported invoice that it corrects.")] = "",
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
     """Compare a provider's invoice with the ledger, and post the differences. Exit code 1 if there are any.
 
-    An empty model stands for all of the provider's.
+    An empty model stands for all of the provider's; a negative amount is a credit.
 
     Example: synod spend reconcile nov.csv --provider openai --id 4711
     """
     lines = [_invoice_line(number, row) for number, row in enumerate(_rows(file), 1)]
     request = pb.ImportInvoiceRequest(
-        invoice_id=invoice_id, provider=provider, lines=lines, clear_suspense=clear_suspense
+        invoice_id=invoice_id, provider=provider, lines=lines, clear_suspense=clear_suspense, replaces=replaces
     )
 
     async def command(synod: Synod) -> int:
@@ -267,5 +268,5 @@ def _invoice_line(number: int, row: dict[str, str]) -> pb.InvoiceLine:
         model=row.get("model") or "",
         since=moment(row["since"], f"{hint}, since"),
         until=moment(row["until"], f"{hint}, until"),
-        amount_nano_usd=nano_usd(row["amount_usd"], f"{hint}, amount_usd"),
+        amount_nano_usd=signed_nano_usd(row["amount_usd"], f"{hint}, amount_usd"),
     )

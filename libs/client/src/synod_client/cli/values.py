@@ -23,6 +23,11 @@ def nano_usd(text: str, hint: str) -> int:
         raise typer.BadParameter(str(error), param_hint=hint) from error
 
 
+def signed_nano_usd(text: str, hint: str) -> int:
+    """Also an amount below zero, as a credit is."""
+    return -nano_usd(text[1:], hint) if text.startswith("-") else nano_usd(text, hint)
+
+
 def whole_number(text: str, hint: str) -> int:
     if not text.isdigit():
         raise typer.BadParameter(f"'{text}' is not a whole number, such as 1000", param_hint=hint)

@@ -313,6 +313,20 @@ class BudgetForecastChanged(Event):
     made_at: datetime
 
 
+class InvoicedLine(Value):
+    """What an invoice bills a model for a time, half open, and how much of it is posted as an adjustment.
+
+    A negative amount is a credit: it is owed less, whatever else is billed for the time.
+    """
+
+    # Empty: all models of the provider.
+    model: str
+    since: datetime
+    until: datetime
+    invoiced_nano_usd: int
+    adjusted_nano_usd: int
+
+
 class ProviderInvoiceImported(Event):
     """What a provider says that a period cost, beside what the ledger has."""
 
@@ -324,10 +338,17 @@ class ProviderInvoiceImported(Event):
     lines: int
     invoiced_nano_usd: int
     ledger_nano_usd: int
+    # Empty where it was not recorded.
+    billed: tuple[InvoicedLine, ...] = ()
+    # The invoice that it corrects, which is no longer in force; empty for none.
+    replaces: str = ""
 
 
 class ReconciliationDifferenceFound(Event):
-    """An invoice's line is not what the ledger has. The difference is posted, so that what is payable is the invoice's."""
+    """An invoice's line is not what the ledger has. The difference is posted, so that what is payable is the invoice's.
+
+    A line that a correction leaves out has the number after its last, and nothing invoiced.
+    """
 
     AGGREGATE: ClassVar[str] = "book"
 
@@ -342,6 +363,8 @@ class ReconciliationDifferenceFound(Event):
     invoiced_nano_usd: int
     ledger_nano_usd: int
     postings: tuple[Posting, ...]
+    # What the replaced invoice had posted for the same: the posting is what is invoiced less the ledger and less this.
+    adjusted_nano_usd: int = 0
 
 
 EVENTS: tuple[type[Event], ...] = (

@@ -469,11 +469,16 @@ class SettleRequest(_message.Message):
     USAGE_SOURCE_FIELD_NUMBER: _builtins.int
     PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
     QUANTITIES_FIELD_NUMBER: _builtins.int
+    FREE_OF_CHARGE_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     amount_nano_usd: _builtins.int
     """Instead of usage: a fixed amount."""
     usage_source: _builtins.str
     """"provider_final", "provider_partial", "gateway_counted" or "reserved_upper_bound"."""
+    free_of_charge: _builtins.bool
+    """Instead of usage and amount: it was used, and costs nothing. One of the three must be given, as absent is not zero. If
+    nobody knows what was used, do not settle; the hold moves to suspense.
+    """
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageLine]: ...
     @_builtins.property
@@ -493,10 +498,11 @@ class SettleRequest(_message.Message):
         usage_source: _builtins.str = ...,
         price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         quantities: _abc.Iterable[Global___Quantity] | None = ...,
+        free_of_charge: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "free_of_charge", b"free_of_charge", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1006,6 +1012,7 @@ class SetPriceRequest(_message.Message):
     CACHE_READ_PICO_USD_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_PICO_USD_FIELD_NUMBER: _builtins.int
     RATES_FIELD_NUMBER: _builtins.int
+    OWN_PROVIDER_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     model: _builtins.str
     input_pico_usd: _builtins.int
@@ -1014,6 +1021,8 @@ class SetPriceRequest(_message.Message):
     """Absent: as input. 0 is free."""
     cache_write_pico_usd: _builtins.int
     """Absent: as input. 0 is free."""
+    own_provider: _builtins.bool
+    """The provider is one of your own, though its name is near to that of a known one. Otherwise that is taken for a slip."""
     @_builtins.property
     def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitRate]:
         """Of other units, and of context tiers."""
@@ -1028,10 +1037,11 @@ class SetPriceRequest(_message.Message):
         cache_read_pico_usd: _builtins.int | None = ...,
         cache_write_pico_usd: _builtins.int | None = ...,
         rates: _abc.Iterable[Global___UnitRate] | None = ...,
+        own_provider: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "provider", b"provider", "rates", b"rates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd", "_cache_write_pico_usd", b"_cache_write_pico_usd", "cache_read_pico_usd", b"cache_read_pico_usd", "cache_write_pico_usd", b"cache_write_pico_usd", "input_pico_usd", b"input_pico_usd", "model", b"model", "output_pico_usd", b"output_pico_usd", "own_provider", b"own_provider", "provider", b"provider", "rates", b"rates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_read_pico_usd: _TypeAlias = _typing.Literal["cache_read_pico_usd"]  # noqa: Y015
     _WhichOneofArgType__cache_read_pico_usd: _TypeAlias = _typing.Literal["_cache_read_pico_usd", b"_cache_read_pico_usd"]  # noqa: Y015
@@ -1486,6 +1496,7 @@ class InvoiceLine(_message.Message):
     model: _builtins.str
     """"provider/model", or empty for all models of the provider."""
     amount_nano_usd: _builtins.int
+    """Negative: a credit. It is not compared with the ledger, and may be for a time that another line bills."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1514,12 +1525,17 @@ class ImportInvoiceRequest(_message.Message):
     PROVIDER_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     CLEAR_SUSPENSE_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     provider: _builtins.str
     clear_suspense: _builtins.bool
     """The invoice is final for the times of its lines, so it also says what became of holds in suspense there: what is
     invoiced beyond what is settled is theirs, the oldest first and each at most what it holds; the others are released.
     At most 200 holds.
+    """
+    replaces: _builtins.str
+    """The id of an imported invoice of the provider that this one corrects. Only the difference to what was posted for it
+    is posted, and what it bills and this one does not is taken back.
     """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
@@ -1532,10 +1548,11 @@ class ImportInvoiceRequest(_message.Message):
         provider: _builtins.str = ...,
         lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
         clear_suspense: _builtins.bool = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1552,9 +1569,12 @@ class Reconciliation(_message.Message):
         INVOICED_FIELD_NUMBER: _builtins.int
         LEDGER_NANO_USD_FIELD_NUMBER: _builtins.int
         DIFFERENCE_NANO_USD_FIELD_NUMBER: _builtins.int
+        ADJUSTED_NANO_USD_FIELD_NUMBER: _builtins.int
         ledger_nano_usd: _builtins.int
         difference_nano_usd: _builtins.int
-        """Invoiced less ledger."""
+        """Invoiced less ledger and adjusted: what is posted."""
+        adjusted_nano_usd: _builtins.int
+        """What the replaced invoice had posted for the same model and time."""
         @_builtins.property
         def invoiced(self) -> Global___InvoiceLine: ...
         def __init__(
@@ -1563,10 +1583,11 @@ class Reconciliation(_message.Message):
             invoiced: Global___InvoiceLine | None = ...,
             ledger_nano_usd: _builtins.int = ...,
             difference_nano_usd: _builtins.int = ...,
+            adjusted_nano_usd: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["invoiced", b"invoiced"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoiced", b"invoiced", "ledger_nano_usd", b"ledger_nano_usd"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["adjusted_nano_usd", b"adjusted_nano_usd", "difference_nano_usd", b"difference_nano_usd", "invoiced", b"invoiced", "ledger_nano_usd", b"ledger_nano_usd"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1675,6 +1696,7 @@ class ExportedCharge(_message.Message):
     PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
     USAGE_SOURCE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    LIST_COST_NANO_USD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Of the reservation or of the tool call."""
     kind: _builtins.str
@@ -1688,6 +1710,10 @@ class ExportedCharge(_message.Message):
     usage_source: _builtins.str
     revision: _builtins.int
     """How often it was priced anew."""
+    list_cost_nano_usd: _builtins.int
+    """What it would be by the price book of its time, without the tenant's own prices and factors; as cost_nano_usd where
+    the book has no price, or no usage is known.
+    """
     @_builtins.property
     def attribution(self) -> Global___Attribution: ...
     @_builtins.property
@@ -1707,10 +1733,11 @@ class ExportedCharge(_message.Message):
         price_context: _builtins.str = ...,
         usage_source: _builtins.str = ...,
         revision: _builtins.int = ...,
+        list_cost_nano_usd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "incurred_at", b"incurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cost_nano_usd", b"cost_nano_usd", "id", b"id", "incurred_at", b"incurred_at", "input_tokens", b"input_tokens", "kind", b"kind", "output_tokens", b"output_tokens", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "revision", b"revision", "usage_source", b"usage_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "cost_nano_usd", b"cost_nano_usd", "id", b"id", "incurred_at", b"incurred_at", "input_tokens", b"input_tokens", "kind", b"kind", "list_cost_nano_usd", b"list_cost_nano_usd", "output_tokens", b"output_tokens", "price_context", b"price_context", "price_source", b"price_source", "price_version", b"price_version", "revision", b"revision", "usage_source", b"usage_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -265,7 +265,8 @@ class CostLedgerServicer:
 
     def ImportInvoice(self, request, context):
         """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
+        FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -83,7 +83,8 @@ class CostLedgerStub:
     """
     ImportInvoice: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ImportInvoiceRequest, _cost_ledger_pb2.Reconciliation]
     """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
+    FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
     """
     ExportSpend: _grpc.UnaryStreamMultiCallable[_cost_ledger_pb2.ExportSpendRequest, _cost_ledger_pb2.ExportSpendResponse]
     """Every cost of a time, oldest first. Permission: spend.read."""
@@ -143,7 +144,8 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """
     ImportInvoice: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ImportInvoiceRequest, _cost_ledger_pb2.Reconciliation]  # type: ignore[assignment]
     """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
+    FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
     """
     ExportSpend: _aio.UnaryStreamMultiCallable[_cost_ledger_pb2.ExportSpendRequest, _cost_ledger_pb2.ExportSpendResponse]  # type: ignore[assignment]
     """Every cost of a time, oldest first. Permission: spend.read."""
@@ -290,7 +292,8 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Reconciliation, _abc.Awaitable[_cost_ledger_pb2.Reconciliation]]:
         """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. Permission: prices.update.
+        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
+        FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
         """
 
     def ExportSpend(

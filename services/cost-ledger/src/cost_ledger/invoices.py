@@ -1,0 +1,166 @@
+"""What a provider's invoice does to the book. Nothing is billed twice: of what is in force no line covers another's.
+
+A line bills a model, or all models of the provider, for a time. What it says beyond the ledger is an adjustment, so that
+what is payable for the time is what is invoiced. Credits are added to that. An invoice that corrects another takes its
+place: what that one adjusted for the same is counted, and what it alone adjusted is taken back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from synod.common.event import Event
+from synod.cost_ledger.events import InvoicedLine, Posting, ProviderInvoiceImported, ReconciliationDifferenceFound
+
+from cost_ledger.book import Book, Imported, Reservation
+from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine
+from cost_ledger.errors import InvoiceConflict, InvoiceOverlaps, RequestInvalid
+
+_Billed = tuple[str, datetime, datetime]
+"""Model, since, until."""
+
+
+def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
+    """The invoice and each difference; nothing for a repetition.
+
+    InvoiceConflict if the id is that of an invoice with other content, InvoiceOverlaps if another in force bills the same,
+    RequestInvalid if it bills something twice itself, or cannot replace what it says.
+    """
+    if (known := book.invoices.get(command.invoice_id)) is not None:
+        if known.content_sha256 != command.content_sha256:
+            raise InvoiceConflict(command.invoice_id)
+        return ()
+    _refuse_replacing(book, command)
+    _refuse_doubles(command.lines)
+    _refuse_overlaps(book, command)
+    lines = adjusted(book, command.lines, command.replaces)
+    imported = ProviderInvoiceImported(
+        invoice_id=command.invoice_id,
+        provider=command.provider,
+        content_sha256=command.content_sha256,
+        lines=len(command.lines),
+        invoiced_nano_usd=sum(line.invoiced for line in command.lines),
+        ledger_nano_usd=sum(line.ledger for line in command.lines),
+        billed=tuple(_recorded(line) for line in command.lines),
+        replaces=command.replaces,
+    )
+    return (imported, *(_difference(command, number, line) for number, line in enumerate(lines, 1) if line.difference))
+
+
+def adjusted(book: Book, lines: Iterable[InvoiceLine], replaces: str) -> tuple[InvoiceLine, ...]:
+    """The lines, each with what the replaced invoice adjusted for the same; then what it alone has."""
+    replaced = book.invoices.get(replaces)
+    before: Counter[_Billed] = Counter()
+    for old in replaced.lines if replaced else ():
+        before[old.model, old.since, old.until] += old.adjusted_nano_usd
+    kept = [
+        InvoiceLine(*_what(line), line.invoiced, line.ledger, adjusted=before.pop(_what(line), 0)) for line in lines
+    ]
+    return (*kept, *(InvoiceLine(*what, 0, 0, adjusted=amount) for what, amount in before.items() if amount))
+
+
+def first_overlap(lines: Iterable[InvoiceLine]) -> tuple[int, int] | None:
+    """The numbers, from 0, of two lines that bill the same; credits bill nothing."""
+    billed = [(number, line) for number, line in enumerate(lines) if not line.is_credit]
+    billed.sort(key=lambda each: each[1].since)
+    until: dict[str, tuple[datetime, int]] = {}
+    for number, line in billed:
+        for model in (line.model, "") if line.model else tuple(until):
+            if model in until and line.since < until[model][0]:
+                return (until[model][1], number)
+        # The times of a model do not overlap, so its last line is the one that ends last.
+        until[line.model] = (line.until, number)
+    return None
+
+
+def clear(billed: int, doubtful: Iterable[Reservation]) -> tuple[Cleared, ...]:
+    """What an invoice shows of holds in suspense: `billed` nano-USD beyond what is settled are theirs.
+
+    No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed.
+    """
+    cleared = []
+    for each in doubtful:
+        amount = min(billed, each.reserved)
+        cleared.append(Cleared(each.reservation_id, amount))
+        billed -= amount
+    return tuple(cleared)
+
+
+def _refuse_replacing(book: Book, command: ImportInvoice) -> None:
+    if not command.replaces:
+        return
+    known = book.invoices.get(command.replaces)
+    if known is None or known.provider != command.provider:
+        raise RequestInvalid("replaces", command.replaces, f"is no imported invoice of {command.provider}")
+    if known.replaced_by:
+        problem = f"is replaced by {known.replaced_by} already; replace that one"
+        raise RequestInvalid("replaces", command.replaces, problem)
+    if not known.lines:
+        raise RequestInvalid(
+            "replaces", command.replaces, "was recorded without its lines; bill the difference instead"
+        )
+
+
+def _refuse_doubles(lines: Sequence[InvoiceLine]) -> None:
+    if (overlap := first_overlap(lines)) is not None:
+        first, second = overlap
+        problem = f"bills some of what lines[{first}] bills, {_described(lines[first])}"
+        raise RequestInvalid(f"lines[{second}]", _described(lines[second]), problem)
+
+
+def _refuse_overlaps(book: Book, command: ImportInvoice) -> None:
+    new: dict[str, list[InvoiceLine]] = {}
+    for line in command.lines:
+        if not line.is_credit:
+            new.setdefault(line.model, []).append(line)
+    for invoice_id, known in book.invoices.items():
+        if not known.replaced_by and known.provider == command.provider and invoice_id != command.replaces:
+            _refuse_overlap(command.invoice_id, new, invoice_id, known)
+
+
+def _refuse_overlap(invoice_id: str, new: Mapping[str, list[InvoiceLine]], other_id: str, other: Imported) -> None:
+    for old in other.lines:
+        if old.invoiced_nano_usd < 0:
+            continue
+        for model in (old.model, "") if old.model else tuple(new):
+            for line in new.get(model, ()):
+                if line.since < old.until and old.since < line.until:
+                    raise InvoiceOverlaps(invoice_id, _described(line), other_id)
+
+
+def _described(line: InvoiceLine) -> str:
+    return f"{line.model or 'all models'} from {line.since.isoformat()} to {line.until.isoformat()}"
+
+
+def _what(line: InvoiceLine) -> _Billed:
+    return (line.model, line.since, line.until)
+
+
+def _recorded(line: InvoiceLine) -> InvoicedLine:
+    return InvoicedLine(
+        model=line.model,
+        since=line.since,
+        until=line.until,
+        invoiced_nano_usd=line.invoiced,
+        adjusted_nano_usd=line.invoiced - line.ledger,
+    )
+
+
+def _difference(command: ImportInvoice, number: int, line: InvoiceLine) -> ReconciliationDifferenceFound:
+    return ReconciliationDifferenceFound(
+        invoice_id=command.invoice_id,
+        line=number,
+        provider=command.provider,
+        model=line.model,
+        since=line.since,
+        until=line.until,
+        invoiced_nano_usd=line.invoiced,
+        ledger_nano_usd=line.ledger,
+        postings=(
+            Posting(account=f"adjustment:{command.provider}", amount_nano_usd=line.difference),
+            Posting(account=f"payable:{command.provider}", amount_nano_usd=-line.difference),
+        ),
+        adjusted_nano_usd=line.adjusted,
+    )

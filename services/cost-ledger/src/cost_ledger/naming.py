@@ -1,0 +1,91 @@
+"""What a name of a model means: "provider/model", a snapshot of a model by its date, all models of a provider.
+
+Names are compared as they are written, so a name that differs from a known one only by its case, or by a letter, would never
+match what is billed. It is refused instead, with the names that it may be meant for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from typing import Final
+
+from cost_ledger.errors import RequestInvalid
+
+ANY_MODEL: Final = "/*"
+"""What a scope's model ends with that means all models of a provider."""
+NEAR_MAX: Final = 3
+_NEAR: Final = 0.8
+"""How alike a provider's name is to a known one that is taken for a slip of it: from 0 to 1."""
+
+_DATE: Final = r"[-@](?:\d{4}-\d{2}-\d{2}|\d{8}|\d{2}-\d{2}(?:-\d{4})?|\d{4}|latest)"
+_SNAPSHOT: Final = re.compile(rf"(.+?){_DATE}")
+
+
+@lru_cache(maxsize=4_096)
+def scopes_of(model: str) -> tuple[str, ...]:
+    """The scopes that hold "provider/model": itself, the model that it is a dated snapshot of, its provider's.
+
+    >>> scopes_of("openai/gpt-5.5-2026-04-01")
+    ('openai/gpt-5.5-2026-04-01', 'openai/gpt-5.5', 'openai/*')
+    """
+    if not model:
+        return ()
+    snapshot = _SNAPSHOT.fullmatch(model)
+    return (model, *([snapshot[1]] if snapshot else ()), model.partition("/")[0] + ANY_MODEL)
+
+
+def pattern_of(scope: str) -> str:
+    """The scope as a regular expression of PostgreSQL for the models that it holds."""
+    if scope.endswith(ANY_MODEL):
+        return f"^{re.escape(scope[:-1])}"
+    return f"^{re.escape(scope)}({_DATE})?$"
+
+
+def check_scope_model(model: str, known: Collection[str]) -> None:
+    """RequestInvalid if the scope of a budget can match none of the models that there are; `known` are those with prices."""
+    provider, slash, name = model.partition("/")
+    if not (provider and slash and name) or ("*" in model and (name != "*" or "*" in provider)):
+        _refuse(
+            "scope.model",
+            model,
+            "must be provider/model, or provider/* for all models of a provider",
+            _like(model, known),
+        )
+    check_provider("scope.model", provider, providers_of(known), value=model)
+    written = next((each for each in known if each.lower() == model.lower()), model)
+    if model not in known and written != model:
+        _refuse("scope.model", model, "is not written as it is billed", (written,))
+
+
+def check_provider(field: str, provider: str, known: Collection[str], *, value: str = "") -> None:
+    """RequestInvalid if it is a known provider with another spelling, or so near to one that it is likely a slip."""
+    if provider in known:
+        return
+    if "/" in provider or "*" in provider:
+        _refuse(field, value or provider, "must be a provider's name alone", (provider.partition("/")[0],))
+    near = difflib.get_close_matches(provider.lower(), known, n=NEAR_MAX, cutoff=_NEAR)
+    if near:
+        _refuse(field, value or provider, "names a provider that nothing is billed by", near)
+
+
+def check_unprefixed(provider: str, model: str, known: Collection[str]) -> None:
+    """RequestInvalid if the model's name has its provider in front, as if it were "provider/model"."""
+    if model.startswith(f"{provider}/") and f"{provider}/{model}" not in known:
+        _refuse("model", model, f"must be the name without its provider {provider}", (model.partition("/")[2],))
+
+
+def providers_of(models: Iterable[str]) -> frozenset[str]:
+    return frozenset(model.partition("/")[0] for model in models)
+
+
+def _like(model: str, known: Iterable[str]) -> list[str]:
+    bare = model.rpartition("/")[2].lower()
+    return sorted((each for each in known if each.rpartition("/")[2].lower() == bare), key=len)[:NEAR_MAX]
+
+
+def _refuse(field: str, value: str, problem: str, near: Collection[str]) -> None:
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise RequestInvalid(field, value, problem + hint)

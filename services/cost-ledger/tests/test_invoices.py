@@ -1,0 +1,164 @@
+"""Invoices and what they correct: whatever is accepted, what is payable is what is invoiced."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+from cost_ledger import snapshots
+from cost_ledger.book import EMPTY, Book
+from cost_ledger.commands import Charge, ImportInvoice, InvoiceLine
+from cost_ledger.domain import decide
+from cost_ledger.errors import InvoiceConflict, InvoiceOverlaps, LedgerError, RequestInvalid
+from cost_ledger.folding import fold
+from cost_ledger.invoices import first_overlap
+from hypothesis import given
+from hypothesis import strategies as st
+from synod.common.values import Attribution
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+MODELS = ("openai/a", "openai/b")
+DAYS = 4
+COSTS = {(model, day): 10 * number for number, (model, day) in enumerate((m, d) for m in MODELS for d in range(DAYS))}
+
+
+def line(model: str, invoiced: int, first: int = 0, days: int = DAYS) -> InvoiceLine:
+    """With the ledger's figure beside it, as the use case finds it."""
+    since, until = START + timedelta(days=first), START + timedelta(days=first + days)
+    found = InvoiceLine(model, since, until, invoiced, 0)
+    return replace(found, ledger=sum(COSTS[key] for key in covered(found)))
+
+
+def covered(billed: InvoiceLine) -> set[tuple[str, int]]:
+    """The costs that a line is about; a credit is about none."""
+    return {
+        (model, day)
+        for model, day in COSTS
+        if not billed.is_credit
+        and billed.model in ("", model)
+        and billed.since <= START + timedelta(days=day) < billed.until
+    }
+
+
+def invoice(name: str, *lines: InvoiceLine, replaces: str = "") -> ImportInvoice:
+    return ImportInvoice(name, "openai", f"{lines} {replaces}", lines, (), replaces)
+
+
+def after(book: Book, *commands: ImportInvoice | Charge) -> Book:
+    for command in commands:
+        book = fold(book, decide(book, command))
+    return book
+
+
+def with_costs() -> Book:
+    owners = {key: Attribution(tenant_id="acme", model=key[0]) for key in COSTS}
+    charges = (Charge(f"{key}", owners[key], cost, START, 0) for key, cost in COSTS.items())
+    return after(EMPTY, *charges)
+
+
+def payable(book: Book) -> int:
+    return -book.balances.get("payable:openai", 0)
+
+
+A_COST = sum(cost for (model, _), cost in COSTS.items() if model == "openai/a")
+B_COST = sum(COSTS.values()) - A_COST
+
+
+class TestOverlaps:
+    @pytest.mark.parametrize(
+        "second",
+        [line("openai/a", 5), line("", 5), line("openai/a", 5, 3, 1)],
+        ids=["same", "all models", "a day of it"],
+    )
+    def test_what_an_invoice_bills_no_other_may_bill(self, second: InvoiceLine) -> None:
+        book = after(with_costs(), invoice("one", line("openai/a", A_COST + 10)))
+        with pytest.raises(InvoiceOverlaps, match="replaces one"):
+            decide(book, invoice("two", second))
+
+    def test_another_model_or_time_may_be_billed(self) -> None:
+        book = after(with_costs(), invoice("one", line("openai/a", 5, 0, 2)))
+        book = after(book, invoice("two", line("openai/a", 7, 2, 2)), invoice("three", line("openai/b", B_COST)))
+        assert payable(book) == 5 + 7 + B_COST
+
+    @pytest.mark.parametrize(
+        ("lines", "expected"),
+        [
+            ((line("openai/a", 1), line("openai/a", 1)), (0, 1)),
+            ((line("openai/a", 1, 2, 2), line("", 1, 0, 3)), (1, 0)),
+            ((line("", 1, 0, 1), line("openai/b", 1, 1, 1), line("openai/b", 1, 0, 1)), (0, 2)),
+            ((line("openai/a", 1, 0, 3), line("openai/b", 1, 0, 1), line("", 1, 2, 1)), (0, 2)),
+            ((line("openai/a", 1), line("openai/b", 1), line("", -1), line("openai/a", -1)), None),
+            ((line("", 1, 0, 2), line("", 1, 2, 2)), None),
+        ],
+    )
+    def test_lines_of_one_invoice_that_bill_the_same_are_found(
+        self, lines: tuple[InvoiceLine, ...], expected: tuple[int, int] | None
+    ) -> None:
+        assert first_overlap(lines) == expected
+
+
+class TestCorrections:
+    def test_a_correction_posts_only_the_difference_to_what_was_posted(self) -> None:
+        book = after(with_costs(), invoice("one", line("openai/a", A_COST + 10)))
+        book = after(book, invoice("two", line("openai/a", A_COST + 15), replaces="one"))
+        assert payable(book) == A_COST + 15 + B_COST
+        assert book.balances["adjustment:openai"] == 15
+
+    def test_what_a_correction_no_longer_bills_is_taken_back_and_may_be_billed_anew(self) -> None:
+        book = after(with_costs(), invoice("one", line("", A_COST + B_COST + 10)))
+        book = after(book, invoice("two", line("openai/a", A_COST + 3), replaces="one"))
+        assert payable(book) == A_COST + 3 + B_COST
+        assert payable(after(book, invoice("three", line("openai/b", 1)))) == A_COST + 3 + 1
+
+    def test_a_repetition_posts_nothing_and_other_content_is_refused(self) -> None:
+        first = invoice("one", line("openai/a", 5))
+        book = after(with_costs(), first)
+        assert decide(book, first) == ()
+        with pytest.raises(InvoiceConflict):
+            decide(book, invoice("one", line("openai/a", 6)))
+
+    @pytest.mark.parametrize(("replaces", "problem"), [("none", "no imported invoice"), ("one", "replace that one")])
+    def test_only_an_invoice_in_force_can_be_replaced(self, replaces: str, problem: str) -> None:
+        book = after(with_costs(), invoice("one", line("openai/a", 5)), invoice("two", replaces="one"))
+        with pytest.raises(RequestInvalid, match=problem):
+            decide(book, invoice("three", line("openai/a", 6), replaces=replaces))
+
+    def test_credits_lower_what_is_payable_beside_the_lines_that_bill(self) -> None:
+        book = after(with_costs(), invoice("one", line("openai/a", A_COST + 10), line("openai/a", -4), line("", -3)))
+        assert payable(book) == A_COST + 10 - 4 - 3 + B_COST
+
+
+@dataclass(frozen=True)
+class Step:
+    lines: tuple[InvoiceLine, ...]
+    replaces: int | None
+
+
+_LINES = st.builds(
+    lambda model, invoiced, first, days: line(model, invoiced, first, min(days, DAYS - first)),
+    st.sampled_from(("", *MODELS)),
+    st.integers(-40, 200),
+    st.integers(0, DAYS - 1),
+    st.integers(1, DAYS),
+)
+_STEPS = st.builds(Step, st.lists(_LINES, max_size=3).map(tuple), st.none() | st.integers(0, 5))
+
+
+@given(steps=st.lists(_STEPS, max_size=8))
+def test_whatever_is_accepted_what_is_payable_is_what_is_invoiced(steps: list[Step]) -> None:
+    """And for what no invoice bills, what it cost."""
+    book, in_force = with_costs(), dict[str, tuple[InvoiceLine, ...]]()
+    for number, step in zip(count(), steps, strict=False):
+        name, replaces = f"inv_{number}", "" if step.replaces is None else f"inv_{step.replaces}"
+        try:
+            book = after(book, invoice(name, *step.lines, replaces=replaces))
+        except LedgerError:
+            continue
+        in_force.pop(replaces, None)
+        in_force[name] = step.lines
+        billed = [each for lines in in_force.values() for each in lines]
+        invoiced = sum(each.invoiced for each in billed)
+        unbilled = COSTS.keys() - {key for each in billed for key in covered(each)}
+        assert payable(book) == invoiced + sum(COSTS[key] for key in unbilled)
+        assert sum(book.balances.values()) == 0
+        assert snapshots.load(snapshots.dump(book)) == book
