@@ -114,7 +114,7 @@ def skip_positions() -> None:
     def admit(self: Admission, request: Appends) -> Appended:
         appended = sound(self, request)
         if next(requests) % 5 == 0:
-            self.head = self.head._replace(position=self.head.position + 1)
+            self._position += 1
         return appended
 
     Admission.admit = admit
