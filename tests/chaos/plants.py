@@ -107,15 +107,14 @@ def store_repeats() -> None:
 
 
 def skip_positions() -> None:
-    """As a sequence does for what is rolled back: here after every fifth request."""
+    """As a sequence does for what is rolled back: here before every fifth request."""
     sound = Admission.admit
     requests = count(1)
 
     def admit(self: Admission, request: Appends) -> Appended:
-        appended = sound(self, request)
         if next(requests) % 5 == 0:
             self._position += 1
-        return appended
+        return sound(self, request)
 
     Admission.admit = admit
 
