@@ -82,6 +82,14 @@ async def head_locked(dsn: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         yield writer_waits
 
 
+async def listening(dsn: str, notified: asyncio.Event) -> None:
+    """Until a log hears of what is committed: it begins to listen only after it was opened."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection, asyncio.timeout(30):
+        while not notified.is_set():
+            await connection.execute("select pg_notify('eventlog_appended', '0')")
+            await asyncio.sleep(0.01)
+
+
 async def until(condition, timeout_s: float = 30) -> None:
     """Returns as soon as the condition holds; fails at the deadline."""
     async with asyncio.timeout(timeout_s):
@@ -230,6 +238,8 @@ async def test_who_follows_is_not_woken_for_an_own_event_that_memory_does_not_ho
     """The database's notification of a commit may overtake the commit's answer."""
     limits = Limits(poll_interval_s=60)
     async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn, limits=limits) as log:
+        await listening(postgres_dsn, proxy.notified)
+        proxy.notified.clear()
         proxy.hold_commits = asyncio.Event()
         appending = asyncio.create_task(log.append(an_append(a_stream())))
         async with asyncio.timeout(30):
