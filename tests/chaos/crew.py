@@ -111,6 +111,10 @@ class Crew:
         await self.until(lambda: all(member.acked_begun_s > since_s for member in self._of("writer")), "writers")
         await self.caught_up(self.head, DEADLINE_S)
 
+    async def has_acknowledged(self, requests: int) -> None:
+        """Until the writers have been told of so many requests that they are stored. TimeoutError after DEADLINE_S."""
+        await self.until(lambda: self.acked >= requests, f"{requests} acknowledgements")
+
     async def caught_up(self, position: int, deadline_s: float) -> None:
         """Until tails, follower and projector are at `position`."""
         followers = ("tail", "follower", "projector")

@@ -32,7 +32,8 @@ class Plant:
     """A defect, the fault that brings it to light, and what the checker then has to find.
 
     `patch` is done in each process of the crew, `sql` once in the database. `whole`: relay, stream and view
-    are needed; `rivals`: several writers.
+    are needed; `rivals`: several writers. `requests`: so many have to be acknowledged, where it takes chance
+    besides the fault, as two writers who contend for a stream.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Plant:
     sql: str = ""
     whole: bool = False
     rivals: bool = True
+    requests: int = 0
 
     def take_effect(self) -> None:
         self.patch()
@@ -203,7 +205,7 @@ PLANTS: dict[str, Plant] = {
             store_repeats,
             "alter table eventlog.events drop constraint events_id_key",
         ),
-        Plant("store requests in part", Kind.TORN, patch=open_as(TearingTarget)),
+        Plant("store requests in part", Kind.TORN, patch=open_as(TearingTarget), requests=300),
         Plant("refuse what is unknown", Kind.UNTRUE, "lose commit", refuse_what_is_unknown, rivals=False),
         Plant("store what nobody asked for", Kind.INVENTED, patch=open_as(InventiveTarget)),
         Plant("skip positions", Kind.HOLE, patch=skip_positions),

@@ -95,6 +95,8 @@ class Round:
         for nemesis in plan(scene.random, nemeses, self.kills, self.number):
             if monotonic() > self.deadline_s or not await self._step(scene, outcome, nemesis):
                 return
+        if self.plant is not None:
+            await scene.crew.has_acknowledged(self.plant.requests)
 
     async def _step(self, scene: Scene, outcome: Outcome, nemesis: Nemesis) -> bool:
         """Whether everyone recovered."""
