@@ -239,6 +239,36 @@ async def test_a_book_that_others_always_change_first_is_given_up(books: Books, 
     assert granted([await books.execute(reserve("r1"), ACME)]) == 1
 
 
+async def test_commands_that_may_wait_are_committed_with_the_next_that_may_not_and_decided_before_it(
+    books: Books, log: CountingLog
+) -> None:
+    await books.execute(budget(10), ACME)
+    await books.execute(reserve("a"), ACME)
+    before = log.commits
+    settled = asyncio.create_task(books.execute_many([(settle("a", 0), ACME)], patience_s=3_600))
+    await asyncio.sleep(0)
+    # There is room for it only once the first is settled.
+    assert granted([await books.execute(reserve("b"), ACME)]) == 1
+    assert [isinstance(outcome, Executed) for outcome in await settled] == [True]
+    assert log.commits - before == 1
+
+
+async def test_commands_that_may_wait_are_committed_by_themselves_once_their_patience_is_over(books: Books) -> None:
+    await books.execute(reserve("a"), ACME)
+    for _ in range(2):
+        async with asyncio.timeout(5):
+            outcomes = await books.execute_many([(settle("a"), ACME)], patience_s=0.001)
+        assert [isinstance(outcome, Executed) for outcome in outcomes] == [True]
+
+
+async def test_commands_that_may_wait_are_carried_out_before_the_books_are_closed(books: Books) -> None:
+    await books.execute(reserve("a"), ACME)
+    settled = asyncio.create_task(books.execute_many([(settle("a"), ACME)], patience_s=3_600))
+    await asyncio.sleep(0)
+    await books.close()
+    assert [isinstance(outcome, Executed) for outcome in await settled] == [True]
+
+
 async def test_too_many_waiting_commands_are_refused(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books_module, "WAITING_COMMANDS_MAX", 3)
     outcomes = await asyncio.gather(

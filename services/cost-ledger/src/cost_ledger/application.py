@@ -69,6 +69,9 @@ TTL_DEFAULT: Final = timedelta(minutes=10)
 RENEWED_MAX: Final = timedelta(days=7)
 """How long a hold may live from its admission on, however often it is renewed."""
 NEAR_MAX: Final = 3
+OUTCOME_PATIENCE_S: Final = 0.02
+"""How long outcomes wait for a reservation to be committed with. Nobody waits for them, and what is decided meanwhile is
+decided after them."""
 EXPIRIES_MAX: Final = 500
 """Holds moved to suspense in one turn."""
 
@@ -242,7 +245,8 @@ class CostLedger:
         released or doubted. However often an outcome is delivered, it counts once. The first error is raised, after all.
         """
         commands = [(await self._command_by(outcome, context), context) for outcome, context in outcomes]
-        for (command, context), executed in zip(commands, await self.books.execute_many(commands), strict=True):
+        booked = await self.books.execute_many(commands, OUTCOME_PATIENCE_S)
+        for (command, context), executed in zip(commands, booked, strict=True):
             if isinstance(executed, LedgerError) and not await self._is_told_already(command, executed, context):
                 raise executed
 

@@ -106,16 +106,19 @@ class Books:
             raise outcome
         return outcome
 
-    async def execute_many(self, commands: Sequence[tuple[Command, Context]]) -> list[Executed | LedgerError]:
+    async def execute_many(
+        self, commands: Sequence[tuple[Command, Context]], patience_s: float = 0.0
+    ) -> list[Executed | LedgerError]:
         """Carry commands out in their order, those of a tenant in one turn of its book if it has room for them.
 
-        What `execute` would raise of a command itself is that command's outcome; the errors of the log are raised.
+        They may wait `patience_s` for commands that may not, to be committed with them and before them. What `execute`
+        would raise of a command itself is that command's outcome; the errors of the log are raised.
         """
         if not commands:
             return []
         request = _Request(len(commands))
         for index, (command, context) in enumerate(commands):
-            self._writer(context.tenant).submit(_Waiting(command, context, request, index))
+            self._writer(context.tenant).submit(_Waiting(command, context, request, index), patience_s)
         await request.answered
         outcomes: list[Executed | LedgerError] = []
         for outcome in request.verdicts:
@@ -205,6 +208,8 @@ class BookWriter:
         self._snapshot_events = snapshot_events
         self._waiting: deque[_Waiting] = deque()
         self._wanted = asyncio.Event()
+        """Set while something waits that may wait no longer, and from `retire` on."""
+        self._patience: asyncio.TimerHandle | None = None
         self._is_retired = False
         self._book = EMPTY
         self._version = 0
@@ -212,13 +217,16 @@ class BookWriter:
         self._started = False
         self._task = asyncio.create_task(self._run(), name=f"book {tenant}")
 
-    def submit(self, waiting: _Waiting) -> None:
+    def submit(self, waiting: _Waiting, patience_s: float) -> None:
         """Queue a command. One that is given up before its turn is not decided."""
         if len(self._waiting) >= WAITING_COMMANDS_MAX:
             waiting.tell(BookBusy(self._stream.id, len(self._waiting)))
             return
         self._waiting.append(waiting)
-        self._wanted.set()
+        if patience_s <= 0:
+            self._wanted.set()
+        elif self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(patience_s, self._wanted.set)
 
     def retire(self) -> None:
         """Stop after what waits, without waiting for it."""
@@ -240,18 +248,23 @@ class BookWriter:
                     waiting.tell(error)
 
     async def _is_wanted(self) -> bool:
-        """Once a command waits; not when it is over."""
-        while not self._waiting:
-            if self._is_retired:
-                return False
-            self._wanted.clear()
-            await self._wanted.wait()
-        return True
+        """Once a command waits that may wait no longer; not when it is over."""
+        await self._wanted.wait()
+        return bool(self._waiting)
 
     def _batch(self) -> list[_Waiting]:
         taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COMMANDS_MAX))]
+        if not self._waiting:
+            self._rest()
         # Who gave up before the decision is not decided for.
         return [waiting for waiting in taken if not waiting.is_given_up]
+
+    def _rest(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if not self._is_retired:
+            self._wanted.clear()
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         await self._start()
