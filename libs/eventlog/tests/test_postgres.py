@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import psycopg
@@ -19,20 +18,10 @@ from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import NO_STREAM, Append, Appended, Context, Filter, StreamId
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
+from lossy_proxy import lossy_proxy
 from synod.common.ids import uuid7
 
 HERE = Path(__file__).parent
-
-
-def _neighbour(name: str):  # test files are imported by path, so their helpers are too
-    spec = spec_from_file_location(f"eventlog_tests_{name}", HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lossy_proxy = _neighbour("lossy_proxy").lossy_proxy
 
 
 class TestPostgresEventLog(EventLogContract):
