@@ -378,6 +378,15 @@ async def test_a_repeat_whose_answer_is_lost_stays_a_duplicate(postgres_dsn: str
         assert [(appended.position, appended.duplicate) for appended in both] == [(1, True), (2, False)]
 
 
+async def test_an_append_goes_on_when_a_table_was_altered_under_its_statements(
+    postgres_dsn: str, log: PostgresEventLog
+) -> None:
+    first = an_append(a_stream())
+    await log.append(first)
+    await run_sql(postgres_dsn, "alter table eventlog.events alter column type_version type bigint")
+    assert await log.append(first) == Appended(position=1, versions=(1,), duplicate=True)
+
+
 async def test_an_append_is_flushed_although_the_database_is_set_not_to(postgres_dsn: str) -> None:
     name = psycopg.conninfo.conninfo_to_dict(postgres_dsn)["dbname"]
     await run_sql(postgres_dsn, f'alter database "{name}" set synchronous_commit = off')
