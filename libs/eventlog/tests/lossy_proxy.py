@@ -1,4 +1,6 @@
-"""A TCP proxy before PostgreSQL that can lose or hold back the answer to a COMMIT, or lose all that a client says."""
+"""A TCP proxy before PostgreSQL that can lose or hold back the answer to a COMMIT, lose all that a client says, or speak
+for the server.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,6 +23,8 @@ class LossyProxy:
         self.lose_commits = 0
         self.hold_commits: asyncio.Event | None = None
         """Until this is set, no answer to a COMMIT is forwarded, nor what comes after it on the same connection."""
+        self.garble: bytes | None = None
+        """Said instead of what the server says next."""
         self.notified = asyncio.Event()
         """Whether a notification was forwarded since this was last cleared."""
         self.withhold: bytes | None = None
@@ -85,7 +89,8 @@ class LossyProxy:
                 return
             if self.hold_commits is not None and any(tag in data for tag in _COMMITTED):
                 await self.hold_commits.wait()
-            writer.write(data)
+            garbled, self.garble = self.garble, None
+            writer.write(data if garbled is None else garbled)
             if _NOTIFIED in data:
                 self.notified.set()
             await writer.drain()

@@ -81,6 +81,11 @@ def test_headers_as_bytes_are_those_that_the_client_would_write() -> None:
     assert block == "\r\n".join(lines).encode()
 
 
+def test_an_empty_data_subject_is_not_lost() -> None:
+    event = a_stored_event(data_subject="")
+    assert from_headers(7, to_headers(event, "agent-runtime"), b"{}") == event
+
+
 def test_columns_without_a_value_have_no_header() -> None:
     headers = to_headers(
         a_stored_event(data_subject=None, causation=None, correlation="", traceparent=""), "agent-runtime"

@@ -5,8 +5,6 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
@@ -35,18 +33,8 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.persistence import StoredEvent as LibraryEvent
 from launcher.testing import RunningPostgres
+from lossy_proxy import lossy_proxy
 from synod.common.ids import new_id, uuid7
-
-
-def _neighbour(name: str):  # test files are imported by path, so their helpers are too
-    spec = spec_from_file_location(f"eventlog_tests_{name}", Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lossy_proxy = _neighbour("lossy_proxy").lossy_proxy
 
 IMPATIENT = Limits(reconnect_timeout_s=0.5)
 ALL_OF_THEM = 1_000

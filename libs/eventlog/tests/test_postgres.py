@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import psycopg
@@ -19,20 +18,10 @@ from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import NO_STREAM, Append, Appended, Context, Filter, StreamId
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
+from lossy_proxy import lossy_proxy
 from synod.common.ids import uuid7
 
 HERE = Path(__file__).parent
-
-
-def _neighbour(name: str):  # test files are imported by path, so their helpers are too
-    spec = spec_from_file_location(f"eventlog_tests_{name}", HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lossy_proxy = _neighbour("lossy_proxy").lossy_proxy
 
 
 class TestPostgresEventLog(EventLogContract):
@@ -387,6 +376,15 @@ async def test_a_repeat_whose_answer_is_lost_stays_a_duplicate(postgres_dsn: str
         both = await asyncio.gather(log.append(repeated), log.append(an_append(a_stream())))
         assert proxy.lose_commits == 0
         assert [(appended.position, appended.duplicate) for appended in both] == [(1, True), (2, False)]
+
+
+async def test_an_append_goes_on_when_a_table_was_altered_under_its_statements(
+    postgres_dsn: str, log: PostgresEventLog
+) -> None:
+    first = an_append(a_stream())
+    await log.append(first)
+    await run_sql(postgres_dsn, "alter table eventlog.events alter column type_version type bigint")
+    assert await log.append(first) == Appended(position=1, versions=(1,), duplicate=True)
 
 
 async def test_an_append_is_flushed_although_the_database_is_set_not_to(postgres_dsn: str) -> None:

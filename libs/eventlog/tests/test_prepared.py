@@ -5,8 +5,6 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from uuid import UUID
 
 import psycopg
@@ -15,17 +13,7 @@ import uvloop
 from eventlog.arrays import bigints, byteas, texts, times, uuids
 from eventlog.binary import from_int, from_time, to_int, to_time, to_uuid
 from eventlog.prepared import PreparedConnection, rows
-
-
-def _neighbour(name: str):  # test files are imported by path, so their helpers are too
-    spec = spec_from_file_location(f"eventlog_tests_{name}", Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lossy_proxy = _neighbour("lossy_proxy").lossy_proxy
+from lossy_proxy import lossy_proxy
 
 MANY_BYTES = 24 * 1024 * 1024
 """More than any socket takes at once, in either direction."""
@@ -217,6 +205,46 @@ async def test_a_connection_that_breaks_without_a_word_is_lost(postgres_dsn: str
                 await running
             with pytest.raises(psycopg.OperationalError):
                 await connection.run(PID)
+
+
+@pytest.mark.timeout(20)  # libpq can be asked for ever what more there is on a connection that it gave up
+@pytest.mark.parametrize("garbled", [b"no protocol at all", b"D\xff\xff\xff\xff", b"T\x7f\xff\xff\xff"])
+async def test_a_server_that_is_not_understood_is_lost(postgres_dsn: str, garbled: bytes) -> None:
+    async with lossy_proxy(postgres_dsn) as proxy:
+        with await PreparedConnection.open(proxy.dsn, b"", [PID]) as connection:
+            proxy.garble = garbled
+            with pytest.raises(psycopg.OperationalError):  # what became of the statement is not known
+                await connection.run(PID)
+            assert connection.ended
+
+
+@pytest.mark.timeout(20)
+async def test_a_server_that_is_not_understood_is_lost_at_once_while_nothing_runs(postgres_dsn: str) -> None:
+    async def known() -> bool:
+        return connection.ended
+
+    async with lossy_proxy(postgres_dsn) as proxy, administrator(postgres_dsn) as other:
+        with await PreparedConnection.open(proxy.dsn, b"listen news", [PID]) as connection:
+            proxy.garble = b"D\xff\xff\xff\xff"
+            await other.execute("notify news")
+            await until(known)
+
+
+@pytest.mark.timeout(20)
+async def test_a_statement_that_copies_is_refused(postgres_dsn: str) -> None:
+    copy = b"copy (select 1) to stdout"
+    with await PreparedConnection.open(postgres_dsn, b"", [copy]) as connection:
+        with pytest.raises(psycopg.NotSupportedError, match="copy"):
+            await connection.run(copy)
+        assert connection.ended
+
+
+async def test_what_is_found_wrong_only_at_the_commit_is_told(postgres_dsn: str) -> None:
+    setup = b"create table kept (number bigint unique deferrable initially deferred)"
+    with await PreparedConnection.open(postgres_dsn, setup, [KEEP, COUNT]) as connection:
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await connection.run_all((KEEP, [from_int(1)]), (KEEP, [from_int(1)]))
+        assert await number(connection, COUNT) == 0
 
 
 async def test_notifications_are_heard_while_nothing_runs(

@@ -59,6 +59,21 @@ async def test_a_store_that_is_gone_is_told_to_all_who_wait(
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
 
 
+async def test_a_batch_that_fails_leaves_nobody_waiting_behind_it(
+    results: PostgresResults, pool: AsyncConnectionPool
+) -> None:
+    await results.keep("mc_0", kept("x"))
+    async with pool.connection() as connection:
+        await connection.execute("drop table model_call_results")
+    first = asyncio.create_task(results.keep("mc_1", kept("x")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # by now its batch is on the way: the next answer waits for another
+    async with asyncio.timeout(10):
+        outcomes = await asyncio.gather(first, results.keep("mc_2", kept("y")), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
+    assert "does not exist" in str(outcomes[0])
+
+
 async def test_a_connection_that_was_lost_between_two_answers_costs_none(
     results: PostgresResults, pool: AsyncConnectionPool
 ) -> None:

@@ -37,13 +37,14 @@ def header_lines(event: StoredEvent, service: str) -> str:
     optional = [
         f"{name}: {value}\r\n"
         for name, value in (
-            ("traceparent", _encoded(event.traceparent)),
-            ("synod-correlation", _encoded(event.correlation)),
-            ("synod-causation", "" if event.causation is None else str(event.causation)),
-            ("synod-data-subject", "" if event.data_subject is None else _encoded(event.data_subject)),
-            ("synod-stream-previous-hash", (event.stream_previous_hash or b"").hex()),
+            ("traceparent", _encoded(event.traceparent) or None),
+            ("synod-correlation", _encoded(event.correlation) or None),
+            ("synod-causation", event.causation),
+            # An empty one is another than none: the hash tells the two apart.
+            ("synod-data-subject", None if event.data_subject is None else _encoded(event.data_subject)),
+            ("synod-stream-previous-hash", (event.stream_previous_hash or b"").hex() or None),
         )
-        if value
+        if value is not None
     ]
     # In one piece rather than as a mapping first: it is made for every event that is published.
     lines = (

@@ -21,7 +21,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.errors import Diagnostic, error_from_result, lookup
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
 Parameters = Sequence[bytes | None]
@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_S: Final = 5
 
 _SYNCED: Final = ExecStatus.PIPELINE_SYNC
 _FAILED: Final = ExecStatus.FATAL_ERROR
+_COPYING: Final = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
+_BAD: Final = ConnStatus.BAD
 _ENDS_THE_CONNECTION: Final = ("FATAL", "PANIC")
 
 
@@ -174,10 +176,14 @@ class PreparedConnection:
         while not pgconn.is_busy():
             result = pgconn.get_result()
             if result is None:
+                if pgconn.status == _BAD:  # libpq hung up on what it did not understand: nothing comes any more
+                    raise psycopg.OperationalError(pgconn.get_error_message())
                 if self._answer is None:
                     return  # asked once more than there are results, so that libpq knows itself idle
             elif result.status == _SYNCED:
                 self._settle()
+            elif result.status in _COPYING:  # and would be again, however often libpq is asked
+                raise psycopg.NotSupportedError("a prepared statement cannot copy")
             else:
                 self._results.append(result)
 
@@ -201,7 +207,7 @@ class PreparedConnection:
         answer, self._answer = self._answer, None
         if answer is None or answer.done():
             return
-        if any(result.status == _FAILED for result in self._results):
+        if any(result.error_field(DiagnosticField.SQLSTATE) for result in self._results):
             answer.set_result(self._results)  # the server's last words tell more than the silence after them
         else:
             answer.set_exception(self._lost)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple, Self
@@ -15,6 +15,8 @@ from eventlog.errors import ChainBroken
 
 TYPE_VERSION_MAX: Final = 32_767
 TEXT_CHARACTERS_MAX: Final = 512
+EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -96,6 +98,8 @@ class NewEvent:
             raise ValueError(f"type_version {self.type_version} of {self.type} must be 1 to {TYPE_VERSION_MAX}")
         if self.occurred_at.tzinfo is None:
             raise ValueError(f"occurred_at of event {self.id} is naive, give it a time zone")
+        if not EARLIEST <= self.occurred_at <= LATEST:  # stored it would be, and then never read again
+            raise ValueError(f"occurred_at of event {self.id} is {self.occurred_at}, which UTC has no date for")
         if self.data_subject is not None:
             require_text("data_subject", self.data_subject)
 
@@ -123,6 +127,9 @@ class Fence:
 
     name: str
     epoch: int
+
+    def __post_init__(self) -> None:
+        require_token("fence", self.name)
 
     @property
     def stream(self) -> StreamId:

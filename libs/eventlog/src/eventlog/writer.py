@@ -59,6 +59,14 @@ _SETUP = (
     b" select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'"
 ) % _LOCK_HOLDER_IDLE_MAX_MS
 
+_ENDED_BY_CONNECTING_ANEW = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # Of statements that were prepared: a pooler discarded them; a table was altered under them.
+    psycopg.errors.InvalidSqlStatementName,
+    psycopg.errors.FeatureNotSupported,
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -192,7 +200,7 @@ class GroupWriter:
             self._decided = []
             try:
                 return _own(await self._commit(await self._connected(), requests), attempts)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except _ENDED_BY_CONNECTING_ANEW as error:
                 self._disconnect()
                 attempts.append(self._decided)
                 if loop.time() >= deadline:

@@ -103,14 +103,15 @@ class PostgresResults:
         try:
             connection = await self._writing_connection()
             await connection.run(_KEEP, _columns(newest.values()))
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:  # whichever: those who wait for the next batch must not wait for ever
             await self.close()
             unavailable = StoreUnavailable(f"answers cannot be recorded: {error}")
             unavailable.__cause__ = error
             _end(written, unavailable)
         except BaseException:
             await self.close()
-            _end(written, StoreUnavailable("the store is closing"))
+            late, self._waiting = self._waiting, []
+            _end([*written, *(waiting for _, waiting in late)], StoreUnavailable("the store is closing"))
             raise
         else:
             _end(written, None)
