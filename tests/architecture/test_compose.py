@@ -353,6 +353,14 @@ def test_no_secret_can_be_committed() -> None:
     assert "deploy/compose/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+def test_no_backup_that_is_taken_as_the_readmes_say_can_be_committed() -> None:
+    """Among them is secrets.tar."""
+    told = [(ROOT / "deploy" / where / "README.md").read_text() for where in ("", "kubernetes")]
+    files = {file for text in told for file in re.findall(r"> ([\w$-]+\.tar)\b", text)}
+    assert {"secrets.tar", "synod.tar", "$s-archive.tar", "workspaces.tar"} == files
+    assert "/*.tar" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 @pytest.mark.parametrize(("what", "file"), [("nats", "nats.conf"), ("streams", "jetstream.json")])
 def test_what_nats_is_given_is_current(what: str, file: str) -> None:
     made = subprocess.run(

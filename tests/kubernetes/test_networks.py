@@ -1,5 +1,6 @@
 """In a cluster who reaches whom is what compose.yaml's networks allow."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -12,6 +13,44 @@ SERVERS = {"postgres", "nats"}
 OWNERS = {"nats-owner", "postgres-owner"}
 """They give servers their volumes; in a cluster fsGroup does."""
 INTERNAL = {"models", "tools", "votes", "providers", "admin"}
+
+SERVER_OF_NAMES = {
+    "to": [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+            "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+        }
+    ],
+    "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}],
+}
+PRIVATE = ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"]
+PROVIDERS = {
+    "to": [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": PRIVATE}},
+        {"ipBlock": {"cidr": "::/0", "except": ["fc00::/7", "fe80::/10"]}},
+    ],
+    "ports": [{"protocol": "TCP", "port": 443}],
+}
+POSTGRES = {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"protocol": "TCP", "port": 5432}]}
+NATS = {
+    "to": [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "nats"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "nats"}},
+        }
+    ],
+    "ports": [{"protocol": "TCP", "port": 4222}],
+}
+"""The ways out, written down a second time on purpose."""
+MORE = (
+    {},
+    {"to": PROVIDERS["to"]},
+    {**PROVIDERS, "ports": [{"protocol": "TCP", "port": 443, "endPort": 65535}]},
+    {**PROVIDERS, "to": [*PROVIDERS["to"], {"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+    {**SERVER_OF_NAMES, "to": [{"ipBlock": {"cidr": "192.0.2.53/32"}}]},
+    {**SERVER_OF_NAMES, "to": [{"namespaceSelector": {}}]},
+    {**POSTGRES, "to": [{"ipBlock": {"cidr": "192.0.2.0/23"}}]},
+)
 
 each_overlay = pytest.mark.parametrize("name", OVERLAYS)
 
@@ -91,12 +130,21 @@ def test_only_llm_gateway_reaches_the_internet_and_nothing_private_by_it(name: s
 
 
 @each_overlay
-def test_beyond_that_a_pod_reaches_the_server_of_names_and_the_servers_only(name: str) -> None:
-    ports = {53} | ({5432, 4222} if name == "production" else set())
-    for labels in pods(overlay(name)).values():
-        rules = [rule for rule in strangers(overlay(name), "egress", labels) if not public([rule])]
-        assert all(rule["to"] and rule["ports"] for rule in rules)
-        assert {port["port"] for rule in rules for port in rule["ports"]} <= ports
+def test_beyond_its_namespace_a_pod_reaches_what_is_written_down_and_no_more(name: str) -> None:
+    for pod, labels in pods(overlay(name)).items():
+        assert in_order(strangers(overlay(name), "egress", labels)) == in_order(beyond(name, pod)), pod
+
+
+@pytest.mark.parametrize("rule", MORE, ids=str)
+def test_a_way_out_that_is_opened_more_is_seen(rule: Manifest) -> None:
+    opened = {"kind": "NetworkPolicy", "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]}}
+    for pod, labels in pods(overlay("production")).items():
+        found = strangers([*overlay("production"), opened], "egress", labels)
+        assert in_order(found) != in_order(beyond("production", pod))
+
+
+def test_the_job_that_makes_databases_meets_nobody_in_the_cluster() -> None:
+    assert neighbours(overlay("production"), "databases", pods(overlay("production"))) == set()
 
 
 def test_external_servers_are_reached_by_those_that_reach_them_in_compose() -> None:
@@ -115,6 +163,21 @@ def test_a_migration_reaches_no_more_than_its_service(service: str, name: str) -
     reached = neighbours(overlay(name), migration, labels)
     assert reached & set(CONTAINERS) <= neighbours(overlay(name), service, labels) | {service}
     assert (reached >= SERVERS) == (name == "small")
+
+
+def beyond(name: str, pod: str) -> list[Manifest]:
+    """The ways out of a pod."""
+    elsewhere = name == "production"
+    return [
+        SERVER_OF_NAMES,
+        *([PROVIDERS] if pod == "llm-gateway" else []),
+        *([POSTGRES] if elsewhere and pod != "nats-admin" else []),
+        *([NATS] if elsewhere and pod != "databases" else []),
+    ]
+
+
+def in_order(rules: Sequence[Manifest]) -> list[Manifest]:
+    return sorted(rules, key=lambda rule: json.dumps(rule, sort_keys=True))
 
 
 def public(rules: Sequence[Manifest]) -> list[Manifest]:

@@ -124,6 +124,19 @@ def test_the_configuration_is_the_launchers_own() -> None:
     assert json.loads(words) == authorization(SERVICES, variables)["accounts"]
 
 
+def test_what_it_says_beside_is_written_down_and_no_more() -> None:
+    """It is asked what it holds on its own loopback only, and listens for nothing but clients."""
+    head = nats_configuration().partition("accounts: ")[0].splitlines()
+    assert [line for line in head if line and not line.startswith("#")] == [
+        'include "passwords.conf"',
+        "server_name: synod",
+        'listen: "0.0.0.0:4222"',
+        'http: "127.0.0.1:8222"',
+        "max_payload: 1048576",
+        'jetstream { store_dir: "/data", max_mem: 268435456, key: $storage_key, cipher: aes }',
+    ]
+
+
 def test_the_configuration_that_is_made_does_not_drift() -> None:
     assert configuration_drift(nats_configuration()) == ()
 

@@ -427,6 +427,18 @@ def test_a_role_connects_to_its_own_database_and_no_other(
             psycopg.connect(postgres_server.dsn(other, role, roles[role]))
 
 
+def test_no_role_has_a_power_of_the_server_or_of_another_role(
+    postgres_server: RunningPostgres, roles: dict[str, str]
+) -> None:
+    powers = "rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls"
+    with psycopg.connect(postgres_server.dsn()) as connection:
+        mighty = connection.execute(f"select rolname from pg_roles where rolname = any(%s) and ({powers})", [[*roles]])
+        members = connection.execute(
+            "select member::regrole from pg_auth_members where member::regrole::text = any(%s)", [[*roles]]
+        )
+        assert (mighty.fetchall(), members.fetchall()) == ([], [])
+
+
 @pytest.mark.parametrize(
     "statement", ["create role intruder superuser", "create database mine", "copy (select 1) to program 'true'"]
 )
