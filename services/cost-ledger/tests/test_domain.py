@@ -15,17 +15,21 @@ from cost_ledger.commands import (
     InvoiceLine,
     Price,
     Release,
+    Renew,
     Rerate,
     Reserve,
+    ResumeBudget,
     SetBudget,
     SetPrice,
     SetPriceFactor,
     Settle,
+    SuspendBudget,
     Unreserved,
 )
 from cost_ledger.domain import decide
 from cost_ledger.errors import (
     BudgetFixed,
+    BudgetNotFound,
     InvoiceOvertaken,
     ModelUnpriced,
     ReservationConflict,
@@ -39,6 +43,8 @@ from cost_ledger.windows import window_start
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
+    BudgetResumed,
+    BudgetSuspended,
     BudgetThresholdReached,
     CostCharged,
     CostReserved,
@@ -198,6 +204,73 @@ class TestReserving:
         book = after(budget("both", agent="writer", model=MODEL))
         assert book.matching(Attribution(agent="writer", model=MODEL))
         assert not book.matching(Attribution(agent="writer", model="openai/other"))
+
+
+STOPPED = SuspendBudget("team", "a leaked key")
+
+
+class TestSuspending:
+    def test_a_suspended_budget_refuses_what_it_would_cover_and_says_why(self) -> None:
+        book = after(budget("team", agent="writer"), STOPPED)
+        event = only(decide(book, reserve()))
+        assert isinstance(event, ReservationDenied)
+        assert (event.budget_id, event.suspended_for) == ("team", "a leaked key")
+        assert (event.available_nano_usd, event.required_nano_usd) == (1_000, 100)
+        assert evolve(book, event) == book
+
+    def test_a_soft_budget_refuses_too_while_it_is_suspended(self) -> None:
+        assert isinstance(only(decide(after(budget(hard=False), STOPPED), reserve())), ReservationDenied)
+
+    def test_a_tool_that_needs_nothing_of_it_is_refused_too(self) -> None:
+        tool = reserve(model="", attribution=Attribution(tool="sql"), amount=0)
+        assert isinstance(only(decide(after(budget(), STOPPED), tool)), ReservationDenied)
+
+    def test_suspension_is_told_before_a_lack_of_money(self) -> None:
+        book = after(budget("empty", 0), budget("team"), STOPPED)
+        event = only(decide(book, reserve()))
+        assert isinstance(event, ReservationDenied)
+        assert event.budget_id == "team"
+
+    def test_what_does_not_count_against_it_is_admitted(self) -> None:
+        book = after(budget("team", agent="analyst"), STOPPED)
+        assert isinstance(decide(book, reserve())[0], CostReserved)
+
+    def test_what_is_held_is_renewed_repeated_settled_and_released_as_ever(self) -> None:
+        book = after(budget(), reserve("r1"), reserve("r2"), STOPPED)
+        assert decide(book, reserve("r1")) == ()
+        assert len(decide(book, Renew("r1", NOW, LATER + timedelta(hours=1)))) == 1
+        book = after(settle("r1", 60), Release("r2", "never sent"), book=book)
+        assert (book.posted(lifetime()), book.pending(lifetime())) == (60, 0)
+
+    def test_use_that_was_never_reserved_is_recorded_all_the_same(self) -> None:
+        tool = Charge("t1", Attribution(tenant_id="acme", tool="sql"), 5, NOW, 1)
+        assert after(budget(), STOPPED, tool).posted(lifetime()) == 5
+
+    def test_a_new_limit_does_not_resume_it(self) -> None:
+        book = after(budget(), STOPPED, budget(limit=9_000))
+        assert (book.budget("team").limit, book.budget("team").suspended_for) == (9_000, "a leaked key")
+        assert decide(book, budget(limit=9_000)) == ()
+
+    def test_resumed_it_decides_by_its_limit_again(self) -> None:
+        book = after(budget(limit=100), STOPPED, ResumeBudget("team"))
+        assert isinstance(decide(book, reserve(amount=100))[0], CostReserved)
+        assert isinstance(only(decide(book, reserve(amount=101))), ReservationDenied)
+
+    def test_a_repetition_changes_nothing_and_another_reason_is_told(self) -> None:
+        book = after(budget(), STOPPED)
+        assert decide(book, STOPPED) == ()
+        assert decide(book, SuspendBudget("team", "audit")) == (BudgetSuspended(budget_id="team", reason="audit"),)
+        assert decide(book, ResumeBudget("team")) == (BudgetResumed(budget_id="team"),)
+        assert decide(after(budget()), ResumeBudget("team")) == ()
+
+    def test_an_unknown_budget_is_refused(self) -> None:
+        for command in (STOPPED, ResumeBudget("team")):
+            with pytest.raises(BudgetNotFound):
+                decide(EMPTY, command)
+
+    def test_a_snapshot_keeps_it(self) -> None:
+        book = after(budget(), STOPPED)
+        assert snapshots.load(snapshots.dump(book)).budget("team") == book.budget("team")
 
 
 class TestSettling:

@@ -80,6 +80,8 @@ class Budget:
     rolling_s: int = 0
     per: str = ""
     unit: Unit = "nano_usd"
+    suspended_for: str = ""
+    """Why it refuses whatever is asked; empty while it is not suspended."""
 
     def matches(self, attribution: Attribution) -> bool:
         if self.per and not getattr(attribution, self.per):

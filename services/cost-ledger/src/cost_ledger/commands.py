@@ -43,6 +43,21 @@ class SetBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspendBudget:
+    """Refuse what matches the budget from now on; `reason` is told to whoever is refused."""
+
+    budget_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeBudget:
+    """Let the budget decide by its limit again."""
+
+    budget_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetPrice:
     """Pico-USD per token."""
 
@@ -242,6 +257,8 @@ class Look:
 
 Command = (
     SetBudget
+    | SuspendBudget
+    | ResumeBudget
     | SetPrice
     | SetPriceFactor
     | Reserve

@@ -80,6 +80,24 @@ class BudgetSet(Event):
     limit_quantity: int = 0
 
 
+class BudgetSuspended(Event):
+    """The budget refuses every new reservation from the event on, whatever its limit; what is held is not touched."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    budget_id: str
+    # Never empty.
+    reason: str
+
+
+class BudgetResumed(Event):
+    """The budget decides by its limit again."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    budget_id: str
+
+
 class PriceSet(Event):
     """A tenant's price of a model, pico-USD per token, in force from the event on."""
 
@@ -161,6 +179,8 @@ class ReservationDenied(Event):
     available_quantity: int = 0
     window_start: str = ""
     share: str = ""
+    # Why the budget is suspended, if that is why it refused; whatever the amounts are.
+    suspended_for: str = ""
 
 
 class ReservationRenewed(Event):
@@ -385,4 +405,6 @@ EVENTS: tuple[type[Event], ...] = (
     ReconciliationDifferenceFound,
     PriceFactorSet,
     PriceBookImported,
+    BudgetSuspended,
+    BudgetResumed,
 )
