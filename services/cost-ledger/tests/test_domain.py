@@ -49,6 +49,7 @@ from synod.cost_ledger.events import (
     CostCharged,
     CostReserved,
     CostSettled,
+    FuzzyPriceUsed,
     Hold,
     ReservationDenied,
     ReservationExpired,
@@ -60,6 +61,7 @@ LATER = NOW + timedelta(seconds=20)
 MODEL = "openai/gpt-5.5"
 # One thousand pico-USD per token is one nano-USD.
 BOOK_PRICE = Price(flat_card(1_000, 2_000, 100, 1_250), "book 1", "book")
+USED = (UsageLine(direction="input", quantity=10),)
 NO_PRICE = Price(UNPRICED, "book 1", "unpriced", ("openai/gpt-5.5",))
 
 
@@ -207,6 +209,38 @@ class TestReserving:
 
 
 STOPPED = SuspendBudget("team", "a leaked key")
+
+
+GUESS = Price(BOOK_PRICE.rates, "book 1", "book_fuzzy", ("openai/gpt-5.4",))
+TOLD = FuzzyPriceUsed(model=MODEL, price_version="book 1", priced_as="openai/gpt-5.4")
+
+
+class TestGuessedPrices:
+    def test_group_14_a_price_that_is_a_guess_is_told_at_its_first_use_only(self) -> None:
+        first = decide(EMPTY, reserve("r1", book_price=GUESS))
+        assert first[1:] == (TOLD,)
+        assert [type(event) for event in decide(fold(EMPTY, first), reserve("r2", book_price=GUESS))] == [CostReserved]
+        assert TOLD not in decide(fold(EMPTY, first), settle("r1", None, usage=USED))
+
+    def test_another_version_of_the_price_book_is_told_again(self) -> None:
+        newer = Price(GUESS.rates, "book 2", "book_fuzzy", GUESS.near)
+        events = decide(after(reserve("r1", book_price=GUESS)), reserve("r2", book_price=newer))
+        assert [event.price_version for event in events if isinstance(event, FuzzyPriceUsed)] == ["book 2"]
+
+    def test_a_use_that_was_never_reserved_tells_it_too(self) -> None:
+        use = Unreserved(Attribution(tenant_id="acme", model=MODEL), MODEL, GUESS, NOW)
+        assert decide(EMPTY, settle("r9", None, usage=USED, unreserved=use))[1:] == (TOLD,)
+
+    def test_a_price_of_ones_own_is_no_guess(self) -> None:
+        own = SetPrice("openai", "gpt-5.5", 1_000, 2_000, 100, 1_250)
+        assert len(decide(after(own), reserve(book_price=GUESS))) == 1
+
+    def test_what_is_refused_is_not_told_of(self) -> None:
+        assert isinstance(only(decide(after(budget(limit=10)), reserve(book_price=GUESS))), ReservationDenied)
+
+    def test_a_snapshot_keeps_what_was_told(self) -> None:
+        book = snapshots.load(snapshots.dump(after(reserve("r1", book_price=GUESS))))
+        assert len(decide(book, reserve("r2", book_price=GUESS))) == 1
 
 
 class TestSuspending:

@@ -199,6 +199,8 @@ class Book(NamedTuple):
     forecasts: HashTrieMap[tuple[str, str], Told] = HashTrieMap()
     """What was told last of a budget's window."""
     invoices: HashTrieMap[str, Imported] = HashTrieMap()
+    guessed: HashTrieSet[tuple[str, str]] = HashTrieSet()
+    """Alerts told of prices that are guesses: model and price version."""
 
     def reservation(self, reservation_id: str) -> Reservation | None:
         return self.open.get(reservation_id) or self.closed.get(reservation_id)

@@ -20,7 +20,10 @@ BY_INVOICE: Final = "invoice"
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`."""
+    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`.
+
+    Of source book_fuzzy, `near` is the model whose price it is.
+    """
 
     rates: RateCard
     version: str

@@ -85,11 +85,13 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
     """
     match command:
         case Reserve():
-            return _reserve(book, command)
+            return _with_guess(book, _reserve(book, command), command.book_price)
         case Renew():
             return _renew(book, command)
         case Settle():
-            return _with_thresholds(book, _settle(book, command))
+            settled = _with_thresholds(book, _settle(book, command))
+            # What was reserved was told of when it was.
+            return _with_guess(book, settled, command.unreserved.book_price if command.unreserved else None)
         case Release():
             return _release(book, command)
         case Expire():
@@ -109,7 +111,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case SetPriceFactor():
             return _set_price_factor(book, command)
         case Rerate():
-            return _with_thresholds(book, correcting.rerate(book, command))
+            return _with_guess(book, _with_thresholds(book, correcting.rerate(book, command)), command.price)
         case ImportInvoice():
             return _import_invoice(book, command)
         case TellForecast():
@@ -516,3 +518,10 @@ def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]
     moved_by_now = moved_by(events)
     balances = [book.balance(book.budget(hold.budget_id), hold, moved_by_now) for hold in holds]
     return (*events, *alerts.reached(book, balances))
+
+
+def _with_guess(book: Book, events: tuple[Event, ...], price: Price | None) -> tuple[Event, ...]:
+    """The events, and after them that `price` is a guess, if it is one and was used for the first time."""
+    if price is None or price.source != "book_fuzzy":
+        return events
+    return (*events, *alerts.guessed(book, events, price))

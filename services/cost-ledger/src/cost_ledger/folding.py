@@ -18,6 +18,7 @@ from synod.cost_ledger.events import (
     CostCharged,
     CostReserved,
     CostSettled,
+    FuzzyPriceUsed,
     PriceFactorSet,
     PriceSet,
     ProviderInvoiceImported,
@@ -89,6 +90,8 @@ def _changed(book: Book, event: Event) -> Book:
             return _with_reached(book, event, "posted")
         case BudgetCommitmentReached():
             return _with_reached(book, event, "committed")
+        case FuzzyPriceUsed():
+            return book._replace(guessed=book.guessed.insert((event.model, event.price_version)))
         case ProviderInvoiceImported():
             return _with_invoice(book, event)
         case BudgetForecastChanged():

@@ -125,6 +125,21 @@ class PriceFactorSet(Event):
     factor_ppm: int
 
 
+class FuzzyPriceUsed(Event):
+    """A model's cost is priced by a price book that knows its name by a prefix or pattern only, so the price may be wrong.
+
+    Once for each model and price version.
+    """
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    # "provider/model", as it is billed.
+    model: str
+    price_version: str
+    # The model of the price book whose price it is.
+    priced_as: str
+
+
 class PriceBookImported(Event):
     """A price book came into use. Reservations pin `price_version`, so that what they were priced by can be proved."""
 
@@ -407,4 +422,5 @@ EVENTS: tuple[type[Event], ...] = (
     PriceBookImported,
     BudgetSuspended,
     BudgetResumed,
+    FuzzyPriceUsed,
 )
