@@ -119,9 +119,11 @@ async def _rushes(moments: tuple[Moment, ...]) -> list[Outcome]:
 def _rush_rows(outcomes: list[Outcome]) -> tuple[Row, ...]:
     case = f"{REQUESTS} at once for the price of {AFFORDED}, {REPLICAS} gateways, one killed"
     spent, counted = (sum(each.spent_nano for each in outcomes), sum(each.simulator_nano for each in outcomes))
+    compared = sum(len(each.settlements) for each in outcomes)
     rows = (
         Row(case, "admitted", "", max(each.admitted for each in outcomes), AFFORDED),
         Row(f"{case}, {len(outcomes)} times", "spend", "nUSD", spent, None, "the simulator's own count", counted),
+        Row(f"{case}, {len(outcomes)} times", "calls settled as the simulator counted each", "", compared),
     )
     unknown = sum(each.unknown for each in outcomes)
     by_invoice = Row(f"{case}, {len(outcomes)} times", "calls that only the invoice explains", "", unknown)

@@ -3,6 +3,9 @@
 Each request costs the same to the nano-dollar: input is free, and the answer is cut at its token limit, so that its upper
 bound is its cost. The provider is the simulator. What it counts is what it bills, also for answers that nobody got.
 
+The two are held against each other call by call, by the id that the provider gave its answer, so that an error in one call
+cannot make up for an error in another.
+
 A call whose gateway died has an unknown outcome: its hold moves to suspense and goes on counting. What the ledger has of
 itself, before anybody tells it, must hold the simulator's count between what is posted and that with what is in suspense.
 Only then the count comes as a final invoice, which says how many of the unknown were billed. After it nothing may be left
@@ -12,7 +15,7 @@ to explain.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
@@ -54,6 +57,24 @@ MOMENTS: Final[dict[Moment, tuple[str, str, int]]] = {
 
 
 @dataclass(frozen=True)
+class Billed:
+    """An answer as the simulator counted it."""
+
+    response_id: str
+    request_id: str
+    nano: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A call as the ledger settled it, and which answer of the provider the gateway says it is for."""
+
+    response_id: str
+    request_id: str
+    nano: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of a rush. Amounts are nano-USD; `simulator_nano` is what the simulator counted, at the same price.
 
@@ -71,6 +92,10 @@ class Outcome:
     pending_nano: int
     unexplained_nano: int
     simulator_nano: int
+    billed: tuple[Billed, ...] = ()
+    settlements: tuple[Settled, ...] = ()
+    doubtful: tuple[str, ...] = ()
+    """Of each reservation in suspense, the request."""
 
 
 async def rush(gateways: Gateways, synod: Synod, moment: Moment) -> Outcome:
@@ -83,7 +108,8 @@ async def rush(gateways: Gateways, synod: Synod, moment: Moment) -> Outcome:
     calls = [asyncio.create_task(asked(gateways, number, scope)) for number in range(REQUESTS)]
     await kill_in_the_middle(gateways, synod, run_id, moment)
     ends = Counter(await asyncio.gather(*calls))
-    states = await settled(synod, run_id)
+    reservations = await settled(synod, run_id)
+    states = Counter(each.state for each in reservations.values())
     simulator_nano = await billed_nano(gateways.system) - before
     unaided = await synod.budget(run_id)
     reconciled = await synod.import_invoice(invoice(run_id, since, simulator_nano))
@@ -100,6 +126,9 @@ async def rush(gateways: Gateways, synod: Synod, moment: Moment) -> Outcome:
         pending_nano=budget.pending,
         unexplained_nano=reconciled.difference_nano_usd,
         simulator_nano=simulator_nano,
+        billed=await billed(gateways.system, run_id),
+        settlements=settlements(await events(synod, "llm-gateway", run_id, "ModelCallCompleted"), reservations),
+        doubtful=doubtful(await events(synod, "llm-gateway", run_id, "ModelCallAttemptStarted"), reservations),
     )
 
 
@@ -109,6 +138,7 @@ def check(outcome: Outcome) -> None:
     assert outcome.answered <= outcome.admitted, outcome
     assert outcome.answered + outcome.refused == REQUESTS, outcome
     check_unaided(outcome)
+    check_each(outcome)
     assert outcome.spent_nano == outcome.simulator_nano, outcome
     assert (outcome.pending_nano, outcome.unexplained_nano) == (0, 0), outcome
 
@@ -120,6 +150,18 @@ def check_unaided(outcome: Outcome) -> None:
     assert outcome.suspense_nano == outcome.unknown * call_nano, outcome
     assert outcome.answered <= outcome.settled, outcome
     assert outcome.posted_nano <= outcome.simulator_nano <= outcome.posted_nano + outcome.suspense_nano, outcome
+
+
+def check_each(outcome: Outcome) -> None:
+    """Each settlement is of an answer of its own, of the same request and amount; what is over is in suspense."""
+    answers = {each.response_id: each for each in outcome.billed}
+    assert len(answers) == len(outcome.billed), outcome
+    assert len(outcome.settlements) == outcome.settled, outcome
+    for each in outcome.settlements:
+        answer = answers.pop(each.response_id, None)
+        assert answer == Billed(each.response_id, each.request_id, each.nano), (each, answer)
+    # An answer that nobody settled is one of a request with a reservation that waits for the invoice, once for each.
+    assert Counter(each.request_id for each in answers.values()) <= Counter(outcome.doubtful), outcome
 
 
 async def asked(gateways: Gateways, number: int, scope: ledger_pb.Attribution) -> Literal["answered", "refused"]:
@@ -141,7 +183,7 @@ async def asked(gateways: Gateways, number: int, scope: ledger_pb.Attribution) -
 
 
 def request_of(request_id: str, scope: ledger_pb.Attribution) -> pb.GenerateRequest:
-    texts = ((pb.ROLE_SYSTEM, ANSWER), (pb.ROLE_USER, "go"))
+    texts = ((pb.ROLE_SYSTEM, ANSWER), (pb.ROLE_USER, request_id))
     messages = [pb.Message(role=role, parts=[pb.Part(text=text)]) for role, text in texts]
     return pb.GenerateRequest(
         request_id=request_id, model=MODEL, messages=messages, max_output_tokens=OUTPUT_TOKENS, attribution=scope
@@ -169,22 +211,43 @@ def most_of(started: Iterable[dict[str, Any]], replicas: int) -> int:
     return max(range(replicas), key=lambda replica: (numbers[replica], replica))
 
 
-async def settled(synod: Synod, run_id: str) -> Counter[int]:
-    """How many of the rush's reservations are in which state, once none is merely held."""
+async def settled(synod: Synod, run_id: str) -> dict[str, ledger_pb.Reservation]:
+    """The rush's reservations by id, once none is merely held."""
     async with asyncio.timeout(WAIT_S):
         while True:
             reserved = [event["reservation_id"] for event in await events(synod, "cost-ledger", run_id, "CostReserved")]
             assert len(reserved) == len(set(reserved))
-            states = Counter([await state(synod, reservation_id) for reservation_id in reserved])
-            if not states[ledger_pb.RESERVATION_STATE_HELD]:
-                return states
+            found = {reservation_id: await reservation(synod, reservation_id) for reservation_id in reserved}
+            if all(each.state != ledger_pb.RESERVATION_STATE_HELD for each in found.values()):
+                return found
             await asyncio.sleep(LOOK_AGAIN_S)
 
 
-async def state(synod: Synod, reservation_id: str) -> int:
+async def reservation(synod: Synod, reservation_id: str) -> ledger_pb.Reservation:
     ledger = CostLedgerStub(synod.connection.channel("cost-ledger"))
     request = ledger_pb.GetReservationRequest(reservation_id=reservation_id)
-    return (await synod.connection.call(ledger.GetReservation, request)).state
+    return await synod.connection.call(ledger.GetReservation, request)
+
+
+def settlements(
+    completed: Iterable[dict[str, Any]], reservations: Mapping[str, ledger_pb.Reservation]
+) -> tuple[Settled, ...]:
+    """What the ledger has of each call that a gateway completed."""
+    return tuple(
+        Settled(
+            event["provider_response_id"],
+            event["request_id"],
+            reservations[event["reservation_id"]].settled_nano_usd,
+        )
+        for event in completed
+    )
+
+
+def doubtful(started: Iterable[dict[str, Any]], reservations: Mapping[str, ledger_pb.Reservation]) -> tuple[str, ...]:
+    """The request of each attempt whose reservation is in suspense."""
+    states = {id: each.state for id, each in reservations.items()}
+    suspense = ledger_pb.RESERVATION_STATE_SUSPENSE
+    return tuple(event["request_id"] for event in started if states.get(event["reservation_id"]) == suspense)
 
 
 async def events(synod: Synod, service: str, run_id: str, type_: str) -> list[dict[str, Any]]:
@@ -194,12 +257,28 @@ async def events(synod: Synod, service: str, run_id: str, type_: str) -> list[di
 
 async def billed_nano(system: System) -> int:
     """What the simulator has answered so far, at the price of the rush; once it is at work on nothing any more."""
+    usage = await simulator_usage(system)
+    return int(usage["models"].get(NAME, {}).get("output_tokens", 0)) * TOKEN_NANO
+
+
+async def billed(system: System, run_id: str) -> tuple[Billed, ...]:
+    """The answers of the rush, one by one, at its price."""
+    records = (await simulator_usage(system))["records"]
+    return tuple(
+        Billed(record["response_id"], record["asked"], record["output_tokens"] * TOKEN_NANO)
+        for record in records
+        if record["asked"].startswith(run_id) and record["output_tokens"]
+    )
+
+
+async def simulator_usage(system: System) -> dict[str, Any]:
+    """What the simulator served, once it is at work on nothing any more."""
     async with aiohttp.ClientSession(system.layout.simulator_url) as http, asyncio.timeout(WAIT_S):
         while True:
             async with http.get("/simulator/usage") as answer:
-                usage = await answer.json()
+                usage: dict[str, Any] = await answer.json()
             if not usage["in_progress"]:
-                return int(usage["models"].get(NAME, {}).get("output_tokens", 0)) * TOKEN_NANO
+                return usage
             await asyncio.sleep(LOOK_AGAIN_S)
 
 

@@ -104,6 +104,7 @@ def test_help_documents_every_exit_code() -> None:
         (errors.TryAgain, 6),
         (errors.Broken, 7),
         (errors.BudgetExhausted, 8),
+        (errors.BudgetSuspended, 8),
         (errors.TaskFailed, 1),
     ],
 )

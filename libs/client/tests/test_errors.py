@@ -47,6 +47,7 @@ async def received(error: ServiceError, *, with_details: bool = True) -> SynodEr
         (served.AlreadyExists("agent", "helper"), errors.Refused, "ALREADY_EXISTS"),
         (served.FailedPrecondition("ended", reason="RUN_ENDED"), errors.Refused, "RUN_ENDED"),
         (served.BudgetExhausted("daily", 5, 7), errors.BudgetExhausted, "BUDGET_EXHAUSTED"),
+        (served.BudgetSuspended("daily", "a leaked key"), errors.BudgetSuspended, "BUDGET_SUSPENDED"),
         (served.ResourceExhausted("full", 2.0), errors.TryAgain, "RESOURCE_EXHAUSTED"),
         (served.Unavailable("starting", 1.5), errors.TryAgain, "UNAVAILABLE"),
         (served.Aborted("changed meanwhile"), errors.TryAgain, "ABORTED"),

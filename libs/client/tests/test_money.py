@@ -89,6 +89,16 @@ class TestBudgets:
         (asked,) = fakes.requests("SetBudget")
         assert (asked.time_zone, asked.unit, asked.limit_nano_usd) == ("Europe/Berlin", "nano_usd", 5 * 10**9)
 
+    def test_a_budget_is_suspended_for_a_reason_and_resumed(self, synod: Command, fakes: FakeSystem) -> None:
+        fakes.answer("cost-ledger", "SuspendBudget", pb.Budget(budget_id="daily", suspended_for="a leaked key"))
+        fakes.answer("cost-ledger", "ResumeBudget", pb.Budget(budget_id="daily", hard=True))
+        stopped = synod("budget", "suspend", "daily", "--reason", "a leaked key")
+        assert "suspended: a leaked key" in stopped.stdout, stopped.stderr
+        (asked,) = fakes.requests("SuspendBudget")
+        assert (asked.budget_id, asked.reason) == ("daily", "a leaked key")
+        assert "suspended" not in synod("budget", "resume", "daily").stdout
+        assert fakes.requests("ResumeBudget")[0].budget_id == "daily"
+
     def test_one_share_is_shown(self, synod: Command, fakes: FakeSystem) -> None:
         fakes.answer("cost-ledger", "GetBudget", pb.Budget(budget_id="talk", per="user_id", share="usr_1", posted=7))
         assert "each user_id (usr_1)" in synod("budget", "show", "talk", "--share", "usr_1").stdout

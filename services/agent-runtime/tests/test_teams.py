@@ -264,12 +264,13 @@ async def test_rest_for_one_leaves_the_steps_before_alone() -> None:
     assert [step.attempt for step in state.team.steps.values()] == [1, 2, 2]
 
 
-async def test_a_member_over_its_budget_is_not_restarted_and_the_reason_survives() -> None:
+@pytest.mark.parametrize("reason", ["BUDGET_EXHAUSTED", "BUDGET_SUSPENDED"])
+async def test_a_member_over_its_budget_is_not_restarted_and_the_reason_survives(reason: str) -> None:
     system = a_runtime({"ann": ["A"]}, steps=[{"id": "a", "agent": "ann", "task": "x"}])
-    system.models.failures.append(CallFailed(Failure(reason="BUDGET_EXHAUSTED", message="$0 left")))
+    system.models.failures.append(CallFailed(Failure(reason=reason, message="$0 left")))
     state = await run(system)
     assert state.failure is not None
-    assert (state.failure.reason, len(state.team.child_run_ids)) == ("BUDGET_EXHAUSTED", 1)
+    assert (state.failure.reason, len(state.team.child_run_ids)) == (reason, 1)
     assert "$0 left" in state.failure.message
 
 

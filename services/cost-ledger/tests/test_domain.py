@@ -15,17 +15,21 @@ from cost_ledger.commands import (
     InvoiceLine,
     Price,
     Release,
+    Renew,
     Rerate,
     Reserve,
+    ResumeBudget,
     SetBudget,
     SetPrice,
     SetPriceFactor,
     Settle,
+    SuspendBudget,
     Unreserved,
 )
 from cost_ledger.domain import decide
 from cost_ledger.errors import (
     BudgetFixed,
+    BudgetNotFound,
     InvoiceOvertaken,
     ModelUnpriced,
     ReservationConflict,
@@ -39,10 +43,13 @@ from cost_ledger.windows import window_start
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
+    BudgetResumed,
+    BudgetSuspended,
     BudgetThresholdReached,
     CostCharged,
     CostReserved,
     CostSettled,
+    FuzzyPriceUsed,
     Hold,
     ReservationDenied,
     ReservationExpired,
@@ -54,6 +61,7 @@ LATER = NOW + timedelta(seconds=20)
 MODEL = "openai/gpt-5.5"
 # One thousand pico-USD per token is one nano-USD.
 BOOK_PRICE = Price(flat_card(1_000, 2_000, 100, 1_250), "book 1", "book")
+USED = (UsageLine(direction="input", quantity=10),)
 NO_PRICE = Price(UNPRICED, "book 1", "unpriced", ("openai/gpt-5.5",))
 
 
@@ -198,6 +206,105 @@ class TestReserving:
         book = after(budget("both", agent="writer", model=MODEL))
         assert book.matching(Attribution(agent="writer", model=MODEL))
         assert not book.matching(Attribution(agent="writer", model="openai/other"))
+
+
+STOPPED = SuspendBudget("team", "a leaked key")
+
+
+GUESS = Price(BOOK_PRICE.rates, "book 1", "book_fuzzy", ("openai/gpt-5.4",))
+TOLD = FuzzyPriceUsed(model=MODEL, price_version="book 1", priced_as="openai/gpt-5.4")
+
+
+class TestGuessedPrices:
+    def test_group_14_a_price_that_is_a_guess_is_told_at_its_first_use_only(self) -> None:
+        first = decide(EMPTY, reserve("r1", book_price=GUESS))
+        assert first[1:] == (TOLD,)
+        assert [type(event) for event in decide(fold(EMPTY, first), reserve("r2", book_price=GUESS))] == [CostReserved]
+        assert TOLD not in decide(fold(EMPTY, first), settle("r1", None, usage=USED))
+
+    def test_another_version_of_the_price_book_is_told_again(self) -> None:
+        newer = Price(GUESS.rates, "book 2", "book_fuzzy", GUESS.near)
+        events = decide(after(reserve("r1", book_price=GUESS)), reserve("r2", book_price=newer))
+        assert [event.price_version for event in events if isinstance(event, FuzzyPriceUsed)] == ["book 2"]
+
+    def test_a_use_that_was_never_reserved_tells_it_too(self) -> None:
+        use = Unreserved(Attribution(tenant_id="acme", model=MODEL), MODEL, GUESS, NOW)
+        assert decide(EMPTY, settle("r9", None, usage=USED, unreserved=use))[1:] == (TOLD,)
+
+    def test_a_price_of_ones_own_is_no_guess(self) -> None:
+        own = SetPrice("openai", "gpt-5.5", 1_000, 2_000, 100, 1_250)
+        assert len(decide(after(own), reserve(book_price=GUESS))) == 1
+
+    def test_what_is_refused_is_not_told_of(self) -> None:
+        assert isinstance(only(decide(after(budget(limit=10)), reserve(book_price=GUESS))), ReservationDenied)
+
+    def test_a_snapshot_keeps_what_was_told(self) -> None:
+        book = snapshots.load(snapshots.dump(after(reserve("r1", book_price=GUESS))))
+        assert len(decide(book, reserve("r2", book_price=GUESS))) == 1
+
+
+class TestSuspending:
+    def test_a_suspended_budget_refuses_what_it_would_cover_and_says_why(self) -> None:
+        book = after(budget("team", agent="writer"), STOPPED)
+        event = only(decide(book, reserve()))
+        assert isinstance(event, ReservationDenied)
+        assert (event.budget_id, event.suspended_for) == ("team", "a leaked key")
+        assert (event.available_nano_usd, event.required_nano_usd) == (1_000, 100)
+        assert evolve(book, event) == book
+
+    def test_a_soft_budget_refuses_too_while_it_is_suspended(self) -> None:
+        assert isinstance(only(decide(after(budget(hard=False), STOPPED), reserve())), ReservationDenied)
+
+    def test_a_tool_that_needs_nothing_of_it_is_refused_too(self) -> None:
+        tool = reserve(model="", attribution=Attribution(tool="sql"), amount=0)
+        assert isinstance(only(decide(after(budget(), STOPPED), tool)), ReservationDenied)
+
+    def test_suspension_is_told_before_a_lack_of_money(self) -> None:
+        book = after(budget("empty", 0), budget("team"), STOPPED)
+        event = only(decide(book, reserve()))
+        assert isinstance(event, ReservationDenied)
+        assert event.budget_id == "team"
+
+    def test_what_does_not_count_against_it_is_admitted(self) -> None:
+        book = after(budget("team", agent="analyst"), STOPPED)
+        assert isinstance(decide(book, reserve())[0], CostReserved)
+
+    def test_what_is_held_is_renewed_repeated_settled_and_released_as_ever(self) -> None:
+        book = after(budget(), reserve("r1"), reserve("r2"), STOPPED)
+        assert decide(book, reserve("r1")) == ()
+        assert len(decide(book, Renew("r1", NOW, LATER + timedelta(hours=1)))) == 1
+        book = after(settle("r1", 60), Release("r2", "never sent"), book=book)
+        assert (book.posted(lifetime()), book.pending(lifetime())) == (60, 0)
+
+    def test_use_that_was_never_reserved_is_recorded_all_the_same(self) -> None:
+        tool = Charge("t1", Attribution(tenant_id="acme", tool="sql"), 5, NOW, 1)
+        assert after(budget(), STOPPED, tool).posted(lifetime()) == 5
+
+    def test_a_new_limit_does_not_resume_it(self) -> None:
+        book = after(budget(), STOPPED, budget(limit=9_000))
+        assert (book.budget("team").limit, book.budget("team").suspended_for) == (9_000, "a leaked key")
+        assert decide(book, budget(limit=9_000)) == ()
+
+    def test_resumed_it_decides_by_its_limit_again(self) -> None:
+        book = after(budget(limit=100), STOPPED, ResumeBudget("team"))
+        assert isinstance(decide(book, reserve(amount=100))[0], CostReserved)
+        assert isinstance(only(decide(book, reserve(amount=101))), ReservationDenied)
+
+    def test_a_repetition_changes_nothing_and_another_reason_is_told(self) -> None:
+        book = after(budget(), STOPPED)
+        assert decide(book, STOPPED) == ()
+        assert decide(book, SuspendBudget("team", "audit")) == (BudgetSuspended(budget_id="team", reason="audit"),)
+        assert decide(book, ResumeBudget("team")) == (BudgetResumed(budget_id="team"),)
+        assert decide(after(budget()), ResumeBudget("team")) == ()
+
+    def test_an_unknown_budget_is_refused(self) -> None:
+        for command in (STOPPED, ResumeBudget("team")):
+            with pytest.raises(BudgetNotFound):
+                decide(EMPTY, command)
+
+    def test_a_snapshot_keeps_it(self) -> None:
+        book = after(budget(), STOPPED)
+        assert snapshots.load(snapshots.dump(book)).budget("team") == book.budget("team")
 
 
 class TestSettling:

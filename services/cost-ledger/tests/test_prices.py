@@ -188,6 +188,7 @@ def test_group_14_a_model_matched_by_pattern_only_is_marked_as_such(book: PriceB
     found = book.price("anthropic/claude-sonnet-4-5-20991231", NOW)
     assert found.source == "book_fuzzy"
     assert found.rates
+    assert found.near == ("anthropic/claude-sonnet-4-5",)
 
 
 def test_group_14_an_unknown_model_is_unpriced_and_similar_names_are_told(book: PriceBook) -> None:

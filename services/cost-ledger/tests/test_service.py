@@ -25,6 +25,7 @@ from servicekit.auth import ANY_TENANT, TENANT
 from servicekit.errors import (
     AlreadyExists,
     BudgetExhausted,
+    BudgetSuspended,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -329,6 +330,34 @@ async def test_a_budget_keeps_its_scope(ledger: CostLedgerStub) -> None:
     assert (await ledger.SetBudget(budget(limit=500))).limit_nano_usd == 500
     error = await refusal(ledger.SetBudget(budget(scope=pb.Attribution(agent="writer"))))
     assert error.reason == "BUDGET_FIXED"
+
+
+async def test_a_suspended_budget_refuses_with_its_reason_until_it_is_resumed(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget())
+    await ledger.Reserve(hold("early"))
+    stopped = await ledger.SuspendBudget(pb.SuspendBudgetRequest(budget_id="run_1", reason="a leaked key"))
+    assert (stopped.suspended_for, stopped.pending) == ("a leaked key", 10)
+    error = await refusal(ledger.Reserve(hold("late")))
+    assert isinstance(error, BudgetSuspended)
+    assert (error.budget_id, error.retryable, "a leaked key" in error.message) == ("run_1", False, True)
+    assert (await ledger.Settle(settlement("early"))).settled_nano_usd == 7
+    await ledger.SetBudget(budget(limit=200))
+    (listed,) = (await ledger.ListBudgets(pb.ListBudgetsRequest())).budgets
+    assert (listed.limit, listed.posted, listed.suspended_for) == (200, 7, "a leaked key")
+    assert (await ledger.ResumeBudget(pb.ResumeBudgetRequest(budget_id="run_1"))).suspended_for == ""
+    assert (await ledger.Reserve(hold("late"))).state == pb.RESERVATION_STATE_HELD
+    (listed,) = (await ledger.ListBudgets(pb.ListBudgetsRequest())).budgets
+    assert (listed.suspended_for, listed.pending) == ("", 10)
+
+
+async def test_a_budget_is_suspended_for_a_reason_and_by_a_name_that_exists(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget())
+    error = await refusal(ledger.SuspendBudget(pb.SuspendBudgetRequest(budget_id="run_1")))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "reason"
+    error = await refusal(ledger.ResumeBudget(pb.ResumeBudgetRequest(budget_id="run_2")))
+    assert isinstance(error, NotFound)
+    assert "run_1" in error.message
 
 
 async def test_an_unknown_budget_is_answered_with_similar_names(ledger: CostLedgerStub) -> None:

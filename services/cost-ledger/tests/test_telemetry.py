@@ -19,6 +19,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 ACME = Context("acme", "usr_1")
 PRICE = Price(flat_card(1_000, 1_000, 1_000, 1_000), "book 1", "book")
+GUESS = Price(PRICE.rates, "book 1", "book_fuzzy", ("openai/gpt-5.5",))
 USD = 1_000_000_000
 
 
@@ -40,7 +41,7 @@ async def books(telemetry: Telemetry) -> AsyncIterator[Books]:
     await books.close()
 
 
-def reserve(reservation_id: str, amount: int, model: str = "openai/gpt-5.5") -> Reserve:
+def reserve(reservation_id: str, amount: int, model: str = "openai/gpt-5.5", price: Price = PRICE) -> Reserve:
     return Reserve(
         reservation_id=reservation_id,
         request_sha256=f"sha {amount}",
@@ -49,7 +50,7 @@ def reserve(reservation_id: str, amount: int, model: str = "openai/gpt-5.5") -> 
         input_tokens_max=0,
         output_tokens_max=0,
         fixed=amount,
-        book_price=PRICE,
+        book_price=price,
         at=NOW,
         expires_at=NOW + timedelta(minutes=10),
     )
@@ -103,6 +104,16 @@ async def test_refusals_and_thresholds_are_counted_from_none_on(books: Books, re
     await books.execute(reserve("r2", 2 * USD), ACME)
     assert registry.get_sample_value("ledger_reservations_denied_total") == 1
     assert (before, reached(80), reached(100)) == ((0, 0), 1, 0)
+
+
+async def test_a_guessed_price_is_counted_once_however_often_it_is_used(
+    books: Books, registry: CollectorRegistry
+) -> None:
+    before = registry.get_sample_value("ledger_fuzzy_prices_total")
+    for name in ("r1", "r2"):
+        await books.execute(reserve(name, USD, "openai/gpt-5.5-new", GUESS), ACME)
+        await books.execute(settle(name, USD), ACME)
+    assert (before, registry.get_sample_value("ledger_fuzzy_prices_total")) == (0, 1)
 
 
 async def test_what_moved_to_suspense_has_left_it_once_it_is_settled_or_released(

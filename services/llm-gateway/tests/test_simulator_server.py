@@ -41,6 +41,22 @@ async def test_every_request_and_its_usage_is_counted(simulator: RunningSimulato
     assert [record["status"] for record in usage["records"]] == [200, 200, 429]
 
 
+async def test_a_record_says_which_answer_it_was_and_to_what(
+    simulator: RunningSimulator, http: aiohttp.ClientSession
+) -> None:
+    answers = []
+    for text in ("first", "second " + "x" * 100):
+        body = {"model": "sim-1", "messages": [{"role": "user", "content": text}]}
+        async with http.post(f"{simulator.openai_base_url}/chat/completions", json=body) as response:
+            answers.append(await response.json())
+    async with http.get(f"{simulator.origin}/simulator/usage") as response:
+        records = (await response.json())["records"]
+
+    assert [record["response_id"] for record in records] == [answer["id"] for answer in answers]
+    assert [record["asked"] for record in records] == ["first", ("second " + "x" * 100)[:64]]
+    assert [record["output_tokens"] for record in records] == [a["usage"]["completion_tokens"] for a in answers]
+
+
 async def test_usage_can_be_cleared(simulator: RunningSimulator, http: aiohttp.ClientSession) -> None:
     async with http.post(f"{simulator.openai_base_url}/chat/completions", json=chat()) as response:
         assert response.status == 200

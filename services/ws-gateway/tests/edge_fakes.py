@@ -17,7 +17,15 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from servicekit.auth import Principal, issue
-from servicekit.errors import BudgetExhausted, NotFound, ServiceError, Unauthenticated, Unavailable, trailers
+from servicekit.errors import (
+    BudgetExhausted,
+    BudgetSuspended,
+    NotFound,
+    ServiceError,
+    Unauthenticated,
+    Unavailable,
+    trailers,
+)
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
 from synod.agent_runtime.v1 import agent_runtime_pb2 as runtime_pb
@@ -233,6 +241,14 @@ class Ledger(ledger_grpc.CostLedgerServicer):
             available_nano_usd=request.limit_nano_usd,
         )
 
+    async def SuspendBudget(self, request, context):
+        await self.fake.take("SuspendBudget", request, context)
+        return ledger_pb.Budget(budget_id=request.budget_id, window="day", suspended_for=request.reason)
+
+    async def ResumeBudget(self, request, context):
+        await self.fake.take("ResumeBudget", request, context)
+        return ledger_pb.Budget(budget_id=request.budget_id, window="day")
+
     async def GetBudget(self, request, context):
         await self.fake.take("GetBudget", request, context)
         await refuse(context, NotFound("budget", request.budget_id))
@@ -350,6 +366,10 @@ async def serve(fake: FakeServices, log: EventLog) -> AsyncIterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(0)
+
+
+def suspended_budget() -> ServiceError:
+    return BudgetSuspended("bud_day", "the invoice is disputed")
 
 
 def over_budget() -> ServiceError:

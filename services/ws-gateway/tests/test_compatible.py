@@ -547,10 +547,11 @@ async def test_a_rate_limit_says_when_to_come_back(system: System) -> None:
     ("error", "status"),
     [
         (fakes.over_budget(), 402),
+        (fakes.suspended_budget(), 402),
         (FailedPrecondition("no", reason="PROVIDER_REFUSED"), 400),
         (AlreadyExists("model call", "req", reason="REQUEST_ID_REUSED"), 409),
     ],
-    ids=["budget", "refused", "reused"],
+    ids=["budget", "suspended", "refused", "reused"],
 )
 async def test_what_cannot_succeed_later_is_not_repeated(system: System, error: Exception, status: int) -> None:
     system.fake.refusals["Generate"] = error  # type: ignore[assignment]

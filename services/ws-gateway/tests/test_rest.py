@@ -160,6 +160,10 @@ async def test_spend_is_asked_and_told_in_nano_usd(system: System) -> None:
 async def test_orders_reach_their_services(system: System) -> None:
     async with system.http.put("/api/v1/budgets/all", json={"limit_nano_usd": 7, "window": "day"}) as answer:
         assert (await answer.json())["data"]["available_nano_usd"] == 7
+    async with system.http.post("/api/v1/budgets/all/suspend", json={"reason": "a leaked key"}) as answer:
+        assert (await answer.json())["data"]["suspended_for"] == "a leaked key"
+    async with system.http.post("/api/v1/budgets/all/resume") as answer:
+        assert (await answer.json())["data"]["suspended_for"] == ""
     async with system.http.post("/api/v1/proposals/prp_1/votes", json={"option": "approve"}) as answer:
         assert (await answer.json())["data"]["outcome"] == "approve"
     async with system.http.post(f"/api/v1/runs/{fakes.RUN_ID}/cancel") as answer:
@@ -182,6 +186,7 @@ async def test_orders_reach_their_services(system: System) -> None:
     [
         (InvalidArgument("definition", "x", "is unknown"), 400, "INVALID_ARGUMENT"),
         (fakes.over_budget(), 402, "BUDGET_EXHAUSTED"),
+        (fakes.suspended_budget(), 402, "BUDGET_SUSPENDED"),
         (PermissionDenied("runs.start"), 403, "PERMISSION_DENIED"),
         (NotFound("definition", "x", reason="DEFINITION_NOT_FOUND"), 404, "DEFINITION_NOT_FOUND"),
         (FailedPrecondition("the run has ended", reason="RUN_ENDED"), 409, "RUN_ENDED"),

@@ -7,6 +7,7 @@ from synod_client.endpoints import Endpoints
 from synod_client.errors import (
     Broken,
     BudgetExhausted,
+    BudgetSuspended,
     InvalidInput,
     NotAllowed,
     NotFound,
@@ -23,6 +24,7 @@ __all__ = [
     "Agent",
     "Broken",
     "BudgetExhausted",
+    "BudgetSuspended",
     "Endpoints",
     "InvalidInput",
     "Limits",

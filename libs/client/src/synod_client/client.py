@@ -232,6 +232,14 @@ class Synod:
         """Create a budget, or change its limit and hardness: quotas, shares, time zones, rolling windows."""
         return await self.connection.call(self._ledger.SetBudget, request)
 
+    async def suspend_budget(self, budget_id: str, reason: str) -> ledger_pb.Budget:
+        """Have the budget refuse every new reservation, until it is resumed; what is held may still be settled."""
+        request = ledger_pb.SuspendBudgetRequest(budget_id=budget_id, reason=reason)
+        return await self.connection.call(self._ledger.SuspendBudget, request)
+
+    async def resume_budget(self, budget_id: str) -> ledger_pb.Budget:
+        return await self.connection.call(self._ledger.ResumeBudget, ledger_pb.ResumeBudgetRequest(budget_id=budget_id))
+
     async def budget(self, budget_id: str, share: str = "") -> ledger_pb.Budget:
         request = ledger_pb.GetBudgetRequest(budget_id=budget_id, share=share)
         return await self.connection.call(self._ledger.GetBudget, request)

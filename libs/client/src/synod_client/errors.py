@@ -6,6 +6,7 @@ SynodError
 │   ├── NotFound
 │   ├── NotAllowed     no valid key, or not the permission
 │   ├── BudgetExhausted
+│   ├── BudgetSuspended
 │   └── Replaced       another process registered under this agent's name
 ├── TaskFailed         an agent outside could not do what it was asked; its handler raises this, its asker catches it
 ├── TryAgain           it may work later; ``retry_after_s`` says when, if the service knows
@@ -55,6 +56,10 @@ class BudgetExhausted(Refused):
     """A hard budget has not enough left."""
 
 
+class BudgetSuspended(Refused):
+    """Someone suspended a budget, and nobody has resumed it yet; details say why."""
+
+
 class Replaced(Refused):
     """Another process registered under this agent's name; this one takes no more tasks."""
 
@@ -89,10 +94,16 @@ _BY_CODE: dict[grpc.StatusCode, type[SynodError]] = {
 }
 
 
+_BY_REASON: dict[str, type[SynodError]] = {
+    "BUDGET_EXHAUSTED": BudgetExhausted,
+    "BUDGET_SUSPENDED": BudgetSuspended,
+}
+
+
 def from_rpc(error: grpc.aio.AioRpcError) -> SynodError:
     """The typed error of a gRPC error, with its google.rpc details read."""
     reason, details, retry_after_s = _details(error)
-    kind = BudgetExhausted if reason == "BUDGET_EXHAUSTED" else _BY_CODE.get(error.code(), Broken)
+    kind = _BY_REASON.get(reason) or _BY_CODE.get(error.code(), Broken)
     return kind(error.details() or error.code().name, reason, error.code(), details, retry_after_s)
 
 

@@ -7,6 +7,7 @@
     ├── NotFound               NOT_FOUND            stop, or create it
     ├── AlreadyExists          ALREADY_EXISTS       stop, or use what exists
     ├── FailedPrecondition     FAILED_PRECONDITION  change the state first
+    │   └── BudgetSuspended    FAILED_PRECONDITION  stop until the budget is resumed
     ├── Aborted                ABORTED              read again, then repeat
     ├── ResourceExhausted      RESOURCE_EXHAUSTED   repeat after retry_after_s
     │   └── BudgetExhausted    RESOURCE_EXHAUSTED   stop until the budget is raised
@@ -147,6 +148,22 @@ class FailedPrecondition(ServiceError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     default_reason = "FAILED_PRECONDITION"
+
+
+class BudgetSuspended(FailedPrecondition):
+    """Someone stopped a budget that the request matches; `suspended_for` says why. It refuses until it is resumed."""
+
+    default_reason = "BUDGET_SUSPENDED"
+
+    def __init__(self, budget_id: str, suspended_for: str) -> None:
+        super().__init__(
+            f"budget {budget_id} is suspended: {suspended_for}; ask who suspended it to resume it",
+            metadata={"budget_id": budget_id, "suspended_for": suspended_for},
+        )
+
+    @property
+    def budget_id(self) -> str:
+        return self.metadata.get("budget_id", "")
 
 
 class Aborted(ServiceError):
@@ -394,4 +411,4 @@ _BY_CODE: dict[grpc.StatusCode, type[ServiceError]] = {
     )
 }
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-_BY_REASON: dict[str, type[ServiceError]] = {BudgetExhausted.default_reason: BudgetExhausted}
+_BY_REASON: dict[str, type[ServiceError]] = {kind.default_reason: kind for kind in (BudgetExhausted, BudgetSuspended)}

@@ -37,7 +37,7 @@ from agent_runtime.domain import DEPTH_MAX, MemberOutcome, RunState, StepState, 
 from agent_runtime.errors import HistoryInvalid, TemplateInvalid
 from agent_runtime.templates import render
 
-ESCALATED: Final = frozenset({"BUDGET_EXHAUSTED", "TOOL_OUTCOME_UNKNOWN"})
+ESCALATED: Final = frozenset({"BUDGET_EXHAUSTED", "BUDGET_SUSPENDED", "TOOL_OUTCOME_UNKNOWN"})
 """Failures of a member that keep their reason in the team: the remedy lies outside, a restart would not help."""
 NEVER_RESTARTED: Final = ESCALATED | {
     "CANCELLED",

@@ -1,6 +1,7 @@
 """Alerts: a budget reached a share of its limit, told once for each window, share, threshold and kind.
 
-In a rolling window, which never ends, once for each stretch as long as the window.
+In a rolling window, which never ends, once for each stretch as long as the window. And a price that is a guess, told once
+for each model and price version.
 """
 
 from __future__ import annotations
@@ -9,9 +10,18 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from synod.common.event import Event
-from synod.cost_ledger.events import BudgetCommitmentReached, BudgetThresholdReached, Hold
+from synod.cost_ledger.events import (
+    BudgetCommitmentReached,
+    BudgetThresholdReached,
+    ChargeRerated,
+    CostReserved,
+    CostSettled,
+    FuzzyPriceUsed,
+    Hold,
+)
 
 from cost_ledger.book import Amounts, Balance, Book, Budget
+from cost_ledger.commands import Price
 from cost_ledger.windows import counted
 
 THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
@@ -25,6 +35,20 @@ def reached(book: Book, balances: Iterable[Balance]) -> tuple[Event, ...]:
 def committed(book: Book, balances: Iterable[Balance], amounts: Amounts) -> tuple[Event, ...]:
     """The thresholds that posted and held reach together when `amounts` are held on top of the balances."""
     return tuple([event for balance in balances for event in _committed(book, balance, amounts)])
+
+
+def guessed(book: Book, events: Iterable[Event], price: Price) -> tuple[Event, ...]:
+    """That one of the events is priced by `price` though the price book is not sure of it, if nobody told in `book`."""
+    for event in events:
+        match event:
+            case CostReserved() | CostSettled() | ChargeRerated() if event.price_source == "book_fuzzy":
+                if (event.model, event.price_version) not in book.guessed:
+                    return (_fuzzy(event.model, event.price_version, price),)
+    return ()
+
+
+def _fuzzy(model: str, version: str, price: Price) -> FuzzyPriceUsed:
+    return FuzzyPriceUsed(model=model, price_version=version, priced_as=next(iter(price.near), ""))
 
 
 def _posted(book: Book, balance: Balance) -> Iterator[Event]:

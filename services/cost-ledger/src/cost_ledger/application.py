@@ -44,10 +44,12 @@ from cost_ledger.commands import (
     Release,
     Renew,
     Reserve,
+    ResumeBudget,
     SetBudget,
     SetPrice,
     SetPriceFactor,
     Settle,
+    SuspendBudget,
     TellForecast,
     Unreserved,
 )
@@ -55,6 +57,7 @@ from cost_ledger.errors import (
     AlreadyRecorded,
     BudgetExceeded,
     BudgetNotFound,
+    BudgetSuspended,
     LedgerError,
     RequestInvalid,
     ReservationClosed,
@@ -338,6 +341,20 @@ class CostLedger:
         executed = await self.books.execute(command, context)
         return _status(executed.book, executed.book.budget(command.budget_id), command.at, "")
 
+    async def suspend_budget(self, command: SuspendBudget, context: Context) -> BudgetStatus:
+        """Refuse every new reservation that matches the budget, until it is resumed. BudgetNotFound."""
+        check_name("reason", command.reason)
+        return await self._changed_budget(command, context)
+
+    async def resume_budget(self, command: ResumeBudget, context: Context) -> BudgetStatus:
+        """Let the budget decide by its limit again. BudgetNotFound."""
+        return await self._changed_budget(command, context)
+
+    async def _changed_budget(self, command: SuspendBudget | ResumeBudget, context: Context) -> BudgetStatus:
+        await self.get_budget(command.budget_id, context)  # refuses an unknown one with what may be meant
+        executed = await self.books.execute(command, context)
+        return _status(executed.book, executed.book.budget(command.budget_id), self.clock.now(), "")
+
     async def get_budget(self, budget_id: str, context: Context, share: str = "") -> BudgetStatus:
         """A budget with the amounts of its window now; of one share if every share has the limit for itself."""
         book = await self.books.read(context.tenant)
@@ -481,11 +498,13 @@ def _require(book: Book, reservation_id: str) -> Reservation:
     return known
 
 
-def _denial(events: tuple[Event, ...]) -> BudgetExceeded | None:
-    return next((_exceeded(event) for event in events if isinstance(event, ReservationDenied)), None)
+def _denial(events: tuple[Event, ...]) -> BudgetExceeded | BudgetSuspended | None:
+    return next((_refusal(event) for event in events if isinstance(event, ReservationDenied)), None)
 
 
-def _exceeded(event: ReservationDenied) -> BudgetExceeded:
+def _refusal(event: ReservationDenied) -> BudgetExceeded | BudgetSuspended:
+    if event.suspended_for:
+        return BudgetSuspended(event.budget_id, event.suspended_for)
     if event.unit == "nano_usd":
         available, required = event.available_nano_usd, event.required_nano_usd
     else:

@@ -80,6 +80,8 @@ class Budget:
     rolling_s: int = 0
     per: str = ""
     unit: Unit = "nano_usd"
+    suspended_for: str = ""
+    """Why it refuses whatever is asked; empty while it is not suspended."""
 
     def matches(self, attribution: Attribution) -> bool:
         if self.per and not getattr(attribution, self.per):
@@ -197,6 +199,8 @@ class Book(NamedTuple):
     forecasts: HashTrieMap[tuple[str, str], Told] = HashTrieMap()
     """What was told last of a budget's window."""
     invoices: HashTrieMap[str, Imported] = HashTrieMap()
+    guessed: HashTrieSet[tuple[str, str]] = HashTrieSet()
+    """Alerts told of prices that are guesses: model and price version."""
 
     def reservation(self, reservation_id: str) -> Reservation | None:
         return self.open.get(reservation_id) or self.closed.get(reservation_id)

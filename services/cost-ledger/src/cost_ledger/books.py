@@ -35,6 +35,7 @@ from synod.cost_ledger.events import (
     CostCharged,
     CostReserved,
     CostSettled,
+    FuzzyPriceUsed,
     ProviderInvoiceImported,
     ReconciliationDifferenceFound,
     ReservationExpired,
@@ -396,6 +397,8 @@ def event_id(tenant: str, event: Event) -> UUID:
             share = [event.share] if event.share else []
             window = (event.budget_id, event.window_start, str(event.threshold_percent), *share)
             return derived_uuid(tenant, event.type_name(), *window)
+        case FuzzyPriceUsed():
+            return derived_uuid(tenant, event.type_name(), event.model, event.price_version)
         case BudgetForecastChanged():
             window = (event.budget_id, event.window_start, str(event.revision))
             return derived_uuid(tenant, event.type_name(), *window)

@@ -20,7 +20,10 @@ BY_INVOICE: Final = "invoice"
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`."""
+    """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`.
+
+    Of source book_fuzzy, `near` is the model whose price it is.
+    """
 
     rates: RateCard
     version: str
@@ -40,6 +43,21 @@ class SetBudget:
     rolling_s: int = 0
     per: str = ""
     unit: Unit = "nano_usd"
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendBudget:
+    """Refuse what matches the budget from now on; `reason` is told to whoever is refused."""
+
+    budget_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeBudget:
+    """Let the budget decide by its limit again."""
+
+    budget_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +260,8 @@ class Look:
 
 Command = (
     SetBudget
+    | SuspendBudget
+    | ResumeBudget
     | SetPrice
     | SetPriceFactor
     | Reserve

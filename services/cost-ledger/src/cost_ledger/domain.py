@@ -12,7 +12,9 @@ from typing import Final
 from synod.common.event import Event
 from synod.common.money import PICO_PER_NANO, nano_from_pico
 from synod.cost_ledger.events import (
+    BudgetResumed,
     BudgetSet,
+    BudgetSuspended,
     ChargeRerated,
     CostCharged,
     CostReserved,
@@ -42,10 +44,12 @@ from cost_ledger.commands import (
     Renew,
     Rerate,
     Reserve,
+    ResumeBudget,
     SetBudget,
     SetPrice,
     SetPriceFactor,
     Settle,
+    SuspendBudget,
     TellForecast,
     Unreserved,
 )
@@ -81,11 +85,13 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
     """
     match command:
         case Reserve():
-            return _reserve(book, command)
+            return _with_guess(book, _reserve(book, command), command.book_price)
         case Renew():
             return _renew(book, command)
         case Settle():
-            return _with_thresholds(book, _settle(book, command))
+            settled = _with_thresholds(book, _settle(book, command))
+            # What was reserved was told of when it was.
+            return _with_guess(book, settled, command.unreserved.book_price if command.unreserved else None)
         case Release():
             return _release(book, command)
         case Expire():
@@ -96,12 +102,16 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _with_thresholds(book, _charge(book, command))
         case SetBudget():
             return _set_budget(book, command)
+        case SuspendBudget():
+            return _suspend(book, command)
+        case ResumeBudget():
+            return _resume(book, command)
         case SetPrice():
             return _set_price(book, command)
         case SetPriceFactor():
             return _set_price_factor(book, command)
         case Rerate():
-            return _with_thresholds(book, correcting.rerate(book, command))
+            return _with_guess(book, _with_thresholds(book, correcting.rerate(book, command)), command.price)
         case ImportInvoice():
             return _import_invoice(book, command)
         case TellForecast():
@@ -154,15 +164,25 @@ def _bound(command: Reserve, price: Price) -> Amounts:
 
 
 def _denied(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> ReservationDenied | None:
-    """The refusal by the hard budget that lacks most, money before quotas, if one does not cover its amount. All or none.
+    """The refusal by one of the budgets, if there is one that does not admit the command. All or none."""
+    refusing = _refusing(command, balances, amounts)
+    return None if refusing is None else _denial(command, refusing, amounts)
+
+
+def _refusing(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> Balance | None:
+    """A suspended budget, else the hard one that lacks most, money before quotas, if one does not cover its amount.
 
     An overdrawn budget refuses any call of a model; what has none, as a tool, only if it needs something of that budget.
     """
-    short = [each for each in balances if each.budget.hard and _is_short(each, command, amounts)]
-    if not short:
-        return None
-    lacking = min(short, key=lambda each: (each.budget.unit != "nano_usd", each.available))
-    budget, hold, available = lacking.budget, lacking.hold, lacking.available
+    found = tuple(balances)
+    if suspended := next((each for each in found if each.budget.suspended_for), None):
+        return suspended
+    short = [each for each in found if each.budget.hard and _is_short(each, command, amounts)]
+    return min(short, key=lambda each: (each.budget.unit != "nano_usd", each.available), default=None)
+
+
+def _denial(command: Reserve, refusing: Balance, amounts: Amounts) -> ReservationDenied:
+    budget, hold, available = refusing.budget, refusing.hold, refusing.available
     required = amounts.of(budget.unit)
     money = budget.unit == "nano_usd"
     return ReservationDenied(
@@ -177,6 +197,7 @@ def _denied(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> 
         available_quantity=0 if money else available,
         window_start=hold.window_start,
         share=hold.share,
+        suspended_for=budget.suspended_for,
     )
 
 
@@ -427,6 +448,7 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
         rolling_s=command.rolling_s,
         per=command.per,
         unit=command.unit,
+        suspended_for=known.suspended_for if known is not None else "",
     )
     if known == wanted:
         return ()
@@ -453,6 +475,18 @@ def _budget_set(budget: Budget) -> BudgetSet:
         unit=budget.unit,
         limit_quantity=0 if money else budget.limit,
     )
+
+
+def _suspend(book: Book, command: SuspendBudget) -> tuple[Event, ...]:
+    if book.budget(command.budget_id).suspended_for == command.reason:
+        return ()
+    return (BudgetSuspended(budget_id=command.budget_id, reason=command.reason),)
+
+
+def _resume(book: Book, command: ResumeBudget) -> tuple[Event, ...]:
+    if not book.budget(command.budget_id).suspended_for:
+        return ()
+    return (BudgetResumed(budget_id=command.budget_id),)
 
 
 def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
@@ -484,3 +518,10 @@ def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]
     moved_by_now = moved_by(events)
     balances = [book.balance(book.budget(hold.budget_id), hold, moved_by_now) for hold in holds]
     return (*events, *alerts.reached(book, balances))
+
+
+def _with_guess(book: Book, events: tuple[Event, ...], price: Price | None) -> tuple[Event, ...]:
+    """The events, and after them that `price` is a guess, if it is one and was used for the first time."""
+    if price is None or price.source != "book_fuzzy":
+        return events
+    return (*events, *alerts.guessed(book, events, price))

@@ -2,6 +2,7 @@
 
 LedgerError
 ├── BudgetExceeded        wait for the next window or raise the budget
+├── BudgetSuspended       ask whoever suspended the budget to resume it
 ├── ModelUnpriced         set a price for the model, or make the budget soft
 ├── ReservationConflict   the id stands for another request: use a new one
 ├── ReservationNotFound   nothing was reserved under this id
@@ -38,6 +39,15 @@ class BudgetExceeded(LedgerError):
         self.required = required
         self.unit = unit
         self.share = share
+
+
+class BudgetSuspended(LedgerError):
+    """A budget that the request matches was suspended for `reason`, so that it refuses whatever it is asked."""
+
+    def __init__(self, budget_id: str, reason: str) -> None:
+        super().__init__(f"budget {budget_id} is suspended: {reason}")
+        self.budget_id = budget_id
+        self.reason = reason
 
 
 class ModelUnpriced(LedgerError):

@@ -10,12 +10,15 @@ from synod.common.values import Attribution
 from synod.cost_ledger.events import (
     BudgetCommitmentReached,
     BudgetForecastChanged,
+    BudgetResumed,
     BudgetSet,
+    BudgetSuspended,
     BudgetThresholdReached,
     ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
+    FuzzyPriceUsed,
     PriceFactorSet,
     PriceSet,
     ProviderInvoiceImported,
@@ -75,6 +78,10 @@ def _changed(book: Book, event: Event) -> Book:
             return book._replace(charges=book.charges.add(event.charge_id, event.amount_nano_usd))
         case BudgetSet():
             return _with_budget(book, event)
+        case BudgetSuspended():
+            return _with_suspension(book, event.budget_id, event.reason)
+        case BudgetResumed():
+            return _with_suspension(book, event.budget_id, "")
         case PriceSet():
             return book._replace(prices=book.prices.insert(f"{event.provider}/{event.model}", card_of(event)))
         case PriceFactorSet():
@@ -83,6 +90,8 @@ def _changed(book: Book, event: Event) -> Book:
             return _with_reached(book, event, "posted")
         case BudgetCommitmentReached():
             return _with_reached(book, event, "committed")
+        case FuzzyPriceUsed():
+            return book._replace(guessed=book.guessed.insert((event.model, event.price_version)))
         case ProviderInvoiceImported():
             return _with_invoice(book, event)
         case BudgetForecastChanged():
@@ -188,11 +197,18 @@ def _with_reached(book: Book, event: BudgetThresholdReached | BudgetCommitmentRe
 
 
 def _with_budget(book: Book, event: BudgetSet) -> Book:
-    budget = budget_of(event)
+    known, budget = book.budgets.get(event.budget_id), budget_of(event)
+    if known is not None:
+        budget = replace(budget, suspended_for=known.suspended_for)
     key = _scope_key(budget.scope)
     ids = book.by_scope.get(key, ())
     by_scope = book.by_scope if budget.budget_id in ids else book.by_scope.insert(key, (*ids, budget.budget_id))
     return book._replace(budgets=book.budgets.insert(budget.budget_id, budget), by_scope=by_scope)
+
+
+def _with_suspension(book: Book, budget_id: str, reason: str) -> Book:
+    suspended = replace(book.budget(budget_id), suspended_for=reason)
+    return book._replace(budgets=book.budgets.insert(budget_id, suspended))
 
 
 def _with_factor(book: Book, event: PriceFactorSet) -> Book:

@@ -156,7 +156,8 @@ class PriceBook:
 
     def _price_of(self, model: PricedModel, source: PriceSource, at: datetime, terms: Terms) -> Price:
         if model.knows(terms):
-            return Price(model.card_at(at, terms), self.version, source)
+            near = (f"{model.provider}/{model.model}",) if source == "book_fuzzy" else ()
+            return Price(model.card_at(at, terms), self.version, source, near)
         priced = tuple(sorted(text_of((term,)) for term in model.known_terms() if terms_of(dict([term]))))
         return Price(UNPRICED, self.version, "unpriced", priced or (f"{model.provider}/{model.model}",))
 

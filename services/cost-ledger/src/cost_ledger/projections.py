@@ -14,7 +14,9 @@ from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
     BudgetCommitmentReached,
+    BudgetResumed,
     BudgetSet,
+    BudgetSuspended,
     BudgetThresholdReached,
     ChargeRerated,
     CostCharged,
@@ -252,10 +254,12 @@ class BudgetsView:
     """Budgets, the balance of every account of every window, and the thresholds that were reached."""
 
     name: ClassVar[str] = "budgets"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     types: ClassVar[frozenset[str] | None] = frozenset(
         {
             "BudgetSet",
+            "BudgetSuspended",
+            "BudgetResumed",
             "CostReserved",
             "CostSettled",
             "ReservationReleased",
@@ -288,6 +292,10 @@ class BudgetsView:
             match decoded(stored):
                 case BudgetSet() as event:
                     await connection.execute(_UPSERT_BUDGET, _budget_values(stored.tenant, event))
+                case BudgetSuspended() as event:
+                    await connection.execute(_SET_SUSPENSION, (event.reason, stored.tenant, event.budget_id))
+                case BudgetResumed() as event:
+                    await connection.execute(_SET_SUSPENSION, ("", stored.tenant, event.budget_id))
                 case BudgetThresholdReached() | BudgetCommitmentReached() as event:
                     await connection.execute(_INSERT_THRESHOLD, _threshold_values(stored, event))
                 case event:
@@ -299,7 +307,11 @@ class BudgetsView:
 
 _UPSERT_BUDGET: Final = """
     insert into budget values (%s, %s, %s)
-    on conflict (tenant, budget_id) do update set document = excluded.document
+    on conflict (tenant, budget_id) do update set document = budget.document || excluded.document
+"""
+_SET_SUSPENSION: Final = """
+    update budget set document = document || jsonb_build_object('suspended_for', %s::text)
+    where tenant = %s and budget_id = %s
 """
 _INSERT_THRESHOLD: Final = "insert into threshold values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _ADD_TO_BALANCES: Final = insert_or(
@@ -311,7 +323,9 @@ _ADD_TO_BALANCES: Final = insert_or(
 
 
 def _budget_values(tenant: str, event: BudgetSet) -> tuple[object, ...]:
-    return (tenant, event.budget_id, BUDGET.dump_json(budget_of(event)).decode())
+    # Whether it is suspended is told by other events, and stays as it was.
+    document = BUDGET.dump_json(budget_of(event), exclude={"suspended_for"})
+    return (tenant, event.budget_id, document.decode())
 
 
 def _threshold_values(

@@ -17,6 +17,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 from cost_ledger import translate
 from cost_ledger.application import Asked, CostLedger
 from cost_ledger.checks import check_batch
+from cost_ledger.commands import ResumeBudget, SuspendBudget
 from cost_ledger.corrections import Corrections
 from cost_ledger.freshness import Freshness
 from cost_ledger.queries import Queries
@@ -30,6 +31,8 @@ PERMISSIONS: Final = {
     "RenewReservation": "ledger.reserve",
     "GetReservation": "ledger.read",
     "SetBudget": "budgets.update",
+    "SuspendBudget": "budgets.update",
+    "ResumeBudget": "budgets.update",
     "GetBudget": "budgets.read",
     "ListBudgets": "budgets.read",
     "QuerySpend": "spend.read",
@@ -90,6 +93,14 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         caller = event_context()
         wanted = translate.to_set_budget(request, caller.tenant, self.ledger.clock.now())
         return translate.from_budget(await self.ledger.set_budget(wanted, caller))
+
+    async def SuspendBudget(self, request: pb.SuspendBudgetRequest, context: Call) -> pb.Budget:
+        wanted = SuspendBudget(request.budget_id, request.reason)
+        return translate.from_budget(await self.ledger.suspend_budget(wanted, event_context()))
+
+    async def ResumeBudget(self, request: pb.ResumeBudgetRequest, context: Call) -> pb.Budget:
+        wanted = ResumeBudget(request.budget_id)
+        return translate.from_budget(await self.ledger.resume_budget(wanted, event_context()))
 
     async def GetBudget(self, request: pb.GetBudgetRequest, context: Call) -> pb.Budget:
         found = await self.ledger.get_budget(request.budget_id, event_context(), request.share)

@@ -12,7 +12,7 @@ from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, Re
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-4"
+FOLD: Final = "book-6"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -31,6 +31,7 @@ class Image:
     reached: tuple[tuple[str, str, str, int, str], ...]
     forecasts: tuple[tuple[tuple[str, str], Told], ...]
     invoices: dict[str, Imported]
+    guessed: tuple[tuple[str, str], ...]
 
 
 _IMAGE: Final = TypeAdapter(Image)
@@ -50,6 +51,7 @@ def dump(book: Book) -> bytes:
             reached=tuple(book.reached),
             forecasts=tuple(book.forecasts.items()),
             invoices=dict(book.invoices),
+            guessed=tuple(book.guessed),
         )
     )
 
@@ -69,4 +71,5 @@ def load(data: bytes) -> Book:
         reached=HashTrieSet(image.reached),
         forecasts=HashTrieMap(image.forecasts),
         invoices=HashTrieMap(image.invoices),
+        guessed=HashTrieSet(image.guessed),
     )

@@ -11,6 +11,7 @@ from synod.cost_ledger.events import (
     BudgetThresholdReached,
     CostCharged,
     CostSettled,
+    FuzzyPriceUsed,
     Posting,
     QuotaPosting,
     ReservationDenied,
@@ -60,6 +61,11 @@ class Telemetry:
         )
         for percent in THRESHOLDS_PERCENT:  # from 0 on, so that the first is seen to be an increase
             self._thresholds.labels(percent)
+        self._guessed = Counter(
+            "ledger_fuzzy_prices_total",
+            "Models whose price is a guess, each once for a version of the price book",
+            registry=registry,
+        )
         self._held = Gauge("ledger_reservations_held", "Holds that wait for their settlement", registry=registry)
         self._overdue = Gauge(
             "ledger_reservations_overdue",
@@ -88,6 +94,8 @@ class Telemetry:
                 self._suspended.inc()
             case ReservationReleased() if _of_suspense((*event.postings, *event.quota_postings)):
                 self._resolved.inc()
+            case FuzzyPriceUsed():
+                self._guessed.inc()
             case BudgetThresholdReached(threshold_percent=percent):
                 self._thresholds.labels(percent).inc()
 

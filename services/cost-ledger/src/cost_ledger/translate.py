@@ -12,6 +12,7 @@ from servicekit.errors import (
     Aborted,
     AlreadyExists,
     BudgetExhausted,
+    BudgetSuspended,
     ErrorMap,
     FailedPrecondition,
     InvalidArgument,
@@ -79,6 +80,7 @@ _USAGE_SOURCES: Final[tuple[str, ...]] = get_args(UsageSource)
 ERRORS: Final = (
     ErrorMap()
     .add(errors.BudgetExceeded, lambda error: _exhausted(error))
+    .add(errors.BudgetSuspended, lambda error: BudgetSuspended(error.budget_id, error.reason))
     .add(
         errors.ModelUnpriced,
         lambda error: FailedPrecondition(
@@ -420,6 +422,7 @@ def from_budget(status: BudgetStatus) -> pb.Budget:
         posted=status.posted,
         pending=status.pending,
         available=status.available,
+        suspended_for=budget.suspended_for,
     )
     if budget.rolling_s:
         found.rolling.FromSeconds(budget.rolling_s)

@@ -15,7 +15,7 @@ from provider_simulator.faults import Fault, FaultPlan, fault_of_model
 from provider_simulator.quota import Quotas
 from provider_simulator.reply import compose, count_input
 from provider_simulator.script import MODEL, decide
-from provider_simulator.usage import Outcome, ServedRequest, UsageBook, counted
+from provider_simulator.usage import ASKED_CHARACTERS_MAX, Outcome, ServedRequest, UsageBook, counted
 
 FAULT_HEADER = "x-simulator-fault"
 SIMULATOR_HEADERS = {"x-synod-simulator": "true"}
@@ -76,12 +76,12 @@ class Exchange:
         )
 
     def _refuse(self, status: int, message: str, code: str | None, *, model: str) -> web.Response:
-        self._record(model, status, "failed", stream=False)
+        self.usage.record(ServedRequest(self.sequence, self.dialect.name, model, False, status, "failed"))
         return json_response(self.dialect.error(status, message, code), status=status)
 
     def _fail(self, fault: Fault, status: int, ask: Ask) -> web.Response:
         message = fault.message or f"{responses.get(status, 'Overloaded')} (simulated)"
-        self._record(ask.model, status, "failed", stream=ask.stream)
+        self._record(ask, status, "failed")
         if fault.raw_body is not None:
             return web.Response(text=fault.raw_body, status=status, content_type="text/html", headers=_headers(fault))
         response = json_response(self.dialect.error(status, message, fault.code), status=status)
@@ -90,12 +90,12 @@ class Exchange:
 
     async def _whole(self, request: web.Request, ask: Ask, reply: Reply, fault: Fault) -> web.StreamResponse:
         if fault.error_after_frames is not None:
-            self._record(ask.model, 200, "failed", stream=False)
+            self._record(ask, 200, "failed")
             return json_response(self.dialect.error(500, fault.message or "simulated error", fault.code))
         body = orjson.dumps(self.dialect.unary(_without_usage(reply) if fault.omit_usage else reply))
         if fault.cut_after_frames is not None or fault.omit_terminal:
             return await self._cut_body(request, ask, reply, body)
-        self._record(ask.model, 200, "answered", stream=False, reply=reply)
+        self._record(ask, 200, "answered", reply)
         return web.Response(body=body, content_type="application/json", headers=self._answer_headers(fault))
 
     async def _cut_body(self, request: web.Request, ask: Ask, reply: Reply, body: bytes) -> web.StreamResponse:
@@ -111,7 +111,7 @@ class Exchange:
             await response.prepare(request)
             return await self._send_frames(request, response, ask, reply, fault)
         except ConnectionError:
-            self._record(ask.model, 200, "disconnected", stream=True, reply=reply)
+            self._record(ask, 200, "disconnected", reply)
             return response
 
     async def _send_frames(
@@ -129,7 +129,7 @@ class Exchange:
             await response.write(self.dialect.error_frame(fault.message or "simulated error", fault.code))
         await response.write_eof()
         failed = fault.error_after_frames is not None
-        self._record(ask.model, 200, "failed" if failed else "answered", stream=True, reply=reply)
+        self._record(ask, 200, "failed" if failed else "answered", reply)
         return response
 
     def _frames(self, ask: Ask, reply: Reply, fault: Fault) -> list[bytes]:
@@ -137,13 +137,22 @@ class Exchange:
         return frames[:-1] if fault.omit_terminal else frames
 
     def _cut(self, request: web.Request, response: web.StreamResponse, ask: Ask, reply: Reply) -> web.StreamResponse:
-        self._record(ask.model, 200, "cut", stream=ask.stream, reply=reply)
+        self._record(ask, 200, "cut", reply)
         if request.transport is not None:
             request.transport.close()
         return response
 
-    def _record(self, model: str, status: int, outcome: Outcome, *, stream: bool, reply: Reply | None = None) -> None:
-        served = ServedRequest(self.sequence, self.dialect.name, model, stream, status, outcome)
+    def _record(self, ask: Ask, status: int, outcome: Outcome, reply: Reply | None = None) -> None:
+        served = ServedRequest(
+            self.sequence,
+            self.dialect.name,
+            ask.model,
+            ask.stream,
+            status,
+            outcome,
+            response_id=reply.id if reply else "",
+            asked=ask.conversation.input[:ASKED_CHARACTERS_MAX],
+        )
         self.usage.record(counted(served, reply.usage) if reply and reply.usage else served)
 
     def _answer_headers(self, fault: Fault) -> dict[str, str]:

@@ -7,13 +7,14 @@ from typing import Literal
 from provider_simulator.conversation import JsonObject, TokenUsage
 
 RECORDS_MAX = 10_000
+ASKED_CHARACTERS_MAX = 64
 
 Outcome = Literal["answered", "failed", "cut", "disconnected"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServedRequest:
-    """One request. Tokens are zero for a request refused before an answer was made."""
+    """One request. Tokens are zero, and the response has no id, for a request refused before an answer was made."""
 
     sequence: int
     dialect: str
@@ -25,6 +26,9 @@ class ServedRequest:
     output_tokens: int = 0
     cached_input_tokens: int = 0
     reasoning_tokens: int = 0
+    response_id: str = ""
+    asked: str = ""
+    """The beginning of the last user message, by which a caller may find its own request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,6 +221,14 @@ class CallerServices:
         )
         return _one(Budget, await self.services.ledger.SetBudget(request, metadata=self.metadata))
 
+    async def suspend_budget(self, budget_id: str, reason: str) -> Budget:
+        request = ledger_pb.SuspendBudgetRequest(budget_id=budget_id, reason=reason)
+        return _one(Budget, await self.services.ledger.SuspendBudget(request, metadata=self.metadata))
+
+    async def resume_budget(self, budget_id: str) -> Budget:
+        request = ledger_pb.ResumeBudgetRequest(budget_id=budget_id)
+        return _one(Budget, await self.services.ledger.ResumeBudget(request, metadata=self.metadata))
+
     # Models, tools, proposals
 
     async def models(self, provider: str) -> Page[Model]:

@@ -213,6 +213,9 @@ class Budget(Resource):
     posted_nano_usd: int
     pending_nano_usd: int
     available_nano_usd: int
+    suspended_for: str = Field(
+        default="", description="why it refuses whatever is asked; empty while it is not suspended"
+    )
 
 
 class Model(Resource):

@@ -18,7 +18,7 @@ EXIT_CODES = """Exit codes:
   5  not found
   6  unavailable now; try again
   7  a service failed
-  8  a budget is exhausted
+  8  a budget is exhausted or suspended
 130  interrupted
 """
 

@@ -108,6 +108,41 @@ def _rolling(text: str, window: Window) -> Duration | None:
     return found
 
 
+@budget_app.command("suspend")
+def budget_suspend(
+    budget_id: Annotated[str, typer.Argument(help="Name of the budget.")],
+    reason: Annotated[str, typer.Option(help="Why; whoever is refused reads it.")],
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Refuse every new call that counts against a budget, whatever is left of it; calls under way end as ever.
+
+    Example: synod budget suspend daily --reason "the invoice is disputed"
+    """
+
+    async def command(synod: Synod) -> None:
+        _print([await synod.suspend_budget(budget_id, reason)], as_json)
+
+    run(command, data)
+
+
+@budget_app.command("resume")
+def budget_resume(
+    budget_id: Annotated[str, typer.Argument(help="Name of the budget.")],
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Let a suspended budget decide by its limit again.
+
+    Example: synod budget resume daily
+    """
+
+    async def command(synod: Synod) -> None:
+        _print([await synod.resume_budget(budget_id)], as_json)
+
+    run(command, data)
+
+
 @budget_app.command("list")
 def budget_list(as_json: AsJson = False, data: Data = None) -> None:
     """List budgets with what is spent, held and left.
@@ -188,7 +223,7 @@ def _print(budgets: list[Budget], as_json: bool) -> None:
             item.budget_id,
             _scope(item),
             _window(item),
-            "hard" if item.hard else "soft",
+            _kind(item),
             *(_amount(item, amount) for amount in (item.limit, item.posted, item.pending, item.available)),
         )
         for item in budgets
@@ -201,6 +236,12 @@ def _scope(budget: Budget) -> str:
     if budget.per:
         fields.append(f"each {budget.per}" + (f" ({budget.share})" if budget.share else ""))
     return ", ".join(fields) or "tenant"
+
+
+def _kind(budget: Budget) -> str:
+    if budget.suspended_for:
+        return f"suspended: {budget.suspended_for}"
+    return "hard" if budget.hard else "soft"
 
 
 def _window(budget: Budget) -> str:

@@ -15,7 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from synod_client.errors import Broken, BudgetExhausted, NotAllowed, NotFound, Refused, SynodError, TaskFailed, TryAgain
+from synod_client.errors import (
+    Broken,
+    BudgetExhausted,
+    BudgetSuspended,
+    NotAllowed,
+    NotFound,
+    Refused,
+    SynodError,
+    TaskFailed,
+    TryAgain,
+)
 
 # A pipe has no width of its own: wide enough there that tables are not folded.
 _PIPE_WIDTH = 140
@@ -48,7 +58,7 @@ def exit_code(error: SynodError) -> Exit:
     match error:
         case TaskFailed():
             return Exit.NOT_TRUE
-        case BudgetExhausted():
+        case BudgetExhausted() | BudgetSuspended():
             return Exit.BUDGET
         case NotFound():
             return Exit.NOT_FOUND

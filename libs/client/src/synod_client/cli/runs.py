@@ -209,7 +209,7 @@ async def _follow(synod: Synod, run_id: str, after: int, as_json: bool) -> int:
 def _outcome(ended: Run) -> Exit:
     if ended.state == RUN_STATE_COMPLETED:
         return Exit.DONE
-    return Exit.BUDGET if ended.failure.reason == "BUDGET_EXHAUSTED" else Exit.NOT_TRUE
+    return Exit.BUDGET if ended.failure.reason in ("BUDGET_EXHAUSTED", "BUDGET_SUSPENDED") else Exit.NOT_TRUE
 
 
 def print_update(update: RunUpdate) -> None:

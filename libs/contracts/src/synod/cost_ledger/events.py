@@ -80,6 +80,24 @@ class BudgetSet(Event):
     limit_quantity: int = 0
 
 
+class BudgetSuspended(Event):
+    """The budget refuses every new reservation from the event on, whatever its limit; what is held is not touched."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    budget_id: str
+    # Never empty.
+    reason: str
+
+
+class BudgetResumed(Event):
+    """The budget decides by its limit again."""
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    budget_id: str
+
+
 class PriceSet(Event):
     """A tenant's price of a model, pico-USD per token, in force from the event on."""
 
@@ -105,6 +123,21 @@ class PriceFactorSet(Event):
     model: str
     # 900,000 with a discount of 10 %; 1,000,000 is the book's price again.
     factor_ppm: int
+
+
+class FuzzyPriceUsed(Event):
+    """A model's cost is priced by a price book that knows its name by a prefix or pattern only, so the price may be wrong.
+
+    Once for each model and price version.
+    """
+
+    AGGREGATE: ClassVar[str] = "book"
+
+    # "provider/model", as it is billed.
+    model: str
+    price_version: str
+    # The model of the price book whose price it is.
+    priced_as: str
 
 
 class PriceBookImported(Event):
@@ -161,6 +194,8 @@ class ReservationDenied(Event):
     available_quantity: int = 0
     window_start: str = ""
     share: str = ""
+    # Why the budget is suspended, if that is why it refused; whatever the amounts are.
+    suspended_for: str = ""
 
 
 class ReservationRenewed(Event):
@@ -385,4 +420,7 @@ EVENTS: tuple[type[Event], ...] = (
     ReconciliationDifferenceFound,
     PriceFactorSet,
     PriceBookImported,
+    BudgetSuspended,
+    BudgetResumed,
+    FuzzyPriceUsed,
 )

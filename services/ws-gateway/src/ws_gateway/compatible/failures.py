@@ -1,14 +1,14 @@
 """Refusals in the forms that the SDKs read. Pure.
 
 Both SDKs repeat 408, 409, 429 and 5xx by themselves, and obey `x-should-retry`. What cannot succeed later says
-"false": an exhausted budget above all (402), which only its owner can change.
+"false": an exhausted or suspended budget above all (402), which only its owner can change.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Final
 
-from servicekit.errors import FailedPrecondition, ServiceError, Unavailable
+from servicekit.errors import BudgetSuspended, FailedPrecondition, ServiceError, Unavailable
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from ws_gateway.rest.problems import RETRY_AFTER_S, status_of
@@ -40,7 +40,8 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
 
 def status(error: ServiceError) -> int:
     """As REST answers, but that a request which can never succeed is 400: the SDKs would repeat a 409."""
-    return 400 if isinstance(error, FailedPrecondition) else status_of(error)
+    never = isinstance(error, FailedPrecondition) and not isinstance(error, BudgetSuspended)
+    return 400 if never else status_of(error)
 
 
 def headers(error: ServiceError) -> dict[str, str]:

@@ -21,6 +21,12 @@ class SetBudget(BaseModel):
     window: Literal["lifetime", "day", "month"] = "lifetime"
 
 
+class SuspendBudget(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str = Field(min_length=1, description="why; whoever is refused reads it")
+
+
 class Interval(BaseModel):
     """From (inclusive) and until (exclusive), UTC or with an offset."""
 
@@ -67,3 +73,15 @@ async def get_budget(services: Services, budget_id: Reference) -> Item[Budget]:
 async def set_budget(services: Services, budget_id: Reference, body: SetBudget) -> Item[Budget]:
     """Creates the budget or changes its limit."""
     return Item(data=await services.set_budget(budget_id, body.scope, body.limit_nano_usd, body.hard, body.window))
+
+
+@router.post("/budgets/{budget_id}/suspend")
+async def suspend_budget(services: Services, budget_id: Reference, body: SuspendBudget) -> Item[Budget]:
+    """Refuses every new call that counts against the budget; those under way end as ever."""
+    return Item(data=await services.suspend_budget(budget_id, body.reason))
+
+
+@router.post("/budgets/{budget_id}/resume")
+async def resume_budget(services: Services, budget_id: Reference) -> Item[Budget]:
+    """Lets the budget decide by its limit again."""
+    return Item(data=await services.resume_budget(budget_id))

@@ -4,7 +4,7 @@
 |---|---|
 | INVALID_ARGUMENT | 400 |
 | UNAUTHENTICATED | 401 |
-| RESOURCE_EXHAUSTED with BUDGET_EXHAUSTED | 402 |
+| RESOURCE_EXHAUSTED with BUDGET_EXHAUSTED, FAILED_PRECONDITION with BUDGET_SUSPENDED | 402 |
 | PERMISSION_DENIED | 403 |
 | NOT_FOUND | 404 |
 | (a body over the limit) | 413 |
@@ -28,6 +28,7 @@ from servicekit.errors import (
     Aborted,
     AlreadyExists,
     BudgetExhausted,
+    BudgetSuspended,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -59,6 +60,7 @@ _ANSWERS: Final[tuple[tuple[type[ServiceError], int, str], ...]] = (
         "send the header 'Authorization: Bearer <API key or token>' with a credential that is valid",
     ),
     (BudgetExhausted, 402, "raise the budget, or wait for its next window"),
+    (BudgetSuspended, 402, "ask who suspended the budget to resume it"),
     (PermissionDenied, 403, "ask an administrator of the tenant for a role with this permission"),
     (NotFound, 404, "check the name; the list of this resource has those there are"),
     (AlreadyExists, 409, "use what exists, or another name or idempotency key"),

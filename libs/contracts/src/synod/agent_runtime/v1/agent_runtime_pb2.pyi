@@ -142,7 +142,7 @@ class RunFailure(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable: BUDGET_EXHAUSTED, UNKNOWN_MODEL, STEP_LIMIT, TOOL_OUTCOME_UNKNOWN, MEMBER_FAILED, NOT_AGREED, ..."""
+    """Stable: BUDGET_EXHAUSTED, BUDGET_SUSPENDED, UNKNOWN_MODEL, STEP_LIMIT, TOOL_OUTCOME_UNKNOWN, MEMBER_FAILED, NOT_AGREED, ..."""
     message: _builtins.str
     def __init__(
         self,

@@ -637,6 +637,7 @@ class Budget(_message.Message):
     POSTED_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FOR_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     limit_nano_usd: _builtins.int
     hard: _builtins.bool
@@ -660,6 +661,8 @@ class Budget(_message.Message):
     posted: _builtins.int
     pending: _builtins.int
     available: _builtins.int
+    suspended_for: _builtins.str
+    """Why it is suspended; empty while it is not."""
     @_builtins.property
     def scope(self) -> Global___Attribution: ...
     @_builtins.property
@@ -685,14 +688,57 @@ class Budget(_message.Message):
         posted: _builtins.int = ...,
         pending: _builtins.int = ...,
         available: _builtins.int = ...,
+        suspended_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rolling", b"rolling", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "pending", b"pending", "pending_nano_usd", b"pending_nano_usd", "per", b"per", "posted", b"posted", "posted_nano_usd", b"posted_nano_usd", "rolling", b"rolling", "scope", b"scope", "share", b"share", "time_zone", b"time_zone", "unit", b"unit", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "pending", b"pending", "pending_nano_usd", b"pending_nano_usd", "per", b"per", "posted", b"posted", "posted_nano_usd", b"posted_nano_usd", "rolling", b"rolling", "scope", b"scope", "share", b"share", "suspended_for", b"suspended_for", "time_zone", b"time_zone", "unit", b"unit", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class SuspendBudgetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    reason: _builtins.str
+    """Must be given: whoever is refused reads it."""
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendBudgetRequest: _TypeAlias = SuspendBudgetRequest  # noqa: Y015
+
+@_typing.final
+class ResumeBudgetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeBudgetRequest: _TypeAlias = ResumeBudgetRequest  # noqa: Y015
 
 @_typing.final
 class GetBudgetRequest(_message.Message):

@@ -70,6 +70,16 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetBudgetRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.FromString,
                 _registered_method=True)
+        self.SuspendBudget = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/SuspendBudget',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SuspendBudgetRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.FromString,
+                _registered_method=True)
+        self.ResumeBudget = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/ResumeBudget',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ResumeBudgetRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.FromString,
+                _registered_method=True)
         self.GetBudget = channel.unary_unary(
                 '/synod.cost_ledger.v1.CostLedger/GetBudget',
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.GetBudgetRequest.SerializeToString,
@@ -139,7 +149,8 @@ class CostLedgerServicer:
     def Reserve(self, request, context):
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
         the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
-        has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+        has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
+        either kind that was suspended, with its name and why. Permission: ledger.reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +198,22 @@ class CostLedgerServicer:
     def SetBudget(self, request, context):
         """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
         from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendBudget(self, request, context):
+        """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
+        renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
+        suspended budget changes the reason. Permission: budgets.update.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeBudget(self, request, context):
+        """The budget decides by its limit again. Resuming what is not suspended changes nothing. Permission: budgets.update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -315,6 +342,16 @@ def add_CostLedgerServicer_to_server(servicer, server):
             'SetBudget': grpc.unary_unary_rpc_method_handler(
                     servicer.SetBudget,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetBudgetRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.SerializeToString,
+            ),
+            'SuspendBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendBudget,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SuspendBudgetRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.SerializeToString,
+            ),
+            'ResumeBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeBudget,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ResumeBudgetRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.SerializeToString,
             ),
             'GetBudget': grpc.unary_unary_rpc_method_handler(
@@ -567,6 +604,60 @@ class CostLedger:
             target,
             '/synod.cost_ledger.v1.CostLedger/SetBudget',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetBudgetRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/SuspendBudget',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SuspendBudgetRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/ResumeBudget',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ResumeBudgetRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Budget.FromString,
             options,
             channel_credentials,

@@ -36,7 +36,8 @@ class CostLedgerStub:
     Reserve: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveRequest, _cost_ledger_pb2.Reservation]
     """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
     the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
-    has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+    has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
+    either kind that was suspended, with its name and why. Permission: ledger.reserve.
     """
     ReserveMany: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveManyRequest, _cost_ledger_pb2.ReserveManyResponse]
     """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
@@ -59,6 +60,13 @@ class CostLedgerStub:
     """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
     from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
     """
+    SuspendBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SuspendBudgetRequest, _cost_ledger_pb2.Budget]
+    """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
+    renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
+    suspended budget changes the reason. Permission: budgets.update.
+    """
+    ResumeBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ResumeBudgetRequest, _cost_ledger_pb2.Budget]
+    """The budget decides by its limit again. Resuming what is not suspended changes nothing. Permission: budgets.update."""
     GetBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetBudgetRequest, _cost_ledger_pb2.Budget]
     """Permission: budgets.read."""
     ListBudgets: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ListBudgetsRequest, _cost_ledger_pb2.ListBudgetsResponse]
@@ -97,7 +105,8 @@ class CostLedgerAsyncStub(CostLedgerStub):
     Reserve: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
     the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
-    has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+    has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
+    either kind that was suspended, with its name and why. Permission: ledger.reserve.
     """
     ReserveMany: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveManyRequest, _cost_ledger_pb2.ReserveManyResponse]  # type: ignore[assignment]
     """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
@@ -120,6 +129,13 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
     from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
     """
+    SuspendBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SuspendBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
+    """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
+    renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
+    suspended budget changes the reason. Permission: budgets.update.
+    """
+    ResumeBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ResumeBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
+    """The budget decides by its limit again. Resuming what is not suspended changes nothing. Permission: budgets.update."""
     GetBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
     """Permission: budgets.read."""
     ListBudgets: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ListBudgetsRequest, _cost_ledger_pb2.ListBudgetsResponse]  # type: ignore[assignment]
@@ -160,7 +176,8 @@ class CostLedgerServicer:
     ) -> _typing.Union[_cost_ledger_pb2.Reservation, _abc.Awaitable[_cost_ledger_pb2.Reservation]]:
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
         the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
-        has left and what is needed. FAILED_PRECONDITION (UNPRICED_MODEL) under a hard budget. Permission: ledger.reserve.
+        has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
+        either kind that was suspended, with its name and why. Permission: ledger.reserve.
         """
 
     def ReserveMany(
@@ -213,6 +230,23 @@ class CostLedgerServicer:
         """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
         from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
         """
+
+    def SuspendBudget(
+        self,
+        request: _cost_ledger_pb2.SuspendBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.Budget, _abc.Awaitable[_cost_ledger_pb2.Budget]]:
+        """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
+        renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
+        suspended budget changes the reason. Permission: budgets.update.
+        """
+
+    def ResumeBudget(
+        self,
+        request: _cost_ledger_pb2.ResumeBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.Budget, _abc.Awaitable[_cost_ledger_pb2.Budget]]:
+        """The budget decides by its limit again. Resuming what is not suspended changes nothing. Permission: budgets.update."""
 
     def GetBudget(
         self,
