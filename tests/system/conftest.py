@@ -1,6 +1,7 @@
 """A whole system as its users have it: every service a process, started once for all tests of this folder."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,17 @@ from .collector import TraceCollector
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
+LIMITED_MODEL = "simulator/sim-no-usage"
+"""Takes one call in LIMITED_EVERY_S, and only tests of rate limits call it."""
+LIMITED_EVERY_S = 4
+_LIMITS = [
+    {
+        "per": "tenant_model",
+        "models": LIMITED_MODEL,
+        "requests_per_min": 60 // LIMITED_EVERY_S,
+        "burst_s": LIMITED_EVERY_S,
+    }
+]
 Result = TypeVar("Result")
 
 
@@ -55,12 +67,13 @@ def collector() -> Iterator[TraceCollector]:
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) -> Iterator[RunningSystem]:
     tracing = {"SYNOD_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    limits = {"SYNOD_RATE_LIMITS": json.dumps(_LIMITS)}
     layout = Layout(
         tmp_path_factory.mktemp("system"),
         free_port_base(),
         simulator=True,
         durable=False,
-        environment={**os.environ, **tracing},
+        environment={**os.environ, **tracing, **limits},
     )
     started = RunningSystem(layout)
     try:
