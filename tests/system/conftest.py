@@ -17,6 +17,7 @@ from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
 
 from .collector import TraceCollector
+from .outbound import Outbound
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
@@ -65,7 +66,16 @@ def collector() -> Iterator[TraceCollector]:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) -> Iterator[RunningSystem]:
+def outbound(tmp_path_factory: pytest.TempPathFactory) -> Outbound:
+    """Watches the services of the system under test; whatever these tests do, none may need another machine."""
+    home = tmp_path_factory.mktemp("home")
+    return Outbound(tmp_path_factory.mktemp("outbound") / "lines.jsonl", home)
+
+
+@pytest.fixture(scope="session")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector, outbound: Outbound
+) -> Iterator[RunningSystem]:
     tracing = {"SYNOD_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     limits = {"SYNOD_RATE_LIMITS": json.dumps(_LIMITS)}
     layout = Layout(
@@ -73,7 +83,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector)
         free_port_base(),
         simulator=True,
         durable=False,
-        environment={**os.environ, **tracing, **limits},
+        environment={**os.environ, **tracing, **limits, **outbound.environment()},
     )
     started = RunningSystem(layout)
     try:
@@ -81,6 +91,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector)
         yield started
     finally:
         started.close()
+    assert outbound.attempts() == []
 
 
 @pytest.fixture
