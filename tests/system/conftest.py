@@ -1,6 +1,7 @@
 """A whole system as its users have it: every service a process, started once for all tests of this folder."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -16,9 +17,21 @@ from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
 
 from .collector import TraceCollector
+from .outbound import Outbound
 
 ROOT = Path(__file__).parents[2]
 START_S = 120
+LIMITED_MODEL = "simulator/sim-no-usage"
+"""Takes one call in LIMITED_EVERY_S, and only tests of rate limits call it."""
+LIMITED_EVERY_S = 4
+_LIMITS = [
+    {
+        "per": "tenant_model",
+        "models": LIMITED_MODEL,
+        "requests_per_min": 60 // LIMITED_EVERY_S,
+        "burst_s": LIMITED_EVERY_S,
+    }
+]
 Result = TypeVar("Result")
 
 
@@ -53,14 +66,24 @@ def collector() -> Iterator[TraceCollector]:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector) -> Iterator[RunningSystem]:
+def outbound(tmp_path_factory: pytest.TempPathFactory) -> Outbound:
+    """Watches the services of the system under test; whatever these tests do, none may need another machine."""
+    home = tmp_path_factory.mktemp("home")
+    return Outbound(tmp_path_factory.mktemp("outbound") / "lines.jsonl", home)
+
+
+@pytest.fixture(scope="session")
+def running(
+    tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector, outbound: Outbound
+) -> Iterator[RunningSystem]:
     tracing = {"SYNOD_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    limits = {"SYNOD_RATE_LIMITS": json.dumps(_LIMITS)}
     layout = Layout(
         tmp_path_factory.mktemp("system"),
         free_port_base(),
         simulator=True,
         durable=False,
-        environment={**os.environ, **tracing},
+        environment={**os.environ, **tracing, **limits, **outbound.environment()},
     )
     started = RunningSystem(layout)
     try:
@@ -68,6 +91,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, collector: TraceCollector)
         yield started
     finally:
         started.close()
+    assert outbound.attempts() == []
 
 
 @pytest.fixture

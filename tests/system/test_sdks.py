@@ -1,18 +1,22 @@
 """The unmodified SDKs of OpenAI and Anthropic, pointed at Synod: one scripted session each."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 
 import aiohttp
 import anthropic
 import openai
 import pytest
 from anthropic import AsyncAnthropic
+from launcher.layout import EDGE
 from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod_client import Synod
 
-from .conftest import RunningSystem
+from .conftest import LIMITED_EVERY_S, LIMITED_MODEL, RunningSystem
 
 pytestmark = pytest.mark.system
 MODEL = "simulator/sim-1"
@@ -21,6 +25,8 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 OPENAI_TOOLS = [{"type": "function", "function": {"name": "lookup", "description": "Warmth.", "parameters": SCHEMA}}]
 ANTHROPIC_TOOLS = [{"name": "lookup", "description": "Warmth.", "input_schema": SCHEMA}]
 BROKE = "broke-project"
+ATTEMPTS_MAX = 3
+"""Of llm-gateway at one model, by default."""
 
 
 class Weather(BaseModel):
@@ -51,9 +57,34 @@ async def broke(synod: Synod) -> dict[str, str]:
 
 async def served(running: RunningSystem) -> int:
     """How many requests the simulator has seen."""
+    return (await usage(running))["requests"]
+
+
+async def usage(running: RunningSystem, model: str = "") -> dict[str, int]:
+    """What the simulator has counted, in all or of one model."""
     origin = running.system.layout.simulator_url
     async with aiohttp.ClientSession() as http, http.get(f"{origin}/simulator/usage") as answer:
-        return int((await answer.json())["total"]["requests"])
+        told = await answer.json()
+    return dict(told["models"].get(model, dict.fromkeys(told["total"], 0)) if model else told["total"])
+
+
+async def answered(running: RunningSystem, status: int) -> int:
+    """How many requests the edge has answered so."""
+    found = await metrics(running, EDGE)
+    return int(found.get(("edge_requests_total", (("method", "POST"), ("status", str(status)))), 0))
+
+
+Metrics = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+async def metrics(running: RunningSystem, service: str) -> Metrics:
+    """All samples of a service, by name and labels."""
+    layout = running.system.layout
+    port = next(layout.http_port(each) for each in layout.services if each.name == service)
+    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        families = text_string_to_metric_families(await answer.text())
+    samples = (sample for family in families for sample in family.samples)
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
 
 
 def said(script: str, text: str = "How warm is it?") -> list[dict[str, str]]:
@@ -122,13 +153,14 @@ async def test_refusals_through_the_openai_sdk(
     with pytest.raises(openai.AuthenticationError):
         await openai_sdk.with_options(api_key="syn_wrong_key").chat.completions.create(model=MODEL, messages=messages)
 
-    before = await served(running)
+    before, at_edge = await served(running), await answered(running, 402)
     for options in ({}, {"stream": True}):
         with pytest.raises(openai.APIStatusError) as refused:
             await chat.create(model=MODEL, messages=messages, extra_headers=broke, **options)
         assert (refused.value.status_code, refused.value.code) == (402, "budget_exhausted")
         assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
     assert await served(running) == before
+    assert await answered(running, 402) == at_edge + 2
 
 
 async def test_an_answer_from_the_cache_through_the_openai_sdk(
@@ -260,8 +292,95 @@ async def test_refusals_through_the_anthropic_sdk(
     with pytest.raises(anthropic.AuthenticationError):
         await anthropic_sdk.with_options(api_key="syn_wrong_key").messages.create(model=MODEL, **asked)
 
-    before = await served(running)
+    before, at_edge = await served(running), await answered(running, 402)
     with pytest.raises(anthropic.PaymentRequiredError) as refused:
         await anthropic_sdk.messages.create(model=MODEL, extra_headers=broke, **asked)
     assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
     assert await served(running) == before
+    assert await answered(running, 402) == at_edge + 1
+
+
+# --- rate limits: the SDKs wait as long as they are told, and ask again ---
+
+
+@dataclass
+class Heard:
+    """The answers that an SDK got, each with its status, when it is to be repeated and when it came, in seconds."""
+
+    statuses: list[int] = field(default_factory=list)
+    after_s: list[float] = field(default_factory=list)
+    at: list[float] = field(default_factory=list)
+
+    async def note(self, response: object) -> None:
+        self.statuses.append(response.status_code)  # type: ignore[attr-defined]
+        self.after_s.append(float(response.headers.get("retry-after-ms", "0")) / 1000)  # type: ignore[attr-defined]
+        self.at.append(asyncio.get_running_loop().time())
+
+    def hooks(self) -> dict[str, list[Callable[[object], Awaitable[None]]]]:
+        return {"response": [self.note]}
+
+
+Ask = Callable[[str, Heard], Awaitable[str]]
+
+
+def by_openai(running: RunningSystem, **headers: str) -> Ask:
+    async def ask(model: str, heard: Heard) -> str:
+        ends, transport = running.endpoints, openai.DefaultAsyncHttpxClient(event_hooks=heard.hooks())
+        async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1", http_client=transport) as client:
+            made = client.chat.completions.create(
+                model=model, messages=said("answer: at last"), extra_headers=headers, max_completion_tokens=9
+            )
+            return str((await made).choices[0].message.content)
+
+    return ask
+
+
+def by_anthropic(running: RunningSystem, **headers: str) -> Ask:
+    async def ask(model: str, heard: Heard) -> str:
+        ends, transport = running.endpoints, anthropic.DefaultAsyncHttpxClient(event_hooks=heard.hooks())
+        async with AsyncAnthropic(api_key=ends.api_key, base_url=ends.edge, http_client=transport) as client:
+            user = [{"role": "user", "content": "How warm is it?"}]
+            made = client.messages.create(
+                model=model, max_tokens=9, messages=user, system="answer: at last", extra_headers=headers
+            )
+            return str((await made).content[0].text)
+
+    return ask
+
+
+@pytest.mark.parametrize("sdk", [by_openai, by_anthropic])
+async def test_a_providers_rate_limit_is_repeated_by_the_sdk_when_it_says_so(
+    running: RunningSystem, sdk: Callable[[RunningSystem], Ask]
+) -> None:
+    """Three attempts of the gateway are refused by the provider, and with them the call; the SDK's second one is not."""
+    origin, heard = running.system.layout.simulator_url, Heard()
+    model, fault = "sim-1", {"status": 429, "headers": {"retry-after-ms": "300"}}
+    before, at_edge = await usage(running, model), await answered(running, 429)
+    async with aiohttp.ClientSession() as http:
+        planned = {"fault": fault, "requests": ATTEMPTS_MAX, "model": model}
+        async with http.post(f"{origin}/simulator/faults", json=planned) as response:
+            assert response.status == 201
+
+    assert await sdk(running)(MODEL, heard) == "at last"
+    assert heard.statuses == [429, 200]
+    assert heard.at[1] - heard.at[0] >= heard.after_s[0] == 0.3
+    after = await usage(running, model)
+    assert (after["failed"] - before["failed"], after["answered"] - before["answered"]) == (ATTEMPTS_MAX, 1)
+    assert await answered(running, 429) == at_edge + 1
+
+
+async def test_a_rate_limit_of_synod_is_repeated_by_both_sdks_when_it_says_so(running: RunningSystem) -> None:
+    """Who would not wait for room within the limit is told how long that would be; the provider is not asked until then."""
+    patience = {"x-stainless-read-timeout": str(LIMITED_EVERY_S / 2)}
+    model = LIMITED_MODEL.partition("/")[2]
+    before, at_edge = await usage(running, model), await answered(running, 429)
+    assert await by_openai(running)(LIMITED_MODEL, Heard()) == "at last"
+
+    for ask in (by_anthropic(running, **patience), by_openai(running, **patience)):
+        heard = Heard()
+        assert await ask(LIMITED_MODEL, heard) == "at last"
+        assert heard.statuses == [429, 200]
+        assert heard.at[1] - heard.at[0] >= heard.after_s[0] > LIMITED_EVERY_S / 2
+    after = await usage(running, model)
+    assert (after["requests"] - before["requests"], after["answered"] - before["answered"]) == (3, 3)
+    assert await answered(running, 429) == at_edge + 2

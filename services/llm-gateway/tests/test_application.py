@@ -231,6 +231,16 @@ async def test_a_stream_shows_its_beginning_its_content_and_one_answer() -> None
     assert isinstance(answer, Answer)
 
 
+async def test_the_time_from_each_piece_of_a_stream_to_the_next_is_measured() -> None:
+    provider = HeldProvider(("one ", "two ", "three"))
+    provider.released.set()
+    world = World(provider)
+    await world.stream()
+
+    name = "gen_ai_client_operation_time_per_output_chunk_seconds_count"
+    assert world.registry.get_sample_value(name, {"provider": "fake", "model": "fake/m"}) == 2
+
+
 async def test_without_usage_an_upper_bound_is_counted() -> None:
     world = World(FakeProvider([replace(HELLO, usage=None)]))
 

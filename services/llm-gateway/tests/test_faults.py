@@ -32,6 +32,14 @@ def test_a_planned_fault_meets_the_next_requests_and_no_more() -> None:
     assert [plan.take(None, "sim-1").status for _ in range(4)] == [503, 503, 429, None]
 
 
+def test_a_fault_planned_for_a_model_waits_for_it_and_holds_up_no_other() -> None:
+    plan = FaultPlan()
+    plan.plan(Fault(status=429), model="sim-2")
+    plan.plan(Fault(status=503))
+
+    assert [plan.take(None, model).status for model in ("sim-1", "sim-1", "sim-2", "sim-2")] == [503, None, 429, None]
+
+
 def test_a_header_wins_over_a_model_name_and_leaves_the_plan_alone() -> None:
     plan = FaultPlan()
     plan.plan(Fault(status=503))

@@ -1,8 +1,10 @@
 """What is told of a call: a span by the GenAI conventions, metrics with bounded labels, and no content."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from llm_gateway.calls import Lost
 from llm_gateway.domain import Answer, Message, ModelRequest, OutputFormat, Text, Usage, UsageLine
 from llm_gateway.errors import CallFailed
 from llm_gateway.telemetry import Telemetry
@@ -12,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 from servicekit.telemetry import Logger
 from synod.common.values import Attribution, Failure
+from synod.llm_gateway.events import ModelCallAttemptStarted
 
 OWNER = Attribution(agent="scout", conversation_id="cnv_1")
 REQUEST = ModelRequest("m", (Message("user", (Text("a secret word"),)),), max_output_tokens=100)
@@ -123,6 +126,65 @@ def test_a_span_tells_parameters_and_parts_of_the_usage_by_the_conventions(
         "text.cache_read.input_tokens": 3,
         "image.input_tokens": 4,
     }
+
+
+@pytest.fixture
+def used(registry: CollectorRegistry) -> Callable[[str, str], float | None]:
+    """What a counter of usage of fake/m says of a modality."""
+
+    def read(name: str, modality: str = "text") -> float | None:
+        labels = {"provider": "fake", "model": "fake/m", "modality": modality}
+        return registry.get_sample_value(f"gen_ai_client_inference_usage_{name}_tokens_total", labels)
+
+    return read
+
+
+def test_tokens_are_counted_by_direction_cache_reasoning_and_modality(
+    telemetry: Telemetry, used: Callable[..., float | None]
+) -> None:
+    usage = Usage.of(
+        (
+            UsageLine("input", 5),
+            UsageLine("input", 3, cache="read"),
+            UsageLine("input", 2, cache="write", ttl="1h"),
+            UsageLine("input", 4, modality="image"),
+            UsageLine("input", 9, modality="video", cache="read"),
+            UsageLine("output", 6),
+            UsageLine("output", 1, reasoning=True),
+        )
+    )
+    for _ in range(2):
+        with telemetry.call("fake/m", REQUEST, OWNER, stream=False) as span:
+            telemetry.answered(span, replace(ANSWER, usage=usage), 0.5, None)
+
+    assert [used("input", modality) for modality in ("text", "image", "unknown", "audio")] == [20, 8, 18, None]
+    assert (used("output"), used("reasoning_output")) == (14, 2)
+    assert (used("cache_read_input"), used("cache_write_input"), used("cache_read_input", "unknown")) == (6, 4, 18)
+
+
+def test_an_inference_that_failed_is_counted_as_none_of_an_unknown_modality(
+    telemetry: Telemetry, used: Callable[..., float | None]
+) -> None:
+    started = ModelCallAttemptStarted(
+        request_id="req", attempt=1, model="fake/m", provider="fake", reservation_id="mc:1", attribution=OWNER
+    )
+    telemetry.attempt_lost("mc", Lost(started, Failure(reason="RATE_LIMITED", message="slow down"), "no"))
+
+    assert (used("input", "unknown"), used("output", "unknown")) == (0, 0)
+    assert (used("input"), used("output")) == (None, None)
+
+
+def test_the_time_between_the_pieces_of_an_answer_is_measured(
+    telemetry: Telemetry, registry: CollectorRegistry
+) -> None:
+    pace = telemetry.pace("fake/m", 10.0)
+    for now in (10.25, 11.25):
+        pace.piece(now)
+
+    name, labels = "gen_ai_client_operation_time_per_output_chunk_seconds", {"provider": "fake", "model": "fake/m"}
+    assert registry.get_sample_value(f"{name}_count", labels) == 2
+    assert registry.get_sample_value(f"{name}_sum", labels) == 1.25
+    assert registry.get_sample_value(f"{name}_bucket", {**labels, "le": "0.32"}) == 1
 
 
 def test_the_time_for_each_token_after_the_first_is_measured(telemetry: Telemetry, registry: CollectorRegistry) -> None:

@@ -86,11 +86,12 @@ def token(sequence: int, text: str, run_id: str = RUN_ID) -> runtime_pb.RunUpdat
 
 @dataclass
 class Asked:
-    """What arrived: the request and who sent it."""
+    """What arrived: the request, who sent it, and how many seconds they wait."""
 
     method: str
     request: object
     authorization: str
+    left_s: float | None
 
 
 @dataclass
@@ -124,7 +125,8 @@ class FakeServices:
 
     async def take(self, method: str, request: object, context: grpc.aio.ServicerContext) -> None:
         metadata = dict(context.invocation_metadata() or ())
-        self.asked.append(Asked(method, request, str(metadata.get("authorization", ""))))
+        authorization = str(metadata.get("authorization", ""))
+        self.asked.append(Asked(method, request, authorization, context.time_remaining()))
         if refusal := self.refusals_once.pop(method, None) or self.refusals.get(method):
             await refuse(context, refusal)
 

@@ -544,6 +544,44 @@ async def test_a_rate_limit_says_when_to_come_back(system: System) -> None:
 
 
 @pytest.mark.parametrize(
+    ("headers", "most_s"),
+    [
+        ({"x-stainless-read-timeout": "20"}, 20),
+        ({"x-stainless-timeout": "20"}, 20),
+        ({"x-stainless-read-timeout": "9999"}, EdgeLimits().model_call_s),
+        ({"x-stainless-read-timeout": "None", "x-stainless-timeout": "NOT_GIVEN"}, EdgeLimits().model_call_s),
+        ({"x-stainless-read-timeout": "-1"}, EdgeLimits().model_call_s),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "body", "method"),
+    [
+        ("/v1/chat/completions", CHAT, "Generate"),
+        ("/v1/embeddings", {"model": MODEL, "input": "Hi"}, "Embed"),
+    ],
+)
+async def test_a_whole_answer_is_wanted_for_as_long_as_the_sdk_waits(
+    system: System, path: str, body: dict[str, object], method: str, headers: dict[str, str], most_s: float
+) -> None:
+    system.fake.answer = HELLO
+    await posted(system, path, body, **headers)
+    (found,) = system.fake.requests(method)
+    assert found.left_s is not None
+    assert most_s - WAIT_S < found.left_s < most_s + 1  # gRPC rounds up
+
+
+async def test_a_stream_goes_on_for_longer_than_the_sdk_waits_for_one_piece(system: System) -> None:
+    system.fake.model_events = [STARTED, pb.StreamEvent(completed=HELLO)]
+    async with system.http.post(
+        "/v1/chat/completions", json=CHAT | {"stream": True}, headers={"x-stainless-read-timeout": "20"}
+    ) as response:
+        await response.read()
+    (found,) = system.fake.requests("Stream")
+    assert found.left_s is not None
+    assert found.left_s > 20
+
+
+@pytest.mark.parametrize(
     ("error", "status"),
     [
         (fakes.over_budget(), 402),

@@ -72,7 +72,7 @@ from llm_gateway.renewals import Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.routing import ANY, Considered, Policy
 from llm_gateway.similar import Look, SimilarAnswers
-from llm_gateway.telemetry import Telemetry
+from llm_gateway.telemetry import Pace, Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
@@ -205,6 +205,7 @@ class Execution:
         # What became of rivals, to be recorded with the end of the attempt that outran them.
         self._lost: tuple[Lost, ...] = ()
         self._number = 0
+        self._pace: Pace | None = None
         self._reported: dict[int, domain.Usage] = {}
         self._ours = False
         self._ticket: Ticket | None = None
@@ -639,9 +640,12 @@ class Execution:
                 return
 
     def _show(self, attempt: Attempt, delta: Delta) -> None:
-        began = self._flight.began
+        began, now = self._flight.began, self._now()
         if began is None:
             began = Began(attempt.aim.target.id, attempt.number, attempt.reservation_id, self._cache_use)
+            self._pace = self._tools.telemetry.pace(began.model, now)
+        elif self._pace is not None:
+            self._pace.piece(now)
         self._flight.show(began, delta)
 
     # --- outcomes ---

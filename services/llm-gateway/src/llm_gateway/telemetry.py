@@ -6,18 +6,64 @@ from typing import Final, Literal
 
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from prometheus_client import CollectorRegistry
-from servicekit.meters import Counter, Gauge, Histogram
+from servicekit.meters import Counter, Gauge, Histogram, HistogramSeries
 from servicekit.telemetry import Logger
 from synod.common.values import Attribution
 
 from llm_gateway import genai, span_attributes
 from llm_gateway.calls import Lost
 from llm_gateway.catalogue import model_of
-from llm_gateway.domain import Answer, ModelRequest
+from llm_gateway.domain import Answer, ModelRequest, Usage
 from llm_gateway.errors import GatewayError, LedgerRefused, RosterInvalid
 
 LIKENESS_BUCKETS: Final = (0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.999, 1.0)
 _UNLISTED: Final = "other"
+
+
+class Pace:
+    """The time from each piece of an answer to the next, as its provider sends them."""
+
+    __slots__ = ("_at", "_series")
+
+    def __init__(self, series: HistogramSeries, now: float) -> None:
+        self._series = series
+        self._at = now
+
+    def piece(self, now: float) -> None:
+        """One more after the first; times in seconds on one clock."""
+        self._series.observe(now - self._at)
+        self._at = now
+
+
+class Used:
+    """Tokens that providers counted, by direction, cache, reasoning and modality. A failed inference counts as 0, so that
+    its model is there to be seen.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, documentation: str) -> Counter:
+            return Counter(name, documentation, ("provider", "model", "modality"), registry=registry)
+
+        self._input = counter(genai.USED_INPUT, "Input tokens, cached ones included")
+        self._output = counter(genai.USED_OUTPUT, "Output tokens, reasoning included")
+        self._cache_read = counter(genai.USED_CACHE_READ, "Of the input, tokens read from the provider's cache")
+        self._cache_write = counter(genai.USED_CACHE_WRITE, "Of the input, tokens written to the provider's cache")
+        self._reasoning = counter(genai.USED_REASONING, "Of the output, tokens of reasoning")
+
+    def count(self, labels: tuple[str, str], usage: Usage) -> None:
+        for line in usage.lines:
+            modality = line.modality if line.modality in genai.MODALITIES else genai.UNKNOWN_MODALITY
+            total = self._input if line.direction == "input" else self._output
+            total.labels(*labels, modality).inc(line.quantity)
+            if line.cache != "none":
+                part = self._cache_read if line.cache == "read" else self._cache_write
+                part.labels(*labels, modality).inc(line.quantity)
+            if line.reasoning:
+                self._reasoning.labels(*labels, modality).inc(line.quantity)
+
+    def count_failed(self, labels: tuple[str, str]) -> None:
+        for total in (self._input, self._output):
+            total.labels(*labels, genai.UNKNOWN_MODALITY).inc(0)
 
 
 class Telemetry:
@@ -57,6 +103,14 @@ class Telemetry:
             registry=registry,
             buckets=genai.TOKEN_BUCKETS,
         )
+        self._output_chunk = Histogram(
+            genai.TIME_PER_OUTPUT_CHUNK,
+            "Time from one piece of a streamed answer to the next",
+            names,
+            registry=registry,
+            buckets=genai.DURATION_BUCKETS_S,
+        )
+        self._used = Used(registry)
         self._attempts_failed = Counter(
             "model_call_attempts_failed_total", "Attempts that failed", (*names, "reason", "billed"), registry=registry
         )
@@ -138,11 +192,16 @@ class Telemetry:
         self._seconds.labels(*labels, "completed").observe(seconds)
         self._tokens.labels(*labels, "input").observe(answer.usage.input_tokens)
         self._tokens.labels(*labels, "output").observe(answer.usage.output_tokens)
+        self._used.count(labels, answer.usage)
         if first_content_s is not None:
             self._first_chunk.labels(*labels).observe(first_content_s)
             if answer.usage.output_tokens > 1:
                 each_s = (seconds - first_content_s) / (answer.usage.output_tokens - 1)
                 self._output_token.labels(*labels).observe(max(0.0, each_s))
+
+    def pace(self, model: str, now: float) -> Pace:
+        """To be told of each piece of a streamed answer whose first has come now."""
+        return Pace(self._output_chunk.labels(*self._labels(model)), now)
 
     def ended(self, model: str, outcome: str, seconds: float) -> None:
         """A call ended without an answer."""
@@ -163,7 +222,9 @@ class Telemetry:
 
     def attempt_lost(self, call_id: str, lost: Lost) -> None:
         model, attempt, reason = lost.started.model, lost.started.attempt, lost.failure.reason
-        self._attempts_failed.labels(*self._labels(model), reason, lost.billed).inc()
+        labels = self._labels(model)
+        self._attempts_failed.labels(*labels, reason, lost.billed).inc()
+        self._used.count_failed(labels)
         self._log.warning(
             "model_call_attempt_failed", call=call_id, model=model, attempt=attempt, reason=reason, billed=lost.billed
         )

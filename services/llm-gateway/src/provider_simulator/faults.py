@@ -3,7 +3,7 @@
 The header `x-simulator-fault` holds a Fault as JSON, or short as `status=429,retry_after=2`. Model names do the
 same without a header: `sim-429` (any status from 400 to 599), `sim-slow`, `sim-cut`, `sim-error-event`,
 `sim-no-usage`, `sim-no-end`, `sim-html`. A planned fault (POST /simulator/faults) applies to the next N requests
-that carry no fault of their own.
+that carry no fault of their own; of one model, if it names one.
 """
 
 import re
@@ -43,12 +43,13 @@ class Fault(BaseModel):
 
 
 class PlannedFault(BaseModel):
-    """Body of POST /simulator/faults: the fault, and how many requests it shall meet."""
+    """Body of POST /simulator/faults: the fault, and how many requests it shall meet; those of `model` if it is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fault: Fault
     requests: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    model: str | None = None
 
 
 NO_FAULT = Fault()
@@ -70,8 +71,8 @@ class FaultPlan:
     def __init__(self) -> None:
         self._planned: deque[PlannedFault] = deque()
 
-    def plan(self, fault: Fault, requests: int = 1) -> None:
-        self._planned.append(PlannedFault(fault=fault, requests=requests))
+    def plan(self, fault: Fault, requests: int = 1, model: str | None = None) -> None:
+        self._planned.append(PlannedFault(fault=fault, requests=requests, model=model))
 
     def clear(self) -> None:
         self._planned.clear()
@@ -83,15 +84,20 @@ class FaultPlan:
         """The fault for one request. Raises BadRequest for a header that cannot be read."""
         if header:
             return parse_fault(header)
-        return fault_of_model(model) or self._next() or NO_FAULT
+        return fault_of_model(model) or self._next(model) or NO_FAULT
 
-    def _next(self) -> Fault | None:
-        if not self._planned:
-            return None
-        first = self._planned.popleft()
-        if first.requests > 1:
-            self._planned.appendleft(PlannedFault(fault=first.fault, requests=first.requests - 1))
-        return first.fault
+    def _next(self, model: str) -> Fault | None:
+        for index, planned in enumerate(self._planned):
+            if planned.model in (None, model):
+                self._use(index, planned)
+                return planned.fault
+        return None
+
+    def _use(self, index: int, planned: PlannedFault) -> None:
+        if planned.requests > 1:
+            self._planned[index] = planned.model_copy(update={"requests": planned.requests - 1})
+        else:
+            del self._planned[index]
 
 
 def fault_of_model(model: str) -> Fault | None:

@@ -150,7 +150,7 @@ class Simulator:
         except ValidationError as error:
             first = error.errors()[0]
             return json_response({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, status=400)
-        self.faults.plan(planned.fault, planned.requests)
+        self.faults.plan(planned.fault, planned.requests, planned.model)
         return json_response(planned.model_dump(exclude_defaults=True), status=201)
 
     async def _clear_faults(self, _request: web.Request) -> web.StreamResponse:

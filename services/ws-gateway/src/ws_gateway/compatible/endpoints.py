@@ -34,6 +34,8 @@ PREFIX: Final = "/v1/"
 MODELS: Final = "/v1/models"
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 ANTHROPIC_VERSION: Final = "anthropic-version"
+PATIENCE: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
+"""Where SDKs say after how many seconds of silence they give up; the second is that of other languages than Python."""
 _COMMON: Final = http.lines({"cache-control": "no-store", **SECURITY})
 _JSON: Final = http.lines({"content-type": "application/json"}) + _COMMON
 _EVENTS: Final = http.lines({"content-type": "text/event-stream; charset=utf-8"}) + _COMMON
@@ -150,7 +152,9 @@ class Compatible:
             await self._stream(exchange, asked, caller)
             return
         _end_when_gone(exchange)
-        answer = await self._stub.Generate(asked.request, metadata=_metadata(caller), timeout=self._timeout_s)
+        answer = await self._stub.Generate(
+            asked.request, metadata=_metadata(caller), timeout=self._patience_s(exchange)
+        )
         await exchange.answer(exchange.dialect.whole(answer, asked), 200, **caching.told(answer.cache))
 
     async def _stream(self, exchange: Exchange, asked: Asked, caller: Caller) -> None:
@@ -183,7 +187,7 @@ class Compatible:
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
         _end_when_gone(exchange)
-        found = await self._stub.Embed(asked.request, metadata=_metadata(caller), timeout=self._timeout_s)
+        found = await self._stub.Embed(asked.request, metadata=_metadata(caller), timeout=self._patience_s(exchange))
         await exchange.answer(openai_embeddings.answer(found, asked), 200, **caching.told(found.cache))
 
     async def _count(self, exchange: Exchange) -> None:
@@ -205,6 +209,14 @@ class Compatible:
         answer = models.one(name, found, anthropic=anthropic) if name else models.listed(found, anthropic=anthropic)
         await exchange.answer(answer)
 
+    def _patience_s(self, exchange: Exchange) -> float:
+        """How long a whole answer is of use to the client, who hears nothing before it: a call that would wait longer for
+        room within a rate limit is refused at once, with the time to come back.
+        """
+        headers = exchange.headers
+        told = next((headers[name] for name in PATIENCE if name in headers), "")
+        return min(self._timeout_s, _seconds(told) or self._timeout_s)
+
     async def _caller(self, exchange: Exchange) -> Caller:
         return await self._back.callers.identify(require_credential(exchange.headers))
 
@@ -217,6 +229,15 @@ def _end_when_gone(exchange: Exchange) -> None:
     task = asyncio.current_task()
     assert task is not None, "an exchange is answered by a task of its own"
     exchange.wire.when_gone(task.cancel)
+
+
+def _seconds(text: str) -> float | None:
+    """None for what says no time: SDKs write "None" and "NOT_GIVEN" too."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if seconds > 0 else None
 
 
 async def _unknown(exchange: Exchange) -> None:
