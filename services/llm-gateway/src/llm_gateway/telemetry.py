@@ -75,20 +75,14 @@ class Telemetry:
         self._listed = {model: (_provider(model), model) for model in listed}
         self._roster_problem = ""
         names = ("provider", "model")
-        self._seconds = Histogram(
-            genai.OPERATION_DURATION,
-            "Time from a call to its answer, attempts included",
-            (*names, "outcome"),
-            registry=registry,
-            buckets=genai.DURATION_BUCKETS_S,
+
+        def seconds(name: str, documentation: str, labels: tuple[str, ...]) -> Histogram:
+            return Histogram(name, documentation, labels, registry=registry, buckets=genai.DURATION_BUCKETS_S)
+
+        self._seconds = seconds(
+            genai.OPERATION_DURATION, "Time from a call to its answer, attempts included", (*names, "outcome")
         )
-        self._first_chunk = Histogram(
-            genai.TIME_TO_FIRST_CHUNK,
-            "Time from an attempt to its first content",
-            names,
-            registry=registry,
-            buckets=genai.DURATION_BUCKETS_S,
-        )
+        self._first_chunk = seconds(genai.TIME_TO_FIRST_CHUNK, "Time from an attempt to its first content", names)
         self._output_token = Histogram(
             genai.TIME_PER_OUTPUT_TOKEN,
             "Time for each output token after the first",
@@ -103,12 +97,8 @@ class Telemetry:
             registry=registry,
             buckets=genai.TOKEN_BUCKETS,
         )
-        self._output_chunk = Histogram(
-            genai.TIME_PER_OUTPUT_CHUNK,
-            "Time from one piece of a streamed answer to the next",
-            names,
-            registry=registry,
-            buckets=genai.DURATION_BUCKETS_S,
+        self._output_chunk = seconds(
+            genai.TIME_PER_OUTPUT_CHUNK, "Time from one piece of a streamed answer to the next", names
         )
         self._used = Used(registry)
         self._attempts_failed = Counter(
@@ -126,12 +116,8 @@ class Telemetry:
         self._waiting = Gauge(
             "model_calls_waiting", "Calls that wait for room within the rate limits", registry=registry
         )
-        self._waited = Histogram(
-            "model_call_limit_wait_seconds",
-            "Time that calls waited for room within the rate limits",
-            ("priority",),
-            registry=registry,
-            buckets=genai.DURATION_BUCKETS_S,
+        self._waited = seconds(
+            "model_call_limit_wait_seconds", "Time that calls waited for room within the rate limits", ("priority",)
         )
         self._cached = Counter(
             "model_cache_requests_total", "Calls that asked the cache", (*names, "outcome"), registry=registry
