@@ -73,6 +73,7 @@ REACH = {
 }
 """What each container can open a connection to. Networks join both ways, and the two servers stand beside each other."""
 
+PROCESSES_MAX = 512
 TOOLS = next(service for service in SERVICES if service.name == "tool-executor")
 
 each_service = pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
@@ -225,6 +226,7 @@ def test_a_container_has_limits_and_networks_that_are_named(name: str) -> None:
     container = CONTAINERS[name]
     assert networks(name) or container["network_mode"] in {"none", f"service:{NATS}"}
     assert {"mem_limit", "cpus", "pids_limit", "logging"} <= set(container)
+    assert 0 < container["pids_limit"] <= PROCESSES_MAX
 
 
 @pytest.mark.parametrize(("name", "directory"), [(POSTGRES, "/var/lib/postgresql"), (NATS, "/data")])
@@ -357,7 +359,7 @@ def test_no_backup_that_is_taken_as_the_readmes_say_can_be_committed() -> None:
     """Among them is secrets.tar."""
     told = [(ROOT / "deploy" / where / "README.md").read_text() for where in ("", "kubernetes")]
     files = {file for text in told for file in re.findall(r"> ([\w$-]+\.tar)\b", text)}
-    assert {"secrets.tar", "synod.tar", "$s-archive.tar", "workspaces.tar"} == files
+    assert files == {"secrets.tar", "synod.tar", "$s-archive.tar", "workspaces.tar", "synod-data.tar"}
     assert "/*.tar" in (ROOT / ".gitignore").read_text().splitlines()
 
 

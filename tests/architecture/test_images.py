@@ -74,9 +74,24 @@ def test_an_image_is_built_with_and_without_buildkit() -> None:
 
 
 def test_nothing_is_installed_without_a_hash_or_from_source() -> None:
-    from_index = [line for line in dockerfile(MODEL).splitlines() if "install" in line and ".lock" in line]
-    assert len(from_index) == 3
+    installed = [line for line in dockerfile(MODEL).splitlines() if re.search(r"\bpip\b.*\binstall\b", line)]
+    from_index = [line for line in installed if "--no-index" not in line]
+    assert (len(from_index), len(installed)) == (3, 4)
     assert all("--require-hashes" in line and "--only-binary :all:" in line for line in from_index)
+
+
+def test_what_runs_in_an_image_is_put_there_by_nothing_but_these() -> None:
+    """After the base: no other command, no other file."""
+    last = dockerfile(MODEL).rpartition("\nFROM ")[2].splitlines()
+    assert [
+        line for line in last if line.startswith(("RUN ", "COPY ", "ADD ", "ONBUILD ", "ENTRYPOINT ", "VOLUME "))
+    ] == [
+        "RUN useradd --system --uid 10001 --user-group --home-dir /tmp synod "
+        "&& install -d -m 0700 -o synod -g synod /var/lib/synod /var/lib/synod-archive",
+        "COPY --from=packages /opt/synod /opt/synod",
+        "RUN echo /opt/synod/code > /opt/synod/lib/python3.11/site-packages/synod.pth",
+        "COPY --from=service /code /opt/synod/code",
+    ]
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)

@@ -14,12 +14,21 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
 NAMES = tuple(service.name for service in SERVICES)
-CLOSED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+CLOSED = {
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+    "logging": {"driver": "json-file", "options": {"max-size": "16m", "max-file": "4"}},
+}
 """What every container says of itself."""
 HARMLESS = {
-    *("image", "build", "profiles", "depends_on", "healthcheck", "restart"),
-    *("logging", "stop_grace_period", "mem_limit", "cpus", "pids_limit", "shm_size", "tmpfs"),
-    "networks",  # test_compose.py has whom they lead to
+    *("profiles", "depends_on", "restart", "stop_grace_period", "mem_limit", "cpus", "pids_limit", "shm_size"),
+    *("image", "build"),  # below
+    *(
+        "healthcheck",
+        "tmpfs",
+        "networks",
+    ),  # but for what they can give, below; test_compose.py has whom networks lead to
 }
 """Keys that give a container nothing of the machine or of another container. Whatever is not here is a permission."""
 
@@ -92,6 +101,10 @@ def environment(name: str, calls: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def asks_itself(page: str) -> list[str]:
+    return ["CMD", "wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{page}"]
+
+
 OF_NODE = {"user": "10001:10001"}
 """A user that owns nothing on the machine; the services' images say so themselves."""
 OWNER = {"cap_add": ["CHOWN", "DAC_OVERRIDE"], "network_mode": "none"}
@@ -143,6 +156,8 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
     },
     "postgres": {
         "user": "999:999",
+        "tmpfs": {"uid=999", "gid=999"},
+        "healthcheck": ["CMD", "pg_isready", "--quiet", "--host=127.0.0.1", "--username=postgres"],
         "command": ["postgres", *("-c", "max_connections=400"), *("-c", "wal_compression=on"), *("-c", "jit=off")],
         "environment": {"POSTGRES_PASSWORD_FILE": "/run/secrets/postgres.password"},
         "secrets": secrets("postgres.password", "postgres.roles"),
@@ -158,6 +173,7 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
     },
     "nats": {
         **OF_NODE,
+        "healthcheck": asks_itself("8222/healthz"),
         "command": ["--config", "/etc/nats/synod.conf"],
         "secrets": {"/etc/nats/passwords.conf": "nats.passwords"},
         "volumes": {"nats:/data", "./deploy/nats/nats.conf:/etc/nats/synod.conf:ro"},
@@ -215,6 +231,7 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
         "command": ["--set=extensions.jaeger_storage.backends.some_storage.memory.max_traces=20000"],
     },
     "prometheus": {
+        "healthcheck": asks_itself("9090/-/ready"),
         # Without --web.enable-admin-api and --web.enable-lifecycle: whoever reaches it may ask, and do nothing else.
         "command": [
             "--config.file=/etc/prometheus/prometheus.yml",
@@ -228,6 +245,7 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
         },
     },
     "grafana": {
+        "healthcheck": asks_itself("3000/api/health"),
         # Nobody looks without the password, and nothing is sent or fetched by itself.
         "environment": {
             "GF_SECURITY_ADMIN_PASSWORD__FILE": "/run/secrets/grafana.password",
@@ -246,6 +264,29 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
         },
         "ports": ["127.0.0.1:${SYNOD_GRAFANA_PORT:-3000}:3000"],
     },
+}
+
+IMAGES = {
+    "nats-admin": "synod/agent-registry",
+    "provider-simulator": "synod/llm-gateway",
+    **dict.fromkeys(("postgres-owner", "postgres", "postgres-monitor"), "pgvector/pgvector"),
+    **dict.fromkeys(("nats-owner", "nats"), "nats"),
+    "postgres-exporter": "prometheuscommunity/postgres-exporter",
+    "nats-exporter": "natsio/prometheus-nats-exporter",
+    "volume-exporter": "prom/node-exporter",
+    "otel-collector": "otel/opentelemetry-collector",
+    "jaeger": "jaegertracing/jaeger",
+    "prometheus": "prom/prometheus",
+    "grafana": "grafana/grafana",
+}
+"""Of those that are no service."""
+
+ONE_WAY = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
+INSIDE = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
+NETWORKS = {
+    **dict.fromkeys(("models", "tools", "votes", "providers", "admin", "observe", "statistics"), INSIDE),
+    **dict.fromkeys(("edge", "publish-grafana"), ONE_WAY),
+    "outside": {},
 }
 
 TLS = {f"SYNOD_TLS_{what}_FILE": f"/run/tls/{file}" for what, file in (("CA", "ca.crt"), ("CERTIFICATE", "tls.crt"))}
@@ -271,7 +312,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "compose.replicas.yaml": {name: {"scale": "${SYNOD_REPLICAS:-2}"} for name in NAMES},
     "compose.tls.yaml": {"nats": NATS_BY_TLS, **{name: certified(name) for name in ("nats-admin", *NAMES)}},
 }
-ONE_WAY = {"driver_opts": {"com.docker.network.bridge.enable_ip_masquerade": "false"}}
 NETWORKS_OF_OVERRIDES = {
     "compose.dev.yaml": {
         network: ONE_WAY for name in PORTS for network in published(name).get("networks", ()) if network != "edge"
@@ -301,6 +341,10 @@ WIDENINGS: tuple[dict[str, Any], ...] = (
     {"env_file": [".env"]},
     {"environment": {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_AUTH_ANONYMOUS_ORG_ROLE": "Admin"}},
     {"environment": {"SYNOD_REQUIRE_SEALING": "maybe"}},
+    {"logging": {"driver": "syslog", "options": {"syslog-address": "tcp://192.0.2.1:514"}}},
+    {"tmpfs": ["/tmp:size=64m,exec"]},
+    {"healthcheck": {"test": ["CMD-SHELL", "nc 192.0.2.1 514 < /run/secrets/master.key"]}},
+    {"networks": {"tools": {"aliases": ["agent-registry"]}}},
     {"command": ["--web.enable-admin-api"]},
     {"command": ["-c", "listen_addresses=*"]},
     {"entrypoint": ["sh", "-c"]},
@@ -319,7 +363,18 @@ def permissions(container: Mapping[str, Any]) -> dict[str, Any]:
         given["secrets"] = dict(_file_and_secret(each) for each in given["secrets"])
     if "volumes" in given:
         given["volumes"] = {each if isinstance(each, str) else str(each) for each in given["volumes"]}
-    return given
+    return given | _beside(container)
+
+
+def _beside(container: Mapping[str, Any]) -> dict[str, Any]:
+    """What is more than the size of a tmpfs, a check that is switched off, or the names of networks."""
+    options = {option for each in container.get("tmpfs", ()) for option in each.partition(":")[2].split(",")}
+    found = {
+        "tmpfs": {option for option in options if option and not option.startswith("size=")},
+        "healthcheck": container.get("healthcheck", {}).get("test"),
+        "networks": container.get("networks") if isinstance(container.get("networks"), Mapping) else None,
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _file_and_secret(given: str | Mapping[str, str]) -> tuple[str, str]:
@@ -348,6 +403,21 @@ def widened(name: str, widening: dict[str, Any]) -> dict[str, Any]:
         else:
             container[key] = [*container.get(key, ()), *value] if key in MORE else value
     return container
+
+
+def test_a_container_runs_what_is_written_down() -> None:
+    """A newer version of it is no other program; which ones are pinned test_compose.py says."""
+    programs = {name: each["image"].partition(":")[0] for name, each in CONTAINERS.items()}
+    assert programs == {**{name: f"synod/{name}" for name in NAMES}, **IMAGES}
+    builds = {name: each["build"] for name, each in CONTAINERS.items() if "build" in each}
+    assert {name: (each["context"], each["dockerfile"]) for name, each in builds.items()} == {
+        name: (".", f"services/{name}/Dockerfile") for name in NAMES
+    }
+    assert all(each.keys() == {"context", "dockerfile", "args"} for each in builds.values())
+
+
+def test_a_network_is_what_is_written_down_and_no_more() -> None:
+    assert COMPOSE["networks"] == NETWORKS
 
 
 @pytest.mark.parametrize("file", OVERRIDES)

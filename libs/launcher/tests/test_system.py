@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import shutil
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import nats
@@ -34,6 +36,22 @@ async def test_data_is_kept_over_restarts_and_emptied_when_asked(make_layout: Ma
     async with System(layout, fresh=True) as system:
         assert system.dev_key != first_key
         assert tables(system) == []
+
+
+async def test_data_that_was_copied_after_a_stop_starts_elsewhere(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """deploy/README.md has people back it up so."""
+    layout = make_layout(STEADY)
+    async with System(layout) as system:
+        key = system.dev_key
+        with psycopg.connect(dsn(system, "steady")) as connection:
+            connection.execute("CREATE TABLE kept (value int)")
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(layout.data, elsewhere)
+    shutil.rmtree(layout.data)
+    async with System(replace(layout, data=elsewhere)) as restored:
+        assert restored.dev_key == key
+        assert tables(restored) == ["kept"]
 
 
 async def test_every_program_is_ready_and_none_runs_after_the_end(make_layout: MakeLayout) -> None:
