@@ -55,6 +55,31 @@ def test_a_plain_request_lifts_the_instructions_out_of_the_messages() -> None:
     }
 
 
+def test_breakpoints_of_the_prompts_cache_stand_where_they_were_set() -> None:
+    five_minutes, hour = {"cache_control": {"type": "ephemeral"}}, {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    spoken = (
+        Message("system", (Text("be terse\n", "1h"), Text("and kind"))),
+        Message(
+            "user", (Image("image/png", b"i", cache_ttl="5m"), File("text/plain", "f", b"t", "5m"), Text("look", "1h"))
+        ),
+        Message("assistant", (ToolCall("c1", "search", "{}", "5m"),)),
+        Message("tool", (ToolResult("c1", "found", cache_ttl="5m"),)),
+    )
+    wire = sent(replace(ASKED, messages=spoken, tools=(replace(SEARCH, cache_ttl="1h"),), cache_ttl="5m"))
+
+    assert wire["system"] == [{"type": "text", "text": "be terse\n", **hour}, {"type": "text", "text": "and kind"}]
+    assert [tool["cache_control"] for tool in wire["tools"]] == [hour["cache_control"]]  # type: ignore[attr-defined]
+    blocks = [block for message in wire["messages"] for block in message["content"]]  # type: ignore[attr-defined]
+    assert [(block["type"], {"cache_control": block["cache_control"]}) for block in blocks] == [
+        ("image", five_minutes),
+        ("document", five_minutes),
+        ("text", hour),
+        ("tool_use", five_minutes),
+        ("tool_result", five_minutes),
+    ]
+    assert wire["cache_control"] == {"type": "ephemeral"}
+
+
 def test_every_request_names_the_api_version() -> None:
     assert AnthropicMessagesDialect().headers("k") == {"x-api-key": "k", "anthropic-version": "2026-10-21"}
 

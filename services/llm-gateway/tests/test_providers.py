@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
-from llm_gateway.domain import ModelRequest
+from llm_gateway.domain import ModelRequest, Text, UsageLine
 from llm_gateway.errors import AuthenticationRejected, MalformedResponse, ProviderUnreachable, UnsupportedParameter
 from llm_gateway.providers import catalog
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
@@ -68,6 +68,24 @@ class TestAnthropic(_HttpContract):
     @staticmethod
     def make(transport: Transport, origin: str) -> Provider:
         return catalog.anthropic(transport, lambda: FIXED_NOW, "key", origin)
+
+    async def test_what_stands_before_a_breakpoint_is_written_to_the_cache_and_read_by_the_next(
+        self, provider: Provider
+    ) -> None:
+        plain = asked("answer: done")
+        told, said = plain.messages
+        kept = replace(told, parts=(Text("answer: done", "1h"),))
+        request = replace(plain, messages=(kept, said), tools=())
+        first, second = [await provider.generate(request, in_time()) for _ in range(2)]
+
+        assert first.usage is not None
+        assert second.usage is not None
+        question = UsageLine("input", 7)
+        assert set(first.usage.lines) - {UsageLine("output", 1)} == {
+            question,
+            UsageLine("input", 6, cache="write", ttl="1h"),
+        }
+        assert set(second.usage.lines) - {UsageLine("output", 1)} == {question, UsageLine("input", 6, cache="read")}
 
 
 class TestOpenAiResponses(_HttpContract):

@@ -520,6 +520,8 @@ async def test_refusals_name_what_is_wrong_and_what_to_do(stub: LlmGatewayStub) 
         (request(tools=[pb.Tool(name="x", parameters_json="{")]), InvalidArgument, "tools[0].parameters_json"),
         (request(tools=[pb.Tool(name="x", parameters_json="[]")]), InvalidArgument, "JSON object"),
         (request(tools=[pb.Tool(name="x"), pb.Tool(name="x")]), InvalidArgument, "more than once"),
+        (request(tools=[pb.Tool(name="x", prompt_cache_ttl="2h")]), InvalidArgument, "tools[0].prompt_cache_ttl"),
+        (request(prompt_cache_ttl="1d"), InvalidArgument, "prompt_cache_ttl"),
         (request(tool_choice="lookup"), InvalidArgument, "must be one of auto, none, required"),
         (request(output_format=pb.OutputFormat(kind="xml")), InvalidArgument, "output_format.kind"),
         (request(temperature=3), InvalidArgument, "must be from 0 to 2"),

@@ -3,7 +3,7 @@
 import anthropic
 import pytest
 from anthropic import AsyncAnthropic
-from anthropic.types import MessageParam, ToolParam
+from anthropic.types import MessageParam, TextBlockParam, ToolParam
 from provider_simulator.faults import Fault
 from provider_simulator.testing import RunningSimulator
 from pydantic import BaseModel
@@ -30,6 +30,41 @@ async def test_a_message_answers_and_says_that_it_is_a_simulator(anthropic_clien
     assert message.stop_reason == "end_turn"
     assert message.model_extra == {"system_fingerprint": "synod-simulator"}
     assert (message.usage.input_tokens, message.usage.output_tokens) == (15, 4)
+
+
+async def test_a_prompt_is_written_to_the_cache_up_to_its_breakpoints_and_read_from_then_on(
+    anthropic_client: AsyncAnthropic,
+) -> None:
+    told: list[TextBlockParam] = [
+        {"type": "text", "text": "answer: yes", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        {"type": "text", "text": "and be brief", "cache_control": {"type": "ephemeral"}},
+    ]
+    used = [
+        (await anthropic_client.messages.create(model="sim-1", max_tokens=9, system=system, messages=[ASKED])).usage
+        for system in (told[:1], told, told)
+    ]
+
+    assert [each.cache_read_input_tokens for each in used] == [0, 6, 12]
+    written = [each.cache_creation for each in used if each.cache_creation]
+    assert [(each.ephemeral_1h_input_tokens, each.ephemeral_5m_input_tokens) for each in written] == [
+        (6, 0),
+        (0, 6),
+        (0, 0),
+    ]
+    assert used[0].input_tokens == 7  # the question, with the 3 tokens of each message
+
+
+async def test_a_breakpoint_of_the_whole_request_stands_at_its_end(anthropic_client: AsyncAnthropic) -> None:
+    first, second = [
+        (
+            await anthropic_client.messages.create(
+                model="sim-1", max_tokens=9, messages=[ASKED], cache_control={"type": "ephemeral"}
+            )
+        ).usage
+        for _ in range(2)
+    ]
+    assert (first.cache_creation_input_tokens, first.cache_read_input_tokens, first.input_tokens) == (7, 0, 0)
+    assert (second.cache_creation_input_tokens, second.cache_read_input_tokens, second.input_tokens) == (0, 7, 0)
 
 
 async def test_a_script_runs_over_parallel_tool_calls_one_of_which_fails(anthropic_client: AsyncAnthropic) -> None:

@@ -239,6 +239,91 @@ async def test_what_cannot_be_embedded_is_refused_by_its_name(system: System, fi
     assert system.fake.requests("Embed") == []
 
 
+# --- the provider's cache of prompts ---
+
+
+async def test_breakpoints_of_anthropics_cache_reach_the_gateway(system: System) -> None:
+    system.fake.answer = HELLO
+    five_minutes, hour = {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    async with anthropic_sdk(system) as client:
+        await client.messages.create(
+            model=MODEL,
+            max_tokens=9,
+            cache_control=five_minutes,  # type: ignore[arg-type]
+            system=[
+                {"type": "text", "text": "one"},
+                {"type": "text", "text": "two", "cache_control": hour},  # type: ignore[typeddict-item]
+                {"type": "text", "text": "three"},
+            ],
+            tools=[{"name": "f", "input_schema": {"type": "object"}, "cache_control": hour}],  # type: ignore[typeddict-item]
+            messages=[
+                {"role": "user", "content": [{"type": "image", "source": source, "cache_control": five_minutes}]},  # type: ignore[list-item,typeddict-item]
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "tool_use", "id": "c", "name": "f", "input": {}, "cache_control": five_minutes}  # type: ignore[list-item,typeddict-item]
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": "c", "content": "r", "cache_control": hour},  # type: ignore[list-item,typeddict-item]
+                        {"type": "text", "text": "go on"},
+                    ],
+                },
+            ],
+        )
+
+    request = asked(system)
+    parts = [part for message in request.messages for part in message.parts]
+    assert [(part.WhichOneof("part"), part.prompt_cache_ttl) for part in parts] == [
+        ("text", "1h"),
+        ("text", ""),
+        ("image", "5m"),
+        ("tool_call", "5m"),
+        ("tool_result", "1h"),
+        ("text", ""),
+    ]
+    assert [part.text for part in request.messages[0].parts] == ["one\ntwo\n", "three"]
+    assert (request.tools[0].prompt_cache_ttl, request.prompt_cache_ttl) == ("1h", "5m")
+
+
+async def test_breakpoints_of_the_cache_reach_the_gateway_in_the_openai_format_too(system: System) -> None:
+    system.fake.answer = HELLO
+    five_minutes, hour = {"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}
+    told = [{"type": "text", "text": "be brief", "cache_control": hour}, {"type": "text", "text": "and kind"}]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    spoken = [
+        {"role": "system", "content": told},
+        {"role": "assistant", "tool_calls": [call]},
+        {
+            "role": "tool",
+            "tool_call_id": "c",
+            "content": [{"type": "text", "text": "r", "cache_control": five_minutes}],
+        },
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}, "cache_control": five_minutes}]
+    status, _ = await posted(system, "/v1/chat/completions", CHAT | {"messages": spoken, "tools": tools})
+
+    assert status == 200
+    request = asked(system)
+    parts = [part for message in request.messages for part in message.parts]
+    assert [part.prompt_cache_ttl for part in parts] == ["1h", "", "", "5m"]
+    assert request.tools[0].prompt_cache_ttl == "5m"
+
+
+@pytest.mark.parametrize(
+    ("control", "field"), [({"type": "persistent"}, "type"), ({"type": "ephemeral", "ttl": "2h"}, "ttl")]
+)
+async def test_a_breakpoint_that_no_provider_knows_is_refused_by_its_path(
+    system: System, control: dict[str, str], field: str
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}, "cache_control": control}]
+    status, body = await posted(system, "/v1/chat/completions", CHAT | {"tools": tools})
+    assert (status, body["error"]["param"]) == (400, f"tools.0.cache_control.{field}")  # type: ignore[index]
+
+
 # --- the cache ---
 
 

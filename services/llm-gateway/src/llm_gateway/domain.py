@@ -31,9 +31,14 @@ USAGE_TOKENS_MAX = 1_000_000_000
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
+PromptCacheTtl = Literal["5m", "1h"]
+"""A breakpoint of the prompt's cache: how long a provider that is told where (Anthropic) keeps the prompt up to here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     text: str
+    cache_ttl: PromptCacheTtl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+    cache_ttl: PromptCacheTtl | None = None
 
     def parsed(self) -> JsonObject:
         """The arguments as an object; no text means none. Raises InvalidToolArguments."""
@@ -62,6 +68,7 @@ class ToolResult:
     call_id: str
     text: str
     is_error: bool = False
+    cache_ttl: PromptCacheTtl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ class Image:
     media_type: str
     data: bytes = b""
     url: str = ""
+    cache_ttl: PromptCacheTtl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class File:
     media_type: str
     name: str
     data: bytes
+    cache_ttl: PromptCacheTtl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,7 @@ class ToolSpec:
     description: str
     parameters: JsonObject
     strict: bool = False
+    cache_ttl: PromptCacheTtl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +180,7 @@ class OutputFormat:
 class ModelRequest:
     """One call of one model. None leaves a parameter to the provider; `provider_options` goes into the wire request.
 
-    `reasoning_tokens_max` 0 asks for an answer without reasoning.
+    `reasoning_tokens_max` 0 asks for an answer without reasoning; `cache_ttl` is a breakpoint where the provider likes it.
     """
 
     model: str
@@ -189,6 +199,7 @@ class ModelRequest:
     reasoning_tokens_max: int | None = None
     service_tier: str | None = None
     provider_options: JsonObject = field(default_factory=dict)
+    cache_ttl: PromptCacheTtl | None = None
 
     def aimed_at(self, model: str, max_output_tokens: int) -> "ModelRequest":
         """The same, of this model and with this limit. By hand, because `dataclasses.replace` costs more than the rest."""
@@ -209,6 +220,7 @@ class ModelRequest:
             self.reasoning_tokens_max,
             self.service_tier,
             self.provider_options,
+            self.cache_ttl,
         )
 
 

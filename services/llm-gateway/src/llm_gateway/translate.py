@@ -44,6 +44,7 @@ from llm_gateway.domain import (
     Opaque,
     OutputFormat,
     Part,
+    PromptCacheTtl,
     Reasoning,
     ReasoningDelta,
     Refusal,
@@ -91,10 +92,20 @@ _USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args
 _MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modality)}
 _CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
 _TTLS: Final[dict[str, CacheTtl]] = {name: name for name in get_args(CacheTtl)}
+_CACHE_TTLS: Final[dict[str, PromptCacheTtl]] = {name: name for name in get_args(PromptCacheTtl)}
 _PRIORITIES: Final[dict["pb.Priority.ValueType", Priority]] = {pb.PRIORITY_HIGH: "high", pb.PRIORITY_LOW: "low"}
 _CACHE_MODES: Final[dict["pb.CacheMode.ValueType", CacheMode]] = {pb.CACHE_MODE_ON: "on", pb.CACHE_MODE_OFF: "off"}
 _CACHE_USES: Final[dict[str, CacheUse]] = {name: name for name in get_args(CacheUse)}
-_NO_CONTENT: Final = ("request_id", "model", "fallback_models", "attribution", "priority", "cache", "routing")
+_NO_CONTENT: Final = (
+    "request_id",
+    "model",
+    "fallback_models",
+    "attribution",
+    "priority",
+    "cache",
+    "routing",
+    "prompt_cache_ttl",
+)
 _KEY_STATES: Final[Mapping[KeyState, "pb.KeyState.ValueType"]] = {
     "unasked": pb.KEY_STATE_UNSPECIFIED,
     "works": pb.KEY_STATE_WORKS,
@@ -282,6 +293,7 @@ def to_model_request(request: pb.GenerateRequest) -> ModelRequest:
         reasoning_tokens_max=request.reasoning_tokens_max if request.HasField("reasoning_tokens_max") else None,
         service_tier=request.service_tier or None,
         parallel_tool_calls=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else None,
+        cache_ttl=_cache_ttl(request, "") if request.prompt_cache_ttl else None,
     )
 
 
@@ -365,20 +377,21 @@ def _message(index: int, message: pb.Message) -> Message:
 
 def _part(part: pb.Part, message: int = 0, place: int = 0) -> Part:
     """The part at that place of that message, which an error names."""
+    ttl = _cache_ttl(part, f"{_part_field(message, place)}.") if part.prompt_cache_ttl else None
     match part.WhichOneof("part"):
         case "text":
-            return Text(part.text)
+            return Text(part.text, ttl)
         case "tool_call":
-            return ToolCall(part.tool_call.id, part.tool_call.name, part.tool_call.arguments_json)
+            return ToolCall(part.tool_call.id, part.tool_call.name, part.tool_call.arguments_json, ttl)
         case "tool_result":
             result = part.tool_result
-            return ToolResult(result.tool_call_id, result.content, result.is_error)
+            return ToolResult(result.tool_call_id, result.content, result.is_error, ttl)
         case "reasoning":
             return Reasoning(part.reasoning.text, part.reasoning.provider, part.reasoning.signature)
         case "refusal":
             return Refusal(part.refusal)
         case "image" | "audio" | "file":
-            return _medium(part, f"{_part_field(message, place)}.data")
+            return _medium(part, f"{_part_field(message, place)}.data", ttl)
         case _:
             remedy = "is empty; set text, tool_call, tool_result, reasoning, refusal, image, audio or file"
             raise InvalidArgument(_part_field(message, place), "", remedy)
@@ -388,14 +401,22 @@ def _part_field(message: int, place: int) -> str:
     return f"messages[{message}].parts[{place}]"
 
 
-def _medium(part: pb.Part, field: str) -> Image | Audio | File:
+def _cache_ttl(place: pb.Part | pb.Tool | pb.GenerateRequest, path: str) -> PromptCacheTtl:
+    found = _CACHE_TTLS.get(place.prompt_cache_ttl)
+    if found is None:
+        remedy = f"must be empty or one of {', '.join(_CACHE_TTLS)}"
+        raise InvalidArgument(f"{path}prompt_cache_ttl", place.prompt_cache_ttl, remedy)
+    return found
+
+
+def _medium(part: pb.Part, field: str, ttl: PromptCacheTtl | None) -> Image | Audio | File:
     match part.WhichOneof("part"):
         case "image":
-            medium: Image | Audio | File = Image(part.image.media_type, part.image.data, part.image.url)
+            medium: Image | Audio | File = Image(part.image.media_type, part.image.data, part.image.url, ttl)
         case "audio":
             medium = Audio(part.audio.media_type, part.audio.data)
         case _:
-            medium = File(part.file.media_type, part.file.name, part.file.data)
+            medium = File(part.file.media_type, part.file.name, part.file.data, ttl)
     if not medium.data and not (isinstance(medium, Image) and medium.url):
         raise InvalidArgument(field, b"", "must not be empty")
     return medium
@@ -404,7 +425,9 @@ def _medium(part: pb.Part, field: str) -> Image | Audio | File:
 def _tool(field: str, tool: pb.Tool) -> ToolSpec:
     if not tool.name:
         raise InvalidArgument(f"{field}.name", "", "must not be empty")
-    return ToolSpec(tool.name, tool.description, _schema(f"{field}.parameters_json", tool.parameters_json), tool.strict)
+    parameters = _schema(f"{field}.parameters_json", tool.parameters_json)
+    ttl = _cache_ttl(tool, f"{field}.") if tool.prompt_cache_ttl else None
+    return ToolSpec(tool.name, tool.description, parameters, tool.strict, ttl)
 
 
 def _schema(field: str, text: str) -> JsonObject:

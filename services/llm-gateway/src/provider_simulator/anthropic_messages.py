@@ -4,6 +4,7 @@ Reference: https://docs.claude.com/en/api/messages, as the SDK anthropic 2.12 ty
 on the sampling parameters are refused with status 400, as the provider does.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -18,14 +19,15 @@ from provider_simulator.conversation import (
     Finish,
     JsonObject,
     PastCall,
+    Prefix,
     Refusal,
     Reply,
     TokenUsage,
 )
 from provider_simulator.dialect import KNOWN_STATUS_TYPES
 from provider_simulator.frames import SSE, argument_pieces, named_frame, text_pieces
-from provider_simulator.reply import FINGERPRINT, arguments_text
-from provider_simulator.wire import Content, WireModel, compact, joined, read, text_of
+from provider_simulator.reply import FINGERPRINT, arguments_text, count_input
+from provider_simulator.wire import Content, ContentPart, WireModel, compact, joined, read, text_of
 
 NO_SAMPLING_SINCE = "2026-10-21"
 
@@ -35,6 +37,15 @@ _STATUS_TYPES: Mapping[int, str] = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+
+
+class _CacheControl(WireModel):
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] = "5m"
+
+
+class _Told(ContentPart):
+    cache_control: _CacheControl | None = None
 
 
 class _Block(WireModel):
@@ -49,6 +60,7 @@ class _Block(WireModel):
     tool_use_id: str = ""
     content: Content = None
     is_error: bool = False
+    cache_control: _CacheControl | None = None
 
 
 class _Message(WireModel):
@@ -66,6 +78,7 @@ class _Tool(WireModel):
     name: str
     description: str | None = None
     input_schema: JsonObject | None = None
+    cache_control: _CacheControl | None = None
 
 
 class _ToolChoice(WireModel):
@@ -86,8 +99,11 @@ class _Countable(WireModel):
 
     model: str
     messages: list[_Message]
-    system: Content = None
+    system: str | list[_Told] | None = None
     tools: list[_Tool] | None = None
+
+    def instructions(self) -> str:
+        return text_of(self.system if self.system is None or isinstance(self.system, str) else list(self.system))
 
 
 class _Request(_Countable):
@@ -99,6 +115,7 @@ class _Request(_Countable):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    cache_control: _CacheControl | None = None
 
 
 _STOP_REASONS: Mapping[Finish, str] = {
@@ -129,6 +146,7 @@ class AnthropicMessages:
             json_wanted=bool(request.output_config and request.output_config.format),
             output_tokens_max=request.max_tokens,
             stop=tuple(request.stop_sequences or ()),
+            prefixes=tuple(_prefixes(request)),
         )
 
     def parse_countable(self, body: bytes, headers: Mapping[str, str]) -> tuple[str, ...]:
@@ -170,11 +188,15 @@ def required_version(headers: Mapping[str, str]) -> str:
 
 
 def usage_json(usage: TokenUsage) -> JsonObject:
+    written: JsonObject = {
+        "ephemeral_5m_input_tokens": usage.written_5m,
+        "ephemeral_1h_input_tokens": usage.written_1h,
+    }
     return {
-        "input_tokens": usage.input - usage.cached_input,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": usage.input - usage.cached_input - usage.written_5m - usage.written_1h,
+        "cache_creation_input_tokens": usage.written_5m + usage.written_1h,
         "cache_read_input_tokens": usage.cached_input,
-        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+        "cache_creation": written,
         "output_tokens": usage.output,
         "output_tokens_details": {"thinking_tokens": usage.reasoning},
         "service_tier": "standard",
@@ -197,9 +219,37 @@ def _cumulative(usage: TokenUsage | None) -> JsonObject:
 
 
 def countable_texts(request: _Countable) -> tuple[str, ...]:
-    system = text_of(request.system)
-    tools = (compact(tool.model_dump()) for tool in request.tools or [])
+    system = request.instructions()
+    tools = map(_described, request.tools or [])
     return (*([system] if system else []), *map(_billable, request.messages), *tools)
+
+
+def _prefixes(request: _Request) -> Iterator[Prefix]:
+    """Counted as the whole is, and never more than that: pieces of one message are rounded up each."""
+    most, seen = count_input(countable_texts(request)), list[str]()
+    pieces = list(_pieces(request))
+    for number, (text, control) in enumerate(pieces, start=1):
+        seen.append(text)
+        ends = control or (request.cache_control if number == len(pieces) else None)
+        if ends:
+            digest = hashlib.sha256("\0".join(seen).encode()).hexdigest()
+            yield Prefix(digest, min(most, count_input(seen)), ends.ttl)
+
+
+def _pieces(request: _Request) -> Iterator[tuple[str, _CacheControl | None]]:
+    """In the order in which the provider caches them."""
+    for tool in request.tools or []:
+        yield _described(tool), tool.cache_control
+    if isinstance(request.system, str):
+        yield request.system, None
+    else:
+        yield from ((told.text, told.cache_control) for told in request.system or [])
+    for message in request.messages:
+        yield from ((f"{message.role}: {_block_text(block)}", block.cache_control) for block in message.blocks())
+
+
+def _described(tool: _Tool) -> str:
+    return compact(tool.model_dump(exclude={"cache_control"}))
 
 
 def _check_sampling(request: _Request, version: str) -> None:
@@ -214,7 +264,7 @@ def _conversation(request: _Request, offered: Sequence[str], *, parallel: bool) 
     last_user = max(spoken, default=-1)
     told = [message.text() for message in messages if message.role == "system"]
     return Conversation(
-        instructions=joined([text_of(request.system), *told]),
+        instructions=joined([request.instructions(), *told]),
         input=messages[last_user].text() if spoken else "",
         calls=tuple(_past_calls(messages, last_user)),
         tools=frozenset(offered),

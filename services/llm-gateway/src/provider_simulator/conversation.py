@@ -39,8 +39,17 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """What stands before a breakpoint of the prompt's cache, to be kept for "5m" or "1h"."""
+
+    sha256: str
+    tokens: int
+    ttl: Literal["5m", "1h"]
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `billable` holds every text the token rule counts, one entry per message and tool."""
+    """One request. `billable` holds every text the token rule counts, one entry per message and tool; `prefixes` grow."""
 
     model: str
     conversation: Conversation
@@ -50,6 +59,7 @@ class Ask:
     json_wanted: bool = False
     output_tokens_max: int | None = None
     stop: tuple[str, ...] = ()
+    prefixes: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +91,14 @@ Turn = CallTools | Answer | Refusal
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """Inclusive totals: `cached_input` is a part of `input`, `reasoning` a part of `output`."""
+    """Inclusive totals: `cached_input` and what was written to the cache are parts of `input`, `reasoning` of `output`."""
 
     input: int
     output: int
     cached_input: int = 0
     reasoning: int = 0
+    written_5m: int = 0
+    written_1h: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from provider_simulator.access import api_key, is_refused
 from provider_simulator.conversation import Ask, BadRequest, JsonObject, Reply
 from provider_simulator.dialect import Dialect
 from provider_simulator.faults import Fault, FaultPlan, fault_of_model
+from provider_simulator.prompt_cache import CacheUse, PromptCache
 from provider_simulator.quota import Quotas
 from provider_simulator.reply import compose, count_input
 from provider_simulator.script import MODEL, decide
@@ -36,6 +37,7 @@ class Exchange:
     faults: FaultPlan
     usage: UsageBook
     quotas: Quotas
+    prompts: PromptCache
     sequence: int
     now: float
 
@@ -71,7 +73,7 @@ class Exchange:
             decide(ask.conversation),
             reply_id=f"{self.dialect.id_prefix}sim{self.sequence:08d}",
             created=int(self.now),
-            cached_input=fault.cached_input_tokens,
+            cache=CacheUse(fault.cached_input_tokens) if fault.cached_input_tokens else self.prompts.use(ask.prefixes),
             reasoning=fault.reasoning_tokens,
         )
 

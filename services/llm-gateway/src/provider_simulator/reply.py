@@ -18,22 +18,27 @@ from provider_simulator.conversation import (
     TokenUsage,
     Turn,
 )
+from provider_simulator.prompt_cache import UNCACHED, CacheUse
 
 BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 3
 FINGERPRINT = "synod-simulator"
 
 
-def compose(ask: Ask, turn: Turn, *, reply_id: str, created: int, cached_input: int = 0, reasoning: int = 0) -> Reply:
-    """Apply the request's limits to the turn and count it; `cached_input` and `reasoning` are shares in tokens."""
+def compose(
+    ask: Ask, turn: Turn, *, reply_id: str, created: int, cache: CacheUse = UNCACHED, reasoning: int = 0
+) -> Reply:
+    """Apply the request's limits to the turn and count it; `cache` and `reasoning` are shares in tokens."""
     turn = _checked_json(turn) if ask.json_wanted else turn
     turn, finish, matched_stop = _limited(turn, ask)
     input_tokens = count_input(ask.billable)
     usage = TokenUsage(
         input=input_tokens,
         output=_output_tokens(turn) + reasoning,
-        cached_input=min(cached_input, input_tokens),
+        cached_input=min(cache.read, input_tokens),
         reasoning=reasoning,
+        written_5m=cache.written_5m,
+        written_1h=cache.written_1h,
     )
     return Reply(reply_id, ask.model, created, turn, finish, usage, matched_stop)
 

@@ -25,6 +25,7 @@ from provider_simulator.faults import FAULT_MODELS, FaultPlan, PlannedFault
 from provider_simulator.gemini_generate import METHODS, GeminiGenerate
 from provider_simulator.openai_chat import OpenAiChat
 from provider_simulator.openai_responses import OpenAiResponses
+from provider_simulator.prompt_cache import PromptCache
 from provider_simulator.quota import Quotas, QuotaTerms
 from provider_simulator.reply import FINGERPRINT, count_input
 from provider_simulator.script import MODEL
@@ -37,12 +38,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Simulator:
-    """One simulator: planned faults, usage book, limits, and the routes over them. `now` gives aware UTC times."""
+    """One simulator: planned faults, usage book, limits, prompt cache, and the routes over them.
+
+    `now` gives aware UTC times.
+    """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self.faults = FaultPlan()
         self.usage = UsageBook()
         self.quotas = Quotas()
+        self.prompts = PromptCache()
         self._now = now
         self._sequence = 0
 
@@ -82,7 +87,8 @@ class Simulator:
     def _completions(self, dialect: Dialect) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             now = self._now().timestamp()
-            exchange = Exchange(dialect, self.faults, self.usage, self.quotas, self._next_sequence(), now)
+            sequence = self._next_sequence()
+            exchange = Exchange(dialect, self.faults, self.usage, self.quotas, self.prompts, sequence, now)
             self.usage.in_progress += 1
             try:
                 return await exchange.serve(request)

@@ -17,6 +17,7 @@ from llm_gateway.domain import (
     ModelRequest,
     Opaque,
     Part,
+    PromptCacheTtl,
     Reasoning,
     Refusal,
     Text,
@@ -47,7 +48,7 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
 
 def encode_count(request: ModelRequest) -> bytes:
     """The body of a question for the tokens of the input."""
-    system = [{"type": "text", "text": text} for text in _instructions(request.messages)]
+    system = list(_instructions(request.messages))
     body = {
         "model": request.model,
         "messages": [{"role": role, "content": blocks} for role, blocks in _turns(request.messages)],
@@ -59,7 +60,7 @@ def encode_count(request: ModelRequest) -> bytes:
 
 def _optional(request: ModelRequest) -> JsonObject:
     fields: dict[str, Json] = {
-        "system": [{"type": "text", "text": text} for text in _instructions(request.messages)] or None,
+        "system": list(_instructions(request.messages)) or None,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
@@ -67,6 +68,7 @@ def _optional(request: ModelRequest) -> JsonObject:
         "service_tier": request.service_tier,
         "output_config": _output_config(request) or None,
         "thinking": _thinking(request),
+        "cache_control": _cache_control(request.cache_ttl) if request.cache_ttl else None,
         **(_tools(request) if request.tools else {}),
     }
     return {name: value for name, value in fields.items() if value is not None}
@@ -78,7 +80,7 @@ def _tools(request: ModelRequest) -> JsonObject:
 
 def _tool(tool: ToolSpec) -> JsonObject:
     spec: JsonObject = {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
-    return {**spec, "strict": True} if tool.strict else spec
+    return _up_to({**spec, "strict": True} if tool.strict else spec, tool.cache_ttl)
 
 
 def _tool_choice(request: ModelRequest) -> Json:
@@ -116,8 +118,10 @@ def _thinking(request: ModelRequest) -> Json:
     return {"type": "enabled", "budget_tokens": most}
 
 
-def _instructions(messages: Iterable[Message]) -> Iterator[str]:
-    return (message.text for message in messages if message.role in {"system", "developer"} and message.text)
+def _instructions(messages: Iterable[Message]) -> Iterator[JsonObject]:
+    """A block for each piece of text, because the prompt may be cached up to any of them."""
+    parts = (part for message in messages if message.role in {"system", "developer"} for part in message.parts)
+    return (_text(part.text, part.cache_ttl) for part in parts if isinstance(part, Text) and part.text)
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[Literal["user", "assistant"], list[Block]]]:
@@ -131,13 +135,17 @@ def _turns(messages: Sequence[Message]) -> Iterator[tuple[Literal["user", "assis
 
 def _block(part: Part) -> Block:
     match part:
-        case Text(text) | Refusal(text):
-            return {"type": "text", "text": text}
+        case Text():
+            return _text(part.text, part.cache_ttl)
+        case Refusal():
+            return _text(part.text, None)
         case ToolCall():
-            return {"type": "tool_use", "id": part.id, "name": part.name, "input": _input(part)}
+            call: JsonObject = {"type": "tool_use", "id": part.id, "name": part.name, "input": _input(part)}
+            return _up_to(call, part.cache_ttl)
         case ToolResult():
             error: Mapping[str, bool] = {"is_error": True} if part.is_error else {}
-            return {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text, **error}
+            result: JsonObject = {"type": "tool_result", "tool_use_id": part.call_id, "content": part.text, **error}
+            return _up_to(result, part.cache_ttl)
         case Vector():
             raise TypeError("a vector cannot be part of a request")
         case Reasoning() | Opaque():
@@ -145,9 +153,24 @@ def _block(part: Part) -> Block:
         case Audio():
             raise RequestRejected("this provider takes no audio")
         case Image():
-            return {"type": "image", "source": _image_source(part)}
+            return _up_to({"type": "image", "source": _image_source(part)}, part.cache_ttl)
         case File():
-            return {"type": "document", "title": part.name, "source": _base64_source(part.media_type, part.data)}
+            source = _base64_source(part.media_type, part.data)
+            return _up_to({"type": "document", "title": part.name, "source": source}, part.cache_ttl)
+
+
+def _text(text: str, ttl: PromptCacheTtl | None) -> JsonObject:
+    return _up_to({"type": "text", "text": text}, ttl)
+
+
+def _up_to(block: JsonObject, ttl: PromptCacheTtl | None) -> JsonObject:
+    """The block, as the end of what is to be cached if it is one."""
+    return {**block, "cache_control": _cache_control(ttl)} if ttl else block
+
+
+def _cache_control(ttl: PromptCacheTtl) -> JsonObject:
+    """Five minutes need not be said, and clouds behind the API do not all take the word."""
+    return {"type": "ephemeral"} if ttl == "5m" else {"type": "ephemeral", "ttl": ttl}
 
 
 def _input(call: ToolCall) -> JsonObject:

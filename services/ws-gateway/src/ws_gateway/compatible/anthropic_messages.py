@@ -12,6 +12,7 @@ from ws_gateway.compatible.anthropic_messages_answer import MessageWriter, messa
 from ws_gateway.compatible.anthropic_reasoning import from_block
 from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
+from ws_gateway.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from ws_gateway.compatible.wire import (
     Count,
     Int32,
@@ -53,6 +54,7 @@ class _Said(WireModel):
 
     type: str
     text: str = ""
+    cache_control: CacheControl | None = None
 
 
 class _Block(WireModel):
@@ -70,6 +72,7 @@ class _Block(WireModel):
     tool_use_id: str = ""
     content: str | tuple[_Said, ...] | object = ""
     is_error: bool | None = None
+    cache_control: CacheControl | None = None
 
 
 class _Message(WireModel):
@@ -83,6 +86,7 @@ class _Tool(WireModel):
     description: str = ""
     input_schema: JsonObject
     strict: bool = False
+    cache_control: CacheControl | None = None
 
 
 class _Choice(WireModel):
@@ -119,6 +123,7 @@ class _Request(_Countable, CacheAsked):
     output_config: _OutputConfig | None = None
     thinking: _Thinking | None = None
     service_tier: str | None = None
+    cache_control: CacheControl | None = None
     stop_sequences: tuple[str, ...] = ()
     temperature: float | None = None
     top_p: float | None = None
@@ -185,6 +190,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
         service_tier="" if request.service_tier == "auto" else request.service_tier or "",
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         cache=request.cache_policy(),
+        prompt_cache_ttl=cache_ttl(request.cache_control),
     )
 
 
@@ -199,10 +205,23 @@ def _thinking(request: _Request) -> int | None:
 
 
 def _messages(request: _Countable) -> list[pb.Message]:
-    system = _text("system", request.system)
-    told = [pb.Message(role=pb.ROLE_SYSTEM, parts=[pb.Part(text=system)])] if system else []
+    system = list(_system(request.system))
+    told = [pb.Message(role=pb.ROLE_SYSTEM, parts=system)] if system else []
     spoken = (turn for index, one in enumerate(request.messages) for turn in _turns(f"messages.{index}.content", one))
     return [*told, *spoken]
+
+
+def _system(system: str | tuple[_Said, ...]) -> Iterator[pb.Part]:
+    """One part, or one up to each breakpoint of the cache; together they are the same text."""
+    text = _text("system", system)
+    told = [said for said in system if said.text] if isinstance(system, tuple) else [_Said(type="text", text=text)]
+    piece = ""
+    for number, said in enumerate(told, start=1):
+        is_last = number == len(told)
+        piece += said.text if is_last else f"{said.text}\n"
+        if piece and (is_last or said.cache_control):
+            yield up_to(pb.Part(text=piece), said.cache_control)
+            piece = ""
 
 
 def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
@@ -211,10 +230,12 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
         return
     blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
-    results = [_result(where, block) for where, block in blocks if block.type == "tool_result"]
+    results = [
+        up_to(_result(where, block), block.cache_control) for where, block in blocks if block.type == "tool_result"
+    ]
     if results:
         yield pb.Message(role=pb.ROLE_TOOL, parts=results)
-    parts = [_part(where, block) for where, block in blocks if block.type != "tool_result"]
+    parts = [up_to(_part(where, block), block.cache_control) for where, block in blocks if block.type != "tool_result"]
     if parts:
         yield pb.Message(role=_ROLES[message.role], parts=parts)
 
@@ -269,6 +290,7 @@ def _tools(request: _Countable) -> list[pb.Tool]:
             description=tool.description,
             parameters_json=text_of(tool.input_schema),
             strict=tool.strict,
+            prompt_cache_ttl=cache_ttl(tool.cache_control),
         )
         for tool in request.tools
     ]

@@ -11,6 +11,7 @@ from ws_gateway.compatible import failures
 from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
 from ws_gateway.compatible.openai_chat_answer import ChatWriter, completion
+from ws_gateway.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from ws_gateway.compatible.wire import (
     Count,
     Int64,
@@ -66,6 +67,7 @@ class _Content(WireModel):
     image_url: _Address | None = None
     input_audio: _Sound | None = None
     file: _File | None = None
+    cache_control: CacheControl | None = None
 
 
 class _Function(WireModel):
@@ -97,6 +99,7 @@ class _ToolFunction(WireModel):
 class _Tool(WireModel):
     type: Literal["function"]
     function: _ToolFunction
+    cache_control: CacheControl | None = None
 
 
 class _ChosenName(WireModel):
@@ -192,7 +195,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
         request_id=request_id,
         model=request.model,
         messages=[_message(f"messages.{index}.content", message) for index, message in enumerate(request.messages)],
-        tools=[_tool(tool.function) for tool in request.tools or ()],
+        tools=[_tool(tool) for tool in request.tools or ()],
         tool_choice=_choice(request.tool_choice),
         output_format=_format(request.response_format),
         max_output_tokens=request.max_completion_tokens or request.max_tokens or 0,
@@ -211,7 +214,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
 def _message(field: str, message: _Message) -> pb.Message:
     if message.role == "tool":
         result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(field, message.content))
-        return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
+        return pb.Message(role=pb.ROLE_TOOL, parts=[up_to(pb.Part(tool_result=result), _last(message.content))])
     return pb.Message(role=ROLES[message.role], parts=list(_parts(field, message)))
 
 
@@ -219,7 +222,8 @@ def _parts(field: str, message: _Message) -> Iterator[pb.Part]:
     if isinstance(message.content, str):
         yield pb.Part(text=message.content)
     elif message.content:
-        yield from (_part(f"{field}.{index}", content) for index, content in enumerate(message.content))
+        for index, content in enumerate(message.content):
+            yield up_to(_part(f"{field}.{index}", content), content.cache_control)
     if message.refusal:
         yield pb.Part(refusal=message.refusal)
     for call in message.tool_calls:
@@ -263,12 +267,19 @@ def _text(field: str, content: str | tuple[_Content, ...] | None) -> str:
     return "\n".join(part.text for part in content)
 
 
-def _tool(function: _ToolFunction) -> pb.Tool:
+def _last(content: str | tuple[_Content, ...] | None) -> CacheControl | None:
+    """The breakpoint after the last of what is one text to the gateway."""
+    return content[-1].cache_control if isinstance(content, tuple) and content else None
+
+
+def _tool(tool: _Tool) -> pb.Tool:
+    function = tool.function
     return pb.Tool(
         name=function.name,
         description=function.description or "",
         parameters_json=text_of(function.parameters),
         strict=bool(function.strict),
+        prompt_cache_ttl=cache_ttl(tool.cache_control),
     )
 
 

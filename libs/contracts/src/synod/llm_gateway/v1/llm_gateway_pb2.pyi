@@ -144,10 +144,15 @@ class Part(_message.Message):
     AUDIO_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_TTL_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     refusal: _builtins.str
     vector: _builtins.bytes
     """Little-endian 32-bit floats; only in the records of Embed."""
+    prompt_cache_ttl: _builtins.str
+    """How long a provider that caches prompts where it is told to (Anthropic) shall keep the prompt up to the end of this
+    part: "5m" or "1h"; empty for no breakpoint. Others ignore it, as they do reasoning, refusals and sound.
+    """
     @_builtins.property
     def tool_call(self) -> Global___ToolCall: ...
     @_builtins.property
@@ -172,10 +177,11 @@ class Part(_message.Message):
         audio: Global___Audio | None = ...,
         file: Global___File | None = ...,
         vector: _builtins.bytes = ...,
+        prompt_cache_ttl: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "file", b"file", "image", b"image", "part", b"part", "prompt_cache_ttl", b"prompt_cache_ttl", "reasoning", b"reasoning", "refusal", b"refusal", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "tool_call", "tool_result", "reasoning", "refusal", "image", "audio", "file", "vector"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -349,12 +355,15 @@ class Tool(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     description: _builtins.str
     parameters_json: _builtins.str
     """JSON Schema of the arguments."""
     strict: _builtins.bool
     """The arguments follow the schema exactly, where the provider can promise it."""
+    prompt_cache_ttl: _builtins.str
+    """A breakpoint after this tool, as in Part."""
     def __init__(
         self,
         *,
@@ -362,10 +371,11 @@ class Tool(_message.Message):
         description: _builtins.str = ...,
         parameters_json: _builtins.str = ...,
         strict: _builtins.bool = ...,
+        prompt_cache_ttl: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json", "strict", b"strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json", "prompt_cache_ttl", b"prompt_cache_ttl", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,6 +434,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_MAX_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_TTL_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters."""
@@ -446,6 +457,8 @@ class GenerateRequest(_message.Message):
     """Who waits first when a limit makes calls wait."""
     reasoning_tokens_max: _builtins.int
     """Most tokens to think with, where the model takes such a number; 0 for none at all."""
+    prompt_cache_ttl: _builtins.str
+    """As in Part, but the provider chooses the place: the last one that can be cached."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
@@ -491,11 +504,12 @@ class GenerateRequest(_message.Message):
         priority: Global___Priority.ValueType = ...,
         cache: Global___CachePolicy | None = ...,
         reasoning_tokens_max: _builtins.int | None = ...,
+        prompt_cache_ttl: _builtins.str = ...,
         routing: Global___RoutingPolicy | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_tokens_max", b"reasoning_tokens_max", "routing", b"routing", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "reasoning_tokens_max", b"reasoning_tokens_max", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "prompt_cache_ttl", b"prompt_cache_ttl", "reasoning_effort", b"reasoning_effort", "reasoning_tokens_max", b"reasoning_tokens_max", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
