@@ -34,9 +34,11 @@ async def read(packed: bytes, coding: bytes, piece_bytes: int = 7) -> bytes:
         (gzip.compress(TEXT), b"gzip"),
         (gzip.compress(TEXT), b" GZIP "),
         (gzip.compress(TEXT), b"x-gzip"),
+        (gzip.compress(TEXT[:100]) + gzip.compress(TEXT[100:]), b"gzip"),
         (zlib.compress(TEXT), b"deflate"),
         (TEXT, b"identity"),
     ],
+    ids=["gzip", "capitals", "x-gzip", "two members", "deflate", "identity"],
 )
 @pytest.mark.parametrize("piece_bytes", [1, 100_000])
 async def test_what_is_packed_is_unpacked_however_it_is_cut(packed: bytes, coding: bytes, piece_bytes: int) -> None:
@@ -54,8 +56,14 @@ async def test_what_is_cut_or_damaged_is_an_error() -> None:
         await read(gzip.compress(TEXT)[:-1], b"gzip")
     with pytest.raises(ConnectionError, match="not packed as it says"):
         await read(TEXT, b"gzip")
+    with pytest.raises(ConnectionError, match="not packed as it says"):
+        await read(gzip.compress(TEXT) + TEXT, b"gzip")
     with pytest.raises(ConnectionError, match="packed as 'br'"):
         await read(TEXT, b"br")
+
+
+async def test_no_content_is_no_content_however_it_is_packed() -> None:
+    assert await read(b"", b"gzip") == b""
 
 
 def test_closing_closes_what_is_packed() -> None:

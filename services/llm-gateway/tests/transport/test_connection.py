@@ -66,6 +66,15 @@ async def test_what_has_arrived_before_a_cut_is_read_before_the_cut_is_told() ->
         await connection.read(soon())
 
 
+async def test_time_is_up_for_a_server_too_that_always_has_said_more() -> None:
+    connection = await asked(RecordedTransport(), b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhi")
+    with pytest.raises(TimeoutError):
+        await connection.read(asyncio.get_running_loop().time())
+
+    connection.data_received(b"ho")  # an answer that is there whole is given all the same
+    assert await connection.read(0.0) == b"hiho"
+
+
 async def test_a_trailer_adds_nothing_to_the_headers() -> None:
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nRetry-After: 9\r\n\r\n"
     connection = await asked(RecordedTransport(), chunked)

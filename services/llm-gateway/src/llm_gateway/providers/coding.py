@@ -26,24 +26,32 @@ def unpacked(body: Packed, coding: bytes) -> Packed:
 
 
 class _Unpacked:
-    """Implements Body."""
+    """Implements Body. Content that is empty is not packed, whatever its headers say."""
 
     def __init__(self, body: Packed) -> None:
         self._body = body
         self._unpacker = zlib.decompressobj(_EITHER)
+        self._begun = False
 
     async def read(self, until: float) -> bytes:
-        while packed := self._unpacker.unconsumed_tail or await self._body.read(until):
+        while packed := self._rest() or await self._body.read(until):
+            self._begun = True
             if piece := self._next(packed):
                 return piece
-        if not self._unpacker.eof:
+        if self._begun and not self._unpacker.eof:
             raise ConnectionError("the packed answer ends in its middle")
         return b""
 
     def close(self) -> None:
         self._body.close()
 
+    def _rest(self) -> bytes:
+        """What has arrived and is not unpacked yet."""
+        return self._unpacker.unconsumed_tail or self._unpacker.unused_data
+
     def _next(self, packed: bytes) -> bytes:
+        if self._unpacker.eof:  # another member may follow, and nothing else (RFC 1952, section 2.2)
+            self._unpacker = zlib.decompressobj(_EITHER)
         try:
             return self._unpacker.decompress(packed, _PIECE_BYTES_MAX)
         except zlib.error as error:

@@ -112,6 +112,8 @@ class Connection(asyncio.Protocol):
 
     async def read(self, until: float) -> bytes:
         """What has arrived of the content, or the next that does; none at its end."""
+        if not self.answered and self._loop.time() >= until:
+            raise TimeoutError  # also of a server that is never waited for, because it always has said more
         while not self._chunks:
             if self.answered:
                 return b""
