@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from ws_gateway.http import HEAD_BYTES_MAX, BodyTooLarge, BoundedHttp, Exchange, Straight, lines, straightened
+from ws_gateway.http import HEAD_BYTES_MAX, BodyTooLarge, BoundedHttp, Exchange, Patience, Straight, lines, straightened
 
 WAIT_S = 30
 BODY = b"x" * (4 * HEAD_BYTES_MAX)
@@ -83,6 +83,68 @@ async def test_a_head_that_does_not_end_is_refused_and_cut_off(begun: bytes, bef
         refusal = await reader.read()
     assert refusal.startswith(b"HTTP/1.1 400 Bad Request")
     assert f"larger than {HEAD_BYTES_MAX} bytes".encode() in refusal
+
+
+def hasty(kind: type[BoundedHttp]) -> type[BoundedHttp]:
+    """The same, with hardly any patience."""
+
+    class Hasty(kind):
+        patience = Patience(head_s=0.05, body_s=0.05, unread_s=0.05)
+
+    return Hasty
+
+
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_head_that_does_not_arrive_in_time_is_refused(before: int) -> None:
+    async with connected(hasty(BoundedHttp)) as (reader, writer):
+        for _ in range(before):
+            writer.write(post(b"first"))
+            await answered(reader)
+        writer.write(b"GET / HTTP/1.1\r\nx-slow: ")
+        assert b"did not arrive within 0.05 s" in await reader.read()
+
+
+async def test_a_connection_on_which_nothing_is_asked_is_closed_without_a_word() -> None:
+    async with connected(hasty(BoundedHttp)) as (reader, _):
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize(("kind", "path"), KINDS)
+async def test_a_body_that_does_not_arrive_in_time_is_not_waited_for(kind: type[BoundedHttp], path: bytes) -> None:
+    async with connected(hasty(kind)) as (reader, writer):
+        writer.write(post(b"first", path))
+        assert await answered(reader) == b"5"
+        writer.write(post(BODY, path)[:-1])
+        assert await reader.read() == b""
+
+
+async def test_an_answer_may_take_longer_than_a_request() -> None:
+    async def slow(exchange: Exchange) -> None:
+        asked.set()
+        await ready.wait()
+        await exchange.whole(200, b"", b"at last")
+
+    asked, ready = asyncio.Event(), asyncio.Event()
+    async with connected(hasty(straightened(Straight("/v1/", slow)))) as (reader, writer):
+        writer.write(post(b"", b"/v1/a"))
+        await asked.wait()
+        writer.write(b"\r\n")  # as old clients end what they post: it is taken for the begin of the next
+        asyncio.get_running_loop().call_later(0.15, ready.set)
+        assert await answered(reader) == b"at last"
+
+
+async def test_a_client_that_does_not_read_its_answer_is_left() -> None:
+    gone = asyncio.Event()
+
+    async def talking(exchange: Exchange) -> None:
+        exchange.when_gone(gone.set)
+        await exchange.begin(200, b"")
+        while not exchange.disconnected:
+            await exchange.piece(BODY)
+
+    async with connected(hasty(straightened(Straight("/v1/", talking)))) as (_, writer):
+        writer.write(post(b"x", b"/v1/a"))
+        await gone.wait()
 
 
 @pytest.mark.parametrize(("kind", "path"), KINDS)
@@ -184,6 +246,19 @@ async def test_an_answer_in_pieces_begins_with_its_first() -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
     assert b"\r\ntransfer-encoding: chunked\r\n" in head
+
+
+async def test_an_answer_in_pieces_to_a_client_that_knows_no_chunks_ends_with_the_connection() -> None:
+    async def counting(exchange: Exchange) -> None:
+        await exchange.begin(200, b"")
+        for piece in (b"one", b"", b"two"):
+            await exchange.piece(piece)
+        await exchange.end()
+
+    async with connected(straightened(Straight("/v1/", counting))) as (reader, writer):
+        writer.write(b"GET /v1/a HTTP/1.0\r\nhost: edge\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert (b"chunked" in head, body) == (False, b"onetwo")
 
 
 @pytest.mark.parametrize("behind", [b"", post(b"x", b"/v1/b")])

@@ -17,6 +17,20 @@ DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
 """How much is read of a body that is too large, before it is said."""
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection may wait for its client, in seconds; then it is closed. Whoever sends a byte now and then, or
+    never reads what it asked for, would otherwise keep it, and all that answers it, for ever.
+    """
+
+    head_s: float = 30.0
+    """For a head to arrive whole: of the first request since the connection was made, else since it began."""
+    body_s: float = 300.0
+    """For a body to arrive whole, since it began."""
+    unread_s: float = 60.0
+    """For some of an answer to be read, when no more of it can be sent."""
+
+
 class BodyTooLarge(BaseException):
     """A body is larger than its path allows. No Exception: a framework would answer for it, and wrongly."""
 
@@ -37,18 +51,28 @@ class BoundedHttp(HttpToolsProtocol):
     """One connection. All of a head is kept in memory until it ends: one that does not end is refused, and cut off."""
 
     straight: ClassVar[Straight | None] = None
+    patience: ClassVar[Patience] = Patience()
 
     _heads: int = 0
     _in_head: bool = True
     _head_bytes: int = 0
     _answered: object = None
+    _arriving: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_the_rest(self.patience.head_s)
 
     def data_received(self, data: bytes) -> None:
         within, heads = self._in_head, self._heads
         super().data_received(data)
         if not (within and self._in_head and heads == self._heads):
             self._head_bytes = 0
+            if not self._in_head:
+                self._expect_the_rest(self.patience.body_s)
             return
+        self._expect_the_rest(self.patience.head_s)
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
             self.send_400_response(f"The head of the request is larger than {HEAD_BYTES_MAX} bytes.")
@@ -60,15 +84,50 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self._begin(straight)
         self._heads, self._in_head = self._heads + 1, False
+        self._has_arrived()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_head = True
+        self._has_arrived()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.patience.unread_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._has_arrived()
+        self._is_read()
         super().connection_lost(exc)
         if isinstance(self._answered, Exchange):
             self._answered.leave()
+
+    def _expect_the_rest(self, within_s: float) -> None:
+        if self._arriving is None and not self.transport.is_closing():
+            self._arriving = self.loop.call_later(within_s, self._is_late)
+
+    def _has_arrived(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
+
+    def _is_late(self) -> None:
+        self._arriving = None
+        if self._in_head and self.cycle is not None and not self.cycle.response_complete:
+            self._expect_the_rest(self.patience.head_s)  # of the next request: this one's answer comes first
+        elif self._in_head and self._head_bytes:
+            self.send_400_response(f"The head of the request did not arrive within {self.patience.head_s} s.")
+        else:
+            self.transport.close()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """Of several requests that came one after the other, uvicorn knows only the last; this is the one being answered."""
@@ -106,6 +165,7 @@ class Exchange:
 
     __slots__ = (
         "_awaits_continue",
+        "_chunked",
         "_head",
         "_on_gone",
         "_protocol",
@@ -127,7 +187,8 @@ class Exchange:
         self.path = path
         # The first of several of one name; names are lower-case.
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(protocol.headers)}
-        self.keep_alive: bool = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        self._chunked = parser.get_http_version() != "1.0"
+        self.keep_alive: bool = parser.should_keep_alive() and self._chunked
         self.body = bytearray()
         self.more_body = True
         self.message_event = asyncio.Event()
@@ -172,15 +233,18 @@ class Exchange:
         self._complete()
 
     async def begin(self, status: int, headers: bytes) -> None:
-        """The head of an answer whose length is not known; it is sent with the first piece."""
-        self._begin(status, b"%btransfer-encoding: chunked\r\n" % headers)
+        """The head of an answer whose length is not known; it is sent with the first piece.
+
+        To a client of HTTP/1.0, which knows no chunks, it ends with the connection (RFC 9112, section 6.1).
+        """
+        self._begin(status, b"%btransfer-encoding: chunked\r\n" % headers if self._chunked else headers)
 
     async def piece(self, data: bytes) -> None:
-        await self._write(b"%x\r\n%b\r\n" % (len(data), data) if data else b"")
+        await self._write(b"%x\r\n%b\r\n" % (len(data), data) if data and self._chunked else data)
 
     async def end(self) -> None:
         """The end of an answer that was begun."""
-        await self._write(b"0\r\n\r\n")
+        await self._write(b"0\r\n\r\n" if self._chunked else b"")
         self._complete()
 
     def when_gone(self, do: Callable[[], object]) -> None:
