@@ -631,6 +631,15 @@ def test_events_are_read_with_a_filter_and_printed_whole(synod: Command, fakes: 
     )
 
 
+def test_who_asks_for_a_type_that_a_service_does_not_have_is_told_its_types(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("agent-runtime", "Read", log_pb.ReadResponse(head_position=9))
+    told = synod("events", "read", "agent-runtime", "--type", "RunStart[ed", "--type", "RunStarted", "--json")
+    assert told.exit_code == Exit.DONE  # a log may have other types than are known here
+    assert told.stderr.startswith("RunStart[ed: none of the types of agent-runtime, which are ")
+    assert ", RunStarted" in told.stderr
+    assert synod("events", "read", "agent-runtime", "--type", "RunStarted", "--json").stderr == ""
+
+
 def test_views_are_compared_with_what_their_events_say(synod: Command, fakes: FakeSystem) -> None:
     fakes.answer(
         "cost-ledger", "ListViews", log_pb.ListViewsResponse(views=[log_pb.View(name="spend", source="cost-ledger")])

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier, Literal
 from psycopg_pool import AsyncConnectionPool
@@ -34,6 +34,8 @@ from eventlog.records import EVERYTHING, Filter, StoredEvent, StreamId
 from eventlog.segments import BLOCK_EVENTS, Segment, SegmentReader, SegmentWriter, sweep
 
 _log = logging.getLogger(__name__)
+
+_Notes = TypeVar("_Notes", list[tuple[int, str, str, str, str]], list[tuple[bytes, str, int, int]])
 
 
 class Reading(Protocol):
@@ -185,35 +187,35 @@ class Archivist:
 
     async def note_subjects(self) -> None:
         """Let erasures reach what a former release archived, which left nothing in the database of whom events are about."""
-        async with self._pool.connection() as connection:
-            rows = await (await connection.execute(self._sql.unnoted)).fetchall()
-        for row in rows:
-            segment = Segment(*row)
-            try:
-                noted = await self._known.subjects(segment)
-            except ArchiveDamaged as damage:  # who needs the file will be told; it is asked again at the next open
-                _log.warning("of whom the events of %s are cannot be noted: %s", segment.file, damage)
-                continue
-            async with self._pool.connection() as connection, connection.transaction():
-                async with connection.cursor() as cursor:
-                    await cursor.executemany(self._sql.note_subject, noted)
-                await connection.execute(self._sql.noted, (segment.first,))
+        async for segment, subjects in self._read_back(self._sql.unnoted, self._known.subjects):
+            async with self._transaction() as cursor:
+                await cursor.executemany(self._sql.note_subject, subjects)
+                await cursor.execute(self._sql.noted, (segment.first,))
 
     async def note_hashes(self) -> None:
         """Let streams go on from what a former release archived, of which it noted the version alone: otherwise a writer
         would look for their hashes in the files, with the head locked.
         """
-        async with self._pool.connection() as connection:
-            rows = await (await connection.execute(self._sql.unhashed)).fetchall()
-        for row in rows:
-            segment = Segment(*row)
-            try:
-                ends = await self._known.ends(segment)
-            except ArchiveDamaged as damage:  # it is asked again at the next open, and by a writer that needs it
-                _log.warning("the hashes of the streams in %s cannot be noted: %s", segment.file, damage)
-                continue
-            async with self._pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
+        async for _, ends in self._read_back(self._sql.unhashed, self._known.ends):
+            async with self._transaction() as cursor:
                 await cursor.executemany(self._sql.note_hash, ends)
+
+    async def _read_back(
+        self, wanting: bytes, read: Callable[[Segment], Awaitable[_Notes]]
+    ) -> AsyncIterator[tuple[Segment, _Notes]]:
+        """What `read` finds in each segment of which the database knows too little, as `wanting` selects them."""
+        async with self._pool.connection() as connection:
+            rows = await (await connection.execute(wanting)).fetchall()
+        for segment in starmap(Segment, rows):
+            try:
+                yield segment, await read(segment)
+            except ArchiveDamaged as damage:  # who needs the file will be told; it is asked again at the next open
+                _log.warning("what is missing of %s in the database cannot be noted: %s", segment.file, damage)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncCursor[TupleRow]]:
+        async with self._pool.connection() as connection, connection.transaction(), connection.cursor() as cursor:
+            yield cursor
 
     async def _write(self, first: int, last: int) -> Segment:
         previous_hash = await self._hash_at(first - 1) if first > 1 else GENESIS

@@ -20,7 +20,7 @@ def from_int(value: int) -> bytes:
 
 def from_time(value: datetime) -> bytes:
     """timestamptz, of an aware datetime."""
-    return ((value - _EPOCH) // _MICROSECOND).to_bytes(8, "big", signed=True)
+    return from_int(microseconds(value))
 
 
 def microseconds(value: datetime) -> int:

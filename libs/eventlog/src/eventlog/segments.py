@@ -15,11 +15,12 @@ import os
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -161,8 +162,9 @@ class SegmentReader:
 
     def compare(self) -> None:
         """ArchiveDamaged unless the file on disk is, byte for byte, the one that was written."""
-        data = _bytes_at(self._path, Block(self.segment.first, 0, self.segment.size))
-        if sha256(data).digest() != self.segment.sha256:
+        with _opened(self._path, self.segment.first) as file:
+            digest = file_digest(file, "sha256").digest()
+        if digest != self.segment.sha256:
             problem = "its bytes are not those that were written"
             raise ArchiveDamaged(str(self._path), self.segment.first, problem)
 
@@ -214,16 +216,23 @@ def _lines(path: Path, block: Block) -> list[dict[str, Any]]:
 
 
 def _bytes_at(path: Path, block: Block) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(block.offset)
-            data = file.read(block.size)
-    except OSError as error:
-        raise ArchiveDamaged(str(path), block.first, f"it cannot be read: {error}") from error
+    with _opened(path, block.first) as file:
+        file.seek(block.offset)
+        data = file.read(block.size)
     if len(data) != block.size:
         problem = f"it ends at byte {block.offset + len(data)}, expected {block.offset + block.size}"
         raise ArchiveDamaged(str(path), block.first, problem)
     return data
+
+
+@contextmanager
+def _opened(path: Path, first: int) -> Iterator[BufferedReader]:
+    """The file, of which `first` is the position that cannot be had if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ArchiveDamaged(str(path), first, f"it cannot be read: {error}") from error
 
 
 def _unreadable(path: Path, block: Block, error: Exception) -> ArchiveDamaged:

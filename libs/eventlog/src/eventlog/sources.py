@@ -20,6 +20,7 @@ from eventlog.envelope import from_headers
 from eventlog.errors import SourceTruncated
 from eventlog.log import EventLog
 from eventlog.records import EVERYTHING, Filter, Page, StoredEvent
+from eventlog.signal import settle, settled
 
 _PIECE_EVENTS = 100
 
@@ -302,18 +303,18 @@ class _Arrivals:
 
     def __init__(self) -> None:
         self.messages: deque[Msg] = deque()
-        self._awaited: asyncio.Future[None] | None = None
+        self._awaited: asyncio.Future[bool] | None = None
 
     async def put(self, message: Msg) -> None:
         self.messages.append(message)
-        if self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result(None)
+        if self._awaited is not None:
+            settle(self._awaited)
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether there are messages, at once or before the time is over."""
         if not self.messages:
             self._awaited = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._awaited], timeout=timeout_s)
+            await settled(self._awaited, timeout_s)
         return bool(self.messages)
 
 

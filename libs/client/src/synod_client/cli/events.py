@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,12 +101,22 @@ def events_read(
         page = await synod.read(service, after=after, limit=limit, where=where, as_of=as_of)
         for event in page.events:
             print_event(event, as_json)
+        if not page.events:
+            _hint_at_types(service, types)
         if not as_json:
             errors.print(
                 f"[dim]{len(page.events)} events; the log's head is at {page.head_position}[/dim]", highlight=False
             )
 
     run(command if service else tell, data)
+
+
+def _hint_at_types(service: str, asked: list[str] | None) -> None:
+    """Whoever misspells a type waits in vain. No error: a log has types of its own too, and those of a newer release."""
+    own = sorted(event.type_name() for event in import_module(f"synod.{service.replace('-', '_')}.events").EVENTS)
+    if unknown := [name for name in asked or () if name not in own]:
+        hint = f"{', '.join(unknown)}: none of the types of {service}, which are {', '.join(own)}"
+        errors.print(hint, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _no_events(run_id: str, *, narrowed: bool) -> str:
@@ -126,6 +137,7 @@ def events_tail(
     where = _filter(types, run_id, stream)
 
     async def command(synod: Synod) -> None:
+        _hint_at_types(service, types)
         start = after if after is not None else (await synod.read(service, limit=1)).head_position
         async for event in synod.subscribe(service, after=start, where=where):
             print_event(event, as_json)
