@@ -197,6 +197,37 @@ async def test_a_client_that_waits_for_the_word_is_told_to_send() -> None:
         assert await answered(reader) == b"2"
 
 
+async def test_a_client_that_is_refused_without_the_word_need_not_send_its_body() -> None:
+    async def refusing(exchange: Exchange) -> None:
+        await exchange.whole(401, b"", b"no")
+
+    head, _ = post(b"12", b"/v1/a").split(b"\r\n\r\n")
+    async with connected(straightened(Straight("/v1/", refusing))) as (reader, writer):
+        writer.write(head + b"\r\nexpect: 100-continue\r\n\r\n")
+        answer = await reader.read()
+    assert answer.endswith(b"\r\nconnection: close\r\n\r\nno")
+
+
+@pytest.mark.parametrize(("kind", "path"), KINDS)
+@pytest.mark.parametrize("cut_after", [1, 40, 120, 10_000])
+async def test_a_wish_for_another_protocol_is_passed_over(kind: type[BoundedHttp], path: bytes, cut_after: int) -> None:
+    wish = b"\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n\r\n"
+    request = post(BODY, path).replace(b"\r\n\r\n", wish)
+    async with connected(kind) as (reader, writer):
+        for _ in range(2):
+            writer.write(request[:cut_after])
+            await writer.drain()
+            await asyncio.sleep(0)  # what follows comes on its own
+            writer.write(request[cut_after:])
+            assert await answered(reader) == str(len(BODY)).encode()
+
+
+async def test_a_tunnel_is_refused() -> None:
+    async with connected(STRAIGHT) as (reader, writer):
+        writer.write(b"CONNECT edge:443 HTTP/1.1\r\nhost: edge\r\n\r\n")
+        assert b"400 Bad Request" in await reader.read()
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 async def test_a_body_that_is_too_large_is_read_no_further_than_its_limit_and_then_refused(chunked: bool) -> None:
     body = bytes(BYTES_MAX + 1)

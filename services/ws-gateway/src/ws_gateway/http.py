@@ -3,6 +3,7 @@ a request is answered without ASGI between, for the paths where each layer is pa
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -57,6 +58,7 @@ class BoundedHttp(HttpToolsProtocol):
     _in_head: bool = True
     _head_bytes: int = 0
     _answered: object = None
+    _passed_over_at: int | None = None
     _arriving: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -67,6 +69,9 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         within, heads = self._in_head, self._heads
         super().data_received(data)
+        if self._passed_over_at is not None:
+            self._go_on_without_upgrade(data[self._passed_over_at :])
+            return
         if not (within and self._in_head and heads == self._heads):
             self._head_bytes = 0
             if not self._in_head:
@@ -78,6 +83,8 @@ class BoundedHttp(HttpToolsProtocol):
             self.send_400_response(f"The head of the request is larger than {HEAD_BYTES_MAX} bytes.")
 
     def on_headers_complete(self) -> None:
+        if self._is_passed_over():
+            return
         straight = self._straight_to()
         if straight is None:
             super().on_headers_complete()
@@ -87,6 +94,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._has_arrived()
 
     def on_message_complete(self) -> None:
+        if self._is_passed_over():
+            return
         super().on_message_complete()
         self._in_head = True
         self._has_arrived()
@@ -133,6 +142,32 @@ class BoundedHttp(HttpToolsProtocol):
         """Of several requests that came one after the other, uvicorn knows only the last; this is the one being answered."""
         self._answered = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _is_passed_over(self) -> bool:
+        """Whether the request would speak another protocol from here on that is not spoken here."""
+        return bool(self.parser.should_upgrade()) and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called where the parser stopped, which takes all behind such a head for the other protocol, also a body."""
+        stopped = sys.exception()
+        assert isinstance(stopped, httptools.HttpParserUpgrade)
+        self._passed_over_at = stopped.args[0]
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """A wish to upgrade is passed over (RFC 9110, section 7.8): the request is read as if it had not been said. Java's
+        client says it with all that it posts over plain HTTP.
+        """
+        self._passed_over_at = None
+        method: bytes = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("This is no proxy.")
+            return
+        version: bytes = self.parser.get_http_version().encode()
+        headers = b"".join([b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._head_bytes = 0
+        self.data_received(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, headers, rest))
 
     def _straight_to(self) -> "Exchange | None":
         """The exchange of a request that is answered straight; None for one that ASGI answers."""
@@ -274,6 +309,8 @@ class Exchange:
 
     def _begin(self, status: int, headers: bytes) -> None:
         self.response_started = True
+        if self._awaits_continue and self.more_body:
+            self.keep_alive = False  # the client may leave out the body, and its next request would be taken for it
         parting = b"" if self.keep_alive else b"connection: close\r\n"
         common = b"".join([b"%b: %b\r\n" % header for header in self._protocol.server_state.default_headers])
         self._head = b"%b%b%b%b\r\n" % (STATUS_LINE[status], common, headers, parting)
