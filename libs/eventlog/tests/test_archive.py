@@ -422,6 +422,13 @@ async def test_a_file_whose_events_hold_is_still_compared_with_what_was_written(
     assert (found.ok, found.broken_at) == (False, 21)
 
 
+async def test_what_was_added_to_a_file_is_found(log: PostgresEventLog, tmp_path: Path) -> None:
+    _, second = await log.archive(keep_events=15, segment_events=20)
+    with (tmp_path / second.file).open("ab") as file:
+        file.write(b"more")
+    assert (await log.verify()).broken_at == 21
+
+
 async def test_what_is_broken_before_a_damaged_file_is_found_first(
     log: PostgresEventLog, postgres_dsn: str, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from eventlog.limits import Limits
 from eventlog.log import Auditing
 from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
-from eventlog.prepared import PreparedConnection, rows
+from eventlog.prepared import PreparedConnection, impatient, rows
 from eventlog.records import (
     EVERYTHING,
     Append,
@@ -71,7 +71,7 @@ class PostgresEventLog:
         archive_of_writer = ArchivedReads(self._archived_event, self._archived_end)
         self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer)
         self._readers = AsyncConnectionPool(
-            dsn,
+            impatient(dsn),
             min_size=1,
             max_size=limits.readers_max,
             timeout=limits.reconnect_timeout_s,

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic, error_from_result, lookup
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
@@ -28,6 +29,15 @@ Parameters = Sequence[bytes | None]
 """Values in binary format, in the order of $1, $2, ...; None is null."""
 
 CONNECT_TIMEOUT_S: Final = 5
+SILENCE: Final = {
+    "tcp_user_timeout": 30_000,  # ms
+    "keepalives_idle": 10,  # s, as the next
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+}
+"""A server that is gone without a word, with its machine or the way to it, is given up after half a minute. The system
+would wait for a quarter of an hour, or two hours if nothing is on its way to it: so long would every append hang.
+"""
 
 _SYNCED: Final = ExecStatus.PIPELINE_SYNC
 _FAILED: Final = ExecStatus.FATAL_ERROR
@@ -73,7 +83,7 @@ class PreparedConnection:
         `heard` is told the payload of each notification that the setup listened for. It may come at any time, before the
         result of a statement that is running too. Raises psycopg.Error.
         """
-        connection = await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+        connection = await AsyncConnection.connect(impatient(dsn), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
         try:
             await connection.execute(setup)
         except BaseException:
@@ -211,6 +221,11 @@ class PreparedConnection:
             answer.set_result(self._results)  # the server's last words tell more than the silence after them
         else:
             answer.set_exception(self._lost)
+
+
+def impatient(dsn: str) -> str:
+    """The DSN with the limits of SILENCE, unless it has its own. Raises psycopg.ProgrammingError for one that is none."""
+    return make_conninfo("", **{**SILENCE, **conninfo_to_dict(dsn)})
 
 
 def rows(result: PGresult) -> Iterator[tuple[Any, ...]]:
