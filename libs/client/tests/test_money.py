@@ -20,6 +20,19 @@ from typer.testing import CliRunner
 Command = Callable[..., Any]
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
+FOCUS_MANDATORY = {
+    *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd"),
+    *("BillingPeriodStart", "ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd"),
+    *("ChargePeriodStart", "ContractedCost", "EffectiveCost", "InvoiceIssuerName", "ListCost", "PricingQuantity"),
+    *("PricingUnit", "ProviderName", "PublisherName", "ServiceCategory", "ServiceName"),
+}
+"""FOCUS 1.2: columns of feature level Mandatory. Of these BillingAccountName and ChargeClass may be null here."""
+FOCUS_OTHERS = {
+    *("ChargeFrequency", "ConsumedQuantity", "ConsumedUnit", "PricingCategory", "ServiceSubcategory"),
+    *("SkuId", "SkuMeter", "SkuPriceId", "SubAccountId", "Tags"),
+}
+"""FOCUS 1.2: recommended and conditional columns, of those that the ledger knows."""
+
 
 @pytest.fixture
 def synod(fakes: FakeSystem, tmp_path: Path) -> Command:
@@ -187,8 +200,23 @@ class TestExport:
         (row,) = csv.DictReader(self.export(synod, fakes, "focus", charge(revision=1)).splitlines())
         assert (row["BilledCost"], row["BillingCurrency"], row["ProviderName"]) == ("0.0000015", "USD", "openai")
         assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
-        assert (row["ChargeClass"], row["ConsumedQuantity"], row["SubAccountId"]) == ("Correction", "15", "p1")
-        assert json.loads(row["Tags"]) == {"agent": "writer", "model": "openai/gpt-5.5", "project_id": "p1"}
+        assert (row["ConsumedQuantity"], row["PricingUnit"], row["SubAccountId"]) == ("15", "Tokens", "p1")
+        tags = {"synod/agent": "writer", "synod/model": "openai/gpt-5.5", "synod/project_id": "p1"}
+        assert json.loads(row["Tags"]) == tags
+
+    def test_focus_has_every_mandatory_column_of_the_specification_and_marks_its_own(self) -> None:
+        row = focus_row(charge(attribution=pb.Attribution(tenant_id="acme")))
+        assert set(row) >= FOCUS_MANDATORY
+        assert {name for name in set(row) - FOCUS_MANDATORY if not name.startswith("x_")} <= FOCUS_OTHERS
+        assert {name for name in FOCUS_MANDATORY if row[name] == ""} == {"BillingAccountName", "ChargeClass"}
+
+    def test_a_corrected_charge_is_no_correction_of_its_own(self) -> None:
+        row = focus_row(charge(revision=2))
+        assert (row["ChargeClass"], row["x_Revision"]) == ("", 2)
+
+    def test_terms_are_of_the_price_and_not_of_the_sku(self) -> None:
+        row = focus_row(charge(price_context="processing=batch"))
+        assert (row["SkuId"], row["SkuPriceId"]) == ("openai/gpt-5.5", "openai/gpt-5.5 processing=batch")
 
     def test_a_billing_period_ends_with_its_month_at_the_end_of_a_year(self) -> None:
         december = charge(incurred_at=at(datetime(2026, 12, 31, 23, 59, tzinfo=UTC)))

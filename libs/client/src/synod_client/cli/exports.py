@@ -28,6 +28,8 @@ _OWNERS: Final = (
     "tool",
 )
 
+_TAG_PREFIX: Final = "synod/"
+
 Row = dict[str, str | int]
 
 
@@ -81,45 +83,77 @@ def plain_row(charge: ExportedCharge) -> Row:
 
 
 def focus_row(charge: ExportedCharge) -> Row:
-    """Columns of FOCUS. ListCost is by the provider's published price, before what the tenant negotiated; the others
-    are what is owed: there is no commitment, so that what is contracted, effective and billed are one.
+    """Columns of FOCUS 1.2: all mandatory ones, and of the others those that the ledger knows.
+
+    ListCost is by the provider's published price, before what the tenant negotiated; the others are what is owed: there
+    is no commitment, so that what is contracted, effective and billed are one. A row is a charge as it stands: a
+    correction has changed it (x_Revision) and is no charge of its own, so ChargeClass is null.
     """
     owner = charge.attribution
-    at = charge.incurred_at.ToDatetime(UTC)
-    month = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    cost = decimal_usd(charge.cost_nano_usd)
+    what = owner.model or owner.tool or "other"
     provider = owner.model.partition("/")[0] or "tool"
-    tags = {name: value for name in _OWNERS if (value := getattr(owner, name))}
-    tokens = charge.input_tokens + charge.output_tokens
+    cost = decimal_usd(charge.cost_nano_usd)
     return {
         "BilledCost": cost,
+        "BillingAccountId": owner.tenant_id,
+        "BillingAccountName": "",
         "BillingCurrency": "USD",
-        "BillingPeriodEnd": _time((month + timedelta(days=31)).replace(day=1)),
-        "BillingPeriodStart": _time(month),
+        **_periods(charge.incurred_at.ToDatetime(UTC)),
         "ChargeCategory": "Usage",
-        "ChargeClass": "Correction" if charge.revision else "",
-        "ChargeDescription": f"{'Call of' if owner.model else 'Tool'} {owner.model or owner.tool or 'unknown'}",
+        "ChargeClass": "",
+        "ChargeDescription": f"{'Call of' if owner.model else 'Tool'} {what}",
         "ChargeFrequency": "Usage-Based",
-        "ChargePeriodEnd": _time(at + timedelta(seconds=1)),
-        "ChargePeriodStart": _time(at),
-        "ConsumedQuantity": tokens or 1,
-        "ConsumedUnit": "Tokens" if tokens else "Calls",
+        **_quantities(charge),
         "ContractedCost": cost,
         "EffectiveCost": cost,
+        "InvoiceIssuerName": provider,
         "ListCost": decimal_usd(charge.list_cost_nano_usd),
+        "PricingCategory": "Standard",
         "ProviderName": provider,
         "PublisherName": provider,
-        "ResourceId": charge.id,
         "ServiceCategory": "AI and Machine Learning",
-        "ServiceName": owner.model or owner.tool,
-        "SkuId": f"{owner.model or owner.tool}{f' {charge.price_context}' if charge.price_context else ''}",
+        "ServiceName": what,
+        "ServiceSubcategory": "Generative AI" if owner.model else "Other (AI and Machine Learning)",
+        "SkuId": what,
+        "SkuPriceId": f"{what} {charge.price_context}".rstrip(),
         "SubAccountId": owner.project_id,
-        "Tags": json.dumps(tags, ensure_ascii=False),
+        "Tags": json.dumps(_tags(charge), ensure_ascii=False),
+        "x_ChargeId": charge.id,
         "x_InputTokens": charge.input_tokens,
         "x_OutputTokens": charge.output_tokens,
         "x_PriceSource": charge.price_source,
         "x_PriceVersion": charge.price_version,
+        "x_Revision": charge.revision,
     }
+
+
+def _periods(at: datetime) -> Row:
+    """FOCUS periods are half open; a call is charged within its second."""
+    month = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return {
+        "BillingPeriodEnd": _time((month + timedelta(days=31)).replace(day=1)),
+        "BillingPeriodStart": _time(month),
+        "ChargePeriodEnd": _time(at + timedelta(seconds=1)),
+        "ChargePeriodStart": _time(at),
+    }
+
+
+def _quantities(charge: ExportedCharge) -> Row:
+    """What was used is what is priced. Input and output have prices of their own, so no unit price is told."""
+    tokens = charge.input_tokens + charge.output_tokens
+    quantity, unit = (tokens, "Tokens") if tokens else (1, "Calls")
+    return {
+        "ConsumedQuantity": quantity,
+        "ConsumedUnit": unit,
+        "PricingQuantity": quantity,
+        "PricingUnit": unit,
+        "SkuMeter": unit,
+    }
+
+
+def _tags(charge: ExportedCharge) -> dict[str, str]:
+    """FOCUS wants the keys of tags that the provider defines to have a prefix."""
+    return {f"{_TAG_PREFIX}{name}": value for name in _OWNERS if (value := getattr(charge.attribution, name))}
 
 
 def decimal_usd(nano: int) -> str:
