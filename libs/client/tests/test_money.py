@@ -204,6 +204,24 @@ class TestExport:
         tags = {"synod/agent": "writer", "synod/model": "openai/gpt-5.5", "synod/project_id": "p1"}
         assert json.loads(row["Tags"]) == tags
 
+    def test_tags_are_in_every_format(self, synod: Command, fakes: FakeSystem) -> None:
+        tagged = charge(attribution=pb.Attribution(model="a/b", tags={"team": "search", "feature": "chat"}))
+        (plain,) = csv.DictReader(self.export(synod, fakes, "csv", tagged).splitlines())
+        (focus,) = csv.DictReader(self.export(synod, fakes, "focus", tagged).splitlines())
+        words = {"feature": "chat", "team": "search"}
+        assert json.loads(plain["tags"]) == words
+        assert json.loads(focus["Tags"]) == {"synod/model": "a/b", **words}
+        assert json.loads(self.export(synod, fakes, "json", tagged))["attribution"]["tags"] == words
+
+    def test_costs_are_chosen_by_tags(self, synod: Command, fakes: FakeSystem) -> None:
+        fakes.answer("cost-ledger", "QuerySpend", pb.QuerySpendResponse())
+        fakes.answer("cost-ledger", "ExportSpend", [pb.ExportSpendResponse()])
+        for words in (("spend",), ("spend", "export")):
+            assert synod(*words, "--tag", "team=search", "--tag", "rule=a=b").exit_code == Exit.DONE
+        for method in ("QuerySpend", "ExportSpend"):
+            (request,) = fakes.requests(method)
+            assert dict(request.filter.tags) == {"team": "search", "rule": "a=b"}
+
     def test_focus_has_every_mandatory_column_of_the_specification_and_marks_its_own(self) -> None:
         row = focus_row(charge(attribution=pb.Attribution(tenant_id="acme")))
         assert set(row) >= FOCUS_MANDATORY
@@ -340,6 +358,7 @@ class TestPrices:
         (["spend", "at", "openai/gpt-5.5", "--term", "batch"], "'batch' is not NAME=VALUE"),
         (["budget", "set", "a", "5", "--rolling", "1h"], "--window rolling and --rolling LENGTH belong together"),
         (["budget", "set", "a", "5", "--window", "rolling", "--rolling", "1 week"], "'1 week' is not a length of time"),
+        (["spend", "--tag", "team"], "'team' is not NAME=VALUE, such as team=search"),
         (["budget", "set", "a", "0.5", "--unit", "tokens"], "'0.5' is not a whole number"),
         (["prices", "set", "qwen3", "1", "1"], "'qwen3' is not provider/model"),
     ],

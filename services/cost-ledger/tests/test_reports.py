@@ -579,7 +579,7 @@ class TestHistory:
 
 INSERT_CHARGE = """
     insert into view_spend.charge values
-    (%s, 'charge', %s, '', '', '', '', '', '', '', '', %s, 'fixed', '', '', '', %s, 0, 0, 0, 1, 0, 0, '[]', '[]', 0)
+    (%s, 'charge', %s, '', '', '', '', '', '', '', '', '{}', %s, 'fixed', '', '', '', %s, 0, 0, 0, 1, 0, 0, '[]', '[]', 0)
 """
 
 

@@ -381,6 +381,38 @@ async def test_spend_is_grouped_and_filtered_by_any_attribution(ledger: CostLedg
     assert root.total_nano_usd == 100
 
 
+async def test_tags_are_kept_with_a_cost_and_choose_it_again(ledger: CostLedgerStub) -> None:
+    for id, words in (("r1", {"team": "search", "feature": "chat"}), ("r2", {"team": "ads"}), ("r3", {})):
+        held = await ledger.Reserve(hold(id, attribution=pb.Attribution(agent="writer", tags=words)))
+        assert dict(held.attribution.tags) == words
+        await ledger.Settle(settlement(id))
+    search = pb.Attribution(tags={"team": "search"})
+    spent = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["agent"], filter=search))
+    assert [(list(row.group), row.calls) for row in spent.rows] == [(["writer"], 1)]
+    pages = [page async for page in ledger.ExportSpend(pb.ExportSpendRequest(filter=search))]
+    (exported,) = (charge for page in pages for charge in page.charges)
+    assert (exported.id, dict(exported.attribution.tags)) == ("r1", {"team": "search", "feature": "chat"})
+    both = pb.Attribution(tags={"team": "search", "feature": "mail"})
+    assert not (await ledger.QuerySpend(pb.QuerySpendRequest(filter=both))).rows
+
+
+async def test_the_same_id_with_other_tags_is_another_request(ledger: CostLedgerStub) -> None:
+    await ledger.Reserve(hold("r1", attribution=pb.Attribution(tags={"team": "search"})))
+    again = await ledger.Reserve(hold("r1", attribution=pb.Attribution(tags={"team": "search"})))
+    assert again.state == pb.RESERVATION_STATE_HELD
+    error = await refusal(ledger.Reserve(hold("r1", attribution=pb.Attribution(tags={"team": "ads"}))))
+    assert isinstance(error, AlreadyExists)
+
+
+async def test_tags_that_are_none_are_refused_by_name_and_budgets_take_none(ledger: CostLedgerStub) -> None:
+    error = await refusal(ledger.Reserve(hold(attribution=pb.Attribution(tags={"team": ""}))))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "attribution.tags.team"
+    error = await refusal(ledger.SetBudget(budget(scope=pb.Attribution(tags={"team": "search"}))))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "scope.tags"
+
+
 async def test_spend_is_limited_in_time_half_open(ledger: CostLedgerStub, clock: FakeClock) -> None:
     await ledger.Reserve(hold("before"))
     clock.advance(60)

@@ -173,7 +173,7 @@ def request(request_id: str = "req", script: str = "answer: {{input}}!", **more:
             pb.Message(role=pb.ROLE_SYSTEM, parts=[pb.Part(text=script)]),
             pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="Hello")]),
         ],
-        "attribution": ledger_pb.Attribution(agent="scout", run_id="run_1"),
+        "attribution": ledger_pb.Attribution(agent="scout", run_id="run_1", tags={"team": "search"}),
     }
     return pb.GenerateRequest(**(values | more))  # type: ignore[arg-type]
 
@@ -205,6 +205,7 @@ async def test_an_answer_is_reserved_before_and_recorded_after(
     (reserved,) = ledger.reserved
     assert reserved.reservation_id == answer.reservation_id
     assert (reserved.model, reserved.attribution.agent, ledger.tenants) == ("simulator/sim-1", "scout", [tenant])
+    assert dict(reserved.attribution.tags) == {"team": "search"}
     assert reserved.input_tokens_max >= answer.usage.input_tokens
     assert reserved.output_tokens_max == 4096
     assert await event_types(channel) == ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
@@ -525,6 +526,7 @@ async def test_refusals_name_what_is_wrong_and_what_to_do(stub: LlmGatewayStub) 
         (request(max_output_tokens=-1), InvalidArgument, "max_output_tokens"),
         (request(fallback_models=["scout"] * 6), InvalidArgument, "at most 5"),
         (request(attribution=ledger_pb.Attribution(tenant_id="x")), InvalidArgument, "attribution.tenant_id"),
+        (request(attribution=ledger_pb.Attribution(tags={"2": "x"})), InvalidArgument, "attribution.tags"),
     ]
     for asked, kind, words in cases:
         error = await refused(stub.Generate(asked))

@@ -412,9 +412,11 @@ async def test_what_a_call_may_take_is_held_under_its_id_before_it_runs_and_told
     await grant(stub)
     request = execute("c1", "python_exec", {"code": "result = sum(range(100000))"})
     request.attribution.run_id = "run_2"
+    request.attribution.tags["team"] = "search"
     await stub.Execute(request)
     (held,) = ledger.of(tenant)
     assert (held.reservation_id, held.attribution.run_id, held.attribution.tool) == ("c1", "run_2", "python_exec")
+    assert dict(held.attribution.tags) == {"team": "search"}
     most = {each.unit: each.quantity for each in held.quantities}
     (done,) = await events_of(service, tenant, "ToolCallCompleted")
     assert isinstance(done, ToolCallCompleted)

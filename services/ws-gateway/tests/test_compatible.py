@@ -92,6 +92,19 @@ async def test_a_call_is_made_with_the_callers_token_and_counted_as_theirs(syste
     assert found.authorization.startswith("Bearer ey")
 
 
+async def test_tags_in_a_header_are_told_to_the_gateway(system: System) -> None:
+    system.fake.answer = HELLO
+    await posted(system, "/v1/chat/completions", CHAT, **{"synod-tags": "team=search, feature = a=b ,"})
+    assert dict(asked(system).attribution.tags) == {"team": "search", "feature": "a=b"}
+
+
+async def test_a_tag_without_a_value_is_refused_by_its_name(system: System) -> None:
+    status, body = await posted(system, "/v1/chat/completions", CHAT, **{"synod-tags": "team"})
+    assert status == 400
+    assert "'team': is written name=value" in body["error"]["message"]  # type: ignore[index]
+    assert not system.fake.requests("Generate")
+
+
 async def test_the_key_may_stand_where_anthropic_puts_it(system: System) -> None:
     system.fake.answer = HELLO
     async with anthropic_sdk(system) as client:

@@ -515,7 +515,7 @@ def _refusal(event: ReservationDenied) -> BudgetExceeded | BudgetSuspended:
 def _digest(request: ReservationRequest, attribution: Attribution) -> str:
     """What makes two requests the same. The time to live does not: a retry may ask for another."""
     content = (
-        attribution.model_dump_json(),
+        attribution.model_dump_json(exclude={"tags"}),
         request.model,
         str(request.input_tokens_max),
         str(request.output_tokens_max),
@@ -523,6 +523,7 @@ def _digest(request: ReservationRequest, attribution: Attribution) -> str:
         *([text_of(request.terms)] if request.terms else ()),
         *(f"{each.unit}={each.quantity}" for each in request.quantities),
         *sorted(request.modalities),
+        *(f"tag {tag.name}={tag.value}" for tag in attribution.tags),
     )
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from psycopg import AsyncConnection, sql
 from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
-from synod.common.values import Attribution, UsageLine
+from synod.common.values import Attribution, Tag, UsageLine
 from synod.cost_ledger.events import Hold, PriceSource, Unit
 
 from cost_ledger.naming import pattern_of
@@ -32,7 +33,7 @@ _UNIT_COLUMNS: Final[dict[Unit, sql.SQL]] = {
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Costs with these attributions, of a time half open; None is without end.
+    """Costs with these attributions and tags, of a time half open; None is without end.
 
     `model_scope` is that of a budget: also snapshots of a model by their dates, or all models of a provider.
     """
@@ -41,6 +42,7 @@ class Selection:
     since: datetime | None = None
     until: datetime | None = None
     model_scope: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,8 @@ def _conditions(selection: Selection) -> sql.Composed:
     ]
     if selection.model_scope:
         conditions.append(sql.SQL("model ~ %(model_scope)s"))
+    if selection.tags:
+        conditions.append(sql.SQL("tags @> %(tags)s"))
     if selection.since is not None:
         conditions.append(sql.SQL("incurred_at >= %(since)s"))
     if selection.until is not None:
@@ -225,14 +229,15 @@ def _conditions(selection: Selection) -> sql.Composed:
 def _values(tenant: str, selection: Selection) -> dict[str, object]:
     wanted = {f"where_{name}": value for name, value in selection.where.items()}
     pattern = pattern_of(selection.model_scope)
-    return {"tenant": tenant, "since": selection.since, "until": selection.until, "model_scope": pattern, **wanted}
+    times = {"since": selection.since, "until": selection.until}
+    return {"tenant": tenant, **times, "model_scope": pattern, "tags": Jsonb(dict(selection.tags)), **wanted}
 
 
 def _charge(tenant: str, row: dict[str, Any]) -> SettledCharge:
     return SettledCharge(
         id=row["id"],
         kind=row["kind"],
-        attribution=Attribution(tenant_id=tenant, **{name: row[name] for name in OWNERS}),
+        attribution=_attribution(tenant, row),
         incurred_at=row["incurred_at"],
         cost=row["cost"],
         input_tokens=row["input_tokens"],
@@ -245,3 +250,8 @@ def _charge(tenant: str, row: dict[str, Any]) -> SettledCharge:
         holds=HOLDS.validate_python(row["holds"]),
         revision=row["revision"],
     )
+
+
+def _attribution(tenant: str, row: Mapping[str, Any]) -> Attribution:
+    tags = tuple(Tag(name=name, value=value) for name, value in sorted(row["tags"].items()))
+    return Attribution(tenant_id=tenant, **{name: row[name] for name in OWNERS}, tags=tags)

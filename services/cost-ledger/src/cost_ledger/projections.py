@@ -65,7 +65,7 @@ class SpendView:
     """
 
     name: ClassVar[str] = "spend"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     types: ClassVar[frozenset[str] | None] = frozenset(
         {"CostReserved", "CostSettled", "ReservationReleased", "CostCharged", "ChargeRerated"}
     )
@@ -74,7 +74,7 @@ class SpendView:
             tenant text not null, kind text not null, id text not null,
             agent text not null, run_id text not null, root_run_id text not null, model text not null,
             tool text not null, user_id text not null, conversation_id text not null, project_id text not null,
-            incurred_at timestamptz not null, price_source text not null,
+            tags jsonb not null, incurred_at timestamptz not null, price_source text not null,
             price_version text not null, price_context text not null, usage_source text not null,
             cost bigint not null, pending bigint not null,
             input_tokens bigint not null, output_tokens bigint not null, calls bigint not null,
@@ -135,6 +135,7 @@ _CHARGE_COLUMNS: Final = (
     "user_id",
     "conversation_id",
     "project_id",
+    "tags",
     "incurred_at",
     "price_source",
     "cost",
@@ -236,7 +237,8 @@ def _charged(event: CostCharged) -> Row:
 
 
 def _owners(attribution: Attribution) -> Row:
-    return {name: getattr(attribution, name) for name in OWNERS}
+    owners: Row = {name: getattr(attribution, name) for name in OWNERS}
+    return {**owners, "tags": {tag.name: tag.value for tag in attribution.tags}}
 
 
 def _tokens(usage: Iterable[UsageLine], direction: str) -> int:

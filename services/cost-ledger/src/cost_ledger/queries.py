@@ -9,6 +9,7 @@ from typing import Any, Final, LiteralString
 
 from psycopg import AsyncConnection, sql
 from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
 from cost_ledger.book import Budget, Reservation
@@ -34,12 +35,13 @@ GROUPS_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SpendQuery:
-    """`group_by` names of GROUPS; `where` attributions that must be equal; the time half open, None without end."""
+    """`group_by` names of GROUPS; `where` attributions and `tags` that must be equal; the time half open, None without end."""
 
     group_by: tuple[str, ...] = ()
     where: Mapping[str, str] | None = None
     since: datetime | None = None
     until: datetime | None = None
+    tags: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,9 @@ def _spend_statement(tenant: str, query: SpendQuery) -> tuple[sql.Composed, dict
     for name, value in (query.where or {}).items():
         conditions.append(sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"where_{name}")))
         values[f"where_{name}"] = value
+    if query.tags:
+        conditions.append(sql.SQL("tags @> %(tags)s"))
+        values["tags"] = Jsonb(dict(query.tags))
     if query.since is not None:
         conditions.append(sql.SQL("incurred_at >= %(since)s"))
     if query.until is not None:

@@ -21,6 +21,7 @@ from servicekit.errors import (
     to_status,
 )
 from servicekit.paging import next_page_token
+from servicekit.tags import tags_of, values_of
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate, Window
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
@@ -187,6 +188,9 @@ def to_settlement(request: pb.SettleRequest) -> Settlement:
 def to_set_budget(request: pb.SetBudgetRequest, tenant: str, now: datetime) -> SetBudget:
     if (window := _WINDOWS.get(request.window)) is None:
         raise InvalidArgument("window", request.window, f"must be one of {', '.join(_WINDOWS)}")
+    if request.scope.tags:
+        problem = "a budget cannot be limited to tags, which every caller chooses; they are for reports"
+        raise InvalidArgument("scope.tags", ", ".join(request.scope.tags), problem)
     unit = _unit("unit", request.unit or "nano_usd")
     return SetBudget(
         budget_id=request.budget_id,
@@ -249,6 +253,7 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
         # "from" is a word of Python, so the field has no attribute that could be written down.
         since=_moment("from", getattr(request, "from")) if request.HasField("from") else None,
         until=_moment("until", request.until) if request.HasField("until") else None,
+        tags=values_of(wanted.tags),
     )
 
 
@@ -258,7 +263,7 @@ def _where(wanted: Attribution) -> dict[str, str]:
 
 def to_selection(request: pb.ExportSpendRequest | pb.PriceUsageAtRequest, tenant: str) -> Selection:
     wanted = to_attribution("filter", request.filter, tenant)
-    return Selection(_where(wanted), *to_period(request))
+    return Selection(_where(wanted), *to_period(request), tags=values_of(wanted.tags))
 
 
 def to_period(request: _Timed) -> tuple[datetime | None, datetime | None]:
@@ -305,6 +310,7 @@ def to_attribution(field: str, message: pb.Attribution, tenant: str) -> Attribut
         user_id=message.user_id,
         model=message.model,
         tool=message.tool,
+        tags=tags_of(f"{field}.tags", message.tags),
     )
 
 
@@ -478,7 +484,7 @@ def from_prices(found: Sequence[NamedPrice], size: int, version: str) -> pb.List
 
 
 def from_attribution(attribution: Attribution) -> pb.Attribution:
-    return pb.Attribution(**attribution.model_dump())
+    return pb.Attribution(**attribution.model_dump(exclude={"tags"}), tags=values_of(attribution.tags))
 
 
 def _stamp(moment: datetime) -> Timestamp:

@@ -19,6 +19,7 @@ from servicekit.errors import (
     ServiceError,
     Unavailable,
 )
+from servicekit.tags import tags_of, values_of
 from synod.common.values import Attribution
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
@@ -315,6 +316,7 @@ def to_attribution(message: ledger_pb.Attribution, tenant: str) -> Attribution:
         user_id=message.user_id,
         model=message.model,
         tool=message.tool,
+        tags=tags_of("attribution.tags", message.tags),
     )
 
 
@@ -584,6 +586,7 @@ def _from_attribution(attribution: Attribution) -> ledger_pb.Attribution:
         user_id=attribution.user_id,
         model=attribution.model,
         tool=attribution.tool,
+        tags=values_of(attribution.tags),
     )
 
 

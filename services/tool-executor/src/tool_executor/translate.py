@@ -19,6 +19,7 @@ from servicekit.errors import (
     ServiceError,
     Unavailable,
 )
+from servicekit.tags import tags_of, values_of
 from synod.common.values import Attribution
 from synod.cost_ledger.v1 import cost_ledger_pb2
 from synod.tool_executor.events import EffectClass, ToolRegistered
@@ -83,10 +84,12 @@ def name(field: str, value: str) -> str:
 
 def _attribution(message: cost_ledger_pb2.Attribution, tenant: str, agent: str) -> Attribution:
     """Whose the cost is, as the caller says, but for the tenant, which his token says."""
-    given = {field.name: value for field, value in message.ListFields() if field.name in Attribution.model_fields}
+    fields = Attribution.model_fields.keys() - {"tags"}
+    given = {field.name: value for field, value in message.ListFields() if field.name in fields}
     for field, value in given.items():
         name(f"attribution.{field}", value)
-    return Attribution.model_validate({"agent": agent} | given | {"tenant_id": tenant})
+    tags = tags_of("attribution.tags", message.tags)
+    return Attribution.model_validate({"agent": agent} | given | {"tenant_id": tenant, "tags": tags})
 
 
 # --- out ----------------------------------------------------------------------------------------------------------------
@@ -155,11 +158,15 @@ def from_reservation(reservation: Reservation) -> cost_ledger_pb2.ReserveRequest
     bounds = {"tool_ms": reservation.tool_ms_max, "cpu_ms": reservation.cpu_ms_max}
     return cost_ledger_pb2.ReserveRequest(
         reservation_id=reservation.call_id,
-        attribution=cost_ledger_pb2.Attribution(**reservation.attribution.model_dump()),
+        attribution=_from_attribution(reservation.attribution),
         upper_bound_nano_usd=reservation.nano_usd_max,
         quantities=[cost_ledger_pb2.Quantity(unit=unit, quantity=most) for unit, most in bounds.items() if most],
         ttl=_duration_ms(round(reservation.ttl.total_seconds() * 1000)),
     )
+
+
+def _from_attribution(attribution: Attribution) -> cost_ledger_pb2.Attribution:
+    return cost_ledger_pb2.Attribution(**attribution.model_dump(exclude={"tags"}), tags=values_of(attribution.tags))
 
 
 def from_file(file: File) -> pb.WorkspaceFile:

@@ -71,6 +71,7 @@ def plain_row(charge: ExportedCharge) -> Row:
         "kind": charge.kind,
         "incurred_at": _time(charge.incurred_at.ToDatetime(UTC)),
         **owners,
+        "tags": json.dumps(_words(charge), ensure_ascii=False) if charge.attribution.tags else "",
         "cost_usd": decimal_usd(charge.cost_nano_usd),
         "input_tokens": charge.input_tokens,
         "output_tokens": charge.output_tokens,
@@ -152,8 +153,13 @@ def _quantities(charge: ExportedCharge) -> Row:
 
 
 def _tags(charge: ExportedCharge) -> dict[str, str]:
-    """FOCUS wants the keys of tags that the provider defines to have a prefix."""
-    return {f"{_TAG_PREFIX}{name}": value for name in _OWNERS if (value := getattr(charge.attribution, name))}
+    """FOCUS wants the keys of tags that the provider defines to have a prefix, and the users' own to have none."""
+    owners = {f"{_TAG_PREFIX}{name}": value for name in _OWNERS if (value := getattr(charge.attribution, name))}
+    return owners | _words(charge)
+
+
+def _words(charge: ExportedCharge) -> dict[str, str]:
+    return dict(sorted(charge.attribution.tags.items()))
 
 
 def decimal_usd(nano: int) -> str:

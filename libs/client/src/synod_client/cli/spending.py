@@ -15,13 +15,14 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod_client.cli import exports
 from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, moment, provider_and_model, signed_nano_usd, terms
+from synod_client.cli.values import Since, Until, moment, provider_and_model, signed_nano_usd, tags, terms
 from synod_client.client import Synod
 
 spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
 
 Agent = Annotated[str, typer.Option(help="Only costs of this agent.")]
 Model = Annotated[str, typer.Option(help="Only costs of this model.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only costs tagged so, NAME=VALUE; repeatable.")]
 Run = Annotated[str, typer.Option("--run", help="Only of this run and the runs below it.")]
 
 
@@ -35,6 +36,7 @@ def spend(
         ),
     ] = None,
     run_id: Run = "",
+    tag: Tags = None,
     since: Since = "",
     until: Until = "",
     as_json: AsJson = False,
@@ -47,7 +49,7 @@ def spend(
     if context.invoked_subcommand:
         return
     groups = by or ["agent"]
-    request = pb.QuerySpendRequest(group_by=groups, filter=pb.Attribution(root_run_id=run_id))
+    request = pb.QuerySpendRequest(group_by=groups, filter=pb.Attribution(root_run_id=run_id, tags=tags(tag)))
     if (start := moment(since, "--since")) is not None:
         # "from" is a word of Python, so the field has no attribute that could be written down.
         getattr(request, "from").CopyFrom(start)
@@ -75,6 +77,7 @@ def spend_export(
     agent: Agent = "",
     model: Model = "",
     run_id: Run = "",
+    tag: Tags = None,
     since: Since = "",
     until: Until = "",
     data: Data = None,
@@ -83,7 +86,7 @@ def spend_export(
 
     Example: synod spend export --format focus --since 30d --file nov.csv
     """
-    scope = pb.Attribution(agent=agent, model=model, root_run_id=run_id)
+    scope = pb.Attribution(agent=agent, model=model, root_run_id=run_id, tags=tags(tag))
     request = pb.ExportSpendRequest(filter=scope, since=moment(since, "--since"), until=moment(until, "--until"))
 
     async def command(synod: Synod) -> None:

@@ -67,12 +67,21 @@ def provider_and_model(text: str, hint: str) -> tuple[str, str]:
     return provider, name
 
 
+def tags(texts: list[str] | None) -> dict[str, str]:
+    """``["team=search"]`` as a mapping; the ledger says which names and values there are."""
+    return _pairs(texts, "--tag", "team=search")
+
+
 def terms(texts: list[str] | None, hint: str) -> dict[str, str]:
     """``["processing=batch"]`` as a mapping."""
+    return _pairs(texts, hint, "processing=batch")
+
+
+def _pairs(texts: list[str] | None, hint: str, example: str) -> dict[str, str]:
     found = {}
     for text in texts or []:
         name, is_pair, value = text.partition("=")
         if not (is_pair and name and value):
-            raise typer.BadParameter(f"'{text}' is not NAME=VALUE, such as processing=batch", param_hint=hint)
+            raise typer.BadParameter(f"'{text}' is not NAME=VALUE, such as {example}", param_hint=hint)
         found[name] = value
     return found

@@ -5,6 +5,13 @@ from typing import Literal
 from synod.common.event import Value
 
 
+class Tag(Value):
+    """A free word on a cost, for reports."""
+
+    name: str
+    value: str
+
+
 class Attribution(Value):
     """Who and what a cost belongs to. Empty fields do not apply."""
 
@@ -17,6 +24,8 @@ class Attribution(Value):
     user_id: str = ""
     model: str = ""
     tool: str = ""
+    # By name, each once.
+    tags: tuple[Tag, ...] = ()
 
     def of_model(self, model: str) -> "Attribution":
         """The same for what is spent on this model."""

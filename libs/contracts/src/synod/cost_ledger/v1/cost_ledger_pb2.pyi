@@ -50,6 +50,26 @@ class Attribution(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TENANT_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
@@ -59,6 +79,7 @@ class Attribution(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TOOL_FIELD_NUMBER: _builtins.int
     ROOT_RUN_ID_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     project_id: _builtins.str
     agent: _builtins.str
@@ -69,6 +90,12 @@ class Attribution(_message.Message):
     tool: _builtins.str
     root_run_id: _builtins.str
     """The team run at the root when run_id is a member's run."""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free words for reports, such as team=search. At most 8; names of 1 to 32 characters of A-Z a-z 0-9 . _ -, the first a
+        letter; values of 1 to 64 printable characters. In a filter all of them must be equal; a budget's scope has none.
+        """
+
     def __init__(
         self,
         *,
@@ -81,10 +108,11 @@ class Attribution(_message.Message):
         model: _builtins.str = ...,
         tool: _builtins.str = ...,
         root_run_id: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "conversation_id", b"conversation_id", "model", b"model", "project_id", b"project_id", "root_run_id", b"root_run_id", "run_id", b"run_id", "tenant_id", b"tenant_id", "tool", b"tool", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "conversation_id", b"conversation_id", "model", b"model", "project_id", b"project_id", "root_run_id", b"root_run_id", "run_id", b"run_id", "tags", b"tags", "tenant_id", b"tenant_id", "tool", b"tool", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
