@@ -26,8 +26,10 @@ from cost_ledger.commands import (
     Renew,
     Rerate,
     Reserve,
+    ResumeBudget,
     SetBudget,
     Settle,
+    SuspendBudget,
     Unreserved,
 )
 from cost_ledger.errors import LedgerError
@@ -131,6 +133,10 @@ class Ledger(RuleBasedStateMachine):
     def reserve(self, process: int, wanted: list[tuple[str, str, int]]) -> None:
         self.run(process, *(self.reservation(*each) for each in wanted))
 
+    @rule(process=st.integers(0, 1), budget_id=st.sampled_from(["writer", "advice", "tokens"]), stop=st.booleans())
+    def a_budget_is_suspended_or_resumed(self, process: int, budget_id: str, stop: bool) -> None:
+        self.run(process, SuspendBudget(budget_id, "a leaked key") if stop else ResumeBudget(budget_id))
+
     @rule(process=st.integers(0, 1), name=st.sampled_from(NAMES), minutes=st.integers(1, 30))
     def renew(self, process: int, name: str, minutes: int) -> None:
         now = self.clock.now()
@@ -229,9 +235,10 @@ class Ledger(RuleBasedStateMachine):
         return [event for event in in_full if isinstance(event, Event)]
 
     def check_admission(self, event: Event) -> None:
-        """A hard budget goes below zero only by what was spent, never by what was admitted."""
+        """A hard budget goes below zero only by what was spent, never by what was admitted; a suspended one admits nothing."""
         after = evolve(self.book, event)
         if isinstance(event, CostReserved):
+            assert not any(after.budget(hold.budget_id).suspended_for for hold in event.holds)
             hard = [hold for hold in event.holds if after.budget(hold.budget_id).hard]
             assert all(after.available(hold) >= 0 for hold in hard)
         elif not isinstance(event, CostSettled | CostCharged | ChargeRerated | BudgetSet):

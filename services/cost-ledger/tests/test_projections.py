@@ -9,7 +9,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cost_ledger.books import Books
-from cost_ledger.commands import Charge, Command, Expire, Price, Release, Reserve, SetBudget, Settle
+from cost_ledger.commands import (
+    Charge,
+    Command,
+    Expire,
+    Price,
+    Release,
+    Reserve,
+    ResumeBudget,
+    SetBudget,
+    Settle,
+    SuspendBudget,
+)
 from cost_ledger.errors import LedgerError
 from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
 from cost_ledger.queries import Queries, SpendQuery
@@ -20,7 +31,7 @@ from eventlog.records import Context
 from eventlog.sources import LogSource
 from psycopg_pool import AsyncConnectionPool
 from servicekit.testing import FakeClock
-from synod.common.values import Attribution, UsageLine
+from synod.common.values import Attribution, Tag, UsageLine
 
 NOW = datetime(2026, 11, 30, 23, tzinfo=UTC)
 ACME = Context("acme", "usr_1")
@@ -45,7 +56,8 @@ def commands(seed: int, number: int) -> list[Command]:
         at = NOW + timedelta(minutes=step)
         name = f"r{chance.randrange(number // 3)}"
         usage = (UsageLine(direction="output", quantity=chance.randrange(90)),)
-        owner = Attribution(tenant_id="acme", agent=chance.choice(["writer", "analyst"]), model=MODEL)
+        tags = (Tag(name="team", value=chance.choice(["search", "ads"])),)
+        owner = Attribution(tenant_id="acme", agent=chance.choice(["writer", "analyst"]), model=MODEL, tags=tags)
         found.append(
             chance.choice(
                 [
@@ -55,6 +67,14 @@ def commands(seed: int, number: int) -> list[Command]:
                     Release(name, "refused"),
                     Expire(name, at),
                     Charge(name, owner, chance.randrange(50), at, step),
+                    chance.choice(
+                        [
+                            SuspendBudget("writer", f"at step {step}"),
+                            ResumeBudget("writer"),
+                            ResumeBudget("writer"),
+                            SetBudget("writer", Attribution(agent="writer"), 10**5 + step, False, "day", NOW),
+                        ]
+                    ),
                 ]
             )
         )
@@ -88,6 +108,12 @@ async def test_group_05_views_hold_the_same_money_as_the_book_and_as_their_rebui
     (total,) = await queries.spend("acme", SpendQuery())
     assert total.cost == sum(amount for account, amount in book.balances.items() if account.startswith("expense:"))
     assert total.pending == sum(reservation.reserved for reservation in book.open.values())
+    assert {each.budget.budget_id: each.budget for each in await queries.budgets("acme", "", 9, NOW)} == dict(
+        book.budgets
+    )
+    by_team = [await queries.spend("acme", SpendQuery(tags={"team": team})) for team in ("search", "ads")]
+    assert [rows[0].cost > 0 for rows in by_team] == [True, True]
+    assert sum(rows[0].cost for rows in by_team) == total.cost
     for name in {*book.open, *book.closed.values}:
         found, known = await queries.find("acme", name), book.reservation(name)
         assert found is not None and known is not None
