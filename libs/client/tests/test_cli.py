@@ -360,14 +360,15 @@ def test_chat_ends_with_an_empty_line_or_the_end_of_its_input(synod: Command, fa
     assert ("helper hi" in shown.stdout) == ("hello" in typed)
 
 
-def test_a_chat_whose_run_fails_says_why(synod: Command, fakes: FakeSystem) -> None:
-    failure = runtime_pb.RunFailure(reason="BUDGET_EXHAUSTED", message="nothing left")
+@pytest.mark.parametrize("reason", ["BUDGET_EXHAUSTED", "BUDGET_SUSPENDED"])
+def test_a_chat_whose_run_fails_says_why(synod: Command, fakes: FakeSystem, reason: str) -> None:
+    failure = runtime_pb.RunFailure(reason=reason, message="nothing left")
     fakes.answer("agent-runtime", "CreateConversation", runtime_pb.Conversation(id="cnv_1"))
     fakes.answer("agent-runtime", "SendMessage", runtime_pb.Run(id="run_1", definition_name="helper"))
     fakes.answer("agent-runtime", "WatchRun", [runtime_pb.RunUpdate(cursor=1)])
     fakes.answer("agent-runtime", "GetRun", runtime_pb.Run(state=runtime_pb.RUN_STATE_FAILED, failure=failure))
     failed = synod("chat", "helper", "-m", "hello")
-    assert (failed.exit_code, failed.stderr) == (Exit.BUDGET, "BUDGET_EXHAUSTED nothing left\n")
+    assert (failed.exit_code, failed.stderr) == (Exit.BUDGET, f"{reason} nothing left\n")
 
 
 # Logs and views

@@ -5,6 +5,7 @@ Failure group 1: 200 concurrent requests for the price of 10, by one process and
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,7 +23,7 @@ from eventlog.records import Append, Appended, Context, StreamId
 from servicekit.testing import FakeClock
 from synod.common.event import Event
 from synod.common.values import Attribution
-from synod.cost_ledger.events import CostReserved, Hold, ReservationDenied
+from synod.cost_ledger.events import CostReserved, FuzzyPriceUsed, Hold, ReservationDenied
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 ACME = Context("acme", "usr_1")
@@ -125,6 +126,17 @@ async def test_group_01_two_processes_on_one_log_never_grant_more_than_there_is(
     assert (await first.read("acme")).pending(HOLD) == (await second.read("acme")).pending(HOLD) == 100
     await first.close()
     await second.close()
+
+
+async def test_group_14_a_guessed_price_is_told_once_by_two_processes_that_use_it_together(log: CountingLog) -> None:
+    guess = Price(PRICE.rates, "book 1", "book_fuzzy", ("openai/gpt-5.4",))
+    processes = [Books(log, FakeClock(NOW)) for _ in range(2)]
+    wanted = [(process, replace(reserve(f"r{n}"), book_price=guess)) for n, process in enumerate(processes * 5)]
+    await asyncio.gather(*(process.execute(command, ACME) for process, command in wanted))
+    told = [event for event in await stored(log) if isinstance(event, FuzzyPriceUsed)]
+    assert told == [FuzzyPriceUsed(model="openai/gpt-5.5", price_version="book 1", priced_as="openai/gpt-5.4")]
+    for process in processes:
+        await process.close()
 
 
 async def test_what_another_process_wrote_is_seen_by_a_read_and_by_a_refusal(log: CountingLog) -> None:
