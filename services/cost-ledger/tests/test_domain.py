@@ -265,6 +265,11 @@ class TestSuspending:
         assert isinstance(event, ReservationDenied)
         assert event.budget_id == "team"
 
+    def test_suspension_is_told_before_a_lack_of_a_price(self) -> None:
+        event = only(decide(after(budget(), STOPPED), reserve(book_price=NO_PRICE, fixed=None)))
+        assert isinstance(event, ReservationDenied)
+        assert event.suspended_for == "a leaked key"
+
     def test_what_does_not_count_against_it_is_admitted(self) -> None:
         book = after(budget("team", agent="analyst"), STOPPED)
         assert isinstance(decide(book, reserve())[0], CostReserved)

@@ -147,8 +147,9 @@ def _price_in_force(book: Book, model: str, book_price: Price) -> Price:
     return book.price_of(model, book_price) if model else Price(UNPRICED, "", "fixed")
 
 
-def _refuse_unpriced(price: Price, command: Reserve, budgets: Iterable[Budget]) -> None:
-    if price.source != "unpriced":
+def _refuse_unpriced(price: Price, command: Reserve, budgets: tuple[Budget, ...]) -> None:
+    # A suspended budget refuses it anyway, and a price would not help.
+    if price.source != "unpriced" or any(budget.suspended_for for budget in budgets):
         return
     for budget in budgets:
         if budget.hard and budget.unit == "nano_usd":
