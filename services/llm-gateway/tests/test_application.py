@@ -35,6 +35,7 @@ from llm_gateway.flight import Began, Broken, CallEvent
 from llm_gateway.journal import Journal
 from llm_gateway.limits import LimitRule, Line
 from llm_gateway.providers.catalog import OPENAI
+from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import FakeProvider
 from llm_gateway.renewals import TTL_S, Renewals
@@ -130,6 +131,7 @@ class World:
     terms: Terms = field(default_factory=lambda: Terms(retry=AT_ONCE))
     circuit: CircuitTerms = field(default_factory=lambda: CircuitTerms(failures_max=1000, outcomes_min=1000))
     abort: Abort = "drain"
+    profile: CapabilityProfile = OPENAI
     hold_s: float = TTL_S
     admission: Admission = field(default_factory=Admission)
     living: set[str] = field(default_factory=set)
@@ -146,7 +148,9 @@ class World:
         self.living.add(worker)
         self.workers = FakeWorkers(worker, self.living)
         entries = (
-            ProviderEntry("fake", "openai-chat", OPENAI, self.provider, models=(KnownModel("m"),), abort=self.abort),
+            ProviderEntry(
+                "fake", "openai-chat", self.profile, self.provider, models=(KnownModel("m"),), abort=self.abort
+            ),
             ProviderEntry("other", "openai-chat", OPENAI, self.other, models=(KnownModel("m"),)),
             ProviderEntry("off", "openai-chat", OPENAI, None, "set OFF_KEY", models=(KnownModel("m"),)),
         )
@@ -807,21 +811,23 @@ async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(a
 
 
 @pytest.mark.parametrize(
-    ("wish", "hidden"),
+    ("wish", "reasons", "hidden"),
     [
-        ({}, []),
-        ({"reasoning_effort": "none"}, []),
-        ({"reasoning_effort": "high"}, [98]),
-        ({"reasoning_tokens_max": 50}, [50]),
-        ({"reasoning_tokens_max": 0, "reasoning_effort": "high"}, []),
+        ({}, False, []),
+        ({}, True, [98]),
+        ({"reasoning_effort": "none"}, True, []),
+        ({"reasoning_effort": "high"}, False, [98]),
+        ({"reasoning_tokens_max": 50}, True, [50]),
+        ({"reasoning_tokens_max": 0}, True, []),
+        ({"reasoning_tokens_max": 0, "reasoning_effort": "high"}, False, []),
     ],
 )
-async def test_group_07_an_estimate_keeps_what_was_reported_and_adds_the_reasoning_asked_for(
-    wish: dict[str, object], hidden: list[int]
+async def test_group_07_an_estimate_keeps_what_was_reported_and_adds_the_reasoning_that_may_have_been(
+    wish: dict[str, object], reasons: bool, hidden: list[int]
 ) -> None:
     provider = HeldProvider(("he",))
     provider.reported = Usage.of((UsageLine("input", 2), UsageLine("input", 5, cache="read")))
-    world = World(provider, abort="estimate")
+    world = World(provider, abort="estimate", profile=replace(OPENAI, reasons=reasons))
     call = replace(asked(), request=replace(REQUEST, **wish))  # type: ignore[arg-type]
     leaving = asyncio.create_task(world.stream(call))
     await provider.reached.wait()
@@ -843,6 +849,17 @@ async def test_an_answer_without_usage_is_charged_with_the_reasoning_asked_for()
     answer = await world.generate(replace(asked(), request=replace(REQUEST, reasoning_effort="low")))
 
     assert answer.usage.output_tokens == 100
+
+
+async def test_an_answer_without_usage_of_a_model_that_reasons_by_itself_is_charged_with_all_that_was_reserved() -> (
+    None
+):
+    world = World(FakeProvider([replace(HELLO, usage=None)]), profile=replace(OPENAI, reasons=True))
+
+    answer = await world.generate()
+
+    (reserved,) = world.ledger.reservations
+    assert answer.usage.output_tokens == reserved.output_tokens_max == 100
 
 
 async def test_group_13_a_rate_limit_in_the_middle_of_a_stream_ends_it_at_once() -> None:

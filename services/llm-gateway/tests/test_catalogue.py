@@ -6,7 +6,7 @@ import pytest
 from llm_gateway.catalogue import Catalogue, ProviderEntry, hosted_models
 from llm_gateway.errors import ModelUnavailable, UnknownModel
 from llm_gateway.main import ANY_MODEL, SIMULATOR_MODELS
-from llm_gateway.providers.catalog import ANTHROPIC, OPENAI, OPENAI_COMPATIBLE
+from llm_gateway.providers.catalog import ANTHROPIC, KINDS, OPENAI, OPENAI_COMPATIBLE, DialectName
 from llm_gateway.providers.testing import FakeProvider
 
 ENTRIES = (
@@ -80,6 +80,27 @@ def test_cards_carry_aliases_and_capabilities() -> None:
     (card,) = [card for card in CATALOGUE.cards("openai") if card.id == "openai/gpt-5-mini"]
     assert card.aliases == ("small",)
     assert {"tools", "streaming", "json_schema"} <= set(card.capabilities)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "model", "reasons"),
+    [
+        ("openai-chat", "gpt-4o", False),
+        ("openai-chat", "gpt-5-mini", True),
+        ("openai-responses", "o3", True),
+        ("anthropic-messages", "claude-haiku-4-5-20251001", False),
+        ("anthropic-messages", "claude-opus-5", True),
+        ("anthropic-messages", "claude-of-next-year", True),
+        ("gemini-generate", "gemini-2.0-flash", False),
+        ("gemini-generate", "gemini-2.5-flash-lite", False),
+        ("gemini-generate", "gemini-2.5-flash", True),
+        ("openai-compatible", "qwen3", False),
+    ],
+)
+def test_models_are_known_to_think_without_being_asked(dialect: DialectName, model: str, reasons: bool) -> None:
+    kind = KINDS[dialect]
+    entry = ProviderEntry("p", dialect, kind.profile, FakeProvider(), accepts=ANY_MODEL, profiles=kind.families)
+    assert Catalogue((entry,)).target(f"p/{model}").reasons == reasons
 
 
 OFFLINE = """

@@ -101,6 +101,12 @@ async def test_a_model_has_a_target_at_each_deployment_that_serves_it(transport:
     assert found[1].circuit == f"openai/gpt-4o openai-eu {key_id(KEY)}"
 
 
+async def test_the_roster_says_whether_a_model_thinks_without_being_asked(transport: Transport) -> None:
+    assert not catalogue({}, transport).target("openai/gpt-4o").reasons
+    known = catalogue({"models": [{"id": "openai/gpt-4o", "reasons": True}]}, transport)
+    assert known.target("openai/gpt-4o").reasons
+
+
 async def test_another_key_is_another_circuit(transport: Transport) -> None:
     circuits = {
         catalogue({"deployments": [EU]}, transport, {"openai-eu": key}).targets("openai/gpt-4o")[1].circuit

@@ -150,7 +150,7 @@ class ProviderEntry:
 class Target:
     """A model that can be called. `id` is "provider/model", `model` the provider's own name for it.
 
-    `warnings` go with each of its answers; `output_tokens_max` is 0 when unknown.
+    `warnings` go with each of its answers; `output_tokens_max` is 0 when unknown; `reasons` as in CapabilityProfile.
     """
 
     id: str
@@ -165,6 +165,7 @@ class Target:
     warnings: tuple[str, ...] = ()
     hedge: Hedge | None = None
     output_tokens_max: int = 0
+    reasons: bool = False
     circuit: str = field(init=False)
     """What fails and is limited by itself: a model at a deployment under a key."""
 
@@ -243,6 +244,7 @@ class Catalogue:
                 warnings=warnings,
                 hedge=known.hedge,
                 output_tokens_max=known.output_tokens_max,
+                reasons=profile_of(entry.profiles, entry.profile, name).reasons,
             )
             for deployment in serving
         )

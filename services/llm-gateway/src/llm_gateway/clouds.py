@@ -56,7 +56,15 @@ async def _vertex(stack: AsyncExitStack, settings: Settings, now: Now) -> Provid
         )
         provider = await stack.enter_async_context(opening)
     remedy = "set ANTHROPIC_VERTEX_PROJECT_ID"
-    return ProviderEntry("vertex", "anthropic-messages", catalog.ANTHROPIC, provider, remedy, accepts=ANY_MODEL)
+    return ProviderEntry(
+        "vertex",
+        "anthropic-messages",
+        catalog.ANTHROPIC,
+        provider,
+        remedy,
+        accepts=ANY_MODEL,
+        profiles=catalog.ANTHROPIC_FAMILIES,
+    )
 
 
 async def _bedrock(stack: AsyncExitStack, settings: Settings, now: Now) -> ProviderEntry:

@@ -89,13 +89,15 @@ def delivered_bound(parts: Iterable[StreamPart]) -> int:
     return sum(_delta(part) for part in parts)
 
 
-def hidden_bound(request: ModelRequest, visible: int, output_tokens_max: int) -> int:
+def hidden_bound(request: ModelRequest, visible: int, output_tokens_max: int, *, reasons: bool) -> int:
     """How many tokens of reasoning an answer may have besides the `visible` ones: as many as were allowed for it, else as
-    the limit of the output leaves; none where no reasoning was asked for.
+    the limit of the output leaves, which every provider counts reasoning in. None where none was asked for, unless the
+    model `reasons` by itself and was not told to leave it.
     """
     allowed = request.reasoning_tokens_max
     if allowed is None:
-        allowed = output_tokens_max if request.reasoning_effort not in (None, "", "none") else 0
+        wanted = request.reasoning_effort != "none" if request.reasoning_effort else reasons
+        allowed = output_tokens_max if wanted else 0
     return max(0, min(allowed, output_tokens_max - visible))
 
 

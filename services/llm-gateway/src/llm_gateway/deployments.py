@@ -54,7 +54,10 @@ def with_roster(
 
 def _new_entry(spec: DeploymentSpec) -> ProviderEntry:
     """A provider that is known by its deployments alone runs whatever its owner loaded."""
-    return ProviderEntry(spec.provider, spec.dialect, KINDS[spec.dialect].profile, None, REMEDY, accepts=ANY_MODEL)
+    kind = KINDS[spec.dialect]
+    return ProviderEntry(
+        spec.provider, spec.dialect, kind.profile, None, REMEDY, accepts=ANY_MODEL, profiles=kind.families
+    )
 
 
 def _with_specs(
@@ -92,7 +95,8 @@ def _profiles(models: Sequence[ModelSpec], entry: ProviderEntry) -> Mapping[str,
 
 def _profile(spec: ModelSpec, profile: CapabilityProfile) -> CapabilityProfile:
     kept = profile.parameters - frozenset(spec.lacks)
-    return replace(profile, parameters=kept, unsupported=spec.unsupported or profile.unsupported)
+    reasons = profile.reasons if spec.reasons is None else spec.reasons
+    return replace(profile, parameters=kept, unsupported=spec.unsupported or profile.unsupported, reasons=reasons)
 
 
 def _merged(entry: ProviderEntry, specs: Sequence[ModelSpec], today: date) -> tuple[KnownModel, ...]:

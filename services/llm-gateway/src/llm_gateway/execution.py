@@ -711,7 +711,8 @@ class Execution:
 
     def _output_lines(self, attempt: Attempt, visible: int) -> tuple[UsageLine, ...]:
         """What was shown, and the reasoning that may have been billed besides."""
-        hidden = counting.hidden_bound(attempt.aim.request, visible, attempt.aim.need.output_tokens)
+        aim = attempt.aim
+        hidden = counting.hidden_bound(aim.request, visible, aim.need.output_tokens, reasons=aim.target.reasons)
         return UsageLine("output", visible), UsageLine("output", hidden, reasoning=True)
 
     def _completed_event(

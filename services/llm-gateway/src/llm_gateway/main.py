@@ -279,9 +279,14 @@ def _anthropic(settings: Settings, transport: Transport, now: Now) -> ProviderEn
     provider: Provider | None = None
     if key := _secret(settings.anthropic_api_key):
         provider = catalog.anthropic(transport, now, key, settings.anthropic_base_url)
-    models = hosted_models("anthropic", now().date())
     return ProviderEntry(
-        "anthropic", "anthropic-messages", catalog.ANTHROPIC, provider, "set ANTHROPIC_API_KEY", models
+        "anthropic",
+        "anthropic-messages",
+        catalog.ANTHROPIC,
+        provider,
+        "set ANTHROPIC_API_KEY",
+        hosted_models("anthropic", now().date()),
+        profiles=catalog.ANTHROPIC_FAMILIES,
     )
 
 
@@ -298,6 +303,7 @@ def _google(settings: Settings, transport: Transport, now: Now) -> ProviderEntry
         provider,
         "set GEMINI_API_KEY",
         hosted_models("google", now().date()),
+        profiles=catalog.GEMINI_FAMILIES,
         embedder=embedder,
         embeds=hosted_embeddings("google"),
     )

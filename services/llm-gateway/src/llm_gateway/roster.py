@@ -60,7 +60,8 @@ class DeploymentSpec(_Frozen):
 class ModelSpec(_Frozen):
     """What differs from what is known; None and empty change nothing. `unsupported` says what becomes of parameters that
     the model does not take: left out with a warning, or the request refused. `hedge_after_s` begins a second attempt at
-    another deployment once one has shown nothing for so long; with `hedge_pays_twice` also where both are billed.
+    another deployment once one has shown nothing for so long; with `hedge_pays_twice` also where both are billed. `reasons`
+    says whether the model thinks without being asked, which is charged where an answer's usage has to be estimated.
     """
 
     id: str = Field(pattern=r"^[^/\s]+/\S+$")
@@ -75,6 +76,7 @@ class ModelSpec(_Frozen):
     unsupported: Literal["drop", "reject"] | None = None
     hedge_after_s: float | None = Field(default=None, gt=0)
     hedge_pays_twice: bool = False
+    reasons: bool | None = None
 
     @property
     def provider(self) -> str:

@@ -5,7 +5,7 @@ come from `openai_compatible`. The simulator is reached as `openai` or `anthropi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Literal
 
@@ -33,13 +33,14 @@ OPENAI = CapabilityProfile(
     )
 )
 OPENAI_REASONING = CapabilityProfile(
-    parameters=frozenset({"seed", "reasoning_effort", "service_tier", "parallel_tool_calls"})
+    parameters=frozenset({"seed", "reasoning_effort", "service_tier", "parallel_tool_calls"}), reasons=True
 )
 ANTHROPIC = CapabilityProfile(
     parameters=frozenset({"stop", "reasoning_effort", "reasoning_tokens_max", "service_tier", "parallel_tool_calls"}),
     output_formats=frozenset({"text", "json_schema"}),
     output_tokens_default=4096,
     audio=False,
+    reasons=True,
 )
 OPENAI_COMPATIBLE = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "seed", "stop", "reasoning_effort"}), files=False
@@ -53,14 +54,21 @@ OPENAI_RESPONSES = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "reasoning_effort", "service_tier", "parallel_tool_calls"})
 )
 OPENAI_RESPONSES_REASONING = CapabilityProfile(
-    parameters=frozenset({"reasoning_effort", "service_tier", "parallel_tool_calls"})
+    parameters=frozenset({"reasoning_effort", "service_tier", "parallel_tool_calls"}), reasons=True
 )
 GEMINI = CapabilityProfile(
-    parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "reasoning_tokens_max"})
+    parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "reasoning_tokens_max"}),
+    reasons=True,
 )
 
 OPENAI_FAMILIES = dict.fromkeys(("o1", "o3", "o4", "gpt-5", "gpt-6"), OPENAI_REASONING)
 """Models that reason refuse to be told how to sample."""
+ANTHROPIC_FAMILIES = dict.fromkeys(
+    ("claude-2", "claude-3", "claude-opus-4", "claude-sonnet-4", "claude-haiku-4"), replace(ANTHROPIC, reasons=False)
+)
+"""Claude thought only when asked to; from Opus 5 on it does by itself (Anthropic's pages "What's new")."""
+GEMINI_FAMILIES = dict.fromkeys(("gemini-1", "gemini-2.0", "gemini-2.5-flash-lite"), replace(GEMINI, reasons=False))
+"""The others think unless told not to (Google's page on thinking)."""
 
 Now = Callable[[], datetime]
 DialectName = Literal[
@@ -90,11 +98,13 @@ def openai_responses(transport: Transport, now: Now, api_key: str, base_url: str
 
 
 def google(transport: Transport, now: Now, api_key: str, base_url: str = GOOGLE_BASE_URL) -> HttpProvider:
-    return HttpProvider(Endpoint("google", base_url, api_key, GEMINI), GeminiGenerateDialect(), transport, now)
+    endpoint = Endpoint("google", base_url, api_key, GEMINI, GEMINI_FAMILIES)
+    return HttpProvider(endpoint, GeminiGenerateDialect(), transport, now)
 
 
 def anthropic(transport: Transport, now: Now, api_key: str, base_url: str = ANTHROPIC_BASE_URL) -> HttpProvider:
-    return HttpProvider(Endpoint("anthropic", base_url, api_key, ANTHROPIC), AnthropicMessagesDialect(), transport, now)
+    endpoint = Endpoint("anthropic", base_url, api_key, ANTHROPIC, ANTHROPIC_FAMILIES)
+    return HttpProvider(endpoint, AnthropicMessagesDialect(), transport, now)
 
 
 def openai_compatible(
@@ -140,8 +150,8 @@ KINDS: Final[Mapping[DialectName, Kind]] = {
         dict.fromkeys(OPENAI_FAMILIES, OPENAI_RESPONSES_REASONING),
         OPENAI_BASE_URL,
     ),
-    "anthropic-messages": Kind(AnthropicMessagesDialect, ANTHROPIC, {}, ANTHROPIC_BASE_URL),
-    "gemini-generate": Kind(GeminiGenerateDialect, GEMINI, {}, GOOGLE_BASE_URL),
+    "anthropic-messages": Kind(AnthropicMessagesDialect, ANTHROPIC, ANTHROPIC_FAMILIES, ANTHROPIC_BASE_URL),
+    "gemini-generate": Kind(GeminiGenerateDialect, GEMINI, GEMINI_FAMILIES, GOOGLE_BASE_URL),
     "openai-compatible": Kind(_local_wire, OPENAI_COMPATIBLE),
     "vllm": Kind(_local_wire, VLLM),
 }

@@ -39,7 +39,9 @@ _OPTIONAL: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CapabilityProfile:
-    """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one."""
+    """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one. `reasons`
+    says that the model thinks, and bills it, unless it is told not to.
+    """
 
     parameters: frozenset[Parameter]
     output_formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
@@ -48,6 +50,7 @@ class CapabilityProfile:
     audio: bool = True
     unsupported: Literal["drop", "reject"] = "drop"
     output_tokens_default: int | None = None
+    reasons: bool = False
 
 
 def profile_of(families: Mapping[str, CapabilityProfile], others: CapabilityProfile, model: str) -> CapabilityProfile:
