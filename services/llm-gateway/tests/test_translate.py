@@ -1,7 +1,7 @@
 """Requests as the gateway understands them."""
 
 from llm_gateway import translate
-from llm_gateway.domain import File, Image, Message, Text, ToolCall, ToolResult
+from llm_gateway.domain import Answer, File, Image, Message, Text, ToolCall, ToolResult, Usage
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 FILE = pb.File(media_type="text/plain", name="f", data=b"t")
@@ -35,3 +35,14 @@ def test_breakpoints_of_a_providers_cache_stay_with_what_they_stand_behind() -> 
     )
     assert [tool.cache_ttl for tool in asked.tools] == ["1h", None]
     assert asked.cache_ttl == asked.aimed_at("other", 9).cache_ttl == "5m"
+
+
+def test_an_answer_on_record_keeps_the_providers_own_word_for_its_end() -> None:
+    said = Message("assistant", (Text("hi"),))
+    answer = Answer(
+        "req", said, "stop", Usage.of(()), "provider_final", "p/m", "r", "mc:1", raw_finish_reason="end_turn"
+    )
+    records = translate.AnswerRecords()
+
+    assert records.load(records.dump(answer)) == answer
+    assert translate.from_answer(answer).provider_finish_reason == "end_turn"

@@ -446,6 +446,47 @@ async def test_a_stream_of_reasoning_and_tools_builds_the_whole_message(system: 
     assert message.stop_reason == "tool_use"
 
 
+# --- how an answer ended ---
+
+
+@pytest.mark.parametrize(
+    ("reason", "native", "chat", "message"),
+    [
+        ("stop", "stop_sequence", "stop", "stop_sequence"),
+        ("stop", "STOP", "stop", "end_turn"),
+        ("length", "max_output_tokens", "length", "max_tokens"),
+        ("stop", "", "stop", "end_turn"),
+    ],
+)
+async def test_an_answer_says_in_the_providers_own_word_how_it_ended_where_there_is_room(
+    system: System, reason: str, native: str, chat: str, message: str
+) -> None:
+    ended = answer(pb.Part(text="Hello"), finish=reason)
+    ended.provider_finish_reason = native
+    system.fake.answer = ended
+    system.fake.model_events = [STARTED, pb.StreamEvent(completed=ended)]
+    _, whole = await posted(system, "/v1/chat/completions", CHAT)
+    last = json.loads((await frames(system, "/v1/chat/completions", CHAT))[-2])
+    _, said = await posted(system, "/v1/messages", MESSAGE)
+
+    for choice in (whole["choices"][0], last["choices"][0]):  # type: ignore[index]
+        assert (choice["finish_reason"], choice.get("native_finish_reason", "")) == (chat, native)
+    assert said["stop_reason"] == message
+
+
+async def test_what_was_written_to_the_cache_is_told_by_how_long_it_is_kept(system: System) -> None:
+    system.fake.answer = answer(pb.Part(text="Hello"))
+    for ttl, quantity in (("1h", 5), ("5m", 3)):
+        line = ledger_pb.UsageLine(direction="input", cache="write", ttl=ttl, quantity=quantity)
+        system.fake.answer.usage.lines.append(line)
+    async with anthropic_sdk(system) as client:
+        used = (await client.messages.create(model=MODEL, max_tokens=5, messages=USER)).usage
+
+    assert used.cache_creation is not None
+    assert (used.cache_creation.ephemeral_1h_input_tokens, used.cache_creation.ephemeral_5m_input_tokens) == (5, 3)
+    assert used.cache_creation_input_tokens == 8
+
+
 # --- the ends of a stream ---
 
 

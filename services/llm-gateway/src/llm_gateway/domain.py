@@ -353,6 +353,7 @@ class Answer:
     simulated: bool = False
     replayed: bool = False
     cache: CacheUse = ""
+    raw_finish_reason: str = ""
 
 
 Abort = Literal["drain", "estimate", "free"]

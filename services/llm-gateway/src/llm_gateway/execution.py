@@ -701,6 +701,7 @@ class Execution:
             warnings=(*target.warnings, *response.warnings),
             simulated=response.simulated or target.simulated,
             cache=self._cache_use,
+            raw_finish_reason=response.raw_finish_reason,
         )
 
     def _counted(self, attempt: Attempt, response: ModelResponse) -> domain.Usage:

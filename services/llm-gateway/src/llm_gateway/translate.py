@@ -486,6 +486,7 @@ def from_answer(answer: Answer) -> pb.GenerateResponse:
         simulated=answer.simulated,
         warnings=answer.warnings,
         cache=answer.cache,
+        provider_finish_reason=answer.raw_finish_reason,
     )
 
 
@@ -647,6 +648,7 @@ def to_answer(response: pb.GenerateResponse) -> Answer:
         simulated=response.simulated,
         replayed=response.replayed,
         cache=_CACHE_USES[response.cache],
+        raw_finish_reason=response.provider_finish_reason,
     )
 
 

@@ -19,6 +19,8 @@ _STOP_REASONS: Final[Mapping[str, str]] = {
     "pause": "pause_turn",
     "context_window": "model_context_window_exceeded",
 }
+_OWN_REASONS: Final = frozenset({"end_turn", "stop_sequence", *_STOP_REASONS.values()})
+"""An answer of Anthropic's ends in its own word, which tells more: a stop sequence from an end."""
 Block = Mapping[str, object]
 
 
@@ -141,7 +143,8 @@ def _blocks(message: pb.Message) -> Iterator[Block]:
 
 
 def _ending(answer: pb.GenerateResponse) -> Mapping[str, object]:
-    reason = _STOP_REASONS.get(answer.finish_reason, "end_turn")
+    said_why = answer.provider_finish_reason
+    reason = said_why if said_why in _OWN_REASONS else _STOP_REASONS.get(answer.finish_reason, "end_turn")
     said = "".join(part.refusal for part in answer.message.parts) or None
     details = {"type": "refusal", "category": None, "explanation": said} if reason == "refusal" else None
     return {"stop_reason": reason, "stop_sequence": None, "stop_details": details}
@@ -154,6 +157,10 @@ def _usage(usage: pb.Usage) -> Mapping[str, object]:
         "input_tokens": usage.input_tokens - counts.cache_read - counts.cache_write,
         "cache_creation_input_tokens": counts.cache_write,
         "cache_read_input_tokens": counts.cache_read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": counts.cache_write - counts.cache_write_1h,
+            "ephemeral_1h_input_tokens": counts.cache_write_1h,
+        },
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"thinking_tokens": counts.reasoning},
     }

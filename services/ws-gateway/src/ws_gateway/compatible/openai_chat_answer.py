@@ -18,6 +18,8 @@ _FINISH_REASONS: Final[Mapping[str, str]] = {
     "content_filter": "content_filter",
 }
 
+NOTHING: Final[Mapping[str, object]] = {}
+
 
 def completion(answer: pb.GenerateResponse, created: int) -> Mapping[str, object]:
     choice = {
@@ -25,6 +27,7 @@ def completion(answer: pb.GenerateResponse, created: int) -> Mapping[str, object
         "message": _message(answer.message),
         "logprobs": None,
         "finish_reason": _finish_reason(answer),
+        **_native(answer),
     }
     return {
         "id": completion_id(answer.request_id),
@@ -76,10 +79,12 @@ class ChatWriter:
         usage = b""
         if self._include_usage:
             usage = data_frame({**self._head, "choices": [], "usage": _usage(answer.usage)})
-        return content + self._chunk({}, _finish_reason(answer)) + usage + DONE
+        return content + self._chunk({}, _finish_reason(answer), _native(answer)) + usage + DONE
 
-    def _chunk(self, delta: Mapping[str, object], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self, delta: Mapping[str, object], finish_reason: str | None = None, more: Mapping[str, object] = NOTHING
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason, **more}
         usage = {"usage": None} if self._include_usage else {}
         return data_frame({**self._head, "choices": [choice], **usage})
 
@@ -131,6 +136,11 @@ def _call_delta(delta: pb.ToolCallDelta) -> Mapping[str, object]:
 
 def _finish_reason(answer: pb.GenerateResponse) -> str:
     return _FINISH_REASONS.get(answer.finish_reason, "stop")
+
+
+def _native(answer: pb.GenerateResponse) -> Mapping[str, object]:
+    """The provider's own word beside the dialect's, by the name that other routers give it."""
+    return {"native_finish_reason": answer.provider_finish_reason} if answer.provider_finish_reason else NOTHING
 
 
 def _usage(usage: pb.Usage) -> Mapping[str, object]:

@@ -634,6 +634,7 @@ class GenerateResponse(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FINISH_REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     finish_reason: _builtins.str
     """stop, length, tool_calls, content_filter, refusal, pause, context_window, cancelled, error."""
@@ -647,6 +648,8 @@ class GenerateResponse(_message.Message):
     """True when the provider is a simulator."""
     cache: _builtins.str
     """"hit": kept from another call, at no cost; "miss": asked for and not there; empty: not asked for."""
+    provider_finish_reason: _builtins.str
+    """The provider's own word for finish_reason, such as "stop_sequence"; empty if it said none."""
     @_builtins.property
     def message(self) -> Global___Message: ...
     @_builtins.property
@@ -669,10 +672,11 @@ class GenerateResponse(_message.Message):
         simulated: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         cache: _builtins.str = ...,
+        provider_finish_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "finish_reason", b"finish_reason", "message", b"message", "model", b"model", "provider_response_id", b"provider_response_id", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "finish_reason", b"finish_reason", "message", b"message", "model", b"model", "provider_finish_reason", b"provider_finish_reason", "provider_response_id", b"provider_response_id", "replayed", b"replayed", "request_id", b"request_id", "reservation_id", b"reservation_id", "simulated", b"simulated", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
