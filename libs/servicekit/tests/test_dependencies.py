@@ -96,3 +96,14 @@ async def test_a_living_connection_is_used_without_asking_it_first(postgres_dsn:
 def test_an_address_for_people_has_no_password() -> None:
     assert postgres_address("postgresql://u:secret@db:5433/ledger") == "db:5433/ledger"
     assert nats_address("nats://u:secret@broker") == "broker:4222"
+
+
+async def test_a_view_takes_text_with_nul_by_its_symbol_alone_and_in_arrays(postgres_dsn: str) -> None:
+    async with (
+        open_pool(settings_for(Settings, postgres_dsn, "nats://127.0.0.1:1")) as pool,
+        pool.connection() as connection,
+    ):
+        await connection.execute("create temporary table said (words text, list text[])")
+        await connection.execute("insert into said values (%s, %s)", ["a\0b", ["c\0", "d"]])
+        found = await (await connection.execute("select words, list from said where words = %s", ["a\0b"])).fetchone()
+    assert found == ("a\u2400b", ["c\u2400", "d"])

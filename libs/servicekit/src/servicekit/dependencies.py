@@ -12,7 +12,9 @@ from faststream.nats import NatsBroker
 from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.errors import Error as NatsError
 from psycopg import AsyncConnection
+from psycopg.abc import Buffer
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import AsyncConnectionPool
 
 from servicekit.health import Health
@@ -101,8 +103,23 @@ def open_pool(settings: ServiceSettings) -> AsyncConnectionPool:
         max_size=settings.limits.postgres_connections_max,
         timeout=settings.limits.rpc_default_s,
         check=_check_if_spoken_to,
+        configure=_store_any_text,
         open=False,
     )
+
+
+class AnyText(StrDumperUnknown):
+    """Text as PostgreSQL can hold it: NUL, which it cannot, as its symbol U+2400.
+
+    People, models and tools may write it. An event has it as it is; a view of events must take what is in them.
+    """
+
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(obj.replace("\0", "\u2400") if "\0" in obj else obj)
+
+
+async def _store_any_text(connection: AsyncConnection) -> None:
+    connection.adapters.register_dumper(str, AnyText)
 
 
 async def _check_if_spoken_to(connection: AsyncConnection) -> None:
