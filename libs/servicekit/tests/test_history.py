@@ -24,7 +24,7 @@ from eventlog.testing import an_event
 from prometheus_client import Gauge
 from servicekit import history
 from servicekit.app import StartFailed, running
-from servicekit.errors import NotFound, PermissionDenied, from_rpc_error
+from servicekit.errors import InvalidArgument, NotFound, PermissionDenied, from_rpc_error
 from servicekit.host import Host
 from servicekit.nats_admin import StreamPlan, administrator
 from servicekit.settings import ServiceSettings
@@ -569,3 +569,11 @@ class Picky:
 
     async def apply(self, connection: Any, events: Sequence[StoredEvent]) -> None:
         raise ValueError("not to my taste")
+
+
+def test_an_id_that_no_stream_can_have_is_the_callers_error() -> None:
+    with pytest.raises(ValueError, match="must be 1 to 128 characters") as raised:
+        StreamId("run", "a b\0")
+    answered = history.LOG_ERRORS.translate(raised.value)
+    assert isinstance(answered, InvalidArgument)
+    assert answered.message == "id = 'a b\\x00': must be 1 to 128 characters out of A-Z a-z 0-9 _ -"

@@ -5,6 +5,7 @@ EventLogError
 ├── FenceLost          somebody else took over: stop, do not retry
 ├── DuplicateEventId   the id stands for another fact: a bug in the caller, do not retry
 ├── EventTooLarge      store the payload elsewhere and append a reference
+├── NameInvalid        a name or id cannot be a token of a subject: correct it
 ├── UnknownEventType   this release cannot write or read the type: deploy one that can
 ├── AppendRefused      the database refused this one request: do not retry
 ├── QueueFull          too much waits already: retry later, with the same event ids
@@ -35,7 +36,7 @@ EventLogError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -55,6 +56,17 @@ class VersionConflict(EventLogError):
         self.stream = stream
         self.expected = expected
         self.actual = actual
+
+
+class NameInvalid(EventLogError, ValueError):
+    """`value`, given as `name`, cannot stand as one token of a NATS subject."""
+
+    problem: Final = "must be 1 to 128 characters out of A-Z a-z 0-9 _ -"
+
+    def __init__(self, name: str, value: str) -> None:
+        super().__init__(f"{name} {value!r} {self.problem}")
+        self.name = name
+        self.value = value
 
 
 class FenceLost(EventLogError):

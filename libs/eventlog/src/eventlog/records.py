@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, Self
 from uuid import UUID
 
-from eventlog.errors import ChainBroken
+from eventlog.errors import ChainBroken, NameInvalid
 
 TYPE_VERSION_MAX: Final = 32_767
 TEXT_CHARACTERS_MAX: Final = 512
@@ -303,9 +303,9 @@ class VerifiedStream:
 
 
 def require_token(name: str, value: str) -> None:
-    """ValueError unless `value` can stand as one token of a NATS subject."""
+    """NameInvalid unless `value` can stand as one token of a NATS subject."""
     if _TOKEN.fullmatch(value) is None:
-        raise ValueError(f"{name} {value!r} must be 1 to 128 characters out of A-Z a-z 0-9 _ -")
+        raise NameInvalid(name, value)
 
 
 require_name = lru_cache(maxsize=4_096)(require_token)

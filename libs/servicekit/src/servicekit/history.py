@@ -21,6 +21,7 @@ from eventlog.errors import (
     KeyUnusable,
     LogClosed,
     LogUnavailable,
+    NameInvalid,
     NotParked,
     QueueFull,
     RebuildRunning,
@@ -83,6 +84,7 @@ LOG_ERRORS = (
     )
     .add(QueueFull, lambda error: ResourceExhausted(str(error), 1.0, reason="LOG_QUEUE_FULL"))
     .add(EventTooLarge, lambda error: InvalidArgument("data", error.size, str(error), reason="EVENT_TOO_LARGE"))
+    .add(NameInvalid, lambda error: InvalidArgument(error.name, error.value, error.problem))
     .add(LogUnavailable, lambda error: Unavailable(str(error), 1.0, reason="LOG_UNAVAILABLE"))
     .add(LogClosed, lambda error: Unavailable("the service is stopping; repeat the call", 1.0, reason="STOPPING"))
     .add(UnknownView, lambda error: NotFound("view", error.name, reason="VIEW_NOT_FOUND"))
