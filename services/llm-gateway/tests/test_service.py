@@ -522,6 +522,7 @@ async def test_refusals_name_what_is_wrong_and_what_to_do(stub: LlmGatewayStub) 
         (request(tool_choice="lookup"), InvalidArgument, "must be one of auto, none, required"),
         (request(output_format=pb.OutputFormat(kind="xml")), InvalidArgument, "output_format.kind"),
         (request(temperature=3), InvalidArgument, "must be from 0 to 2"),
+        (request(top_p=2), InvalidArgument, "must be from 0 to 1"),
         (request(max_output_tokens=-1), InvalidArgument, "max_output_tokens"),
         (request(fallback_models=["scout"] * 6), InvalidArgument, "at most 5"),
         (request(attribution=ledger_pb.Attribution(tenant_id="x")), InvalidArgument, "attribution.tenant_id"),

@@ -21,6 +21,7 @@ from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+JSON = {"Content-Type": "application/json"}
 AGENT = registry_pb.Agent(
     id="agt_1",
     name="analyst",
@@ -29,6 +30,10 @@ AGENT = registry_pb.Agent(
     state="AGENT_STATE_IDLE",
     capabilities=["sql"],
 )
+
+
+def order(**more: object) -> dict[str, object]:
+    return {"definition": "x", "input": "y", **more}
 
 
 async def get(system: System, path: str, **options: object) -> dict[str, object]:
@@ -217,8 +222,14 @@ async def test_refusals_become_problem_details(system: System, refusal: ServiceE
         ("GET", "/api/v1/agents", {"headers": {"Authorization": "Bearer a.b.c"}}, 401, "token is not valid"),
         ("GET", "/api/v1/runs?limit=0", {}, 400, "query.limit"),
         ("GET", "/api/v1/runs?state=done", {}, 400, "must be one of queued, running"),
-        ("POST", "/api/v1/runs", {"json": {"definition": "x", "inptu": "y"}}, 400, "body.input"),
-        ("POST", "/api/v1/runs", {"data": b"{", "headers": {"Content-Type": "application/json"}}, 400, "json"),
+        ("POST", "/api/v1/runs", {"json": {"definition": "x", "inptu": "y"}}, 400, "body.input = None: is missing"),
+        ("POST", "/api/v1/runs", {"data": b"{", "headers": JSON}, 400, "body = '{': is not JSON"),
+        ("POST", "/api/v1/runs", {"data": b"\xff", "headers": JSON}, 400, "body = None: is not JSON in UTF-8"),
+        ("POST", "/api/v1/runs", {"json": order(budget_nano_usd=2**63)}, 400, "body.budget_nano_usd = 9223372036854775808"),
+        ("POST", "/api/v1/runs", {"json": order(budget_nano_usd=True)}, 400, "body.budget_nano_usd = True"),
+        ("POST", "/api/v1/runs", {"json": order(limit=1)}, 400, "body.limit = 1: is no field here; leave it out"),
+        ("GET", "/api/v1/spend?since=2026-01-01", {}, 400, "query.since = '2026-01-01': is no parameter here; this path has"),
+        ("GET", "/api/v1/runs/run_1?token=1", {}, 400, "is no parameter here; this path has none"),
         ("GET", "/api/v1/events/nothing", {}, 400, "must be one of agent-registry"),
         ("GET", "/api/v1/runs/run_1/updates", {"headers": {"Last-Event-ID": "x"}}, 400, "whole number"),
         ("GET", "/api/v1/runs/run_9/updates", {}, 404, "run_9"),

@@ -349,6 +349,8 @@ def _check_request(request: pb.GenerateRequest) -> None:
         raise InvalidArgument("reasoning_tokens_max", most, f"must be 0 (for none) to {OUTPUT_TOKENS_MAX}")
     if request.HasField("temperature") and not 0 <= request.temperature <= 2:
         raise InvalidArgument("temperature", request.temperature, "must be from 0 to 2")
+    if request.HasField("top_p") and not 0 <= request.top_p <= 1:
+        raise InvalidArgument("top_p", request.top_p, "must be from 0 to 1")
     if len(request.fallback_models) > FALLBACKS_MAX:
         raise InvalidArgument("fallback_models", len(request.fallback_models), f"give at most {FALLBACKS_MAX}")
 

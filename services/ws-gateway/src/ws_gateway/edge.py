@@ -26,7 +26,7 @@ from ws_gateway.compatible.endpoints import PREFIX, Compatible
 from ws_gateway.dialogue import Backstage
 from ws_gateway.http import DRAIN_BYTES_MAX, BodyTooLarge, Straight, straightened
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
-from ws_gateway.rest.requests import BEARER, KEY
+from ws_gateway.rest.requests import BEARER, KEY, known_query
 from ws_gateway.security import SECURITY
 from ws_gateway.sessions import Meters
 from ws_gateway.settings import EdgeLimits, Settings
@@ -65,7 +65,7 @@ def _framed(back: Backstage, settings: Settings) -> FastAPI:
     """REST under /api/v1, the protocol at /ws, the page, and the two documents that describe them."""
     app = FastAPI(title="Synod", version=VERSION, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.backstage = back
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(BEARER), Depends(KEY)])
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(BEARER), Depends(KEY), Depends(known_query)])
     for router in ROUTERS:
         api.include_router(router, responses={"default": {"model": problems.Problem}})
     app.include_router(api)

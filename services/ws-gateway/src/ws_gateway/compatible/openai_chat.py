@@ -191,7 +191,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         request_id=request_id,
         model=request.model,
-        messages=[_message(f"messages.{index}.content", message) for index, message in enumerate(request.messages)],
+        messages=[_message(f"messages.{index}", message) for index, message in enumerate(request.messages)],
         tools=[_tool(tool.function) for tool in request.tools or ()],
         tool_choice=_choice(request.tool_choice),
         output_format=_format(request.response_format),
@@ -209,10 +209,15 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
 
 
 def _message(field: str, message: _Message) -> pb.Message:
+    content = f"{field}.content"
     if message.role == "tool":
-        result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(field, message.content))
+        if not message.tool_call_id:
+            raise InvalidArgument(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
+        result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(content, message.content))
         return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
-    return pb.Message(role=ROLES[message.role], parts=list(_parts(field, message)))
+    if message.content is None and message.role != "assistant":
+        raise InvalidArgument(content, None, "is missing; give text or parts")
+    return pb.Message(role=ROLES[message.role], parts=list(_parts(content, message)))
 
 
 def _parts(field: str, message: _Message) -> Iterator[pb.Part]:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from servicekit.errors import InvalidArgument
 from typing_extensions import TypeAliasType
 
+from ws_gateway.mistakes import mistake
+
 Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
 JsonObject: TypeAlias = Mapping[str, Json]
 M = TypeVar("M", bound="WireModel")
@@ -31,13 +33,18 @@ class WireModel(BaseModel):
 
 
 def read(model: type[M], body: bytes) -> M:
-    """Raises InvalidArgument naming the first wrong field by its path."""
+    """Raises InvalidArgument naming a wrong field by its path."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InvalidArgument(where, first.get("input"), first["msg"].lower()) from None
+        raise mistake(error.errors(include_url=False), _data(body)) from None
+
+
+def _data(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
 
 
 def refuse(request: WireModel, names: Sequence[str], problem: str = "is not supported here; leave it out") -> None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ws_gateway.resources import Budget, Item, Page, Scope, Spend
-from ws_gateway.rest.requests import PAGE_DEFAULT, Cursor, Limit, Reference, Services
+from ws_gateway.rest.requests import PAGE_DEFAULT, Cursor, Limit, NanoUsd, Reference, Services
 
 router = APIRouter(tags=["money"])
 
@@ -16,7 +16,7 @@ class SetBudget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scope: Scope = Scope()
-    limit_nano_usd: int = Field(ge=0)
+    limit_nano_usd: NanoUsd
     hard: bool = Field(default=True, description="refuse what does not fit; a soft budget only warns")
     window: Literal["lifetime", "day", "month"] = "lifetime"
 

@@ -49,6 +49,7 @@ from synod.common.ids import new_id
 
 from ws_gateway.clients import refusal
 from ws_gateway.errors import GatewayError
+from ws_gateway.mistakes import mistake
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1.0
@@ -129,9 +130,7 @@ def add_handlers(app: FastAPI, log: Logger) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return respond(request, InvalidArgument(where, first.get("input"), str(first["msg"]).lower()))
+        return respond(request, _invalid(error))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -141,6 +140,15 @@ def add_handlers(app: FastAPI, log: Logger) -> None:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+def _invalid(error: RequestValidationError) -> InvalidArgument:
+    """A part of the request (path, query, header, body) and what is wrong in it."""
+    found = error.errors()
+    part: str = found[0]["loc"][0]
+    if part == "body":
+        return mistake(found, error.body if found[0]["type"] == "json_invalid" else {"body": error.body})
+    return mistake([{**first, "loc": first["loc"][:2]} for first in found[:1]], {part: {}})
 
 
 def defect(error: Exception, log: Logger) -> Internal:
@@ -174,7 +182,9 @@ def too_large(path: str, bytes_max: int) -> Response:
 
 
 def _of_http(request: Request, error: HTTPException) -> Response:
-    """What the router itself refuses: an unknown path or method."""
+    """What the router itself refuses: an unknown path or method, a body that is no text."""
+    if error.status_code == 400:
+        return respond(request, InvalidArgument("body", None, "is not JSON in UTF-8"))
     reason = "METHOD_NOT_ALLOWED" if error.status_code == 405 else "NOT_FOUND"
     problem = Problem(
         type=f"urn:synod:problem:{reason.lower()}",

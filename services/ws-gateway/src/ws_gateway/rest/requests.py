@@ -2,8 +2,11 @@
 
 from typing import Annotated, Final
 
-from fastapi import Depends, Header, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request, params
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import Field
+from servicekit.errors import InvalidArgument
 from synod.common.ids import new_id
 
 from ws_gateway.callers import require_credential
@@ -42,6 +45,20 @@ IdempotencyKey = Annotated[
         description="the same key and content have the effect of one request; without it each request is a new one",
     ),
 ]
+
+
+NanoUsd = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+"""An amount: a whole number, as the services carry it; neither `true` nor 1e9 is one."""
+
+
+async def known_query(request: Request) -> None:
+    """Raises InvalidArgument for a query parameter that the route does not read: a misspelt filter filters nothing."""
+    route = request.scope["route"]
+    known = {field.alias for field in get_flat_params(route.dependant) if isinstance(field.field_info, params.Query)}
+    for name, value in request.query_params.items():
+        if name not in known:
+            there_are = f"this path has {', '.join(sorted(known))}" if known else "this path has none"
+            raise InvalidArgument(f"query.{name}", value, f"is no parameter here; {there_are}")
 
 
 def request_id(idempotency_key: str) -> str:

@@ -15,6 +15,7 @@ from ws_gateway.rest.requests import (
     Cursor,
     IdempotencyKey,
     Limit,
+    NanoUsd,
     Reference,
     Services,
     request_id,
@@ -30,7 +31,7 @@ class StartRun(BaseModel):
 
     definition: str = Field(min_length=1, max_length=200, description="name, name@version or digest")
     input: str = Field(max_length=65_536)
-    budget_nano_usd: int = Field(default=0, ge=0, description="hard budget of this run; 0 for none of its own")
+    budget_nano_usd: NanoUsd = Field(default=0, description="hard budget of this run; 0 for none of its own")
     workspace_id: str = Field(default="", max_length=128)
 
 
