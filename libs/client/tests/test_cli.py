@@ -117,6 +117,13 @@ def test_each_kind_of_error_has_its_exit_code(error: type[SynodError], code: int
     [
         (["run", "helper", "hi", "--budget", "1x"], "'1x' is not an amount in US dollars"),
         (["run", "helper", "hi", "--file", "nowhere.csv"], "nowhere.csv' does not exist"),
+        (["run", "helper", "hi", "--budget", "0"], "a budget of 0 pays for nothing"),
+        (["run", "helper", "hi", "--budget", "0,10"], "'0,10' is not an amount in US dollars"),
+        (["budget", "set", "daily", "9999999999999"], "'9999999999999' is more than can be counted"),
+        (["budget", "set", "daily", "9" * 20, "--unit", "tokens"], "is not a whole number of at most 18 digits"),
+        (["spend", "--since", "0001-01-01T00:00+14:00"], "'0001-01-01T00:00+14:00' is not a day"),
+        (["spend", "--since", "999999d"], "'999999d' is not a day"),
+        (["events", "read", "consensus", "--after", "9" * 20], "'--after': Input should be less than or equal to"),
         (["budget", "set", "daily", "five"], "'five' is not an amount in US dollars"),
         (
             ["budget", "set", "daily", "5", "--window", "fortnight"],

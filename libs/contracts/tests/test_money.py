@@ -28,7 +28,13 @@ def test_parses_dollars(text: str, nano: int) -> None:
     assert parse_usd(text) == nano
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.0000000001", "free", "1e3", "."])
+@pytest.mark.parametrize("text", ["", "-1", "1.0000000001", "free", "1e3", ".", "0,10", "1,5", "1,0000", "²"])
 def test_refuses_what_is_no_amount(text: str) -> None:
     with pytest.raises(ValueError, match="is not an amount in US dollars"):
         parse_usd(text)
+
+
+def test_refuses_what_64_bits_cannot_count() -> None:
+    assert parse_usd("9223372036.854775807") == 2**63 - 1
+    with pytest.raises(ValueError, match="is more than can be counted"):
+        parse_usd("9223372036.854775808")

@@ -43,9 +43,9 @@ def propose(
     rule: Annotated[
         str, typer.Option(help=f"{', '.join(RULES)}.", callback=known_rule, autocompletion=_complete_rule)
     ] = "majority",
-    threshold: Annotated[int, typer.Option(help="Weight needed under rule threshold.")] = 0,
+    threshold: Annotated[int, typer.Option(help="Weight needed under rule threshold.", min=0, max=2**31 - 1)] = 0,
     options: Annotated[list[str] | None, typer.Option("--option", help="Default: approve, reject.")] = None,
-    minutes: Annotated[int, typer.Option(help="Until the deadline.", min=1)] = 10,
+    minutes: Annotated[int, typer.Option(help="Until the deadline.", min=1, max=525_600)] = 10,
     change: Annotated[
         str, typer.Option("--set", help="Variable to set when carried: NAME=JSON, such as rate=0.2.")
     ] = "",

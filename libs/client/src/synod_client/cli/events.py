@@ -12,6 +12,7 @@ from synod.eventlog.v1.eventlog_pb2 import Event, EventFilter
 from synod_client.checkpoints import PublicKeys, read_kept
 from synod_client.cli.output import Exit, as_dict, console, errors, moment, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
+from synod_client.cli.values import POSITION_MAX
 from synod_client.client import Synod
 from synod_client.endpoints import SERVICES
 from synod_client.errors import NotFound
@@ -46,7 +47,7 @@ Services = Annotated[
 Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; repeatable.")]
 RunId = Annotated[str, typer.Option("--run", "--correlation", help="Only events of this run.")]
 Stream = Annotated[str, typer.Option("--stream", help='Only this stream, "<aggregate>/<id>".')]
-After = Annotated[int, typer.Option("--after", help="Events with a greater position.")]
+After = Annotated[int, typer.Option("--after", help="Events with a greater position.", min=0, max=POSITION_MAX)]
 
 
 def a_moment(text: str) -> datetime:
@@ -116,7 +117,8 @@ def _no_events(run_id: str, *, narrowed: bool) -> str:
 
 @events_app.command("tail")
 def events_tail(
-    service: Service, after: Annotated[int | None, typer.Option("--after", help="Default: only new events.", min=0)] = None,
+    service: Service,
+    after: Annotated[int | None, typer.Option("--after", help="Default: only new events.", min=0, max=POSITION_MAX)] = None,
     types: Types = None, run_id: RunId = "", stream: Stream = "", as_json: AsJson = False, data: Data = None,
 ) -> None:  # fmt: skip
     """Follow a log: every event as it is appended, until interrupted.
@@ -269,7 +271,7 @@ def views_parked(service: Services = None, as_json: AsJson = False, data: Data =
 @views_app.command("redrive")
 def views_redrive(
     service: Service, view: Annotated[str, typer.Argument(help="Name of the view.")],
-    position: Annotated[int, typer.Argument(help="Position of the parked event.")],
+    position: Annotated[int, typer.Argument(help="Position of the parked event.", min=1, max=POSITION_MAX)],
     skip: Annotated[bool, typer.Option("--skip", help="Drop it from the list without folding it.")] = False,
     data: Data = None,
 ) -> None:  # fmt: skip

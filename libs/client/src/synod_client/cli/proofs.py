@@ -12,6 +12,7 @@ from synod_client.checkpoints import PublicKeys
 from synod_client.cli.events import Service
 from synod_client.cli.output import as_dict, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
+from synod_client.cli.values import POSITION_MAX
 from synod_client.client import Synod
 from synod_client.errors import Refused
 
@@ -21,7 +22,9 @@ _OFF = "NOT_CONFIGURED"
 
 def checkpoints(
     service: Service,
-    after: Annotated[int, typer.Option("--after", help="Checkpoints with a greater position.", min=0)] = 0,
+    after: Annotated[
+        int, typer.Option("--after", help="Checkpoints with a greater position.", min=0, max=POSITION_MAX)
+    ] = 0,
     data: Data = None,
 ) -> None:
     """Print the signed checkpoints of a log, one JSON document a line, to be kept where nobody can take them back.
@@ -41,7 +44,7 @@ def checkpoints(
 
 def prove(
     service: Service,
-    position: Annotated[int | None, typer.Argument(help="Position of the event.", min=1)] = None,
+    position: Annotated[int | None, typer.Argument(help="Position of the event.", min=1, max=POSITION_MAX)] = None,
     stream: Annotated[str, typer.Option("--stream", help='Instead: all of this stream, "<aggregate>/<id>".')] = "",
     out: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path(),
     data: Data = None,

@@ -8,10 +8,10 @@ import typer
 from rich.markup import escape
 from synod.agent_runtime.v1.agent_runtime_pb2 import RUN_STATE_COMPLETED, Run, RunState, RunUpdate
 from synod.common.ids import new_id
-from synod.common.money import parse_usd
 
 from synod_client.cli.output import Exit, as_dict, console, enum_name, errors, moment, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
+from synod_client.cli.values import POSITION_MAX, nano_usd
 from synod_client.client import Synod
 
 Budget = Annotated[str, typer.Option("--budget", help="Hard limit of this run in US dollars, such as 0.25.")]
@@ -33,7 +33,7 @@ def start(
 
     Example: synod run analyst "Profile it" --file prices.csv --budget 0.10
     """
-    limit = _nano_usd(budget)
+    limit = _limit(budget)
 
     async def command(synod: Synod) -> int:
         workspace = new_id("ws") if files else ""
@@ -50,7 +50,7 @@ def start(
 
 def watch(
     run_id: Annotated[str, typer.Argument(help="Id of a run.")],
-    after: Annotated[int, typer.Option("--after", help="Cursor to resume from.")] = 0,
+    after: Annotated[int, typer.Option("--after", help="Cursor to resume from.", min=0, max=POSITION_MAX)] = 0,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
@@ -222,8 +222,11 @@ def _state(item: Run) -> str:
     return enum_name(RunState.Name(item.state), "RUN_STATE_")
 
 
-def _nano_usd(text: str) -> int:
-    try:
-        return parse_usd(text) if text else 0
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--budget") from error
+def _limit(text: str) -> int:
+    """0 for no budget, which is why no budget may be 0."""
+    limit = nano_usd(text, "--budget") if text else 0
+    if text and not limit:
+        raise typer.BadParameter(
+            "a budget of 0 pays for nothing; give more, or leave it out for none", param_hint="--budget"
+        )
+    return limit

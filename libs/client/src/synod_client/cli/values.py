@@ -10,6 +10,8 @@ from synod.common.money import parse_usd
 
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _LENGTH: Final = re.compile(r"(\d{1,6})([mhd])")
+_WHOLE: Final = re.compile(r"[0-9]{1,18}")
+POSITION_MAX: Final = 2**63 - 1
 _MOMENT_HELP: Final = "a day (2026-11-01), a moment (2026-11-01T08:00Z), or a time ago (90m, 24h, 7d)"
 
 Since = Annotated[str, typer.Option("--since", help=f"Only from then on: {_MOMENT_HELP}.")]
@@ -29,8 +31,8 @@ def signed_nano_usd(text: str, hint: str) -> int:
 
 
 def whole_number(text: str, hint: str) -> int:
-    if not text.isdigit():
-        raise typer.BadParameter(f"'{text}' is not a whole number, such as 1000", param_hint=hint)
+    if not _WHOLE.fullmatch(text):
+        raise typer.BadParameter(f"'{text}' is not a whole number of at most 18 digits, such as 1000", param_hint=hint)
     return int(text)
 
 
@@ -45,13 +47,14 @@ def moment(text: str, hint: str) -> Timestamp | None:
     """A moment in UTC unless it says otherwise; None for nothing."""
     if not text:
         return None
-    if _LENGTH.fullmatch(text):
-        return stamp(datetime.now(UTC) - length(text, hint))
     try:
+        if _LENGTH.fullmatch(text):
+            return stamp(datetime.now(UTC) - length(text, hint))
         found = datetime.fromisoformat(text)
-    except ValueError:
+        # The first and the last hours of all time have no moment in UTC.
+        return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"'{text}' is not {_MOMENT_HELP}", param_hint=hint) from None
-    return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
 
 
 def stamp(at: datetime) -> Timestamp:

@@ -1,5 +1,6 @@
 """Money: amounts are integer nano-USD, rates integer pico-USD per unit. Never float."""
 
+import re
 from typing import Final, NewType
 
 NanoUsd = NewType("NanoUsd", int)
@@ -7,6 +8,8 @@ PicoUsd = NewType("PicoUsd", int)
 
 NANO_PER_USD: Final = 1_000_000_000
 PICO_PER_NANO: Final = 1_000
+NANO_USD_MAX: Final = 2**63 - 1
+_AMOUNT: Final = re.compile(r"\$?(?P<whole>[1-9][0-9]{0,2}(,[0-9]{3})+|[0-9]{0,20})(\.(?P<fraction>[0-9]{0,9}))?")
 
 
 def nano_from_pico(amount: int) -> NanoUsd:
@@ -26,9 +29,13 @@ def format_usd(amount: int) -> str:
 
 
 def parse_usd(text: str) -> NanoUsd:
-    """``"0.25"`` or ``"$1,000"`` as nano-USD; raises ValueError when it is no amount or finer than a nano-USD."""
-    cleaned = text.strip().removeprefix("$").replace(",", "")
-    whole, _, fraction = cleaned.partition(".")
-    if not (whole or fraction) or not (whole or "0").isdigit() or not (fraction or "0").isdigit() or len(fraction) > 9:
+    """``"0.25"`` or ``"$1,000"`` as nano-USD; raises ValueError when it is no amount, finer than a nano-USD, or more than
+    64 bits count. A comma stands between thousands only: elsewhere in the world "0,10" is ten cents, here it is nothing.
+    """
+    found = _AMOUNT.fullmatch(text.strip())
+    if found is None or not (found["whole"] or found["fraction"]):
         raise ValueError(f"'{text}' is not an amount in US dollars with at most nine decimals, such as 0.25")
-    return NanoUsd(int(whole or "0") * NANO_PER_USD + int(fraction.ljust(9, "0")))
+    amount = int(found["whole"].replace(",", "") or "0") * NANO_PER_USD + int((found["fraction"] or "").ljust(9, "0"))
+    if amount > NANO_USD_MAX:
+        raise ValueError(f"'{text}' is more than can be counted, which is {format_usd(NANO_USD_MAX)}")
+    return NanoUsd(amount)
