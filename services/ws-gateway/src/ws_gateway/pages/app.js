@@ -50,7 +50,10 @@ function usd(nano) {
 function nano(text) {
   const match = /^\$?(\d{1,9})(?:\.(\d{1,9}))?$/.exec(text.trim());
   if (!match) throw new Error(`Budget '${text}' is no amount in US dollars, such as 0.25.`);
-  return Number(match[1]) * 1e9 + Number((match[2] || "").padEnd(9, "0"));
+  const amount = Number(match[1]) * 1e9 + Number((match[2] || "").padEnd(9, "0"));
+  if (!amount) throw new Error("A budget of 0 pays for nothing: give more, or leave it empty for none.");
+  if (amount > Number.MAX_SAFE_INTEGER) throw new Error(`Budget '${text}' is more than this page can count.`);
+  return amount;
 }
 
 // --- REST
@@ -109,6 +112,7 @@ const HANDLERS = {
   },
   publication(frame) {
     state.offset = frame.offset;
+    $("events").querySelector(".empty")?.parentElement.remove();
     $("events").prepend(eventRow(frame.event));
     while ($("events").children.length > EVENTS_SHOWN) $("events").lastChild.remove();
     if (frame.event.type.startsWith("Run")) loadRunsSoon();
@@ -134,7 +138,7 @@ const HANDLERS = {
     if (frame.channel === `run:${state.run}` && frame.code === "RUN_ENDED") { state.ended = true; showRun(); }
     if (frame.code === "HISTORY_LOST" && frame.channel === EVENTS) send("subscribe", { channel: EVENTS });
   },
-  monitoring_update(frame) { showFigures(frame.metrics); loadAgentsSoon(); },
+  monitoring_update(frame) { showFigures(frame.metrics); loadAgentsSoon(); loadDefinitionsSoon(); },
   system_error(frame) { console.warn(frame.code, frame.message); },
   ping(frame) { send("pong", { ref: frame.id }); },
 };
@@ -160,12 +164,17 @@ const loadAgentsSoon = calmly(loadAgents, 2000);
 const loadDefinitions = guarded(async () => {
   const { data } = await rest("/definitions?limit=1000");
   const teamsFirst = data.sort((a, b) => b.kind.localeCompare(a.kind) || a.name.localeCompare(b.name));
+  const chosen = $("definition").value;
+  const shown = Array.from($("definition").options, (option) => option.value);
+  if (shown.join() === teamsFirst.map((found) => found.name).join()) return; // an open list is left alone
   $("definition").replaceChildren(...teamsFirst.map((found) => {
     const option = make("option", `${found.name} (${found.kind.toLowerCase()})`);
     option.value = found.name;
+    option.selected = found.name === chosen;
     return option;
   }));
 });
+const loadDefinitionsSoon = calmly(loadDefinitions, 2000);
 
 const loadRuns = guarded(async () => {
   const { data } = await rest("/runs?limit=20");
@@ -231,7 +240,7 @@ function follow(id) {
   if (state.run && !state.ended) send("unsubscribe", { channel: `run:${state.run}` });
   Object.assign(state, { run: id, cursor: 0, ended: false });
   $("timeline").replaceChildren();
-  $("tokens").textContent = "";
+  $("tokens").textContent = $("cancel-error").textContent = "";
   $("speaking").hidden = $("result").hidden = true;
   send("subscribe", { channel: `run:${id}`, offset: 0 });
   showRun();
@@ -245,7 +254,7 @@ function eventRow(event) {
 
 const loadEvents = guarded(async (head) => {
   const { data } = await rest(`/events/agent-runtime?cursor=${Math.max(0, head - EVENTS_SHOWN)}&limit=${EVENTS_SHOWN}`);
-  fill($("events"), data.filter((event) => event.position <= head).reverse().map(eventRow));
+  fill($("events"), data.filter((event) => event.position <= head).reverse().map(eventRow), "No events yet.");
 });
 
 function showFigures(metrics) {
@@ -297,7 +306,14 @@ $("run-form").onsubmit = async (event) => {
     $("run-error").textContent = error.message;
   }
 };
-$("cancel").onclick = guarded(async () => { await post(`/runs/${encodeURIComponent(state.run)}/cancel`, { reason: "cancelled on the page" }); showRun(); });
+$("cancel").onclick = async () => {
+  try {
+    await post(`/runs/${encodeURIComponent(state.run)}/cancel`, { reason: "cancelled on the page" });
+    showRun();
+  } catch (error) {
+    $("cancel-error").textContent = error.message;
+  }
+};
 window.addEventListener("error", (event) => send("log_error", { message: String(event.message).slice(0, 2000), detail: String(event.error?.stack || "").slice(0, 16000) }));
 
 if (sessionStorage.getItem(KEY)) { link("connecting", "wait"); connect(); } else ask();
