@@ -1,8 +1,18 @@
-"""How a program is asked whether it is ready."""
+"""What a program is told, and how it is asked whether it is ready."""
 
 import asyncio
+from pathlib import Path
 
-from launcher.programs import ask_ready
+from launcher.keys import ensure_keys
+from launcher.layout import SERVICES, Layout
+from launcher.programs import ask_ready, environment
+
+
+def test_keys_of_providers_are_given_to_the_llm_gateway_alone(tmp_path: Path) -> None:
+    keys = {f"{provider}_API_KEY": "sk-1" for provider in ("OPENAI", "ANTHROPIC", "GEMINI", "OLLAMA")}
+    layout, credentials = Layout(tmp_path, environment=keys), ensure_keys(tmp_path, (each.name for each in SERVICES))
+    told = {service.name: environment(layout, credentials, service).keys() & keys for service in SERVICES}
+    assert {name: found for name, found in told.items() if found} == {"llm-gateway": set(keys)}
 
 
 async def test_an_answer_that_comes_in_pieces_is_heard_to_its_end() -> None:
