@@ -28,9 +28,10 @@ from cost_ledger.rates import PPM, RateCard, scaled
 from cost_ledger.recent import Recent
 from cost_ledger.windows import counted, window_start
 
-CLOSED_MAX: Final = 10_000
-"""Settled and released reservations that a book remembers. The view has the older ones; the log refuses their ids."""
-CHARGES_MAX: Final = 10_000
+CLOSED_MAX: Final = 4_000
+"""Settled and released reservations that a book remembers, of 2 KB each. The view has the older ones; the log refuses
+their ids. At 350 calls a second that lets the view be eleven seconds behind."""
+CHARGES_MAX: Final = 4_000
 """Charges that a book remembers by id; the log refuses the ids of older ones."""
 
 SCOPE_FIELDS: Final = (
