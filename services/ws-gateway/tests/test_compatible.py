@@ -545,6 +545,20 @@ async def test_group_08_a_stream_that_breaks_after_content_ends_in_one_error(sys
             await stream.get_final_message()
 
 
+async def test_group_08_a_stream_that_just_stops_after_content_ends_in_one_error(system: System) -> None:
+    system.fake.model_events = [STARTED, pb.StreamEvent(text_delta="Hel")]
+    found = await frames(system, "/v1/chat/completions", CHAT)
+    assert "[DONE]" not in found
+    assert "before its answer was whole" in json.loads(found[-1])["error"]["message"]
+
+
+async def test_a_stream_that_ends_before_it_began_is_refused(system: System) -> None:
+    system.fake.model_events = []
+    status, body = await posted(system, "/v1/chat/completions", CHAT | {"stream": True})
+    assert status == 503
+    assert "before its answer was whole" in body["error"]["message"]  # type: ignore[index]
+
+
 async def test_a_refusal_before_content_is_no_stream(system: System) -> None:
     system.fake.refusals["Stream"] = fakes.over_budget()
     status, body = await posted(system, "/v1/chat/completions", CHAT | {"stream": True})

@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 from opentelemetry.trace import Span, SpanKind
-from servicekit.errors import InvalidArgument, NotFound, ServiceError
+from servicekit.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 from servicekit.telemetry import TRACEPARENT
 from synod.common.ids import new_id
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
@@ -36,6 +36,8 @@ IDEMPOTENCY_KEY: Final = "idempotency-key"
 ANTHROPIC_VERSION: Final = "anthropic-version"
 PATIENCE: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where SDKs say after how many seconds of silence they give up; the second is that of other languages than Python."""
+_ENDS: Final = ("completed", "error")
+"""The last event of every stream is one of these."""
 _COMMON: Final = http.lines({"cache-control": "no-store", **SECURITY})
 _JSON: Final = http.lines({"content-type": "application/json"}) + _COMMON
 _EVENTS: Final = http.lines({"content-type": "text/event-stream; charset=utf-8"}) + _COMMON
@@ -164,12 +166,15 @@ class Compatible:
         )
         exchange.wire.when_gone(events.cancel)
         writer, begun = exchange.dialect.writer(asked), False
+        event: pb.StreamEvent | None = None
         try:
             async for event in events:
                 if not begun:
                     begun = True
                     await exchange.begin(**caching.told(caching.used(event)))
                 await exchange.wire.piece(writer.write(event))
+            if event is None or event.WhichOneof("event") not in _ENDS:
+                raise Unavailable("llm-gateway ended the stream before its answer was whole")
         except asyncio.CancelledError:
             if not exchange.wire.disconnected:
                 raise
