@@ -8,11 +8,12 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
+from launcher.processes import free_port
 from servicekit.auth import Principal, StaticToken
 from servicekit.clock import SystemClock
 from servicekit.context import Call, acting_as, current_call, enter_call
 from servicekit.dependencies import Missing
-from servicekit.errors import DeadlineExceeded, Unauthenticated
+from servicekit.errors import DeadlineExceeded, Unauthenticated, Unavailable, from_rpc_error, of_peer, trailers
 from servicekit.limits import Limits
 from servicekit.peers import CallTerms, KeyExchange, PeerChannel, Peers, PeerUnknown, is_idempotent
 from servicekit.retry import Backoff
@@ -182,6 +183,28 @@ async def test_a_call_that_cannot_be_saved_fails(method: str, code: grpc.StatusC
     with pytest.raises(grpc.aio.AioRpcError):
         await flaky_call(transport, method)(text("x"))
     assert transport.attempts == attempts
+
+
+async def test_a_peer_that_cannot_be_reached_is_named() -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as lost:
+        await flaky_call(Flaky(failures=99), "/synod.cost_ledger.v1.CostLedger/GetBudget")(text("x"))
+    found = from_rpc_error(lost.value)
+    assert isinstance(found, Unavailable)
+    assert found.message.startswith("cost-ledger cannot be reached now, repeat in a moment: ")
+
+
+async def test_a_stream_of_a_peer_that_cannot_be_reached_names_it() -> None:
+    channel = PeerChannel(f"127.0.0.1:{free_port()}", terms(peer_connect_s=0.01))
+    with pytest.raises(grpc.aio.AioRpcError, match="llm-gateway cannot be reached now"):
+        async for _ in channel.unary_stream("/synod.llm_gateway.v1.LlmGateway/Stream")(b""):
+            pass
+    await channel.close()
+
+
+async def test_what_a_peer_answers_itself_stays_its_own() -> None:
+    told = Unavailable("the price book is being read")
+    error = grpc.aio.AioRpcError(told.code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers(told, "cost-ledger")))
+    assert of_peer(error, "/synod.cost_ledger.v1.CostLedger/GetBudget") is error
 
 
 def test_an_order_with_a_request_id_may_be_repeated() -> None:

@@ -295,6 +295,21 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
     return _restore(error.code(), message, info, retry_after_s)
 
 
+def of_peer(error: grpc.aio.AioRpcError, method: str) -> grpc.aio.AioRpcError:
+    """A failure to reach the service that has `method`, with its name: the transport speaks of addresses alone.
+
+    What a service answered itself stays as it is.
+    """
+    if error.code() is not grpc.StatusCode.UNAVAILABLE or _status_of(error).details:
+        return error
+    package, _, rest = method.strip("/").partition(".")
+    name = rest.split(".")[0].replace("_", "-") if package == "synod" else method.strip("/").split("/")[0]
+    details = f"{name} cannot be reached now, repeat in a moment: {error.details() or 'the connection was lost'}"
+    return grpc.aio.AioRpcError(
+        error.code(), grpc.aio.Metadata(), grpc.aio.Metadata(), details, error.debug_error_string()
+    )
+
+
 def from_status(data: bytes) -> ServiceError:
     """The error in a serialised google.rpc.Status, such as that of one item of a batch, as the class it was raised as."""
     status = status_pb2.Status.FromString(data)

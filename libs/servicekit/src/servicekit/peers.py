@@ -27,7 +27,7 @@ from servicekit.channels import RenewedChannel
 from servicekit.clock import Clock
 from servicekit.context import current_call
 from servicekit.dependencies import Missing
-from servicekit.errors import DeadlineExceeded, Unauthenticated, from_rpc_error
+from servicekit.errors import DeadlineExceeded, Unauthenticated, from_rpc_error, of_peer
 from servicekit.limits import Limits
 from servicekit.retry import Backoff
 from servicekit.rpc import CAUSATION, CORRELATION
@@ -129,10 +129,10 @@ class PeerChannel(grpc.aio.Channel):
         return _unary(self._terms, method, invoke, self._connected, request_is_stream=True)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _streaming(self._terms, self._channel.unary_stream(method, *args, **kwargs), self._connected)
+        return _streaming(self._terms, method, self._channel.unary_stream(method, *args, **kwargs), self._connected)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return _streaming(self._terms, self._channel.stream_stream(method, *args, **kwargs), self._connected)
+        return _streaming(self._terms, method, self._channel.stream_stream(method, *args, **kwargs), self._connected)
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)
@@ -319,14 +319,14 @@ def _unary(
                 delay_s = terms.backoff.delay_s(attempt)
                 last = attempt + 1 == attempts or now() + delay_s >= give_up_at
                 if last or error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
+                    raise of_peer(error, method) from None
             await asyncio.sleep(delay_s)
         raise AssertionError("the last attempt returns or raises")
 
     return call
 
 
-def _streaming(terms: CallTerms, invoke: Any, connect: Connect) -> Callable[..., "PeerStream"]:
+def _streaming(terms: CallTerms, method: str, invoke: Any, connect: Connect) -> Callable[..., "PeerStream"]:
     def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> PeerStream:
         async def open_call() -> Any:
             ours = await terms.metadata(metadata)
@@ -334,7 +334,7 @@ def _streaming(terms: CallTerms, invoke: Any, connect: Connect) -> Callable[...,
             # A stream lives as long as its reader wants; only what is left of the call being served bounds it.
             return invoke(request, timeout=terms.timeout_s(timeout, None), metadata=ours, **options)
 
-        return PeerStream(open_call)
+        return PeerStream(method, open_call)
 
     return call
 
@@ -342,7 +342,8 @@ def _streaming(terms: CallTerms, invoke: Any, connect: Connect) -> Callable[...,
 class PeerStream:
     """A stream of responses, opened at the first read or write, because the token for it may have to be fetched."""
 
-    def __init__(self, open_call: Callable[[], Any]) -> None:
+    def __init__(self, method: str, open_call: Callable[[], Any]) -> None:
+        self._method = method
         self._open_call = open_call
         self._call: Any = None
         self._cancelled = False
@@ -352,6 +353,8 @@ class PeerStream:
         try:
             async for response in call:
                 yield response
+        except grpc.aio.AioRpcError as error:
+            raise of_peer(error, self._method) from None
         finally:
             call.cancel()
 
