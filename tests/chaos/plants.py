@@ -179,8 +179,8 @@ def forget_in_views() -> None:
 
 
 def publish_without_fence() -> None:
-    def nothing_expected(_event: StoredEvent) -> dict[str, str]:
-        return {}
+    def nothing_expected(_event: StoredEvent) -> str:
+        return ""
 
     eventlog.relay._expected_last = nothing_expected
 
