@@ -21,6 +21,7 @@ from eventlog.codec import Codec
 from eventlog.records import NO_STREAM, Append, Context, Filter, StreamId
 from launcher.processes import Warden
 from launcher.testing import RunningNats, RunningPostgres, running_nats
+from servicekit.auth import TENANT
 from servicekit.errors import (
     AlreadyExists,
     BudgetExhausted,
@@ -107,7 +108,8 @@ class Ledger(CostLedgerServicer):
     """
 
     reserved: list[ledger_pb.ReserveRequest] = field(default_factory=list)
-    released: list[str] = field(default_factory=list)
+    released: list[tuple[str, str]] = field(default_factory=list)
+    """Tenants and reservations: each tenant has ids of its own."""
     mute: dict[str, asyncio.Event] = field(default_factory=dict)
     refusals: dict[str, ServiceError] = field(default_factory=dict)
     address: str = ""
@@ -120,14 +122,15 @@ class Ledger(CostLedgerServicer):
         self.reserved.append(request)
         if heard := self.mute.get(request.attribution.tenant_id):
             await heard.wait()
-        gone = request.reservation_id in self.released
+        gone = (request.attribution.tenant_id, request.reservation_id) in self.released
         state = ledger_pb.RESERVATION_STATE_RELEASED if gone else ledger_pb.RESERVATION_STATE_HELD
         return ledger_pb.Reservation(reservation_id=request.reservation_id, state=state)
 
     async def Release(
         self, request: ledger_pb.ReleaseRequest, context: grpc.aio.ServicerContext
     ) -> ledger_pb.Reservation:  # type: ignore[override, type-arg]
-        self.released.append(request.reservation_id)
+        metadata = dict(context.invocation_metadata() or ())
+        self.released.append((str(metadata[TENANT]), request.reservation_id))
         return ledger_pb.Reservation(reservation_id=request.reservation_id, state=ledger_pb.RESERVATION_STATE_RELEASED)
 
     def of(self, tenant: str) -> list[ledger_pb.ReserveRequest]:
@@ -223,10 +226,11 @@ async def events_of(service: Served[Settings], tenant: str, *types: str) -> list
     return [event for event in decoded if isinstance(event, Event)]
 
 
-async def running(stub: ToolExecutorStub, call_id: str) -> None:
-    """Wait until a call runs."""
+async def running(stub: ToolExecutorStub, call_id: str, execution: asyncio.Future[pb.ToolCall]) -> None:
+    """Wait until a call runs. Raises what its execution raises, if that comes first."""
     async with asyncio.timeout(WAIT_S):
         while True:
+            assert not execution.done(), execution.result()
             try:
                 call = await stub.GetToolCall(pb.GetToolCallRequest(call_id=call_id))
             except grpc.aio.AioRpcError:
@@ -393,7 +397,7 @@ async def test_too_many_calls_are_refused_and_told_when_to_come_back(
         stub = stub_of(narrow, tenant)
         await grant(stub)
         busy = asyncio.create_task(stub.Execute(execute("c1", "pay", {"cents": 1})))
-        await running(stub, "c1")
+        await running(stub, "c1", busy)
         error = await refusal(stub.Execute(execute("c2", "calc", {"expression": "1"})))
         await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
         await busy
@@ -467,7 +471,7 @@ async def test_what_has_a_price_holds_it_and_costs_it_if_it_happened(
 ) -> None:
     await grant(stub)
     call = asyncio.create_task(stub.Execute(execute("c1", "pay", {"cents": 5})))
-    await running(stub, "c1")
+    await running(stub, "c1", call)
     await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
     await call
     await stub.ReconcileToolCall(pb.ReconcileToolCallRequest(call_id="c1", happened=True, reason="statement"))
@@ -503,11 +507,11 @@ async def test_what_a_killed_worker_held_for_a_call_that_it_never_began_is_given
     later = FakeClock(datetime.now(UTC) + UNREPEATED + timedelta(minutes=1))
     async with serve_in_process(composed, service.host.settings, clock=later, key=service.key):
         async with asyncio.timeout(WAIT_S):
-            while lost not in ledger.released:  # noqa: ASYNC110
+            while (tenant, lost) not in ledger.released:  # noqa: ASYNC110
                 await asyncio.sleep(0)
     heard.set()
     assert (await alive).state == pb.TOOL_CALL_STATE_SUCCEEDED
-    assert [each for each in ledger.released if each.endswith(tenant)] == [lost]
+    assert [each for each in ledger.released if each[0] == tenant] == [(tenant, lost)]
     assert [event.model_dump()["call_id"] for event in await events_of(service, tenant, "ToolCallStarted")] == [
         begun,
         waiting,
@@ -570,7 +574,7 @@ async def test_a_caller_that_leaves_does_not_stop_its_tool(stub: ToolExecutorStu
     await grant(stub)
     request = execute("c1", "python_exec", HELD)
     leaving = asyncio.create_task(stub.Execute(request))
-    await running(stub, "c1")
+    await running(stub, "c1", leaving)
     leaving.cancel()
     await release(stub)
     answer = await stub.Execute(request)
@@ -606,7 +610,7 @@ async def test_a_failed_tool_is_an_answer_with_its_kind(stub: ToolExecutorStub) 
 async def test_cancelling_ends_a_running_call(stub: ToolExecutorStub) -> None:
     await grant(stub)
     call = asyncio.create_task(stub.Execute(execute("c1", "python_exec", BUSY)))
-    await running(stub, "c1")
+    await running(stub, "c1", call)
     cancelled = await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
     assert cancelled.state == (await call).state == pb.TOOL_CALL_STATE_CANCELLED
     assert "usr_test" in cancelled.failure.message
@@ -615,7 +619,7 @@ async def test_cancelling_ends_a_running_call(stub: ToolExecutorStub) -> None:
 async def test_of_a_cancelled_effect_the_outcome_is_unknown_until_somebody_says(stub: ToolExecutorStub) -> None:
     await grant(stub)
     call = asyncio.create_task(stub.Execute(execute("c1", "pay", {"cents": 5})))
-    await running(stub, "c1")
+    await running(stub, "c1", call)
     await stub.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
     assert (await call).state == pb.TOOL_CALL_STATE_OUTCOME_UNKNOWN
     said = pb.ReconcileToolCallRequest(call_id="c1", happened=True, result_json='{"receipt":"r7"}', reason="statement")
@@ -634,7 +638,7 @@ async def test_a_call_that_runs_in_another_process_is_joined_and_cancelled_from_
         await grant(stub)
         request = execute("c1", "python_exec", BUSY)
         first = asyncio.create_task(stub.Execute(request))
-        await running(stub, "c1")
+        await running(stub, "c1", first)
         joined = asyncio.create_task(there.Execute(request))
         cancelled = await there.CancelToolCall(pb.CancelToolCallRequest(call_id="c1"))
         async with asyncio.timeout(WAIT_S):
@@ -695,7 +699,7 @@ async def test_a_call_that_the_service_stops_is_run_again_by_the_next(
     async with another(service, capabilities, shutdown_grace_s=0.2) as stopping:
         there = stub_of(stopping, tenant)
         lost = asyncio.create_task(there.Execute(request))
-        await running(stub, "c1")
+        await running(stub, "c1", lost)
     await asyncio.wait({lost})
     assert lost.cancelled() or lost.exception()
     await release(stub)
