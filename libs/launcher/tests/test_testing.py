@@ -11,8 +11,11 @@ from time import monotonic, sleep
 import pytest
 
 HANGING_TEST = """
-import os, select
+import os, select, signal
 from pathlib import Path
+
+# A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def test_that_never_ends(postgres_server, nats_server, launcher_directory):
     pids = [str(server.process.pid) for server in (postgres_server, nats_server)]
@@ -35,16 +38,16 @@ def test_killed_pytest_leaves_no_server_and_no_directory(tmp_path: Path, how: si
         os.devnull,
         str(tmp_path / "test_hang.py"),
     )
-    # A shell lets what it starts in the background ignore SIGINT, and a child inherits that.
-    pytest_process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        pytest_process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT)
+
+    def is_reported() -> bool:
+        assert pytest_process.poll() is None, said.read_text()
+        return report.exists() and report.read_text().endswith(".")
+
     try:
-        _wait_for(lambda: report.exists() and report.read_text().endswith("."))
+        _wait_for(is_reported)
         pytest_process.send_signal(how)
         pytest_process.wait(30)
     finally:
