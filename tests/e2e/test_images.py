@@ -1,7 +1,9 @@
 """What a build makes: labelled images, of which a change of one service makes one anew."""
 
 import json
+import os
 import shutil
+import subprocess
 
 import pytest
 from launcher.layout import SERVICES
@@ -12,6 +14,10 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 NAMES = tuple(service.name for service in SERVICES)
 CHANGED = "consensus"
 TAG = "e2e-changed"
+BUILDKIT_TAG = "e2e-buildkit"
+BUILD_S = 900
+BUILD_ARGUMENTS = ("PYTHON_IMAGE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+SAID = ("User", "ExposedPorts", "Env", "Cmd", "Healthcheck", "WorkingDir", "Entrypoint", "StopSignal", "Labels")
 LABELS = "{{json .Config.Labels}}"
 LAYERS = "{{json .RootFS.Layers}}"
 
@@ -32,7 +38,7 @@ def rebuilt(port_base: int, tmp_path_factory: pytest.TempPathFactory) -> None:
         shutil.copy(ROOT / file, folder)
     changed = folder / "services" / CHANGED / "src" / CHANGED / "domain.py"
     changed.write_text(changed.read_text() + "\nCHANGED = True\n")
-    Containers(port_base, folder, {"SYNOD_VERSION": TAG}).compose("build", timeout_s=900)
+    Containers(port_base, folder, {"SYNOD_VERSION": TAG}).compose("build", timeout_s=BUILD_S)
 
 
 @pytest.mark.parametrize("service", NAMES)
@@ -48,3 +54,38 @@ def test_a_change_of_one_service_makes_one_image_anew_and_of_that_one_layer(rebu
     assert [name for name, (before, after) in ids.items() if before != after] == [CHANGED]
     before, after = (json.loads(of_image(CHANGED, tag, LAYERS)) for tag in ("dev", TAG))
     assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+
+
+def build_by_buildkit(client: str, *arguments: str, dockerfile: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [client, "build", *arguments],
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        cwd=ROOT,
+        input=dockerfile,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def client() -> str:
+    """The first `docker` on PATH that builds with BuildKit: since version 23 it needs buildx for that, before it did not."""
+    places = (shutil.which("docker", path=folder) for folder in os.get_exec_path())
+    for found in filter(None, places):
+        if build_by_buildkit(found, "-", dockerfile="FROM scratch\nLABEL tried=yes\n").returncode == 0:
+            return found
+    pytest.skip("no `docker` on PATH builds with BuildKit: install its component buildx")
+
+
+@pytest.mark.parametrize("service", NAMES)
+def test_buildkit_makes_the_same_image(port_base: int, client: str, service: str) -> None:
+    tag = f"synod/{service}:{BUILDKIT_TAG}"
+    arguments = [f"--build-arg={name}" for name in BUILD_ARGUMENTS if name in os.environ]
+    built = build_by_buildkit(client, *arguments, "-f", f"services/{service}/Dockerfile", "-t", tag, ".")
+    assert built.returncode == 0, built.stderr[-4000:]
+    configs = [json.loads(of_image(service, each, "{{json .Config}}")) for each in ("dev", BUILDKIT_TAG)]
+    classic, new = ({name: config.get(name) for name in SAID} for config in configs)
+    assert classic == new
+    assert not engine("run", "--rm", tag, "python", "-c", f"import {service.replace('-', '_')}.main")
