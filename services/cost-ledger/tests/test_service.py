@@ -392,6 +392,11 @@ async def test_tags_are_kept_with_a_cost_and_choose_it_again(ledger: CostLedgerS
     pages = [page async for page in ledger.ExportSpend(pb.ExportSpendRequest(filter=search))]
     (exported,) = (charge for page in pages for charge in page.charges)
     assert (exported.id, dict(exported.attribution.tags)) == ("r1", {"team": "search", "feature": "chat"})
+    by_team = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["tag:team", "agent"]))
+    assert sorted(list(row.group) for row in by_team.rows) == [["", "writer"], ["ads", "writer"], ["search", "writer"]]
+    error = await refusal(ledger.QuerySpend(pb.QuerySpendRequest(group_by=["tag:'); drop"])))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "group_by"
     both = pb.Attribution(tags={"team": "search", "feature": "mail"})
     assert not (await ledger.QuerySpend(pb.QuerySpendRequest(filter=both))).rows
 

@@ -32,7 +32,8 @@ def spend(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            "--by", help="agent, model, run_id, root_run_id, tool, user_id, hour, day, week, month, ...; repeatable."
+            "--by",
+            help="agent, model, run_id, root_run_id, tool, user_id, tag:NAME, hour, day, week, month, ...; repeatable.",
         ),
     ] = None,
     run_id: Run = "",
