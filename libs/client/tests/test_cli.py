@@ -311,6 +311,14 @@ def test_a_run_is_watched_to_its_end(synod: Command, fakes: FakeSystem, tmp_path
     assert (put.path, put.content, put.workspace_id) == ("prices.csv", b"model,price", started.workspace_id)
 
 
+def test_the_tags_of_a_run_go_with_its_order(synod: Command, fakes: FakeSystem) -> None:
+    run_that_ends(fakes)
+    synod("run", "helper", "add", "--detach", "--tag", "team=search", "--tag", "feature=chat")
+    assert dict(fakes.requests("StartRun")[0].tags) == {"team": "search", "feature": "chat"}
+    refused = synod("run", "helper", "add", "--tag", "team")
+    assert (refused.exit_code, len(fakes.requests("StartRun"))) == (Exit.USAGE, 1)
+
+
 def test_a_run_that_fails_exits_with_1_and_says_why_on_stderr(synod: Command, fakes: FakeSystem) -> None:
     failure = runtime_pb.RunFailure(reason="UNKNOWN_MODEL", message="no model [x]")
     run_that_ends(fakes, state=runtime_pb.RUN_STATE_FAILED, failure=failure)

@@ -7,7 +7,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -114,15 +114,26 @@ class Synod:
     # Runs
 
     async def start(
-        self, definition: str, text: str, *, budget_nano_usd: int = 0, workspace_id: str = "", request_id: str = ""
+        self,
+        definition: str,
+        text: str,
+        *,
+        budget_nano_usd: int = 0,
+        workspace_id: str = "",
+        request_id: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> runtime_pb.Run:
-        """Starts a run of an agent or a team; repeat with the same request_id to get the same run."""
+        """Starts a run of an agent or a team; repeat with the same request_id to get the same run.
+
+        The `tags` are on every cost of the run and of the runs below it.
+        """
         request = runtime_pb.StartRunRequest(
             request_id=request_id or new_id("req"),
             definition=definition,
             input=text,
             budget_nano_usd=budget_nano_usd,
             workspace_id=workspace_id,
+            tags=tags,
         )
         return await self.connection.call(self._runtime.StartRun, request)
 
