@@ -67,6 +67,11 @@ class Synod:
         request = registry_pb.ListDefinitionsRequest(page_size=_PAGE)
         return list((await self.connection.call(self._registry.ListDefinitions, request)).definitions)
 
+    async def definition(self, reference: str) -> registry_pb.Definition:
+        """A definition by name (the newest version), name@version or digest."""
+        request = registry_pb.GetDefinitionRequest(reference=reference)
+        return await self.connection.call(self._registry.GetDefinition, request)
+
     async def agents(self) -> list[registry_pb.Agent]:
         found: list[registry_pb.Agent] = []
         request = registry_pb.ListAgentsRequest(page_size=_PAGE)
