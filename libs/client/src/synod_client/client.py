@@ -223,14 +223,27 @@ class Synod:
         return list((await self.connection.call(self._models.ListModels, llm_pb.ListModelsRequest())).models)
 
     async def set_price(
-        self, provider: str, model: str, input_pico_usd: int, output_pico_usd: int, *, own_provider: bool = False
+        self,
+        provider: str,
+        model: str,
+        input_pico_usd: int,
+        output_pico_usd: int,
+        *,
+        cache_read_pico_usd: int | None = None,
+        cache_write_pico_usd: int | None = None,
+        own_provider: bool = False,
     ) -> ledger_pb.Price:
-        """A price of the tenant's own, pico-USD per token. `own_provider`: it is no slip of a known provider's name."""
+        """A price of the tenant's own, pico-USD per token; of the prompt cache as of other input, unless it is given.
+
+        `own_provider`: it is no slip of a known provider's name.
+        """
         request = ledger_pb.SetPriceRequest(
             provider=provider,
             model=model,
             input_pico_usd=input_pico_usd,
             output_pico_usd=output_pico_usd,
+            cache_read_pico_usd=cache_read_pico_usd,
+            cache_write_pico_usd=cache_write_pico_usd,
             own_provider=own_provider,
         )
         return await self.connection.call(self._ledger.SetPrice, request)
