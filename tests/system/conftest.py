@@ -32,6 +32,8 @@ _LIMITS = [
         "burst_s": LIMITED_EVERY_S,
     }
 ]
+ANTHROPIC_MODEL = "claude-like/sim-1"
+"""The simulator again, asked as Anthropic is: in this form a request says what is to be cached of its prompt."""
 Result = TypeVar("Result")
 
 
@@ -78,13 +80,16 @@ def running(
 ) -> Iterator[RunningSystem]:
     tracing = {"SYNOD_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     limits = {"SYNOD_RATE_LIMITS": json.dumps(_LIMITS)}
+    roster = tmp_path_factory.mktemp("roster") / "roster.json"
+    settings = {**tracing, **limits, "SYNOD_ROSTER_FILE": str(roster), **outbound.environment()}
     layout = Layout(
         tmp_path_factory.mktemp("system"),
         free_port_base(),
         simulator=True,
         durable=False,
-        environment={**os.environ, **tracing, **limits, **outbound.environment()},
+        environment={**os.environ, **settings},
     )
+    roster.write_text(json.dumps(_roster(layout.simulator_url)))
     started = RunningSystem(layout)
     try:
         started.call(started.system.up())
@@ -92,6 +97,12 @@ def running(
     finally:
         started.close()
     assert outbound.attempts() == []
+
+
+def _roster(simulator_url: str) -> dict[str, object]:
+    provider = ANTHROPIC_MODEL.partition("/")[0]
+    asked = {"name": "simulated-claude", "dialect": "anthropic-messages", "base_url": simulator_url}
+    return {"deployments": [asked | {"provider": provider}], "models": [{"id": ANTHROPIC_MODEL}]}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod_client import Synod
 
-from .conftest import LIMITED_EVERY_S, LIMITED_MODEL, RunningSystem
+from .conftest import ANTHROPIC_MODEL, LIMITED_EVERY_S, LIMITED_MODEL, RunningSystem
 
 pytestmark = pytest.mark.system
 MODEL = "simulator/sim-1"
@@ -25,6 +25,7 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 OPENAI_TOOLS = [{"type": "function", "function": {"name": "lookup", "description": "Warmth.", "parameters": SCHEMA}}]
 ANTHROPIC_TOOLS = [{"name": "lookup", "description": "Warmth.", "input_schema": SCHEMA}]
 BROKE = "broke-project"
+SETTLED_S = 10
 ATTEMPTS_MAX = 3
 """Of llm-gateway at one model, by default."""
 
@@ -281,6 +282,47 @@ async def test_tools_through_the_anthropic_sdk(anthropic_sdk: AsyncAnthropic) ->
         ]
         following = await anthropic_sdk.messages.create(messages=history, **asked)
         assert following.content[0].text == "12 degrees"
+
+
+async def test_what_the_anthropic_sdk_has_cached_is_read_again_and_charged_as_read(
+    anthropic_sdk: AsyncAnthropic, synod: Synod
+) -> None:
+    provider, _, name = ANTHROPIC_MODEL.partition("/")
+    pico = {"input": 3_000_000, "output": 15_000_000, "read": 300_000, "write": 3_750_000}
+    await synod.set_price(
+        provider,
+        name,
+        pico["input"],
+        pico["output"],
+        cache_read_pico_usd=pico["read"],
+        cache_write_pico_usd=pico["write"],
+    )
+    text = "answer: yes\n" + "A prompt that is worth keeping. " * 20
+    asked = {
+        "model": ANTHROPIC_MODEL,
+        "max_tokens": 9,
+        "system": [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}],
+        "messages": [{"role": "user", "content": "Is it?"}],
+        "extra_headers": {"synod-tags": "case=prompt-cache"},
+    }
+    written, read = [(await anthropic_sdk.messages.create(**asked)).usage for _ in range(2)]
+    kept = written.cache_creation_input_tokens
+    assert (kept > 100, written.cache_read_input_tokens) == (True, 0)
+    assert (read.cache_read_input_tokens, read.cache_creation_input_tokens) == (kept, 0)
+
+    rest = read.input_tokens * pico["input"] + read.output_tokens * pico["output"]
+    costs = [(kept * rate + rest) // 1000 for rate in (pico["write"], pico["read"])]
+    assert await charged(synod, {"case": "prompt-cache"}, calls=2) == costs
+
+
+async def charged(synod: Synod, tags: dict[str, str], calls: int) -> list[int]:
+    """What so many calls cost, in nano-USD and in their order, once the ledger has the outcome of each."""
+    request = ledger_pb.ExportSpendRequest(filter=ledger_pb.Attribution(tags=tags))
+    async with asyncio.timeout(SETTLED_S):
+        while True:
+            found = [charge.cost_nano_usd async for charge in synod.export_spend(request)]
+            if len(found) >= calls and all(found):
+                return found
 
 
 async def test_refusals_through_the_anthropic_sdk(

@@ -283,7 +283,28 @@ def test_a_proposal_carries_weights_rule_and_change(synod: Command, fakes: FakeS
 
 def test_a_tool_is_granted(synod: Command, fakes: FakeSystem) -> None:
     fakes.answer("tool-executor", "GrantTool", tools_pb.Grant(id="grn_1", agent="analyst", tool="calc"))
-    assert "grn_1" in synod("tools", "grant", "analyst", "calc").stdout
+    fakes.answer("agent-registry", "GetAgent", registry_pb.Agent(name="analyst"))
+    granted = synod("tools", "grant", "analyst", "calc")
+    assert "grn_1" in granted.stdout
+    assert not granted.stderr
+
+
+@pytest.mark.parametrize("agent", ["analist", "*"])
+def test_a_grant_to_nobody_is_given_with_a_warning(synod: Command, fakes: FakeSystem, agent: str) -> None:
+    missing = Fault(grpc.StatusCode.NOT_FOUND, "there is none")
+    fakes.answer("tool-executor", "GrantTool", tools_pb.Grant(id="grn_1", agent=agent, tool="calc"))
+    fakes.answer("agent-registry", "GetAgent", missing)
+    fakes.answer("agent-registry", "GetDefinition", missing)
+    granted = synod("tools", "grant", agent, "calc")
+    assert (granted.exit_code, "grn_1" in granted.stdout) == (Exit.DONE, True)
+    assert ("no agent and no definition is called 'analist'" in granted.stderr) == (agent != "*")
+
+
+def test_a_grant_is_given_without_a_warning_by_who_may_not_read_agents(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("tool-executor", "GrantTool", tools_pb.Grant(id="grn_1", agent="analyst", tool="calc"))
+    fakes.answer("agent-registry", "GetAgent", Fault(grpc.StatusCode.PERMISSION_DENIED, "agents.read"))
+    granted = synod("tools", "grant", "analyst", "calc")
+    assert (granted.exit_code, granted.stderr) == (Exit.DONE, "")
 
 
 # Runs
@@ -309,6 +330,14 @@ def test_a_run_is_watched_to_its_end(synod: Command, fakes: FakeSystem, tmp_path
     (started,), (put,) = fakes.requests("StartRun"), fakes.requests("PutFile")
     assert (started.definition, started.input, started.budget_nano_usd) == ("helper", "add", 100_000_000)
     assert (put.path, put.content, put.workspace_id) == ("prices.csv", b"model,price", started.workspace_id)
+
+
+def test_the_tags_of_a_run_go_with_its_order(synod: Command, fakes: FakeSystem) -> None:
+    run_that_ends(fakes)
+    synod("run", "helper", "add", "--detach", "--tag", "team=search", "--tag", "feature=chat")
+    assert dict(fakes.requests("StartRun")[0].tags) == {"team": "search", "feature": "chat"}
+    refused = synod("run", "helper", "add", "--tag", "team")
+    assert (refused.exit_code, len(fakes.requests("StartRun"))) == (Exit.USAGE, 1)
 
 
 def test_a_run_that_fails_exits_with_1_and_says_why_on_stderr(synod: Command, fakes: FakeSystem) -> None:
@@ -707,6 +736,10 @@ def test_events_of_everything_are_not_read_by_mistake(synod: Command) -> None:
     assert refused.exit_code == 2
     assert "name a service, or a run" in refused.stderr
     assert synod("events", "read", "--run", "run_1", "--since", "yesterday").exit_code == 2
+    backwards = synod("events", "read", "consensus", "--since", "2026-12-01", "--until", "2026-11-01")
+    assert backwards.exit_code == Exit.USAGE
+    told = " ".join(backwards.stderr.replace("│", " ").split())
+    assert "2026-11-01T00:00:00+00:00 is not after --since 2026-12-01T00:00:00+00:00" in told
 
 
 def test_a_view_is_rolled_back_and_its_parked_events_are_redriven(synod: Command, fakes: FakeSystem) -> None:

@@ -354,6 +354,20 @@ class TestPrices:
     ("arguments", "words"),
     [
         (["spend", "--since", "yesterday"], "'yesterday' is not a day (2026-11-01)"),
+        *(
+            (
+                [*words, "--since", "2026-12-01", "--until", "2026-11-01"],
+                "'2026-11-01' is not after --since '2026-12-01'",
+            )
+            for words in (
+                ["spend"],
+                ["spend", "export"],
+                ["spend", "models"],
+                ["spend", "at", "openai/gpt-5.5"],
+                ["prices", "rerate"],
+            )
+        ),
+        (["spend", "--since", "1h", "--until", "2h"], "'2h' is not after --since '1h'"),
         (["spend", "at", "gpt-5.5"], "'gpt-5.5' is not provider/model"),
         (["spend", "at", "openai/gpt-5.5", "--term", "batch"], "'batch' is not NAME=VALUE"),
         (["budget", "set", "a", "5", "--rolling", "1h"], "--window rolling and --rolling LENGTH belong together"),

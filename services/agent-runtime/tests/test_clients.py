@@ -25,7 +25,7 @@ from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
 from synod.agent_runtime.events import Ballot, Message, TextPart, ToolCallPart, ToolResultPart, ToolSpec
 from synod.common.definitions import ModelPolicy
-from synod.common.values import Failure
+from synod.common.values import Failure, Tag
 from synod.consensus.v1 import consensus_pb2 as consensus_pb
 from synod.consensus.v1 import consensus_pb2_grpc as consensus_grpc
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
@@ -35,7 +35,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2_grpc as gateway_grpc
 from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 from synod.tool_executor.v1 import tool_executor_pb2_grpc as tools_grpc
 
-WHO = Attribution("local", "ann", "run_1", "run_0", "conv_1")
+WHO = Attribution("local", "ann", "run_1", "run_0", "conv_1", (Tag(name="team", value="search"),))
 
 
 async def refuse(context: Any, error: ServiceError) -> None:
@@ -170,6 +170,7 @@ async def test_a_model_call_sends_the_whole_prompt_under_its_id(peer: Peer, chan
     assert request.messages[2].parts[0].tool_result.is_error
     assert (request.tools[0].name, request.max_output_tokens, request.temperature) == ("add", 9, 0.5)
     assert (request.attribution.agent, request.attribution.root_run_id) == ("ann", "run_0")
+    assert dict(request.attribution.tags) == {"team": "search"}
 
 
 async def test_an_error_in_the_stream_is_a_failure_with_its_reason(peer: Peer, channel: grpc.aio.Channel) -> None:
@@ -217,6 +218,7 @@ async def test_a_tool_is_called_under_its_effect_id(peer: Peer, channel: grpc.ai
     sent = peer.asked[0]
     assert (sent.call_id, sent.tool, sent.agent, sent.workspace_id) == ("eff_1", "add@1", "ann", "ws_1")
     assert (sent.attribution.tool, sent.attribution.run_id) == ("add", "run_1")
+    assert dict(sent.attribution.tags) == {"team": "search"}
 
 
 async def test_a_tool_call_is_cancelled_by_its_effect_id(peer: Peer, channel: grpc.aio.Channel) -> None:

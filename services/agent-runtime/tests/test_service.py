@@ -45,6 +45,7 @@ from servicekit.errors import (
     from_rpc_error,
 )
 from servicekit.host import Host
+from servicekit.tags import values_of
 from servicekit.testing import Served, serve_in_process, settings_for
 from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
 from synod.agent_runtime.v1.agent_runtime_pb2_grpc import AgentRuntimeStub
@@ -141,6 +142,26 @@ async def test_a_run_is_started_worked_on_and_told(stub: AgentRuntimeStub) -> No
     done = await run(stub)
     assert (done.state, done.output, done.epoch, done.model_calls) == (pb.RUN_STATE_COMPLETED, "one two three", 1, 1)
     assert done.ended_at.ToDatetime() >= done.started_at.ToDatetime()
+
+
+async def test_a_run_keeps_its_tags_and_shows_them_alone_and_in_lists(
+    world: World, service: Served[Settings], stub: AgentRuntimeStub
+) -> None:
+    tags = {"team": "search", "feature": "chat"}
+    order = pb.StartRunRequest(request_id="r1", definition="ann", input="go", tags=tags)
+    done = await ended(stub, (await stub.StartRun(order)).id)
+    await caught_up(service, "runs")
+    (listed,) = (await stub.ListRuns(pb.ListRunsRequest())).runs
+    assert dict(done.tags) == dict(listed.tags) == tags
+    assert values_of(world.models.calls[0].attribution.tags) == tags
+
+    assert (await stub.StartRun(order)).id == done.id
+    order.tags["team"] = "ads"
+    assert isinstance(await refused(stub.StartRun(order)), AlreadyExists)
+    order.tags["team"] = ""
+    error = await refused(stub.StartRun(order))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "tags.team"
 
 
 async def test_watch_tells_events_in_order_with_cursors_and_summaries(stub: AgentRuntimeStub) -> None:

@@ -13,7 +13,7 @@ from agent_runtime.errors import CallFailed
 from agent_runtime.testing import InMemoryRuntime, Said, a_context, a_model_answer, a_team, an_agent, scripted
 from servicekit.testing import FakeClock
 from synod.agent_runtime.events import StepStarted
-from synod.common.values import Failure
+from synod.common.values import Failure, Tag
 
 APPROVE = '{"vote": "approve", "reason": "it adds up"}'
 REJECT = '{"vote": "reject", "reason": "a sum is wrong"}'
@@ -28,12 +28,12 @@ def a_runtime(lines: Mapping[str, Sequence[Said]], **team: object) -> InMemoryRu
     return system
 
 
-async def start(system: InMemoryRuntime, text: str = "the job") -> RunState:
-    return await system.runtime.start_run(a_context(), StartRun("r1", "crew", text))
+async def start(system: InMemoryRuntime, text: str = "the job", **order: object) -> RunState:
+    return await system.runtime.start_run(a_context(), StartRun("r1", "crew", text, **order))  # type: ignore[arg-type]
 
 
-async def run(system: InMemoryRuntime, text: str = "the job") -> RunState:
-    started = await start(system, text)
+async def run(system: InMemoryRuntime, text: str = "the job", **order: object) -> RunState:
+    started = await start(system, text, **order)
     await system.settle()
     return await system.runtime.get_run("local", started.id)
 
@@ -63,6 +63,15 @@ async def test_members_share_the_workspace_and_name_their_parent_and_root() -> N
     child = await system.runtime.get_run("local", state.team.child_run_ids[0])
     assert (child.started.workspace_id, child.started.root_run_id) == (state.id, state.id)
     assert (child.started.parent_run_id, child.started.step, child.started.depth) == (state.id, "one", 1)
+
+
+async def test_the_tags_of_a_team_are_on_every_call_of_its_members_and_teams_below_it() -> None:
+    system = a_runtime({"ann": ["draft"]}, steps=[{"id": "one", "agent": "inner", "task": "{{input}}"}])
+    system.registry.add(a_team("inner", steps=[{"id": "two", "agent": "ann", "task": "{{input}}"}]))
+    tags = (Tag(name="team", value="search"),)
+    state = await run(system, tags=tags)
+    assert [call.attribution.tags for call in system.models.calls] == [tags]
+    assert (await system.runtime.replay_run("local", state.id)).equal
 
 
 async def test_parallel_steps_start_together_and_the_aggregator_reads_them_all() -> None:

@@ -381,6 +381,15 @@ async def test_spend_is_grouped_and_filtered_by_any_attribution(ledger: CostLedg
     assert root.total_nano_usd == 100
 
 
+async def test_spend_of_a_time_that_ends_before_it_begins_is_refused_with_both_moments(ledger: CostLedgerStub) -> None:
+    request = pb.QuerySpendRequest(until=Timestamp(seconds=3600))
+    getattr(request, "from").FromSeconds(7200)
+    error = await refusal(ledger.QuerySpend(request))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "until"
+    assert error.message.endswith("1970-01-01T01:00:00+00:00': must be after from, 1970-01-01T02:00:00+00:00")
+
+
 async def test_tags_are_kept_with_a_cost_and_choose_it_again(ledger: CostLedgerStub) -> None:
     for id, words in (("r1", {"team": "search", "feature": "chat"}), ("r2", {"team": "ads"}), ("r3", {})):
         held = await ledger.Reserve(hold(id, attribution=pb.Attribution(agent="writer", tags=words)))
@@ -392,6 +401,11 @@ async def test_tags_are_kept_with_a_cost_and_choose_it_again(ledger: CostLedgerS
     pages = [page async for page in ledger.ExportSpend(pb.ExportSpendRequest(filter=search))]
     (exported,) = (charge for page in pages for charge in page.charges)
     assert (exported.id, dict(exported.attribution.tags)) == ("r1", {"team": "search", "feature": "chat"})
+    by_team = await ledger.QuerySpend(pb.QuerySpendRequest(group_by=["tag:team", "agent"]))
+    assert sorted(list(row.group) for row in by_team.rows) == [["", "writer"], ["ads", "writer"], ["search", "writer"]]
+    error = await refusal(ledger.QuerySpend(pb.QuerySpendRequest(group_by=["tag:'); drop"])))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "group_by"
     both = pb.Attribution(tags={"team": "search", "feature": "mail"})
     assert not (await ledger.QuerySpend(pb.QuerySpendRequest(filter=both))).rows
 

@@ -78,13 +78,14 @@ async def test_key_in_its_own_header_is_read(system: System) -> None:
 
 
 async def test_run_starts_once_for_one_idempotency_key(system: System) -> None:
-    body = {"definition": "model-scout", "input": "which?", "budget_nano_usd": 5_000_000}
+    body = {"definition": "model-scout", "input": "which?", "budget_nano_usd": 5_000_000, "tags": {"team": "search"}}
     async with system.http.post("/api/v1/runs", json=body, headers={"Idempotency-Key": "k1"}) as answer:
         assert answer.status == 201
         started = (await answer.json())["data"]
     assert (started["id"], started["state"]) == (fakes.RUN_ID, "queued")
     (asked,) = system.fake.requests("StartRun")
     assert (asked.request.request_id, asked.request.budget_nano_usd) == ("k1", 5_000_000)
+    assert dict(asked.request.tags) == {"team": "search"}
 
 
 async def test_run_updates_stream_and_resume_after_the_last_id(system: System) -> None:
@@ -162,6 +163,17 @@ async def test_spend_is_asked_and_told_in_nano_usd(system: System) -> None:
     assert getattr(request, "from").seconds == 1767225600
 
 
+async def test_spend_is_grouped_and_filtered_by_tags_and_every_attribution(system: System) -> None:
+    where = {"project_id": "p", "conversation_id": "c", "user_id": "u", "agent": "a", "model": "m", "tool": "t"}
+    tags = [("tag", "team=search"), ("tag", "feature=a=b"), ("group_by", "tag:team"), ("group_by", "day")]
+    await get(system, "/spend", params=[*where.items(), *tags])
+    (found,) = system.fake.requests("QuerySpend")
+    assert list(found.request.group_by) == ["tag:team", "day"]
+    asked = found.request.filter
+    assert {name: getattr(asked, name) for name in where} == where
+    assert dict(asked.tags) == {"team": "search", "feature": "a=b"}
+
+
 async def test_orders_reach_their_services(system: System) -> None:
     async with system.http.put("/api/v1/budgets/all", json={"limit_nano_usd": 7, "window": "day"}) as answer:
         assert (await answer.json())["data"]["available_nano_usd"] == 7
@@ -229,6 +241,7 @@ async def test_refusals_become_problem_details(system: System, refusal: ServiceE
         ("POST", "/api/v1/runs", {"json": order(budget_nano_usd=True)}, 400, "body.budget_nano_usd = True"),
         ("POST", "/api/v1/runs", {"json": order(limit=1)}, 400, "body.limit = 1: is no field here; leave it out"),
         ("GET", "/api/v1/spend?since=2026-01-01", {}, 400, "query.since = '2026-01-01': is no parameter here; this path has"),
+        ("GET", "/api/v1/spend?tag=team", {}, 400, "query.tag = 'team': is written name=value"),
         ("GET", "/api/v1/runs/run_1?token=1", {}, 400, "is no parameter here; this path has none"),
         ("GET", "/api/v1/events/nothing", {}, 400, "must be one of agent-registry"),
         ("GET", "/api/v1/runs/run_1/updates", {"headers": {"Last-Event-ID": "x"}}, 400, "whole number"),

@@ -7,7 +7,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -67,6 +67,11 @@ class Synod:
         request = registry_pb.ListDefinitionsRequest(page_size=_PAGE)
         return list((await self.connection.call(self._registry.ListDefinitions, request)).definitions)
 
+    async def definition(self, reference: str) -> registry_pb.Definition:
+        """A definition by name (the newest version), name@version or digest."""
+        request = registry_pb.GetDefinitionRequest(reference=reference)
+        return await self.connection.call(self._registry.GetDefinition, request)
+
     async def agents(self) -> list[registry_pb.Agent]:
         found: list[registry_pb.Agent] = []
         request = registry_pb.ListAgentsRequest(page_size=_PAGE)
@@ -114,15 +119,26 @@ class Synod:
     # Runs
 
     async def start(
-        self, definition: str, text: str, *, budget_nano_usd: int = 0, workspace_id: str = "", request_id: str = ""
+        self,
+        definition: str,
+        text: str,
+        *,
+        budget_nano_usd: int = 0,
+        workspace_id: str = "",
+        request_id: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> runtime_pb.Run:
-        """Starts a run of an agent or a team; repeat with the same request_id to get the same run."""
+        """Starts a run of an agent or a team; repeat with the same request_id to get the same run.
+
+        The `tags` are on every cost of the run and of the runs below it.
+        """
         request = runtime_pb.StartRunRequest(
             request_id=request_id or new_id("req"),
             definition=definition,
             input=text,
             budget_nano_usd=budget_nano_usd,
             workspace_id=workspace_id,
+            tags=tags,
         )
         return await self.connection.call(self._runtime.StartRun, request)
 
@@ -207,14 +223,27 @@ class Synod:
         return list((await self.connection.call(self._models.ListModels, llm_pb.ListModelsRequest())).models)
 
     async def set_price(
-        self, provider: str, model: str, input_pico_usd: int, output_pico_usd: int, *, own_provider: bool = False
+        self,
+        provider: str,
+        model: str,
+        input_pico_usd: int,
+        output_pico_usd: int,
+        *,
+        cache_read_pico_usd: int | None = None,
+        cache_write_pico_usd: int | None = None,
+        own_provider: bool = False,
     ) -> ledger_pb.Price:
-        """A price of the tenant's own, pico-USD per token. `own_provider`: it is no slip of a known provider's name."""
+        """A price of the tenant's own, pico-USD per token; of the prompt cache as of other input, unless it is given.
+
+        `own_provider`: it is no slip of a known provider's name.
+        """
         request = ledger_pb.SetPriceRequest(
             provider=provider,
             model=model,
             input_pico_usd=input_pico_usd,
             output_pico_usd=output_pico_usd,
+            cache_read_pico_usd=cache_read_pico_usd,
+            cache_write_pico_usd=cache_write_pico_usd,
             own_provider=own_provider,
         )
         return await self.connection.call(self._ledger.SetPrice, request)

@@ -27,10 +27,16 @@ def values_of(tags: Iterable[Tag]) -> dict[str, str]:
     return {tag.name: tag.value for tag in tags}
 
 
-def _tag(field: str, name: str, value: str) -> Tag:
+def tag_name(field: str, name: str) -> str:
+    """The name, if a tag can have it. Raises InvalidArgument."""
     if not _NAME.fullmatch(name):
         problem = "a tag's name has 1 to 32 characters of A-Z a-z 0-9 . _ -, the first a letter, such as team"
         raise InvalidArgument(field, name, problem)
+    return name
+
+
+def _tag(field: str, name: str, value: str) -> Tag:
+    tag_name(field, name)
     if not 0 < len(value) <= VALUE_CHARACTERS_MAX or not value.isprintable():
         problem = f"a tag's value has 1 to {VALUE_CHARACTERS_MAX} printable characters"
         raise InvalidArgument(f"{field}.{name}", value, problem)

@@ -15,6 +15,7 @@ from synod.agent_runtime.events import ConversationStarted, RunCancelRequested, 
 from synod.common.event import Event
 from synod.common.ids import derived_id, new_id
 from synod.common.personal import ERASED
+from synod.common.values import Tag
 
 from agent_runtime.conversations import ConversationState, start_turn
 from agent_runtime.domain import RunState
@@ -39,6 +40,7 @@ class StartRun:
     input: str
     budget_nano_usd: int = 0
     workspace_id: str = ""
+    tags: tuple[Tag, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ class Runtime:
             conversation_id=conversation_id,
             workspace_id=order.workspace_id or run_id,
             budget_nano_usd=min(limits, default=0),
+            tags=order.tags,
         )
 
     async def _set_budget(self, started: RunStarted) -> None:
@@ -210,6 +213,6 @@ def _same(state: RunState, order: StartRun) -> RunState:
     """The run that an order started earlier. Raises RequestIdReused when it was another order."""
     started = state.started
     named = order.definition.partition("@")[0] in (started.definition_name, started.definition_digest)
-    if started.input != order.input or not named:
+    if started.input != order.input or started.tags != order.tags or not named:
         raise RequestIdReused(order.request_id, state.id)
     return state

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from synod.agent_runtime.events import Ballot, Message, OptionTally, ToolSpec
 from synod.common.definitions import ModelPolicy
-from synod.common.values import Failure
+from synod.common.values import Failure, Tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Attribution:
     run_id: str
     root_run_id: str
     conversation_id: str = ""
+    tags: tuple[Tag, ...] = ()
 
 
 # --- models -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from eventlog.records import StoredEvent
 from eventlog.table_view import TableView, begins, on
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 from synod.agent_runtime.events import ConversationStarted, TurnEnded, TurnStarted
 
@@ -51,13 +52,14 @@ class RunRow:
     open_members: int = 0
     child_run_ids: list[str] = field(default_factory=list)
     proposal_ids: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 class RunsView:
     """One row a run. A batch is folded in memory and written once per run, so that a rebuild is fast."""
 
     name: ClassVar[str] = "runs"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     personal: ClassVar[bool] = True
     types: ClassVar[frozenset[str] | None] = frozenset(
         {
@@ -81,7 +83,8 @@ class RunsView:
             started_at timestamptz not null, deadline_at timestamptz not null, ended_at timestamptz,
             output text not null, result_sha256 text not null, failure_reason text not null,
             failure_message text not null, epoch bigint not null, model_calls int not null, tool_calls int not null,
-            open_members int not null, child_run_ids text[] not null, proposal_ids text[] not null
+            open_members int not null, child_run_ids text[] not null, proposal_ids text[] not null,
+            tags jsonb not null
         );
         create index on runs (tenant, started_at desc, id desc);
         create index on runs (tenant, started_at desc, id desc) where parent_run_id = '';
@@ -141,7 +144,14 @@ def _started(event: StoredEvent, data: Data) -> RunRow:
         conversation_id=str(data["conversation_id"]),
         started_at=event.occurred_at,
         deadline_at=event.occurred_at + timedelta(seconds=timeout_s),
+        tags=_tags(data),
     )
+
+
+def _tags(data: Data) -> dict[str, str]:
+    """None in events of the time before runs had tags."""
+    given = [tag for tag in _list(data.get("tags")) if isinstance(tag, dict)]
+    return {str(tag["name"]): str(tag["value"]) for tag in given}
 
 
 def _waiting(row: RunRow, more: int) -> RunRow:
@@ -169,11 +179,15 @@ def _list(value: object) -> list[object]:
 
 
 _COLUMNS: Final = tuple(column.name for column in fields(RunRow))
-_values: Final = attrgetter(*_COLUMNS)
+_fields: Final = attrgetter(*_COLUMNS)
 _UPSERT: Final = (
     f"insert into runs ({', '.join(_COLUMNS)}) values ({', '.join('%s' for _ in _COLUMNS)})"
     f" on conflict (id) do update set {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[1:])}"
 )
+
+
+def _values(row: RunRow) -> list[object]:
+    return [Jsonb(value) if isinstance(value, dict) else value for value in _fields(row)]
 
 
 @dataclass(frozen=True, slots=True)

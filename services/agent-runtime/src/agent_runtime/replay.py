@@ -191,6 +191,7 @@ class _Replayer:
             _same(f"parent_run_id of {child.run_id}", begun.parent_run_id, state.id)
             _same(f"root_run_id of {child.run_id}", begun.root_run_id, state.started.root_run_id)
             _same(f"depth of {child.run_id}", begun.depth, state.started.depth + 1)
+            _same(f"tags of {child.run_id}", begun.tags, state.started.tags)
 
     def _ends_by_member(self, state: RunState, event: StepEnded) -> bool:
         step = state.team.steps[event.step]

@@ -19,6 +19,7 @@ from servicekit.errors import (
     ServiceError,
     Unavailable,
 )
+from servicekit.tags import tags_of, values_of
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_runtime.events import (
     Ballot,
@@ -89,7 +90,12 @@ _STATES: Final = {name: value for value, name in STATE_NAMES.items() if name}
 
 def to_start_run(request: pb.StartRunRequest) -> StartRun:
     return StartRun(
-        request.request_id, request.definition, request.input, request.budget_nano_usd, request.workspace_id
+        request_id=request.request_id,
+        definition=request.definition,
+        input=request.input,
+        budget_nano_usd=request.budget_nano_usd,
+        workspace_id=request.workspace_id,
+        tags=tags_of("tags", request.tags),
     )
 
 
@@ -116,6 +122,7 @@ def from_run(state: RunState) -> pb.Run:
         started_at=_timestamp(state.started_at),
         ended_at=_timestamp(state.ended_at),
         proposal_ids=work.proposal_ids if isinstance(work, TeamWork) else (),
+        tags=values_of(started.tags),
     )
 
 
@@ -141,6 +148,7 @@ def from_row(row: RunRow) -> pb.Run:
         started_at=_timestamp(row.started_at),
         ended_at=_timestamp(row.ended_at),
         proposal_ids=row.proposal_ids,
+        tags=row.tags,
     )
 
 
@@ -313,6 +321,7 @@ def _attribution(attribution: Attribution, *, model: str = "", tool: str = "") -
         root_run_id=attribution.root_run_id,
         model=model,
         tool=tool,
+        tags=values_of(attribution.tags),
     )
 
 

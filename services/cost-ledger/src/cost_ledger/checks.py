@@ -158,9 +158,10 @@ def check_attribution(field: str, attribution: Attribution) -> None:
             check_text(f"{field}.{name}", value)
 
 
-def check_period(since: datetime | None, until: datetime | None) -> None:
+def check_period(since: datetime | None, until: datetime | None, begins: str = "since") -> None:
+    """`begins` is the request's name for the first moment."""
     if since is not None and until is not None and since >= until:
-        raise RequestInvalid("until", until.isoformat(), f"must be after since, {since.isoformat()}")
+        raise RequestInvalid("until", until.isoformat(), f"must be after {begins}, {since.isoformat()}")
 
 
 def check_name(field: str, value: str) -> None:

@@ -29,13 +29,18 @@ PERIODS: Final[dict[str, LiteralString]] = {
 GROUPS: Final = (*OWNERS, *PERIODS)
 """What spend can be grouped by; by the attributions it can also be filtered."""
 
+BY_TAG: Final = "tag:"
+"""Before the name of a tag, by whose values spend is grouped; costs without it are one group, the empty value."""
+
 GROUPS_MAX: Final = 10_000
 """Rows of one answer; whoever needs more asks for parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpendQuery:
-    """`group_by` names of GROUPS; `where` attributions and `tags` that must be equal; the time half open, None without end."""
+    """`group_by` names of GROUPS or tags (BY_TAG); `where` attributions and `tags` that must be equal; the time half open,
+    None without end.
+    """
 
     group_by: tuple[str, ...] = ()
     where: Mapping[str, str] | None = None
@@ -178,6 +183,8 @@ def _spend_statement(tenant: str, query: SpendQuery) -> tuple[sql.Composed, dict
 
 
 def _group(name: str) -> sql.Composable:
+    if name.startswith(BY_TAG):
+        return sql.SQL("coalesce(tags ->> {}, '')").format(sql.Literal(name.removeprefix(BY_TAG)))
     if name not in PERIODS:
         return sql.Identifier(name)
     return sql.SQL("to_char(incurred_at at time zone 'UTC', {})").format(sql.Literal(PERIODS[name]))

@@ -16,7 +16,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 
 from cost_ledger import translate
 from cost_ledger.application import Asked, CostLedger
-from cost_ledger.checks import check_batch
+from cost_ledger.checks import check_batch, check_period
 from cost_ledger.commands import ResumeBudget, SuspendBudget
 from cost_ledger.corrections import Corrections
 from cost_ledger.freshness import Freshness
@@ -115,6 +115,7 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
     async def QuerySpend(self, request: pb.QuerySpendRequest, context: Call) -> pb.QuerySpendResponse:
         tenant = event_context().tenant
         query = translate.to_spend_query(request, tenant)
+        check_period(query.since, query.until, "from")
         await self.freshness.all()
         return translate.from_spend(await self.queries.spend(tenant, query))
 

@@ -21,7 +21,7 @@ from servicekit.errors import (
     to_status,
 )
 from servicekit.paging import next_page_token
-from servicekit.tags import tags_of, values_of
+from servicekit.tags import tag_name, tags_of, values_of
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate, Window
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
@@ -36,7 +36,7 @@ from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import OWNERS
-from cost_ledger.queries import GROUPS, GROUPS_MAX, SpendQuery, SpendRow
+from cost_ledger.queries import BY_TAG, GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
 from cost_ledger.reports import BudgetForecast, ComparedModel, ListedCharge, PricedUsage
 from cost_ledger.terms import Terms, terms_of
@@ -357,9 +357,12 @@ def _modalities(names: Sequence[str]) -> frozenset[str]:
 
 def _groups(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
-        if name not in GROUPS:
+        if name.startswith(BY_TAG):
+            tag_name("group_by", name.removeprefix(BY_TAG))
+        elif name not in GROUPS:
             near = _similar(tuple(difflib.get_close_matches(name, GROUPS, n=3)))
-            raise InvalidArgument("group_by", name, f"must be of {', '.join(GROUPS)}" + (f"; {near}" if near else ""))
+            known = f"must be of {', '.join(GROUPS)}, or {BY_TAG}<name>"
+            raise InvalidArgument("group_by", name, known + (f"; {near}" if near else ""))
     if len(set(names)) < len(names):
         raise InvalidArgument("group_by", list(names), "names each attribution at most once")
     return tuple(names)

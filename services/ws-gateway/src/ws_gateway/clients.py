@@ -1,7 +1,7 @@
 """The services behind the edge, as a caller sees them: plain values in, resources out, in the caller's name."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -133,7 +133,13 @@ class CallerServices:
     # Runs and conversations
 
     async def start_run(
-        self, request_id: str, definition: str, text: str, budget_nano_usd: int, workspace_id: str
+        self,
+        request_id: str,
+        definition: str,
+        text: str,
+        budget_nano_usd: int,
+        workspace_id: str,
+        tags: Mapping[str, str],
     ) -> Run:
         request = runtime_pb.StartRunRequest(
             request_id=request_id,
@@ -141,6 +147,7 @@ class CallerServices:
             input=text,
             budget_nano_usd=budget_nano_usd,
             workspace_id=workspace_id,
+            tags=tags,
         )
         return _one(Run, await self.services.runtime.StartRun(request, metadata=self.metadata))
 
@@ -192,10 +199,15 @@ class CallerServices:
     # Money
 
     async def spend(
-        self, group_by: Sequence[str], scope: Scope, since: datetime | None, until: datetime | None
+        self,
+        group_by: Sequence[str],
+        scope: Scope,
+        tags: Mapping[str, str],
+        since: datetime | None,
+        until: datetime | None,
     ) -> Spend:
         request = ledger_pb.QuerySpendRequest(
-            group_by=group_by, filter=translate.to_attribution(scope), until=translate.to_timestamp(until)
+            group_by=group_by, filter=translate.to_attribution(scope, tags), until=translate.to_timestamp(until)
         )
         if (start := translate.to_timestamp(since)) is not None:
             getattr(request, "from").CopyFrom(start)  # the field is named as a Python keyword

@@ -98,6 +98,7 @@ class Run(Resource):
     tool_calls: int
     child_run_ids: tuple[str, ...]
     proposal_ids: tuple[str, ...]
+    tags: dict[str, str] = Field(default={}, description="on all that the run and the runs below it cost")
     conversation_id: str
     started_at: datetime | None = None
     ended_at: datetime | None = None

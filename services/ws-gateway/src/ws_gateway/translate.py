@@ -1,6 +1,6 @@
 """Between protobuf, stored events and what the edge shows: the only file that knows all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -79,8 +79,17 @@ def from_stored(event: StoredEvent) -> LoggedEvent:
     )
 
 
-def to_attribution(scope: Scope) -> ledger_pb.Attribution:
-    return ledger_pb.Attribution(**scope.model_dump())
+def to_attribution(scope: Scope, tags: Mapping[str, str] | None = None) -> ledger_pb.Attribution:
+    return ledger_pb.Attribution(**scope.model_dump(), tags=tags)
+
+
+def to_tags(field: str, words: Iterable[str]) -> dict[str, str]:
+    """``team=search`` and others as a mapping; which names and values there are is said by who takes them."""
+    pairs = [word.strip().partition("=") for word in words if word.strip()]
+    for name, sign, _ in pairs:
+        if not sign:
+            raise InvalidArgument(field, name, "is written name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def to_state(field: str, name: str, known: Mapping[str, N]) -> N:

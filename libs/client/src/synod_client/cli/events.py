@@ -85,6 +85,8 @@ def events_read(
     """
     if not service and not run_id:
         raise typer.BadParameter("name a service, or a run with --run", param_hint="SERVICE")
+    if since is not None and until is not None and since >= until:
+        raise typer.BadParameter(f"{until.isoformat()} is not after --since {since.isoformat()}", param_hint="--until")
     where = _filter(types, run_id, stream)
     if since is not None:
         where.since.FromDatetime(since)

@@ -8,7 +8,7 @@ from synod.cost_ledger.v1.cost_ledger_pb2 import Price, RerateChargesRequest, Re
 
 from synod_client.cli.output import as_dict, print_json, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, moment, nano_usd, provider_and_model
+from synod_client.cli.values import Since, Until, nano_usd, period, provider_and_model
 from synod_client.client import Synod
 
 prices_app = typer.Typer(help="Prices of models.", no_args_is_help=True)
@@ -86,10 +86,11 @@ def prices_rerate(
 
     Example: synod prices rerate --unpriced --reason "was missing"
     """
+    start, end = period(since, until)
     request = RerateChargesRequest(
         model=model,
-        since=moment(since, "--since"),
-        until=moment(until, "--until"),
+        since=start,
+        until=end,
         unpriced_only=unpriced,
         dry_run=not reason,
         reason=reason,

@@ -11,7 +11,7 @@ from synod.common.ids import new_id
 
 from synod_client.cli.output import Exit, as_dict, console, enum_name, errors, moment, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import POSITION_MAX, nano_usd
+from synod_client.cli.values import POSITION_MAX, nano_usd, tags
 from synod_client.client import Synod
 
 Budget = Annotated[str, typer.Option("--budget", help="Hard limit of this run in US dollars, such as 0.25.")]
@@ -25,6 +25,10 @@ def start(
         list[Path] | None,
         typer.Option("--file", help="Put a file into the run's workspace; repeatable.", exists=True, dir_okay=False),
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", help="A word for reports on all that the run costs, NAME=VALUE; repeatable."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start and return at once.")] = False,
     as_json: AsJson = False,
     data: Data = None,
@@ -33,13 +37,13 @@ def start(
 
     Example: synod run analyst "Profile it" --file prices.csv --budget 0.10
     """
-    limit = _limit(budget)
+    limit, words = _limit(budget), tags(tag)
 
     async def command(synod: Synod) -> int:
         workspace = new_id("ws") if files else ""
         for path in files or ():
             await synod.put_file(workspace, path.name, path.read_bytes())
-        started = await synod.start(definition, text, budget_nano_usd=limit, workspace_id=workspace)
+        started = await synod.start(definition, text, budget_nano_usd=limit, workspace_id=workspace, tags=words)
         if detach:
             print_json(as_dict(started)) if as_json else console.print(started.id, highlight=False)
             return Exit.DONE

@@ -15,7 +15,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod_client.cli import exports
 from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, moment, provider_and_model, signed_nano_usd, tags, terms
+from synod_client.cli.values import Since, Until, moment, period, provider_and_model, signed_nano_usd, tags, terms
 from synod_client.client import Synod
 
 spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
@@ -32,7 +32,8 @@ def spend(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            "--by", help="agent, model, run_id, root_run_id, tool, user_id, hour, day, week, month, ...; repeatable."
+            "--by",
+            help="agent, model, run_id, root_run_id, tool, user_id, tag:NAME, hour, day, week, month, ...; repeatable.",
         ),
     ] = None,
     run_id: Run = "",
@@ -48,13 +49,12 @@ def spend(
     """
     if context.invoked_subcommand:
         return
-    groups = by or ["agent"]
-    request = pb.QuerySpendRequest(group_by=groups, filter=pb.Attribution(root_run_id=run_id, tags=tags(tag)))
-    if (start := moment(since, "--since")) is not None:
+    groups, (start, end) = by or ["agent"], period(since, until)
+    scope = pb.Attribution(root_run_id=run_id, tags=tags(tag))
+    request = pb.QuerySpendRequest(group_by=groups, filter=scope, until=end)
+    if start is not None:
         # "from" is a word of Python, so the field has no attribute that could be written down.
         getattr(request, "from").CopyFrom(start)
-    if (end := moment(until, "--until")) is not None:
-        request.until.CopyFrom(end)
 
     async def command(synod: Synod) -> None:
         found = await synod.query_spend(request)
@@ -87,7 +87,8 @@ def spend_export(
     Example: synod spend export --format focus --since 30d --file nov.csv
     """
     scope = pb.Attribution(agent=agent, model=model, root_run_id=run_id, tags=tags(tag))
-    request = pb.ExportSpendRequest(filter=scope, since=moment(since, "--since"), until=moment(until, "--until"))
+    start, end = period(since, until)
+    request = pb.ExportSpendRequest(filter=scope, since=start, until=end)
 
     async def command(synod: Synod) -> None:
         with _opened(file) as out:
@@ -116,7 +117,8 @@ def spend_models(since: Since = "", until: Until = "", as_json: AsJson = False, 
 
     Example: synod spend models --since 7d
     """
-    request = pb.CompareModelsRequest(since=moment(since, "--since"), until=moment(until, "--until"))
+    start, end = period(since, until)
+    request = pb.CompareModelsRequest(since=start, until=end)
 
     async def command(synod: Synod) -> None:
         found = await synod.compare_models(request)
@@ -170,11 +172,12 @@ def spend_at(
     Example: synod spend at openai/gpt-5.5 --term processing=batch --since 30d
     """
     provider_and_model(model, "MODEL")
+    start, end = period(since, until)
     request = pb.PriceUsageAtRequest(
         model=model,
         filter=pb.Attribution(agent=agent, root_run_id=run_id),
-        since=moment(since, "--since"),
-        until=moment(until, "--until"),
+        since=start,
+        until=end,
         price_context=terms(term, "--term"),
     )
 

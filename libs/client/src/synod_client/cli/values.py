@@ -57,6 +57,14 @@ def moment(text: str, hint: str) -> Timestamp | None:
         raise typer.BadParameter(f"'{text}' is not {_MOMENT_HELP}", param_hint=hint) from None
 
 
+def period(since: str, until: str) -> tuple[Timestamp | None, Timestamp | None]:
+    """The moments of --since and --until, of which the second must be later."""
+    start, end = moment(since, "--since"), moment(until, "--until")
+    if start is not None and end is not None and start.ToNanoseconds() >= end.ToNanoseconds():
+        raise typer.BadParameter(f"'{until}' is not after --since '{since}'", param_hint="--until")
+    return start, end
+
+
 def stamp(at: datetime) -> Timestamp:
     found = Timestamp()
     found.FromDatetime(at)

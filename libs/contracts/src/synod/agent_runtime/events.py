@@ -10,7 +10,7 @@ from pydantic import Field
 
 from synod.common.event import Event, Value
 from synod.common.personal import Personal
-from synod.common.values import Failure
+from synod.common.values import Failure, Tag
 
 
 class TextPart(Value):
@@ -102,6 +102,8 @@ class RunStarted(Event):
     budget_nano_usd: int = 0
     # Depth below the root, limited so that teams of teams end.
     depth: int = 0
+    # On every cost of the run and of the runs below it.
+    tags: tuple[Tag, ...] = ()
 
 
 class RunClaimed(Event):

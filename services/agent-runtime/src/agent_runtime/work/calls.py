@@ -138,7 +138,14 @@ class Calls:
 
 def attribution(state: RunState) -> Attribution:
     started = state.started
-    return Attribution(state.tenant, started.definition_name, state.id, started.root_run_id, started.conversation_id)
+    return Attribution(
+        tenant=state.tenant,
+        agent=started.definition_name,
+        run_id=state.id,
+        root_run_id=started.root_run_id,
+        conversation_id=started.conversation_id,
+        tags=started.tags,
+    )
 
 
 def choose_tools(catalogue: tuple[ToolSpec, ...], names: tuple[str, ...]) -> tuple[tuple[ToolSpec, ...], str]:

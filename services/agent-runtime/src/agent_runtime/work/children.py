@@ -44,6 +44,7 @@ async def child_started(ports: Ports, parent: RunState, directive: StartChildren
         workspace_id=parent.started.workspace_id,
         budget_nano_usd=budget,
         depth=parent.started.depth + 1,
+        tags=parent.started.tags,
     )
 
 

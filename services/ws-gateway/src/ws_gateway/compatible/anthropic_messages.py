@@ -18,6 +18,7 @@ from ws_gateway.compatible.wire import (
     Int32,
     JsonObject,
     WireModel,
+    WireRequest,
     decoded,
     read,
     refuse,
@@ -31,13 +32,13 @@ _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "assistant": pb.ROLE_ASSISTANT,
 }
 _CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
+_NOT_COUNTED: Final = ("billing_policy", "compaction", "context_management", "mcp_servers")
 _NOT_TAKEN: Final = (
-    "billing_policy",
-    "compaction",
+    *_NOT_COUNTED,
     "container",
-    "context_management",
+    "diagnostics",
+    "fallback_credit_token",
     "fallbacks",
-    "mcp_servers",
     "thread",
 )
 
@@ -110,34 +111,37 @@ class _Thinking(WireModel):
     budget_tokens: Count | None = None
 
 
-class _Countable(WireModel):
+class _Countable(WireRequest):
     model: str
     messages: tuple[_Message, ...]
     system: str | tuple[_Said, ...] = ""
     tools: tuple[_Tool, ...] = ()
+    tool_choice: _Choice | None = None
+    output_config: _OutputConfig | None = None
+    thinking: _Thinking | None = None
+    cache_control: CacheControl | None = None
+    speed: str | None = None
+    billing_policy: object = None
+    compaction: object = None
+    context_management: object = None
+    mcp_servers: object = None
 
 
 class _Request(_Countable, CacheAsked):
     max_tokens: Count
-    tool_choice: _Choice | None = None
-    output_config: _OutputConfig | None = None
-    thinking: _Thinking | None = None
     service_tier: str | None = None
-    cache_control: CacheControl | None = None
     stop_sequences: tuple[str, ...] = ()
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int32 | None = None
     stream: bool = False
-    speed: str | None = None
     inference_geo: str | None = None
-    billing_policy: object = None
-    compaction: object = None
     container: object = None
-    context_management: object = None
+    diagnostics: object = None
+    fallback_credit_token: object = None
     fallbacks: object = None
-    mcp_servers: object = None
     thread: object = None
+    metadata: object = None
 
 
 class AnthropicMessages:
@@ -161,6 +165,7 @@ class AnthropicMessages:
 def parse_countable(body: bytes) -> pb.CountTokensRequest:
     """Raises InvalidArgument."""
     request = read(_Countable, body)
+    refuse(request, _NOT_COUNTED)
     return pb.CountTokensRequest(model=request.model, messages=_messages(request), tools=_tools(request), exact=True)
 
 

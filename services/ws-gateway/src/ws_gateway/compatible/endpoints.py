@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 from opentelemetry.trace import Span, SpanKind
-from servicekit.errors import InvalidArgument, NotFound, ServiceError, Unavailable
+from servicekit.errors import NotFound, ServiceError, Unavailable
 from servicekit.telemetry import TRACEPARENT
 from synod.common.ids import new_id
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
@@ -29,6 +29,7 @@ from ws_gateway.rest import problems
 from ws_gateway.rest.problems import defect, known
 from ws_gateway.security import SECURITY
 from ws_gateway.sessions import Meters
+from ws_gateway.translate import to_tags
 
 PREFIX: Final = "/v1/"
 MODELS: Final = "/v1/models"
@@ -259,17 +260,8 @@ def _attribution(headers: Mapping[str, str], caller: Caller) -> ledger_pb.Attrib
         agent=headers.get("synod-agent", ""),
         project_id=headers.get("synod-project", ""),
         conversation_id=headers.get("synod-conversation", ""),
-        tags=_tags(headers.get("synod-tags", "")),
+        tags=to_tags("synod-tags", headers.get("synod-tags", "").split(",")),
     )
-
-
-def _tags(header: str) -> dict[str, str]:
-    """``team=search, feature=chat``; llm-gateway says which names and values there may be."""
-    pairs = [part.strip().partition("=") for part in header.split(",") if part.strip()]
-    for name, sign, _ in pairs:
-        if not sign:
-            raise InvalidArgument("synod-tags", name, "is written name=value, name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _metadata(caller: Caller) -> tuple[tuple[str, str], ...]:

@@ -157,6 +157,13 @@ class _Request(CacheAsked):
     presence_penalty: object = None
     logit_bias: object = None
     top_logprobs: object = None
+    store: object = None
+    metadata: object = None
+    user: object = None
+    safety_identifier: object = None
+    prompt_cache_key: object = None
+    prompt_cache_options: object = None
+    prompt_cache_retention: object = None
 
 
 class OpenAiChat:
@@ -182,6 +189,7 @@ class OpenAiChat:
 def _check(request: _Request) -> None:
     """Refuses what would be left out silently."""
     refuse(request, (*_NOT_TAKEN, *_NEUTRAL))
+    refuse(request, ("store",), "nothing is stored here; leave it out")
     refuse_other("verbosity", request.verbosity, "medium")
     if request.n not in (None, 1):
         raise InvalidArgument("n", request.n, "one answer is given to each request; ask several times")

@@ -18,6 +18,7 @@ class _Request(CacheAsked):
     input: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
     dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] = "float"
+    user: object = None
 
 
 @dataclass(frozen=True, slots=True)

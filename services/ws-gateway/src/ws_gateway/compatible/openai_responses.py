@@ -4,7 +4,7 @@ Nothing is stored between two requests: whoever goes on with a conversation send
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 from servicekit.errors import InvalidArgument, ServiceError
@@ -28,13 +28,34 @@ from ws_gateway.compatible.wire import (
 )
 
 _STORED: Final = ("previous_response_id", "conversation", "prompt")
-_NOT_TAKEN: Final = ("background", "max_tool_calls", "top_logprobs", "moderation", "context_management")
+_NOT_TAKEN: Final = (
+    "access_programs",
+    "background",
+    "background_options",
+    "context_management",
+    "image",
+    "max_tool_calls",
+    "moderation",
+    "personality",
+    "top_logprobs",
+)
 _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "system": pb.ROLE_SYSTEM,
     "developer": pb.ROLE_DEVELOPER,
     "user": pb.ROLE_USER,
     "assistant": pb.ROLE_ASSISTANT,
 }
+
+Included: TypeAlias = Literal[
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+"""What an answer holds anyway, or would hold of tools that are refused."""
 
 
 class _Sound(WireModel):
@@ -118,6 +139,19 @@ class _Request(CacheAsked):
     top_logprobs: object = None
     moderation: object = None
     context_management: object = None
+    access_programs: object = None
+    background_options: object = None
+    image: object = None
+    personality: object = None
+    store: object = None
+    include: tuple[Included, ...] | None = None
+    metadata: object = None
+    stream_options: object = None
+    user: object = None
+    safety_identifier: object = None
+    prompt_cache_key: object = None
+    prompt_cache_options: object = None
+    prompt_cache_retention: object = None
 
 
 class OpenAiResponses:
@@ -149,6 +183,7 @@ def parse_countable(body: bytes) -> pb.CountTokensRequest:
 def _check(request: _Request) -> None:
     """Refuses what would be left out silently."""
     refuse(request, _STORED, "nothing is stored here; send the whole input")
+    refuse(request, ("store",), "nothing is stored here; leave it out")
     refuse(request, _NOT_TAKEN)
     refuse_other("text.verbosity", request.text.verbosity if request.text else None, "medium")
     if request.truncation not in (None, "disabled"):

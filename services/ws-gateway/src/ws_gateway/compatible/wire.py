@@ -25,11 +25,21 @@ DONE: Final = b"data: [DONE]\n\n"
 
 
 class WireModel(BaseModel):
-    """A part of a request. What is not read here is a hint, such as `user`, `metadata` or `prompt_cache_key`; what would
-    change the answer or its price is read, to be carried or refused.
+    """A part of a request. What is not read here is a hint, such as the `detail` of an image; what would change the answer
+    or its price is read, to be carried or refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WireRequest(WireModel):
+    """A whole request. A field that its API does not have is mistyped, and refused as that API does it.
+
+    Each field that the API has is here, then: carried, refused by `refuse` when it asks for anything, or a hint, which is an
+    `object` that nobody reads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def read(model: type[M], body: bytes) -> M:

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ws_gateway.resources import Budget, Item, Page, Scope, Spend
 from ws_gateway.rest.requests import PAGE_DEFAULT, Cursor, Limit, NanoUsd, Reference, Services
+from ws_gateway.translate import to_tags
 
 router = APIRouter(tags=["money"])
 
@@ -41,8 +42,26 @@ async def interval(
     return Interval(since=since, until=until)
 
 
-async def scope(agent: str = "", run_id: str = "", root_run_id: str = "", model: str = "", tool: str = "") -> Scope:
-    return Scope(agent=agent, run_id=run_id, root_run_id=root_run_id, model=model, tool=tool)
+async def scope(
+    project_id: str = "",
+    agent: str = "",
+    conversation_id: str = "",
+    run_id: str = "",
+    root_run_id: str = "",
+    user_id: str = "",
+    model: str = "",
+    tool: str = "",
+) -> Scope:
+    return Scope(
+        project_id=project_id,
+        agent=agent,
+        conversation_id=conversation_id,
+        run_id=run_id,
+        root_run_id=root_run_id,
+        user_id=user_id,
+        model=model,
+        tool=tool,
+    )
 
 
 @router.get("/spend")
@@ -52,11 +71,16 @@ async def query_spend(
     which: Annotated[Scope, Depends(scope)],
     group_by: Annotated[
         list[str] | None,
-        Query(description="agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id or day"),
+        Query(
+            description="agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id, tag:<name>,"
+            " hour, day, week or month; repeatable"
+        ),
     ] = None,
+    tag: Annotated[list[str] | None, Query(description="only costs tagged so, name=value; repeatable")] = None,
 ) -> Item[Spend]:
-    """What was spent, grouped by any attribution."""
-    return Item(data=await services.spend(group_by or ("agent",), which, when.since, when.until))
+    """What was spent, grouped by any attribution or tag."""
+    tags = to_tags("query.tag", tag or ())
+    return Item(data=await services.spend(group_by or ("agent",), which, tags, when.since, when.until))
 
 
 @router.get("/budgets")

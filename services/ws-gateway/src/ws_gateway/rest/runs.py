@@ -33,6 +33,7 @@ class StartRun(BaseModel):
     input: str = Field(max_length=65_536)
     budget_nano_usd: NanoUsd = Field(default=0, description="hard budget of this run; 0 for none of its own")
     workspace_id: str = Field(default="", max_length=128)
+    tags: dict[str, str] = Field(default={}, description="on all that the run costs, for reports: at most 8 words")
 
 
 class CancelRun(BaseModel):
@@ -45,7 +46,7 @@ class CancelRun(BaseModel):
 async def start_run(services: Services, body: StartRun, idempotency_key: IdempotencyKey = "") -> Item[Run]:
     """Starts a run of an agent or a team; it goes on by itself."""
     run = await services.start_run(
-        request_id(idempotency_key), body.definition, body.input, body.budget_nano_usd, body.workspace_id
+        request_id(idempotency_key), body.definition, body.input, body.budget_nano_usd, body.workspace_id, body.tags
     )
     return Item(data=run)
 

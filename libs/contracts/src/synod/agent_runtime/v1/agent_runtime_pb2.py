@@ -26,47 +26,55 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*synod/agent_runtime/v1/agent_runtime.proto\x12\x16synod.agent_runtime.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x04\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .synod.agent_runtime.v1.RunState\x12\x17\n\x0f\x64\x65\x66inition_name\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65\x66inition_digest\x18\x05 \x01(\t\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x33\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\".synod.agent_runtime.v1.RunFailure\x12\x15\n\rresult_sha256\x18\t \x01(\t\x12\x15\n\rparent_run_id\x18\n \x01(\t\x12\x13\n\x0broot_run_id\x18\x0b \x01(\t\x12\x0c\n\x04step\x18\x0c \x01(\t\x12\r\n\x05\x65poch\x18\r \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x0e \x01(\x05\x12\x12\n\ntool_calls\x18\x0f \x01(\x05\x12\x15\n\rchild_run_ids\x18\x10 \x03(\t\x12\x17\n\x0f\x63onversation_id\x18\x11 \x01(\t\x12.\n\nstarted_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cproposal_ids\x18\x14 \x03(\t\"-\n\nRunFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"w\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\r\n\x05input\x18\x03 \x01(\t\x12\x17\n\x0f\x62udget_nano_usd\x18\x04 \x01(\x03\x12\x14\n\x0cworkspace_id\x18\x05 \x01(\t\"\x1b\n\rGetRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"}\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nroots_only\x18\x03 \x01(\x08\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .synod.agent_runtime.v1.RunState\"V\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.synod.agent_runtime.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fWatchRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x08\"\xc0\x01\n\tRunUpdate\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12%\n\x04\x64\x61ta\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12&\n\x02\x61t\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0etoken_sequence\x18\x08 \x01(\x03\".\n\x10\x43\x61ncelRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\x10ReplayRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa3\x01\n\x11ReplayRunResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x0c\n\x04runs\x18\x02 \x01(\x05\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x12\x17\n\x0frecorded_sha256\x18\x04 \x01(\t\x12\x17\n\x0freplayed_sha256\x18\x05 \x01(\t\x12\x18\n\x10\x66irst_difference\x18\x06 \x01(\t\x12\x15\n\routside_calls\x18\x07 \x01(\x05\"C\n\x19\x43reateConversationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndefinition\x18\x02 \x01(\t\"O\n\x12SendMessageRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"$\n\x16GetConversationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xd4\x01\n\x0c\x43onversation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_name\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65\x66inition_digest\x18\x03 \x01(\t\x12=\n\x08messages\x18\x04 \x03(\x0b\x32+.synod.agent_runtime.v1.ConversationMessage\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ractive_run_id\x18\x06 \x01(\t\"i\n\x13\x43onversationMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06\x32\xcd\x06\n\x0c\x41gentRuntime\x12P\n\x08StartRun\x12\'.synod.agent_runtime.v1.StartRunRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12L\n\x06GetRun\x12%.synod.agent_runtime.v1.GetRunRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12]\n\x08ListRuns\x12\'.synod.agent_runtime.v1.ListRunsRequest\x1a(.synod.agent_runtime.v1.ListRunsResponse\x12X\n\x08WatchRun\x12\'.synod.agent_runtime.v1.WatchRunRequest\x1a!.synod.agent_runtime.v1.RunUpdate0\x01\x12R\n\tCancelRun\x12(.synod.agent_runtime.v1.CancelRunRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12`\n\tReplayRun\x12(.synod.agent_runtime.v1.ReplayRunRequest\x1a).synod.agent_runtime.v1.ReplayRunResponse\x12m\n\x12\x43reateConversation\x12\x31.synod.agent_runtime.v1.CreateConversationRequest\x1a$.synod.agent_runtime.v1.Conversation\x12V\n\x0bSendMessage\x12*.synod.agent_runtime.v1.SendMessageRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12g\n\x0fGetConversation\x12..synod.agent_runtime.v1.GetConversationRequest\x1a$.synod.agent_runtime.v1.Conversationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*synod/agent_runtime/v1/agent_runtime.proto\x12\x16synod.agent_runtime.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x04\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12/\n\x05state\x18\x03 \x01(\x0e\x32 .synod.agent_runtime.v1.RunState\x12\x17\n\x0f\x64\x65\x66inition_name\x18\x04 \x01(\t\x12\x19\n\x11\x64\x65\x66inition_digest\x18\x05 \x01(\t\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x33\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\".synod.agent_runtime.v1.RunFailure\x12\x15\n\rresult_sha256\x18\t \x01(\t\x12\x15\n\rparent_run_id\x18\n \x01(\t\x12\x13\n\x0broot_run_id\x18\x0b \x01(\t\x12\x0c\n\x04step\x18\x0c \x01(\t\x12\r\n\x05\x65poch\x18\r \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x0e \x01(\x05\x12\x12\n\ntool_calls\x18\x0f \x01(\x05\x12\x15\n\rchild_run_ids\x18\x10 \x03(\t\x12\x17\n\x0f\x63onversation_id\x18\x11 \x01(\t\x12.\n\nstarted_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cproposal_ids\x18\x14 \x03(\t\x12\x33\n\x04tags\x18\x15 \x03(\x0b\x32%.synod.agent_runtime.v1.Run.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\nRunFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe5\x01\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndefinition\x18\x02 \x01(\t\x12\r\n\x05input\x18\x03 \x01(\t\x12\x17\n\x0f\x62udget_nano_usd\x18\x04 \x01(\x03\x12\x14\n\x0cworkspace_id\x18\x05 \x01(\t\x12?\n\x04tags\x18\x06 \x03(\x0b\x32\x31.synod.agent_runtime.v1.StartRunRequest.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1b\n\rGetRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"}\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\nroots_only\x18\x03 \x01(\x08\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .synod.agent_runtime.v1.RunState\"V\n\x10ListRunsResponse\x12)\n\x04runs\x18\x01 \x03(\x0b\x32\x1b.synod.agent_runtime.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0fWatchRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x08\"\xc0\x01\n\tRunUpdate\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12%\n\x04\x64\x61ta\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07summary\x18\x06 \x01(\t\x12&\n\x02\x61t\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0etoken_sequence\x18\x08 \x01(\x03\".\n\x10\x43\x61ncelRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\x10ReplayRunRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa3\x01\n\x11ReplayRunResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x0c\n\x04runs\x18\x02 \x01(\x05\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x03\x12\x17\n\x0frecorded_sha256\x18\x04 \x01(\t\x12\x17\n\x0freplayed_sha256\x18\x05 \x01(\t\x12\x18\n\x10\x66irst_difference\x18\x06 \x01(\t\x12\x15\n\routside_calls\x18\x07 \x01(\x05\"C\n\x19\x43reateConversationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\ndefinition\x18\x02 \x01(\t\"O\n\x12SendMessageRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x17\n\x0f\x63onversation_id\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"$\n\x16GetConversationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xd4\x01\n\x0c\x43onversation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_name\x18\x02 \x01(\t\x12\x19\n\x11\x64\x65\x66inition_digest\x18\x03 \x01(\t\x12=\n\x08messages\x18\x04 \x03(\x0b\x32+.synod.agent_runtime.v1.ConversationMessage\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ractive_run_id\x18\x06 \x01(\t\"i\n\x13\x43onversationMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xb1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x04\x12\x14\n\x10RUN_STATE_FAILED\x10\x05\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x06\x32\xcd\x06\n\x0c\x41gentRuntime\x12P\n\x08StartRun\x12\'.synod.agent_runtime.v1.StartRunRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12L\n\x06GetRun\x12%.synod.agent_runtime.v1.GetRunRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12]\n\x08ListRuns\x12\'.synod.agent_runtime.v1.ListRunsRequest\x1a(.synod.agent_runtime.v1.ListRunsResponse\x12X\n\x08WatchRun\x12\'.synod.agent_runtime.v1.WatchRunRequest\x1a!.synod.agent_runtime.v1.RunUpdate0\x01\x12R\n\tCancelRun\x12(.synod.agent_runtime.v1.CancelRunRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12`\n\tReplayRun\x12(.synod.agent_runtime.v1.ReplayRunRequest\x1a).synod.agent_runtime.v1.ReplayRunResponse\x12m\n\x12\x43reateConversation\x12\x31.synod.agent_runtime.v1.CreateConversationRequest\x1a$.synod.agent_runtime.v1.Conversation\x12V\n\x0bSendMessage\x12*.synod.agent_runtime.v1.SendMessageRequest\x1a\x1b.synod.agent_runtime.v1.Run\x12g\n\x0fGetConversation\x12..synod.agent_runtime.v1.GetConversationRequest\x1a$.synod.agent_runtime.v1.Conversationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'synod.agent_runtime.v1.agent_runtime_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=2091
-  _globals['_RUNSTATE']._serialized_end=2268
+  _globals['_RUN_TAGSENTRY']._loaded_options = None
+  _globals['_RUN_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_STARTRUNREQUEST_TAGSENTRY']._loaded_options = None
+  _globals['_STARTRUNREQUEST_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_RUNSTATE']._serialized_start=2300
+  _globals['_RUNSTATE']._serialized_end=2477
   _globals['_RUN']._serialized_start=134
-  _globals['_RUN']._serialized_end=656
-  _globals['_RUNFAILURE']._serialized_start=658
-  _globals['_RUNFAILURE']._serialized_end=703
-  _globals['_STARTRUNREQUEST']._serialized_start=705
-  _globals['_STARTRUNREQUEST']._serialized_end=824
-  _globals['_GETRUNREQUEST']._serialized_start=826
-  _globals['_GETRUNREQUEST']._serialized_end=853
-  _globals['_LISTRUNSREQUEST']._serialized_start=855
-  _globals['_LISTRUNSREQUEST']._serialized_end=980
-  _globals['_LISTRUNSRESPONSE']._serialized_start=982
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1068
-  _globals['_WATCHRUNREQUEST']._serialized_start=1070
-  _globals['_WATCHRUNREQUEST']._serialized_end=1137
-  _globals['_RUNUPDATE']._serialized_start=1140
-  _globals['_RUNUPDATE']._serialized_end=1332
-  _globals['_CANCELRUNREQUEST']._serialized_start=1334
-  _globals['_CANCELRUNREQUEST']._serialized_end=1380
-  _globals['_REPLAYRUNREQUEST']._serialized_start=1382
-  _globals['_REPLAYRUNREQUEST']._serialized_end=1412
-  _globals['_REPLAYRUNRESPONSE']._serialized_start=1415
-  _globals['_REPLAYRUNRESPONSE']._serialized_end=1578
-  _globals['_CREATECONVERSATIONREQUEST']._serialized_start=1580
-  _globals['_CREATECONVERSATIONREQUEST']._serialized_end=1647
-  _globals['_SENDMESSAGEREQUEST']._serialized_start=1649
-  _globals['_SENDMESSAGEREQUEST']._serialized_end=1728
-  _globals['_GETCONVERSATIONREQUEST']._serialized_start=1730
-  _globals['_GETCONVERSATIONREQUEST']._serialized_end=1766
-  _globals['_CONVERSATION']._serialized_start=1769
-  _globals['_CONVERSATION']._serialized_end=1981
-  _globals['_CONVERSATIONMESSAGE']._serialized_start=1983
-  _globals['_CONVERSATIONMESSAGE']._serialized_end=2088
-  _globals['_AGENTRUNTIME']._serialized_start=2271
-  _globals['_AGENTRUNTIME']._serialized_end=3116
+  _globals['_RUN']._serialized_end=754
+  _globals['_RUN_TAGSENTRY']._serialized_start=711
+  _globals['_RUN_TAGSENTRY']._serialized_end=754
+  _globals['_RUNFAILURE']._serialized_start=756
+  _globals['_RUNFAILURE']._serialized_end=801
+  _globals['_STARTRUNREQUEST']._serialized_start=804
+  _globals['_STARTRUNREQUEST']._serialized_end=1033
+  _globals['_STARTRUNREQUEST_TAGSENTRY']._serialized_start=711
+  _globals['_STARTRUNREQUEST_TAGSENTRY']._serialized_end=754
+  _globals['_GETRUNREQUEST']._serialized_start=1035
+  _globals['_GETRUNREQUEST']._serialized_end=1062
+  _globals['_LISTRUNSREQUEST']._serialized_start=1064
+  _globals['_LISTRUNSREQUEST']._serialized_end=1189
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1191
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1277
+  _globals['_WATCHRUNREQUEST']._serialized_start=1279
+  _globals['_WATCHRUNREQUEST']._serialized_end=1346
+  _globals['_RUNUPDATE']._serialized_start=1349
+  _globals['_RUNUPDATE']._serialized_end=1541
+  _globals['_CANCELRUNREQUEST']._serialized_start=1543
+  _globals['_CANCELRUNREQUEST']._serialized_end=1589
+  _globals['_REPLAYRUNREQUEST']._serialized_start=1591
+  _globals['_REPLAYRUNREQUEST']._serialized_end=1621
+  _globals['_REPLAYRUNRESPONSE']._serialized_start=1624
+  _globals['_REPLAYRUNRESPONSE']._serialized_end=1787
+  _globals['_CREATECONVERSATIONREQUEST']._serialized_start=1789
+  _globals['_CREATECONVERSATIONREQUEST']._serialized_end=1856
+  _globals['_SENDMESSAGEREQUEST']._serialized_start=1858
+  _globals['_SENDMESSAGEREQUEST']._serialized_end=1937
+  _globals['_GETCONVERSATIONREQUEST']._serialized_start=1939
+  _globals['_GETCONVERSATIONREQUEST']._serialized_end=1975
+  _globals['_CONVERSATION']._serialized_start=1978
+  _globals['_CONVERSATION']._serialized_end=2190
+  _globals['_CONVERSATIONMESSAGE']._serialized_start=2192
+  _globals['_CONVERSATIONMESSAGE']._serialized_end=2297
+  _globals['_AGENTRUNTIME']._serialized_start=2480
+  _globals['_AGENTRUNTIME']._serialized_end=3325
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,26 @@ Global___RunState: _TypeAlias = RunState  # noqa: Y015
 class Run(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -72,6 +92,7 @@ class Run(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     PROPOSAL_IDS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant_id: _builtins.str
     state: Global___RunState.ValueType
@@ -103,6 +124,10 @@ class Run(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def proposal_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As it was started with; a member's run has those of the run at the root."""
+
     def __init__(
         self,
         *,
@@ -126,10 +151,11 @@ class Run(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         proposal_ids: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "failure", b"failure", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_run_ids", b"child_run_ids", "conversation_id", b"conversation_id", "definition_digest", b"definition_digest", "definition_name", b"definition_name", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "id", b"id", "input", b"input", "model_calls", b"model_calls", "output", b"output", "parent_run_id", b"parent_run_id", "proposal_ids", b"proposal_ids", "result_sha256", b"result_sha256", "root_run_id", b"root_run_id", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant_id", b"tenant_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_run_ids", b"child_run_ids", "conversation_id", b"conversation_id", "definition_digest", b"definition_digest", "definition_name", b"definition_name", "ended_at", b"ended_at", "epoch", b"epoch", "failure", b"failure", "id", b"id", "input", b"input", "model_calls", b"model_calls", "output", b"output", "parent_run_id", b"parent_run_id", "proposal_ids", b"proposal_ids", "result_sha256", b"result_sha256", "root_run_id", b"root_run_id", "started_at", b"started_at", "state", b"state", "step", b"step", "tags", b"tags", "tenant_id", b"tenant_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -162,11 +188,32 @@ Global___RunFailure: _TypeAlias = RunFailure  # noqa: Y015
 class StartRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEFINITION_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     BUDGET_NANO_USD_FIELD_NUMBER: _builtins.int
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     definition: _builtins.str
     """Reference to a definition: name, name@version or digest."""
@@ -176,6 +223,10 @@ class StartRunRequest(_message.Message):
     """Hard budget of this run in nano-USD; 0 for none beyond the tenant's."""
     workspace_id: _builtins.str
     """Workspace prepared by ToolExecutor.PutFile; default: the id of the run."""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free words that every cost of the run and of the runs below it carries, as in synod.cost_ledger.v1.Attribution."""
+
     def __init__(
         self,
         *,
@@ -184,10 +235,11 @@ class StartRunRequest(_message.Message):
         input: _builtins.str = ...,
         budget_nano_usd: _builtins.int = ...,
         workspace_id: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_nano_usd", b"budget_nano_usd", "definition", b"definition", "input", b"input", "request_id", b"request_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_nano_usd", b"budget_nano_usd", "definition", b"definition", "input", b"input", "request_id", b"request_id", "tags", b"tags", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

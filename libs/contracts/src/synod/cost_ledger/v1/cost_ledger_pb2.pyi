@@ -846,7 +846,9 @@ class QuerySpendRequest(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Any of agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id, hour, day, week, month (UTC)."""
+        """Any of agent, run_id, root_run_id, model, tool, user_id, conversation_id, project_id, hour, day, week, month (UTC),
+        and the values of a tag: tag:team; a cost that is not tagged so is in the group of the empty value.
+        """
 
     @_builtins.property
     def filter(self) -> Global___Attribution:
