@@ -43,6 +43,8 @@ class SdkTransport:
         self._options: RequestOptions = {
             "headers": _RAW,
             "timeout": httpx2.Timeout(None, connect=self._limits.connect_s),
+            # As `Transport`: a request goes where its key is for, or nowhere. Some of the keys httpx2 would take along.
+            "follow_redirects": False,
         }
 
     @asynccontextmanager
