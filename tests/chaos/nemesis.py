@@ -54,7 +54,7 @@ class Nemesis:
     act: Act
     weight: int = 0
     whole_only: bool = False
-    """Only for a log with relay, stream and view."""
+    """Only for a log with relay, stream and view, or one that does not wait for ever."""
     needs_transaction: bool = False
     """Only for a log whose appends are transactions that can be watched from outside."""
     needs_rivals: bool = False
@@ -172,6 +172,23 @@ async def _freeze_in_transaction(scene: Scene) -> str:
     return name
 
 
+async def freeze_backend(scene: Scene) -> None:
+    """SIGSTOP what serves a writer, perhaps with locks of the whole server, until the crew is past it or was told so.
+
+    The kernel goes on acknowledging what the writer sends. What the backend was told it does afterwards, unasked.
+    """
+    backend = scene.random.choice(await scene.servers.backends(scene.random.choice(scene.crew.names("writer"))))
+    head, unavailable = scene.crew.head, scene.crew.unavailable
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        await scene.crew.until(
+            lambda: scene.crew.head > head + 10 or scene.crew.unavailable > unavailable,
+            "the crew to get past a frozen backend",
+        )
+    finally:
+        os.kill(backend, signal.SIGCONT)
+
+
 async def fill_disk(scene: Scene) -> None:
     """No byte is left until a caller was told so."""
     disk = scene.servers.disk
@@ -242,6 +259,7 @@ NEMESES: tuple[Nemesis, ...] = (
     Nemesis("lose commit", lose_commit, needs_transaction=True),
     Nemesis("freeze writer", freeze_writer, needs_transaction=True, needs_rivals=True),
     Nemesis("freeze lock holder", freeze_lock_holder, needs_transaction=True, needs_rivals=True, slow=True),
+    Nemesis("freeze backend", freeze_backend, whole_only=True),
     Nemesis("fill disk", fill_disk),
     Nemesis("jump clock", jump_clock),
     Nemesis("poison event", poison, whole_only=True),

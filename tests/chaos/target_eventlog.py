@@ -16,7 +16,7 @@ from .target import Clock, TargetKind
 
 AGGREGATE = "chaos"
 CONTEXT = Context(tenant="local", actor="chaos")
-LIMITS = Limits(reconnect_timeout_s=3.0, readers_max=2)
+LIMITS = Limits(reconnect_timeout_s=3.0, answer_timeout_s=2.0, readers_max=2)
 """Short, so that callers do get to hear that an outcome is unknown."""
 PAGE_EVENTS = 500
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

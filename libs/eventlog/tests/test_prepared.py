@@ -14,9 +14,9 @@ import pytest
 import uvloop
 from eventlog.arrays import bigints, byteas, texts, times, uuids
 from eventlog.binary import from_int, from_time, to_int, to_time, to_uuid
-from eventlog.prepared import SILENCE, PreparedConnection, impatient, rows
+from eventlog.patience import SILENCE
+from eventlog.prepared import PreparedConnection, rows
 from lossy_proxy import lossy_proxy
-from psycopg.conninfo import conninfo_to_dict
 
 MANY_BYTES = 24 * 1024 * 1024
 """More than any socket takes at once, in either direction."""
@@ -248,16 +248,6 @@ async def test_what_is_found_wrong_only_at_the_commit_is_told(postgres_dsn: str)
         with pytest.raises(psycopg.errors.UniqueViolation):
             await connection.run_all((KEEP, [from_int(1)]), (KEEP, [from_int(1)]))
         assert await number(connection, COUNT) == 0
-
-
-def test_a_server_that_is_gone_without_a_word_is_given_up_unless_the_dsn_is_more_patient() -> None:
-    assert conninfo_to_dict(impatient("host=db tcp_user_timeout=90000")) == {
-        "host": "db",
-        "tcp_user_timeout": "90000",
-        "keepalives_idle": "10",
-        "keepalives_interval": "5",
-        "keepalives_count": "4",
-    }
 
 
 async def test_its_socket_is_told_so(connection: PreparedConnection) -> None:

@@ -1,18 +1,27 @@
 """A dependency that goes away degrades the service, and it recovers by itself."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import psycopg
-from psycopg_pool import AsyncConnectionPool
+import pytest
+from eventlog.patience import postgres_address
+from google.protobuf.wrappers_pb2 import StringValue
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from pydantic import BaseModel
-from servicekit.dependencies import nats_address, open_pool, postgres_address, watch_postgres
+from servicekit.dependencies import POSTGRES_ERRORS, nats_address, open_pool, watch_postgres
+from servicekit.errors import Unavailable, from_rpc_error
 from servicekit.health import Health
 from servicekit.host import Host
 from servicekit.settings import Limits, ServiceSettings
 from servicekit.telemetry import Metrics
 from servicekit.testing import serve_in_process, settings_for
+
+KINDS = ("Unary", "Download", "Upload", "Chat", "WatchWords")
 
 
 class Settings(ServiceSettings):
@@ -93,8 +102,55 @@ async def test_a_living_connection_is_used_without_asking_it_first(postgres_dsn:
             assert await (await onlooker.execute(last, [used])).fetchone() == ("COMMIT",)
 
 
+class Asker:
+    """Asks the database whatever it is told to."""
+
+    def __init__(self, host: Host[Settings]) -> None:
+        self._host = host
+
+    async def Unary(self, request: StringValue, context: Any) -> StringValue:
+        async with self._host.pool.connection() as connection:
+            (answer,) = await (await connection.execute(request.value)).fetchone() or ("",)
+        return StringValue(value=str(answer))
+
+    Download = Upload = WatchWords = Chat = Unary
+
+
+async def test_a_call_that_meets_a_frozen_database_is_told_so_and_the_service_recovers(
+    postgres_dsn: str, nats_url: str, echo_stub: Any, add_echo: Any
+) -> None:
+    async def compose(host: Host[Settings]) -> None:
+        host.add_rpc(add_echo, Asker(host), dict.fromkeys(KINDS, "ask"))
+
+    limits = Limits(postgres_answer_s=0.3, postgres_connections_max=1)
+    async with serve_in_process(compose, settings_for(Settings, postgres_dsn, nats_url, limits=limits)) as service:
+        ask = echo_stub(service.channel).Unary
+        pid = int((await ask(StringValue(value="select pg_backend_pid()"))).value)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ask(StringValue(value="select 1"))
+            replaced = await ask(StringValue(value="select 2"))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        with pytest.raises(grpc.aio.AioRpcError) as at_fault:
+            await ask(StringValue(value="select lower(no_such_column)"))
+    unavailable = from_rpc_error(refused.value)
+    assert (type(unavailable), unavailable.reason) == (Unavailable, "POSTGRES_UNAVAILABLE")
+    assert f"PostgreSQL at {postgres_address(postgres_dsn)} has not answered for 0.3 s" in unavailable.message
+    assert replaced.value == "2"
+    assert at_fault.value.code() is grpc.StatusCode.INTERNAL
+
+
+def test_what_postgresql_refuses_about_a_statement_is_a_defect_and_no_reason_to_repeat() -> None:
+    assert POSTGRES_ERRORS.translate(psycopg.errors.ProgramLimitExceeded("index row too large")) is None
+    away = POSTGRES_ERRORS.translate(PoolTimeout("couldn't get a connection after 30.00 sec"))
+    assert away is not None
+    assert away.retryable
+    assert "PostgreSQL cannot be reached: couldn't get a connection" in away.message
+
+
 def test_an_address_for_people_has_no_password() -> None:
-    assert postgres_address("postgresql://u:secret@db:5433/ledger") == "db:5433/ledger"
     assert nats_address("nats://u:secret@broker") == "broker:4222"
 
 

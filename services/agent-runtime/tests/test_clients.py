@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 import pytest
 from agent_runtime.clients import GrpcConsensus, GrpcLedger, GrpcModels, GrpcRegistry, GrpcTools, call_error
-from agent_runtime.errors import CallFailed, CallInterrupted, DefinitionNotFound
+from agent_runtime.errors import CallFailed, CallInterrupted, DefinitionNotFound, PeerFailed
 from agent_runtime.ports import Attribution, ModelAnswer, ModelCall, Pinned, Proposal, ToolCall
+from agent_runtime.translate import ERRORS
 from servicekit.errors import (
     BudgetExhausted,
     DeadlineExceeded,
@@ -198,9 +199,9 @@ async def test_nobody_at_the_address_leaves_the_outcome_open() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (Unavailable("stopping", reason="STOPPING"), CallInterrupted),
-        (DeadlineExceeded("too late"), CallInterrupted),
-        (Internal("err_1", "llm-gateway"), CallInterrupted),
+        (Unavailable("stopping", reason="STOPPING"), PeerFailed),
+        (DeadlineExceeded("too late"), PeerFailed),
+        (Internal("err_1", "llm-gateway"), PeerFailed),
         (Unavailable("down", reason="PROVIDER_UNAVAILABLE"), CallFailed),
         (FailedPrecondition("no", reason="PROVIDER_REFUSED"), CallFailed),
         (NotFound("model", "sim-2", reason="UNKNOWN_MODEL"), CallFailed),
@@ -209,6 +210,16 @@ async def test_nobody_at_the_address_leaves_the_outcome_open() -> None:
 def test_the_kind_of_an_error_says_whether_the_outcome_is_known(error: ServiceError, kind: type[Exception]) -> None:
     error.domain = "synod.llm-gateway"
     assert type(call_error(error)) is kind
+
+
+def test_a_defect_of_another_service_is_told_as_its_own_and_not_as_a_way_that_is_cut() -> None:
+    defect = Internal("err_1", "agent-registry")
+    defect.domain = "synod.agent-registry"
+    assert ERRORS.translate(call_error(defect)) is defect
+    assert issubclass(PeerFailed, CallInterrupted)  # repeated under the same id all the same
+    cut = ERRORS.translate(call_error(Unavailable("connection refused")))
+    assert cut is not None
+    assert cut.reason == "PEER_UNREACHABLE"
 
 
 async def test_a_tool_is_called_under_its_effect_id(peer: Peer, channel: grpc.aio.Channel) -> None:

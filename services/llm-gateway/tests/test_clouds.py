@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from llm_gateway.catalogue import Catalogue
 from llm_gateway.clouds import cloud_entries
-from llm_gateway.errors import CloudSdkMissing, ModelUnavailable
+from llm_gateway.errors import CloudSdkMissing, ModelUnavailable, RequestRejected
 from llm_gateway.providers import clouds
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import ProviderContract, asked, in_time
@@ -85,6 +87,22 @@ async def test_an_sdk_repeats_nothing_by_itself(make: Make, simulator: RunningSi
         with pytest.raises(Exception, match="503"):
             await provider.generate(asked("answer: ok"), in_time())
     assert simulator.usage.total().requests == 1
+
+
+@pytest.mark.parametrize("make", [azure, vertex, bedrock])
+async def test_an_sdk_goes_nowhere_with_its_key_but_where_the_key_is_for(
+    make: Make, simulator: RunningSimulator
+) -> None:
+    async def redirect(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": f"{simulator.origin}{request.path_qs}"})
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", redirect)
+    async with TestServer(application) as elsewhere, make(str(elsewhere.make_url("")), TransportLimits()) as provider:
+        with pytest.raises(RequestRejected) as refused:
+            await provider.generate(asked("answer: ok"), in_time())
+    assert refused.value.status == 307
+    assert simulator.usage.total().requests == 0
 
 
 @pytest.mark.parametrize(("make", "module"), [(azure, "openai"), (vertex, "anthropic"), (bedrock, "anthropic")])

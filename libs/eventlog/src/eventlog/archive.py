@@ -30,6 +30,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from eventlog.chain import GENESIS
 from eventlog.errors import ArchiveDamaged, ArchiveMissing
+from eventlog.patience import ImpatientConnection, unhurried
 from eventlog.records import EVERYTHING, Filter, StoredEvent, StreamId
 from eventlog.segments import BLOCK_EVENTS, Segment, SegmentReader, SegmentWriter, sweep
 
@@ -205,7 +206,8 @@ class Archivist:
     ) -> AsyncIterator[tuple[Segment, _Notes]]:
         """What `read` finds in each segment of which the database knows too little, as `wanting` selects them."""
         async with self._pool.connection() as connection:
-            rows = await (await connection.execute(wanting)).fetchall()
+            with unhurried(connection):  # every stream that was ever archived
+                rows = await (await connection.execute(wanting)).fetchall()
         for segment in starmap(Segment, rows):
             try:
                 yield segment, await read(segment)
@@ -251,7 +253,12 @@ class Archivist:
         return pending
 
     async def _take_out(self, segment: Segment) -> None:
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._pool.connection() as connection:
+            with unhurried(connection):  # a million events
+                await self._move(connection, segment)
+
+    async def _move(self, connection: AsyncConnection[TupleRow], segment: Segment) -> None:
+        async with connection.transaction():
             await connection.execute(self._sql.note_streams, (segment.first, segment.first, segment.last))
             await connection.execute(self._sql.note_subjects, (segment.first, segment.last))
             await connection.execute(self._sql.noted, (segment.first,))
@@ -266,8 +273,9 @@ class Archivist:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """On a connection of its own, which holds the lock until it is closed: those that wait leave readers theirs."""
-        async with await AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5) as connection:
-            await connection.execute(self._sql.lock)
+        async with await ImpatientConnection.connect(self._dsn, autocommit=True) as connection:
+            with unhurried(connection):
+                await connection.execute(self._sql.lock)
             yield
 
 

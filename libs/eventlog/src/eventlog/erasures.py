@@ -19,6 +19,7 @@ from psycopg.sql import SQL, Identifier
 
 from eventlog import session_locks
 from eventlog.hash_tree import Connection
+from eventlog.patience import unhurried
 
 _TABLE: Final = """
 create table if not exists {schema}.erasures_pending (
@@ -85,7 +86,8 @@ class Erasures:
     @asynccontextmanager
     async def turn(self, connection: Connection, tenant: str, subject: str, *, wait: bool) -> AsyncIterator[bool]:
         """Be the only process that erases this person. Where another one is, wait for it, or do without: False."""
-        claimed = await session_locks.take(connection, self._wait if wait else self._try, [tenant, subject])
+        with unhurried(connection):  # an erasure rebuilds views
+            claimed = await session_locks.take(connection, self._wait if wait else self._try, [tenant, subject])
         if not claimed:
             yield False
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ import nats.errors
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from eventlog import patience
 from eventlog.errors import LogUnavailable, ViewSuperseded
 from eventlog.records import Page, StoredEvent
 from eventlog.sources import Reader
@@ -108,7 +110,10 @@ class ProjectorLimits:
 
 
 class Folder:
-    """One pass of `reader` into the copy `tables`. Processes that fold the same copy take turns."""
+    """One pass of `reader` into the copy `tables`. Processes that fold the same copy take turns.
+
+    Unless it is `unhurried` a statement has the limit of its connection, and the batch is tried again.
+    """
 
     def __init__(
         self,
@@ -117,6 +122,8 @@ class Folder:
         tables: ViewTables,
         reader: Reader,
         limits: ProjectorLimits,
+        *,
+        unhurried: bool = False,
     ) -> None:
         self.reader = reader
         self.position = -1
@@ -124,6 +131,7 @@ class Folder:
         self._view = view
         self._tables = tables
         self._limits = limits
+        self._patience = patience.unhurried if unhurried else nullcontext
 
     async def fold_to(self, position: int) -> None:
         """Fold until the copy is at `position`, and no further."""
@@ -175,7 +183,7 @@ class Folder:
 
     async def _fold(self, page: Page, parked_for: Exception | None = None) -> None:
         """Apply (or park) the page's events and move the position, unless another process moved it first."""
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             standing = await self._take(connection)
             if standing.position == self.position:
                 if parked_for is not None:
@@ -191,8 +199,15 @@ class Folder:
 
     async def _learn(self) -> None:
         if self.position < 0:
-            async with self._pool.connection() as connection, connection.transaction():
+            async with self._transaction() as connection:
                 self.position = (await self._take(connection)).position
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._pool.connection() as connection:
+            with self._patience(connection):
+                async with connection.transaction():
+                    yield connection
 
     async def _take(self, connection: Connection) -> Standing:
         standing = await self._tables.take(connection)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eventlog.patience import ANSWER_TIMEOUT_S
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,6 +27,9 @@ class Limits:
     """Streams whose ends the writer need not ask for; some 350 bytes each."""
     reconnect_timeout_s: float = 30.0
     """How long a group waits for the database to come back before LogUnavailable."""
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+    """How long the database may take for one statement before its connection is given up. A group is then committed by
+    another one; readers are told LogUnavailable."""
     poll_interval_s: float = 0.25
     """How often the head is read when no notification arrives."""
     readers_max: int = 4

@@ -23,7 +23,8 @@ from eventlog.limits import Limits
 from eventlog.log import Auditing
 from eventlog.newest import Newest, page_of
 from eventlog.observer import Observer
-from eventlog.prepared import PreparedConnection, impatient, rows
+from eventlog.patience import NOTICE_THAT_WE_LEFT, ImpatientConnection, NoAnswer, unhurried
+from eventlog.prepared import PreparedConnection, rows
 from eventlog.records import (
     EVERYTHING,
     Append,
@@ -70,17 +71,18 @@ class PostgresEventLog:
         self._newest = Newest(limits.newest_events, limits.newest_bytes)
         archive_of_writer = ArchivedReads(self._archived_event, self._archived_end)
         self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer)
-        self._readers = AsyncConnectionPool(
-            impatient(dsn),
+        self._readers: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
+            dsn,
+            connection_class=ImpatientConnection,
             min_size=1,
             max_size=limits.readers_max,
             timeout=limits.reconnect_timeout_s,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "answer_timeout_s": limits.answer_timeout_s},
             configure=_prepare_reader,
             open=False,
         )
         self._archivist = Archivist(self, dsn, self._readers, schema, archive)
-        self._watch = HeadWatch(dsn, sql, limits.poll_interval_s, self._signal.advance, self._notified)
+        self._watch = HeadWatch(dsn, sql, limits, self._signal.advance, self._notified)
         self._notified_of = 0
         self._closed = False
 
@@ -344,7 +346,7 @@ class PostgresEventLog:
                     cursor = await connection.execute(query, parameters, prepare=prepare, binary=True)
                     return await cursor.fetchall()
             except (PoolTimeout, psycopg.OperationalError) as error:
-                if attempts_left == 0 or isinstance(error, PoolTimeout):
+                if attempts_left == 0 or isinstance(error, (PoolTimeout, NoAnswer)):
                     raise LogUnavailable(f"the log cannot be read: {error}") from error
         raise AssertionError("the last attempt returned or raised")
 
@@ -363,13 +365,13 @@ class HeadWatch:
         self,
         dsn: str,
         sql: Statements,
-        poll_interval_s: float,
+        limits: Limits,
         read: Callable[[int], None],
         notified: Callable[[int], None],
     ) -> None:
         self._dsn = dsn
         self._sql = sql
-        self._poll_interval_s = poll_interval_s
+        self._limits = limits
         self._read = read
         self._notified = notified
         self._task: asyncio.Task[None] | None = None
@@ -398,12 +400,14 @@ class HeadWatch:
                 if self._stopping:
                     return
                 _log.warning("lost the notification connection, reconnecting: %s", error)
-                await asyncio.sleep(self._poll_interval_s)
+                await asyncio.sleep(self._limits.poll_interval_s)
 
     async def _connect(self) -> PreparedConnection:
         self._connecting = True
         try:
-            return await PreparedConnection.open(self._dsn, self._sql.listen, [self._sql.head], self._heard)
+            return await PreparedConnection.open(
+                self._dsn, self._sql.listen, [self._sql.head], self._heard, self._limits.answer_timeout_s
+            )
         finally:
             self._connecting = False
 
@@ -412,19 +416,20 @@ class HeadWatch:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             for (position,) in rows(await connection.run(self._sql.head)):
                 self._read(to_int(position))
-            await asyncio.sleep(self._poll_interval_s)
+            await asyncio.sleep(self._limits.poll_interval_s)
 
     def _heard(self, position: str) -> None:
         self._notified(int(position))
 
 
 async def _create_tables(dsn: str, sql: Statements, schema: str) -> None:
-    async with await AsyncConnection.connect(dsn, connect_timeout=5) as connection:
-        await connection.execute("set client_min_messages = warning")
-        await connection.execute(sql.lock_schema, [f"eventlog:{schema}"])
-        await connection.execute(sql.create)
+    async with await ImpatientConnection.connect(dsn) as connection:
+        with unhurried(connection):  # of a large log, and behind other processes that do the same
+            await connection.execute("set client_min_messages = warning")
+            await connection.execute(sql.lock_schema, [f"eventlog:{schema}"])
+            await connection.execute(sql.create)
 
 
 async def _prepare_reader(connection: AsyncConnection[TupleRow]) -> None:
     # Statistics of a young table must not talk the planner out of the indexes.
-    await connection.execute("set timezone = 'UTC'; set enable_seqscan = off")
+    await connection.execute(b"set timezone = 'UTC'; set enable_seqscan = off; " + NOTICE_THAT_WE_LEFT)

@@ -20,24 +20,14 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import Diagnostic, error_from_result, lookup
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
+from eventlog.patience import ANSWER_TIMEOUT_S, ImpatientConnection, NoAnswer, postgres_address
+
 Parameters = Sequence[bytes | None]
 """Values in binary format, in the order of $1, $2, ...; None is null."""
-
-CONNECT_TIMEOUT_S: Final = 5
-SILENCE: Final = {
-    "tcp_user_timeout": 30_000,  # ms
-    "keepalives_idle": 10,  # s, as the next
-    "keepalives_interval": 5,
-    "keepalives_count": 4,
-}
-"""A server that is gone without a word, with its machine or the way to it, is given up after half a minute. The system
-would wait for a quarter of an hour, or two hours if nothing is on its way to it: so long would every append hang.
-"""
 
 _SYNCED: Final = ExecStatus.PIPELINE_SYNC
 _FAILED: Final = ExecStatus.FATAL_ERROR
@@ -54,15 +44,24 @@ class PreparedConnection:
     """Runs prepared statements, one exchange at a time. Belongs to one event loop.
 
     Each exchange is a transaction of its own unless its statements say otherwise. Errors are psycopg's. An exchange whose
-    outcome is not known, because its caller was cancelled or the server went away, ends the connection.
+    outcome is not known, because its caller was cancelled, the server went away or did not answer in time, ends the
+    connection.
     """
 
-    def __init__(self, connection: AsyncConnection[Any], heard: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: AsyncConnection[Any],
+        heard: Callable[[str], None],
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
         """Takes over a connection that is idle and outside a transaction; `open` is the way to get one."""
         self._connection = connection  # holds the handlers of notices
         self._pgconn = connection.pgconn
         self._socket = connection.pgconn.socket
         self._heard = heard
+        self._answer_timeout_s = answer_timeout_s
+        self._asked_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
         self._names: dict[bytes, bytes] = {}
         self._results: list[PGresult] = []
         self._answer: asyncio.Future[list[PGresult]] | None = None
@@ -76,20 +75,26 @@ class PreparedConnection:
 
     @classmethod
     async def open(
-        cls, dsn: str, setup: bytes, statements: Iterable[bytes], heard: Callable[[str], None] = _unheard
+        cls,
+        dsn: str,
+        setup: bytes,
+        statements: Iterable[bytes],
+        heard: Callable[[str], None] = _unheard,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> PreparedConnection:
         """Connect, run `setup` (any number of statements without parameters), and prepare what is to be run.
 
         `heard` is told the payload of each notification that the setup listened for. It may come at any time, before the
-        result of a statement that is running too. Raises psycopg.Error.
+        result of a statement that is running too. An exchange that is not answered within `answer_timeout_s` raises
+        NoAnswer. Raises psycopg.Error.
         """
-        connection = await AsyncConnection.connect(impatient(dsn), autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+        connection = await ImpatientConnection.connect(dsn, autocommit=True)
         try:
             await connection.execute(setup)
         except BaseException:
             await connection.close()
             raise
-        opened = cls(connection, heard)
+        opened = cls(connection, heard, answer_timeout_s)
         await opened._prepare(statements)
         return opened
 
@@ -148,7 +153,21 @@ class PreparedConnection:
             raise psycopg.InterfaceError("another statement is running on this connection")
         self._answer = self._loop.create_future()
         self._results = []
+        self._asked_at = self._loop.time()
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._answer_timeout_s, self._look)
         return self._answer
+
+    def _look(self) -> None:
+        """One timer for many exchanges: it looks when the one could be late that ran when it was set."""
+        self._watch = None
+        if self._answer is None:
+            return
+        late_in_s = self._asked_at + self._answer_timeout_s - self._loop.time()
+        if late_in_s > 0:
+            self._watch = self._loop.call_later(late_in_s, self._look)
+        else:
+            self._lose(NoAnswer(postgres_address(self._connection.info.dsn), self._answer_timeout_s))
 
     def _end(self, answer: asyncio.Future[list[PGresult]]) -> None:
         """What the server still does for an exchange that was given up, and still answers, is nobody's next result."""
@@ -211,6 +230,8 @@ class PreparedConnection:
         if self._lost is not None:
             return
         self._lost = self._farewell or error
+        if self._watch is not None:
+            self._watch.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._pgconn.finish()
@@ -221,11 +242,6 @@ class PreparedConnection:
             answer.set_result(self._results)  # the server's last words tell more than the silence after them
         else:
             answer.set_exception(self._lost)
-
-
-def impatient(dsn: str) -> str:
-    """The DSN with the limits of SILENCE, unless it has its own. Raises psycopg.ProgrammingError for one that is none."""
-    return make_conninfo("", **{**SILENCE, **conninfo_to_dict(dsn)})
 
 
 def rows(result: PGresult) -> Iterator[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
@@ -20,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from eventlog.errors import FoldFailed, NoOldView, NotParked, RebuildRunning, ViewSuperseded
 from eventlog.folding import AWAY, Folder, ProjectorLimits, View, is_away
+from eventlog.patience import unhurried
 from eventlog.records import StoredEvent
 from eventlog.signal import HeadSignal
 from eventlog.sources import Source
@@ -103,7 +104,7 @@ class Projector:
         if self._was_live:
             await self._stand_by()
         await self.prepare()
-        async with self._folder(self._live, self._limits.batch_events) as folder:
+        async with self._folder(self._live) as folder:
             pause_s = self._limits.retry_pause_s
             while True:
                 try:
@@ -124,7 +125,7 @@ class Projector:
         """Fold up to a position of the source, by default its head now; the position reached."""
         goal = await self.source.head() if position is None else position
         await self.prepare()
-        async with self._folder(self._live, self._limits.batch_events) as folder:
+        async with self._folder(self._live) as folder:
             await folder.fold_to(goal)
             self._signal.advance(folder.position)
             return folder.position
@@ -194,7 +195,7 @@ class Projector:
         async with (
             self._turn() as turn,
             self._copy("verify") as copy,
-            self._folder(copy, self._limits.copy_events) as folder,
+            self._copy_folder(copy) as folder,
         ):
             await self._come_near(folder)
             async with turn.transaction():
@@ -208,7 +209,8 @@ class Projector:
     async def checksum(self) -> dict[str, str]:
         """A digest of each table of the live view."""
         async with self._transaction() as connection:
-            return await self._live.checksum(connection)
+            with unhurried(connection):
+                return await self._live.checksum(connection)
 
     async def parked(self) -> list[Parked]:
         """The events that could not be folded."""
@@ -252,7 +254,8 @@ class Projector:
     async def _is_prepared(self) -> bool:
         """Whether the live tables are of this version of the view; they are made if there are none."""
         async with self._transaction() as connection:
-            await self._live.lock(connection)
+            with unhurried(connection):  # a verification of another process holds it for as long as it compares
+                await self._live.lock(connection)
             standing = await self._live.standing(connection)
             if standing is None:
                 await self._live.create(connection, self.view.tables, self.view.version)
@@ -288,14 +291,14 @@ class Projector:
                 await self._rebuild(turn)
 
     async def _rebuild(self, turn: Connection) -> int:
-        async with self._copy("next") as copy, self._folder(copy, self._limits.copy_events) as folder:
+        async with self._copy("next") as copy, self._copy_folder(copy) as folder:
             await folder.fold_to(await self.source.head())
             async with turn.transaction():
                 await self._old.drop(turn)
             return await self._swap_in(turn, copy, folder)
 
     async def _rollback(self, turn: Connection) -> int:
-        async with self._folder(self._old, self._limits.copy_events) as folder:
+        async with self._copy_folder(self._old) as folder:
             return await self._swap_in(turn, self._old, folder)
 
     async def _has_old(self) -> bool:
@@ -344,17 +347,24 @@ class Projector:
             if not await self._live.claim(connection):
                 raise RebuildRunning(self.view.name)
             try:
-                yield connection
+                with unhurried(connection):  # digests of whole tables, and a swap waits for who reads them
+                    yield connection
             finally:
                 await self._live.release(connection)
 
     @asynccontextmanager
-    async def _folder(self, tables: ViewTables, batch_events: int) -> AsyncIterator[Folder]:
+    async def _folder(
+        self, tables: ViewTables, limits: ProjectorLimits | None = None, *, unhurried: bool = False
+    ) -> AsyncIterator[Folder]:
         reader = self.source.reader(self.view.types)
         try:
-            yield Folder(self._pool, self.view, tables, reader, replace(self._limits, batch_events=batch_events))
+            yield Folder(self._pool, self.view, tables, reader, limits or self._limits, unhurried=unhurried)
         finally:
             await reader.close()
+
+    def _copy_folder(self, copy: ViewTables) -> AbstractAsyncContextManager[Folder]:
+        """For tables that nobody reads yet."""
+        return self._folder(copy, replace(self._limits, batch_events=self._limits.copy_events), unhurried=True)
 
     @asynccontextmanager
     async def _copy(self, purpose: str) -> AsyncIterator[ViewTables]:

@@ -38,6 +38,7 @@ from eventlog.clock import Clock
 from eventlog.errors import AppendRefused, ArchiveMissing, EventLogError, LogClosed, LogUnavailable
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted, Observer, Unobserved
+from eventlog.patience import NOTICE_THAT_WE_LEFT
 from eventlog.prepared import PreparedConnection, rows
 from eventlog.records import Appended, StoredEvent, StreamId, parse_stream
 from eventlog.sql import Statements, store_parameters
@@ -56,8 +57,9 @@ _COMMIT = b"commit"
 _SETUP = (
     b"set timezone = 'UTC'; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;"
     b" set idle_in_transaction_session_timeout = %d;"
+    b" %s;"
     b" select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'"
-) % _LOCK_HOLDER_IDLE_MAX_MS
+) % (_LOCK_HOLDER_IDLE_MAX_MS, NOTICE_THAT_WE_LEFT)
 
 _ENDED_BY_CONNECTING_ANEW = (
     psycopg.OperationalError,
@@ -309,7 +311,9 @@ class GroupWriter:
         if self._connection is not None and self._connection.ended:
             self._disconnect()
         if self._connection is None:
-            self._connection = await PreparedConnection.open(self._dsn, _SETUP, self._statements())
+            self._connection = await PreparedConnection.open(
+                self._dsn, _SETUP, self._statements(), answer_timeout_s=self._limits.answer_timeout_s
+            )
         return self._connection
 
     def _statements(self) -> tuple[bytes, ...]:

@@ -20,6 +20,8 @@ from typing import Generic
 
 import uvloop
 from eventlog.errors import ArchiveMissing, KeyUnusable
+from eventlog.limits import Limits as LogLimits
+from eventlog.patience import postgres_address
 from faststream.nats import NatsBroker
 from nats.aio.client import Client
 from psycopg_pool import AsyncConnectionPool
@@ -28,12 +30,12 @@ from servicekit.auth import Authenticator, KeyFileInvalid, load_public_key
 from servicekit.clock import Clock, SystemClock
 from servicekit.commands import Commands
 from servicekit.dependencies import (
+    POSTGRES_ERRORS,
     Missing,
     PortTaken,
     nats_broker,
     no_other_replica_in,
     open_pool,
-    postgres_address,
     probe_nats,
     probe_postgres,
     watch_postgres,
@@ -252,7 +254,8 @@ class _Start(Generic[S]):
     ) -> Host[S]:
         settings, clock, metrics = self.settings, self.clock, self.metrics
         log, health, service, limits = self.phases.log, self.phases.health, settings.service, settings.limits
-        guard = Guard(service, authenticator, LOG_ERRORS, limits, clock, tracing, metrics, log, tls)
+        errors = LOG_ERRORS.including(POSTGRES_ERRORS)
+        guard = Guard(service, authenticator, errors, limits, clock, tracing, metrics, log, tls)
         commands = Commands(
             service,
             broker,
@@ -274,7 +277,7 @@ class _Start(Generic[S]):
             metrics=metrics,
             tracing=tracing,
             health=health,
-            errors=LOG_ERRORS,
+            errors=errors,
             commands=commands,
             rpc=RpcServer(guard),
             tasks=Tasks(clock, health, metrics, log, _TASK_RETRY),
@@ -289,6 +292,7 @@ class _Start(Generic[S]):
         settings, log = self.settings, self.phases.log
         return History(
             service=settings.service,
+            limits=LogLimits(answer_timeout_s=settings.limits.postgres_answer_s),
             dsn=settings.postgres_dsn.get_secret_value(),
             pool=pool,
             client=client,

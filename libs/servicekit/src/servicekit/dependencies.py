@@ -8,21 +8,36 @@ from urllib.parse import urlsplit
 
 import nats
 import psycopg
+from eventlog.folding import is_away
+from eventlog.patience import NOTICE_THAT_WE_LEFT, ImpatientConnection, postgres_address, unhurried
 from faststream.nats import NatsBroker
 from faststream.nats.security import NatsSecurity, NatsUserPassword
 from nats.errors import Error as NatsError
 from psycopg import AsyncConnection
 from psycopg.abc import Buffer
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.string import StrDumperUnknown
 from psycopg_pool import AsyncConnectionPool
 
+from servicekit.errors import ErrorMap, Unavailable
 from servicekit.health import Health
 from servicekit.settings import ServiceSettings
 from servicekit.telemetry import Logger
 from servicekit.tls import Tls
 
 _NATS_TLS = "; with TLS it needs `handshake_first: auto` and a certificate that names its address"
+
+
+def _database_away(error: psycopg.OperationalError) -> Unavailable | None:
+    """None for what PostgreSQL calls operational too and is about the statement, such as a value too long for an index."""
+    if not is_away(error):
+        return None
+    text = _reason(error)
+    named = text if "PostgreSQL" in text else f"PostgreSQL cannot be reached: {text}"
+    return Unavailable(f"{named}; repeat in a moment", 1.0, reason="POSTGRES_UNAVAILABLE")
+
+
+POSTGRES_ERRORS = ErrorMap().add(psycopg.OperationalError, _database_away)
+"""How a database that is away or silent looks to the callers of a service."""
 
 
 class PortTaken(Exception):
@@ -42,7 +57,9 @@ async def probe_postgres(settings: ServiceSettings) -> None:
     where = postgres_address(dsn)
     try:
         timeout_s = max(1, round(settings.limits.probe_s))
-        async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=timeout_s) as connection:
+        async with await ImpatientConnection.connect(
+            dsn, connect_timeout=timeout_s, answer_timeout_s=settings.limits.probe_s
+        ) as connection:
             await connection.execute("select 1")
     except psycopg.Error as error:
         raise Missing(
@@ -55,7 +72,8 @@ async def probe_postgres(settings: ServiceSettings) -> None:
 async def no_other_replica_in(pool: AsyncConnectionPool) -> AsyncIterator[None]:
     """One replica of the service after the other: "create table if not exists" fails where two make the table at once."""
     async with pool.connection() as connection, connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended('synod compose', 0))")
+        with unhurried(connection):
+            await connection.execute("select pg_advisory_xact_lock(hashtextextended('synod compose', 0))")
         yield
 
 
@@ -96,14 +114,19 @@ async def probe_nats(settings: ServiceSettings, tls: Tls | None = None) -> None:
 
 
 def open_pool(settings: ServiceSettings) -> AsyncConnectionPool:
-    """A pool for the service's own database, not yet opened."""
+    """A pool for the service's own database, not yet opened.
+
+    A statement that is not answered in time raises NoAnswer, and its connection is replaced.
+    """
     return AsyncConnectionPool(
         settings.postgres_dsn.get_secret_value(),
+        connection_class=ImpatientConnection,
+        kwargs={"answer_timeout_s": settings.limits.postgres_answer_s},
         min_size=1,
         max_size=settings.limits.postgres_connections_max,
         timeout=settings.limits.rpc_default_s,
         check=_check_if_spoken_to,
-        configure=_store_any_text,
+        configure=_configure,
         open=False,
     )
 
@@ -118,8 +141,11 @@ class AnyText(StrDumperUnknown):
         return super().dump(obj.replace("\0", "\u2400") if "\0" in obj else obj)
 
 
-async def _store_any_text(connection: AsyncConnection) -> None:
+async def _configure(connection: AsyncConnection) -> None:
     connection.adapters.register_dumper(str, AnyText)
+    await connection.set_autocommit(True)
+    await connection.execute(NOTICE_THAT_WE_LEFT)
+    await connection.set_autocommit(False)
 
 
 async def _check_if_spoken_to(connection: AsyncConnection) -> None:
@@ -175,12 +201,6 @@ def watch_postgres(pool: AsyncConnectionPool, health: Health, where: str) -> Cal
             health.recover("postgres")
 
     return check
-
-
-def postgres_address(dsn: str) -> str:
-    """host:port/database of a DSN, without its password."""
-    parts = conninfo_to_dict(dsn)
-    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
 def nats_address(url: str) -> str:

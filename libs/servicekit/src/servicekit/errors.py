@@ -330,9 +330,10 @@ class ErrorMap:
     """
 
     def __init__(self) -> None:
-        self._known: dict[type[Exception], Callable[[Exception], ServiceError]] = {}
+        self._known: dict[type[Exception], Callable[[Exception], ServiceError | None]] = {}
 
-    def add(self, kind: type[E_], translate: Callable[[E_], ServiceError]) -> "ErrorMap":
+    def add(self, kind: type[E_], translate: Callable[[E_], ServiceError | None]) -> "ErrorMap":
+        """`translate` may answer None: some errors of the class are known, and this one is a defect."""
         # The dictionary's key guarantees that `translate` is only given the class it was declared for.
         self._known[kind] = translate  # type: ignore[assignment]
         return self

@@ -275,6 +275,8 @@ class History:
     checkpoints: Checkpoints | None = None
     vault: Vault | None = None
     relay: Relay | None = None
+    limits: LogLimits = field(default_factory=LogLimits)
+    """Of a log that is opened with no others."""
     projectors: list[Projector] = field(default_factory=list)
     servicer: TenantEventLog | None = None
     measurements: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
@@ -290,10 +292,14 @@ class History:
             self._check_keys()
             observer = CommitMetrics(self.metrics)
             stored = await PostgresEventLog.open(
-                self.dsn, limits=limits, clock=self.clock, observer=observer, archive=self.archive_directory
+                self.dsn,
+                limits=limits or self.limits,
+                clock=self.clock,
+                observer=observer,
+                archive=self.archive_directory,
             )
             self.metrics.eventlog_queue_events.set_function(lambda: stored.backlog_events)
-            self.metrics.eventlog_queue_limit.set((limits or LogLimits()).queue_events_max)
+            self.metrics.eventlog_queue_limit.set((limits or self.limits).queue_events_max)
             self.stored = stored
             self.log = log = await self._encrypted(stored)
             await self._open_vault(log)

@@ -1,5 +1,6 @@
 """Every limit of a service process, named with its unit. Override one by SYNOD_LIMITS__<NAME>."""
 
+from eventlog.patience import ANSWER_TIMEOUT_S
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 
@@ -40,6 +41,10 @@ class Limits(BaseModel):
     """The shortest time between two look-ups of a peer's addresses."""
 
     postgres_connections_max: PositiveInt = 10
+    postgres_answer_s: PositiveFloat = ANSWER_TIMEOUT_S
+    """How long PostgreSQL may take for one statement, of the event log too, before the connection is given up and the call
+    fails with UNAVAILABLE. What may take longer (rebuilding and comparing views, archiving, changing tables) has no
+    limit."""
     http_body_bytes_max: PositiveInt = 16 * 1024 * 1024
     command_bytes_max: PositiveInt = 1024 * 1024
     """The largest command; NATS itself refuses more than its max_payload (1 MiB by default)."""

@@ -32,7 +32,7 @@ from synod.tool_executor.v1 import tool_executor_pb2 as tools_pb
 from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
 
 from agent_runtime import translate
-from agent_runtime.errors import CallError, CallFailed, CallInterrupted, DefinitionNotFound
+from agent_runtime.errors import CallError, CallFailed, CallInterrupted, DefinitionNotFound, PeerFailed
 from agent_runtime.ports import (
     Decision,
     ModelAnswer,
@@ -77,8 +77,8 @@ def connect(host: Host[S]) -> Ports:
 def call_error(error: ServiceError) -> CallError:
     """Whether a call ended or its outcome is open. An error without a domain comes from the transport."""
     known = error.reason in ANSWERED or (error.domain and not error.retryable)
-    if not known and (error.retryable or not error.domain):
-        return CallInterrupted(f"{error.reason}: {error.message}")
+    if not known:
+        return PeerFailed(error) if error.domain else CallInterrupted(f"{error.reason}: {error.message}")
     retryable = error.retryable and error.reason != "BUDGET_EXHAUSTED"
     return CallFailed(Failure(reason=error.reason, message=error.message, retryable=retryable))
 

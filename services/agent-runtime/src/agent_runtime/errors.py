@@ -14,8 +14,10 @@ RuntimeFailure
 └── CallError               the outcome of a call to another service
     ├── CallFailed          it was answered: the failure says whether a new call may help
     └── CallInterrupted     the outcome is unknown: repeat with the same id
+        └── PeerFailed      the other side said so itself: its answer names what failed
 """
 
+from servicekit.errors import ServiceError
 from synod.common.values import Failure
 
 
@@ -108,3 +110,11 @@ class CallFailed(CallError):
 
 class CallInterrupted(CallError):
     """The connection broke or the time ran out before an answer came."""
+
+
+class PeerFailed(CallInterrupted):
+    """The other side answered that it could not do it now, or that it has a defect: `answer` is what it said."""
+
+    def __init__(self, answer: ServiceError) -> None:
+        super().__init__(f"{answer.reason}: {answer.message}")
+        self.answer = answer

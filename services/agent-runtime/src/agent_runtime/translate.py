@@ -70,6 +70,7 @@ ERRORS: Final = (
     )
     .add(errors.TurnInProgress, lambda error: FailedPrecondition(str(error), reason="TURN_IN_PROGRESS"))
     .add(errors.CallFailed, lambda error: _refused(error.failure))
+    .add(errors.PeerFailed, lambda error: error.answer)
     .add(errors.CallInterrupted, lambda error: Unavailable(str(error), 1.0, reason="PEER_UNREACHABLE"))
 )
 

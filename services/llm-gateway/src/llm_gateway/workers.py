@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from eventlog.patience import ImpatientConnection
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -29,7 +30,7 @@ class PostgresWorkers:
     _connection: AsyncConnection[Any] | None = field(default=None)
 
     async def enter(self) -> None:
-        connection = await AsyncConnection.connect(self.dsn, autocommit=True)
+        connection = await ImpatientConnection.connect(self.dsn, autocommit=True)
         await connection.execute("select pg_advisory_lock(%s)", (_key(self.own),))
         self._connection = connection
 

@@ -2,6 +2,7 @@ import gzip
 import zlib
 
 import pytest
+from llm_gateway.errors import MalformedResponse
 from llm_gateway.providers.coding import unpacked
 
 TEXT = b"word " * 1000
@@ -58,7 +59,7 @@ async def test_what_is_cut_or_damaged_is_an_error() -> None:
         await read(TEXT, b"gzip")
     with pytest.raises(ConnectionError, match="not packed as it says"):
         await read(gzip.compress(TEXT) + TEXT, b"gzip")
-    with pytest.raises(ConnectionError, match="packed as 'br'"):
+    with pytest.raises(MalformedResponse, match="packed as 'br'"):
         await read(TEXT, b"br")
 
 

@@ -140,7 +140,7 @@ async def test_an_answer_that_comes_before_the_request_is_sent_is_read(transport
         (b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", ProviderUnreachable, "is no HTTP"),
         (
             b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nhi",
-            ProviderUnreachable,
+            MalformedResponse,
             "packed as 'br'",
         ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi", StreamInterrupted, "closed in the middle"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from eventlog.patience import ImpatientConnection
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -34,7 +35,7 @@ class PostgresWorkers:
     _connection: AsyncConnection | None = field(default=None)
 
     async def enter(self) -> None:
-        connection = await AsyncConnection.connect(self.dsn, autocommit=True)
+        connection = await ImpatientConnection.connect(self.dsn, autocommit=True)
         await connection.execute("select pg_advisory_lock(%s)", (_key(self.worker),))
         self._connection = connection
 

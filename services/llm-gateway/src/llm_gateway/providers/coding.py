@@ -3,6 +3,8 @@
 import zlib
 from typing import Final, Protocol
 
+from llm_gateway.errors import MalformedResponse
+
 _PIECE_BYTES_MAX: Final = 1024 * 1024
 """What is unpacked at a time: a few bytes may stand for gigabytes, and who reads counts what it gets."""
 _EITHER: Final = zlib.MAX_WBITS | 32
@@ -16,13 +18,25 @@ class Packed(Protocol):
 
 
 def unpacked(body: Packed, coding: bytes) -> Packed:
-    """The content as it was before. Raises ConnectionError for a coding that is not known."""
+    """The content as it was before; of a coding that is not known, an error for who wants to read it."""
     name = coding.strip().lower()
     if name == b"identity":
         return body
-    if name not in (b"gzip", b"x-gzip", b"deflate"):
-        raise ConnectionError(f"the answer is packed as {name[:40].decode('latin-1')!r}, which was not asked for")
-    return _Unpacked(body)
+    return _Unpacked(body) if name in (b"gzip", b"x-gzip", b"deflate") else Unreadable(body, name.decode("latin-1"))
+
+
+class Unreadable:
+    """Implements Body: MalformedResponse names the coding. What the head says, as when to come back, is true all the same."""
+
+    def __init__(self, body: Packed, coding: str) -> None:
+        self._body = body
+        self._coding = coding[:40]
+
+    async def read(self, until: float) -> bytes:
+        raise MalformedResponse(f"the answer is packed as {self._coding!r}, which was not asked for")
+
+    def close(self) -> None:
+        self._body.close()
 
 
 class _Unpacked:

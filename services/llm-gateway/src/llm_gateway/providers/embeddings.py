@@ -58,9 +58,9 @@ class HttpEmbedder:
             self._check(request)
             url, body = self._base_url + self._dialect.path(request.model), self._dialect.encode(request)
             async with self._transport.post(url, self._headers, body, deadline) as reply:
-                answer = await reply.body()
                 if reply.status != 200:
-                    raise self._failure(reply, answer)
+                    raise self._failure(reply, await reply.refusal())
+                answer = await reply.body()
             found = readable(lambda body: self._dialect.decode(body, request.model), answer)
             return _checked(found, request)
         except ProviderError as error:

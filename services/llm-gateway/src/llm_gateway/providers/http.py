@@ -77,9 +77,9 @@ class HttpProvider:
             adapted, body = self._encoded(request, stream=False)
             async with self._transport.post(self._url(request, stream=False), self._headers, body, deadline) as reply:
                 self._tell_quotas(request.model, reply)
-                answer = await reply.body()
                 if reply.status != 200:
-                    raise self._failure(reply, answer)
+                    raise self._failure(reply, await reply.refusal())
+                answer = await reply.body()
             return _with_warnings(self._decoded(answer), adapted)
         except ProviderError as error:
             error.provider = self.name
@@ -89,9 +89,9 @@ class HttpProvider:
         try:
             url = self._base_url + self._dialect.models_path()
             async with self._transport.get(url, self._headers, deadline) as reply:
-                answer = await reply.body()
                 if reply.status != 200:
-                    raise self._failure(reply, answer)
+                    raise self._failure(reply, await reply.refusal())
+                await reply.body()
         except ProviderError as error:
             error.provider = self.name
             raise
@@ -104,9 +104,9 @@ class HttpProvider:
             adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
             body = self._dialect.encode_count(adapted.request)
             async with self._transport.post(self._base_url + path, self._headers, body, deadline) as reply:
-                answer = await reply.body()
                 if reply.status != 200:
-                    raise self._failure(reply, answer)
+                    raise self._failure(reply, await reply.refusal())
+                answer = await reply.body()
             return readable(self._dialect.decode_count, answer)
         except ProviderError as error:
             error.provider = self.name
@@ -148,7 +148,7 @@ class HttpProvider:
     async def _check_is_stream(self, reply: HttpReply) -> None:
         """What was asked for as a stream may be answered by one body: an error, or a server that cannot stream."""
         if reply.status != 200:
-            raise self._failure(reply, await reply.body())
+            raise self._failure(reply, await reply.refusal())
         if "text/event-stream" not in reply.headers.get("content-type", ""):
             self._decoded(await reply.body())
             raise MalformedResponse("a stream was asked for and a whole answer came")

@@ -19,6 +19,7 @@ import orjson
 from llm_gateway.errors import DeadlineExceeded, ProviderTimedOut, ProviderUnreachable
 from llm_gateway.providers import event_stream
 from llm_gateway.providers.bedrock import BedrockStream
+from llm_gateway.providers.coding import Unreadable
 from llm_gateway.providers.transport import Body, HttpReply, TransportLimits, never_sent
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class SdkTransport:
         self._options: RequestOptions = {
             "headers": _RAW,
             "timeout": httpx2.Timeout(None, connect=self._limits.connect_s),
+            # As `Transport`: a request goes where its key is for, or nowhere. Some of the keys httpx2 would take along.
+            "follow_redirects": False,
         }
 
     @asynccontextmanager
@@ -92,11 +95,19 @@ class SdkTransport:
 
 def _reply(response: httpx2.Response, deadline: float, limits: TransportLimits) -> HttpReply:
     """The stream of Bedrock is read as server-sent events, and says that it is."""
-    body = _SdkBody(response)
+    body: Body = _SdkBody(response)
+    if (coding := response.headers.get("content-encoding", "")) and not _understood(coding, response.request):
+        body = Unreadable(body, coding)
     if not response.headers.get("content-type", "").startswith(event_stream.CONTENT_TYPE):
         return HttpReply(response.status_code, response.headers, body, deadline, limits)
     headers = httpx2.Headers({**response.headers, "content-type": "text/event-stream"})
     return HttpReply(response.status_code, headers, _BedrockBody(body), deadline, limits)
+
+
+def _understood(coding: str, request: httpx2.Request) -> bool:
+    """Whether httpx2 unpacks it: what it does not know it hands on as it came. What it knows it asks for."""
+    known = {name.strip() for name in request.headers.get("accept-encoding", "").split(",")}
+    return all(name.strip().lower() in known | {"identity"} for name in coding.split(","))
 
 
 class _SdkBody:

@@ -27,12 +27,16 @@ _HEADS_MAX: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
-    """Seconds and bytes. `idle_s` bounds the pause between two chunks; the first one may take until the deadline."""
+    """Seconds and bytes. `idle_s` bounds the pause between two chunks; the first one may take until the deadline. So much
+    of why a request was refused is waited for; the refusal itself is there with the head.
+    """
 
     connect_s: float = 5.0
     idle_s: float = 60.0
     drain_s: float = 0.25
+    refusal_s: float = 5.0
     body_bytes_max: int = 64 * 1024 * 1024
+    refusal_bytes_max: int = 1024 * 1024
 
 
 class Body(Protocol):
@@ -80,6 +84,20 @@ class HttpReply:
                 raise MalformedResponse(f"the answer is larger than {self._limits.body_bytes_max} bytes")
             chunks.append(chunk)
         return b"".join(chunks)
+
+    async def refusal(self) -> bytes:
+        """What was said with another status than 200, as far as it comes in time and can be read; else why not.
+
+        Status and headers are what counts of it: when to come back is no less true if the rest never comes.
+        """
+        until = min(self._deadline, asyncio.get_running_loop().time() + self._limits.refusal_s)
+        said = bytearray()
+        try:
+            while len(said) <= self._limits.refusal_bytes_max and (chunk := await self._body.read(until)):
+                said += chunk
+        except (OSError, MalformedResponse) as error:  # TimeoutError is one
+            return bytes(said) or f"what it said could not be read ({error or type(error).__name__})".encode()
+        return bytes(said)
 
     async def read(self) -> bytes:
         """The next bytes of the body as they arrive; none at its end."""
@@ -143,13 +161,13 @@ class Transport:
     async def _answered(self, connection: Connection, message: bytes, deadline: float) -> tuple[Connection, HttpReply]:
         try:
             await connection.ask(message, deadline)
-            body: Body = unpacked(connection, connection.coding) if connection.coding else connection
         except TimeoutError:
             self._pool.give_back(connection)
             raise DeadlineExceeded("the deadline passed before the provider answered") from None
         except BaseException:
             self._pool.give_back(connection)
             raise
+        body: Body = unpacked(connection, connection.coding) if connection.coding else connection
         return connection, HttpReply(connection.status, connection.headers, body, deadline, self._limits)
 
     async def _connected(self, head: RequestHead, url: str, deadline: float) -> Connection:
