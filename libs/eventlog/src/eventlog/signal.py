@@ -13,12 +13,25 @@ class HeadSignal:
         self._waiting: dict[asyncio.Future[bool], int] = {}
 
     def advance(self, head: int) -> None:
-        """Wake every waiter for a position up to `head`; a smaller head than known changes nothing."""
-        self.move(max(self.head, head))
+        """Wake every waiter for a position up to `head`; a head that is known already changes nothing."""
+        if head > self.head:
+            self.move(head)
+
+    def announce(self, head: int) -> None:
+        """As `advance`, but whom the caller has just answered goes on first, and so does whom that one answers at once.
+
+        Those who follow a log have work for the loop's thread; who appended to it waits for nothing but the thread.
+        """
+        if head > self.head:
+            self.head = head
+            asyncio.get_running_loop().call_soon(self._wake)
 
     def move(self, head: int) -> None:
         """As `advance`, but the head may also fall back."""
         self.head = head
+        self._wake()
+
+    def _wake(self) -> None:
         for waiter, position in self._waiting.items():
             if position <= self.head:
                 settle(waiter)
