@@ -36,26 +36,26 @@ async def test_a_head_that_is_announced_is_known_at_once() -> None:
 
 @pytest.mark.parametrize("again", [1, 0], ids=["told_again", "told_once"])
 async def test_who_was_answered_before_and_whom_he_answers_go_on_before_those_who_follow(again: int) -> None:
-    """As a reservation: the book hears of the append, and tells who asked for it."""
+    """As a model call: its last append is shielded from who called, and so is the whole of it."""
     signal, order = HeadSignal(), []
     follower = await waiting_for(signal, 1, order)
-    appended, asked = asyncio.Event(), asyncio.Event()
+    appended = asyncio.Event()
 
-    async def book() -> None:
-        await appended.wait()
-        asked.set()
+    async def called() -> None:
+        await asyncio.shield(asyncio.create_task(appended.wait()))
 
-    async def asker() -> None:
-        await asked.wait()
-        order.append("asker")
+    async def caller() -> None:
+        await asyncio.shield(asyncio.create_task(called()))
+        order.append("caller")
 
-    both = asyncio.gather(book(), asker())
-    await asyncio.sleep(0)
+    calling = asyncio.create_task(caller())
+    for _ in range(5):
+        await asyncio.sleep(0)
     appended.set()
     signal.announce(1)
     signal.advance(again)  # as the database does by its notification
-    await asyncio.gather(both, follower)
-    assert order == ["asker", "follower"]
+    await asyncio.gather(calling, follower)
+    assert order == ["caller", "follower"]
 
 
 async def test_a_smaller_head_than_known_changes_nothing() -> None:
