@@ -209,3 +209,13 @@ async def test_a_stream_that_a_stopping_server_cancels_is_one_to_resume(fakes: F
         await server.stop(None)
         with pytest.raises(TryAgain):
             await anext(updates)
+
+
+async def test_a_proxy_for_the_web_does_not_come_between_a_client_and_the_system(
+    fakes: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    fakes.answer("agent-registry", "Authenticate", token(1000))
+    connection = Connection(fakes.endpoints)
+    assert await connection.metadata() == (("authorization", "Bearer token"),)
+    await connection.close()

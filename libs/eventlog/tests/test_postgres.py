@@ -11,13 +11,16 @@ from pathlib import Path
 import psycopg
 import pytest
 from eventlog.chain import sealed
+from eventlog.clock import SystemClock
 from eventlog.errors import AppendRefused, ChainBroken, FenceLost, LogClosed, LogUnavailable, QueueFull, VersionConflict
 from eventlog.fences import take_fence
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import NO_STREAM, Append, Appended, Context, Filter, StreamId
+from eventlog.sql import statements
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
+from eventlog.writer import GroupWriter
 from lossy_proxy import lossy_proxy
 from synod.common.ids import uuid7
 
@@ -221,6 +224,23 @@ async def test_followers_are_served_from_memory_without_asking_the_database(
     assert (positions(page.events), page.position, page.more) == ([2, 3], 3, False)
     assert (list(nothing.events), nothing.position) == ([], 3)
     assert list(page.events) == await log.read(1)
+
+
+async def test_who_appends_is_answered_before_who_follows_is_told(postgres_dsn: str, log: PostgresEventLog) -> None:
+    """The relay and the views have work for the thread by which the caller goes on."""
+    order: list[str] = []
+
+    def follow(head: int, stored: object) -> None:
+        asyncio.get_running_loop().call_soon(order.append, "follower")
+
+    writer = GroupWriter(postgres_dsn, statements("eventlog"), Limits(), SystemClock(), follow)
+    writer.start()
+    for _ in range(2):  # under the lock, and from memory
+        await writer.submit([an_append(a_stream())])
+        order.append("caller")
+        await asyncio.sleep(0)
+    await writer.close()
+    assert order == ["caller", "follower"] * 2
 
 
 async def test_who_follows_is_not_woken_for_an_own_event_that_memory_does_not_hold_yet(postgres_dsn: str) -> None:

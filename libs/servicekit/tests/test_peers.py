@@ -193,6 +193,15 @@ async def test_a_peer_that_cannot_be_reached_is_named() -> None:
     assert found.message.startswith("cost-ledger cannot be reached now, repeat in a moment: ")
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+async def test_a_proxy_for_the_web_does_not_come_between_services(
+    variable: str, serve_echo: Any, echo_stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    async with serve_echo() as echo, PeerChannel(echo.address, terms(echo.token())) as channel:
+        assert (await echo_stub(channel).Unary(text("hi"), timeout=5)).value == "hi"
+
+
 async def test_a_stream_of_a_peer_that_cannot_be_reached_names_it() -> None:
     channel = PeerChannel(f"127.0.0.1:{free_port()}", terms(peer_connect_s=0.01))
     with pytest.raises(grpc.aio.AioRpcError, match="llm-gateway cannot be reached now"):

@@ -265,6 +265,20 @@ async def test_commands_that_may_wait_are_committed_with_the_next_that_may_not_a
     assert log.commits - before == 1
 
 
+async def test_who_may_not_wait_is_answered_before_those_that_he_was_decided_after(books: Books) -> None:
+    await books.execute(reserve("a"), ACME)
+    order: list[str] = []
+
+    async def execute(command: Reserve | Settle, patience_s: float) -> None:
+        await books.execute_many([(command, ACME)], patience_s)
+        order.append(command.reservation_id)
+
+    settled = asyncio.create_task(execute(settle("a", 0), 3_600))
+    await asyncio.sleep(0)
+    await asyncio.gather(settled, execute(reserve("b"), 0))
+    assert order == ["b", "a"]
+
+
 async def test_commands_that_may_wait_are_committed_by_themselves_once_their_patience_is_over(books: Books) -> None:
     await books.execute(reserve("a"), ACME)
     for _ in range(2):

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 from llm_gateway.main import ollama_url, provider_entries
+from llm_gateway.providers.pool import Origin
 from llm_gateway.providers.transport import Transport, open_session
 from llm_gateway.settings import Settings
 from provider_simulator.testing import FIXED_NOW
-from servicekit.settings import load_settings
+from servicekit.settings import SettingsInvalid, load_settings
 
 NEEDED = {"SYNOD_POSTGRES_DSN": "dsn", "SYNOD_NATS_URL": "nats", "SYNOD_AUTH_PUBLIC_KEY_FILE": "key.pem"}
 PROVIDERS = (
@@ -15,6 +16,10 @@ PROVIDERS = (
     "ANTHROPIC_BASE_URL",
     "GEMINI_API_KEY",
     "OLLAMA_HOST",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
 )
 
 
@@ -48,6 +53,22 @@ async def test_providers_are_configured_by_their_own_variables(monkeypatch: pyte
     assert await available(settings) == {"openai", "anthropic", "google", "ollama", "simulator", "vllm"}
     assert "sk-one" not in repr(settings)
     assert settings.auth_public_key_file == Path("key.pem")
+
+
+def test_a_proxy_is_read_from_the_usual_variables_and_one_of_another_kind_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://ann:secret@proxy.corp:3128")
+    monkeypatch.setenv("no_proxy", "models.corp")
+    settings = load_settings(Settings)
+    assert settings.proxies.of(Origin(True, "api.openai.com", 443)) == settings.proxies.for_https
+    assert settings.proxies.of(Origin(True, "models.corp", 443)) is None
+    assert "secret" not in repr(settings)
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.corp:1080")
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(Settings)
+    (problem,) = refused.value.problems
+    assert problem.startswith("HTTPS_PROXY must be http://host:port")
 
 
 def test_one_limit_is_overridden_without_losing_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A new client does not wait for what another one of this process failed at.
     ("grpc.use_local_subchannel_pool", 1),
+    # A proxy of the user's is for the web.
+    ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -321,7 +321,7 @@ class PostgresEventLog:
 
     def _committed(self, head: int, events: Sequence[StoredEvent]) -> None:
         self._newest.extend(events)
-        self._signal.advance(max(head, self._notified_of))
+        self._signal.announce(max(head, self._notified_of))
 
     def _notified(self, head: int) -> None:
         """Of a commit of its own too a process is told twice, and by the notification perhaps first: whoever followed it

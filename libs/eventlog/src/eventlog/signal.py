@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
+
+ANSWERING_TURNS: Final = 5
+"""So many turns of the loop an answer takes at most from the log to the socket, from one task to the next that waits for
+it: a task that is shielded from its caller's leaving takes two."""
 
 
 class HeadSignal:
@@ -13,12 +18,31 @@ class HeadSignal:
         self._waiting: dict[asyncio.Future[bool], int] = {}
 
     def advance(self, head: int) -> None:
-        """Wake every waiter for a position up to `head`; a smaller head than known changes nothing."""
-        self.move(max(self.head, head))
+        """Wake every waiter for a position up to `head`; a head that is known already changes nothing."""
+        if head > self.head:
+            self.move(head)
+
+    def announce(self, head: int) -> None:
+        """As `advance`, but whom the caller has just answered goes on first, and so do those whom that one answers in turn.
+
+        Those who follow a log have work for the loop's thread; who appended to it waits for nothing but the thread.
+        """
+        if head > self.head:
+            self.head = head
+            self._wake_after(ANSWERING_TURNS)
 
     def move(self, head: int) -> None:
         """As `advance`, but the head may also fall back."""
         self.head = head
+        self._wake()
+
+    def _wake_after(self, turns: int) -> None:
+        if turns == 0:
+            self._wake()
+        else:
+            asyncio.get_running_loop().call_soon(self._wake_after, turns - 1)
+
+    def _wake(self) -> None:
         for waiter, position in self._waiting.items():
             if position <= self.head:
                 settle(waiter)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from random import random
+from typing import NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -84,6 +85,14 @@ class ArchivedReads:
     of_stream: Callable[[StreamId, int], Awaitable[StoredEvent]] = _no_archive
 
 
+class _Committed(NamedTuple):
+    """What a group came to: an outcome for each request, what was stored, and the head after it; None if not known."""
+
+    outcomes: list[Outcome]
+    stored: Sequence[StoredEvent] = ()
+    head: int | None = None
+
+
 @dataclass(eq=False, slots=True)
 class _Waiting:
     request: Request
@@ -94,7 +103,8 @@ class _Waiting:
 class GroupWriter:
     """Owns one connection and one task.
 
-    `on_commit` is told the new head, and what was stored, after each commit, `observer` its size.
+    `on_commit` is told the new head, and what was stored, after each commit, `observer` its size. Before either the
+    callers are answered, so that they go on first; but none of them has gone on yet.
     """
 
     def __init__(
@@ -171,24 +181,25 @@ class GroupWriter:
         """Answer every request of the group; one that the database refuses is found by trying each alone."""
         begun = time.perf_counter()
         try:
-            outcomes = await self._commit_when_connected([waiting.request for waiting in group])
+            committed = await self._commit_when_connected([waiting.request for waiting in group])
         except LogUnavailable as error:
-            outcomes = [error] * len(group)
+            committed = _Committed([error] * len(group))
         except psycopg.Error as error:
             if len(group) > 1:
                 _log.warning("group of %d requests failed, retrying one by one: %s", len(group), error)
                 for waiting in group:
                     await self._settle([waiting])
                 return
-            outcomes = [_caused(AppendRefused(f"the database refused the append: {error}"), error)]
-        else:
-            events = sum(waiting.size.events for waiting in group)
-            types = _stored_types(group, outcomes)
-            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun, types))
-        for waiting, outcome in zip(group, outcomes, strict=True):
+            committed = _Committed([_caused(AppendRefused(f"the database refused the append: {error}"), error)])
+        for waiting, outcome in zip(group, committed.outcomes, strict=True):
             _answer(waiting.answer, outcome)
+        if committed.head is not None:
+            self._on_commit(committed.head, committed.stored)
+            events = sum(waiting.size.events for waiting in group)
+            types = _stored_types(group, committed.outcomes)
+            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun, types))
 
-    async def _commit_when_connected(self, requests: list[Request]) -> list[Outcome]:
+    async def _commit_when_connected(self, requests: list[Request]) -> _Committed:
         """Commit, reconnecting as often as the time allows.
 
         A connection lost after COMMIT leaves the outcome unknown; committing again is safe because of the event ids. What
@@ -201,7 +212,8 @@ class GroupWriter:
         while True:
             self._decided = []
             try:
-                return _own(await self._commit(await self._connected(), requests), attempts)
+                committed = await self._commit(await self._connected(), requests)
+                return committed._replace(outcomes=_own(committed.outcomes, attempts))
             except _ENDED_BY_CONNECTING_ANEW as error:
                 self._disconnect()
                 attempts.append(self._decided)
@@ -213,17 +225,15 @@ class GroupWriter:
             await asyncio.sleep(pause_s * (0.5 + random() / 2))
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 
-    async def _commit(self, connection: PreparedConnection, requests: list[Request]) -> list[Outcome]:
+    async def _commit(self, connection: PreparedConnection, requests: list[Request]) -> _Committed:
         self._committing = True
         try:
-            outcomes = await self._commit_from_memory(connection, requests)
-            return await self._commit_under_lock(connection, requests) if outcomes is None else outcomes
+            committed = await self._commit_from_memory(connection, requests)
+            return committed or await self._commit_under_lock(connection, requests)
         finally:
             self._committing = False
 
-    async def _commit_from_memory(
-        self, connection: PreparedConnection, requests: list[Request]
-    ) -> list[Outcome] | None:
+    async def _commit_from_memory(self, connection: PreparedConnection, requests: list[Request]) -> _Committed | None:
         """Decide on what is remembered, and store if it still holds: one round trip. None if nothing was stored.
 
         Only a group of which nothing is refused: a refusal would have to be certain, and a repeated id be looked up.
@@ -243,10 +253,9 @@ class GroupWriter:
             self._tail.overtaken()
             return None
         self._tail.confirm(admission.head, admission.streams)
-        self._on_commit(admission.head.position, admission.accepted)
-        return outcomes
+        return _Committed(outcomes, admission.accepted, admission.head.position)
 
-    async def _commit_under_lock(self, connection: PreparedConnection, requests: list[Request]) -> list[Outcome]:
+    async def _commit_under_lock(self, connection: PreparedConnection, requests: list[Request]) -> _Committed:
         """Lock the head and read what the decision needs; store and commit: two round trips."""
         ids = uuids(_ids(requests))
         _, locked, ends, known, known_archived = await connection.run_all(
@@ -261,8 +270,7 @@ class GroupWriter:
         outcomes = self._decided = [_decide(admission, request) for request in requests]
         await self._store_and_commit(connection, head, admission.accepted)
         self._tail.learn(head, admission.head, admission.streams)
-        self._on_commit(admission.head.position, admission.accepted)
-        return outcomes
+        return _Committed(outcomes, admission.accepted, admission.head.position)
 
     async def _store_and_commit(
         self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent]

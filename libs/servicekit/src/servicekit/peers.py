@@ -396,4 +396,6 @@ def _options(limits: Limits) -> tuple[tuple[str, int | str], ...]:
         ("grpc.max_reconnect_backoff_ms", 1000),
         # Sub-channels are shared by all channels of a process unless told otherwise.
         ("grpc.use_local_subchannel_pool", 1),
+        # http_proxy is for providers and tools: gRPC would have it carry every call between services.
+        ("grpc.enable_http_proxy", 0),
     )

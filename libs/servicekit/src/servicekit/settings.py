@@ -114,6 +114,8 @@ def load_settings(settings_type: type[S]) -> S:
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:
+    if not location:  # of several together: the message names them
+        return message.removeprefix("Value error, ")
     variable = PREFIX + "__".join(str(part) for part in location).upper()
     if variable not in os.environ and message == "Field required":
         return f"{variable} is not set"

@@ -119,7 +119,7 @@ class Books:
             return []
         request = _Request(len(commands))
         for index, (command, context) in enumerate(commands):
-            self._writer(context.tenant).submit(_Waiting(command, context, request, index), patience_s)
+            self._writer(context.tenant).submit(_Waiting(command, context, request, index, patience_s))
         await request.answered
         outcomes: list[Executed | LedgerError] = []
         for outcome in request.verdicts:
@@ -180,6 +180,7 @@ class _Waiting:
     context: Context
     request: _Request
     index: int
+    patience_s: float
 
     @property
     def is_given_up(self) -> bool:
@@ -218,16 +219,16 @@ class BookWriter:
         self._started = False
         self._task = asyncio.create_task(self._run(), name=f"book {tenant}")
 
-    def submit(self, waiting: _Waiting, patience_s: float) -> None:
+    def submit(self, waiting: _Waiting) -> None:
         """Queue a command. One that is given up before its turn is not decided."""
         if len(self._waiting) >= WAITING_COMMANDS_MAX:
             waiting.tell(BookBusy(self._stream.id, len(self._waiting)))
             return
         self._waiting.append(waiting)
-        if patience_s <= 0:
+        if waiting.patience_s <= 0:
             self._wanted.set()
         elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(patience_s, self._wanted.set)
+            self._patience = asyncio.get_running_loop().call_later(waiting.patience_s, self._wanted.set)
 
     def retire(self) -> None:
         """Stop after what waits, without waiting for it."""
@@ -275,7 +276,9 @@ class BookWriter:
             except DuplicateEventId as error:
                 await self._answer_one_by_one(batch, error)
                 return
-            for waiting, verdict in zip(batch, decided.verdicts, strict=False):
+            # Who has no time goes on first.
+            told = sorted(zip(batch, decided.verdicts, strict=False), key=lambda pair: pair[0].patience_s)
+            for waiting, verdict in told:
                 waiting.tell(verdict)
             batch = batch[len(decided.verdicts) :]
         await self._save_snapshot()

@@ -67,7 +67,7 @@ async def compose(host: Host[Settings]) -> None:
     workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
-    transport = Transport(await host.stack.enter_async_context(open_session()))
+    transport = Transport(await host.stack.enter_async_context(open_session(proxies=settings.proxies)))
     entries = await all_entries(host, transport)
     roster = roster_file(settings)
     loaded = await roster.changed() if roster else None

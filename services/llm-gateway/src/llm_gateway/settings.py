@@ -5,9 +5,9 @@ OLLAMA_HOST); all else is SYNOD_*.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
@@ -15,6 +15,7 @@ from servicekit.settings import ServiceSettings
 from llm_gateway.balancing import Strategy
 from llm_gateway.domain import Abort
 from llm_gateway.limits import LimitRule
+from llm_gateway.providers.proxies import Proxies, read_proxies
 from llm_gateway.renewals import TTL_S
 
 
@@ -73,6 +74,12 @@ class Settings(ServiceSettings):
     openai_compatible_url: str = ""
     """Base URL of any other server of the OpenAI chat format, with /v1; openai-compatible/<name>."""
     openai_compatible_api_key: SecretStr | None = None
+    https_proxy: SecretStr = Field(SecretStr(""), validation_alias=_by("HTTPS_PROXY", "https_proxy"))
+    """The HTTP proxy through which providers are reached, http://host:port; this machine itself is never."""
+    http_proxy: SecretStr = Field(SecretStr(""), validation_alias=_by("HTTP_PROXY", "http_proxy"))
+    """The same for addresses without TLS."""
+    no_proxy: str = Field("", validation_alias=_by("NO_PROXY", "no_proxy"))
+    """Domains, addresses and networks that are reached without: "example.com,10.0.0.0/8"; * for all."""
     simulator_url: str = ""
     """Origin of the provider simulator; simulator/sim-1."""
 
@@ -127,3 +134,13 @@ class Settings(ServiceSettings):
     """How long money is held for a call whose process has died; for one that runs the hold is renewed."""
     answers_kept_s: float = Field(default=86_400, gt=0)
     """How long an answer is kept for repeats of its request."""
+
+    @property
+    def proxies(self) -> Proxies:
+        return read_proxies(self.https_proxy.get_secret_value(), self.http_proxy.get_secret_value(), self.no_proxy)
+
+    @model_validator(mode="after")
+    def _proxies_are_understood(self) -> Self:
+        """Raises ValueError, which keeps the service from starting."""
+        self.proxies  # noqa: B018 - read for its refusal
+        return self

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from aiohappyeyeballs import AddrInfoType, start_connection
 
 from llm_gateway.providers.connection import Connection
+from llm_gateway.providers.proxies import Proxies, Proxy
+from llm_gateway.providers.tunnel import dig
 
 _HAPPY_EYEBALLS_S: Final = 0.25
 """How long an address has the way to itself before the next is tried beside it (RFC 8305, section 5)."""
@@ -44,7 +46,13 @@ class ConnectTimedOut(TimeoutError):
 class ConnectionPool:
     """`reuse` or `open` takes a connection, and whoever has one gives it back. `tls` is for tests and private roots."""
 
-    def __init__(self, limits: PoolLimits | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        limits: PoolLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+        proxies: Proxies | None = None,
+    ) -> None:
+        self.proxies = proxies or Proxies()
         self._limits = limits or PoolLimits()
         self._given_tls = tls
         self._loop = asyncio.get_running_loop()
@@ -135,9 +143,11 @@ class ConnectionPool:
     # --- connecting ---
 
     async def _connected(self, origin: Origin) -> Connection:
-        addresses = await self._addresses_of(origin)
-        wire = await start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1, loop=self._loop)
+        proxy = self.proxies.of(origin)
+        wire = await self._wire(origin, proxy)
         try:
+            if proxy is not None and origin.tls:
+                await dig(wire, proxy, origin.host, origin.port)
             _, connection = await self._loop.create_connection(
                 lambda: Connection(self._forget),
                 sock=wire,
@@ -154,6 +164,19 @@ class ConnectionPool:
         if connection.is_open:
             self._all[connection] = origin
         return connection
+
+    async def _wire(self, origin: Origin, proxy: Proxy | None) -> socket.socket:
+        """To the provider, or to the proxy, which looks its name up itself."""
+        near = origin if proxy is None else Origin(False, proxy.host, proxy.port)
+        try:
+            addresses = await self._addresses_of(near)
+            return await start_connection(
+                addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1, loop=self._loop
+            )
+        except OSError as error:
+            if proxy is None or isinstance(error, TimeoutError):
+                raise
+            raise ConnectionError(f"the proxy at {proxy.host}:{proxy.port} cannot be reached: {error}") from error
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from llm_gateway.providers.pool import Origin
+from llm_gateway.providers.proxies import Proxies
 
 _PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 _MAY_STAND_IN_A_PATH: Final = "/:?#[]@!$&'()*+,;=-._~%"
@@ -31,24 +32,35 @@ class RequestHead(NamedTuple):
         return b"%b%d\r\n\r\n%b" % (self.head, len(body), body)
 
 
-def request_head(method: str, url: str, headers: Mapping[str, str]) -> RequestHead:
-    """Raises ValueError for an address or a header that cannot be sent. `headers` may replace what is sent always."""
+def request_head(method: str, url: str, headers: Mapping[str, str], proxies: Proxies | None = None) -> RequestHead:
+    """Raises ValueError for an address or a header that cannot be sent. `headers` may replace what is sent always.
+
+    A proxy that reads what it hands on is told the whole address (RFC 9112, section 3.2.2).
+    """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError("no address of a server that speaks HTTP")
     host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
     port = parts.port or _PORTS[parts.scheme]
+    origin, authority = Origin(parts.scheme == "https", host, port), _authority(host, _told(parts.scheme, port))
+    proxy = None if origin.tls or proxies is None else proxies.of(origin)
     sent = {
-        "host": _authority(host, None if port == _PORTS[parts.scheme] else port),
+        "host": authority,
+        **({"proxy-authorization": proxy.authorization} if proxy and proxy.authorization else {}),
         **_OURS,
         **_credentials(parts.username, parts.password),
         **{name.lower(): value for name, value in headers.items()},
     }
     target = quote(parts.path or "/", safe=_MAY_STAND_IN_A_PATH)
     query = f"?{quote(parts.query, safe=_MAY_STAND_IN_A_PATH)}" if parts.query else ""
-    lines = [f"{method} {target}{query} HTTP/1.1", *(_line(name, value) for name, value in sent.items())]
+    whole = f"http://{authority}{target}" if proxy else target
+    lines = [f"{method} {whole}{query} HTTP/1.1", *(_line(name, value) for name, value in sent.items())]
     lines.append("content-length: " if method == "POST" else "\r\n")
-    return RequestHead(Origin(parts.scheme == "https", host, port), "\r\n".join(lines).encode(), dict(headers))
+    return RequestHead(origin, "\r\n".join(lines).encode(), dict(headers))
+
+
+def _told(scheme: str, port: int) -> int | None:
+    return None if port == _PORTS[scheme] else port
 
 
 def _authority(host: str, port: int | None) -> str:

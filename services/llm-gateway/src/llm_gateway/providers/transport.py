@@ -19,6 +19,7 @@ from llm_gateway.errors import (
 from llm_gateway.providers.coding import unpacked
 from llm_gateway.providers.connection import Connection
 from llm_gateway.providers.pool import ConnectionPool, ConnectTimedOut, PoolLimits
+from llm_gateway.providers.proxies import Proxies
 from llm_gateway.providers.request_head import RequestHead, request_head
 
 _HEADS_MAX: Final = 1024
@@ -185,7 +186,7 @@ class Transport:
         if head is not None and head.headers == headers:
             return head
         try:
-            head = request_head(method, url, headers)
+            head = request_head(method, url, headers, self._pool.proxies)
         except ValueError as error:
             raise never_sent(ProviderUnreachable(f"{url}: {error}")) from None
         if len(self._heads) >= _HEADS_MAX:
@@ -217,9 +218,11 @@ class Exchange:
 
 
 @asynccontextmanager
-async def open_session(connections_max: int = 1000, tls: ssl.SSLContext | None = None) -> AsyncIterator[ConnectionPool]:
+async def open_session(
+    connections_max: int = 1000, tls: ssl.SSLContext | None = None, proxies: Proxies | None = None
+) -> AsyncIterator[ConnectionPool]:
     """Connections for all providers of a process; cookies are neither kept nor sent."""
-    pool = ConnectionPool(PoolLimits(connections_max=connections_max), tls)
+    pool = ConnectionPool(PoolLimits(connections_max=connections_max), tls, proxies)
     try:
         yield pool
     finally:
