@@ -114,6 +114,8 @@ _KEY_STATES: Final[Mapping[KeyState, "pb.KeyState.ValueType"]] = {
 }
 _STRATEGIES: Final[Mapping[str, Strategy]] = {name: name for name in get_args(Strategy)}
 _CHOICES: Final = ("auto", "none", "required")
+_ANY_CHOICE: Final = ToolChoice()
+_PLAIN_TEXT: Final = OutputFormat()
 _FORMATS: Final = ("text", "json_object", "json_schema")
 
 
@@ -445,7 +447,7 @@ def _schema(field: str, text: str) -> JsonObject:
 def _choice(text: str, tools: tuple[ToolSpec, ...]) -> ToolChoice:
     match text:
         case "" | "auto":
-            return ToolChoice()
+            return _ANY_CHOICE
         case "none":
             return ToolChoice("none")
         case "required":
@@ -460,7 +462,7 @@ def _choice(text: str, tools: tuple[ToolSpec, ...]) -> ToolChoice:
 def _format(format: pb.OutputFormat) -> OutputFormat:
     match format.kind:
         case "" | "text":
-            return OutputFormat()
+            return _PLAIN_TEXT
         case "json_object":
             return OutputFormat("json_object")
         case "json_schema":
@@ -474,11 +476,9 @@ def _format(format: pb.OutputFormat) -> OutputFormat:
 
 
 def from_answer(answer: Answer) -> pb.GenerateResponse:
-    return pb.GenerateResponse(
+    response = pb.GenerateResponse(
         request_id=answer.request_id,
-        message=_from_message(answer.message),
         finish_reason=answer.finish_reason,
-        usage=_from_usage(answer.usage, answer.usage_source),
         model=answer.model,
         provider_response_id=answer.provider_response_id,
         reservation_id=answer.reservation_id,
@@ -488,20 +488,25 @@ def from_answer(answer: Answer) -> pb.GenerateResponse:
         cache=answer.cache,
         provider_finish_reason=answer.raw_finish_reason,
     )
+    # Filled in place: a message that is given to another as its part is serialized for that, and read again.
+    _set_message(response.message, answer.message)
+    _set_usage(response.usage, answer.usage, answer.usage_source)
+    return response
 
 
 def from_embeddings(answer: Answer) -> pb.EmbedResponse:
     vectors = (part.values for part in answer.message.parts if isinstance(part, Vector))
-    return pb.EmbedResponse(
+    response = pb.EmbedResponse(
         request_id=answer.request_id,
         embeddings=[pb.Embedding(values=struct.unpack(f"<{len(values) // 4}f", values)) for values in vectors],
         model=answer.model,
-        usage=_from_usage(answer.usage, answer.usage_source),
         reservation_id=answer.reservation_id,
         replayed=answer.replayed,
         simulated=answer.simulated,
         cache=answer.cache,
     )
+    _set_usage(response.usage, answer.usage, answer.usage_source)
+    return response
 
 
 def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
@@ -587,7 +592,7 @@ def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
         input_tokens_max=reservation.input_tokens_max,
         output_tokens_max=reservation.output_tokens_max,
         ttl=_duration(reservation.ttl_s),
-        price_context=reservation.terms,
+        price_context=reservation.terms or None,  # an empty map costs a message more than all its other fields
         modalities=reservation.modalities,
     )
 
@@ -612,7 +617,7 @@ def _from_attribution(attribution: Attribution) -> ledger_pb.Attribution:
         user_id=attribution.user_id,
         model=attribution.model,
         tool=attribution.tool,
-        tags=values_of(attribution.tags),
+        tags=values_of(attribution.tags) or None,
     )
 
 
@@ -658,57 +663,52 @@ def _recorded(message: pb.Message) -> Message:
     return Message(_ROLES[message.role], tuple(parts))
 
 
-def _from_message(message: Message) -> pb.Message:
-    return pb.Message(role=_ROLE_VALUES[message.role], parts=[_from_part(part) for part in message.parts])
+def _set_message(message: pb.Message, said: Message) -> None:
+    message.role = _ROLE_VALUES[said.role]
+    for part in said.parts:
+        _add_part(message, part)
 
 
-def _from_part(part: Part) -> pb.Part:
+def _add_part(message: pb.Message, part: Part) -> None:
     match part:
         case Text():
-            return pb.Part(text=part.text)
+            message.parts.add(text=part.text)
         case ToolCall():
-            return pb.Part(tool_call=pb.ToolCall(id=part.id, name=part.name, arguments_json=part.arguments))
+            call = pb.ToolCall(id=part.id, name=part.name, arguments_json=part.arguments)
+            message.parts.add(tool_call=call)
         case ToolResult():
             result = pb.ToolResult(tool_call_id=part.call_id, content=part.text, is_error=part.is_error)
-            return pb.Part(tool_result=result)
+            message.parts.add(tool_result=result)
         case Refusal():
-            return pb.Part(refusal=part.text)
+            message.parts.add(refusal=part.text)
         case Reasoning():
-            return pb.Part(reasoning=pb.Reasoning(text=part.text, signature=part.payload, provider=part.dialect))
+            thought = pb.Reasoning(text=part.text, signature=part.payload, provider=part.dialect)
+            message.parts.add(reasoning=thought)
         case Vector():
-            return pb.Part(vector=part.values)
+            message.parts.add(vector=part.values)
         case Opaque():
             # It only has to come back to its dialect byte for byte, which reasoning does too.
-            return pb.Part(reasoning=pb.Reasoning(signature=part.payload, provider=part.dialect))
+            message.parts.add(reasoning=pb.Reasoning(signature=part.payload, provider=part.dialect))
         case _:
             raise TypeError(f"no model answers with {type(part).__name__}")
 
 
-def _from_usage(usage: Usage, source: UsageSource) -> pb.Usage:
-    return pb.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        lines=[_from_usage_line(line) for line in usage.lines] + [_from_tool_units(used) for used in usage.tool_units],
-        source=source,
-    )
-
-
-def _from_usage_line(line: UsageLine) -> ledger_pb.UsageLine:
-    return ledger_pb.UsageLine(
-        direction=line.direction,
-        modality=line.modality,
-        cache=line.cache,
-        reasoning=line.reasoning,
-        quantity=line.quantity,
-        ttl=line.ttl or "",
-        unit=billing.TOKENS,
-    )
-
-
-def _from_tool_units(used: ToolUnits) -> ledger_pb.UsageLine:
-    return ledger_pb.UsageLine(
-        direction="output", modality="text", cache="none", quantity=used.quantity, unit=billing.tool_unit(used)
-    )
+def _set_usage(message: pb.Usage, usage: Usage, source: UsageSource) -> None:
+    message.input_tokens, message.output_tokens, message.source = usage.input_tokens, usage.output_tokens, source
+    for line in usage.lines:
+        message.lines.add(
+            direction=line.direction,
+            modality=line.modality,
+            cache=line.cache,
+            reasoning=line.reasoning,
+            quantity=line.quantity,
+            ttl=line.ttl or "",
+            unit=billing.TOKENS,
+        )
+    for used in usage.tool_units:
+        message.lines.add(
+            direction="output", modality="text", cache="none", quantity=used.quantity, unit=billing.tool_unit(used)
+        )
 
 
 def _to_usage(usage: pb.Usage) -> Usage:

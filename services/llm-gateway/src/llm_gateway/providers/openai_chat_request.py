@@ -93,9 +93,12 @@ def _response_format(wanted: OutputFormat) -> Json:
 
 def _messages(message: Message, wire: ChatWire) -> Iterator[JsonObject]:
     """One message, or one per tool result, as the dialect wants them."""
-    results = [part for part in message.parts if isinstance(part, ToolResult)]
-    yield from ({"role": "tool", "tool_call_id": one.call_id, "content": _result_text(one)} for one in results)
-    others = [part for part in message.parts if not isinstance(part, ToolResult)]
+    others: list[Part] = []
+    for part in message.parts:
+        if isinstance(part, ToolResult):
+            yield {"role": "tool", "tool_call_id": part.call_id, "content": _result_text(part)}
+        else:
+            others.append(part)
     if message.role == "assistant":
         yield _assistant(others)
     elif others:
@@ -126,8 +129,9 @@ def _call(call: ToolCall) -> JsonObject:
 
 
 def _content(parts: Sequence[Part]) -> Json:
-    if all(isinstance(part, Text) for part in parts):
-        return "\n".join(part.text for part in parts if isinstance(part, Text))
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    if len(texts) == len(parts):
+        return "\n".join(texts)
     return [_content_part(part) for part in parts]
 
 
