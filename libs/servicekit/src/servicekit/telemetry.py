@@ -164,7 +164,9 @@ def format_traceparent(span: SpanContext) -> str:
 
 def _told(context: otel_context.Context | None) -> str:
     """The span of a context of OpenTelemetry, or of the current one."""
-    return format_traceparent(trace.get_current_span(context).get_span_context())
+    known = otel_context.get_current() if context is None else context
+    # Mostly nothing is in it, which is soon seen; to ask for its span takes ten calls.
+    return format_traceparent(trace.get_current_span(known).get_span_context()) if known else ""
 
 
 def _next(parent: str) -> str:
