@@ -14,6 +14,7 @@ _OUTPUT_TYPES: Final = {"json_object": "json", "json_schema": "json"}
 def of_request(request: ModelRequest) -> Attributes:
     """The parameters that the request has."""
     given = {
+        genai.REQUEST_MAX_TOKENS: request.max_output_tokens or 0,
         genai.REQUEST_TEMPERATURE: request.temperature,
         genai.REQUEST_TOP_P: request.top_p,
         genai.REQUEST_TOP_K: request.top_k,

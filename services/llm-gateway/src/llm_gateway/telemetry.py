@@ -1,6 +1,6 @@
 """What is told about model calls: a span each, metrics with bounded labels, log lines without content."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
@@ -149,20 +149,13 @@ class Telemetry:
         operation: Literal["chat", "embeddings"] = "chat",
     ) -> Iterator[Span]:
         """The span of a call. It ends in an error when the block raises."""
-        attributes: dict[str, str | int | bool] = {
-            genai.OPERATION: operation,
-            genai.PROVIDER: genai.PROVIDER_NAMES.get(_provider(model), _provider(model)),
-            genai.REQUEST_MODEL: model,
-            genai.REQUEST_MAX_TOKENS: request.max_output_tokens or 0,
-            genai.REQUEST_STREAM: stream,
-            genai.AGENT_NAME: attribution.agent,
-            genai.CONVERSATION_ID: attribution.conversation_id,
-        }
         name = f"{operation} {model}"
         with self._tracer.start_as_current_span(
-            name, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
+            name, kind=SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
         ) as span:
             if span.is_recording():
+                span.set_attributes(_named(model, attribution))
+                span.set_attributes({genai.OPERATION: operation, genai.REQUEST_STREAM: stream})
                 span.set_attributes(span_attributes.of_request(request))
             try:
                 yield span
@@ -251,6 +244,17 @@ class Telemetry:
 
     def _labels(self, model: str) -> tuple[str, str]:
         return self._listed.get(model) or (_provider(model), _UNLISTED)
+
+
+def _named(model: str, attribution: Attribution) -> Mapping[str, str]:
+    """Who is asked, and for whom."""
+    provider = _provider(model)
+    return {
+        genai.PROVIDER: genai.PROVIDER_NAMES.get(provider, provider),
+        genai.REQUEST_MODEL: model,
+        genai.AGENT_NAME: attribution.agent,
+        genai.CONVERSATION_ID: attribution.conversation_id,
+    }
 
 
 def _provider(model: str) -> str:

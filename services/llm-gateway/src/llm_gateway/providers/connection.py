@@ -7,6 +7,7 @@ serves the connection for as long as it lives. Standard: RFC 9112; what is read 
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Final, cast
 
 import httptools
@@ -28,16 +29,22 @@ class Headers(Mapping[str, str]):
         self._fields = fields
 
     def __getitem__(self, name: str) -> str:
-        return self._fields[name.lower().encode()].decode("latin-1")
+        return self._fields[_field(name)].decode("latin-1")
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower().encode() in self._fields
+        return isinstance(name, str) and _field(name) in self._fields
 
     def __iter__(self) -> Iterator[str]:
         return (name.decode("latin-1") for name in self._fields)
 
     def __len__(self) -> int:
         return len(self._fields)
+
+
+@lru_cache(maxsize=256)
+def _field(name: str) -> bytes:
+    """Always one of those that code looks for."""
+    return name.lower().encode()
 
 
 class Connection(asyncio.Protocol):
