@@ -83,6 +83,21 @@ async def assert_published(client: Client, service: str, log: MemoryEventLog) ->
     assert [from_message(message) for message in messages] == events
 
 
+async def test_a_paced_relay_publishes_the_first_event_at_once_and_lets_what_follows_gather(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    async with running(Relay(log, client, service, RelayConfig(pace_s=3_600))) as relay:
+        await log.append(an_append(a_stream()))
+        assert await relay.wait_for(1, timeout_s=30) == 1
+        await log.append(an_append(a_stream()))
+        assert await relay.wait_for(2, timeout_s=0.2) == 1
+    async with running(Relay(log, client, service, RelayConfig(pace_s=0.01))) as relay:
+        for position in range(3, 13):
+            await log.append(an_append(a_stream()))
+            assert await relay.wait_for(position, timeout_s=30) >= position
+    await assert_published(client, service, log)
+
+
 @pytest.mark.parametrize("batch_events_min", [2, 1_000_000])
 async def test_pages_are_exact_in_batches_and_one_by_one(
     client: Client, service: str, log: MemoryEventLog, batch_events_min: int

@@ -57,6 +57,9 @@ class RelayConfig:
     """A page of so many events is published as one atomic batch: one acknowledgement, and one flush of the server's disk
     where it flushes always. Fewer go one by one, for less delay, and so does a single one. Only if the stream allows
     batches."""
+    pace_s: float = 0.0
+    """Under steady load events are published this often at most: those of several commits go as one piece, which the server
+    takes and answers once. The first event after a rest is published at once."""
     makes_stream: bool = True
     """Make the stream if it is missing. Not where an administrator makes streams, and a service's user may not: the relay
     then waits for the stream, and fills it from the first event on."""
@@ -239,13 +242,20 @@ class Relay:
                 ahead = asyncio.create_task(self._read(page.position)) if page.more else None
                 await self._publish_page(page.events, f"{inbox}.{window.name}")
                 self._report("")
-                if not page.events:
+                if page.events:
+                    await self._rest(page)
+                else:
                     await window.wait_for_room(1, self._config.ack_timeout_s)
                     if await self._log.wait_for(window.sent + 1, self._config.idle_check_s) <= window.sent:
                         return
         finally:
             if ahead is not None:
                 ahead.cancel()
+
+    async def _rest(self, page: Page) -> None:
+        """Let events gather, unless there are more already."""
+        if self._config.pace_s > 0 and not page.more:
+            await asyncio.sleep(self._config.pace_s)
 
     async def _read(self, after: int) -> Page:
         return await self._log.next_page(after, limit=self._config.page_events)

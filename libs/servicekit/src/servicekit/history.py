@@ -282,7 +282,7 @@ class History:
     measurements: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
     """Of the service itself, taken together with those of its log."""
 
-    async def open(self, limits: LogLimits | None = None) -> EventLog:
+    async def open(self, limits: LogLimits | None = None, relay_pace_s: float = 0.0) -> EventLog:
         """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault.
 
         Raises KeyUnusable for a key that is not the one that this log was signed, or its data encrypted, with, and without
@@ -304,7 +304,8 @@ class History:
             self.log = log = await self._encrypted(stored)
             await self._open_vault(log)
             await self._open_checkpoints(stored)
-            self.relay = Relay(log, self.client, self.service, RelayConfig(makes_stream=self.make_streams))
+            config = RelayConfig(makes_stream=self.make_streams, pace_s=relay_pace_s)
+            self.relay = Relay(log, self.client, self.service, config)
             self.relaying.start("relay", self.relay.run)
         return self.log
 

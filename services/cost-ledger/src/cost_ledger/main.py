@@ -35,9 +35,12 @@ from cost_ledger.translate import ERRORS
 UNHURRIED: Final = ProjectorLimits(pace_s=0.5)
 """Of views that only questions read. Those wait until what was written before them is folded, which is done at once."""
 
+RELAY_PACE_S: Final = 0.02
+"""Of its events, for which nobody waits as the callers of Reserve do for what relaying takes of the machine."""
+
 
 async def compose(host: Host[Settings]) -> None:
-    log = await host.open_log()
+    log = await host.open_log(relay_pace_s=RELAY_PACE_S)
     prices = await asyncio.to_thread(load_price_book)
     await Importing(log, host.clock).tell(prices)
     telemetry = Telemetry(host.metrics.registry, (*prices.names(), *host.settings.first_prices))

@@ -57,11 +57,13 @@ from llm_gateway.workers import PostgresWorkers
 
 SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-usage|no-end|html)")
 """The simulator's model, and those that fail on demand."""
+RELAY_PACE_S: Final = 0.02
+"""Of its events: settlements follow them, for which nobody waits; the caller of a model waits for what relaying takes."""
 
 
 async def compose(host: Host[Settings]) -> None:
     settings = host.settings
-    log = await host.open_log()
+    log = await host.open_log(relay_pace_s=RELAY_PACE_S)
     dsn = settings.postgres_dsn.get_secret_value()
     results, cached = await answer_stores(host, dsn)
     workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
