@@ -123,6 +123,8 @@ def test_each_kind_of_error_has_its_exit_code(error: type[SynodError], code: int
         (["budget", "set", "daily", "9" * 20, "--unit", "tokens"], "is not a whole number of at most 18 digits"),
         (["spend", "--since", "0001-01-01T00:00+14:00"], "'0001-01-01T00:00+14:00' is not a day"),
         (["spend", "--since", "999999d"], "'999999d' is not a day"),
+        (["events", "read", "consensus", "--since", "9999-12-31T23:59-14:00"], "'9999-12-31T23:59-14:00' is no moment"),
+        (["events", "read", "consensus", "--as-of", "0001-01-01T00:00+14:00"], "'0001-01-01T00:00+14:00' is no moment"),
         (["events", "read", "consensus", "--after", "9" * 20], "'--after': Input should be less than or equal to"),
         (["budget", "set", "daily", "five"], "'five' is not an amount in US dollars"),
         (
