@@ -302,6 +302,17 @@ def test_a_grant_to_nobody_is_given_with_a_warning(synod: Command, fakes: FakeSy
     assert ("no agent and no definition is called 'analist'" in granted.stderr) == (agent != "*")
 
 
+def test_a_budget_of_nobody_is_set_with_a_warning(synod: Command, fakes: FakeSystem) -> None:
+    missing = Fault(grpc.StatusCode.NOT_FOUND, "there is none")
+    fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="daily", window="day"))
+    fakes.answer("agent-registry", "GetAgent", missing)
+    fakes.answer("agent-registry", "GetDefinition", missing)
+    told = synod("budget", "set", "daily", "5", "--agent", "analist")
+    assert (told.exit_code, "daily" in told.stdout) == (Exit.DONE, True)
+    assert "'analist'; the budget is of use once there is one" in told.stderr
+    assert not synod("budget", "set", "daily", "5").stderr
+
+
 def test_a_grant_is_given_without_a_warning_by_who_may_not_read_agents(synod: Command, fakes: FakeSystem) -> None:
     fakes.answer("tool-executor", "GrantTool", tools_pb.Grant(id="grn_1", agent="analyst", tool="calc"))
     fakes.answer("agent-registry", "GetAgent", Fault(grpc.StatusCode.PERMISSION_DENIED, "agents.read"))
