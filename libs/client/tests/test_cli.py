@@ -123,6 +123,8 @@ def test_each_kind_of_error_has_its_exit_code(error: type[SynodError], code: int
         (["budget", "set", "daily", "9" * 20, "--unit", "tokens"], "is not a whole number of at most 18 digits"),
         (["spend", "--since", "0001-01-01T00:00+14:00"], "'0001-01-01T00:00+14:00' is not a day"),
         (["spend", "--since", "999999d"], "'999999d' is not a day"),
+        (["events", "read", "consensus", "--since", "9999-12-31T23:59-14:00"], "'9999-12-31T23:59-14:00' is no moment"),
+        (["events", "read", "consensus", "--as-of", "0001-01-01T00:00+14:00"], "'0001-01-01T00:00+14:00' is no moment"),
         (["events", "read", "consensus", "--after", "9" * 20], "'--after': Input should be less than or equal to"),
         (["budget", "set", "daily", "five"], "'five' is not an amount in US dollars"),
         (
@@ -298,6 +300,17 @@ def test_a_grant_to_nobody_is_given_with_a_warning(synod: Command, fakes: FakeSy
     granted = synod("tools", "grant", agent, "calc")
     assert (granted.exit_code, "grn_1" in granted.stdout) == (Exit.DONE, True)
     assert ("no agent and no definition is called 'analist'" in granted.stderr) == (agent != "*")
+
+
+def test_a_budget_of_nobody_is_set_with_a_warning(synod: Command, fakes: FakeSystem) -> None:
+    missing = Fault(grpc.StatusCode.NOT_FOUND, "there is none")
+    fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="daily", window="day"))
+    fakes.answer("agent-registry", "GetAgent", missing)
+    fakes.answer("agent-registry", "GetDefinition", missing)
+    told = synod("budget", "set", "daily", "5", "--agent", "analist")
+    assert (told.exit_code, "daily" in told.stdout) == (Exit.DONE, True)
+    assert "'analist'; the budget is of use once there is one" in told.stderr
+    assert not synod("budget", "set", "daily", "5").stderr
 
 
 def test_a_grant_is_given_without_a_warning_by_who_may_not_read_agents(synod: Command, fakes: FakeSystem) -> None:

@@ -372,6 +372,7 @@ class TestPrices:
         (["spend", "at", "openai/gpt-5.5", "--term", "batch"], "'batch' is not NAME=VALUE"),
         (["budget", "set", "a", "5", "--rolling", "1h"], "--window rolling and --rolling LENGTH belong together"),
         (["budget", "set", "a", "5", "--window", "rolling", "--rolling", "1 week"], "'1 week' is not a length of time"),
+        (["spend", "--tag", "team=a", "--tag", "team=b"], "'team' is given as 'a' and as 'b'"),
         (["spend", "--tag", "team"], "'team' is not NAME=VALUE, such as team=search"),
         (["budget", "set", "a", "0.5", "--unit", "tokens"], "'0.5' is not a whole number"),
         (["prices", "set", "qwen3", "1", "1"], "'qwen3' is not provider/model"),

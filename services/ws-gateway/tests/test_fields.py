@@ -128,6 +128,65 @@ def test_what_would_be_missed_is_refused_by_name_and_value(path: str, field: str
     assert told in message
 
 
+CALL = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
+TOOL = {"name": "f", "input_schema": {"type": "object"}}
+NOTE = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
+
+
+def by(role: str, *blocks: object) -> Body:
+    return {"messages": [{"role": role, "content": blocks}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "told"),
+    [
+        ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge = True: is no field here"),
+        ("chat", {"response_format": {"type": "json_schema"}}, "response_format.json_schema = None: is missing"),
+        (
+            "chat",
+            {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+            "messages.0.function_call = {'name': 'f', 'arguments': '{}'}: is not supported here",
+        ),
+        ("responses", {"text": {"frmat": 1}}, "text.frmat = 1: is no field here"),
+        ("responses", {"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema = None: is missing"),
+        ("responses", {"reasoning": {"mode": "pro"}}, "reasoning.mode = 'pro': only standard"),
+        ("responses", {"reasoning": {"context": "all_turns"}}, "reasoning.context = 'all_turns': only auto"),
+        ("responses", {"input": []}, "input = []: is empty"),
+        ("responses", {"input": [{"type": "function_call_output", "output": "4"}]}, "input.0.call_id = '': is missing"),
+        ("embeddings", {"input": []}, "input = (): is empty"),
+        ("embeddings", {"input": ["a", ""]}, "input.1 = '': is empty"),
+        ("embeddings", {"input": {"a": 1}}, "input = {'a': 1}: input should be"),
+        ("messages", {"output_config": {"effrt": "low"}}, "output_config.effrt = 'low': is no field here"),
+        ("messages", {"output_config": {"task_budget": {"total": 9}}}, "output_config.task_budget = {'total': 9}: is not"),
+        ("messages", {"tool_choice": {"type": "tool"}}, "tool_choice.name = '': is missing"),
+        ("messages", {"tools": [TOOL | {"desciption": "x"}]}, "tools.0.desciption = 'x': is no field here"),
+        ("messages", {"tools": [TOOL | {"defer_loading": True}]}, "tools.0.defer_loading = True: is not supported here"),
+        ("messages", by("user", {"type": "txt", "text": "x"}), "messages.0.content.0.type = 'txt': must be one of text, "),
+        ("messages", by("user", {"type": "image"}), "messages.0.content.0.source = None: is missing"),
+        ("messages", by("user", {"type": "tool_result", "content": "4"}), "messages.0.content.0.tool_use_id = '': is missing"),
+        ("messages", by("user", NOTE | {"citations": {"enabled": True}}), "messages.0.content.0.citations = {'enabled': True}"),
+        ("messages", by("user", NOTE | {"context": "a letter"}), "messages.0.content.0.context = 'a letter': is not supported"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_be_left_out_silently_is_refused_by_its_place(path: str, more: Body, told: str) -> None:
+    assert refusal(path, **more).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("messages", by("assistant", CALL, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []})),
+        ("messages", by("user", NOTE | {"citations": {"enabled": False}}, {"type": "search_result", "title": "t"})),
+        ("messages", {"tools": [TOOL | {"allowed_callers": ["direct"], "eager_input_streaming": True}]}),
+        ("responses", {"reasoning": {"effort": "low", "summary": "auto", "context": "auto", "mode": "standard"}}),
+        ("responses", {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}),
+        ("chat", {"messages": [{"role": "assistant", "content": "x", "function_call": None, "audio": None}]}),
+    ],
+)
+def test_what_comes_back_as_it_was_given_and_usual_options_are_taken(path: str, more: Body) -> None:
+    assert parsed(path, **more) is not None
+
+
 def test_probabilities_asked_for_by_include_are_refused_and_so_is_a_mistyped_wish_for_the_cache() -> None:
     assert refusal("responses", include=["message.output_text.logprobs"]).startswith("include.0 = 'message.output_text")
     assert refusal("chat", synod_cache={"mode": "on", "tll_s": 5}).startswith(f"synod_cache.tll_s = 5: {UNKNOWN}")

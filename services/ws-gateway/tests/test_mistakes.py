@@ -17,6 +17,7 @@ from ws_gateway.compatible.openai_chat import OpenAiChat
         ),
         (b'{"model": "m", "messages": [], "tool_choice": "what"}', "tool_choice = 'what': input should be 'none'"),
         (b'{"model": "m", "messages": [], "stop": 5}', "stop = 5: input should be"),
+        (b'{"model": "m", "messages": [], "stop": {"a": 1}}', "stop = {'a': 1}: input should be"),
         (b'{"model": "m", "messages": [{"role": "tool", "content": "4"}]}', "messages.0.tool_call_id = '': is missing"),
         (b'{"model": "m", "messages": [{"role": "user"}]}', "messages.0.content = None: is missing"),
     ],

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from datetime import timedelta
 
 import edge_fakes as fakes
@@ -241,6 +242,11 @@ async def test_refusals_become_problem_details(system: System, refusal: ServiceE
         ("POST", "/api/v1/runs", {"json": order(budget_nano_usd=True)}, 400, "body.budget_nano_usd = True"),
         ("POST", "/api/v1/runs", {"json": order(limit=1)}, 400, "body.limit = 1: is no field here; leave it out"),
         ("GET", "/api/v1/spend?since=2026-01-01", {}, 400, "query.since = '2026-01-01': is no parameter here; this path has"),
+        ("PUT", "/api/v1/budgets/b", {"json": {"limit_nano_usd": 5, "scope": {"agnet": "x"}}}, 400, "body.scope.agnet = 'x': is no field"),
+        ("POST", "/api/v1/runs", {"data": json.dumps(order())}, 400, "is JSON only with the header Content-Type: application/json"),
+        ("GET", "/api/v1/spend?from=9999-12-31T23:59:59-14:00", {}, 400, "query.from = '9999-12-31T23:59:59-14:00': has no moment in UTC"),
+        ("GET", "/api/v1/spend?until=0001-01-01T00:00:00%2B14:00", {}, 400, "has no moment in UTC"),
+        ("GET", "/api/v1/spend?tag=team%3Da&tag=team%3Db", {}, 400, "query.tag = 'team=b': is a second value of the same name"),
         ("GET", "/api/v1/spend?tag=team", {}, 400, "query.tag = 'team': is written name=value"),
         ("GET", "/api/v1/runs/run_1?token=1", {}, 400, "is no parameter here; this path has none"),
         ("GET", "/api/v1/events/nothing", {}, 400, "must be one of agent-registry"),

@@ -23,16 +23,19 @@ def mistake(found: Sequence[Mapping[str, Any]], data: object) -> InvalidArgument
     meant = max(field_of_first, key=lambda error: len(error["loc"]))
     if meant["type"] == "json_invalid":
         return InvalidArgument("body", data, f"is not JSON: {meant['ctx']['error']}")
+    if meant["type"] == "model_attributes_type" and isinstance(sent := meant.get("input"), bytes):
+        return InvalidArgument("body", sent, "is JSON only with the header Content-Type: application/json; send it")
     value = None if meant["type"] == "missing" else meant.get("input")
-    where = ".".join(map(str, _path(meant["loc"], data))) or "body"
+    place = _path(meant["loc"], data, missing=meant["type"] == "missing")
+    where = ".".join(map(str, place)) or "body"
     return InvalidArgument(where, value, _WORDS.get(meant["type"]) or _sentence(meant["msg"]))
 
 
-def _path(place: Place, data: object) -> Place:
-    """The place without the names of alternatives, which are no part of the data."""
+def _path(place: Place, data: object, *, missing: bool) -> Place:
+    """The place without the names of alternatives, which are no part of the data, as only a `missing` field is not either."""
     path: list[int | str] = []
     for index, step in enumerate(place):
-        if isinstance(data, Mapping) and (step in data or index == len(place) - 1):
+        if isinstance(data, Mapping) and (step in data or (missing and index == len(place) - 1)):
             data = data.get(step)
         elif isinstance(data, Sequence) and not isinstance(data, str | bytes) and isinstance(step, int):
             data = data[step]

@@ -85,11 +85,14 @@ def to_attribution(scope: Scope, tags: Mapping[str, str] | None = None) -> ledge
 
 def to_tags(field: str, words: Iterable[str]) -> dict[str, str]:
     """``team=search`` and others as a mapping; which names and values there are is said by who takes them."""
-    pairs = [word.strip().partition("=") for word in words if word.strip()]
-    for name, sign, _ in pairs:
+    found: dict[str, str] = {}
+    for word in filter(None, map(str.strip, words)):
+        name, sign, value = word.partition("=")
         if not sign:
             raise InvalidArgument(field, name, "is written name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+        if found.setdefault(name.strip(), value.strip()) != value.strip():
+            raise InvalidArgument(field, word, "is a second value of the same name; give one")
+    return found
 
 
 def to_state(field: str, name: str, known: Mapping[str, N]) -> N:

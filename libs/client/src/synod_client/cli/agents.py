@@ -1,6 +1,5 @@
 """define, agents, tools, models: what there is."""
 
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,10 @@ import typer
 from synod.agent_registry.v1.agent_registry_pb2 import AgentHealth, AgentState
 from synod.tool_executor.v1.tool_executor_pb2 import EffectClass
 
-from synod_client.cli.output import console, enum_name, errors, moment, print_messages, print_table
+from synod_client.cli.hints import tell_of_nobody
+from synod_client.cli.output import console, enum_name, moment, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.client import Synod
-from synod_client.errors import NotFound, SynodError
 
 tools_app = typer.Typer(help="The catalogue of tools, and who may use them.", no_args_is_help=True)
 
@@ -163,25 +162,13 @@ def tools_grant(
 
     async def command(synod: Synod) -> None:
         grant = await synod.grant(agent, tool)
-        if agent != "*" and await _is_missing(synod.agent(agent)) and await _is_missing(synod.definition(agent)):
-            hint = f"no agent and no definition is called {agent!r}; the grant is of use once there is one"
-            errors.print(hint, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        if agent != "*":
+            await tell_of_nobody(synod, agent, "the grant")
         if as_json:
             return print_messages([grant])
         return print_table("", ("grant", "agent", "tool"), [(grant.id, grant.agent, grant.tool)])
 
     run(command, data)
-
-
-async def _is_missing(found: Awaitable[object]) -> bool:
-    """False also when it cannot be known, by who may not ask or because nobody answers."""
-    try:
-        await found
-    except NotFound:
-        return True
-    except SynodError:
-        return False
-    return False
 
 
 @tools_app.command("grants")

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from synod.common.money import format_usd
 from synod.cost_ledger.v1.cost_ledger_pb2 import Attribution, Budget, BudgetForecast, SetBudgetRequest
 
+from synod_client.cli.hints import tell_of_nobody
 from synod_client.cli.output import as_dict, moment, print_json, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
 from synod_client.cli.values import length, nano_usd, whole_number
@@ -94,6 +95,8 @@ def budget_set(
 
     async def command(synod: Synod) -> None:
         _print([await synod.put_budget(request)], as_json)
+        if agent:
+            await tell_of_nobody(synod, agent, "the budget")
 
     run(command, data)
 

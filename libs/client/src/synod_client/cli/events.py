@@ -55,9 +55,10 @@ def a_moment(text: str) -> datetime:
     """A moment as ISO 8601; in UTC unless it says otherwise."""
     try:
         at = datetime.fromisoformat(text)
-    except ValueError as error:
+        # The first and the last hours of all time have no moment in UTC.
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
         raise typer.BadParameter(f"'{text}' is no moment such as 2026-11-01T12:00 or 2026-11-01T12:00+02:00") from error
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 Since = Annotated[datetime | None, typer.Option(parser=a_moment, metavar="TIME", help="Recorded then or later.")]

@@ -89,10 +89,11 @@ def terms(texts: list[str] | None, hint: str) -> dict[str, str]:
 
 
 def _pairs(texts: list[str] | None, hint: str, example: str) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for text in texts or []:
         name, is_pair, value = text.partition("=")
         if not (is_pair and name and value):
             raise typer.BadParameter(f"'{text}' is not NAME=VALUE, such as {example}", param_hint=hint)
-        found[name] = value
+        if found.setdefault(name, value) != value:
+            raise typer.BadParameter(f"'{name}' is given as '{found[name]}' and as '{value}'", param_hint=hint)
     return found

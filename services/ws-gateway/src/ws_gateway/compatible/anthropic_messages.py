@@ -1,6 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens, as the SDK anthropic 2.12 speaks them: the requests. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -14,11 +14,12 @@ from ws_gateway.compatible.caching import CacheAsked
 from ws_gateway.compatible.dialect import Asked, Writer
 from ws_gateway.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from ws_gateway.compatible.wire import (
+    NOT_SUPPORTED,
     Count,
     Int32,
     JsonObject,
+    StrictModel,
     WireModel,
-    WireRequest,
     decoded,
     read,
     refuse,
@@ -41,6 +42,9 @@ _NOT_TAKEN: Final = (
     "fallbacks",
     "thread",
 )
+
+
+_USER_BLOCKS: Final = ("text", "image", "document", "search_result", "tool_result")
 
 
 class _Source(WireModel):
@@ -74,6 +78,8 @@ class _Block(WireModel):
     content: str | tuple[_Said, ...] | object = ""
     is_error: bool | None = None
     cache_control: CacheControl | None = None
+    citations: object = None
+    context: object = None
 
 
 class _Message(WireModel):
@@ -81,16 +87,20 @@ class _Message(WireModel):
     content: str | tuple[_Block, ...]
 
 
-class _Tool(WireModel):
+class _Tool(StrictModel):
     type: Literal["custom"] | None = None
     name: str
     description: str = ""
     input_schema: JsonObject
     strict: bool = False
     cache_control: CacheControl | None = None
+    allowed_callers: tuple[Literal["direct"], ...] | None = None
+    defer_loading: object = None
+    input_examples: object = None
+    eager_input_streaming: object = None
 
 
-class _Choice(WireModel):
+class _Choice(StrictModel):
     type: Literal["auto", "any", "tool", "none"]
     name: str = ""
     disable_parallel_tool_use: bool | None = None
@@ -101,9 +111,10 @@ class _Format(WireModel):
     schema_: JsonObject = Field(alias="schema")
 
 
-class _OutputConfig(WireModel):
+class _OutputConfig(StrictModel):
     effort: str | None = None
     format: _Format | None = None
+    task_budget: object = None
 
 
 class _Thinking(WireModel):
@@ -111,7 +122,7 @@ class _Thinking(WireModel):
     budget_tokens: Count | None = None
 
 
-class _Countable(WireRequest):
+class _Countable(StrictModel):
     model: str
     messages: tuple[_Message, ...]
     system: str | tuple[_Said, ...] = ""
@@ -174,6 +185,10 @@ def _check(request: _Request) -> None:
     refuse(request, _NOT_TAKEN)
     refuse_other("speed", request.speed, "standard")
     refuse_other("inference_geo", request.inference_geo, "global")
+    if config := request.output_config:
+        refuse(config, ("task_budget",), within="output_config")
+    if (choice := request.tool_choice) and choice.type == "tool" and not choice.name:
+        raise InvalidArgument("tool_choice.name", "", "is missing; give the name of a tool")
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
@@ -235,6 +250,8 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
         return
     blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
+    if message.role == "user":
+        _check_blocks(blocks)
     results = [
         up_to(_result(where, block), block.cache_control) for where, block in blocks if block.type == "tool_result"
     ]
@@ -245,7 +262,16 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=parts)
 
 
+def _check_blocks(blocks: Iterable[tuple[str, _Block]]) -> None:
+    """What an assistant sent may be of any type, since it comes back as it was given; what a user sends may not."""
+    for where, block in blocks:
+        if block.type not in _USER_BLOCKS:
+            raise InvalidArgument(f"{where}.type", block.type, f"must be one of {', '.join(_USER_BLOCKS)}")
+
+
 def _result(field: str, block: _Block) -> pb.Part:
+    if not block.tool_use_id:
+        raise InvalidArgument(f"{field}.tool_use_id", "", "is missing; give the id of the call that this answers")
     content = _text(f"{field}.content", block.content)
     return pb.Part(
         tool_result=pb.ToolResult(tool_call_id=block.tool_use_id, content=content, is_error=bool(block.is_error))
@@ -259,18 +285,24 @@ def _part(field: str, block: _Block) -> pb.Part:
         case "tool_use":
             call = pb.ToolCall(id=block.id, name=block.name, arguments_json=text_of(block.input))
             return pb.Part(tool_call=call)
-        case "image" | "document" if block.source is not None:
-            return _medium(f"{field}.source", block, block.source)
+        case "image" | "document":
+            return _medium(field, block)
         case _:
             return pb.Part(reasoning=from_block(block.model_dump(exclude_unset=True)))
 
 
-def _medium(field: str, block: _Block, source: _Source) -> pb.Part:
+def _medium(field: str, block: _Block) -> pb.Part:
+    source = block.source
+    if source is None:
+        raise InvalidArgument(f"{field}.source", None, "is missing; give it")
     if source.type == "url" and block.type == "image":
         return pb.Part(image=pb.Image(url=source.url))
     if source.type == "url":
-        raise InvalidArgument(f"{field}.type", "url", "send the document itself, as base64 or text")
-    data = source.data.encode() if source.type == "text" else decoded(f"{field}.data", source.data)
+        raise InvalidArgument(f"{field}.source.type", "url", "send the document itself, as base64 or text")
+    if block.citations not in (None, {"enabled": False}):
+        raise InvalidArgument(f"{field}.citations", block.citations, NOT_SUPPORTED)
+    refuse(block, ("context",), within=field)
+    data = source.data.encode() if source.type == "text" else decoded(f"{field}.source.data", source.data)
     if block.type == "image":
         return pb.Part(image=pb.Image(media_type=source.media_type, data=data))
     return pb.Part(file=pb.File(media_type=source.media_type, name=block.title or "document", data=data))
@@ -289,6 +321,8 @@ def _text(field: str, content: object) -> str:
 
 
 def _tools(request: _Countable) -> list[pb.Tool]:
+    for index, tool in enumerate(request.tools):
+        refuse(tool, ("defer_loading", "input_examples"), within=f"tools.{index}")
     return [
         pb.Tool(
             name=tool.name,

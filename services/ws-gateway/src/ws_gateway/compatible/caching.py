@@ -8,20 +8,18 @@ header wins. The answer has `x-synod-cache: hit` or `miss` when the cache was as
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible.wire import WireModel, WireRequest
+from ws_gateway.compatible.wire import StrictModel
 
 HEADER: Final = "x-synod-cache"
 _MODES: Final[Mapping[str, "pb.CacheMode.ValueType"]] = {"on": pb.CACHE_MODE_ON, "off": pb.CACHE_MODE_OFF}
 _FLAGS: Final = ("tool-calls", "reasoning", "similar")
 
 
-class CacheWish(WireModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class CacheWish(StrictModel):
     mode: Literal["on", "off"] = "on"
     ttl_s: int = Field(default=0, ge=0, le=2**31 - 1)
     tool_calls: bool = False
@@ -38,7 +36,7 @@ class CacheWish(WireModel):
         )
 
 
-class CacheAsked(WireRequest):
+class CacheAsked(StrictModel):
     """What any request may say of the cache."""
 
     synod_cache: CacheWish | None = None

@@ -16,6 +16,7 @@ from ws_gateway.compatible.wire import (
     Count,
     Int64,
     JsonObject,
+    StrictModel,
     WireModel,
     data_url,
     decoded,
@@ -87,6 +88,8 @@ class _Message(WireModel):
     refusal: str | None = None
     tool_calls: tuple[_Call, ...] = ()
     tool_call_id: str = ""
+    function_call: object = None
+    audio: object = None
 
 
 class _ToolFunction(WireModel):
@@ -122,8 +125,9 @@ class _Format(WireModel):
     json_schema: _Schema | None = None
 
 
-class _StreamOptions(WireModel):
+class _StreamOptions(StrictModel):
     include_usage: bool | None = None
+    include_obfuscation: object = None
 
 
 class _Request(CacheAsked):
@@ -221,6 +225,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
 
 def _message(field: str, message: _Message) -> pb.Message:
     content = f"{field}.content"
+    refuse(message, ("function_call", "audio"), within=field)
     if message.role == "tool":
         if not message.tool_call_id:
             raise InvalidArgument(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
@@ -301,8 +306,10 @@ def _choice(choice: str | _Chosen | None) -> str:
 
 
 def _format(wanted: _Format | None) -> pb.OutputFormat:
-    if wanted is None or wanted.json_schema is None:
+    if wanted is None or wanted.type != "json_schema":
         return pb.OutputFormat(kind=wanted.type if wanted else "")
+    if wanted.json_schema is None:
+        raise InvalidArgument("response_format.json_schema", None, "is missing; give it")
     schema = wanted.json_schema
     return pb.OutputFormat(
         kind=wanted.type, json_schema=text_of(schema.schema_), name=schema.name, strict=bool(schema.strict)

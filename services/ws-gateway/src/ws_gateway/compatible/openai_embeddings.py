@@ -32,6 +32,8 @@ class EmbeddingAsked:
 def parse(body: bytes, request_id: str) -> EmbeddingAsked:
     """Raises InvalidArgument naming the field."""
     asked = read(_Request, body)
+    if not asked.input:
+        raise InvalidArgument("input", asked.input, "is empty; give a text")
     request = pb.EmbedRequest(
         request_id=request_id,
         model=asked.model,
@@ -61,9 +63,11 @@ def _texts(given: str | Sequence[object]) -> Iterator[str]:
     if isinstance(given, str):
         yield given
         return
-    for one in given:
+    for index, one in enumerate(given):
         if not isinstance(one, str):
             raise InvalidArgument("input", one, "send texts; tokens mean something else to each model")
+        if not one:
+            raise InvalidArgument(f"input.{index}", one, "is empty; give a text")
         yield one
 
 

@@ -18,6 +18,7 @@ from ws_gateway.compatible.openai_responses_answer import ResponseWriter, respon
 from ws_gateway.compatible.wire import (
     Count,
     JsonObject,
+    StrictModel,
     WireModel,
     data_url,
     decoded,
@@ -103,17 +104,21 @@ class _Chosen(WireModel):
 class _Format(WireModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = ""
-    schema_: JsonObject = Field(default_factory=dict, alias="schema")
+    schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
-class _Text(WireModel):
+class _Text(StrictModel):
     format: _Format | None = None
     verbosity: str | None = None
 
 
-class _Reasoning(WireModel):
+class _Reasoning(StrictModel):
     effort: str | None = None
+    context: str | None = None
+    mode: str | None = None
+    summary: object = None
+    generate_summary: object = None
 
 
 class _Request(CacheAsked):
@@ -186,6 +191,11 @@ def _check(request: _Request) -> None:
     refuse(request, ("store",), "nothing is stored here; leave it out")
     refuse(request, _NOT_TAKEN)
     refuse_other("text.verbosity", request.text.verbosity if request.text else None, "medium")
+    if reasoning := request.reasoning:
+        refuse_other("reasoning.mode", reasoning.mode, "standard")
+        refuse_other("reasoning.context", reasoning.context, "auto")
+    if not request.input and not isinstance(request.input, str):
+        raise InvalidArgument("input", [], "is empty; give a message")
     if request.truncation not in (None, "disabled"):
         raise InvalidArgument("truncation", request.truncation, "input is never cut here; leave it out")
 
@@ -243,6 +253,8 @@ def _message(field: str, item: _Item) -> pb.Message:
             call = pb.ToolCall(id=item.call_id, name=item.name, arguments_json=item.arguments)
             return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(tool_call=call)])
         case "function_call_output":
+            if not item.call_id:
+                raise InvalidArgument(f"{field}.call_id", "", "is missing; give the id of the call that this answers")
             result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
             return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
         case "reasoning":
@@ -302,5 +314,7 @@ def _tool(field: str, tool: _Tool) -> pb.Tool:
 def _format(wanted: _Format | None) -> pb.OutputFormat:
     if wanted is None or wanted.type != "json_schema":
         return pb.OutputFormat(kind=wanted.type if wanted else "")
+    if wanted.schema_ is None:
+        raise InvalidArgument("text.format.schema", None, "is missing; give it")
     schema = text_of(wanted.schema_)
     return pb.OutputFormat(kind="json_schema", json_schema=schema, name=wanted.name, strict=bool(wanted.strict))

@@ -32,8 +32,8 @@ class WireModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class WireRequest(WireModel):
-    """A whole request. A field that its API does not have is mistyped, and refused as that API does it.
+class StrictModel(WireModel):
+    """A whole request, or options in it. A field that its API does not have is mistyped, and refused as that API does it.
 
     Each field that the API has is here, then: carried, refused by `refuse` when it asks for anything, or a hint, which is an
     `object` that nobody reads.
@@ -57,12 +57,15 @@ def _data(body: bytes) -> object:
         return body
 
 
-def refuse(request: WireModel, names: Sequence[str], problem: str = "is not supported here; leave it out") -> None:
-    """Raises InvalidArgument for the first of the fields that asks for anything."""
+NOT_SUPPORTED: Final = "is not supported here; leave it out"
+
+
+def refuse(request: WireModel, names: Sequence[str], problem: str = NOT_SUPPORTED, *, within: str = "") -> None:
+    """Raises InvalidArgument for the first of the fields that asks for anything; `within` is where they stand."""
     for name in names:
         value = getattr(request, name)
         if value:
-            raise InvalidArgument(name, value, problem)
+            raise InvalidArgument(f"{within}.{name}" if within else name, value, problem)
 
 
 def refuse_other(field: str, value: str | None, usual: str) -> None:

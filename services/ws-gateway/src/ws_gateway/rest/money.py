@@ -1,10 +1,11 @@
 """What was spent, and what may be. Amounts are nano-USD."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from ws_gateway.resources import Budget, Item, Page, Scope, Spend
 from ws_gateway.rest.requests import PAGE_DEFAULT, Cursor, Limit, NanoUsd, Reference, Services
@@ -13,10 +14,16 @@ from ws_gateway.translate import to_tags
 router = APIRouter(tags=["money"])
 
 
+class BudgetScope(Scope):
+    """A misspelt field would limit everything instead of what was meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class SetBudget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scope: Scope = Scope()
+    scope: BudgetScope = BudgetScope()
     limit_nano_usd: NanoUsd
     hard: bool = Field(default=True, description="refuse what does not fit; a soft budget only warns")
     window: Literal["lifetime", "day", "month"] = "lifetime"
@@ -35,9 +42,19 @@ class Interval(BaseModel):
     until: datetime | None
 
 
+def _in_utc(moment: datetime) -> datetime:
+    """The first and the last hours of all time have no moment in UTC."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise PydanticCustomError("no_moment", "has no moment in UTC") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
 async def interval(
-    since: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-    until: Annotated[AwareDatetime | None, Query()] = None,
+    since: Annotated[Moment | None, Query(alias="from")] = None, until: Annotated[Moment | None, Query()] = None
 ) -> Interval:
     return Interval(since=since, until=until)
 

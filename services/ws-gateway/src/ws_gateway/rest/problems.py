@@ -148,7 +148,8 @@ def _invalid(error: RequestValidationError) -> InvalidArgument:
     part: str = found[0]["loc"][0]
     if part == "body":
         return mistake(found, error.body if found[0]["type"] == "json_invalid" else {"body": error.body})
-    return mistake([{**first, "loc": first["loc"][:2]} for first in found[:1]], {part: {}})
+    _, name, *_ = found[0]["loc"]
+    return mistake([{**found[0], "loc": (part, name)}], {part: {name: None}})
 
 
 def defect(error: Exception, log: Logger) -> Internal:
