@@ -278,6 +278,8 @@ class Usage:
             _check_count(total)
             if added[direction] != total:
                 raise InvalidUsage(f"the {direction} lines add up to {added[direction]} tokens, the total says {total}")
+        for units in self.tool_units:
+            _check_count(units.quantity)
 
     @classmethod
     def of(cls, lines: Iterable[UsageLine], tool_units: tuple[ToolUnits, ...] = ()) -> "Usage":
@@ -290,6 +292,8 @@ class Usage:
 
 
 def _check_count(quantity: int) -> None:
+    if type(quantity) is not int:  # a provider may write anything where a number belongs
+        raise InvalidUsage(f"a count of tokens is no whole number but {type(quantity).__name__}")
     if not 0 <= quantity <= USAGE_TOKENS_MAX:
         raise InvalidUsage(f"a count of {quantity} tokens is outside 0 to {USAGE_TOKENS_MAX}")
 

@@ -12,6 +12,7 @@ from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
 from llm_gateway.providers.quota import Quota, quotas
+from llm_gateway.providers.soundness import require_sound, require_sound_answer
 from llm_gateway.providers.sse import SseEvent, SseParser
 from llm_gateway.providers.transport import HttpReply, Poster
 
@@ -154,7 +155,12 @@ class HttpProvider:
             raise MalformedResponse("a stream was asked for and a whole answer came")
 
     def _decoded(self, body: bytes) -> ModelResponse:
-        return readable(self._dialect.decode, body)
+        return readable(self._sound, body)
+
+    def _sound(self, body: bytes) -> ModelResponse:
+        response = self._dialect.decode(body)
+        require_sound_answer(response)
+        return response
 
     def _failure(self, reply: HttpReply, body: bytes) -> ProviderError:
         request_id = reply.headers.get("x-request-id") or reply.headers.get("request-id")
@@ -185,7 +191,10 @@ def _assembled(parser: SseParser, assembler: Assembler, chunk: bytes) -> Iterabl
 
 def _parts(assembler: Assembler, event: SseEvent) -> Sequence[StreamPart]:
     try:
-        return assembler.feed(event)
+        parts = assembler.feed(event)
+        for part in parts:
+            require_sound(part)
+        return parts
     except _SHAPE_ERRORS as error:
         raise MalformedResponse(f"an event of the stream cannot be read: {error!r}", status=200) from error
 
