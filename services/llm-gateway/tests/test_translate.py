@@ -1,7 +1,23 @@
 """Requests as the gateway understands them."""
 
 from llm_gateway import translate
-from llm_gateway.domain import Answer, File, Image, Message, Text, ToolCall, ToolResult, Usage
+from llm_gateway.domain import (
+    Answer,
+    File,
+    Image,
+    Message,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCall,
+    ToolResult,
+    ToolUnits,
+    Usage,
+    UsageLine,
+    Vector,
+)
+from llm_gateway.ports import Reservation
+from synod.common.values import Attribution, Tag
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 FILE = pb.File(media_type="text/plain", name="f", data=b"t")
@@ -46,3 +62,41 @@ def test_an_answer_on_record_keeps_the_providers_own_word_for_its_end() -> None:
 
     assert records.load(records.dump(answer)) == answer
     assert translate.from_answer(answer).provider_finish_reason == "end_turn"
+
+
+def test_an_answer_on_record_has_all_that_was_said_and_counted() -> None:
+    said = (
+        Reasoning("hm", "anthropic-messages", b"sig"),
+        Text("hi"),
+        Refusal("no"),
+        ToolCall("c", "f", "{}"),
+        ToolResult("c", "r", is_error=True),
+        Vector(b"0000"),
+    )
+    lines = (
+        UsageLine("input", 5),
+        UsageLine("input", 3, cache="write", ttl="1h"),
+        UsageLine("output", 2, modality="audio", reasoning=True),
+    )
+    usage = Usage.of(lines, (ToolUnits("web_searches", 4),))
+    answer = Answer("req", Message("assistant", said), "stop", usage, "provider_final", "p/m", "r", "mc:1", ("odd",))
+    records = translate.AnswerRecords()
+
+    assert records.load(records.dump(answer)) == answer
+
+
+def test_the_ledger_is_told_whose_a_reservation_is_and_on_what_terms() -> None:
+    attribution = Attribution(tenant_id="acme", user_id="usr_1", model="p/m", tags=(Tag(name="team", value="red"),))
+    asked = Reservation("mc:1", attribution, "p/m", 10, 5, 60.0, {"service_tier": "flex"}, ("image",))
+    told = translate.from_reservation(asked)
+
+    assert (told.attribution.tenant_id, told.attribution.user_id, told.attribution.model) == ("acme", "usr_1", "p/m")
+    assert dict(told.attribution.tags) == {"team": "red"}
+    assert (dict(told.price_context), list(told.modalities)) == ({"service_tier": "flex"}, ["image"])
+    assert (told.input_tokens_max, told.output_tokens_max, told.ttl.seconds) == (10, 5, 60)
+
+
+def test_a_reservation_on_standard_terms_has_none() -> None:
+    told = translate.from_reservation(Reservation("mc:1", Attribution(tenant_id="acme"), "p/m", 10, 5, 60.0))
+
+    assert (dict(told.attribution.tags), dict(told.price_context)) == ({}, {})
