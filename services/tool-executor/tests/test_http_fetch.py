@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import time
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -89,6 +91,49 @@ async def test_unpacks_no_more_of_a_bomb_than_was_asked_for(site: Site) -> None:
     site.pages["/bomb"] = response(bomb, "Content-Type: text/plain", "Content-Encoding: gzip")
     page = await site.fetch("/bomb")
     assert (page.size_bytes, page.truncated) == (1000, True)
+
+
+async def test_unpacks_members_that_follow_each_other_and_passes_over_what_is_behind_them(site: Site) -> None:
+    packed = gzip.compress(b"he") + gzip.compress(b"llo") + b"padding"
+    site.pages["/gz"] = response(packed, "Content-Type: text/plain", "Content-Encoding: gzip")
+    assert (await site.fetch("/gz")).text == "hello"
+
+
+async def test_what_is_packed_and_cut_is_no_answer(site: Site) -> None:
+    cut = gzip.compress(b"hello " * 100)[:-9]
+    site.pages["/cut"] = response(cut, "Content-Type: text/plain", "Content-Encoding: gzip")
+    assert await kind_of_failure(site, "/cut") == "FETCH_FAILED"
+
+
+@pytest.mark.parametrize(
+    "charset", ["punycode", "idna", "undefined", "unicode_escape", "utf-7", "hex", "nonsense", '"\t"']
+)
+async def test_what_is_no_character_set_of_the_web_is_read_as_utf_8(site: Site, charset: str) -> None:
+    """Punycode of this length takes Python seconds, during which nobody else is served."""
+    text = "gr\u00fc\u00dfe-" + "abcdefghij" * 15_000
+    site.pages["/a"] = response(text.encode(), f"Content-Type: text/plain; charset={charset}")
+    begun = time.process_time()
+    assert (await site.fetch("/a", 200_000)).text == text
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "latin-1", "windows-1252", "iso-8859-15", "cp1252"])
+async def test_the_character_sets_of_the_web_are_read(site: Site, charset: str) -> None:
+    site.pages["/a"] = response("größe".encode(charset), f"Content-Type: text/plain; charset={charset}")
+    assert (await site.fetch("/a")).text == "größe"
+
+
+async def test_reads_nothing_of_what_stands_beside_a_redirect(site: Site) -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    site.pages["/old"] = response(bomb, "Location: /new", "Content-Encoding: gzip", status="302 Found")
+    site.pages["/endless"] = b"HTTP/1.1 302 Found\r\nLocation: /old\r\nContent-Length: 9999999\r\n\r\nand so on"
+    site.pages["/new"] = response(b"here", "Content-Type: text/plain")
+    tracemalloc.start()
+    page = await site.fetch("/endless")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (page.text, len(page.redirects)) == ("here", 2)
+    assert peak_bytes < 10_000_000
 
 
 async def test_follows_a_redirect_and_tells_the_way(site: Site) -> None:

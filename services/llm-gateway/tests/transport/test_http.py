@@ -91,3 +91,27 @@ async def test_behind_an_sdk_too(coding: bytes) -> None:
         with pytest.raises(ProviderRateLimited, match=says) as refused:
             await provider.generate(asked("answer: ok"), soon())
     assert (refused.value.status, refused.value.retry_after_s) == (429, 7.0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'data: {"id":"1","model":"m","choices":[{"delta":{"content":"word "}}]}\n\n',
+        b'data: {"id":"1","model":"m","choices":[{"delta":{"tool_calls":[{"function":{"arguments":"[1,"}}]}}]}\n\n',
+        b": still thinking\n\n",
+    ],
+    ids=["text", "arguments", "comments"],
+)
+async def test_a_stream_without_end_is_cut_off_by_its_size(more: bytes) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        while True:
+            await peer.say(more * 100)
+
+    async with open_session() as session, serving(serve) as server:
+        transport = Transport(session, TransportLimits(body_bytes_max=1_000_000))
+        with pytest.raises(MalformedResponse, match="larger than 1000000 bytes") as cut:
+            await collect(openai(transport, server.origin), asked("answer: ok"))
+        await server.left.wait()
+    assert cut.value.content_delivered == (more[:1] != b":")

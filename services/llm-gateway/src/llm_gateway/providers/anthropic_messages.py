@@ -33,6 +33,7 @@ from llm_gateway.domain import (
     UsageUpdated,
 )
 from llm_gateway.errors import InvalidUsage, ProviderError
+from llm_gateway.providers import numbers
 from llm_gateway.providers.anthropic_messages_request import encode, encode_count
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer
@@ -153,7 +154,7 @@ class AnthropicMessagesDialect:
         return encode(request, stream=stream)
 
     def decode(self, body: bytes) -> ModelResponse:
-        parsed = orjson.loads(body)
+        parsed = numbers.loads(body)
         _raise_error_inside(parsed)
         message: _Message = parsed
         answer = _Answer(message)
@@ -256,7 +257,7 @@ class _GrowingBlock:
             case "tool_use":
                 return ToolCall(self._block["id"], self._block["name"], whole or "{}")
             case _:
-                return _part({**self._block, "input": orjson.loads(whole)} if whole else self._block)
+                return _part({**self._block, "input": numbers.loads(whole)} if whole else self._block)
 
     def _keep(self, piece: str) -> str:
         self._pieces.append(piece)
@@ -337,16 +338,16 @@ def _part(block: _Block) -> Part:
         case "text":
             return Text(block["text"])
         case "tool_use":
-            return ToolCall(block["id"], block["name"], orjson.dumps(block["input"]).decode())
+            return ToolCall(block["id"], block["name"], numbers.dumps(block["input"]).decode())
         case "thinking" | "redacted_thinking":
             return _reasoning(block)
         case _:
-            return Opaque(NAME, orjson.dumps(block))
+            return Opaque(NAME, numbers.dumps(block))
 
 
 def _reasoning(block: _Block) -> Reasoning:
     """The block as a whole goes back; its signature covers the text, so nothing in it may change."""
-    return Reasoning(block.get("thinking", ""), NAME, orjson.dumps(block))
+    return Reasoning(block.get("thinking", ""), NAME, numbers.dumps(block))
 
 
 def _raise_error_inside(event: _Event) -> None:

@@ -30,7 +30,8 @@ from llm_gateway.errors import InvalidToolArguments, RequestRejected
 
 THINKING_TOKENS_MIN: Final = 1024
 # An orjson.Fragment is bytes that go into the document as they are; it is what keeps opaque parts byte for byte.
-Block = JsonObject | orjson.Fragment
+Fields = Mapping[str, Json | orjson.Fragment]
+Block = Fields | orjson.Fragment
 
 
 def encode(request: ModelRequest, *, stream: bool) -> bytes:
@@ -140,7 +141,7 @@ def _block(part: Part) -> Block:
         case Refusal():
             return _text(part.text, None)
         case ToolCall():
-            call: JsonObject = {"type": "tool_use", "id": part.id, "name": part.name, "input": _input(part)}
+            call: Fields = {"type": "tool_use", "id": part.id, "name": part.name, "input": _input(part)}
             return _up_to(call, part.cache_ttl)
         case ToolResult():
             error: Mapping[str, bool] = {"is_error": True} if part.is_error else {}
@@ -159,11 +160,11 @@ def _block(part: Part) -> Block:
             return _up_to({"type": "document", "title": part.name, "source": source}, part.cache_ttl)
 
 
-def _text(text: str, ttl: PromptCacheTtl | None) -> JsonObject:
+def _text(text: str, ttl: PromptCacheTtl | None) -> Fields:
     return _up_to({"type": "text", "text": text}, ttl)
 
 
-def _up_to(block: JsonObject, ttl: PromptCacheTtl | None) -> JsonObject:
+def _up_to(block: Fields, ttl: PromptCacheTtl | None) -> Fields:
     """The block, as the end of what is to be cached if it is one."""
     return {**block, "cache_control": _cache_control(ttl)} if ttl else block
 
@@ -173,9 +174,11 @@ def _cache_control(ttl: PromptCacheTtl) -> JsonObject:
     return {"type": "ephemeral"} if ttl == "5m" else {"type": "ephemeral", "ttl": ttl}
 
 
-def _input(call: ToolCall) -> JsonObject:
+def _input(call: ToolCall) -> orjson.Fragment:
+    """As the model wrote it: numbers of any length stay what they are."""
     try:
-        return call.parsed()
+        call.parsed()
+        return orjson.Fragment(call.arguments or "{}")
     except InvalidToolArguments as error:
         raise RequestRejected(f"the history cannot be sent: {error}") from None
 

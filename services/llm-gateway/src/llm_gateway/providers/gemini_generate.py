@@ -33,6 +33,7 @@ from llm_gateway.domain import (
     UsageUpdated,
 )
 from llm_gateway.errors import InvalidUsage, ProviderError
+from llm_gateway.providers import numbers
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure
 from llm_gateway.providers.gemini_generate_request import SIGNATURE, encode
@@ -130,8 +131,8 @@ class GeminiGenerateDialect:
 
     def encode_count(self, request: ModelRequest) -> bytes:
         """The whole request, because instructions and tools count too."""
-        whole = orjson.loads(encode(request))
-        return orjson.dumps({"generateContentRequest": {"model": f"models/{request.model}", **whole}})
+        whole = numbers.loads(encode(request))
+        return numbers.dumps({"generateContentRequest": {"model": f"models/{request.model}", **whole}})
 
     def decode_count(self, body: bytes) -> int:
         return int(orjson.loads(body)["totalTokens"])
@@ -143,7 +144,7 @@ class GeminiGenerateDialect:
         return encode(request)
 
     def decode(self, body: bytes) -> ModelResponse:
-        parsed: _Body = orjson.loads(body)
+        parsed: _Body = numbers.loads(body)
         _raise_error_inside(parsed)
         answer = _Answer(parsed)
         list(answer.add(parsed))
@@ -165,7 +166,7 @@ class _GeminiAssembler:
         self._answer: _Answer | None = None
 
     def feed(self, event: SseEvent) -> Sequence[StreamPart]:
-        chunk: _Body = orjson.loads(event.data)
+        chunk: _Body = numbers.loads(event.data)
         _raise_error_inside(chunk)
         return list(self._parts(chunk))
 
@@ -228,18 +229,18 @@ class _Answer:
             self._grow(text)
             yield TextDelta(text)
         elif "text" not in part:
-            self._parts.append(Opaque(NAME, orjson.dumps(part)))
+            self._parts.append(Opaque(NAME, numbers.dumps(part)))
 
     def _think(self, part: _Part) -> Iterator[StreamPart]:
         text = part.get("text", "")
-        self._parts.append(Reasoning(text, NAME, orjson.dumps(part)))
+        self._parts.append(Reasoning(text, NAME, numbers.dumps(part)))
         yield from (ReasoningDelta(text),) if text else ()
 
     def _call(self, call: _Call) -> ToolCallDelta:
         """Only newer models name their calls; a call without a name is known by the answer that it stands in."""
         index, self._calls = self._calls, self._calls + 1
         found = ToolCall(
-            call.get("id") or f"{self.id}-{index}", call["name"], orjson.dumps(call.get("args", {})).decode()
+            call.get("id") or f"{self.id}-{index}", call["name"], numbers.dumps(call.get("args", {})).decode()
         )
         self._parts.append(found)
         return ToolCallDelta(index, found.id, found.name, found.arguments)

@@ -29,7 +29,8 @@ from llm_gateway.errors import InvalidToolArguments, RequestRejected
 
 SIGNATURE: Final = "thoughtSignature"
 _MODES: Final[Mapping[str, str]] = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
-Block = JsonObject | orjson.Fragment
+Fields = Mapping[str, Json | orjson.Fragment]
+Block = Mapping[str, Json | Fields] | orjson.Fragment
 
 
 def encode(request: ModelRequest) -> bytes:
@@ -127,24 +128,28 @@ def _block(part: Part, names: Mapping[str, str]) -> Block:
             return {"inlineData": {"mimeType": part.media_type, "data": base64.b64encode(part.data).decode()}}
 
 
-def _arguments(call: ToolCall) -> JsonObject:
+def _arguments(call: ToolCall) -> orjson.Fragment:
+    """As the model wrote it: numbers of any length stay what they are."""
     try:
-        return call.parsed()
+        call.parsed()
+        return orjson.Fragment(call.arguments or "{}")
     except InvalidToolArguments as error:
         raise RequestRejected(f"the history cannot be sent: {error}") from None
 
 
-def _response(result: ToolResult, names: Mapping[str, str]) -> JsonObject:
+def _response(result: ToolResult, names: Mapping[str, str]) -> Fields:
     """Results are objects here, and name the function again."""
     if result.call_id not in names:
         raise RequestRejected(f"the history cannot be sent: no call {result.call_id!r} has the result")
-    said = {"error": {"message": result.text}} if result.is_error else _output(result.text)
+    said = (
+        orjson.Fragment(orjson.dumps({"error": {"message": result.text}})) if result.is_error else _output(result.text)
+    )
     return {"id": result.call_id, "name": names[result.call_id], "response": said}
 
 
-def _output(text: str) -> JsonObject:
+def _output(text: str) -> orjson.Fragment:
     try:
         value: Json = orjson.loads(text)
     except orjson.JSONDecodeError:
-        return {"output": text}
-    return value if isinstance(value, Mapping) else {"output": value}
+        return orjson.Fragment(orjson.dumps({"output": text}))
+    return orjson.Fragment(text if isinstance(value, Mapping) else f'{{"output":{text}}}')

@@ -14,10 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import httpx2
-import orjson
 
 from llm_gateway.errors import DeadlineExceeded, ProviderTimedOut, ProviderUnreachable
-from llm_gateway.providers import event_stream
+from llm_gateway.providers import event_stream, numbers
 from llm_gateway.providers.bedrock import BedrockStream
 from llm_gateway.providers.coding import Unreadable
 from llm_gateway.providers.transport import Body, HttpReply, TransportLimits, never_sent
@@ -53,7 +52,7 @@ class SdkTransport:
         self, url: str, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> AsyncIterator[HttpReply]:
         """`url` is a path, to which the SDK knows the way; it has the headers too."""
-        async with self._answer("post", url, orjson.loads(body), deadline) as reply:
+        async with self._answer("post", url, numbers.loads(body), deadline) as reply:
             yield reply
 
     @asynccontextmanager

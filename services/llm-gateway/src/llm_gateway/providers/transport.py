@@ -71,6 +71,7 @@ class HttpReply:
         self._body = body
         self._deadline = deadline
         self._begun = False
+        self._read_bytes = 0
         self._limits = limits
         self.status = status
         self.headers = headers
@@ -78,11 +79,7 @@ class HttpReply:
     async def body(self) -> bytes:
         """The whole body. Raises MalformedResponse above the limit, StreamInterrupted when it is cut."""
         chunks: list[bytes] = []
-        size = 0
         while chunk := await self.read():
-            size += len(chunk)
-            if size > self._limits.body_bytes_max:
-                raise MalformedResponse(f"the answer is larger than {self._limits.body_bytes_max} bytes")
             chunks.append(chunk)
         return b"".join(chunks)
 
@@ -101,17 +98,21 @@ class HttpReply:
         return bytes(said)
 
     async def read(self) -> bytes:
-        """The next bytes of the body as they arrive; none at its end."""
+        """The next bytes of the body as they arrive; none at its end. Raises as `body`, for all that was read together."""
         until = self._deadline
         if self._begun:
             until = min(until, asyncio.get_running_loop().time() + self._limits.idle_s)
         self._begun = True
         try:
-            return await self._body.read(until)
+            chunk = await self._body.read(until)
         except TimeoutError:
             raise _timed_out(until, self._deadline, self._limits) from None
         except OSError as error:
             raise StreamInterrupted(f"the answer was cut: {error or type(error).__name__}") from None
+        self._read_bytes += len(chunk)
+        if self._read_bytes > self._limits.body_bytes_max:
+            raise MalformedResponse(f"the answer is larger than {self._limits.body_bytes_max} bytes")
+        return chunk
 
     async def drain(self) -> None:
         """Read what is left, briefly, so that the connection can serve the next request; else it is closed."""

@@ -1,7 +1,9 @@
 """http_fetch: read one public page or document over HTTP."""
 
+import codecs
 import hashlib
 import zlib
+from contextlib import aclosing
 from email.message import Message
 
 import httpcore2
@@ -21,6 +23,16 @@ TEXT_TYPES = (
     "application/yaml",
     "application/x-ndjson",
 )
+CHARSETS = frozenset(
+    {"utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "ascii", "koi8-r", "koi8-u", "mac-roman", "tis-620"}
+    | {"gbk", "gb2312", "gb18030", "big5", "big5hkscs", "euc_jp", "shift_jis", "cp932", "iso2022_jp", "euc_kr", "cp949"}
+    | {f"iso8859-{number}" for number in range(1, 17)}
+    | {f"cp125{number}" for number in range(9)}
+)
+"""By Python's names, those of https://encoding.spec.whatwg.org."""
+REDIRECTS_MAX = 5
+_GZIP = b"\x1f\x8b"
+_EITHER = zlib.MAX_WBITS | 32  # gzip or zlib, told apart by the header
 TEXT_SUFFIXES = ("+json", "+xml", "+yaml")
 
 
@@ -44,12 +56,10 @@ async def run(arguments: FetchArguments, network: Network) -> FetchResult:
     """ToolError INVALID_ARGUMENTS, ADDRESS_REFUSED, HOST_NOT_FOUND, FETCH_FAILED, UNSUPPORTED_CONTENT."""
     url = _http_url(arguments.url)
     try:
-        async with network.client() as client, client.stream("GET", url) as response:
-            return await _read(response, arguments.bytes_max)
+        async with network.client() as client:
+            return await _followed(client, client.build_request("GET", url), arguments.bytes_max)
     except (httpx2.TimeoutException, httpcore2.TimeoutException) as error:
         raise ToolError("FETCH_FAILED", f"url: {arguments.url!r} did not answer in time", retryable=True) from error
-    except httpx2.TooManyRedirects as error:
-        raise ToolError("FETCH_FAILED", f"url: {arguments.url!r} redirects too often; use the final address") from error
     except (httpx2.UnsupportedProtocol, httpcore2.UnsupportedProtocol) as error:
         raise ToolError(
             "FETCH_FAILED", f"url: {arguments.url!r} leads to an address that is not http or https"
@@ -71,7 +81,20 @@ def _http_url(text: str) -> httpx2.URL:
     return url
 
 
-async def _read(response: httpx2.Response, bytes_max: int) -> FetchResult:
+async def _followed(client: httpx2.AsyncClient, request: httpx2.Request, bytes_max: int) -> FetchResult:
+    """What answers in the end. Of a redirect nothing is read but where it leads."""
+    first, redirects = str(request.url), list[str]()
+    while True:
+        async with aclosing(await client.send(request, stream=True)) as response:
+            if response.next_request is None:
+                return await _read(response, tuple(redirects), bytes_max)
+            redirects.append(str(response.url))
+            request = response.next_request
+        if len(redirects) > REDIRECTS_MAX:
+            raise ToolError("FETCH_FAILED", f"url: {first!r} redirects too often; use the final address")
+
+
+async def _read(response: httpx2.Response, redirects: tuple[str, ...], bytes_max: int) -> FetchResult:
     content_type, charset = _content_type(response)
     body, truncated = await _body(response, bytes_max)
     return FetchResult(
@@ -82,7 +105,7 @@ async def _read(response: httpx2.Response, bytes_max: int) -> FetchResult:
         size_bytes=len(body),
         sha256=hashlib.sha256(body).hexdigest(),
         truncated=truncated,
-        redirects=tuple(str(earlier.url) for earlier in response.history),
+        redirects=redirects,
     )
 
 
@@ -97,28 +120,57 @@ def _content_type(response: httpx2.Response) -> tuple[str, str]:
 
 async def _body(response: httpx2.Response, bytes_max: int) -> tuple[bytes, bool]:
     """At most `bytes_max` bytes, however far a few compressed ones would unfold; and whether there were more."""
-    inflate = _inflater(response.headers.get("content-encoding", "identity").strip().lower())
+    unpacker = _unpacker(response.headers.get("content-encoding", "identity").strip().lower())
     body = bytearray()
     async for chunk in response.aiter_raw():
-        body += chunk if inflate is None else inflate.decompress(chunk, bytes_max + 1 - len(body))
+        body += chunk if unpacker is None else unpacker.feed(chunk, bytes_max + 1 - len(body))
         if len(body) > bytes_max:
             return bytes(body[:bytes_max]), True
+    if unpacker is not None:
+        unpacker.end()
     return bytes(body), False
 
 
-def _inflater(encoding: str) -> "zlib._Decompress | None":
+class _Unpacker:
+    """Of gzip, whose members may follow each other (RFC 1952, section 2.2), and of deflate. Raises zlib.error."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._inflate = zlib.decompressobj(_EITHER)
+
+    def feed(self, packed: bytes, bytes_max: int) -> bytes:
+        """At most so many bytes; who gets them all has enough, and asks for no more."""
+        unpacked = bytearray()
+        while packed and len(unpacked) < bytes_max:
+            if self._inflate.eof:
+                if packed[:2] not in (_GZIP[:1], _GZIP):
+                    break  # what stands behind the last member is passed over, as browsers do
+                self._inflate = zlib.decompressobj(_EITHER)
+            self._begun = True
+            unpacked += self._inflate.decompress(packed, bytes_max - len(unpacked))
+            packed = self._inflate.unused_data
+        return bytes(unpacked)
+
+    def end(self) -> None:
+        if self._begun and not self._inflate.eof:
+            raise zlib.error("the packed answer ends in its middle")
+
+
+def _unpacker(encoding: str) -> _Unpacker | None:
     if encoding in ("identity", ""):
         return None
     if encoding in ("gzip", "deflate"):
-        return zlib.decompressobj(wbits=47)  # 32 + 15: gzip or zlib, told apart by the header
+        return _Unpacker()
     raise ToolError("UNSUPPORTED_CONTENT", f"url: the answer is encoded as {encoding!r}, which was not asked for")
 
 
 def _decoded(body: bytes, charset: str) -> str:
+    """By the character sets of the web alone: what else Python can decode may take minutes, or is not for text."""
     try:
-        return body.decode(charset, errors="replace")
-    except LookupError:
-        return body.decode("utf-8", errors="replace")
+        known = codecs.lookup(charset).name in CHARSETS
+    except (LookupError, ValueError):
+        known = False
+    return body.decode(charset if known else "utf-8", errors="replace")
 
 
 TOOL = NetworkTool(

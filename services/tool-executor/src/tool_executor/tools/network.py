@@ -17,7 +17,6 @@ import httpx2
 
 from tool_executor.errors import ToolError
 
-REDIRECTS_MAX = 5
 CONNECTIONS_MAX = 4
 STEP_TIMEOUT_S = 10.0
 USER_AGENT = "Synod/0.1 (agent tool http_fetch)"
@@ -57,8 +56,7 @@ class Network:
         return httpx2.AsyncClient(
             transport=GuardedTransport(self._backend, self._tls),
             headers={"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, deflate"},
-            follow_redirects=True,
-            max_redirects=REDIRECTS_MAX,
+            follow_redirects=False,  # httpx2 would first read what stands beside a redirect, however much that is
             timeout=STEP_TIMEOUT_S,
             trust_env=False,  # a proxy from the environment would connect where we did not look
         )

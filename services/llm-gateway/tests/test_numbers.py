@@ -1,0 +1,60 @@
+"""Tool arguments and results with integers beyond 64 bits, as amounts of some currencies are: the same in and out."""
+
+import pytest
+from llm_gateway.domain import Completed, Message, ModelRequest, ModelResponse, Text, ToolCall, ToolResult
+from llm_gateway.providers import anthropic_messages_request, gemini_generate_request, numbers
+from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
+from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
+from llm_gateway.providers.sse import SseEvent
+
+WEI = "123456789012345678901234567"
+ARGUMENTS = f'{{"wei":{WEI},"to":"größe"}}'
+CLAUDE = (
+    f'{{"id":"m1","model":"c","stop_reason":"tool_use","content":[{{"type":"tool_use","id":"t1","name":"pay","input":{ARGUMENTS}}},'
+    f'{{"type":"web_result","amount":{WEI}}}]}}'
+)
+GEMINI = (
+    '{"responseId":"r1","modelVersion":"g","candidates":[{"content":{"parts":[{"functionCall":'
+    f'{{"id":"t1","name":"pay","args":{ARGUMENTS}}}}}]}},"finishReason":"STOP"}}]}}'
+)
+REQUEST = ModelRequest(
+    "m",
+    (
+        Message("user", (Text("pay"),)),
+        Message("assistant", (ToolCall("t1", "pay", ARGUMENTS),)),
+        Message("tool", (ToolResult("t1", f'{{"left":{WEI}}}'),)),
+        Message("assistant", (ToolCall("t2", "pay", ""),)),
+        Message("tool", (ToolResult("t2", WEI),)),
+    ),
+    max_output_tokens=9,
+)
+
+
+def arguments(response: ModelResponse) -> str:
+    return response.message.tool_calls[0].arguments
+
+
+def test_an_answer_says_the_number_that_the_model_wrote() -> None:
+    assert arguments(AnthropicMessagesDialect().decode(CLAUDE.encode())) == ARGUMENTS
+    assert arguments(GeminiGenerateDialect().decode(GEMINI.encode())) == ARGUMENTS
+    *_, last = GeminiGenerateDialect().assembler().feed(SseEvent(b"", GEMINI.encode()))
+    assert isinstance(last, Completed)
+    assert arguments(last.response) == ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [anthropic_messages_request.encode(REQUEST, stream=False), gemini_generate_request.encode(REQUEST)],
+    ids=["anthropic", "gemini"],
+)
+def test_what_goes_back_says_it_too(body: bytes) -> None:
+    assert body.count(WEI.encode()) == 3
+    assert numbers.dumps(numbers.loads(body)) == body
+
+
+def test_numbers_of_any_length_are_read_and_written_and_what_is_no_json_is_not() -> None:
+    text = f'{{"a":{WEI},"b":-{WEI},"c":18446744073709551615,"d":1.5,"e":"ü"}}'.encode()
+    assert numbers.dumps(numbers.loads(text)) == text
+    for wrong in (b"NaN", b"[1e999]", b'"\xff"', b"9" * 5000, b"{"):
+        with pytest.raises(ValueError, match=r".+"):
+            numbers.loads(wrong)
