@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from llm_gateway import translate
-from llm_gateway.domain import Completed, StreamPart, UsageUpdated
+from llm_gateway.domain import Answer, Completed, Message, StreamPart, Usage, UsageUpdated
 from llm_gateway.errors import MalformedResponse, ProviderError
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
@@ -71,12 +71,15 @@ def written(event: SseEvent) -> bytes:
 def sent_on(part: StreamPart) -> bytes:
     """What becomes of a part: it goes over the wire to the caller, and into the log."""
     if isinstance(part, Completed):
-        usage = part.response.usage
-        told = translate._from_usage(usage, "provider_final").SerializeToString() if usage else b""
-        return translate._from_message(part.response.message).SerializeToString() + told
+        return on_record(part.response.message, part.response.usage or Usage.of(()))
     if isinstance(part, UsageUpdated):
-        return translate._from_usage(part.usage, "provider_final").SerializeToString()
+        return on_record(Message("assistant", ()), part.usage)
     return "".join(getattr(part, name) for name in part.__slots__ if name != "index").encode()
+
+
+def on_record(message: Message, usage: Usage) -> bytes:
+    answer = Answer("req_1", message, "stop", usage, "provider_final", "p/m", "", "mc_1:1")
+    return translate.AnswerRecords().dump(answer)
 
 
 @pytest.mark.parametrize(
