@@ -243,6 +243,23 @@ async def test_who_appends_is_answered_before_who_follows_is_told(postgres_dsn: 
     assert order == ["caller", "follower"] * 2
 
 
+async def test_whom_the_appender_answers_goes_on_before_who_follows(postgres_dsn: str) -> None:
+    order: list[str] = []
+    async with await PostgresEventLog.open(postgres_dsn, limits=Limits(poll_interval_s=60)) as log:
+        await log.append(an_append(a_stream()))
+
+        async def follow() -> None:
+            await log.wait_for(2, timeout_s=30)
+            order.append("follower")
+
+        async def call() -> None:
+            await asyncio.shield(asyncio.create_task(log.append(an_append(a_stream()))))
+            order.append("caller")
+
+        await asyncio.gather(follow(), call())
+    assert order == ["caller", "follower"]
+
+
 async def test_who_follows_is_not_woken_for_an_own_event_that_memory_does_not_hold_yet(postgres_dsn: str) -> None:
     """The database's notification of a commit may overtake the commit's answer."""
     limits = Limits(poll_interval_s=60)

@@ -441,6 +441,19 @@ class Arrivals(Guests):
             await connection.execute("insert into guests values (%s)", [str(event.id)])
 
 
+async def test_a_service_says_how_often_its_events_are_relayed_at_most(postgres_dsn: str, fresh_nats: Any) -> None:
+    async def compose_paced(host: Host[Settings]) -> None:
+        await host.open_log(relay_pace_s=3_600)
+
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, shutdown_grace_s=0.5)
+    async with serve_in_process(compose_paced, settings) as service:
+        relay = service.host.history.relay
+        await append(service.host, "local")
+        assert await relay.wait_for(1, timeout_s=30) == 1
+        await append(service.host, "local")
+        assert await relay.wait_for(2, timeout_s=0.2) == 1
+
+
 async def test_a_service_that_only_prepares_folds_its_views_to_the_head_of_its_log(
     postgres_dsn: str, fresh_nats: Any, tmp_path: Path
 ) -> None:
