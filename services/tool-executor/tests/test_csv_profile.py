@@ -30,6 +30,7 @@ def column(directory: Path, *values: str) -> ColumnProfile:
         (("", "null", "N/A"), "empty"),
         (("", "5"), "integer"),
         (("1e999", "1"), "text"),
+        (("1_000", "1"), "text"),
         (("9" * 30, "1"), "number"),
     ],
 )

@@ -41,6 +41,8 @@ async def test_returns(code: str, value: JsonValue, runner: Runner, workspace_di
     [
         ("result = object()", "RESULT_NOT_JSON", "a object is not JSON"),
         ("result = []\nfor _ in range(99): result = [result]", "RESULT_NOT_JSON", "nested"),
+        ("result = 'half \\ud800'", "RESULT_NOT_JSON", "surrogates"),
+        ("raise ValueError('half \\ud800')", "CODE_RAISED", "half ?"),
         ("result = 10 ** 5000", "RESULT_NOT_JSON", "digits"),
         ("def f():\n    raise KeyError('gone')\nf()", "CODE_RAISED", "line 2, in f"),
         ("import sys; sys.exit(3)", "CODE_RAISED", "exit code 3"),

@@ -57,7 +57,7 @@ def json_value(field: str, text: str) -> str:
     if len(text.encode()) > BYTES_MAX:
         raise FieldInvalid(field, text[:40], f"is larger than {BYTES_MAX} bytes; give less")
     try:
-        json.loads(text, parse_constant=_no_constant)
+        json.dumps(json.loads(text, parse_constant=_no_constant), ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise FieldInvalid(field, text[:40], f"is not JSON ({str(error)[:120]})") from error
     return text

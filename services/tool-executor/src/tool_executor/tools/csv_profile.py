@@ -102,11 +102,18 @@ def _integer(text: str) -> int:
         raise ValueError("leading zeros make an identifier, not a number")
     if len(text) > 18:
         raise ValueError("too long for a 64-bit number")
-    return int(text)
+    return int(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """Python takes 1_000 for a number, and nobody else does."""
+    if "_" in text:
+        raise ValueError("not a number outside of Python")
+    return text
 
 
 def _number(text: str) -> float:
-    value = float(text)
+    value = float(_plain(text))
     if not math.isfinite(value) or (text.strip("+-")[:1] == "0" and text.strip("+-")[1:2].isdigit()):
         raise ValueError("not a finite number")
     return value

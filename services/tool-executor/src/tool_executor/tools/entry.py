@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic_core import PydanticSerializationError
 
 from tool_executor.errors import ToolError
 from tool_executor.tools.tool import PureTool
@@ -50,10 +51,22 @@ def execute(payload: bytes, workspace: str) -> bytes:
     """Run the requested tool; its ToolError is an answer, every other exception ends the process."""
     request = Request.model_validate_json(payload)
     try:
-        return Answer(answer=Succeeded(value=_run(request, workspace))).model_dump_json().encode()
+        return _written(Answer(answer=Succeeded(value=_run(request, workspace))))
     except ToolError as error:
-        refused = Refused(kind=error.kind, message=error.message, retryable=error.retryable)
-        return Answer(answer=refused).model_dump_json().encode()
+        refused = Refused(kind=error.kind, message=_utf_8(error.message), retryable=error.retryable)
+        return _written(Answer(answer=refused))
+
+
+def _written(answer: Answer) -> bytes:
+    """Python's text may hold halves of characters, as in the names of files that are no UTF-8; JSON's may not."""
+    try:
+        return answer.model_dump_json().encode()
+    except PydanticSerializationError as error:
+        raise ToolError("RESULT_NOT_JSON", f"result: it holds what JSON cannot ({str(error)[:200]})") from error
+
+
+def _utf_8(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _run(request: Request, workspace: str) -> dict[str, JsonValue]:

@@ -5,7 +5,7 @@ from typing import cast
 
 import jmespath
 from jmespath.exceptions import JMESPathError
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from tool_executor.errors import ToolError
 from tool_executor.sandboxes.sandbox import Access, Level
@@ -29,15 +29,27 @@ class JsonQueryResult(Result):
 
 def run(arguments: JsonQueryArguments, workspace: Workspace) -> JsonQueryResult:
     """ToolError INVALID_ARGUMENTS, INVALID_EXPRESSION, INVALID_JSON, NOT_FOUND, TOO_LARGE."""
-    document = _document(arguments, workspace)
+    value = _selected(arguments.expression, _document(arguments, workspace))
     try:
-        value = cast(JsonValue, jmespath.search(arguments.expression, document))
+        return JsonQueryResult(value=value, found=value is not None)
+    except ValidationError as error:
+        raise ToolError("TOO_LARGE", "expression: what it selects is nested too deeply; select a part of it") from error
+
+
+def _selected(expression: str, document: JsonValue) -> JsonValue:
+    """JMESPath's functions fail in Python's ways too, and may give what JSON cannot say, as an infinite sum."""
+    try:
+        value = cast(JsonValue, jmespath.search(expression, document))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except JMESPathError as error:
-        message = f"expression: {arguments.expression!r} is not usable JMESPath ({str(error).splitlines()[0]})"
+        message = f"expression: {expression!r} is not usable JMESPath ({str(error).splitlines()[0]})"
         raise ToolError("INVALID_EXPRESSION", message) from error
     except RecursionError as error:
         raise ToolError("INVALID_EXPRESSION", "expression: it is nested too deeply; simplify it") from error
-    return JsonQueryResult(value=value, found=value is not None)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        message = f"expression: {expression!r} gives no JSON for this document ({str(error)[:200]})"
+        raise ToolError("INVALID_EXPRESSION", message) from error
+    return value
 
 
 def _document(arguments: JsonQueryArguments, workspace: Workspace) -> JsonValue:
@@ -46,9 +58,13 @@ def _document(arguments: JsonQueryArguments, workspace: Workspace) -> JsonValue:
     if arguments.path is None:
         return arguments.document
     try:
-        return cast(JsonValue, json.loads(workspace.read_bytes(arguments.path)))
+        return cast(JsonValue, json.loads(workspace.read_bytes(arguments.path), parse_constant=_no_constant))
     except (ValueError, RecursionError) as error:
         raise ToolError("INVALID_JSON", f"path: {arguments.path!r} is not JSON ({error})") from error
+
+
+def _no_constant(name: str) -> JsonValue:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 TOOL = PureTool(
