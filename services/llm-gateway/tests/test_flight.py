@@ -39,6 +39,19 @@ async def test_the_first_delta_is_shown_at_once_and_the_others_joined() -> None:
     assert events == [BEGAN, TextDelta("a"), TextDelta("bc"), ANSWER]
 
 
+async def test_a_caller_who_looks_just_when_the_call_has_ended_is_not_told_of_its_end_before_its_last_deltas() -> None:
+    made = Flight("aa", asyncio.get_running_loop().time() + 60)
+
+    async def carry_out() -> Answer:
+        made.show(BEGAN, TextDelta("a"))  # wakes the caller, who goes on when the call has ended, before anyone is told so
+        made.show(BEGAN, TextDelta("b"))
+        return ANSWER
+
+    made.carry(asyncio.create_task(carry_out()), lambda: None)
+    async with asyncio.timeout(WAIT_S):
+        assert [event async for event in made.events()] == [BEGAN, TextDelta("a"), TextDelta("b"), ANSWER]
+
+
 async def test_deltas_of_different_things_are_not_joined() -> None:
     deltas = (
         TextDelta("a"),

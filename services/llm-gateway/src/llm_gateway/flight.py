@@ -73,6 +73,7 @@ class Flight:
         self._grown: asyncio.Event | None = None
         self._task: asyncio.Task[Answer] | None = None
         self._waiting: list[asyncio.Future[bool]] = []
+        self._landed = False
         self._ending = False
 
     @property
@@ -85,6 +86,7 @@ class Flight:
         self._task = task
 
         def done(task: asyncio.Task[Answer]) -> None:
+            self._landed = True
             self._flush()
             landed()
             for waiting in self._waiting:
@@ -128,7 +130,8 @@ class Flight:
             while seen < len(self._shown):
                 yield self._shown[seen]
                 seen += 1
-            if self._task is not None and self._task.done() and seen == len(self._shown):
+            # Not as soon as the task is done: what it showed last is flushed by its callback, which comes later.
+            if self._landed and seen == len(self._shown):
                 break
             await grown.wait()
         try:
