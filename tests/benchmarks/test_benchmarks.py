@@ -23,4 +23,5 @@ def test_benchmark_runs_and_reports(name: str, tmp_path: Path) -> None:
     assert report["durability"]
     for row in report["rows"]:
         assert set(row) == {"case", "metric", "unit", "value", "target", "peer", "peer_value"}
-        assert row["value"] > 0 or row["unit"] == "KiB"
+        # Of so few calls a difference of medians, or what is counted in ticks of the processor's clock, may be nothing.
+        assert row["value"] > 0 or row["unit"] == "KiB" or (row["value"], row["unit"]) == (0, "ms")
