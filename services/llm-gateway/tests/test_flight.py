@@ -43,9 +43,8 @@ async def test_a_caller_who_looks_just_when_the_call_has_ended_is_not_told_of_it
     made = Flight("aa", asyncio.get_running_loop().time() + 60)
 
     async def carry_out() -> Answer:
-        made.show(
-            BEGAN, TextDelta("a")
-        )  # wakes the caller, who goes on when the call has ended, before anyone is told so
+        # Wakes the caller, who goes on when the call has ended and nobody was told so yet.
+        made.show(BEGAN, TextDelta("a"))
         made.show(BEGAN, TextDelta("b"))
         return ANSWER
 
