@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -283,7 +283,7 @@ async def simulator_usage(system: System) -> dict[str, Any]:
 
 
 def invoice(invoice_id: str, since: datetime, amount_nano: int) -> ledger_pb.ImportInvoiceRequest:
-    until = datetime.now(UTC) + timedelta(seconds=1)
+    until = datetime.now(UTC)  # not later: the next rush begins at once, and nothing is billed by two invoices
     line = ledger_pb.InvoiceLine(model=MODEL, since=stamp(since), until=stamp(until), amount_nano_usd=amount_nano)
     return ledger_pb.ImportInvoiceRequest(invoice_id=invoice_id, provider=PROVIDER, lines=[line], clear_suspense=True)
 
