@@ -13,7 +13,7 @@ from servicekit.testing import FakeClock
 
 @pytest.fixture
 async def store(postgres_dsn: str) -> AsyncIterator[PostgresCacheStore]:
-    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=2, open=False, timeout=0.2) as pool:
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=2, open=False) as pool:
         store = PostgresCacheStore(pool, FakeClock(), entries_max=2)
         await store.prepare()
         yield store
