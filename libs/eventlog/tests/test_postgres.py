@@ -462,7 +462,7 @@ async def test_killed_connections_cost_no_append_and_double_none(postgres_dsn: s
 
 
 async def test_a_full_disk_holds_appends_back_until_there_is_room(postgres_dsn: str) -> None:
-    async with await PostgresEventLog.open(postgres_dsn, limits=Limits(reconnect_timeout_s=0.1)) as log:
+    async with await PostgresEventLog.open(postgres_dsn, limits=Limits(reconnect_timeout_s=0.5)) as log:
         await log.append(an_append(a_stream()))
         await run_sql(
             postgres_dsn,
@@ -554,7 +554,7 @@ async def test_close_commits_what_is_held_back_behind_a_queue_that_was_cancelled
 
 
 async def test_an_unreachable_database_is_named(postgres_dsn: str) -> None:
-    limits = Limits(reconnect_timeout_s=0.1)
+    limits = Limits(reconnect_timeout_s=0.5)
     async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn, limits=limits) as log:
         address = proxy.dsn
         await proxy.stop()
