@@ -1,13 +1,13 @@
 """What a call is given: one JSON object, in one canonical form, checked against the tool's schema."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jsonschema import Draft202012Validator
 from pydantic import JsonValue
 
+from tool_executor import plain_json
 from tool_executor.errors import ArgumentsInvalid, FieldInvalid, Problem
 
 BYTES_MAX = 256 * 1024
@@ -30,9 +30,8 @@ def parse(text: str) -> Arguments:
     """Raises FieldInvalid unless ``text`` is a JSON object within the limits; empty text is the empty object."""
     _expect_size(text)
     try:
-        value = json.loads(text or "{}", parse_constant=_no_constant)
-        canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        encoded = canonical.encode()
+        value = plain_json.loads(text or "{}")
+        canonical = plain_json.canonical(value)
     except (ValueError, RecursionError) as error:
         raise _invalid(text, f"is no JSON that can be stored ({str(error)[:120]}); give a JSON object") from error
     if not isinstance(value, dict):
@@ -40,7 +39,7 @@ def parse(text: str) -> Arguments:
     if _depth(value) > DEPTH_MAX:
         raise _invalid(text, f"is nested more than {DEPTH_MAX} deep; flatten it")
     _expect_size(canonical)
-    return Arguments(value, canonical, hashlib.sha256(encoded).hexdigest())
+    return Arguments(value, canonical, hashlib.sha256(canonical.encode()).hexdigest())
 
 
 def check(tool: str, schema: dict[str, JsonValue], arguments: Arguments) -> None:
@@ -57,7 +56,7 @@ def json_value(field: str, text: str) -> str:
     if len(text.encode()) > BYTES_MAX:
         raise FieldInvalid(field, text[:40], f"is larger than {BYTES_MAX} bytes; give less")
     try:
-        json.dumps(json.loads(text, parse_constant=_no_constant), ensure_ascii=False, allow_nan=False).encode()
+        plain_json.canonical(plain_json.loads(text))
     except (ValueError, RecursionError) as error:
         raise FieldInvalid(field, text[:40], f"is not JSON ({str(error)[:120]})") from error
     return text
@@ -84,10 +83,6 @@ def _expect_size(text: str) -> None:
 
 def _invalid(text: str, problem: str) -> FieldInvalid:
     return FieldInvalid(FIELD, text[:60], problem)
-
-
-def _no_constant(name: str) -> JsonValue:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _depth(value: JsonValue) -> int:

@@ -1,12 +1,12 @@
 """json_query: pick and reshape JSON with a JMESPath expression (jmespath.org)."""
 
-import json
 from typing import cast
 
 import jmespath
 from jmespath.exceptions import JMESPathError
 from pydantic import Field, JsonValue, ValidationError
 
+from tool_executor import plain_json
 from tool_executor.errors import ToolError
 from tool_executor.sandboxes.sandbox import Access, Level
 from tool_executor.tools.profiles import PLAIN
@@ -40,7 +40,7 @@ def _selected(expression: str, document: JsonValue) -> JsonValue:
     """JMESPath's functions fail in Python's ways too, and may give what JSON cannot say, as an infinite sum."""
     try:
         value = cast(JsonValue, jmespath.search(expression, document))
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        plain_json.canonical(value)
     except JMESPathError as error:
         message = f"expression: {expression!r} is not usable JMESPath ({str(error).splitlines()[0]})"
         raise ToolError("INVALID_EXPRESSION", message) from error
@@ -58,13 +58,9 @@ def _document(arguments: JsonQueryArguments, workspace: Workspace) -> JsonValue:
     if arguments.path is None:
         return arguments.document
     try:
-        return cast(JsonValue, json.loads(workspace.read_bytes(arguments.path), parse_constant=_no_constant))
+        return plain_json.loads(workspace.read_bytes(arguments.path))
     except (ValueError, RecursionError) as error:
         raise ToolError("INVALID_JSON", f"path: {arguments.path!r} is not JSON ({error})") from error
-
-
-def _no_constant(name: str) -> JsonValue:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 TOOL = PureTool(
