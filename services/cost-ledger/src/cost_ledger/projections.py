@@ -10,6 +10,7 @@ from eventlog.records import StoredEvent
 from psycopg import AsyncConnection
 from pydantic import TypeAdapter
 from rpds import HashTrieMap
+from servicekit.tags import values_of
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
@@ -238,7 +239,7 @@ def _charged(event: CostCharged) -> Row:
 
 def _owners(attribution: Attribution) -> Row:
     owners: Row = {name: getattr(attribution, name) for name in OWNERS}
-    return {**owners, "tags": {tag.name: tag.value for tag in attribution.tags}}
+    return {**owners, "tags": values_of(attribution.tags)}
 
 
 def _tokens(usage: Iterable[UsageLine], direction: str) -> int:
