@@ -265,13 +265,14 @@ async def test_a_client_that_wants_it_is_left_after_its_answer(request_line: byt
     assert answer.endswith(b"\r\n\r\nGET /v1/a ")
 
 
-async def test_an_answer_in_pieces_begins_with_its_first() -> None:
-    async def counting(exchange: Exchange) -> None:
-        await exchange.begin(200, b"")
-        for piece in (b"one", b"", b"two"):
-            await exchange.piece(piece)
-        await exchange.end()
+async def counting(exchange: Exchange) -> None:
+    await exchange.begin(200, b"")
+    for piece in (b"one", b"", b"two"):
+        await exchange.piece(piece)
+    await exchange.end()
 
+
+async def test_an_answer_in_pieces_begins_with_its_first() -> None:
     async with connected(straightened(Straight("/v1/", counting))) as (reader, writer):
         writer.write(b"GET /v1/a HTTP/1.1\r\nhost: edge\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
@@ -280,12 +281,6 @@ async def test_an_answer_in_pieces_begins_with_its_first() -> None:
 
 
 async def test_an_answer_in_pieces_to_a_client_that_knows_no_chunks_ends_with_the_connection() -> None:
-    async def counting(exchange: Exchange) -> None:
-        await exchange.begin(200, b"")
-        for piece in (b"one", b"", b"two"):
-            await exchange.piece(piece)
-        await exchange.end()
-
     async with connected(straightened(Straight("/v1/", counting))) as (reader, writer):
         writer.write(b"GET /v1/a HTTP/1.0\r\nhost: edge\r\n\r\n")
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
