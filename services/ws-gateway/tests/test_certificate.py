@@ -9,12 +9,12 @@ import aiohttp
 import edge_fakes as fakes
 import pytest
 from edge_world import running, until
+from httpedge.certificate import EdgeCertificate
 from launcher import certificates
 from servicekit.health import Health
 from servicekit.telemetry import Logger, Metrics
 from servicekit.tls import TlsFiles, TlsInvalid
 from websockets.asyncio.client import connect
-from ws_gateway.certificate import EdgeCertificate
 
 HEADERS = {"X-API-Key": fakes.API_KEY}
 EDGE = "ws-gateway"
@@ -22,7 +22,7 @@ EDGE = "ws-gateway"
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ws_gateway.certificate.CHECK_S", 0.02)
+    monkeypatch.setattr("httpedge.certificate.CHECK_S", 0.02)
 
 
 @pytest.fixture

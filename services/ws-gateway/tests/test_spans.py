@@ -1,9 +1,5 @@
 """Each request of the edge is a span, of the caller's trace if there is one, and named without ids."""
 
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
-
 import httpx2
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -13,7 +9,6 @@ from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry
 from servicekit.health import Health
 from servicekit.telemetry import Metrics, Tracing, traceparent
-from ws_gateway.compatible.endpoints import Compatible
 from ws_gateway.edge import Outer
 from ws_gateway.sessions import Meters
 from ws_gateway.settings import EdgeLimits
@@ -63,38 +58,3 @@ async def test_what_is_not_there_gives_a_span_no_name_of_its_own(
     await client.get("/api/v1/anything/somebody/made/up")
     (span,) = spans.get_finished_spans()
     assert (span.name, (span.attributes or {})["http.response.status_code"]) == ("GET", 404)
-
-
-@dataclass
-class Wire:
-    """A request under /v1 that nobody knows."""
-
-    method: str = "GET"
-    path: str = "/v1/made/up"
-    headers: dict[str, str] = field(default_factory=lambda: {"traceparent": PARENT})
-    keep_alive: bool = True
-
-    async def whole(self, status: int, headers: bytes, body: bytes) -> None:
-        self.status = status
-
-
-@pytest.mark.parametrize(("phase", "kept"), [("ready", True), ("stopping", False)])
-async def test_a_request_under_v1_is_a_span_and_counted_too(
-    spans: InMemorySpanExporter, phase: str, kept: bool
-) -> None:
-    registry, metrics, wire = CollectorRegistry(), Metrics(), Wire()
-    health = Health(metrics.ready, metrics.problem)
-    health.enter(phase)
-    back: Any = SimpleNamespace(
-        services=SimpleNamespace(models=None),
-        tracing=Tracing("ws-gateway", processors=(SimpleSpanProcessor(spans),)),
-        limits=EdgeLimits(),
-        monitoring=SimpleNamespace(health=health),
-    )
-    await Compatible(back, Meters(registry))(wire)  # type: ignore[arg-type]  # as far as it is used
-    (span,) = spans.get_finished_spans()
-    assert (span.name, span.kind, wire.status, wire.keep_alive) == ("GET", SpanKind.SERVER, 404, kept)
-    assert dict(span.attributes or {}) == {"http.request.method": "GET", "http.response.status_code": 404}
-    assert span.parent is not None
-    assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
-    assert registry.get_sample_value("edge_requests_total", {"method": "GET", "status": "404"}) == 1

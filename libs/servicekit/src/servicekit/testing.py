@@ -131,8 +131,7 @@ async def serve_in_process(
 def settings_for(settings_type: type[S], postgres_dsn: str, nats_url: str, **values: Any) -> S:
     """The settings of a service in a test: free ports, time enough for a slow machine, and `values`."""
     given: dict[str, Any] = {
-        "grpc_port": 0,
-        "http_port": 0,
+        **{port: 0 for port in ("grpc_port", "http_port", "edge_port") if port in settings_type.model_fields},
         "postgres_dsn": postgres_dsn,
         "nats_url": nats_url,
         "make_streams": True,

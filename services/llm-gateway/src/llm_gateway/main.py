@@ -7,9 +7,11 @@ from typing import Final
 
 from eventlog.codec import Codec
 from eventlog.master_keys import FileMasterKey
+from httpedge.registry import RegistryKeys
 from pydantic import SecretStr
 from servicekit.app import run
 from servicekit.host import Host
+from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.common.ids import new_id
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
 from synod.llm_gateway.events import EVENTS
@@ -31,6 +33,7 @@ from llm_gateway.circuits import Circuits, CircuitTerms, Phase
 from llm_gateway.clients import GrpcLedger
 from llm_gateway.clouds import cloud_entries
 from llm_gateway.deployments import observed, with_roster
+from llm_gateway.edge import add_edge
 from llm_gateway.execution import Terms, Tools
 from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal
@@ -45,7 +48,7 @@ from llm_gateway.renewals import Renewals
 from llm_gateway.results import PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.roster import LoadedRoster, RosterFile
-from llm_gateway.rpc import PERMISSIONS, LlmGatewayRpc
+from llm_gateway.rpc import PERMISSIONS, Handlers, LlmGatewayRpc, OwnModelCalls
 from llm_gateway.settings import Settings
 from llm_gateway.shared_limits import PostgresBooks, SharedLimits
 from llm_gateway.similar import LikenessIndex, SimilarAnswers, SimilarTerms
@@ -129,7 +132,10 @@ async def compose(host: Host[Settings]) -> None:
                     gateway.use(catalogue_of(changed))
 
     host.add_view(ModelCallsView())
-    host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(gateway, host.clock), PERMISSIONS, ERRORS)
+    handlers = Handlers(gateway, host.clock)
+    host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(handlers), PERMISSIONS, ERRORS)
+    keys = RegistryKeys(AgentRegistryStub(host.channel("agent-registry")))
+    add_edge(host, OwnModelCalls(handlers, host.errors.including(ERRORS)), keys)
     host.add_task("orphans", end_orphans)
     host.add_task("worker lock", workers.stay)
     host.add_task("surroundings", surroundings.run)

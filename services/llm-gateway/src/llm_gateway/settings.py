@@ -7,7 +7,16 @@ OLLAMA_HOST); all else is SYNOD_*.
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 from servicekit.limits import Limits
 from servicekit.settings import ServiceSettings
@@ -24,12 +33,31 @@ def _by(variable: str, field: str) -> AliasChoices:
     return AliasChoices(variable, field)
 
 
+class EdgeLimits(BaseModel):
+    """Every limit of the edge, named with its unit. Override one by SYNOD_EDGE__<NAME>."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    body_bytes_max: PositiveInt = 16 * 1024 * 1024
+    """The largest body of a request, where a conversation may hold images and files; gRPC takes no more either."""
+    call_s: PositiveFloat = 600
+    """How long a call may take; the SDKs wait as long."""
+    keys_cached_max: PositiveInt = 4_096
+
+
 class Settings(ServiceSettings):
     model_config = SettingsConfigDict(nested_model_default_partial_update=True)
 
     service: str = "llm-gateway"
     grpc_port: int = 7103
     http_port: int = 7203
+    edge_host: str = "127.0.0.1"
+    edge_port: int = Field(default=8081, ge=0, le=65535)
+    """Where the APIs of OpenAI and Anthropic are served, under /v1."""
+    edge_tls_certificate_file: Path | None = None
+    """Certificate chain (PEM) that the edge shows; with the key below the edge speaks TLS, without both HTTP."""
+    edge_tls_key_file: Path | None = None
+    edge: EdgeLimits = EdgeLimits()
     # A model may think for minutes; the kit's default is meant for calls that only touch a database.
     limits: Limits = Limits(rpc_default_s=300, rpc_max_s=900)
 

@@ -1,15 +1,16 @@
 """The services behind the edge, as a caller sees them: plain values in, resources out, in the caller's name."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import grpc
 from eventlog.log import EventLog
 from eventlog.records import Filter
 from google.protobuf.message import Message
+from httpedge.callers import Caller
 from servicekit.errors import InvalidArgument, ServiceError, Unavailable, from_rpc_error
 from servicekit.retry import Backoff
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
@@ -28,7 +29,6 @@ from synod.tool_executor.v1 import tool_executor_pb2 as tool_pb
 from synod.tool_executor.v1.tool_executor_pb2_grpc import ToolExecutorStub
 
 from ws_gateway import translate
-from ws_gateway.callers import Caller
 from ws_gateway.hub.channels import SERVICES
 from ws_gateway.resources import (
     Agent,
@@ -52,8 +52,10 @@ from ws_gateway.resources import (
 
 if TYPE_CHECKING:  # the generated stubs know this class in their types only
     from synod.eventlog.v1.eventlog_pb2_grpc import EventLogAsyncStub
+    from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayAsyncStub
 
 R = TypeVar("R", bound=Resource)
+T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
 
 OWN: Final = "ws-gateway"
@@ -85,13 +87,39 @@ class Services:
     def in_name_of(self, caller: Caller) -> "CallerServices":
         return CallerServices(self, caller)
 
-    async def authenticate(self, api_key: str) -> tuple[str, datetime]:
-        """See callers.KeyExchange."""
+
+@dataclass(frozen=True, slots=True)
+class ModelsOverGrpc:
+    """See httpedge.model_calls.ModelCalls."""
+
+    stub: "LlmGatewayAsyncStub"
+
+    async def generate(
+        self, request: llm_pb.GenerateRequest, caller: Caller, timeout_s: float
+    ) -> llm_pb.GenerateResponse:
+        return await _told(self.stub.Generate(request, metadata=metadata_of(caller), timeout=timeout_s))
+
+    async def stream(
+        self, request: llm_pb.GenerateRequest, caller: Caller, timeout_s: float
+    ) -> AsyncGenerator[llm_pb.StreamEvent, None]:
+        call = self.stub.Stream(llm_pb.StreamRequest(request=request), metadata=metadata_of(caller), timeout=timeout_s)
         try:
-            answer = await self.registry.Authenticate(registry_pb.AuthenticateRequest(api_key=api_key))
+            async for event in call:
+                yield event
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
-        return answer.token, answer.expires_at.ToDatetime(UTC)
+        finally:
+            call.cancel()
+
+    async def embed(self, request: llm_pb.EmbedRequest, caller: Caller, timeout_s: float) -> llm_pb.EmbedResponse:
+        return await _told(self.stub.Embed(request, metadata=metadata_of(caller), timeout=timeout_s))
+
+    async def count_tokens(self, request: llm_pb.CountTokensRequest, caller: Caller) -> llm_pb.CountTokensResponse:
+        return await _told(self.stub.CountTokens(request, metadata=metadata_of(caller)))
+
+    async def models(self, caller: Caller) -> Sequence[llm_pb.Model]:
+        found = await _told(self.stub.ListModels(llm_pb.ListModelsRequest(), metadata=metadata_of(caller)))
+        return found.models
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +131,7 @@ class CallerServices:
 
     @property
     def metadata(self) -> Metadata:
-        return (("authorization", f"Bearer {self.caller.token}"),)
+        return metadata_of(self.caller)
 
     # Agents and definitions
 
@@ -303,6 +331,18 @@ class CallerServices:
         if service not in self.services.logs:
             raise InvalidArgument("service", service, f"must be one of {', '.join(SERVICES)}")
         return self.services.logs[service]
+
+
+def metadata_of(caller: Caller) -> Metadata:
+    return (("authorization", f"Bearer {caller.token}"),)
+
+
+async def _told(call: Awaitable[T]) -> T:
+    """The answer. Raises what a service refused as ServiceError."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
 
 
 def refusal(error: Exception) -> ServiceError | None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 import grpc
+from httpedge.callers import Caller, Callers
 from opentelemetry.trace import SpanKind
 from servicekit.clock import Clock
 from servicekit.errors import ServiceError, Unauthenticated, from_rpc_error
@@ -14,7 +15,6 @@ from servicekit.telemetry import Logger, Tracing
 from synod.common.ids import new_id
 
 from ws_gateway import chat
-from ws_gateway.callers import Caller, Callers
 from ws_gateway.clients import CallerServices, Services, refusal
 from ws_gateway.errors import ChannelRefused, FrameRefused, HistoryLost
 from ws_gateway.hub import channels, protocol

@@ -1,19 +1,20 @@
 """The public side: the HTTP application, and the server that runs it inside this process."""
 
-import asyncio
 import mimetypes
-import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Final
 
-import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from httpedge.certificate import EdgeCertificate
+from httpedge.compatible.endpoints import PREFIX, Compatible, CompatibleLimits, Stage
+from httpedge.http import DRAIN_BYTES_MAX, BodyTooLarge, Straight
+from httpedge.problems import Problem
+from httpedge.security import SECURITY
+from httpedge.server import EdgeServer
 from opentelemetry.trace import Span, SpanKind
-from servicekit.dependencies import PortTaken
 from servicekit.health import Health
 from servicekit.telemetry import TRACEPARENT, Tracing
 from starlette.datastructures import Headers
@@ -21,13 +22,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ws_gateway import asyncapi
-from ws_gateway.certificate import EdgeCertificate
-from ws_gateway.compatible.endpoints import PREFIX, Compatible
+from ws_gateway.clients import OWN, ModelsOverGrpc
 from ws_gateway.dialogue import Backstage
-from ws_gateway.http import DRAIN_BYTES_MAX, BodyTooLarge, Straight, straightened
 from ws_gateway.rest import agents, catalogue, conversations, events, money, problems, proposals, runs, system
 from ws_gateway.rest.requests import BEARER, KEY, known_query
-from ws_gateway.security import SECURITY
 from ws_gateway.sessions import Meters
 from ws_gateway.settings import EdgeLimits, Settings
 from ws_gateway.ws import GOING_AWAY, WebSockets
@@ -57,8 +55,21 @@ def application(back: Backstage, settings: Settings, meters: Meters) -> ASGIApp:
 
 
 def compatible(back: Backstage, meters: Meters) -> Straight:
-    """What is under /v1."""
-    return Straight(PREFIX, Compatible(back, meters))
+    """What is under /v1, each call of it a call of llm-gateway by gRPC."""
+    models = ModelsOverGrpc(back.services.models)
+    limits = CompatibleLimits(back.limits.model_body_bytes_max, back.limits.model_call_s)
+    stage = Stage(
+        OWN,
+        back.callers,
+        models,
+        limits,
+        back.monitoring.health,
+        back.tracing,
+        back.log_,
+        back.clock,
+        meters.requests,
+    )
+    return Straight(PREFIX, Compatible(stage))
 
 
 def _framed(back: Backstage, settings: Settings) -> FastAPI:
@@ -67,7 +78,7 @@ def _framed(back: Backstage, settings: Settings) -> FastAPI:
     app.state.backstage = back
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(BEARER), Depends(KEY), Depends(known_query)])
     for router in ROUTERS:
-        api.include_router(router, responses={"default": {"model": problems.Problem}})
+        api.include_router(router, responses={"default": {"model": Problem}})
     app.include_router(api)
     sockets = WebSockets(back, frozenset(settings.edge_origins))
 
@@ -143,7 +154,7 @@ class Outer:
             message = await receive()
             read += len(message.get("body", b""))
             more = bool(message.get("more_body", False))
-        await problems.too_large(scope["path"], bytes_max)(scope, receive, send)
+        await problems.respond_too_large(scope["path"], bytes_max)(scope, receive, send)
 
 
 @dataclass(slots=True)
@@ -207,84 +218,31 @@ def _safe(headers: Iterable[RawHeader]) -> Iterator[RawHeader]:
     yield from (header for header in _SECURITY if header[0] not in names)
 
 
-class _Server(uvicorn.Server):
-    """Signals are the host's: it stops this server as one of its tasks."""
+def edge_of(back: Backstage, settings: Settings, meters: Meters, certificate: EdgeCertificate | None) -> EdgeServer:
+    """The server of all that is public. Raises PortTaken."""
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@dataclass(slots=True)
-class Edge:
-    """Listens from the moment it is made, so that a port that is taken ends the start with a clear word."""
-
-    app: ASGIApp
-    straight: Straight
-    back: Backstage
-    settings: Settings
-    certificate: EdgeCertificate | None = None
-    listener: socket.socket = field(init=False)
-
-    def __post_init__(self) -> None:
-        host, port = self.settings.edge_host, self.settings.edge_port
-        try:
-            self.listener = socket.create_server((host, port), backlog=4096)
-        except OSError as error:
-            raise PortTaken("SYNOD_EDGE_PORT", host, port, error.strerror) from error
-
-    @property
-    def port(self) -> int:
-        return int(self.listener.getsockname()[1])
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.certificate else 'http'}://{self.settings.edge_host}:{self.port}"
-
-    async def run(self) -> None:
-        """Serve until cancelled; then say goodbye to every client and let requests finish."""
-        server = _Server(self._config())
-        serving = asyncio.create_task(server.serve([self.listener.dup()]))
-        try:
-            await asyncio.shield(serving)
-        finally:
-            await _to_its_end(self._goodbye(server, serving))
-
-    async def close(self) -> None:
-        self.listener.close()
-
-    async def _goodbye(self, server: "_Server", serving: "asyncio.Task[None]") -> None:
+    async def goodbye() -> None:
         """Connections first, with our code: the server ends those that are left with its own, 1012."""
         text = "the gateway stops; connect again with your offsets"
-        await self.back.register.end_all(GOING_AWAY, text, self.settings.shutdown_grace_s / 2)
-        server.should_exit = True
-        await asyncio.wait([serving])
+        await back.register.end_all(GOING_AWAY, text, settings.shutdown_grace_s / 2)
 
-    def _config(self) -> uvicorn.Config:
-        certificate = self.certificate
-        return uvicorn.Config(
-            self.app,
-            http=straightened(self.straight),
-            ws="websockets-sansio",
-            ws_per_message_deflate=False,
-            ws_max_size=self.settings.edge.frame_bytes_fatal,
-            ws_ping_interval=self.settings.edge.heartbeat_s,
-            ws_ping_timeout=self.settings.edge.pong_wait_s,
-            ssl_context_factory=(lambda _config, _make: certificate.context) if certificate else None,
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=max(1, int(self.settings.shutdown_grace_s / 2)),
-        )
+    return EdgeServer(
+        settings.edge_host,
+        settings.edge_port,
+        compatible(back, meters),
+        settings.shutdown_grace_s / 2,
+        certificate,
+        application(back, settings, meters),
+        goodbye,
+        _websockets(settings.edge),
+    )
 
 
-async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Await the work of stopping, however often it is told meanwhile to stop."""
-    task = asyncio.create_task(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-    task.result()
+def _websockets(limits: EdgeLimits) -> Mapping[str, object]:
+    return {
+        "ws": "websockets-sansio",
+        "ws_per_message_deflate": False,
+        "ws_max_size": limits.frame_bytes_fatal,
+        "ws_ping_interval": limits.heartbeat_s,
+        "ws_ping_timeout": limits.pong_wait_s,
+    }

@@ -1,6 +1,9 @@
 """The composition root of ws-gateway."""
 
 from eventlog.codec import Codec
+from httpedge.callers import Callers
+from httpedge.certificate import EdgeCertificate
+from httpedge.registry import RegistryKeys
 from servicekit.app import run
 from servicekit.auth import Authenticator, load_public_key
 from servicekit.host import Host
@@ -8,11 +11,9 @@ from synod.ws_gateway.events import EVENTS
 from synod.ws_gateway.v1.ws_gateway_pb2_grpc import add_WsGatewayServicer_to_server
 
 from ws_gateway.application import Sessions
-from ws_gateway.callers import Callers
-from ws_gateway.certificate import EdgeCertificate
 from ws_gateway.clients import Services
 from ws_gateway.dialogue import Backstage
-from ws_gateway.edge import Edge, application, compatible
+from ws_gateway.edge import edge_of
 from ws_gateway.monitoring import Monitoring
 from ws_gateway.projections import Queries, SessionsView
 from ws_gateway.rpc import PERMISSIONS, WsGatewayRpc
@@ -34,7 +35,7 @@ async def compose(host: Host[Settings]) -> None:
     history_limit = HistoryLimit(limits.recovery_events_max, limits.recovery_bytes_max)
     feeds = Feeds(host.nats, host.log_, limits.recovery_positions_max, history_limit)
     back = Backstage(
-        callers=Callers(authenticator, services, host.clock, limits.keys_cached_max),
+        callers=Callers(authenticator, RegistryKeys(services.registry), host.clock, limits.keys_cached_max),
         services=services,
         feeds=feeds,
         monitoring=Monitoring(host.nats, register, host.health, host.clock, host.clock.monotonic()),
@@ -45,7 +46,7 @@ async def compose(host: Host[Settings]) -> None:
         clock=host.clock,
     )
     certificate = EdgeCertificate.named(settings.edge_tls_certificate_file, settings.edge_tls_key_file)
-    edge = Edge(application(back, settings, meters), compatible(back, meters), back, settings, certificate)
+    edge = edge_of(back, settings, meters, certificate)
     host.add_view(SessionsView())
     host.add_rpc(add_WsGatewayServicer_to_server, WsGatewayRpc(register, Queries(host.pool)), PERMISSIONS, ERRORS)
     host.add_task("edge", edge.run)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from eventlog.records import Context
+from httpedge.callers import Caller
+from httpedge.meters import answers_counter
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from servicekit.errors import ResourceExhausted
 from servicekit.telemetry import traceparent
 from synod.common.ids import new_id
 
 from ws_gateway.application import Sessions
-from ws_gateway.callers import Caller
 from ws_gateway.domain import Close, Open, ReportError, Transport
 
 FULL = 4429
@@ -56,7 +57,7 @@ class Meters:
         self.violations = Counter(
             "edge_violations_total", "Frames that break the protocol", ("code",), registry=registry
         )
-        self.requests = Counter("edge_requests_total", "HTTP requests", ("method", "status"), registry=registry)
+        self.requests = answers_counter(registry)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Between protobuf, stored events and what the edge shows: the only file that knows all of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -81,18 +81,6 @@ def from_stored(event: StoredEvent) -> LoggedEvent:
 
 def to_attribution(scope: Scope, tags: Mapping[str, str] | None = None) -> ledger_pb.Attribution:
     return ledger_pb.Attribution(**scope.model_dump(), tags=tags)
-
-
-def to_tags(field: str, words: Iterable[str]) -> dict[str, str]:
-    """``team=search`` and others as a mapping; which names and values there are is said by who takes them."""
-    found: dict[str, str] = {}
-    for word in filter(None, map(str.strip, words)):
-        name, sign, value = word.partition("=")
-        if not sign:
-            raise InvalidArgument(field, name, "is written name=value")
-        if found.setdefault(name.strip(), value.strip()) != value.strip():
-            raise InvalidArgument(field, word, "is a second value of the same name; give one")
-    return found
 
 
 def to_state(field: str, name: str, known: Mapping[str, N]) -> N:

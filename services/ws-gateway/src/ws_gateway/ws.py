@@ -12,10 +12,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from eventlog.ending import end
+from httpedge.callers import Caller, credential_of
 from servicekit.errors import ResourceExhausted, ServiceError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from ws_gateway.callers import Caller, credential_of
 from ws_gateway.dialogue import OVERFLOW, UNAUTHENTICATED, Backstage, Dialogue
 from ws_gateway.errors import FrameRefused
 from ws_gateway.hub import protocol

@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
+from httpedge.tags import to_tags
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ws_gateway.resources import Budget, Item, Page, Scope, Spend
 from ws_gateway.rest.requests import PAGE_DEFAULT, Cursor, Limit, NanoUsd, Reference, Services
-from ws_gateway.translate import to_tags
 
 router = APIRouter(tags=["money"])
 

@@ -5,11 +5,11 @@ from typing import Annotated, Final
 from fastapi import Depends, Header, Path, Query, Request, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.security import APIKeyHeader, HTTPBearer
+from httpedge.callers import require_credential
 from pydantic import Field
 from servicekit.errors import InvalidArgument
 from synod.common.ids import new_id
 
-from ws_gateway.callers import require_credential
 from ws_gateway.clients import CallerServices
 from ws_gateway.dialogue import Backstage
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from servicekit.errors import InvalidArgument
 from typing_extensions import TypeAliasType
 
-from ws_gateway.mistakes import mistake
+from httpedge.mistakes import mistake
 
 Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
 JsonObject: TypeAlias = Mapping[str, Json]

@@ -1,8 +1,8 @@
 """Of all that is wrong with a body, one thing is told, in the caller's words."""
 
 import pytest
+from httpedge.compatible.openai_chat import OpenAiChat
 from servicekit.errors import InvalidArgument
-from ws_gateway.compatible.openai_chat import OpenAiChat
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from anthropic.types.beta import message_count_tokens_params as beta_count_tokens_params
 from anthropic.types.beta import message_create_params as beta_create_params
+from httpedge.compatible import anthropic_messages, openai_embeddings, openai_responses
+from httpedge.compatible.anthropic_messages import AnthropicMessages
+from httpedge.compatible.openai_chat import OpenAiChat
+from httpedge.compatible.openai_responses import OpenAiResponses
 from openai.types import embedding_create_params
 from openai.types.chat import completion_create_params
 from openai.types.responses import input_token_count_params, response_create_params
 from servicekit.errors import InvalidArgument
-from ws_gateway.compatible import anthropic_messages, openai_embeddings, openai_responses
-from ws_gateway.compatible.anthropic_messages import AnthropicMessages
-from ws_gateway.compatible.openai_chat import OpenAiChat
-from ws_gateway.compatible.openai_responses import OpenAiResponses
 
 Body = Mapping[str, object]
 MESSAGES = [{"role": "user", "content": "Hi"}]

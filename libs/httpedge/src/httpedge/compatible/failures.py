@@ -11,7 +11,7 @@ from typing import Final
 from servicekit.errors import BudgetSuspended, FailedPrecondition, ServiceError, Unavailable
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.rest.problems import RETRY_AFTER_S, status_of
+from httpedge.problems import RETRY_AFTER_S, status_of
 
 OVERLOADED: Final = 529
 _OPENAI_TYPES: Final[Mapping[int, str]] = {

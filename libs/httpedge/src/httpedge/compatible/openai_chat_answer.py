@@ -5,10 +5,10 @@ from typing import Final
 
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible.dialect import Asked
-from ws_gateway.compatible.failures import openai_broken
-from ws_gateway.compatible.usage import Counts
-from ws_gateway.compatible.wire import DONE, data_frame
+from httpedge.compatible.dialect import Asked
+from httpedge.compatible.failures import openai_broken
+from httpedge.compatible.usage import Counts
+from httpedge.compatible.wire import DONE, data_frame
 
 # The dialect has no word for the others: they ended the text, for a reason that the message itself shows.
 _FINISH_REASONS: Final[Mapping[str, str]] = {

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
+from httpedge.http import HEAD_BYTES_MAX, BodyTooLarge, BoundedHttp, Exchange, Patience, Straight, lines, straightened
 from starlette.types import Receive, Scope, Send
-from ws_gateway.http import HEAD_BYTES_MAX, BodyTooLarge, BoundedHttp, Exchange, Patience, Straight, lines, straightened
 
 WAIT_S = 30
 BODY = b"x" * (4 * HEAD_BYTES_MAX)

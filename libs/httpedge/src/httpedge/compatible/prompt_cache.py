@@ -4,7 +4,7 @@ from typing import Literal
 
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible.wire import WireModel
+from httpedge.compatible.wire import WireModel
 
 
 class CacheControl(WireModel):

@@ -9,8 +9,8 @@ from typing import Literal
 from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible.caching import CacheAsked
-from ws_gateway.compatible.wire import Count, read
+from httpedge.compatible.caching import CacheAsked
+from httpedge.compatible.wire import Count, read
 
 
 class _Request(CacheAsked):

@@ -1,35 +1,36 @@
-"""The routes under /v1. Each request is authenticated, becomes one call of llm-gateway in the caller's name, and its
+"""The routes under /v1. Each request is authenticated, becomes one call of a model in the caller's name, and its
 answer goes back in the form that it was asked in. Written to the connection itself, because every layer here is paid for
 by every call.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import orjson
 from opentelemetry.trace import Span, SpanKind
+from prometheus_client import Counter
+from servicekit.clock import Clock
 from servicekit.errors import NotFound, ServiceError, Unavailable
-from servicekit.telemetry import TRACEPARENT
+from servicekit.health import Health
+from servicekit.telemetry import TRACEPARENT, Logger, Tracing
 from synod.common.ids import new_id
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway import http
-from ws_gateway.callers import Caller, require_credential
-from ws_gateway.compatible import caching, failures, models, openai_embeddings, openai_responses
-from ws_gateway.compatible.anthropic_messages import AnthropicMessages, parse_countable
-from ws_gateway.compatible.dialect import Asked, Dialect
-from ws_gateway.compatible.openai_chat import OpenAiChat
-from ws_gateway.compatible.openai_responses import OpenAiResponses
-from ws_gateway.dialogue import Backstage
-from ws_gateway.rest import problems
-from ws_gateway.rest.problems import defect, known
-from ws_gateway.security import SECURITY
-from ws_gateway.sessions import Meters
-from ws_gateway.translate import to_tags
+from httpedge import http, problems
+from httpedge.callers import Caller, Callers, require_credential
+from httpedge.compatible import caching, failures, models, openai_embeddings, openai_responses
+from httpedge.compatible.anthropic_messages import AnthropicMessages, parse_countable
+from httpedge.compatible.dialect import Asked, Dialect
+from httpedge.compatible.openai_chat import OpenAiChat
+from httpedge.compatible.openai_responses import OpenAiResponses
+from httpedge.model_calls import ModelCalls
+from httpedge.security import SECURITY
+from httpedge.tags import to_tags
 
 PREFIX: Final = "/v1/"
 MODELS: Final = "/v1/models"
@@ -88,17 +89,39 @@ class Exchange:
         return http.lines({"x-request-id": self.request_id, "request-id": self.request_id, **more})
 
 
+@dataclass(frozen=True, slots=True)
+class CompatibleLimits:
+    """The largest body in bytes, and how long a call may take in seconds; the SDKs wait for 600."""
+
+    body_bytes_max: int
+    call_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What the endpoints stand on. `requests` counts answers by method and status."""
+
+    service: str
+    callers: Callers
+    models: ModelCalls
+    limits: CompatibleLimits
+    health: Health
+    tracing: Tracing
+    log: Logger
+    clock: Clock
+    requests: Counter
+
+
 class Compatible:
     """Answers what is under /v1. Each answer is a span, and counted."""
 
-    def __init__(self, back: Backstage, meters: Meters) -> None:
-        self._back = back
-        self._meters = meters
-        self._stub = back.services.models
-        self._timeout_s = back.limits.model_call_s
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._models = stage.models
+        self._timeout_s = stage.limits.call_s
 
     async def __call__(self, wire: http.Exchange) -> None:
-        span = self._back.tracing.start(wire.method, SpanKind.SERVER, wire.headers.get(TRACEPARENT, ""))
+        span = self._stage.tracing.start(wire.method, SpanKind.SERVER, wire.headers.get(TRACEPARENT, ""))
         span.set_attribute("http.request.method", wire.method)
         exchange = Exchange.of(wire, partial(self._told, span))
         try:
@@ -112,20 +135,20 @@ class Compatible:
         try:
             await self._endpoint(exchange)(exchange)
         except Exception as error:  # noqa: BLE001 - the edge of the process: told to the client
-            status, body = exchange.dialect.failure(found := known(error) or defect(error, self._back.log_))
+            status, body = exchange.dialect.failure(found := self._refusal(error))
             await exchange.answer(body, status, **failures.headers(found))
 
     async def _refuse_body(self, exchange: Exchange) -> None:
-        wire, problem = exchange.wire, problems.too_large(exchange.wire.path, self._back.limits.model_body_bytes_max)
+        wire, problem = exchange.wire, problems.too_large(exchange.wire.path, self._stage.limits.body_bytes_max)
         await wire.drain()
         exchange.told(wire, 413)
         wire.keep_alive = False
-        await wire.whole(413, _PROBLEM, bytes(problem.body))
+        await wire.whole(413, _PROBLEM, problem.model_dump_json().encode())
 
     def _told(self, span: Span, wire: http.Exchange, status: int) -> None:
-        self._meters.requests.labels(wire.method, str(status)).inc()
+        self._stage.requests.labels(wire.method, str(status)).inc()
         span.set_attribute("http.response.status_code", status)
-        if self._back.monitoring.health.phase == "stopping":
+        if self._stage.health.phase == "stopping":
             # A request that came by a connection as it is closed would be lost.
             wire.keep_alive = False
 
@@ -140,50 +163,41 @@ class Compatible:
             case "POST", "/v1/responses/input_tokens":
                 return self._count_input
             case "GET", path if path == MODELS or path.startswith(f"{MODELS}/"):
-                return self._models
+                return self._list_models
             case _:
                 return _unknown
 
     async def _generate(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        created = int(self._back.clock.now().timestamp())
+        created = int(self._stage.clock.now().timestamp())
         asked = exchange.dialect.parse(await self._body(exchange), exchange.request_id, created)
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
+        _end_when_gone(exchange)
         if asked.stream:
             await self._stream(exchange, asked, caller)
             return
-        _end_when_gone(exchange)
-        answer = await self._stub.Generate(
-            asked.request, metadata=_metadata(caller), timeout=self._patience_s(exchange)
-        )
+        answer = await self._models.generate(asked.request, caller, self._patience_s(exchange))
         await exchange.answer(exchange.dialect.whole(answer, asked), 200, **caching.told(answer.cache))
 
     async def _stream(self, exchange: Exchange, asked: Asked, caller: Caller) -> None:
         """Nothing is sent before the first event, so that a refusal has its own status. A client who leaves ends it."""
-        events = self._stub.Stream(
-            pb.StreamRequest(request=asked.request), metadata=_metadata(caller), timeout=self._timeout_s
-        )
-        exchange.wire.when_gone(events.cancel)
         writer, begun = exchange.dialect.writer(asked), False
         event: pb.StreamEvent | None = None
         try:
-            async for event in events:
-                if not begun:
-                    begun = True
-                    await exchange.begin(**caching.told(caching.used(event)))
-                await exchange.wire.piece(writer.write(event))
+            async with aclosing(self._models.stream(asked.request, caller, self._timeout_s)) as events:
+                async for event in events:
+                    if not begun:
+                        begun = True
+                        await exchange.begin(**caching.told(caching.used(event)))
+                    await exchange.wire.piece(writer.write(event))
             if event is None or event.WhichOneof("event") not in _ENDS:
                 raise Unavailable("llm-gateway ended the stream before its answer was whole")
-        except asyncio.CancelledError:
-            if not exchange.wire.disconnected:
-                raise
         except Exception as error:
             if not begun:
                 raise
-            broken = _broken(known(error) or defect(error, self._back.log_))
-            await exchange.wire.piece(writer.write(broken))
+            await exchange.wire.piece(writer.write(_broken(self._refusal(error))))
         await exchange.wire.end()
 
     async def _embed(self, exchange: Exchange) -> None:
@@ -193,23 +207,22 @@ class Compatible:
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
         _end_when_gone(exchange)
-        found = await self._stub.Embed(asked.request, metadata=_metadata(caller), timeout=self._patience_s(exchange))
+        found = await self._models.embed(asked.request, caller, self._patience_s(exchange))
         await exchange.answer(openai_embeddings.answer(found, asked), 200, **caching.told(found.cache))
 
     async def _count(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        answer = await self._stub.CountTokens(parse_countable(await self._body(exchange)), metadata=_metadata(caller))
+        answer = await self._models.count_tokens(parse_countable(await self._body(exchange)), caller)
         await exchange.answer({"input_tokens": answer.input_tokens})
 
     async def _count_input(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
         asked = openai_responses.parse_countable(await self._body(exchange))
-        answer = await self._stub.CountTokens(asked, metadata=_metadata(caller))
+        answer = await self._models.count_tokens(asked, caller)
         await exchange.answer({"object": "response.input_tokens", "input_tokens": answer.input_tokens})
 
-    async def _models(self, exchange: Exchange) -> None:
-        caller = await self._caller(exchange)
-        found = (await self._stub.ListModels(pb.ListModelsRequest(), metadata=_metadata(caller))).models
+    async def _list_models(self, exchange: Exchange) -> None:
+        found = await self._models.models(await self._caller(exchange))
         anthropic = ANTHROPIC_VERSION in exchange.headers
         name = exchange.wire.path.removeprefix(MODELS).removeprefix("/")
         answer = models.one(name, found, anthropic=anthropic) if name else models.listed(found, anthropic=anthropic)
@@ -224,10 +237,16 @@ class Compatible:
         return min(self._timeout_s, _seconds(told) or self._timeout_s)
 
     async def _caller(self, exchange: Exchange) -> Caller:
-        return await self._back.callers.identify(require_credential(exchange.headers))
+        return await self._stage.callers.identify(require_credential(exchange.headers))
+
+    def _refusal(self, error: Exception) -> ServiceError:
+        """What is told to the client: what a service refused, or that nobody expected this."""
+        return (
+            error if isinstance(error, ServiceError) else problems.defect(error, self._stage.log, self._stage.service)
+        )
 
     async def _body(self, exchange: Exchange) -> bytes:
-        return await exchange.wire.read(self._back.limits.model_body_bytes_max)
+        return await exchange.wire.read(self._stage.limits.body_bytes_max)
 
 
 def _end_when_gone(exchange: Exchange) -> None:
@@ -262,10 +281,6 @@ def _attribution(headers: Mapping[str, str], caller: Caller) -> ledger_pb.Attrib
         conversation_id=headers.get("synod-conversation", ""),
         tags=to_tags("synod-tags", headers.get("synod-tags", "").split(",")),
     )
-
-
-def _metadata(caller: Caller) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {caller.token}"),)
 
 
 def _broken(error: ServiceError) -> pb.StreamEvent:

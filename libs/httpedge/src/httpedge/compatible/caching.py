@@ -12,7 +12,7 @@ from pydantic import Field
 from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible.wire import StrictModel
+from httpedge.compatible.wire import StrictModel
 
 HEADER: Final = "x-synod-cache"
 _MODES: Final[Mapping[str, "pb.CacheMode.ValueType"]] = {"on": pb.CACHE_MODE_ON, "off": pb.CACHE_MODE_OFF}

@@ -7,12 +7,12 @@ from pydantic import Field
 from servicekit.errors import InvalidArgument, ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible import failures
-from ws_gateway.compatible.caching import CacheAsked
-from ws_gateway.compatible.dialect import Asked, Writer
-from ws_gateway.compatible.openai_chat_answer import ChatWriter, completion
-from ws_gateway.compatible.prompt_cache import CacheControl, cache_ttl, up_to
-from ws_gateway.compatible.wire import (
+from httpedge.compatible import failures
+from httpedge.compatible.caching import CacheAsked
+from httpedge.compatible.dialect import Asked, Writer
+from httpedge.compatible.openai_chat_answer import ChatWriter, completion
+from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
+from httpedge.compatible.wire import (
     Count,
     Int64,
     JsonObject,

@@ -5,11 +5,11 @@ from typing import Final
 
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible.anthropic_reasoning import to_block
-from ws_gateway.compatible.dialect import Asked
-from ws_gateway.compatible.failures import anthropic_broken
-from ws_gateway.compatible.usage import Counts
-from ws_gateway.compatible.wire import named_frame, object_of
+from httpedge.compatible.anthropic_reasoning import to_block
+from httpedge.compatible.dialect import Asked
+from httpedge.compatible.failures import anthropic_broken
+from httpedge.compatible.usage import Counts
+from httpedge.compatible.wire import named_frame, object_of
 
 _STOP_REASONS: Final[Mapping[str, str]] = {
     "length": "max_tokens",

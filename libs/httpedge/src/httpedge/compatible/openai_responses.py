@@ -10,12 +10,12 @@ from pydantic import ConfigDict, Field
 from servicekit.errors import InvalidArgument, ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible import failures, openai_reasoning
-from ws_gateway.compatible.caching import CacheAsked
-from ws_gateway.compatible.dialect import Asked, Writer
-from ws_gateway.compatible.openai_chat import image
-from ws_gateway.compatible.openai_responses_answer import ResponseWriter, response
-from ws_gateway.compatible.wire import (
+from httpedge.compatible import failures, openai_reasoning
+from httpedge.compatible.caching import CacheAsked
+from httpedge.compatible.dialect import Asked, Writer
+from httpedge.compatible.openai_chat import image
+from httpedge.compatible.openai_responses_answer import ResponseWriter, response
+from httpedge.compatible.wire import (
     Count,
     JsonObject,
     StrictModel,

@@ -11,10 +11,10 @@ from typing import Final, Literal
 
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from ws_gateway.compatible import openai_reasoning
-from ws_gateway.compatible.dialect import Asked
-from ws_gateway.compatible.usage import Counts
-from ws_gateway.compatible.wire import named_frame, object_of
+from httpedge.compatible import openai_reasoning
+from httpedge.compatible.dialect import Asked
+from httpedge.compatible.usage import Counts
+from httpedge.compatible.wire import named_frame, object_of
 
 Json = Mapping[str, object]
 Kind = Literal["message", "function_call", "reasoning"]
