@@ -111,7 +111,7 @@ async def farm(postgres_dsn: str, fresh_nats: RunningNats, tmp_path: Path) -> As
             Settings,
             postgres_dsn,
             fresh_nats.url,
-            peers={"cost-ledger": address},
+            peers={"cost-ledger": address, "agent-registry": address},
             openai_api_key=None,
             anthropic_api_key=None,
             gemini_api_key=None,

@@ -76,6 +76,7 @@ def environment_of(settings: Settings, key: Path, port: int) -> dict[str, str]:
         "SYNOD_SIMULATOR_URL": settings.simulator_url,
         "SYNOD_GRPC_PORT": str(port),
         "SYNOD_HTTP_PORT": str(free_port()),
+        "SYNOD_EDGE_PORT": str(free_port()),
     }
 
 
@@ -116,7 +117,11 @@ async def test_group_02_a_call_whose_process_is_killed_is_taken_over_and_unknown
     key = Ed25519PrivateKey.generate()
     async with ledger() as address:
         settings = settings_for(
-            Settings, postgres_dsn, nats_url, peers={"cost-ledger": address}, simulator_url=simulator.origin
+            Settings,
+            postgres_dsn,
+            nats_url,
+            peers={"cost-ledger": address, "agent-registry": address},
+            simulator_url=simulator.origin,
         )
         port = free_port()
         first_environment = environment_of(settings, write_public_key(key, tmp_path), port)

@@ -118,7 +118,7 @@ def settings_of(dsn: str, nats_url: str, ledger: Ledger, simulator: RunningSimul
         Settings,
         dsn,
         nats_url,
-        peers={"cost-ledger": ledger.address},
+        peers={"cost-ledger": ledger.address, "agent-registry": ledger.address},
         simulator_url=simulator.origin,
         openai_api_key=None,
         anthropic_api_key="key-of-a-test",

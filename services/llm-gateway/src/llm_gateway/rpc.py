@@ -165,5 +165,6 @@ async def _within(timeout_s: float, answer: Awaitable[T], ends_at: float | None 
         if not scope.expired():
             raise
         raise DeadlineExceeded(
-            f"the call took longer than the {timeout_s:g} s it may take; ask for less", reason="SERVER_DEADLINE"
+            f"the call took longer than the {timeout_s:g} s it may take; repeat it with the same id for its answer",
+            reason="SERVER_DEADLINE",
         ) from error
