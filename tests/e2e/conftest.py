@@ -114,7 +114,9 @@ class Containers:
         }
         (nats,) = self.addresses("nats")
         nats = published.nats.replace(f"127.0.0.1:{self.port_base + NATS_OFFSET}", f"{nats}:4222")
-        return replace(published, services=everywhere, nats=nats, edge=self.edges()[0], models=self.edges(MODELS)[0])
+        return replace(
+            published, services=everywhere, nats=nats, edge=self.edges(EDGE)[0], models=self.edges(MODELS)[0]
+        )
 
     @classmethod
     def installed(
@@ -244,7 +246,7 @@ class Containers:
         found = [line.split() for line in inspected(named, *running)]
         return {address: service for service, *addresses in found for address in addresses}
 
-    def edges(self, service: str = EDGE) -> list[str]:
+    def edges(self, service: str) -> list[str]:
         port = Layout(Path()).edge_ports()[service]
         return [f"http://{address}:{port}" for address in self.addresses(service)]
 
