@@ -4,8 +4,8 @@
 #
 #   COMPOSE="docker compose --project-name synod" deploy/compose/roll.sh llm-gateway agent-runtime
 #
-# A new one that does not become healthy is removed and ends this, while the old ones go on. The edge of ws-gateway needs
-# a second port for the time of it: SYNOD_EDGE_PORT=8080-8081.
+# A new one that does not become healthy is removed and ends this, while the old ones go on. The edges of ws-gateway
+# and llm-gateway need a second port each for the time of it: SYNOD_EDGE_PORT=8080-8081 SYNOD_MODELS_PORT=8082-8083.
 set -eu
 : "${COMPOSE:?set it to the command of Compose with the project, as the one above}"
 READY_S=180

@@ -14,7 +14,7 @@ from agent_runtime.subscriptions import ACK_WAIT_S
 from agent_runtime.work.dispatch import VERB
 from launcher.certificates import CLIENT, holders, settings_of
 from launcher.keys import ensure_keys
-from launcher.layout import AUTHORITY, EDGE, SERVICES, SIMULATOR, Layout, Service
+from launcher.layout import AUTHORITY, EDGE, MODELS, SERVICES, SIMULATOR, Layout, Service
 from launcher.nats import tls_block
 from launcher.programs import NATS, POSTGRES, environment, needed
 from servicekit.limits import Limits
@@ -248,10 +248,11 @@ def test_no_secret_stands_in_an_environment(name: str) -> None:
     assert all(each.endswith(("_FILE", "_FILES")) for each in secret)
 
 
-def test_only_the_edge_and_grafana_are_published_and_on_loopback() -> None:
+def test_only_the_edges_and_grafana_are_published_and_on_loopback() -> None:
     published = {name: container["ports"] for name, container in CONTAINERS.items() if "ports" in container}
     assert published == {
         EDGE: ["127.0.0.1:${SYNOD_EDGE_PORT:-8080}:8080"],
+        MODELS: ["127.0.0.1:${SYNOD_MODELS_PORT:-8081}:8081"],
         GRAFANA: ["127.0.0.1:${SYNOD_GRAFANA_PORT:-3000}:3000"],
     }
     development = [port for each in DEVELOPMENT["services"].values() for port in each["ports"]]

@@ -1,4 +1,4 @@
-"""Every service's image is made the same way: its Dockerfile is one text with the service's own names and ports."""
+"""Every service's image is made the same way: its Dockerfile is one text with the service's own names, ports and libraries."""
 
 import re
 import tomllib
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launcher.layout import PORT_BASE, SERVICES, Layout, Service
+from launcher.layout import EDGES, PORT_BASE, SERVICES, Layout, Service
 
 ROOT = Path(__file__).parents[2]
 MODEL, *OTHERS = SERVICES
-LIBRARIES = ("synod-contracts", "synod-eventlog", "synod-servicekit")
+LIBRARIES = ("contracts", "eventlog", "servicekit")
+"""Of every service."""
+FURTHER = dict.fromkeys(EDGES, ("httpedge",))
+"""Of those that serve an edge: a change of it leaves the images of others as they are."""
 
 
 def dockerfile(service: Service) -> str:
@@ -26,9 +29,18 @@ def renamed(text: str, old: Service, new: Service) -> str:
     return text
 
 
+def with_libraries(text: str, service: Service) -> str:
+    """The text, and what further libraries of its own the service has."""
+    libraries, own = FURTHER.get(service.name, ()), f"services/{service.name}"
+    copies = "".join(f"COPY libs/{name} libs/{name}\n" for name in libraries)
+    text = text.replace(f"COPY {own} {own}\n", f"{copies}COPY {own} {own}\n")
+    wheels = "".join(f"libs/{name} " for name in libraries)
+    return text.replace(f"--wheel-dir wheels {own} ", f"--wheel-dir wheels {wheels}{own} ")
+
+
 @pytest.mark.parametrize("service", OTHERS, ids=lambda service: service.name)
-def test_dockerfiles_differ_in_names_and_ports_only(service: Service) -> None:
-    assert dockerfile(service) == renamed(dockerfile(MODEL), MODEL, service)
+def test_dockerfiles_differ_in_names_ports_and_further_libraries_only(service: Service) -> None:
+    assert dockerfile(service) == with_libraries(renamed(dockerfile(MODEL), MODEL, service), service)
 
 
 def test_an_image_runs_without_root_and_stops_on_sigterm() -> None:
@@ -109,8 +121,11 @@ def pins(lock: Path) -> set[str]:
 @pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
 def test_a_service_uses_exactly_the_libraries_that_its_image_holds(service: Service) -> None:
     project = tomllib.loads((ROOT / "services" / service.name / "pyproject.toml").read_text())["project"]
-    assert {name for name in project["dependencies"] if name.startswith("synod-")} == set(LIBRARIES)
-    assert "libs/contracts libs/eventlog libs/servicekit" in dockerfile(service)
+    libraries = (*LIBRARIES, *FURTHER.get(service.name, ()))
+    assert {name for name in project["dependencies"] if name.startswith("synod-")} == {f"synod-{e}" for e in libraries}
+    makes_wheels = [line for line in dockerfile(service).splitlines() if " pip wheel " in line]
+    built = [word for line in makes_wheels for word in line.split() if word.startswith(("libs/", "services/"))]
+    assert built == [*(f"libs/{each}" for each in libraries), f"services/{service.name}"]
 
 
 def test_a_file_that_no_image_needs_is_not_sent_to_the_engine() -> None:

@@ -133,10 +133,13 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
         *("openai.key", "anthropic.key"),
         calls=LEDGER_AND_REGISTRY,
         told={
+            "SYNOD_EDGE_HOST": "0.0.0.0",
+            "SYNOD_EDGE_PORT": "8081",
             "SYNOD_SIMULATOR_URL": "http://provider-simulator:7199",
             "OPENAI_API_KEY_FILE": "/run/secrets/openai.key",
             "ANTHROPIC_API_KEY_FILE": "/run/secrets/anthropic.key",
         },
+        ports=["127.0.0.1:${SYNOD_MODELS_PORT:-8081}:8081"],
     ),
     "agent-runtime": service("agent-runtime", calls=ALL_BELOW),
     "ws-gateway": service(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launcher.certificates import CLIENT, ensure, settings_of, utc_now
 from launcher.keys import OBSERVER, nats_file
-from launcher.layout import NATS_OFFSET, PORT_BASE, SERVICES
+from launcher.layout import EDGE, EDGE_OFFSET, MODELS, MODELS_OFFSET, NATS_OFFSET, PORT_BASE, SERVICES, Layout
 from launcher.testing import free_port_base
 from synod_client import Endpoints, Synod
 
@@ -26,7 +26,6 @@ HASTY = Path(__file__).parent / "hasty.yaml"
 PROJECT = "synod-e2e"
 NEXT = "e2e-next"
 """The tag of images of the same code with another revision."""
-EDGE_OFFSET = 980
 NETWORKS = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
 BUILD_S, START_S, COMMAND_S = 1500, 300, 180
 STOP_GRACE_S = 15
@@ -76,9 +75,11 @@ class Containers:
         files = tuple(part for file in (*files, str(HASTY)) for part in ("--file", file))
         project = (*compose_command(), "--project-name", PROJECT)
         self._closed, self._command = (*project, "--file", files[1]), (*project, *files)
-        edge = port_base + EDGE_OFFSET
-        edges = f"{edge}-{edge + 3}" if REPLICATED[1] in files else str(edge)
-        ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), "SYNOD_EDGE_PORT": edges}
+        edge, models = port_base + EDGE_OFFSET, port_base + MODELS_OFFSET
+        edges = {"SYNOD_EDGE_PORT": str(edge), "SYNOD_MODELS_PORT": str(models)}
+        if REPLICATED[1] in files:
+            edges = {"SYNOD_EDGE_PORT": f"{edge}-{edge + 3}", "SYNOD_MODELS_PORT": f"{edge + 4}-{edge + 7}"}
+        ports = {"SYNOD_PORT_PREFIX": str(port_base // 100), **edges}
         self._environment = {**os.environ, **ports, **variables}
 
     @property
@@ -113,7 +114,9 @@ class Containers:
         }
         (nats,) = self.addresses("nats")
         nats = published.nats.replace(f"127.0.0.1:{self.port_base + NATS_OFFSET}", f"{nats}:4222")
-        return replace(published, services=everywhere, nats=nats, edge=self.edges()[0])
+        return replace(
+            published, services=everywhere, nats=nats, edge=self.edges(EDGE)[0], models=self.edges(MODELS)[0]
+        )
 
     @classmethod
     def installed(
@@ -243,8 +246,9 @@ class Containers:
         found = [line.split() for line in inspected(named, *running)]
         return {address: service for service, *addresses in found for address in addresses}
 
-    def edges(self) -> list[str]:
-        return [f"http://{address}:8080" for address in self.addresses("ws-gateway")]
+    def edges(self, service: str) -> list[str]:
+        port = Layout(Path()).edge_ports()[service]
+        return [f"http://{address}:{port}" for address in self.addresses(service)]
 
     def restart(self, service: str) -> tuple[int, float]:
         """Stops its only container as Compose does. Its exit code, and in how many seconds it was gone; then it is back."""

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from launcher.figures import measured, table
-from launcher.layout import EDGE, NATS_OFFSET, SERVICES, Layout
+from launcher.layout import EDGE, EDGE_OFFSET, MODELS_OFFSET, NATS_OFFSET, SERVICES, Layout
 from launcher.programs import needed
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, AuthenticationError, Omit
 from openai.types.chat import ChatCompletionMessageParam
 from synod.agent_registry.v1.agent_registry_pb2 import (
     PRINCIPAL_KIND_USER,
@@ -27,7 +27,7 @@ from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
 from synod_client import Synod
 
-from .conftest import EDGE_OFFSET, PROJECT, ROOT, Containers, engine
+from .conftest import PROJECT, ROOT, Containers, engine
 from .definitions import WAIT_S, assert_tools_ran_once, finished, prepared, seen
 from .disks import where_it_is_readable
 from .inflight import IN_FLIGHT
@@ -70,21 +70,42 @@ def test_the_demo_proves_itself(containers: Containers, tmp_path: Path) -> None:
     assert (outcome["views_equal"], outcome["logs_verified"]) == (True, True)
 
 
-async def test_an_unmodified_sdk_is_served_at_the_published_edge(containers: Containers, synod: Synod) -> None:
+each_edge = pytest.mark.parametrize("edge", ["edge", "models"])
+"""That of ws-gateway, and that of llm-gateway itself."""
+SAID: list[ChatCompletionMessageParam] = [
+    {"role": "system", "content": "answer: 4"},
+    {"role": "user", "content": "2 + 2?"},
+]
+
+
+@each_edge
+async def test_an_unmodified_sdk_is_served_at_a_published_edge(containers: Containers, synod: Synod, edge: str) -> None:
+    budget = f"nightly-{edge}"
     # By name: the image of cost-ledger has to know the time zones of the world.
     await synod.put_budget(
-        SetBudgetRequest(budget_id="nightly", limit_nano_usd=10**9, hard=False, window="day", time_zone="Europe/Warsaw")
+        SetBudgetRequest(budget_id=budget, limit_nano_usd=10**9, hard=False, window="day", time_zone="Europe/Warsaw")
     )
-    ends = containers.endpoints
-    said: list[ChatCompletionMessageParam] = [
-        {"role": "system", "content": "answer: 4"},
-        {"role": "user", "content": "2 + 2?"},
-    ]
-    async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1") as client:
-        answered = await client.chat.completions.create(model="simulator/sim-1", messages=said)
+    async with sdk(containers, edge, containers.endpoints.required_key()) as client:
+        answered = await client.chat.completions.create(model="simulator/sim-1", messages=SAID)
+        assert "simulator/sim-1" in {model.id async for model in client.models.list()}
     assert answered.choices[0].message.content == "4"
-    nightly = await synod.budget("nightly")
+    nightly = await synod.budget(budget)
     assert nightly.posted_nano_usd + nightly.pending_nano_usd > 0
+
+
+@each_edge
+@pytest.mark.parametrize("headers", [{"Authorization": Omit()}, {}], ids=["no key", "a key of nobody"])
+async def test_nobody_is_served_without_a_key_at_a_published_edge(
+    containers: Containers, edge: str, headers: dict[str, str | Omit]
+) -> None:
+    async with sdk(containers, edge, "syn_of_nobody") as client:
+        with pytest.raises(AuthenticationError) as refused:
+            await client.chat.completions.create(model="simulator/sim-1", messages=SAID, extra_headers=headers)
+    assert refused.value.status_code == 401
+
+
+def sdk(containers: Containers, edge: str, api_key: str) -> AsyncOpenAI:
+    return AsyncOpenAI(api_key=api_key, base_url=f"{getattr(containers.endpoints, edge)}/v1", max_retries=0)
 
 
 @pytest.mark.parametrize("victim", ["agent-runtime", "tool-executor", "llm-gateway", "cost-ledger", "nats", "postgres"])
@@ -127,7 +148,7 @@ def test_no_container_of_the_inside_reaches_this_machine_or_what_is_beyond(conta
 
 
 def test_only_the_ports_that_are_published_answer_and_on_loopback_only(containers: Containers) -> None:
-    numbers = (*(service.number for service in SERVICES), NATS_OFFSET, EDGE_OFFSET)
+    numbers = (*(service.number for service in SERVICES), NATS_OFFSET, EDGE_OFFSET, MODELS_OFFSET)
     ports = {containers.port_base + number for number in numbers}
     assert containers.published() == {("127.0.0.1", port) for port in ports}
     assert {port for port in ports if connects("127.0.0.1", port)} == ports

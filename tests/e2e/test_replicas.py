@@ -8,7 +8,7 @@ from itertools import cycle
 
 import aiohttp
 import pytest
-from launcher.layout import EDGE, SERVICES
+from launcher.layout import EDGE, EDGES, MODELS, SERVICES
 from synod_client import Synod
 
 from .conftest import NEXT, Containers
@@ -26,7 +26,8 @@ ASKED = {
     "tool-executor": "/api/v1/tools",
     "agent-runtime": "/api/v1/runs",
 }
-"""What the edge asks each service for. It asks llm-gateway for answers, and is itself asked for all of this."""
+"""What the edge asks each service for. It asks llm-gateway for answers, as others do directly, and is itself asked for all of
+this."""
 QUESTION = {
     "model": "simulator/sim-1",
     "messages": [{"role": "system", "content": "answer: 4"}, {"role": "user", "content": "2 + 2?"}],
@@ -50,7 +51,7 @@ async def test_one_of_every_service_that_dies_in_the_middle_changes_nothing(repl
 async def test_a_rolling_upgrade_of_every_service_fails_no_call(replicas: Containers) -> None:
     """Also where no other replica serves meanwhile, which is the harder case."""
     names = [service.name for service in SERVICES]
-    assert set(names) == {*ASKED, "llm-gateway", EDGE}
+    assert set(names) == {*ASKED, MODELS, EDGE}
     await asyncio.to_thread(replicas.leave_one_of_each)
     await asyncio.to_thread(replicas.build_next, *names)
     async with under_load(replicas) as load:
@@ -66,12 +67,12 @@ async def test_a_rolling_upgrade_of_every_service_fails_no_call(replicas: Contai
 
 @dataclass(slots=True)
 class Load:
-    """Two clients that ask without a pause, through a balancer before the gateways."""
+    """Three clients that ask without a pause, through a balancer before the gateways."""
 
     containers: Containers
     client: aiohttp.ClientSession
-    ready: list[str] = field(default_factory=list)
-    """The gateways to send to."""
+    ready: dict[str, list[str]] = field(default_factory=dict)
+    """Of each service that has an edge, those to send to."""
     answered: int = 0
     failures: list[str] = field(default_factory=list)
     ends: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
@@ -79,17 +80,18 @@ class Load:
 
     async def balance(self) -> None:
         while True:
-            edges = await asyncio.to_thread(self.containers.edges)
-            self.ready = [edge for edge in edges if await self._is_ready(edge)]
+            for service in EDGES:
+                edges = await asyncio.to_thread(self.containers.edges, service)
+                self.ready[service] = [edge for edge in edges if await self._is_ready(edge)]
             await asyncio.sleep(LOOK_S)
 
-    async def chat(self) -> None:
+    async def chat(self, service: str) -> None:
         while True:
-            await self._ask("POST", "/v1/chat/completions", QUESTION)
+            await self._ask(service, "POST", "/v1/chat/completions", QUESTION)
 
     async def read(self) -> None:
         for path in cycle(ASKED.values()):
-            await self._ask("GET", path)
+            await self._ask(EDGE, "GET", path)
 
     async def answers_more(self, count: int) -> None:
         """Waits for so many answers or a failure."""
@@ -99,8 +101,8 @@ class Load:
                 await self.ends.get()
                 count -= 1
 
-    async def _ask(self, method: str, path: str, body: object = None) -> None:
-        edge = self.ready[self.answered % len(self.ready)]
+    async def _ask(self, service: str, method: str, path: str, body: object = None) -> None:
+        edge = self.ready[service][self.answered % len(self.ready[service])]
         if failure := await self._failure(method, edge + path, body):
             self.failures.append(failure)
         else:
@@ -125,8 +127,9 @@ async def under_load(containers: Containers) -> AsyncIterator[Load]:
     timeout = aiohttp.ClientTimeout(total=ANSWER_S)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as client:
         load = Load(containers, client)
-        load.ready = containers.edges()
-        tasks = [asyncio.create_task(work) for work in (load.balance(), load.chat(), load.read())]
+        load.ready = {service: containers.edges(service) for service in EDGES}
+        works = (load.balance(), load.read(), *(load.chat(service) for service in EDGES))
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield load
         finally:

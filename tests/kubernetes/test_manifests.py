@@ -191,7 +191,8 @@ def test_images_are_those_of_compose(name: str) -> None:
 @each_service
 def test_ports_are_those_of_the_table_and_have_a_name(service: Service, name: str) -> None:
     ports = {each["name"]: each["containerPort"] for each in container(deployment(name, service))["ports"]}
-    edge = {"edge": 8080} if service.name == "ws-gateway" else {}
+    edges = LAYOUT.edge_ports()
+    edge = {"edge": edges[service.name]} if service.name in edges else {}
     assert ports == {"grpc": LAYOUT.grpc_port(service), "http": LAYOUT.http_port(service)} | edge
     served = manifest(name, "Service", service.name)["spec"]
     assert served["ports"] == [{"name": "grpc", "port": LAYOUT.grpc_port(service), "targetPort": "grpc"}]

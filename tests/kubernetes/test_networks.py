@@ -113,10 +113,12 @@ def test_what_no_policy_allows_is_forbidden_to_every_pod(name: str) -> None:
 
 
 @each_overlay
-def test_only_the_edge_is_reached_from_outside_and_by_its_port_only(name: str) -> None:
+def test_only_the_edges_are_reached_from_outside_and_by_their_ports_only(name: str) -> None:
     entered = {pod: strangers(overlay(name), "ingress", labels) for pod, labels in pods(overlay(name)).items()}
+    by_its_edge = [{"ports": [{"protocol": "TCP", "port": "edge"}]}]
     assert {pod: rules for pod, rules in entered.items() if rules} == {
-        "ws-gateway": [{"ports": [{"protocol": "TCP", "port": "edge"}]}]
+        "ws-gateway": by_its_edge,
+        "llm-gateway": by_its_edge,
     }
 
 

@@ -55,7 +55,7 @@ VOLUMES: dict[str, set[tuple[str, str]]] = {
 SERVED: dict[str, dict[str, int]] = {
     "agent-registry": {"grpc": 7101, "http": 7201},
     "agent-runtime": {"grpc": 7102, "http": 7202},
-    "llm-gateway": {"grpc": 7103, "http": 7203},
+    "llm-gateway": {"grpc": 7103, "http": 7203, "edge": 8081},
     "tool-executor": {"grpc": 7104, "http": 7204},
     "cost-ledger": {"grpc": 7105, "http": 7205},
     "consensus": {"grpc": 7106, "http": 7206},
@@ -69,6 +69,7 @@ ADDRESSED: dict[str, dict[str, int]] = {
     **{name: {"grpc": SERVED[name]["grpc"]} for name in NAMES},
     **{name: SERVED[name] for name in ("postgres", "nats", "provider-simulator")},
     "edge": {"edge": 8080},
+    "models": {"edge": 8081},
 }
 """Those of them by which others find them."""
 
@@ -187,7 +188,7 @@ def test_a_pod_that_is_given_more_is_noticed(widening: str, name: str) -> None:
 
 @each_overlay
 def test_what_has_an_address_has_it_inside_and_for_its_own_ports(name: str) -> None:
-    """No node and no load balancer of a cloud listens for it: what leads to the edge is chosen by who runs this."""
+    """No node and no load balancer of a cloud listens for it: what leads to the edges is chosen by who runs this."""
     for each in of_kind(name, "Service"):
         spec = each["spec"]
         assert spec.keys() <= {"ports", "selector", "clusterIP"}

@@ -95,8 +95,8 @@ async def started(system: System) -> Replica:
     """A gateway with the settings of the system's own but for its ports, once it is ready."""
     layout = system.layout
     service = next(each for each in layout.services if each.name == MODELS)
-    port, http_port = free_port(), free_port()
-    ports = {"SYNOD_GRPC_PORT": str(port), "SYNOD_HTTP_PORT": str(http_port), "SYNOD_EDGE_PORT": "0"}
+    port, http_port, edge_port = free_port(), free_port(), free_port()
+    ports = {"SYNOD_GRPC_PORT": str(port), "SYNOD_HTTP_PORT": str(http_port), "SYNOD_EDGE_PORT": str(edge_port)}
     variables = {**environment(layout, system.credentials, service), **ports}
     command = Command((layout.python, "-m", service.module), variables, layout.state(service))
     replica = Replica(f"127.0.0.1:{port}", start(command, layout.logs / f"{MODELS}-{port}.log"))

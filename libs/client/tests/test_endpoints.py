@@ -24,6 +24,7 @@ def test_without_anything_the_defaults_hold_and_the_key_is_missing(tmp_path: Pat
     found = Endpoints.discover({}, tmp_path / "nowhere")
     assert [found.address(service) for service in SERVICES[:2]] == ["127.0.0.1:7101", "127.0.0.1:7102"]
     assert (found.nats, found.edge, found.data) == ("nats://127.0.0.1:7142", "http://127.0.0.1:8080", None)
+    assert found.models == "http://127.0.0.1:8081"
     with pytest.raises(NotAllowed, match=r"set SYNOD_API_KEY, or start a system on this machine with `synod up`"):
         found.required_key()
 
@@ -51,6 +52,21 @@ def test_the_environment_comes_before_what_a_system_here_wrote(data: Path) -> No
     assert found.nats_url("observer") == found.nats
 
 
+def test_models_are_asked_at_their_own_edge_where_it_is_named(data: Path) -> None:
+    written = {"http": "http://127.0.0.1:9980", "models": "http://127.0.0.1:9981"}
+    (data / "system.json").write_text(json.dumps({"endpoints": written}))
+    assert Endpoints.discover({}, data).models == "http://127.0.0.1:9981"
+    named = {"SYNOD_EDGE_URL": "https://synod.example", "SYNOD_MODELS_URL": "https://models.example"}
+    assert Endpoints.discover(named, data).models == "https://models.example"
+    assert Endpoints.discover({"SYNOD_PORT_BASE": "8000"}, data).models == "http://127.0.0.1:8981"
+
+
+def test_models_are_asked_at_the_edge_for_everything_where_only_that_is_named(data: Path) -> None:
+    """Another address of this machine may lead nowhere."""
+    assert Endpoints.discover({}, data).models == "http://127.0.0.1:9980"
+    assert Endpoints.discover({"SYNOD_EDGE_URL": "https://synod.example"}, data).models == "https://synod.example"
+
+
 def test_a_nats_address_in_the_environment_is_used_for_every_login(data: Path) -> None:
     found = Endpoints.discover({"SYNOD_NATS_URL": "nats://me:mine@elsewhere:4222"}, data)
     assert {found.nats_url("observer"), found.nats_url("client")} == {"nats://me:mine@elsewhere:4222"}
@@ -73,7 +89,7 @@ def test_a_broken_system_json_is_named_with_what_to_do(data: Path, text: str) ->
 
 @pytest.mark.parametrize("text", ["seventy", "0", "-1", "65000", ""])
 def test_a_port_base_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=f"SYNOD_PORT_BASE='{text}' is not a port from 1 to 64555"):
+    with pytest.raises(InvalidInput, match=f"SYNOD_PORT_BASE='{text}' is not a port from 1 to 64554"):
         Endpoints.discover({"SYNOD_PORT_BASE": text}, tmp_path)
 
 

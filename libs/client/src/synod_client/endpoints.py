@@ -22,8 +22,8 @@ SERVICES: Final = (
 Login = Literal["observer", "client"]
 """Users of NATS: observer reads the events of all services, client carries tasks to agents outside and their answers."""
 LOGINS: Final[tuple[Login, ...]] = ("observer", "client")
-_PORT_BASE, _NATS_OFFSET, _EDGE_OFFSET = 7100, 42, 980
-_PORT_BASE_MAX = 65535 - _EDGE_OFFSET
+_PORT_BASE, _NATS_OFFSET, _EDGE_OFFSET, _MODELS_OFFSET = 7100, 42, 980, 981
+_PORT_BASE_MAX = 65535 - _MODELS_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,17 @@ class Endpoints:
     nats_logins: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: Certificates | None = None
     """With them gRPC and NATS are spoken by TLS, without them in the clear."""
+    models: str = ""
+    """llm-gateway's own HTTP edge: the endpoints under /v1 as at ``edge``, by the shorter way; "" if it is not known."""
 
     @classmethod
     def discover(cls, environment: Mapping[str, str] = os.environ, data: Path | None = None) -> "Endpoints":
         """Each value from the environment, else from what a system on this machine wrote, else the default.
 
         SYNOD_API_KEY, SYNOD_HOST, SYNOD_PORT_BASE, SYNOD_NATS_URL (with user and password, for every use of NATS),
-        SYNOD_EDGE_URL, and SYNOD_TLS_CA_FILE, SYNOD_TLS_CERTIFICATE_FILE and SYNOD_TLS_KEY_FILE together; SYNOD_HOST and
-        SYNOD_PORT_BASE name another system than the one here. Raises InvalidInput for a port base that is none, or some
-        of the TLS files only, TryAgain for a system.json that cannot be read.
+        SYNOD_EDGE_URL, SYNOD_MODELS_URL, and SYNOD_TLS_CA_FILE, SYNOD_TLS_CERTIFICATE_FILE and SYNOD_TLS_KEY_FILE together;
+        SYNOD_HOST and SYNOD_PORT_BASE name another system than the one here. Raises InvalidInput for a port base that is
+        none, or some of the TLS files only, TryAgain for a system.json that cannot be read.
         """
         folder = data or default_data_directory(environment)
         written = _Written.read(folder)
@@ -65,6 +67,7 @@ class Endpoints:
             data=folder if folder.is_dir() else None,
             nats_logins={} if nats or elsewhere else written.logins(),
             tls=Certificates.named(_tls_files(environment) or ({} if elsewhere else written.files)),
+            models=_named_models(environment, known) or f"http://{host}:{base + _MODELS_OFFSET}",
         )
 
     def address(self, service: str) -> str:
@@ -163,6 +166,12 @@ def _port_base(environment: Mapping[str, str]) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _PORT_BASE_MAX:
         raise InvalidInput(f"SYNOD_PORT_BASE='{text}' is not a port from 1 to {_PORT_BASE_MAX}", "PORT_BASE_INVALID")
     return int(text)
+
+
+def _named_models(environment: Mapping[str, str], known: Mapping[str, str]) -> str:
+    """Where only the edge for everything has a name, models are asked there: it has them too, and may be all that is open."""
+    named = environment.get("SYNOD_MODELS_URL") or environment.get("SYNOD_EDGE_URL")
+    return named or known.get("models") or known.get("http", "")
 
 
 def _default_services(host: str, base: int) -> dict[str, str]:

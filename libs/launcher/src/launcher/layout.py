@@ -9,8 +9,8 @@ from pathlib import Path
 from synod.common.streams import CommandConsumer
 
 PORT_BASE = 7100
-POSTGRES_OFFSET, NATS_OFFSET, SIMULATOR_OFFSET, HTTP_OFFSET, EDGE_OFFSET = 32, 42, 99, 100, 980
-PORT_BASE_MAX = 65535 - EDGE_OFFSET
+POSTGRES_OFFSET, NATS_OFFSET, SIMULATOR_OFFSET, HTTP_OFFSET, EDGE_OFFSET, MODELS_OFFSET = 32, 42, 99, 100, 980, 981
+PORT_BASE_MAX = 65535 - MODELS_OFFSET
 MIB = 1024 * 1024
 SIMULATOR = "provider-simulator"
 EDGE = "ws-gateway"
@@ -66,6 +66,8 @@ SERVICES = (
     Service(EDGE, 7, needs=(RUNTIME,), reads=ALL, monitors=True),
 )
 """The one table of who needs, reads and sends what."""
+EDGES = {EDGE: "http", MODELS: "models"}
+"""What the address of a service that people reach is called among the endpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,11 @@ class Layout:
         return self.port_base + EDGE_OFFSET
 
     @property
+    def models_port(self) -> int:
+        """llm-gateway's own edge: models alone, without the way through that of ws-gateway."""
+        return self.port_base + MODELS_OFFSET
+
+    @property
     def encrypt_at_rest(self) -> bool:
         """Whether logs and streams are encrypted on disk, by the same variable as servicekit's setting."""
         return asks_for_encryption(self.environment)
@@ -159,14 +166,18 @@ class Layout:
     def grpc_address(self, service: Service) -> str:
         return f"127.0.0.1:{self.grpc_port(service)}"
 
+    def edge_ports(self) -> Mapping[str, int]:
+        """The ports that people and their SDKs use, by the service that listens there."""
+        ports = {EDGE: self.edge_port, MODELS: self.models_port}
+        return {service.name: ports[service.name] for service in self.services if service.name in ports}
+
     def ports(self) -> Mapping[str, int]:
         """Every port that the system listens on, by what listens there."""
         ports = {"postgres": self.postgres_port, "nats": self.nats_port}
         for service in self.services:
             ports[f"{service.name} gRPC"] = self.grpc_port(service)
             ports[f"{service.name} HTTP"] = self.http_port(service)
-            if service.name == EDGE:
-                ports[f"{service.name} edge"] = self.edge_port
+        ports |= {f"{name} edge": port for name, port in self.edge_ports().items()}
         if self.simulator:
             ports[SIMULATOR] = self.simulator_port
         return ports
@@ -176,8 +187,7 @@ class Layout:
         endpoints = {service.name: self.grpc_address(service) for service in self.services}
         endpoints["postgres"] = f"127.0.0.1:{self.postgres_port}"
         endpoints["nats"] = f"nats://127.0.0.1:{self.nats_port}"
-        if any(service.name == EDGE for service in self.services):
-            endpoints["http"] = f"http://127.0.0.1:{self.edge_port}"
+        endpoints |= {EDGES[name]: f"http://127.0.0.1:{port}" for name, port in self.edge_ports().items()}
         if self.simulator:
             endpoints[SIMULATOR] = self.simulator_url
         return endpoints

@@ -17,7 +17,7 @@ from launcher.keys import (
     former_master_key_files,
     master_key_file,
 )
-from launcher.layout import AUTHORITY, EDGE, SIMULATOR, Layout, Service
+from launcher.layout import AUTHORITY, SIMULATOR, Layout, Service
 from launcher.nats import EmbeddedNats, NatsUser, url
 from launcher.postgres import DURABLE, VOLATILE, EmbeddedPostgres
 from launcher.processes import Command
@@ -81,6 +81,7 @@ def environment(layout: Layout, credentials: Credentials, service: Service) -> M
         **_identity(layout, service),
         **_log_keys(layout, service),
         **(settings_of(layout.certificates, service.name) if layout.tls else {}),
+        **_edge(layout, service),
         **_own_settings(layout, service),
     }
 
@@ -118,6 +119,11 @@ def _log_keys(layout: Layout, service: Service) -> Mapping[str, str]:
     }
 
 
+def _edge(layout: Layout, service: Service) -> Mapping[str, str]:
+    port = layout.edge_ports().get(service.name)
+    return {} if port is None else {"SYNOD_EDGE_HOST": "127.0.0.1", "SYNOD_EDGE_PORT": str(port)}
+
+
 def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
     match service.name:
         case name if name == AUTHORITY:
@@ -126,8 +132,6 @@ def _own_settings(layout: Layout, service: Service) -> Mapping[str, str]:
                 "SYNOD_SERVICE_KEYS_FILE": str(layout.keys / "service-keys.json"),
                 "SYNOD_DEV_KEY_FILE": str(layout.keys / "dev.key"),
             }
-        case name if name == EDGE:
-            return {"SYNOD_EDGE_HOST": "127.0.0.1", "SYNOD_EDGE_PORT": str(layout.edge_port)}
         case "cost-ledger" if layout.simulator:
             return {"SYNOD_FIRST_PRICES": json.dumps(SIMULATOR_PRICES)}
         case "llm-gateway" if layout.simulator:

@@ -34,7 +34,7 @@ from servicekit.tls import TlsFiles
 
 from launcher import nats, processes
 from launcher.errors import PortInUse, StartFailed
-from launcher.layout import EDGE_OFFSET, Layout
+from launcher.layout import MODELS_OFFSET, Layout
 from launcher.nats import EmbeddedNats
 from launcher.ports import check_ports
 from launcher.postgres import VOLATILE, EmbeddedPostgres, new_password
@@ -153,7 +153,7 @@ class RunningNats:
 def free_port_base(step: int = 20) -> int:
     """A base for a whole system, a multiple of `step`, whose ports are free now and never given to who asks for any."""
     while True:
-        base = SystemRandom().randrange(PORT_MIN, ephemeral_port_min() - EDGE_OFFSET, step)
+        base = SystemRandom().randrange(PORT_MIN, ephemeral_port_min() - MODELS_OFFSET, step)
         try:
             check_ports(base, Layout(Path(), base, simulator=True).ports())
         except PortInUse:

@@ -111,7 +111,7 @@ def _view(options: UpOptions, console: Console) -> LiveStatus | PlainStatus:
 def _welcome(system: System, console: Console) -> None:
     """Where everything is. The development key is shown at the first start only."""
     layout, endpoints = system.layout, dict(system.endpoints)
-    order = [name for name in ("http", "nats") if name in endpoints]
+    order = [name for name in ("http", "models", "nats") if name in endpoints]
     lines = ["", *(f"{name:<18}  {endpoints[name]}" for name in order)]
     lines.append(f"{'data':<18}  {layout.data}")
     lines.append(f"{'logs':<18}  {layout.logs}")

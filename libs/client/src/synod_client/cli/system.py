@@ -11,7 +11,7 @@ from synod_client.cli.session import Data
 from synod_client.errors import SynodError
 
 PortBase = Annotated[
-    int, typer.Option("--port-base", help="Services listen on this + 1 to + 7, NATS on + 42, HTTP on + 980.")
+    int, typer.Option("--port-base", help="Services listen on this + 1 to + 7, NATS on + 42, HTTP on + 980 and + 981.")
 ]
 
 
