@@ -1,9 +1,10 @@
 """A model call through the whole gateway, with budget, events, limits and metrics on, beside a bare forwarder.
 
 Every service is a process as in production; the provider is the simulator, which answers without delay. CPU is what the
-kernel has counted for the processes named, for each request; a stream has 50 words. Through the OpenAI-compatible edge
-ws-gateway and llm-gateway are counted together; over gRPC llm-gateway alone. What the ledger and PostgreSQL spend
-besides stands in rows of its own.
+kernel has counted for the processes named, for each request; a stream has 50 words. "unary" and "stream" are asked through
+the OpenAI-compatible edge of llm-gateway itself; "by ws-gateway" through the one edge for everything, of which ws-gateway and
+llm-gateway are counted together; "gRPC" as the services ask. What the ledger and PostgreSQL spend besides stands in rows of
+its own.
 
 LiteLLM is measured in the same run where it is installed in an environment of its own, which is no part of Synod:
 ``python3 -m venv build/bench/peers/litellm && build/bench/peers/litellm/bin/pip install 'litellm[proxy]'``.
@@ -67,6 +68,7 @@ class Stage:
     system: System
     pids: Mapping[str, Sequence[int]]
     edge: aiohttp.ClientSession
+    through: aiohttp.ClientSession
     plain: aiohttp.ClientSession
     gateway: LlmGatewayStub
     forwarder: LlmGatewayStub
@@ -113,7 +115,8 @@ async def measure(size: Size) -> Report:
 
 async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     ways: dict[str, tuple[tuple[str, ...], Call]] = {
-        "edge": (("ws-gateway", "llm-gateway"), lambda _: stage.over_http(stage.edge, kind, MODEL)),
+        "edge": (("llm-gateway",), lambda _: stage.over_http(stage.edge, kind, MODEL)),
+        "through": (("ws-gateway", "llm-gateway"), lambda _: stage.over_http(stage.through, kind, MODEL)),
         "http forwarder": (("forwarder",), lambda _: stage.over_http(stage.plain, kind, "sim-1")),
         "grpc": (("llm-gateway",), lambda _: stage.over_grpc(stage.gateway, kind)),
         "grpc forwarder": (("forwarder",), lambda _: stage.over_grpc(stage.forwarder, kind)),
@@ -142,6 +145,7 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     return [
         *beside,
         Row(kind, "CPU ms/request", "ms", cpu["edge"], TARGETS[kind], "bare HTTP forwarder", cpu["http forwarder"]),
+        Row(f"{kind}, by ws-gateway", "CPU ms/request", "ms", cpu["through"]),
         Row(
             f"{kind}, gRPC",
             "CPU ms/request",
@@ -153,9 +157,11 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
         ),
         Row(f"{kind}, gRPC", "added p50", "ms", max(0.0, alone["grpc"] - alone["grpc forwarder"]), 2.0),
         Row(kind, "added p50", "ms", max(0.0, alone["edge"] - alone["http forwarder"])),
+        Row(f"{kind}, by ws-gateway", "added p50", "ms", max(0.0, alone["through"] - alone["http forwarder"])),
         Row(kind, f"p99 of {CALLERS} callers", "ms", edge.percentile_ms(99)),
         Row(f"{kind}, gRPC", f"p99 of {CALLERS} callers", "ms", grpc_.percentile_ms(99)),
         Row(kind, "requests/s", "1/s", edge.per_second),
+        Row(kind, "requests/s per core of the gateway", "1/s", 1000 / cpu["edge"]),
         Row(f"{kind}, gRPC", "requests/s", "1/s", grpc_.per_second),
         Row(f"{kind}, gRPC", "requests/s per core of the gateway", "1/s", 1000 / cpu["grpc"]),
         Row(kind, "CPU ms/request of cost-ledger", "ms", mean(runs["edge"], "cost-ledger")),
@@ -207,7 +213,8 @@ async def staged() -> AsyncIterator[Stage]:
             key = {"Authorization": f"Bearer {system.dev_key}"}
             addresses = {**system.endpoints, "forwarder": f"127.0.0.1:{grpc_port}"}
             async with (
-                aiohttp.ClientSession(system.endpoints["http"], headers=key) as edge,
+                aiohttp.ClientSession(system.endpoints["models"], headers=key) as edge,
+                aiohttp.ClientSession(system.endpoints["http"], headers=key) as through,
                 aiohttp.ClientSession(f"http://127.0.0.1:{http}") as plain,
                 grpc.aio.insecure_channel(addresses["agent-registry"]) as registry,
                 grpc.aio.insecure_channel(addresses["llm-gateway"]) as gateway,
@@ -218,7 +225,7 @@ async def staged() -> AsyncIterator[Stage]:
                 await enrich(ledger, token)
                 pids = {**pids_of(system), "forwarder": (process,), "litellm": (peer[1],) if peer else ()}
                 stubs = LlmGatewayStub(gateway), LlmGatewayStub(forwarder)
-                yield Stage(system, pids, edge, plain, *stubs, token, peer[0] if peer else None)
+                yield Stage(system, pids, edge, through, plain, *stubs, token, peer[0] if peer else None)
 
 
 def free_base() -> int:
