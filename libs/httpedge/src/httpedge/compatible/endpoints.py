@@ -267,7 +267,7 @@ def _seconds(text: str) -> float | None:
 
 async def _unknown(exchange: Exchange) -> None:
     raise NotFound(
-        "path", f"{exchange.wire.method} {exchange.wire.path}", remedy="see the README of ws-gateway for what there is"
+        "path", f"{exchange.wire.method} {exchange.wire.path}", remedy="see the README of httpedge for what there is"
     )
 
 
