@@ -1,4 +1,4 @@
-"""The unmodified SDKs of OpenAI and Anthropic, pointed at Synod: one scripted session each."""
+"""The unmodified SDKs of OpenAI and Anthropic, pointed at Synod: one scripted session each, at either edge."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,7 +9,7 @@ import anthropic
 import openai
 import pytest
 from anthropic import AsyncAnthropic
-from launcher.layout import EDGE
+from launcher.layout import EDGE, MODELS
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
@@ -35,17 +35,34 @@ class Weather(BaseModel):
     degrees: int
 
 
-@pytest.fixture
-async def openai_sdk(running: RunningSystem) -> AsyncIterator[AsyncOpenAI]:
+@dataclass(frozen=True)
+class Edge:
+    """Where a service serves /v1."""
+
+    service: str
+    url: str
+    api_key: str
+
+
+def edge_of(running: RunningSystem, service: str) -> Edge:
     ends = running.endpoints
-    async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1") as client:
+    return Edge(service, {EDGE: ends.edge, MODELS: ends.models}[service], ends.api_key)
+
+
+@pytest.fixture(params=[EDGE, MODELS])
+def edge(request: pytest.FixtureRequest, running: RunningSystem) -> Edge:
+    return edge_of(running, request.param)
+
+
+@pytest.fixture
+async def openai_sdk(edge: Edge) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(api_key=edge.api_key, base_url=f"{edge.url}/v1") as client:
         yield client
 
 
 @pytest.fixture
-async def anthropic_sdk(running: RunningSystem) -> AsyncIterator[AsyncAnthropic]:
-    ends = running.endpoints
-    async with AsyncAnthropic(api_key=ends.api_key, base_url=ends.edge) as client:
+async def anthropic_sdk(edge: Edge) -> AsyncIterator[AsyncAnthropic]:
+    async with AsyncAnthropic(api_key=edge.api_key, base_url=edge.url) as client:
         yield client
 
 
@@ -69,9 +86,9 @@ async def usage(running: RunningSystem, model: str = "") -> dict[str, int]:
     return dict(told["models"].get(model, dict.fromkeys(told["total"], 0)) if model else told["total"])
 
 
-async def answered(running: RunningSystem, status: int) -> int:
+async def answered(running: RunningSystem, edge: Edge, status: int) -> int:
     """How many requests the edge has answered so."""
-    found = await metrics(running, EDGE)
+    found = await metrics(running, edge.service)
     return int(found.get(("edge_requests_total", (("method", "POST"), ("status", str(status)))), 0))
 
 
@@ -139,7 +156,7 @@ async def test_tools_through_the_openai_sdk(openai_sdk: AsyncOpenAI) -> None:
 
 
 async def test_refusals_through_the_openai_sdk(
-    running: RunningSystem, openai_sdk: AsyncOpenAI, broke: dict[str, str]
+    running: RunningSystem, edge: Edge, openai_sdk: AsyncOpenAI, broke: dict[str, str]
 ) -> None:
     chat, messages = openai_sdk.chat.completions, said("answer: never")
     with pytest.raises(openai.NotFoundError) as unknown:
@@ -154,20 +171,21 @@ async def test_refusals_through_the_openai_sdk(
     with pytest.raises(openai.AuthenticationError):
         await openai_sdk.with_options(api_key="syn_wrong_key").chat.completions.create(model=MODEL, messages=messages)
 
-    before, at_edge = await served(running), await answered(running, 402)
+    before, at_edge = await served(running), await answered(running, edge, 402)
     for options in ({}, {"stream": True}):
         with pytest.raises(openai.APIStatusError) as refused:
             await chat.create(model=MODEL, messages=messages, extra_headers=broke, **options)
         assert (refused.value.status_code, refused.value.code) == (402, "budget_exhausted")
         assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
     assert await served(running) == before
-    assert await answered(running, 402) == at_edge + 2
+    assert await answered(running, edge, 402) == at_edge + 2
 
 
 async def test_an_answer_from_the_cache_through_the_openai_sdk(
-    running: RunningSystem, openai_sdk: AsyncOpenAI, synod: Synod
+    running: RunningSystem, edge: Edge, openai_sdk: AsyncOpenAI, synod: Synod
 ) -> None:
-    chat, asked = openai_sdk.chat.completions, {"model": MODEL, "messages": said("answer: kept for others")}
+    messages = said(f"answer: kept for others at {edge.service}")
+    chat, asked = openai_sdk.chat.completions, {"model": MODEL, "messages": messages}
     first = await chat.with_raw_response.create(**asked, extra_headers={"x-synod-cache": "on"})
     before = await served(running)
     second = await chat.with_raw_response.create(**asked, extra_body={"synod_cache": {"mode": "on"}})
@@ -285,7 +303,7 @@ async def test_tools_through_the_anthropic_sdk(anthropic_sdk: AsyncAnthropic) ->
 
 
 async def test_what_the_anthropic_sdk_has_cached_is_read_again_and_charged_as_read(
-    anthropic_sdk: AsyncAnthropic, synod: Synod
+    edge: Edge, anthropic_sdk: AsyncAnthropic, synod: Synod
 ) -> None:
     provider, _, name = ANTHROPIC_MODEL.partition("/")
     pico = {"input": 3_000_000, "output": 15_000_000, "read": 300_000, "write": 3_750_000}
@@ -297,13 +315,13 @@ async def test_what_the_anthropic_sdk_has_cached_is_read_again_and_charged_as_re
         cache_read_pico_usd=pico["read"],
         cache_write_pico_usd=pico["write"],
     )
-    text = "answer: yes\n" + "A prompt that is worth keeping. " * 20
+    text = f"answer: yes\n{edge.service}: " + "A prompt that is worth keeping. " * 20
     asked = {
         "model": ANTHROPIC_MODEL,
         "max_tokens": 9,
         "system": [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}],
         "messages": [{"role": "user", "content": "Is it?"}],
-        "extra_headers": {"synod-tags": "case=prompt-cache"},
+        "extra_headers": {"synod-tags": f"case={edge.service}"},
     }
     written, read = [(await anthropic_sdk.messages.create(**asked)).usage for _ in range(2)]
     kept = written.cache_creation_input_tokens
@@ -312,7 +330,7 @@ async def test_what_the_anthropic_sdk_has_cached_is_read_again_and_charged_as_re
 
     rest = read.input_tokens * pico["input"] + read.output_tokens * pico["output"]
     costs = [(kept * rate + rest) // 1000 for rate in (pico["write"], pico["read"])]
-    assert await charged(synod, {"case": "prompt-cache"}, calls=2) == costs
+    assert await charged(synod, {"case": edge.service}, calls=2) == costs
 
 
 async def charged(synod: Synod, tags: dict[str, str], calls: int) -> list[int]:
@@ -326,7 +344,7 @@ async def charged(synod: Synod, tags: dict[str, str], calls: int) -> list[int]:
 
 
 async def test_refusals_through_the_anthropic_sdk(
-    running: RunningSystem, anthropic_sdk: AsyncAnthropic, broke: dict[str, str]
+    running: RunningSystem, edge: Edge, anthropic_sdk: AsyncAnthropic, broke: dict[str, str]
 ) -> None:
     asked = {"max_tokens": 10, "messages": [{"role": "user", "content": "Hi"}], "system": "answer: never"}
     with pytest.raises(anthropic.NotFoundError, match="did you mean simulator/sim-1"):
@@ -334,12 +352,12 @@ async def test_refusals_through_the_anthropic_sdk(
     with pytest.raises(anthropic.AuthenticationError):
         await anthropic_sdk.with_options(api_key="syn_wrong_key").messages.create(model=MODEL, **asked)
 
-    before, at_edge = await served(running), await answered(running, 402)
+    before, at_edge = await served(running), await answered(running, edge, 402)
     with pytest.raises(anthropic.PaymentRequiredError) as refused:
         await anthropic_sdk.messages.create(model=MODEL, extra_headers=broke, **asked)
     assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
     assert await served(running) == before
-    assert await answered(running, 402) == at_edge + 1
+    assert await answered(running, edge, 402) == at_edge + 1
 
 
 # --- rate limits: the SDKs wait as long as they are told, and ask again ---
@@ -365,10 +383,10 @@ class Heard:
 Ask = Callable[[str, Heard], Awaitable[str]]
 
 
-def by_openai(running: RunningSystem, **headers: str) -> Ask:
+def by_openai(edge: Edge, **headers: str) -> Ask:
     async def ask(model: str, heard: Heard) -> str:
-        ends, transport = running.endpoints, openai.DefaultAsyncHttpxClient(event_hooks=heard.hooks())
-        async with AsyncOpenAI(api_key=ends.api_key, base_url=f"{ends.edge}/v1", http_client=transport) as client:
+        transport = openai.DefaultAsyncHttpxClient(event_hooks=heard.hooks())
+        async with AsyncOpenAI(api_key=edge.api_key, base_url=f"{edge.url}/v1", http_client=transport) as client:
             made = client.chat.completions.create(
                 model=model, messages=said("answer: at last"), extra_headers=headers, max_completion_tokens=9
             )
@@ -377,10 +395,10 @@ def by_openai(running: RunningSystem, **headers: str) -> Ask:
     return ask
 
 
-def by_anthropic(running: RunningSystem, **headers: str) -> Ask:
+def by_anthropic(edge: Edge, **headers: str) -> Ask:
     async def ask(model: str, heard: Heard) -> str:
-        ends, transport = running.endpoints, anthropic.DefaultAsyncHttpxClient(event_hooks=heard.hooks())
-        async with AsyncAnthropic(api_key=ends.api_key, base_url=ends.edge, http_client=transport) as client:
+        transport = anthropic.DefaultAsyncHttpxClient(event_hooks=heard.hooks())
+        async with AsyncAnthropic(api_key=edge.api_key, base_url=edge.url, http_client=transport) as client:
             user = [{"role": "user", "content": "How warm is it?"}]
             made = client.messages.create(
                 model=model, max_tokens=9, messages=user, system="answer: at last", extra_headers=headers
@@ -392,37 +410,38 @@ def by_anthropic(running: RunningSystem, **headers: str) -> Ask:
 
 @pytest.mark.parametrize("sdk", [by_openai, by_anthropic])
 async def test_a_providers_rate_limit_is_repeated_by_the_sdk_when_it_says_so(
-    running: RunningSystem, sdk: Callable[[RunningSystem], Ask]
+    running: RunningSystem, edge: Edge, sdk: Callable[[Edge], Ask]
 ) -> None:
     """Three attempts of the gateway are refused by the provider, and with them the call; the SDK's second one is not."""
     origin, heard = running.system.layout.simulator_url, Heard()
     model, fault = "sim-1", {"status": 429, "headers": {"retry-after-ms": "300"}}
-    before, at_edge = await usage(running, model), await answered(running, 429)
+    before, at_edge = await usage(running, model), await answered(running, edge, 429)
     async with aiohttp.ClientSession() as http:
         planned = {"fault": fault, "requests": ATTEMPTS_MAX, "model": model}
         async with http.post(f"{origin}/simulator/faults", json=planned) as response:
             assert response.status == 201
 
-    assert await sdk(running)(MODEL, heard) == "at last"
+    assert await sdk(edge)(MODEL, heard) == "at last"
     assert heard.statuses == [429, 200]
     assert heard.at[1] - heard.at[0] >= heard.after_s[0] == 0.3
     after = await usage(running, model)
     assert (after["failed"] - before["failed"], after["answered"] - before["answered"]) == (ATTEMPTS_MAX, 1)
-    assert await answered(running, 429) == at_edge + 1
+    assert await answered(running, edge, 429) == at_edge + 1
 
 
 async def test_a_rate_limit_of_synod_is_repeated_by_both_sdks_when_it_says_so(running: RunningSystem) -> None:
     """Who would not wait for room within the limit is told how long that would be; the provider is not asked until then."""
+    doors = [edge_of(running, service) for service in (EDGE, MODELS)]
     patience = {"x-stainless-read-timeout": str(LIMITED_EVERY_S / 2)}
     model = LIMITED_MODEL.partition("/")[2]
-    before, at_edge = await usage(running, model), await answered(running, 429)
-    assert await by_openai(running)(LIMITED_MODEL, Heard()) == "at last"
+    before, refused = await usage(running, model), [await answered(running, each, 429) for each in doors]
+    assert await by_openai(doors[0])(LIMITED_MODEL, Heard()) == "at last"
 
-    for ask in (by_anthropic(running, **patience), by_openai(running, **patience)):
+    for ask in (by_anthropic(doors[0], **patience), by_openai(doors[1], **patience)):
         heard = Heard()
         assert await ask(LIMITED_MODEL, heard) == "at last"
         assert heard.statuses == [429, 200]
         assert heard.at[1] - heard.at[0] >= heard.after_s[0] > LIMITED_EVERY_S / 2
     after = await usage(running, model)
     assert (after["requests"] - before["requests"], after["answered"] - before["answered"]) == (3, 3)
-    assert await answered(running, 429) == at_edge + 2
+    assert [await answered(running, each, 429) for each in doors] == [count + 1 for count in refused]
