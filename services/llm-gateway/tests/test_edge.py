@@ -301,6 +301,9 @@ async def test_refusals_of_the_gateway_keep_their_status_and_words(door: Door) -
             await sdk.chat.completions.create(model="simulator/sim1", messages=said(), stream=True)
         with pytest.raises(openai.BadRequestError, match="set OLLAMA_HOST"):
             await sdk.chat.completions.create(model="ollama/qwen3", messages=said())
+        with pytest.raises(openai.BadRequestError, match="idempotency-key = .*at most 128 characters, not 129"):
+            long = {"idempotency-key": "k" * 129}
+            await sdk.chat.completions.create(model=MODEL, messages=said(), extra_headers=long)
 
 
 async def test_a_provider_that_breaks_after_content_breaks_the_stream(door: Door) -> None:

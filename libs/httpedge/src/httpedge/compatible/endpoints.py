@@ -14,7 +14,7 @@ import orjson
 from opentelemetry.trace import Span, SpanKind
 from prometheus_client import Counter
 from servicekit.clock import Clock
-from servicekit.errors import NotFound, ServiceError, Unavailable
+from servicekit.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 from servicekit.health import Health
 from servicekit.telemetry import TRACEPARENT, Logger, Tracing
 from synod.common.ids import new_id
@@ -35,6 +35,8 @@ from httpedge.tags import to_tags
 PREFIX: Final = "/v1/"
 MODELS: Final = "/v1/models"
 IDEMPOTENCY_KEY: Final = "idempotency-key"
+KEY_CHARACTERS_MAX: Final = 128
+"""It names the call at llm-gateway, whose ids are no longer."""
 ANTHROPIC_VERSION: Final = "anthropic-version"
 PATIENCE: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where SDKs say after how many seconds of silence they give up; the second is that of other languages than Python."""
@@ -169,6 +171,7 @@ class Compatible:
 
     async def _generate(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
+        _require_key(exchange)
         created = int(self._stage.clock.now().timestamp())
         asked = exchange.dialect.parse(await self._body(exchange), exchange.request_id, created)
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
@@ -202,6 +205,7 @@ class Compatible:
 
     async def _embed(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
+        _require_key(exchange)
         asked = openai_embeddings.parse(await self._body(exchange), exchange.request_id)
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
@@ -247,6 +251,13 @@ class Compatible:
 
     async def _body(self, exchange: Exchange) -> bytes:
         return await exchange.wire.read(self._stage.limits.body_bytes_max)
+
+
+def _require_key(exchange: Exchange) -> None:
+    """Raises InvalidArgument in the caller's words: at llm-gateway the key is the id of a request."""
+    if len(exchange.request_id) > KEY_CHARACTERS_MAX:
+        problem = f"must have at most {KEY_CHARACTERS_MAX} characters, not {len(exchange.request_id)}"
+        raise InvalidArgument(IDEMPOTENCY_KEY, exchange.request_id, problem)
 
 
 def _end_when_gone(exchange: Exchange) -> None:
