@@ -301,7 +301,7 @@ async def test_refusals_of_the_gateway_keep_their_status_and_words(door: Door) -
             await sdk.chat.completions.create(model="simulator/sim1", messages=said(), stream=True)
         with pytest.raises(openai.BadRequestError, match="set OLLAMA_HOST"):
             await sdk.chat.completions.create(model="ollama/qwen3", messages=said())
-        with pytest.raises(openai.BadRequestError, match="idempotency-key = .*at most 128 characters, not 129"):
+        with pytest.raises(openai.BadRequestError, match=r"idempotency-key = .*at most 128 characters, not 129"):
             long = {"idempotency-key": "k" * 129}
             await sdk.chat.completions.create(model=MODEL, messages=said(), extra_headers=long)
 
