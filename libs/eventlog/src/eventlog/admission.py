@@ -17,6 +17,7 @@ from eventlog.chain import GENESIS, link_facts
 from eventlog.errors import DuplicateEventId, EventLogError, EventTooLarge, FenceLost, VersionConflict
 from eventlog.limits import Limits
 from eventlog.records import ANY, Append, Appended, NewEvent, StoredEvent, StreamId
+from eventlog.side_table import SideRow
 
 BEGINNING: Final = datetime.fromtimestamp(0, UTC)
 """Before anything was recorded."""
@@ -31,6 +32,21 @@ def streams_of(request: Request) -> Iterator[StreamId]:
         yield append.stream
         if append.fence is not None:
             yield append.fence.stream
+
+
+Outcome = Appended | EventLogError
+"""What a request came to."""
+
+
+def rows_beside(requests: Sequence[Request], outcomes: Sequence[Outcome]) -> list[SideRow]:
+    """The rows of the requests that are stored now. Those of a repeat were stored with its events."""
+    return [
+        row
+        for request, outcome in zip(requests, outcomes, strict=True)
+        if isinstance(outcome, Appended) and not outcome.duplicate
+        for append in request
+        for row in append.rows
+    ]
 
 
 class Known(NamedTuple):
@@ -199,10 +215,11 @@ class Admission:
 
 
 class Size(NamedTuple):
-    """What a request weighs."""
+    """What a request weighs; `bytes` is the data of its events and its rows."""
 
     events: int
     bytes: int
+    rows: int = 0
 
 
 def check_request(request: Request, limits: Limits) -> Size:
@@ -213,7 +230,7 @@ def check_request(request: Request, limits: Limits) -> Size:
     events = [event for append in request for event in append.events]
     if not 1 <= len(events) <= limits.request_events_max:
         raise ValueError(f"a request has 1 to {limits.request_events_max} events, this one has {len(events)}")
-    size = 0
+    size = rows = 0
     for event in events:
         length = len(event.data)
         if length > limits.data_bytes_max:
@@ -221,7 +238,17 @@ def check_request(request: Request, limits: Limits) -> Size:
         size += length
     if len(events) > 1:
         _check_distinct(events)
-    return Size(len(events), size)
+    for append in request:
+        for row in append.rows:
+            rows += 1
+            size += sum(map(len, row))
+    return Size(len(events), size, rows)
+
+
+def check_side_table(size: Size, *, opened: bool) -> None:
+    """Raises ValueError for rows beside events in a log that was opened without a side table."""
+    if size.rows and not opened:
+        raise ValueError("rows beside events need a log that was opened with their side table")
 
 
 def _check_distinct(events: Sequence[NewEvent]) -> None:

@@ -22,7 +22,7 @@ class Limits:
     group_events_max: int = 1_000
     """Events of one transaction, unless a single request has more."""
     group_bytes_max: int = 8 * 1024 * 1024
-    """Data of one transaction, unless a single request has more."""
+    """Data of one transaction, the rows beside its events included, unless a single request has more."""
     streams_remembered_max: int = 65_536
     """Streams whose ends the writer need not ask for; some 350 bytes each."""
     reconnect_timeout_s: float = 30.0

@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
-from eventlog.admission import NEW_STREAM, Admission, Head, Stored, StreamHead, check_request, streams_of
+from eventlog.admission import (
+    NEW_STREAM,
+    Admission,
+    Head,
+    Stored,
+    StreamHead,
+    check_request,
+    check_side_table,
+    rows_beside,
+    streams_of,
+)
 from eventlog.chain import GENESIS, StreamVerifier, Verifier
 from eventlog.clock import Clock, SystemClock
 from eventlog.errors import LogClosed
@@ -28,13 +39,24 @@ from eventlog.records import (
     Verified,
     VerifiedStream,
 )
+from eventlog.side_table import SideRow
 from eventlog.signal import HeadSignal
 
 
 class MemoryEventLog:
-    """Keeps every promise of EventLog but durability."""
+    """Keeps every promise of EventLog but durability.
 
-    def __init__(self, *, limits: Limits | None = None, clock: Clock | None = None) -> None:
+    `side_table` takes the rows beside the events of an append. If it raises, nothing is stored, and the caller is told.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+        side_table: Callable[[Sequence[SideRow]], None] | None = None,
+    ) -> None:
+        self.side_table = side_table
         self._limits = limits or Limits()
         self._clock = clock or SystemClock()
         self._events: list[StoredEvent] = []
@@ -45,12 +67,14 @@ class MemoryEventLog:
         self._closed = False
 
     async def append(self, *appends: Append) -> Appended:
-        check_request(appends, self._limits)
+        check_side_table(check_request(appends, self._limits), opened=self.side_table is not None)
         self._require_open()
         await asyncio.sleep(0)  # as with a real log, others run while the caller waits
         streams = {stream: self._end(stream) for stream in streams_of(appends)}
         admission = Admission(self._head(), streams, self._known, self._clock.now())
         appended = admission.admit(appends)
+        if self.side_table is not None and (beside := rows_beside([appends], [appended])):
+            self.side_table(beside)
         self._store(admission.accepted)
         return appended
 

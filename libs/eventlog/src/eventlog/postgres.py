@@ -38,6 +38,7 @@ from eventlog.records import (
     VerifiedStream,
 )
 from eventlog.segments import Segment, forget_read
+from eventlog.side_table import SideTable
 from eventlog.signal import HeadSignal
 from eventlog.sql import Statements, statements, stored_events
 from eventlog.writer import ArchivedReads, GroupWriter
@@ -63,14 +64,15 @@ class PostgresEventLog:
         clock: Clock,
         observer: Observer | None = None,
         archive: Path | None = None,
+        side_table: SideTable | None = None,
     ) -> None:
-        sql = statements(schema)
+        sql = statements(schema, side_table)
         self._sql = sql
         self._limits = limits
         self._signal = HeadSignal()
         self._newest = Newest(limits.newest_events, limits.newest_bytes)
         archive_of_writer = ArchivedReads(self._archived_event, self._archived_end)
-        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer)
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer, side_table)
         self._readers: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
             dsn,
             connection_class=ImpatientConnection,
@@ -96,17 +98,18 @@ class PostgresEventLog:
         clock: Clock | None = None,
         observer: Observer | None = None,
         archive: Path | None = None,
+        side_table: SideTable | None = None,
     ) -> PostgresEventLog:
         """Open the log in `schema`, creating its tables if there are none; LogUnavailable if the database is.
 
         `observer` is told of every transaction that commits appends. `archive` is the directory of archived events, the
-        same for every process; ArchiveMissing without it if there are any.
+        same for every process; ArchiveMissing without it if there are any. `side_table` takes the rows beside events.
         """
         try:
             await _create_tables(dsn, statements(schema), schema)
         except psycopg.OperationalError as error:
             raise LogUnavailable(f"the database cannot be reached: {error}") from error
-        log = cls(dsn, schema, limits or Limits(), clock or SystemClock(), observer, archive)
+        log = cls(dsn, schema, limits or Limits(), clock or SystemClock(), observer, archive, side_table)
         await log._readers.open(wait=True)
         try:
             await log._open_archive()

@@ -95,7 +95,7 @@ class PreparedConnection:
             await connection.close()
             raise
         opened = cls(connection, heard, answer_timeout_s)
-        await opened._prepare(statements)
+        await opened.prepare(*statements)
         return opened
 
     def __enter__(self) -> PreparedConnection:
@@ -116,7 +116,7 @@ class PreparedConnection:
         self._lose(psycopg.OperationalError("the connection is closed"))
 
     async def run(self, statement: bytes, parameters: Parameters = ()) -> PGresult:
-        """The result, in binary format, of a statement that was prepared at the open. Raises psycopg.Error."""
+        """The result, in binary format, of a statement that was prepared. Raises psycopg.Error."""
         return (await self.run_all((statement, parameters)))[0]
 
     async def run_all(self, *steps: tuple[bytes, Parameters]) -> list[PGresult]:
@@ -134,11 +134,15 @@ class PreparedConnection:
         finally:
             self._end(answer)
 
-    async def _prepare(self, statements: Iterable[bytes]) -> None:
+    async def prepare(self, *statements: bytes) -> None:
+        """Prepare those of the statements that are not: one round trip. Raises psycopg.Error, and is closed then."""
+        new = [statement for statement in statements if statement not in self._names]
+        if not new:
+            return
         answer = self._begin()
         try:
-            for number, statement in enumerate(statements):
-                self._names[statement] = b"s%d" % number
+            for statement in new:
+                self._names[statement] = b"s%d" % len(self._names)
                 self._pgconn.send_prepare(self._names[statement], statement)
             self._send()
             _succeeded(await answer)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from eventlog.errors import ChainBroken, NameInvalid
+from eventlog.side_table import SideRow
 
 TYPE_VERSION_MAX: Final = 32_767
 TEXT_CHARACTERS_MAX: Final = 512
@@ -141,7 +142,8 @@ class Fence:
 class Append:
     """Events for one stream. Without events it only guards: the stream must be at `expected`.
 
-    With a `fence`, the whole request is stored only if the fence still holds when it is committed.
+    With a `fence`, the whole request is stored only if the fence still holds when it is committed. `rows` are stored in the
+    log's side table together with the events; as they are, neither sealed nor encrypted nor under the chain.
     """
 
     stream: StreamId
@@ -149,6 +151,7 @@ class Append:
     events: tuple[NewEvent, ...]
     context: Context
     fence: Fence | None = None
+    rows: tuple[SideRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

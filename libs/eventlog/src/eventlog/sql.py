@@ -18,6 +18,7 @@ from eventlog.admission import Head
 from eventlog.arrays import BIGINTS, BYTEAS, NULL, TEXTS, TIMES, UUIDS, column, columns, sized, sized_text
 from eventlog.binary import from_int, from_time, microseconds
 from eventlog.records import EVERYTHING, Filter, StoredEvent, parse_stream
+from eventlog.side_table import SideTable
 
 _TABLES = """
 create schema if not exists {schema};
@@ -182,6 +183,7 @@ class Statements:
     known_archived: bytes
     archived_in: bytes
     store: bytes
+    store_rows: bytes
     listen: bytes
     head: bytes
     head_and_hash: bytes
@@ -205,7 +207,7 @@ class Statements:
         return self.read.replace(_ORDER, clause + _ORDER), [value for _, value in conditions]
 
 
-def statements(schema: str) -> Statements:
+def statements(schema: str, side_table: SideTable | None = None) -> Statements:
     channel = f"{schema}_appended"
 
     def render(text: str) -> bytes:
@@ -244,6 +246,7 @@ def statements(schema: str) -> Statements:
             "select segment from {schema}.archived_streams where stream = %b and version > %b order by segment"
         ),
         store=render(_store_text()),
+        store_rows=side_table.rendered(schema) if side_table else b"",
         listen=render("listen {channel}"),
         head=render("select position from {schema}.head"),
         head_and_hash=render("select position, hash from {schema}.head"),

@@ -3,7 +3,7 @@
 As long as no other process writes, a transaction is one statement that stores what was decided on what the writer
 remembers (tail.py), unless the head has moved. Otherwise it is two round trips: lock the head and read what the decision
 needs; store and commit. The lock makes writers of several processes take turns, and each statement after it sees all that
-the others committed.
+the others committed. Rows of a side table (side_table.py) are one statement more of the transaction, behind the events.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from eventlog.admission import (
     Admission,
     Head,
     Known,
+    Outcome,
     Request,
     Size,
     Stored,
     StreamHead,
     check_request,
+    check_side_table,
+    rows_beside,
     streams_of,
 )
 from eventlog.arrays import texts, uuids
@@ -40,12 +43,11 @@ from eventlog.errors import AppendRefused, ArchiveMissing, EventLogError, LogClo
 from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted, Observer, Unobserved
 from eventlog.patience import NOTICE_THAT_WE_LEFT
-from eventlog.prepared import PreparedConnection, rows
+from eventlog.prepared import Parameters, PreparedConnection, rows
 from eventlog.records import Appended, StoredEvent, StreamId, parse_stream
+from eventlog.side_table import SideTable
 from eventlog.sql import Statements, store_parameters
 from eventlog.tail import Tail
-
-Outcome = Appended | EventLogError
 
 _RECONNECT_PAUSE_S = 0.05
 _RECONNECT_PAUSE_MAX_S = 2.0
@@ -85,6 +87,9 @@ class ArchivedReads:
     of_stream: Callable[[StreamId, int], Awaitable[StoredEvent]] = _no_archive
 
 
+_Step = tuple[bytes, Parameters]
+
+
 class _Committed(NamedTuple):
     """What a group came to: an outcome for each request, what was stored, and the head after it; None if not known."""
 
@@ -116,6 +121,7 @@ class GroupWriter:
         on_commit: Callable[[int, Sequence[StoredEvent]], None],
         observer: Observer | None = None,
         archived: ArchivedReads | None = None,
+        side_table: SideTable | None = None,
     ) -> None:
         self._dsn = dsn
         self._sql = statements
@@ -124,6 +130,7 @@ class GroupWriter:
         self._on_commit = on_commit
         self._observer = observer or Unobserved()
         self._archived = archived or ArchivedReads()
+        self._side_table = side_table
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
@@ -147,6 +154,7 @@ class GroupWriter:
     async def submit(self, request: Request) -> Appended:
         """Queue a request and wait for its commit. Raises as EventLog.append."""
         size = check_request(request, self._limits)
+        check_side_table(size, opened=self._side_table is not None)
         if self._task is None or self._task.done():
             raise LogClosed
         waiting = _Waiting(request, size)
@@ -246,7 +254,8 @@ class GroupWriter:
         try:
             outcomes: list[Outcome] = [admission.admit(request) for request in requests]
             self._decided = outcomes
-            stored = await connection.run(self._sql.store, store_parameters(head, admission.accepted))
+            store = self._sql.store, store_parameters(head, admission.accepted)
+            stored, *_ = await connection.run_all(store, *await self._beside(connection, requests, outcomes, admission))
         except (EventLogError, psycopg.errors.UniqueViolation):
             return None
         if stored.command_tuples == 0:
@@ -268,19 +277,38 @@ class GroupWriter:
         head = _head(locked)
         admission = Admission(head, await self._ends(ends), await self._known(known, known_archived), self._clock.now())
         outcomes = self._decided = [_decide(admission, request) for request in requests]
-        await self._store_and_commit(connection, head, admission.accepted)
+        beside = await self._beside(connection, requests, outcomes, admission)
+        await self._store_and_commit(connection, head, admission.accepted, beside)
         self._tail.learn(head, admission.head, admission.streams)
         return _Committed(outcomes, admission.accepted, admission.head.position)
 
     async def _store_and_commit(
-        self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent]
+        self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent], beside: Sequence[_Step]
     ) -> None:
         if not accepted:
             await connection.run(_COMMIT)
             return
-        stored, _ = await connection.run_all((self._sql.store, store_parameters(head, accepted)), (_COMMIT, ()))
+        store = self._sql.store, store_parameters(head, accepted)
+        stored, *_ = await connection.run_all(store, *beside, (_COMMIT, ()))
         if stored.command_tuples != len(accepted):
             raise AppendRefused(f"{stored.command_tuples} of {len(accepted)} events were stored under the lock")
+
+    async def _beside(
+        self,
+        connection: PreparedConnection,
+        requests: Sequence[Request],
+        outcomes: Sequence[Outcome],
+        admission: Admission,
+    ) -> tuple[_Step, ...]:
+        """The step behind the one that stores the events of a group, if any of them has rows beside it.
+
+        Prepared when it is first needed: without its table those who have no rows append all the same.
+        """
+        if self._side_table is None or not (beside := rows_beside(requests, outcomes)):
+            return ()
+        statement = self._sql.store_rows
+        await connection.prepare(statement)
+        return ((statement, self._side_table.parameters(beside, admission.head.hash)),)
 
     async def _ends(self, found: PGresult) -> dict[StreamId, StreamHead]:
         ends = {

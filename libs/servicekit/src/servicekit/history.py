@@ -40,6 +40,7 @@ from eventlog.projections import Projector
 from eventlog.records import StoredEvent, StreamId
 from eventlog.relay import Relay, RelayConfig
 from eventlog.rpc import Context, EventLogServicer
+from eventlog.side_table import SideTable
 from eventlog.signing import Checkpoint, SigningKey, TrustedKeys
 from eventlog.sources import LogSource, Source
 from eventlog.vault import Vault
@@ -282,7 +283,9 @@ class History:
     measurements: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
     """Of the service itself, taken together with those of its log."""
 
-    async def open(self, limits: LogLimits | None = None, relay_pace_s: float = 0.0) -> EventLog:
+    async def open(
+        self, limits: LogLimits | None = None, relay_pace_s: float = 0.0, side_table: SideTable | None = None
+    ) -> EventLog:
         """The log, opened by the first call, its relay started, and what its keys allow: checkpoints and a vault.
 
         Raises KeyUnusable for a key that is not the one that this log was signed, or its data encrypted, with, and without
@@ -297,6 +300,7 @@ class History:
                 clock=self.clock,
                 observer=observer,
                 archive=self.archive_directory,
+                side_table=side_table,
             )
             self.metrics.eventlog_queue_events.set_function(lambda: stored.backlog_events)
             self.metrics.eventlog_queue_limit.set((limits or self.limits).queue_events_max)

@@ -12,6 +12,7 @@ from eventlog.limits import Limits as LogLimits
 from eventlog.log import EventLog
 from eventlog.personal_log import PersonalLog, follow_erasures
 from eventlog.projections import Projector
+from eventlog.side_table import SideTable
 from eventlog.sources import Source
 from eventlog.vault import Vault
 from faststream.nats import NatsBroker
@@ -104,15 +105,17 @@ class Host(Generic[S]):
         """
         self.rpc.add(add_to_server, servicer, permissions, errors or ErrorMap())
 
-    async def open_log(self, limits: LogLimits | None = None, *, relay_pace_s: float = 0.0) -> EventLog:
+    async def open_log(
+        self, limits: LogLimits | None = None, *, relay_pace_s: float = 0.0, side_table: SideTable | None = None
+    ) -> EventLog:
         """Open the service's event log in its database, relay it to JetStream, and serve it by the EventLog rpc.
 
         `relay_pace_s` is RelayConfig's `pace_s`: more than 0 where calls wait for what the relay would take of the machine,
-        and nobody for the events.
+        and nobody for the events. `side_table` takes the rows that appends bring beside their events.
         """
         if self.history.log is None:
             self.stack.push_async_callback(self.history.drain)
-        return await self.history.open(limits, relay_pace_s)
+        return await self.history.open(limits, relay_pace_s, side_table)
 
     async def open_personal_log(self, classes: Iterable[type[Event]], limits: LogLimits | None = None) -> EventLog:
         """As open_log, for a service in whose events (`classes`) may be what people wrote: sealed in the log, in the name of
