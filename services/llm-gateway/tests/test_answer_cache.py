@@ -83,6 +83,7 @@ class World:
             for each in (self.provider, self.other)
         )
         self.registry = CollectorRegistry()
+        self.log.side_table = self.results.store
         tools = Tools(
             ledger=self.ledger,
             journal=Journal(self.log, Codec(EVENTS), self.clock),

@@ -144,6 +144,7 @@ class World:
             further=(Deployment("b", self.rival),),
         )
         clock, self.results, self.registry = SystemClock(), MemoryResults(), CollectorRegistry()
+        self.log.side_table = self.results.store
         self.tools = Tools(
             ledger=self.ledger,
             journal=Journal(self.log, Codec(EVENTS), clock),

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from eventlog.errors import LogUnavailable, QueueFull
 from eventlog.records import Context
+from eventlog.side_table import SideRow
 from servicekit.clock import Clock
 from servicekit.retry import Backoff
 from synod.common.event import Event
@@ -315,7 +316,7 @@ class Execution:
             likeness_of_10000=min(round(likeness * caching.EXACT_OF_10000), caching.EXACT_OF_10000),
             simulated=answer.simulated,
         )
-        serving = self._recorder.serve(Kept(data, b"", call.attempt), self._accepted(aim), served)
+        serving = self._recorder.serve(Kept(data, call.attempt), self._accepted(aim), served)
         ended = await self._flight.unbroken(serving)
         if not calls.has_completed(ended, call.attempt):
             raise TakenOver
@@ -668,14 +669,14 @@ class Execution:
         await self._recorder.append(lambda call: calls.give_up(call, failure))
 
     async def _completed(self, response: ModelResponse) -> Answer:
-        """The answer goes on record before the event that says so: without it the event would promise too much."""
+        """The answer goes on record with the event that says so: without it the event would promise too much."""
         attempt = self._attempt
         assert attempt is not None
         answer = self._answer(attempt, response)
         data = self._tools.codec.dump(answer)
         event = self._completed_event(attempt, answer, response, data)
-        kept = Kept(data, event.model_dump_json().encode(), attempt.number)
-        call = await self._flight.unbroken(self._recorder.complete(kept, event, self._told()))
+        recording = self._recorder.complete(Kept(data, attempt.number), event, self._told())
+        call = await self._flight.unbroken(recording)
         if not calls.has_completed(call, attempt.number):
             self._taken_over()
         return answer
@@ -825,21 +826,23 @@ class Recorder:
         self._seen = await self.tools.journal.load(self.id, self._seen)
         return self._seen.call
 
-    async def append(self, decide: Callable[[Call], Sequence[Event]]) -> Call:
-        """The call after what was decided. Raises LogUnavailable, QueueFull once patience is over."""
+    async def append(self, decide: Callable[[Call], Sequence[Event]], *rows: SideRow) -> Call:
+        """The call after what was decided, stored with the rows. Raises LogUnavailable, QueueFull, and for rows
+        StoreUnavailable, once patience is over.
+        """
         journal = self.tools.journal
         self._seen = await self._patiently(
-            lambda: journal.execute(self.id, self._seen, decide, self.context, self._author)
+            lambda: journal.execute(self.id, self._seen, decide, self.context, self._author, rows)
         )
         return self._seen.call
 
     async def complete(self, kept: Kept, event: ModelCallCompleted, lost: Sequence[Lost] = ()) -> Call:
-        await self._patiently(lambda: self.tools.results.keep(self.id, kept))
-        return await self.append(lambda call: calls.end(call, event, lost))
+        return await self.append(lambda call: calls.end(call, event, lost), self.tools.results.row(self.id, kept))
 
     async def serve(self, kept: Kept, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Call:
-        await self._patiently(lambda: self.tools.results.keep(self.id, kept))
-        return await self.append(lambda call: calls.serve(call, accepted, served))
+        return await self.append(
+            lambda call: calls.serve(call, accepted, served), self.tools.results.row(self.id, kept)
+        )
 
     async def runs_elsewhere(self, call: Call) -> bool:
         """Whether another living process carries the call out now."""
@@ -849,14 +852,10 @@ class Recorder:
         return await workers.alive(worker)
 
     async def end_orphan(self, call: Call) -> Call:
-        """Ends what somebody left running: by its answer if that is on record, else as unknown."""
+        """Ends what somebody left running, as unknown: an answer is not on record without the event that says so."""
         if not call.running:
             return call
-        kept = await self.tools.results.find(self.id)
-        event = ModelCallCompleted.model_validate_json(kept.completed) if kept and kept.completed else None
         lost = [Lost(each, CRASHED, "unknown") for each in call.running]
-        if event is not None and any(each.attempt == event.attempt for each in call.running):
-            return await self.append(lambda call: calls.end(call, event, lost))
         for each in lost:
             self.tools.telemetry.attempt_lost(self.id, each)
         return await self.append(lambda call: calls.fail(call, lost))

@@ -10,14 +10,16 @@ from uuid import UUID
 from zlib import crc32
 
 from eventlog.codec import Codec
-from eventlog.errors import UnknownEventType, VersionConflict
+from eventlog.errors import AppendRefused, UnknownEventType, VersionConflict
 from eventlog.log import EventLog
-from eventlog.records import Append, Context, StoredEvent, StreamId
+from eventlog.records import Append, Appended, Context, StoredEvent, StreamId
+from eventlog.side_table import SideRow
 from servicekit.clock import Clock
 from synod.common.event import Event
 
 from llm_gateway import calls
 from llm_gateway.calls import Call
+from llm_gateway.errors import StoreUnavailable
 
 AGGREGATE: Final = "model-call"
 CONFLICTS_MAX: Final = 8
@@ -51,32 +53,55 @@ class Journal:
                 return replace(seen, looked=True)
 
     async def execute(
-        self, id: str, seen: Seen, decide: Callable[[Call], Sequence[Event]], context: Context, author: UUID
+        self,
+        id: str,
+        seen: Seen,
+        decide: Callable[[Call], Sequence[Event]],
+        context: Context,
+        author: UUID,
+        rows: tuple[SideRow, ...] = (),
     ) -> Seen:
-        """Appends what `decide` returns; after a conflict it is asked again about the newer state.
+        """Appends what `decide` returns, with `rows` beside it; after a conflict it is asked again about the newer state.
 
         An author says each thing once: said again because an answer was lost, the log knows it. Raises VersionConflict
-        after too many conflicts, and what log and `decide` raise.
+        after too many conflicts, StoreUnavailable if the rows cannot be stored, and what log and `decide` raise.
         """
         for conflicts_left in reversed(range(CONFLICTS_MAX)):
             events = tuple(decide(seen.call))
             if not events:
                 return seen
             try:
-                return await self._append(id, seen, events, context, author)
+                return await self._append(id, seen, events, context, author, rows)
             except VersionConflict:
                 if not conflicts_left:
                     raise
             seen = await self.load(id, seen)
         raise AssertionError("the last conflict is raised")
 
-    async def _append(self, id: str, seen: Seen, events: tuple[Event, ...], context: Context, author: UUID) -> Seen:
+    async def _append(
+        self,
+        id: str,
+        seen: Seen,
+        events: tuple[Event, ...],
+        context: Context,
+        author: UUID,
+        rows: tuple[SideRow, ...],
+    ) -> Seen:
         at, call = self.clock.now(), seen.call
         new = tuple([self.codec.encode(event, id=_event_id(author, event), at=at) for event in events])
-        appended = await self.log.append(Append(_stream(id), seen.version, new, context))
+        appended = await self._stored(Append(_stream(id), seen.version, new, context, rows=rows))
         for event in events:
             call = calls.evolve(call, event)
         return Seen(call, appended.versions[0], seen.looked)
+
+    async def _stored(self, append: Append) -> Appended:
+        try:
+            return await self.log.append(append)
+        except AppendRefused as error:
+            if not append.rows:
+                raise
+            # The table of the rows is at fault, if one is: it is gone, or closed to us. Nothing is wrong with the events.
+            raise StoreUnavailable(f"answers cannot be recorded: {error}") from error
 
     def _known(self, stored: StoredEvent) -> Event:
         event = self.codec.decode(stored)

@@ -45,7 +45,7 @@ from llm_gateway.providers.provider import Embedder, Provider
 from llm_gateway.providers.quota import Quota
 from llm_gateway.providers.transport import Transport, open_session
 from llm_gateway.renewals import Renewals
-from llm_gateway.results import PostgresResults
+from llm_gateway.results import ANSWERS, PostgresResults
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.roster import LoadedRoster, RosterFile
 from llm_gateway.rpc import PERMISSIONS, Handlers, LlmGatewayRpc, OwnModelCalls
@@ -66,10 +66,9 @@ RELAY_PACE_S: Final = 0.02
 
 async def compose(host: Host[Settings]) -> None:
     settings = host.settings
-    log = await host.open_log(relay_pace_s=RELAY_PACE_S)
-    dsn = settings.postgres_dsn.get_secret_value()
-    results, cached = await answer_stores(host, dsn)
-    workers = PostgresWorkers(dsn, host.pool, new_id("gw"))
+    results, cached = await answer_stores(host)
+    log = await host.open_log(relay_pace_s=RELAY_PACE_S, side_table=ANSWERS)
+    workers = PostgresWorkers(settings.postgres_dsn.get_secret_value(), host.pool, new_id("gw"))
     await workers.enter()
     host.on_stop(workers.leave)
     transport = Transport(await host.stack.enter_async_context(open_session(proxies=settings.proxies)))
@@ -145,11 +144,10 @@ async def compose(host: Host[Settings]) -> None:
     host.on_stop(gateway.close)
 
 
-async def answer_stores(host: Host[Settings], dsn: str) -> tuple[PostgresResults, PostgresCacheStore]:
+async def answer_stores(host: Host[Settings]) -> tuple[PostgresResults, PostgresCacheStore]:
     """Answers kept for repeats of their requests, and for others who ask the same."""
-    results = PostgresResults(dsn, host.pool, host.clock, host.settings.answers_kept_s)
+    results = PostgresResults(host.pool, host.clock, host.settings.answers_kept_s)
     await results.prepare()
-    host.on_stop(results.close)
     cached = PostgresCacheStore(host.pool, host.clock, host.settings.cache_entries_max)
     await cached.prepare()
     host.add_task("results", results.purge_forever)

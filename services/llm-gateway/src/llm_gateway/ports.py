@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from eventlog.records import Context
+from eventlog.side_table import SideRow
 from synod.common.values import Attribution
 
 from llm_gateway.domain import Answer
@@ -47,18 +48,20 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An answer on record, of the attempt with this number. `completed` is the terminal event, as JSON, that belongs to it."""
+    """An answer on record, of the attempt with this number."""
 
     answer: bytes
-    completed: bytes
     attempt: int
 
 
 class Results(Protocol):
     """Answers kept for repeats of their requests, until they expire. The owner of the store closes it."""
 
-    async def keep(self, call_id: str, kept: Kept) -> None:
-        """The answer of a later attempt replaces that of an earlier one, never the other way. Raises StoreUnavailable."""
+    def row(self, call_id: str, kept: Kept) -> SideRow:
+        """The answer as the log stores it beside the event that promises it: without one there is not the other.
+
+        That of a later attempt replaces that of an earlier one, never the other way.
+        """
         ...
 
     async def find(self, call_id: str) -> Kept | None:

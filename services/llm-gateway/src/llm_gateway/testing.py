@@ -3,9 +3,11 @@
 import asyncio
 import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from eventlog.binary import from_int, to_int
 from eventlog.records import Context
+from eventlog.side_table import SideRow
 
 from llm_gateway.errors import StoreUnavailable
 from llm_gateway.ports import Entry, Kept, Reservation
@@ -49,24 +51,28 @@ class FakeWorkers:
 
 
 class MemoryResults:
-    """Results that never expire. It fails as often as `failures` says, then works."""
+    """Results that never expire, and the side table of a MemoryEventLog. It fails as often as `failures` says, then works."""
 
     def __init__(self, failures: int = 0) -> None:
         self.kept: dict[str, Kept] = {}
         self.failures = failures
 
-    async def keep(self, call_id: str, kept: Kept) -> None:
-        await self._reach()
-        before = self.kept.get(call_id)
-        if before is None or before.attempt <= kept.attempt:
-            self.kept[call_id] = kept
+    def row(self, call_id: str, kept: Kept) -> SideRow:
+        return call_id.encode(), kept.answer, from_int(kept.attempt)
+
+    def store(self, rows: Sequence[SideRow]) -> None:
+        self._reach()
+        for call_id, answer, attempt in rows:
+            before, kept = self.kept.get(call_id.decode()), Kept(answer, to_int(attempt))
+            if before is None or before.attempt <= kept.attempt:
+                self.kept[call_id.decode()] = kept
 
     async def find(self, call_id: str) -> Kept | None:
-        await self._reach()
+        await asyncio.sleep(0)
+        self._reach()
         return self.kept.get(call_id)
 
-    async def _reach(self) -> None:
-        await asyncio.sleep(0)
+    def _reach(self) -> None:
         if self.failures:
             self.failures -= 1
             raise StoreUnavailable("the store is down")
