@@ -34,6 +34,12 @@ async def test_a_head_that_is_announced_is_known_at_once() -> None:
     assert await signal.wait_for(2, timeout_s=0) == 2
 
 
+def test_a_head_that_nobody_waits_for_takes_no_turn_of_the_loop() -> None:
+    signal = HeadSignal()
+    signal.announce(1)  # there is none here
+    assert signal.head == 1
+
+
 @pytest.mark.parametrize("again", [1, 0], ids=["told_again", "told_once"])
 async def test_who_was_answered_before_and_whom_he_answers_go_on_before_those_who_follow(again: int) -> None:
     """As a model call: its last append is shielded from who called, and so is the whole of it."""

@@ -29,7 +29,8 @@ class HeadSignal:
         """
         if head > self.head:
             self.head = head
-            self._wake_after(ANSWERING_TURNS)
+            if self._waiting:  # who comes later sees the head at once
+                self._wake_after(ANSWERING_TURNS)
 
     def move(self, head: int) -> None:
         """As `advance`, but the head may also fall back."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from eventlog.codec import Codec
+from eventlog.folding import ProjectorLimits
 from eventlog.master_keys import FileMasterKey
 from httpedge.registry import RegistryKeys
 from pydantic import SecretStr
@@ -60,8 +61,11 @@ from llm_gateway.workers import PostgresWorkers
 
 SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-usage|no-end|html)")
 """The simulator's model, and those that fail on demand."""
-RELAY_PACE_S: Final = 0.02
+RELAY_PACE_S: Final = 0.05
 """Of its events: settlements follow them, for which nobody waits; the caller of a model waits for what relaying takes."""
+CALLS_PACE_S: Final = 0.25
+"""Of the view of calls: only those left running are looked for in it, every few seconds. So many events are decoded in a
+few milliseconds at full load, for which the loop can stand still."""
 
 
 async def compose(host: Host[Settings]) -> None:
@@ -130,7 +134,7 @@ async def compose(host: Host[Settings]) -> None:
                 if changed := await roster.changed():
                     gateway.use(catalogue_of(changed))
 
-    host.add_view(ModelCallsView())
+    host.add_view(ModelCallsView(), limits=ProjectorLimits(pace_s=CALLS_PACE_S))
     handlers = Handlers(gateway, host.clock)
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(handlers), PERMISSIONS, ERRORS)
     keys = RegistryKeys(AgentRegistryStub(host.channel("agent-registry")))
