@@ -26,6 +26,8 @@ from launcher.processes import free_port
 BARE = "LiteLLM"
 BUDGETED = "LiteLLM with budgets and metrics"
 READY_S = 60
+# The proxy closes a connection that was idle for 5 s, perhaps while a request is on its way.
+IDLE_S = 2
 MODEL = "sim-1"
 SPENT_MODEL = "spent"
 PRICE = {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7}
@@ -102,7 +104,10 @@ async def running(program: Path, config: Config) -> AsyncIterator[Proxy]:
             stderr=DEVNULL,
         )
         try:
-            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session:
+            connector = aiohttp.TCPConnector(keepalive_timeout=IDLE_S)
+            async with aiohttp.ClientSession(
+                f"http://127.0.0.1:{port}", headers=headers, connector=connector
+            ) as session:
                 await answering(session, process)
                 yield Proxy(process.pid, session)
         finally:
