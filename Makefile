@@ -123,7 +123,7 @@ bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JS
 PEERS ?= build/bench/peers
 $(PEERS)/%/.stamp: tests/benchmarks/peers/%.txt $(VENV)/.stamp
 	@$(PYTHON) -m venv --without-pip $(@D)
-	@$(BIN)/uv pip sync --quiet --python $(@D)/bin/python $<
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python $<
 	@touch $@
 
 .PHONY: bench-peers

@@ -222,7 +222,7 @@ async def staged() -> AsyncIterator[Stage]:
             ):
                 token = (await authenticated(registry, system.dev_key)).token
                 await enrich(ledger, token)
-                peers = {"forwarder": (process,), **{name: (proxy.pid,) for name, proxy in litellm.items()}}
+                peers = {"forwarder": (process,), **{name: (proxy.process.pid,) for name, proxy in litellm.items()}}
                 pids = {**pids_of(system), **peers}
                 stubs = LlmGatewayStub(gateway), LlmGatewayStub(forwarder)
                 yield Stage(system, pids, edge, through, plain, *stubs, token, litellm)

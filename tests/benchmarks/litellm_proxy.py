@@ -25,7 +25,7 @@ from launcher.processes import free_port
 
 BARE = "LiteLLM"
 BUDGETED = "LiteLLM with budgets and metrics"
-READY_S = 60
+READY_S = 120
 # The proxy closes a connection that was idle for 5 s, perhaps while a request is on its way.
 IDLE_S = 2
 MODEL = "sim-1"
@@ -42,9 +42,9 @@ Config = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running proxy: its process, and a session that has its key."""
+    """The proxy's process, and a session that has its key."""
 
-    pid: int
+    process: Process
     session: aiohttp.ClientSession
 
 
@@ -55,14 +55,17 @@ async def litellm_proxies(origin: str) -> AsyncIterator[Mapping[str, Proxy]]:
     That the second way refuses what is over budget and keeps metrics has been seen before it is handed out.
     """
     program = peer("litellm", "litellm")
+    if program is None:
+        yield {}
+        return
     async with AsyncExitStack() as stack:
-        proxies: dict[str, Proxy] = {}
-        if program is not None:
-            proxies[BARE] = await stack.enter_async_context(running(program, bare(origin)))
-            proxies[BUDGETED] = await stack.enter_async_context(running(program, budgeted(origin)))
-            async with asyncio.timeout(READY_S):
-                await refusing(proxies[BUDGETED].session)
-                await metering(proxies[BUDGETED].session)
+        configs = {BARE: bare(origin), BUDGETED: budgeted(origin)}
+        proxies = {name: await stack.enter_async_context(started(program, config)) for name, config in configs.items()}
+        async with asyncio.timeout(READY_S):
+            for proxy in proxies.values():
+                await answering(proxy)
+            await refusing(proxies[BUDGETED].session)
+            await metering(proxies[BUDGETED].session)
         yield proxies
 
 
@@ -90,7 +93,7 @@ def config(models: Mapping[str, Config], *callbacks: str) -> Config:
 
 
 @asynccontextmanager
-async def running(program: Path, config: Config) -> AsyncIterator[Proxy]:
+async def started(program: Path, config: Config) -> AsyncIterator[Proxy]:
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     headers = {"Authorization": f"Bearer {key}"}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -104,29 +107,28 @@ async def running(program: Path, config: Config) -> AsyncIterator[Proxy]:
             stderr=DEVNULL,
         )
         try:
-            connector = aiohttp.TCPConnector(keepalive_timeout=IDLE_S)
             async with aiohttp.ClientSession(
-                f"http://127.0.0.1:{port}", headers=headers, connector=connector
+                f"http://127.0.0.1:{port}",
+                headers=headers,
+                connector=aiohttp.TCPConnector(keepalive_timeout=IDLE_S),
             ) as session:
-                await answering(session, process)
-                yield Proxy(process.pid, session)
+                yield Proxy(process, session)
         finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
 
 
-async def answering(session: aiohttp.ClientSession, process: Process) -> None:
+async def answering(proxy: Proxy) -> None:
     """Returns when the proxy answers; a RuntimeError tells that it has ended instead."""
-    async with asyncio.timeout(READY_S):
-        while process.returncode is None:
-            try:
-                async with session.get("/health/liveliness") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.2)
-    raise RuntimeError(f"LiteLLM ended with {process.returncode}; `make bench-peers` installs all that it needs")
+    while proxy.process.returncode is None:
+        try:
+            async with proxy.session.get("/health/liveliness") as answer:
+                if answer.status == 200:
+                    return
+        except aiohttp.ClientError:
+            await asyncio.sleep(0.2)
+    raise RuntimeError(f"LiteLLM ended with {proxy.process.returncode}; make bench-peers installs all that it needs")
 
 
 async def refusing(session: aiohttp.ClientSession) -> None:
