@@ -117,7 +117,17 @@ compare-prices: second-source ## Hold the price book against the prices that Lit
 
 .PHONY: bench
 bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JSON in build/bench
-	$(BIN)/python tests/benchmarks/run.py --size $(SIZE) $(if $(ONLY),--only $(ONLY))
+	SYNOD_BENCH_PEERS=$(PEERS) $(BIN)/python tests/benchmarks/run.py --size $(SIZE) $(if $(ONLY),--only $(ONLY))
+
+# What we are measured against lives in environments of its own and is no dependency of ours.
+PEERS ?= build/bench/peers
+$(PEERS)/%/.stamp: tests/benchmarks/peers/%.txt $(VENV)/.stamp
+	@$(PYTHON) -m venv --without-pip $(@D)
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python $<
+	@touch $@
+
+.PHONY: bench-peers
+bench-peers: $(PEERS)/litellm/.stamp $(PEERS)/langgraph/.stamp ## Install LiteLLM and LangGraph into build/bench/peers, for the benchmarks to measure beside us
 
 KILLS ?= 1000
 SEED ?=

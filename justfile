@@ -8,6 +8,10 @@ asyncapi *args:
 bench *args:
     @make bench {{args}}
 
+# Install LiteLLM and LangGraph into build/bench/peers, for the benchmarks to measure beside us
+bench-peers *args:
+    @make bench-peers {{args}}
+
 # Kill and break the event log (KILLS=1000 SEED= SECONDS=1800 TARGET=eventlog|all) and check it
 chaos *args:
     @make chaos {{args}}

