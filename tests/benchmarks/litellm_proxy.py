@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import secrets
+import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Mapping
@@ -62,11 +63,11 @@ async def litellm_proxies(origin: str) -> AsyncIterator[Mapping[str, Proxy]]:
         configs = {BARE: bare(origin), BUDGETED: budgeted(origin)}
         proxies = {name: await stack.enter_async_context(started(program, config)) for name, config in configs.items()}
         async with asyncio.timeout(READY_S):
-            for proxy in proxies.values():
-                await answering(proxy)
-            await refusing(proxies[BUDGETED].session)
-            await metering(proxies[BUDGETED].session)
-        yield proxies
+            up = {name: proxy for name, proxy in proxies.items() if await answering(name, proxy)}
+            if BUDGETED in up:
+                await refusing(up[BUDGETED].session)
+                await metering(up[BUDGETED].session)
+        yield up
 
 
 def bare(origin: str) -> Config:
@@ -119,16 +120,20 @@ async def started(program: Path, config: Config) -> AsyncIterator[Proxy]:
             await process.wait()
 
 
-async def answering(proxy: Proxy) -> None:
-    """Returns when the proxy answers; a RuntimeError tells that it has ended instead."""
+async def answering(name: str, proxy: Proxy) -> bool:
+    """Whether the proxy answers, once it does. It ends by itself where a package is missing, and is left out then."""
     while proxy.process.returncode is None:
         try:
             async with proxy.session.get("/health/liveliness") as answer:
                 if answer.status == 200:
-                    return
+                    return True
         except aiohttp.ClientError:
             await asyncio.sleep(0.2)
-    raise RuntimeError(f"LiteLLM ended with {proxy.process.returncode}; make bench-peers installs all that it needs")
+    print(
+        f"{name} is left out, it ended with {proxy.process.returncode}: make bench-peers installs all that it needs",
+        file=sys.stderr,
+    )
+    return False
 
 
 async def refusing(session: aiohttp.ClientSession) -> None:
