@@ -122,8 +122,8 @@ bench: setup ## Run the benchmarks (ONLY=name, SIZE=small|full); tables here, JS
 # What we are measured against lives in environments of its own and is no dependency of ours.
 PEERS ?= build/bench/peers
 $(PEERS)/%/.stamp: tests/benchmarks/peers/%.txt $(VENV)/.stamp
-	@$(PYTHON) -m venv --without-pip $(@D)
-	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python $<
+	@$(PYTHON) -m venv $(@D)
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(@D)/bin/python --requirement $<
 	@touch $@
 
 .PHONY: bench-peers
