@@ -28,6 +28,8 @@ UUIDS: Final = struct.pack("!iiI", 1, 1, 2950)
 """How a column of the type begins."""
 
 _dimension: Final = struct.Struct("!ii").pack
+length_of: Final = struct.Struct("!I").pack
+"""What stands before a value of so many bytes."""
 _LENGTH_8: Final = (8).to_bytes(4, "big")
 _LENGTH_16: Final = (16).to_bytes(4, "big")
 
@@ -44,7 +46,7 @@ def texts(values: Iterable[str | None]) -> bytes:
 
 def byteas(values: Iterable[bytes | None]) -> bytes:
     """bytea[]"""
-    return column(BYTEAS, [NULL if value is None else sized(value) for value in values])
+    return column(BYTEAS, [NULL if value is None else length_of(len(value)) + value for value in values])
 
 
 def uuids(values: Iterable[UUID | None]) -> bytes:
@@ -71,7 +73,7 @@ def columns(begun: Iterable[bytes], items: Sequence[Sequence[bytes]]) -> list[by
 
 def sized(value: bytes) -> bytes:
     """The value with its length before it."""
-    return len(value).to_bytes(4, "big") + value
+    return length_of(len(value)) + value
 
 
 @lru_cache(maxsize=16_384)

@@ -15,9 +15,9 @@ from typing import Any, Final
 from psycopg.sql import SQL, Identifier, Literal
 
 from eventlog.admission import Head
-from eventlog.arrays import BIGINTS, BYTEAS, NULL, TEXTS, TIMES, UUIDS, column, columns, sized, sized_text
+from eventlog.arrays import BIGINTS, BYTEAS, NULL, TEXTS, TIMES, UUIDS, column, columns, length_of, sized_text
 from eventlog.binary import from_int, from_time, microseconds
-from eventlog.records import EVERYTHING, Filter, StoredEvent, parse_stream
+from eventlog.records import EVERYTHING, Filter, StoredEvent, parse_stream, stream_bytes
 from eventlog.side_table import SideTable
 
 _TABLES = """
@@ -312,11 +312,11 @@ _LENGTH_32: Final = (32).to_bytes(4, "big")
 
 def _sized_row(event: StoredEvent) -> tuple[bytes, ...]:
     """The values of _STORED, each with its length before it. In one go, for an append spends much of its time here."""
-    stream = f"{event.stream.aggregate}/{event.stream.id}".encode()
+    stream, data = stream_bytes(event.stream), event.data
     numbers = _FIXED(8, event.version, 8, event.type_version, 8, microseconds(event.occurred_at))
     causation, stream_previous = event.causation, event.stream_previous_hash
     return (
-        sized(stream),
+        length_of(len(stream)) + stream,
         numbers[:12],
         _LENGTH_16 + event.id.int.to_bytes(16, "big"),
         sized_text(event.type),
@@ -328,7 +328,7 @@ def _sized_row(event: StoredEvent) -> tuple[bytes, ...]:
         sized_text(event.correlation),
         sized_text(event.actor),
         sized_text(event.traceparent),
-        sized(event.data),
+        length_of(len(data)) + data,
         _LENGTH_32 + event.previous_hash,  # SHA-256, all three
         _LENGTH_32 + event.hash,
         NULL if stream_previous is None else _LENGTH_32 + stream_previous,

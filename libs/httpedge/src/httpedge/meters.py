@@ -1,6 +1,7 @@
 """Metrics that every edge has under one name."""
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
+from servicekit.meters import Counter
 
 
 def answers_counter(registry: CollectorRegistry) -> Counter:

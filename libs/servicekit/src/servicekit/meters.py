@@ -48,8 +48,7 @@ class _Family(Collector, Generic[_S]):
         self._documentation = documentation
         self._labelnames = tuple(labelnames)
         self._series: dict[tuple[str, ...], _S] = {}
-        if not labelnames:
-            self.labels()
+        self._only = None if labelnames else self.labels()
         registry.register(self)
 
     def labels(self, *values: str) -> _S:
@@ -109,7 +108,7 @@ class Counter(_Family[CounterSeries]):
 
     def inc(self, amount: float = 1) -> None:
         """Of one without labels."""
-        self.labels().inc(amount)
+        (self._only or self.labels()).inc(amount)
 
     def _new(self) -> CounterSeries:
         return CounterSeries()
@@ -140,13 +139,13 @@ class Gauge(_Family[GaugeSeries]):
 
     def inc(self, amount: float = 1) -> None:
         """Of one without labels, as the others."""
-        self.labels().inc(amount)
+        (self._only or self.labels()).inc(amount)
 
     def dec(self, amount: float = 1) -> None:
-        self.labels().dec(amount)
+        (self._only or self.labels()).dec(amount)
 
     def set(self, value: float) -> None:
-        self.labels().set(value)
+        (self._only or self.labels()).set(value)
 
     def _new(self) -> GaugeSeries:
         return GaugeSeries()
@@ -205,7 +204,7 @@ class Histogram(_Family[HistogramSeries]):
 
     def observe(self, amount: float) -> None:
         """Of one without labels."""
-        self.labels().observe(amount)
+        (self._only or self.labels()).observe(amount)
 
     def _new(self) -> HistogramSeries:
         return HistogramSeries(self._bounds)

@@ -131,10 +131,11 @@ class Gateway:
     def _join(self, asked: Asked, context: Context, left_s: float | None, *, stream: bool) -> tuple[str, Flight]:
         """The call in flight for this request, started if none is, and its id. Who joins has to leave."""
         id = call_id(context.tenant, asked.request_id)
-        flight = self._flights.get(id) or self._start(id, asked, context, stream=stream)
+        now = asyncio.get_running_loop().time()
+        flight = self._flights.get(id) or self._start(id, asked, context, now, stream=stream)
         if flight.request_sha256 != asked.sha256:
             raise RequestIdReused(asked.request_id)
-        flight.want_until(None if left_s is None else asyncio.get_running_loop().time() + left_s)
+        flight.want_until(None if left_s is None else now + left_s)
         flight.callers += 1
         self._undrain(id)
         return id, flight
@@ -144,10 +145,10 @@ class Gateway:
         if not flight.callers and self._flights.get(id) is flight:
             self._drain(id, flight)
 
-    def _start(self, id: str, asked: Asked, context: Context, *, stream: bool) -> Flight:
-        choice = self._choice(asked, context.tenant)
+    def _start(self, id: str, asked: Asked, context: Context, now: float, *, stream: bool) -> Flight:
+        choice = self._choice(asked, context.tenant, now)
         self._admit()
-        flight = Flight(asked.sha256, asyncio.get_running_loop().time() + self._tools.terms.call_max_s)
+        flight = Flight(asked.sha256, now + self._tools.terms.call_max_s)
         execution = Execution(
             id,
             asked,
@@ -164,7 +165,7 @@ class Gateway:
         flight.carry(asyncio.create_task(execution.run(), name=f"model call {id}"), lambda: self._landed(id))
         return flight
 
-    def _choice(self, asked: Asked, tenant: str) -> Choice:
+    def _choice(self, asked: Asked, tenant: str, now: float) -> Choice:
         if asked.embedding is not None:
             return Choice((embedding.target_of(self._router.catalogue, asked.model, asked.embedding),), ())
         output_tokens = asked.request.max_output_tokens or self._tools.terms.output_tokens_default
@@ -173,7 +174,7 @@ class Gateway:
             asked.policy,
             lambda: affinity_of(tenant, asked.attribution.conversation_id, asked.request),
             lambda: (counting.request_bound(asked.request), output_tokens),
-            asyncio.get_running_loop().time(),
+            now,
         )
 
     def _admit(self) -> None:

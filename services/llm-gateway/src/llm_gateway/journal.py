@@ -16,6 +16,7 @@ from eventlog.records import Append, Appended, Context, StoredEvent, StreamId
 from eventlog.side_table import SideRow
 from servicekit.clock import Clock
 from synod.common.event import Event
+from synod.common.ids import uuid_of
 
 from llm_gateway import calls
 from llm_gateway.calls import Call
@@ -118,9 +119,10 @@ def _stream(id: str) -> StreamId:
 
 def _event_id(author: UUID, event: Event) -> UUID:
     """The author's own id with other low bits: of one author two facts have the same only if they are the same."""
-    return UUID(int=author.int ^ _low_bits(event.type_name(), getattr(event, "attempt", "")))
+    # By its fields: to ask a model for an attribute that it has not takes longer than all else here.
+    return uuid_of(author.int ^ _low_bits(type(event), event.__dict__.get("attempt", "")))
 
 
 @lru_cache(maxsize=1_024)
-def _low_bits(type_name: str, attempt: int | str) -> int:
-    return crc32(f"{type_name}:{attempt}".encode())
+def _low_bits(kind: type[Event], attempt: int | str) -> int:
+    return crc32(f"{kind.type_name()}:{attempt}".encode())

@@ -100,7 +100,8 @@ async def compose(host: Host[Settings]) -> None:
     listed = frozenset(card.id for card in catalogue.cards())
     telemetry = Telemetry(host.tracer, host.metrics.registry, host.log_, listed)
     ledger = GrpcLedger(CostLedgerStub(host.channel("cost-ledger")), settings.ledger_timeout_s)
-    renewals = Renewals(ledger, settings.reservation_ttl_s, refused=telemetry.not_renewed)
+    now = asyncio.get_running_loop().time
+    renewals = Renewals(ledger, settings.reservation_ttl_s, now, refused=telemetry.not_renewed)
     tools = Tools(
         ledger=ledger,
         journal=Journal(log, Codec(EVENTS), host.clock),

@@ -1,10 +1,12 @@
 """What is told about model calls: a span each, metrics with bounded labels, log lines without content."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
 from typing import Final, Literal
 
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.util.types import AttributeValue
 from prometheus_client import CollectorRegistry
 from servicekit.meters import Counter, Gauge, Histogram, HistogramSeries
 from servicekit.telemetry import Logger
@@ -64,6 +66,35 @@ class Used:
     def count_failed(self, labels: tuple[str, str]) -> None:
         for total in (self._input, self._output):
             total.labels(*labels, genai.UNKNOWN_MODALITY).inc(0)
+
+
+class CallSpan:
+    """A span that is current within a block, `described` if it is recorded, and in error when the block raises a
+    GatewayError. A class, because every call has one and a generator costs twice as much.
+    """
+
+    __slots__ = ("_described", "_span", "_started")
+
+    def __init__(
+        self, started: AbstractContextManager[Span], described: Callable[[], Mapping[str, AttributeValue]]
+    ) -> None:
+        self._started = started
+        self._described = described
+        self._span: Span
+
+    def __enter__(self) -> Span:
+        span = self._span = self._started.__enter__()
+        if span.is_recording():
+            span.set_attributes(self._described())
+        return span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, GatewayError):
+            self._span.set_attribute(genai.ERROR_TYPE, type(error).__name__)
+            self._span.set_status(StatusCode.ERROR)
+        self._started.__exit__(kind, error, traceback)
 
 
 class Telemetry:
@@ -138,7 +169,6 @@ class Telemetry:
         self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
         self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
 
-    @contextmanager
     def call(
         self,
         model: str,
@@ -147,22 +177,18 @@ class Telemetry:
         *,
         stream: bool,
         operation: Literal["chat", "embeddings"] = "chat",
-    ) -> Iterator[Span]:
+    ) -> "CallSpan":
         """The span of a call. It ends in an error when the block raises."""
         name = f"{operation} {model}"
-        with self._tracer.start_as_current_span(
+        started = self._tracer.start_as_current_span(
             name, kind=SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
-        ) as span:
-            if span.is_recording():
-                span.set_attributes(_named(model, attribution))
-                span.set_attributes({genai.OPERATION: operation, genai.REQUEST_STREAM: stream})
-                span.set_attributes(span_attributes.of_request(request))
-            try:
-                yield span
-            except GatewayError as error:
-                span.set_attribute(genai.ERROR_TYPE, type(error).__name__)
-                span.set_status(StatusCode.ERROR)
-                raise
+        )
+
+        def described() -> dict[str, AttributeValue]:
+            asked = {genai.OPERATION: operation, genai.REQUEST_STREAM: stream}
+            return {**_named(model, attribution), **asked, **span_attributes.of_request(request)}
+
+        return CallSpan(started, described)
 
     def answered(self, span: Span, answer: Answer, seconds: float, first_content_s: float | None) -> None:
         if span.is_recording():

@@ -29,7 +29,7 @@ class Attribution(Value):
 
     def of_model(self, model: str) -> "Attribution":
         """The same for what is spent on this model."""
-        return self.model_copy(update={"model": model})
+        return Attribution(**{**self.__dict__, "model": model})  # half the work of `model_copy`
 
 
 class UsageLine(Value):

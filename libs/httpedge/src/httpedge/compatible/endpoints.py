@@ -12,10 +12,10 @@ from typing import Final
 
 import orjson
 from opentelemetry.trace import Span, SpanKind
-from prometheus_client import Counter
 from servicekit.clock import Clock
 from servicekit.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 from servicekit.health import Health
+from servicekit.meters import Counter
 from servicekit.telemetry import TRACEPARENT, Logger, Tracing
 from synod.common.ids import new_id
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb

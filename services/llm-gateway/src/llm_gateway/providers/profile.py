@@ -37,6 +37,9 @@ _OPTIONAL: Final = (
 )
 
 
+_OF_A_DIALECT: Final = (Reasoning, Opaque)
+
+
 @dataclass(frozen=True, slots=True)
 class CapabilityProfile:
     """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one. `reasons`
@@ -135,7 +138,7 @@ def _check_content(request: ModelRequest, profile: CapabilityProfile) -> None:
 
 
 def _without_foreign_parts(messages: tuple[Message, ...], dialect: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    if not any(_is_foreign(part, dialect) for message in messages for part in message.parts):
+    if not [part for message in messages for part in message.parts if _is_foreign(part, dialect)]:
         return messages, ()
     kept = (
         replace(message, parts=tuple(part for part in message.parts if not _is_foreign(part, dialect)))
@@ -145,4 +148,4 @@ def _without_foreign_parts(messages: tuple[Message, ...], dialect: str) -> tuple
 
 
 def _is_foreign(part: Part, dialect: str) -> bool:
-    return isinstance(part, Reasoning | Opaque) and part.dialect != dialect
+    return isinstance(part, _OF_A_DIALECT) and part.dialect != dialect
