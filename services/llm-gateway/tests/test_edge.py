@@ -1,6 +1,7 @@
 """The APIs of OpenAI and Anthropic at llm-gateway itself: what a call is here, it is by gRPC, and the other way round."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,6 +43,7 @@ from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 # One service for all tests of this file, each in a tenant of its own.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WAIT_S = 30
+STATUS = re.compile(rb"HTTP/1\.1 (\d+) ")
 MODEL = "simulator/sim-1"
 TENANTS = count(1)
 CALL_TYPES = ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
@@ -107,6 +109,15 @@ class Door:
 
     def grpc(self) -> LlmGatewayStub:
         return LlmGatewayStub(self.served.connect(self.served.token(tenant=self.tenant)))
+
+    async def raw(self, data: bytes) -> bytes:
+        """All that is answered on one connection until it ends."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.served.host.settings.edge_port)
+        writer.write(data)
+        async with asyncio.timeout(WAIT_S):
+            answers = await reader.read()
+        writer.close()
+        return answers
 
     async def events(self) -> list[log_pb.Event]:
         channel = self.served.connect(self.served.token(tenant=self.tenant))
@@ -360,6 +371,29 @@ async def test_a_body_over_the_limit_and_an_unknown_path(door: Door) -> None:
 async def test_a_balancer_may_ask_whether_to_send_requests_here(door: Door) -> None:
     async with aiohttp.ClientSession(door.url) as http, http.get("/ready") as answer:
         assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+UPGRADE = b"connection: close, upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: a2V5"
+
+
+@pytest.mark.parametrize(
+    "head", [b"OPTIONS * HTTP/1.1\r\nconnection: close", b"GET /v1/responses HTTP/1.1\r\n" + UPGRADE]
+)
+async def test_what_only_another_server_would_answer_is_no_defect_of_this_one(door: Door, head: bytes) -> None:
+    assert STATUS.findall(await door.raw(head + b"\r\nhost: edge\r\n\r\n")) == [b"404"]
+
+
+async def test_a_request_behind_another_has_its_own_time(door: Door) -> None:
+    """And nothing else of the call before it, by whose end it is begun."""
+    door.simulator.faults.plan(Fault(first_byte_delay_s=0.5))
+    body = b'{"model": "%b", "messages": [{"role": "user", "content": "Hello"}]}' % MODEL.encode()
+    impatient = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: edge\r\nx-api-key: %b\r\nx-stainless-read-timeout: 0.1\r\n"
+        b"content-length: %d\r\n\r\n%b" % (door.key().encode(), len(body), body)
+    )
+    behind = b"GET /v1/models HTTP/1.1\r\nhost: edge\r\nx-api-key: %b\r\nconnection: close\r\n\r\n"
+    answers = await door.raw(impatient + behind % door.key().encode())
+    assert STATUS.findall(answers) == [b"504", b"200"]
 
 
 async def test_answers_are_counted(door: Door) -> None:

@@ -14,7 +14,8 @@ from servicekit.dependencies import PortTaken
 from httpedge.certificate import EdgeCertificate
 from httpedge.http import Straight, straightened
 
-_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
+_NO_UPGRADE: Final[Mapping[str, Any]] = MappingProxyType({"ws": "none"})
+"""Whichever packages are installed: what finds a library of WebSockets would pass an upgrade on to `app`."""
 
 
 async def no_application(scope: object, receive: object, send: object) -> None:
@@ -49,7 +50,7 @@ class EdgeServer:
     certificate: EdgeCertificate | None = None
     app: Callable[..., Awaitable[None]] = no_application
     goodbye: Callable[[], Awaitable[None]] = _nothing
-    options: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    options: Mapping[str, Any] = field(default_factory=lambda: _NO_UPGRADE)
     listener: socket.socket = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +94,8 @@ class EdgeServer:
             access_log=False,
             log_config=None,
             log_level="warning",
+            # Of requests that come one behind the other, each is begun by the task of the one before, which is another call.
+            reset_contextvars=True,
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, int(self.grace_s)),

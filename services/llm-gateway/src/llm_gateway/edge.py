@@ -32,7 +32,7 @@ def add_edge(host: Host[Settings], models: ModelCalls, keys: KeyExchange) -> Non
     edge = EdgeServer(
         settings.edge_host,
         settings.edge_port,
-        Straight("/", Answering(compatible(host, models, keys), host.health)),
+        Straight("", Answering(compatible(host, models, keys), host.health)),
         settings.shutdown_grace_s / 2,
         certificate,
     )
