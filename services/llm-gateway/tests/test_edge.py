@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -431,3 +431,30 @@ async def test_a_call_under_way_is_answered_by_a_gateway_that_stops(postgres_dsn
         with pytest.raises(OSError, match="Connect call failed"):
             await asyncio.open_connection("127.0.0.1", settings.edge_port)
     assert answer.choices[0].message.content == "Hello!"
+
+
+async def test_a_gateway_that_stops_lets_nobody_in_while_its_calls_finish(
+    postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    peers = Peers()
+    async with serving(peers) as address, running_simulator() as simulator, AsyncExitStack() as running:
+        settings = settings_of(postgres_dsn, fresh_nats.url, address, simulator, shutdown_grace_s=10)
+        served = await running.enter_async_context(serve_in_process(compose, settings))
+        simulator.faults.plan(Fault(first_byte_delay_s=1.5))
+        asked = pb.GenerateRequest(
+            request_id="req_stop", model=MODEL, messages=[pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="Hello")])]
+        )
+        caller = (("authorization", f"Bearer {served.token(tenant='edge-stop')}"),)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.host.grpc_port}") as channel:
+            asking = asyncio.ensure_future(LlmGatewayStub(channel).Generate(asked, metadata=caller))
+            await until(lambda: bool(peers.reserved))
+            stopping = asyncio.create_task(running.aclose())
+            await until(lambda: not listens(settings.edge_port))
+            assert not asking.done()
+            assert (await asking).message.parts[0].text
+            await stopping
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -52,6 +52,7 @@ class EdgeServer:
     goodbye: Callable[[], Awaitable[None]] = _nothing
     options: Mapping[str, Any] = field(default_factory=lambda: _NO_UPGRADE)
     listener: socket.socket = field(init=False)
+    _running: "tuple[_Server, asyncio.Task[None]] | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         try:
@@ -68,13 +69,22 @@ class EdgeServer:
         return f"{'https' if self.certificate else 'http'}://{self.host}:{self.port}"
 
     async def run(self) -> None:
-        """Serve until cancelled; then say goodbye to every client and let requests finish."""
+        """Serve until told to leave, or cancelled; then say goodbye to every client and let requests finish."""
         server = _Server(self._config())
         serving = asyncio.create_task(server.serve([self.listener.dup()]))
+        self._running = server, serving
         try:
             await asyncio.shield(serving)
         finally:
             await _to_its_end(self._end(server, serving))
+
+    async def leave(self, grace_s: float) -> None:
+        """Take in nobody any more, let requests under way finish for so long, then cancel the rest; `run` returns."""
+        self.listener.close()
+        if self._running is not None:
+            server, serving = self._running
+            server.config.timeout_graceful_shutdown = _whole_seconds(grace_s)
+            await self._end(server, serving)
 
     async def close(self) -> None:
         self.listener.close()
@@ -98,9 +108,13 @@ class EdgeServer:
             reset_contextvars=True,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=max(1, int(self.grace_s)),
+            timeout_graceful_shutdown=_whole_seconds(self.grace_s),
             **self.options,
         )
+
+
+def _whole_seconds(grace_s: float) -> int:
+    return max(1, int(grace_s))
 
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:

@@ -324,7 +324,7 @@ class _Start(Generic[S]):
             await host.start_composed()
         async with self.phases.phase("grpc"):
             host.grpc_port = await host.rpc.start(settings.grpc_host, settings.grpc_port)
-            self.stack.push_async_callback(lambda: host.rpc.stop(grace.left_to_finish_s()))
+            self.stack.push_async_callback(lambda: host.finish_calls(grace.left_to_finish_s()))
         async with self.phases.phase("commands"):
             await self.phases.wait_for("commands", host.commands.prepare)
             await host.commands.start()

@@ -1,5 +1,6 @@
 """What a service's compose function is given: everything around it, opened, and where to hang its own parts."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ S = TypeVar("S", bound=ServiceSettings)
 
 UNSEALED = "what people write is stored in the clear and cannot be erased; set SYNOD_MASTER_KEY_FILE"
 Hook = Callable[[], Awaitable[object]]
+Leaving = Callable[[float], Awaitable[object]]
+"""Given how many seconds it may take."""
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ class Host(Generic[S]):
     """The port that is listened on, once ready."""
     _tasks_to_start: list[tuple[str, Work]] = field(default_factory=list)
     _when_ready: list[Hook] = field(default_factory=list)
+    _leaving: list[Leaving] = field(default_factory=list)
     _forgetting: list[Callable[[], None]] = field(default_factory=list)
     _routes: list[AbstractRouteDef] = field(default_factory=list)
 
@@ -188,6 +192,10 @@ class Host(Generic[S]):
         """Call `hook` once everything serves, before the service reports ready."""
         self._when_ready.append(hook)
 
+    def on_leave(self, hook: Leaving) -> None:
+        """Call `hook` when calls have to finish, and with the time for it: for calls that come in another way than by gRPC."""
+        self._leaving.append(hook)
+
     def on_stop(self, hook: Hook) -> None:
         """Call `hook` when the service stops, after its calls, commands and tasks have ended."""
         self.stack.push_async_callback(hook)
@@ -209,3 +217,7 @@ class Host(Generic[S]):
         """Run the on_ready hooks. Called by app, once."""
         for hook in self._when_ready:
             await hook()
+
+    async def finish_calls(self, grace_s: float) -> None:
+        """Let no more calls in, and end those that take longer. Called by app, once."""
+        await asyncio.gather(self.rpc.stop(grace_s), *(hook(grace_s) for hook in self._leaving))

@@ -37,6 +37,7 @@ def add_edge(host: Host[Settings], models: ModelCalls, keys: KeyExchange) -> Non
         certificate,
     )
     host.add_task("edge", edge.run)
+    host.on_leave(edge.leave)
     if certificate:
         host.add_task("edge certificate", certificate.follow(host.health, host.log_))
     host.on_stop(edge.close)
