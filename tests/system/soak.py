@@ -1,7 +1,8 @@
 """A steady load for minutes: does anything grow?  ``python -m system.soak [--seconds 600] [--rate 20]``
 
-A quarter of the calls each goes through the OpenAI-compatible edge and over gRPC, whole and as a stream, within hard budgets,
-quotas, rolling windows and limits per user; every event is published and folded into views. Each service is a process.
+A sixth of the calls each goes through llm-gateway's OpenAI-compatible edge, through that of ws-gateway and over gRPC, whole and
+as a stream, within hard budgets, quotas, rolling windows and limits per user; every event is published and folded into
+views. Each service is a process.
 
 Before the clock starts, a book is filled with the 10,000 reservations that it remembers. Other memories are filled by the
 load itself, such as the last 4,096 events that each log keeps: some 1,400 calls. So the first quarter is warm-up: `--seconds`
@@ -100,6 +101,7 @@ class Load:
 
     synod: Synod
     edge: aiohttp.ClientSession
+    through: aiohttp.ClientSession
     gateway: LlmGatewayStub
 
     async def call(self, number: int) -> None:
@@ -110,13 +112,20 @@ class Load:
 
     @property
     def ways(self) -> Sequence[Callable[[int], Awaitable[None]]]:
-        return (self.edge_unary, self.grpc_unary, self.edge_stream, self.grpc_stream)
+        whole = (self.edge_unary, self.through_unary, self.grpc_unary)
+        return (*whole, self.edge_stream, self.through_stream, self.grpc_stream)
 
     async def edge_unary(self, number: int) -> None:
-        await self._over_http(number, stream=False)
+        await self._over_http(self.edge, number, stream=False)
 
     async def edge_stream(self, number: int) -> None:
-        await self._over_http(number, stream=True)
+        await self._over_http(self.edge, number, stream=True)
+
+    async def through_unary(self, number: int) -> None:
+        await self._over_http(self.through, number, stream=False)
+
+    async def through_stream(self, number: int) -> None:
+        await self._over_http(self.through, number, stream=True)
 
     async def grpc_unary(self, number: int) -> None:
         await self.gateway.Generate(request(number), metadata=await self.synod.connection.metadata())
@@ -127,11 +136,11 @@ class Load:
             ends = [message.WhichOneof("event") async for message in messages]
         assert ends[-1] == "completed"
 
-    async def _over_http(self, number: int, *, stream: bool) -> None:
+    async def _over_http(self, edge: aiohttp.ClientSession, number: int, *, stream: bool) -> None:
         texts = (("system", ANSWER), ("user", f"call {number}"))
         messages = [{"role": role, "content": text} for role, text in texts]
         body = {"model": MODEL, "messages": messages, "stream": stream, "user": f"usr_{number % USERS}"}
-        async with self.edge.post("/v1/chat/completions", json=body) as answer:
+        async with edge.post("/v1/chat/completions", json=body) as answer:
             content = await answer.read()
             assert answer.status == 200, content
             assert not stream or b"[DONE]" in content
@@ -150,11 +159,12 @@ async def soak(system: System, seconds: float, rate: float, *, fill: int = FILL)
     headers = {"Authorization": f"Bearer {system.dev_key}"}
     async with (
         Synod.connect(Endpoints.discover({}, system.layout.data)) as synod,
-        aiohttp.ClientSession(system.endpoints["http"], headers=headers) as edge,
+        aiohttp.ClientSession(system.endpoints["models"], headers=headers) as edge,
+        aiohttp.ClientSession(system.endpoints["http"], headers=headers) as through,
     ):
         await set_budgets(synod)
         await fill_books(synod, fill)
-        load = Load(synod, edge, LlmGatewayStub(synod.connection.channel("llm-gateway")))
+        load = Load(synod, edge, through, LlmGatewayStub(synod.connection.channel("llm-gateway")))
         sampling = asyncio.create_task(sample(system, seconds / SAMPLES, found.samples))
         await keep_up(load, found)
         sampling.cancel()
