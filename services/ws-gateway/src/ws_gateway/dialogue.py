@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import grpc
 from httpedge.callers import Caller, Callers
 from opentelemetry.trace import SpanKind
 from servicekit.clock import Clock
-from servicekit.errors import ServiceError, Unauthenticated, from_rpc_error
+from servicekit.errors import ServiceError, Unauthenticated
 from servicekit.telemetry import Logger, Tracing
 from synod.common.ids import new_id
 
@@ -360,7 +359,7 @@ class Dialogue:
 
     def _told(self, error: Exception) -> tuple[str, str]:
         """The code and the words for an error; a defect gets an id that is also in the log."""
-        known = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else refusal(error)
+        known = refusal(error)
         if isinstance(error, ChannelRefused | HistoryLost):
             return known.reason if isinstance(known, ServiceError) else "REFUSED", error.message
         if known is not None:

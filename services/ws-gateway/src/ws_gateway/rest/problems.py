@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from httpedge.mistakes import mistake
 from httpedge.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem, defect, problem_of, too_large
-from servicekit.errors import InvalidArgument, ServiceError, from_rpc_error
+from servicekit.errors import InvalidArgument, ServiceError
 from servicekit.telemetry import Logger
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -17,16 +17,11 @@ from ws_gateway.clients import OWN, refusal
 from ws_gateway.errors import GatewayError
 
 
-def known(error: Exception) -> ServiceError | None:
-    """The error as a service would have answered it; None for a defect."""
-    return from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else refusal(error)
-
-
 def add_handlers(app: FastAPI, log: Logger) -> None:
     """Answer every error of the application as a problem."""
 
     async def refused(request: Request, error: Exception) -> Response:
-        found = known(error)
+        found = refusal(error)
         return respond(request, found if found is not None else defect(error, log, OWN))
 
     async def invalid(request: Request, error: Exception) -> Response:

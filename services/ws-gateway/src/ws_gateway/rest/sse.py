@@ -13,9 +13,8 @@ from pydantic import BaseModel
 from servicekit.errors import InvalidArgument, ServiceError
 from starlette.responses import StreamingResponse
 
-from ws_gateway.clients import OWN
+from ws_gateway.clients import OWN, refusal
 from ws_gateway.dialogue import Backstage
-from ws_gateway.rest.problems import known
 from ws_gateway.sessions import GONE
 
 HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -79,7 +78,7 @@ async def _session(
                     yield chunk
                     back.register.count_sent(live)
             except Exception as error:  # noqa: BLE001 - the edge of a stream: told to the client
-                yield _failure(request, known(error) or defect(error, back.log_, OWN)).encode()
+                yield _failure(request, refusal(error) or defect(error, back.log_, OWN)).encode()
         live.ended = connection.ended.result() if connection.ended.done() else (GONE, "the stream has ended")
 
 
