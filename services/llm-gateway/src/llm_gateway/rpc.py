@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import grpc
+from eventlog.records import Context as EventContext
 from httpedge.callers import Caller
 from servicekit.clock import Clock
 from servicekit.context import Call, current_call, current_principal, enter_call, event_context
-from servicekit.errors import DeadlineExceeded, ErrorMap
+from servicekit.errors import DeadlineExceeded, ErrorMap, ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from synod.llm_gateway.v1 import llm_gateway_pb2_grpc
 
 from llm_gateway import translate
 from llm_gateway.application import Gateway
+from llm_gateway.execution import Asked
 
 PERMISSIONS: Final = {
     "Generate": "models.generate",
@@ -39,16 +41,12 @@ class Handlers:
 
     async def generate(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
         asked = translate.to_asked(request, current_principal().tenant)
-        answer = await self.gateway.generate(
-            asked, event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id), self._left_s()
-        )
+        answer = await self.gateway.generate(asked, _context_of(asked), self._left_s())
         return translate.from_answer(answer)
 
     async def stream(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.StreamEvent, None]:
         asked = translate.to_asked(request, current_principal().tenant)
-        events = self.gateway.stream(
-            asked, event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id), self._left_s()
-        )
+        events = self.gateway.stream(asked, _context_of(asked), self._left_s())
         sequence = 0
         async with aclosing(events):
             async for event in events:
@@ -57,9 +55,7 @@ class Handlers:
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         asked = translate.to_embedding(request, current_principal().tenant)
-        answer = await self.gateway.generate(
-            asked, event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id), self._left_s()
-        )
+        answer = await self.gateway.generate(asked, _context_of(asked), self._left_s())
         return translate.from_embeddings(answer)
 
     async def count_tokens(self, request: pb.CountTokensRequest) -> pb.CountTokensResponse:
@@ -78,6 +74,11 @@ class Handlers:
         """What the caller's deadline leaves, in seconds."""
         deadline = current_call().deadline
         return None if deadline is None else deadline - self.clock.monotonic()
+
+
+def _context_of(asked: Asked) -> EventContext:
+    """Under which a call's events are appended: as part of the run that it is made for."""
+    return event_context(correlation=asked.attribution.root_run_id or asked.attribution.run_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ class OwnModelCalls:
         enter_call(Call(caller.principal, deadline))
         try:
             yield
+        except ServiceError:
+            raise
         except Exception as error:
             if known := self.errors.translate(error):
                 raise known from error
