@@ -175,6 +175,8 @@ class CostReserved(Event):
     quota_postings: tuple[QuotaPosting, ...] = ()
     # Such as "processing=batch": the terms that the rates are of.
     price_context: str = ""
+    # Who asked for it ahead of the call that will use it; empty when that call did.
+    holder: str = ""
 
 
 class ReservationDenied(Event):

@@ -190,6 +190,31 @@ class RateLimitAdjusted(Event):
     remaining: int
 
 
+class ReservationStockOpened(Event):
+    """A process is about to reserve for calls to come. `holder` is what it calls itself to cost-ledger."""
+
+    AGGREGATE: ClassVar[str] = "reservation-stock"
+
+    holder: str
+
+
+class ReservationsReturned(Event):
+    """No call has used these in time, and none will: cost-ledger releases them."""
+
+    AGGREGATE: ClassVar[str] = "reservation-stock"
+
+    holder: str
+    reservation_ids: tuple[str, ...]
+
+
+class ReservationStockClosed(Event):
+    """The holder has stopped or died, and what its calls used has been told before: cost-ledger releases all else of it."""
+
+    AGGREGATE: ClassVar[str] = "reservation-stock"
+
+    holder: str
+
+
 EVENTS: tuple[type[Event], ...] = (
     ModelCallAccepted,
     ModelCallAttemptStarted,
@@ -202,4 +227,7 @@ EVENTS: tuple[type[Event], ...] = (
     CircuitHalfOpened,
     CircuitClosed,
     RateLimitAdjusted,
+    ReservationStockOpened,
+    ReservationsReturned,
+    ReservationStockClosed,
 )

@@ -222,6 +222,7 @@ class ReserveRequest(_message.Message):
     PRICE_CONTEXT_FIELD_NUMBER: _builtins.int
     QUANTITIES_FIELD_NUMBER: _builtins.int
     MODALITIES_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """Idempotency key: "<request id>:<attempt>"."""
     model: _builtins.str
@@ -232,6 +233,11 @@ class ReserveRequest(_message.Message):
     """Upper bound of output tokens, reasoning included."""
     upper_bound_nano_usd: _builtins.int
     """A fixed amount instead of tokens (tools)."""
+    holder: _builtins.str
+    """Who asks for it ahead of the call that will use it, and answers for it until then; empty for what a call needs now.
+    FAILED_PRECONDITION (NOTHING_TO_SPARE), and nothing is recorded of it, unless every hard budget that matches has
+    twenty times as much left. Whatever of it has come to nothing is given back by events of the holder's service.
+    """
     @_builtins.property
     def attribution(self) -> Global___Attribution: ...
     @_builtins.property
@@ -265,10 +271,11 @@ class ReserveRequest(_message.Message):
         price_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         quantities: _abc.Iterable[Global___Quantity] | None = ...,
         modalities: _abc.Iterable[_builtins.str] | None = ...,
+        holder: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "input_tokens_max", b"input_tokens_max", "modalities", b"modalities", "model", b"model", "output_tokens_max", b"output_tokens_max", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "ttl", b"ttl", "upper_bound_nano_usd", b"upper_bound_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribution", b"attribution", "holder", b"holder", "input_tokens_max", b"input_tokens_max", "modalities", b"modalities", "model", b"model", "output_tokens_max", b"output_tokens_max", "price_context", b"price_context", "quantities", b"quantities", "reservation_id", b"reservation_id", "ttl", b"ttl", "upper_bound_nano_usd", b"upper_bound_nano_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,21 +343,25 @@ class ReserveManyResponse(_message.Message):
         STATE_FIELD_NUMBER: _builtins.int
         RESERVED_NANO_USD_FIELD_NUMBER: _builtins.int
         REFUSAL_FIELD_NUMBER: _builtins.int
+        HOLDER_FIELD_NUMBER: _builtins.int
         state: Global___ReservationState.ValueType
         """Of the reservation; unspecified where it was refused. GetReservation has the rest of it."""
         reserved_nano_usd: _builtins.int
         refusal: _builtins.bytes
         """Why it was refused: a google.rpc.Status with the details that Reserve gives in grpc-status-details-bin."""
+        holder: _builtins.str
+        """Of the request, as the ledger has recorded it."""
         def __init__(
             self,
             *,
             state: Global___ReservationState.ValueType = ...,
             reserved_nano_usd: _builtins.int = ...,
             refusal: _builtins.bytes = ...,
+            holder: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "reserved_nano_usd", b"reserved_nano_usd", "state", b"state"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "refusal", b"refusal", "reserved_nano_usd", b"reserved_nano_usd", "state", b"state"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
