@@ -40,12 +40,14 @@ from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import FakeProvider
 from llm_gateway.renewals import TTL_S, Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms
+from llm_gateway.stock import ASK_WITHIN_S, Stock
 from llm_gateway.telemetry import Telemetry
-from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryResults
+from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryResults, MemoryStockEvents
 from llm_gateway.translate import AnswerRecords
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
 from servicekit.telemetry import Logger
+from servicekit.testing import FakeClock
 from synod.common.event import Event
 from synod.common.values import Attribution
 from synod.llm_gateway.events import (
@@ -133,11 +135,14 @@ class World:
     abort: Abort = "drain"
     profile: CapabilityProfile = OPENAI
     hold_s: float = TTL_S
+    spare_s: float = 0.0
+    stock_events: MemoryStockEvents = field(default_factory=MemoryStockEvents)
     admission: Admission = field(default_factory=Admission)
     living: set[str] = field(default_factory=set)
     workers: FakeWorkers = field(init=False)
     registry: CollectorRegistry = field(init=False)
     renewals: Renewals = field(init=False)
+    stock: Stock = field(init=False)
     gateway: Gateway = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,8 +175,10 @@ class World:
             admission=self.admission,
             terms=self.terms,
             renewals=Renewals(self.ledger, self.hold_s),
+            stock=Stock(self.ledger, self.stock_events, self.workers, self.spare_s),
         )
-        self.renewals = tools.renewals
+        assert tools.stock is not None
+        self.renewals, self.stock = tools.renewals, tools.stock
         return Gateway(Catalogue(entries), tools)
 
     def draining(self) -> float:
@@ -1129,3 +1136,112 @@ async def test_the_sweep_leaves_calls_of_living_processes_alone() -> None:
     assert (await world.types())[-1] == "ModelCallAttemptFailed"
     provider.released.set()
     await first
+
+
+# --- with what was reserved ahead ---
+
+HOURS_S = 10_000.0
+
+
+async def with_spares(provider: Provider, log: MemoryEventLog | None = None) -> World:
+    """A gateway that has reserved ahead for its next calls."""
+    world = World(FakeProvider([HELLO, HELLO]), spare_s=HOURS_S)
+    await world.generate(asked("one"))
+    await world.generate(asked("two"))
+    await until(lambda: bool(world.ledger.ahead))
+    assert len(world.ledger.reservations) == 2
+    world.provider, world.log = provider, log or MemoryEventLog()
+    stock = world.stock
+    world.gateway = world.start()
+    world.gateway._tools = replace(world.gateway._tools, stock=stock)
+    world.stock, stock.workers = stock, world.workers
+    return world
+
+
+async def returned(world: World) -> list[str]:
+    await world.stock.return_unused()
+    return world.stock_events.unused
+
+
+async def test_a_call_takes_what_was_reserved_ahead_and_all_that_follows_names_it() -> None:
+    provider = FakeProvider([HELLO])
+    world = await with_spares(provider)
+
+    answer = await world.generate()
+
+    started, completed = (await world.events())[1:]
+    assert isinstance(started, ModelCallAttemptStarted)
+    assert isinstance(completed, ModelCallCompleted)
+    ahead = world.ledger.ahead[0].id
+    assert started.reservation_id == completed.reservation_id == answer.reservation_id == ahead
+    assert len(world.ledger.reservations) == 2
+    assert await returned(world) == []
+
+
+async def test_a_failed_attempt_names_it_too_and_the_next_one_takes_another() -> None:
+    world = await with_spares(FakeProvider([errors.ProviderOverloaded("busy"), HELLO]))
+
+    answer = await world.generate()
+
+    failed = (await world.events())[2]
+    assert isinstance(failed, ModelCallAttemptFailed)
+    first, second = (each.id for each in world.ledger.ahead[:2])
+    assert (failed.reservation_id, answer.reservation_id) == (first, second)
+
+
+async def test_a_repeat_of_an_answered_call_gives_back_what_it_took() -> None:
+    provider = FakeProvider([HELLO])
+    world = await with_spares(provider)
+    first = await world.generate()
+    world.gateway._landed_before.clear()  # as another process, which has to look
+
+    assert await world.generate() == replace(first, replayed=True)
+    assert len(provider.requests) == 1
+    assert await returned(world) == [world.ledger.ahead[1].id]
+
+
+async def test_a_start_that_cannot_be_recorded_gives_it_back() -> None:
+    tried = asyncio.Event()
+
+    class Down(MemoryEventLog):
+        async def append(self, *appends: Append) -> Appended:
+            tried.set()
+            raise LogUnavailable("down")
+
+    provider = FakeProvider([HELLO])
+    world = await with_spares(provider, Down())
+    waiting = asyncio.create_task(world.generate())
+    await tried.wait()
+    await world.gateway.close()
+
+    with pytest.raises((asyncio.CancelledError, LogUnavailable, errors.CallEnded)):
+        await waiting
+    assert provider.requests == []
+    assert await returned(world) == [world.ledger.ahead[0].id]
+
+
+async def test_nobody_is_asked_under_one_that_others_may_soon_return() -> None:
+    """The start takes so long to record that the lock may be lost meanwhile: the attempt ends, and the next reserves anew."""
+    clock = FakeClock()
+    clock.advance(asyncio.get_running_loop().time())
+
+    class Slow(MemoryEventLog):
+        async def append(self, *appends: Append) -> Appended:
+            appended = await super().append(*appends)
+            world.workers.freeze()
+            clock.advance(ASK_WITHIN_S)
+            return appended
+
+    provider = FakeProvider([HELLO])
+    world = await with_spares(provider, Slow())
+    world.stock.now = world.workers.now = clock.monotonic
+
+    answer = await world.generate()
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", *ANSWERED[1:]]
+    lost = (await world.events())[2]
+    assert isinstance(lost, ModelCallAttemptFailed)
+    assert (lost.failure.reason, lost.billed) == ("RESERVATION_LOST", "no")
+    assert lost.reservation_id == world.ledger.ahead[0].id
+    assert answer.reservation_id == f"{call_id('local', 'req')}:2" == world.ledger.reservations[-1].id
+    assert len(provider.requests) == 1

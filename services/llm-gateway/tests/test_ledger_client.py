@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from eventlog.records import Context
@@ -13,6 +13,7 @@ from servicekit.context import current_call
 from servicekit.errors import (
     Aborted,
     BudgetExhausted,
+    FailedPrecondition,
     PermissionDenied,
     ServiceError,
     Unavailable,
@@ -39,6 +40,8 @@ class Stub:
     refusals: dict[str, ServiceError] = field(default_factory=dict)
     failures: list[ServiceError] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    knows_holders: bool = True
     came: asyncio.Condition = field(default_factory=asyncio.Condition)
     let: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
@@ -52,13 +55,19 @@ class Stub:
     async def ReserveMany(self, request: pb.ReserveManyRequest, *, timeout: float) -> pb.ReserveManyResponse:
         self.items += request.items
         await self._arrive([item.reserve.reservation_id for item in request.items])
-        return pb.ReserveManyResponse(outcomes=[self._outcome(item.reserve.reservation_id) for item in request.items])
+        return pb.ReserveManyResponse(outcomes=[self._outcome(item.reserve) for item in request.items])
 
-    def _outcome(self, id: str) -> pb.ReserveManyResponse.Outcome:
+    async def Release(self, request: pb.ReleaseRequest, *, timeout: float) -> pb.Reservation:
+        self.released.append(request.reservation_id)
+        return pb.Reservation(reservation_id=request.reservation_id)
+
+    def _outcome(self, reserve: pb.ReserveRequest) -> pb.ReserveManyResponse.Outcome:
+        id = reserve.reservation_id
         if refusal := self.refusals.get(id):
             return pb.ReserveManyResponse.Outcome(refusal=to_status(refusal, "cost-ledger").SerializeToString())
         self.held.append(id)
-        return pb.ReserveManyResponse.Outcome(state=pb.RESERVATION_STATE_HELD)
+        holder = reserve.holder if self.knows_holders else ""
+        return pb.ReserveManyResponse.Outcome(state=pb.RESERVATION_STATE_HELD, holder=holder)
 
     async def _arrive(self, ids: list[str]) -> None:
         principal = current_call().principal
@@ -238,3 +247,51 @@ async def test_more_than_fit_into_a_batch_go_out_in_several() -> None:
     stub.let_all()
     assert await outcomes(waiting) == [None] * len(waiting)
     assert [len(call) for call in stub.calls] == [1, BATCH_MAX, 2]
+
+
+# --- ahead of the calls ---
+
+
+def ahead(*ids: str) -> list[Reservation]:
+    return [replace(reservation(id), holder="gw_1.1") for id in ids]
+
+
+async def test_what_is_made_ahead_is_asked_for_together_and_each_is_answered_for_itself() -> None:
+    stub = Stub(refusals={"b": FailedPrecondition("little is left", reason="NOTHING_TO_SPARE")})
+    stub.let_all()
+
+    assert await ledger_of(stub).reserve_ahead(ahead("a", "b", "c"), ACME) == {"a", "c"}
+    assert stub.calls == [["a", "b", "c"]]
+    assert {(item.reserve.holder, item.actor, item.traceparent) for item in stub.items} == {("gw_1.1", "usr_1", "")}
+    assert stub.released == []
+
+
+async def test_it_waits_for_no_call_that_is_under_way() -> None:
+    stub = Stub()
+    ledger = ledger_of(stub)
+    (waiting,) = asking(ledger, "first")
+    await stub.until_called(1)
+
+    made = asyncio.create_task(ledger.reserve_ahead(ahead("a"), ACME))
+    await stub.until_called(2)
+    stub.let_all()
+
+    assert await made == {"a"}
+    assert await outcomes([waiting]) == [None]
+
+
+async def test_a_ledger_that_does_not_know_what_made_ahead_means_gets_it_back_at_once() -> None:
+    stub = Stub(knows_holders=False)
+    stub.let_all()
+
+    assert await ledger_of(stub).reserve_ahead(ahead("a", "b"), ACME) == set()
+    assert sorted(stub.released) == ["a", "b"]
+
+
+async def test_what_fails_as_a_whole_is_not_asked_for_again() -> None:
+    stub = Stub(failures=[Unavailable("starting", 1.0)])
+    stub.let_all()
+
+    with pytest.raises(LedgerUnavailable):
+        await ledger_of(stub).reserve_ahead(ahead("a", "b"), ACME)
+    assert stub.calls == [["a", "b"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from contextvars import Context as Variables
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -76,6 +76,17 @@ class GrpcLedger:
                 if attempt + 1 == ATTEMPTS_MAX:
                     raise
             await asyncio.sleep(self._backoff.delay_s(attempt))
+
+    async def reserve_ahead(self, reservations: Sequence[Reservation], context: Context) -> Collection[str]:
+        # In the caller's name, but not within his trace: it is for whichever of his calls comes next.
+        wanted = [translate.from_asked(each, context, "") for each in reservations]
+        outcomes = await self._many(context.tenant, wanted)
+        pairs = [(each, outcome) for each, outcome in zip(reservations, outcomes, strict=True) if not outcome.refusal]
+        # A ledger of an older release does not know what made ahead means, nor that it has to be given back.
+        await asyncio.gather(
+            *(self._release(each, context) for each, outcome in pairs if outcome.holder != each.holder)
+        )
+        return {each.id for each, outcome in pairs if outcome.holder == each.holder}
 
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
         request = translate.from_renewal(reservation_id, ttl_s)
@@ -153,11 +164,21 @@ class GrpcLedger:
 
     async def _call_many(self, tenant: str, batch: Sequence[Asked]) -> list[Refusal | None]:
         items = [translate.from_asked(asked.reservation, asked.context, asked.traceparent) for asked in batch]
+        outcomes = await self._many(tenant, items)
+        return [_refusal(from_status(each.refusal)) if each.refusal else None for each in outcomes]
+
+    async def _many(
+        self, tenant: str, items: Sequence[ledger_pb.ReserveManyRequest.Item]
+    ) -> Sequence[ledger_pb.ReserveManyResponse.Outcome]:
         # In nobody's name: each item says in whose.
         with acting_as(Principal("", tenant, "service")):
             request = ledger_pb.ReserveManyRequest(items=items)
-            answer = await _refusable(self._stub.ReserveMany(request, timeout=self._timeout_s))
-        return [_refusal(from_status(each.refusal)) if each.refusal else None for each in answer.outcomes]
+            return (await _refusable(self._stub.ReserveMany(request, timeout=self._timeout_s))).outcomes
+
+    async def _release(self, reservation: Reservation, context: Context) -> None:
+        request = ledger_pb.ReleaseRequest(reservation_id=reservation.id, reason="made ahead, and not needed")
+        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation):
+            await _refusable(self._stub.Release(request, timeout=self._timeout_s))
 
 
 def _answer(answer: asyncio.Future[None], refusal: Refusal | None) -> None:

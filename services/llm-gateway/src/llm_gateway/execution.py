@@ -73,6 +73,7 @@ from llm_gateway.renewals import Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms, Tried
 from llm_gateway.routing import ANY, Considered, Policy
 from llm_gateway.similar import Look, SimilarAnswers
+from llm_gateway.stock import Spare, Stock
 from llm_gateway.telemetry import Pace, Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
@@ -91,6 +92,11 @@ CRASHED: Final = Failure(
 TAKEN_OVER: Final = Failure(
     reason="CALL_TAKEN_OVER",
     message="another process took this one for dead and carries the call out; repeat it with the same request_id",
+    retryable=True,
+)
+HOLD_LOST: Final = Failure(
+    reason="RESERVATION_LOST",
+    message="the gateway could not be sure any more of what it had reserved, and asked nobody under it",
     retryable=True,
 )
 ABANDONED: Final = Failure(
@@ -152,6 +158,7 @@ class Tools:
     admission: Admission
     terms: Terms
     renewals: Renewals
+    stock: Stock | None = None
     cache: AnswerCache | None = None
     similar: SimilarAnswers | None = None
     draw: Callable[[], float] = random.random
@@ -162,12 +169,15 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at one target; `began_s` is when it was started, on the clock of the event loop."""
+    """One attempt at one target; `began_s` is when it was started, on the clock of the event loop. `spare` is what it was
+    reserved with, where that was there already.
+    """
 
     number: int
     aim: Aim
     began_s: float
     started: ModelCallAttemptStarted
+    spare: Spare | None = None
 
     @property
     def reservation_id(self) -> str:
@@ -342,9 +352,9 @@ class Execution:
         """One attempt after another, until one answers or none may follow."""
         number, target, tries = call.attempt + 1, await self._first(), 1
         # A refusal goes to the caller as it is; a call that was accepted before stays open for a repeat.
-        await self._reserve(number, self._aims[target])
+        spare = await self._reserve(number, self._aims[target])
         while True:
-            attempt = await self._begin(number, self._aims[target])
+            attempt = await self._begin(number, self._aims[target], spare)
             hedge = self._hedge(target)
             try:
                 response = await (self._raced(attempt, target + 1, hedge) if hedge else self._watched(attempt))
@@ -360,7 +370,7 @@ class Execution:
                 await asyncio.sleep(following.delay_s)
                 tries = tries + 1 if self._same_model(following.target, target) else 1
                 number, target = self._number + 1, following.target
-                await self._reserve_again(number, self._aims[target], error)
+                spare = await self._reserve_again(number, self._aims[target], error)
             else:
                 return await self._completed(response)
 
@@ -426,7 +436,7 @@ class Execution:
         """Reserves, records and asks, as for any attempt; what is refused to a rival is no reason to end the call."""
         rival = self._prepared(self._number + 1, aim)
         try:
-            await race.unless_decided(self._reserve(rival.number, aim, until=self._now() + RIVAL_PATIENCE_S))
+            await race.unless_decided(self._reserve_rival(rival.number, aim))
         except (LedgerRefused, LedgerUnavailable, RateLimited):
             self._leave_limits(None)
             return
@@ -536,10 +546,10 @@ class Execution:
 
     # --- reservations ---
 
-    async def _reserve_again(self, number: int, aim: Aim, cause: ProviderError) -> None:
+    async def _reserve_again(self, number: int, aim: Aim, cause: ProviderError) -> Spare | None:
         """A further attempt that may not be made ends the call."""
         try:
-            await self._reserve(number, aim)
+            return await self._reserve(number, aim)
         except LedgerRefused as error:
             await self._give_up(Failure(reason=error.reason, message=str(error)))
             raise
@@ -552,15 +562,28 @@ class Execution:
             await self._give_up(told)
             raise CallFailed(told, cause.retry_after_s) from error
 
-    async def _reserve(self, number: int, aim: Aim, until: float | None = None) -> None:
-        """Room within the limits first: money is not held while a call waits for it, at most `until` its end."""
-        target, request, need = aim.target, aim.request, aim.need
+    async def _reserve(self, number: int, aim: Aim) -> Spare | None:
+        """Room within the limits first: money is not held while a call waits for it. What was reserved ahead, if it was."""
+        await self._enter_limits(aim, self._flight.wanted_until)
+        reservation, stock = self._reservation(number, aim), self._tools.stock
+        spare = None if stock is None else stock.take(reservation, self._context)
+        if spare is None:
+            await self._tools.ledger.reserve(reservation, self._context)
+        return spare
+
+    async def _reserve_rival(self, number: int, aim: Aim) -> None:
+        await self._enter_limits(aim, self._now() + RIVAL_PATIENCE_S)
+        await self._tools.ledger.reserve(self._reservation(number, aim), self._context)
+
+    async def _enter_limits(self, aim: Aim, until: float) -> None:
         self._leave_limits(None)
-        until = self._flight.wanted_until if until is None else until
         self._ticket = await self._tools.admission.enter(
-            self._context.tenant, target.id, need, self._asked.priority, until
+            self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
         )
-        reservation = Reservation(
+
+    def _reservation(self, number: int, aim: Aim) -> Reservation:
+        target, request, need = aim.target, aim.request, aim.need
+        return Reservation(
             id=self._reservation_id(number),
             attribution=aim.attribution,
             model=target.id,
@@ -570,37 +593,58 @@ class Execution:
             terms=billing.price_terms(request),
             modalities=billing.modalities(request),
         )
-        await self._tools.ledger.reserve(reservation, self._context)
 
     # --- attempts ---
 
-    async def _begin(self, number: int, aim: Aim) -> Attempt:
+    async def _begin(self, number: int, aim: Aim, spare: Spare | None) -> Attempt:
         """Records the intent; only then may the provider be asked."""
-        accepted, attempt = self._accepted(aim), self._prepared(number, aim)
-        started = attempt.started
+        attempt = self._prepared(number, aim, spare)
+        if spare is None:
+            await self._record_start(attempt)
+            return attempt
+        assert self._tools.stock is not None
+        try:
+            await self._record_start(attempt)
+        except BaseException:
+            # Whatever the log says of it now: only this process would have asked under it.
+            self._tools.stock.give_back(spare)
+            raise
+        if not self._tools.stock.may_ask(spare):
+            await self._lost_hold(attempt)
+        return attempt
+
+    async def _record_start(self, attempt: Attempt) -> None:
+        accepted, started = self._accepted(attempt.aim), attempt.started
         unseen, self._attempt = not self._recorder.looked, attempt
         call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
         # An attempt like this one is not this one, if the call was thought to be new and was not.
         if not calls.has_begun(call, started) or (unseen and self._recorder.looked):
             self._attempt, self._ours = None, False
             raise TakenOver
-        self._ours, self._flight.abort, self._number = True, aim.target.abort, number
-        return attempt
+        self._ours, self._flight.abort, self._number = True, attempt.aim.target.abort, attempt.number
 
-    def _prepared(self, number: int, aim: Aim) -> Attempt:
+    async def _lost_hold(self, attempt: Attempt) -> NoReturn:
+        """It took so long to record that others may soon return what it was reserved with: another attempt reserves anew."""
+        lost = Lost(attempt.started, HOLD_LOST, "no")
+        self._tools.telemetry.attempt_lost(self._id, lost)
+        await self._recorder.append(lambda call: calls.fail(call, (lost,)))
+        self._attempt = None
+        raise TakenOver
+
+    def _prepared(self, number: int, aim: Aim, spare: Spare | None = None) -> Attempt:
         target = aim.target
         started = ModelCallAttemptStarted(
             request_id=self._asked.request_id,
             attempt=number,
             model=target.id,
             provider=target.provider.name,
-            reservation_id=self._reservation_id(number),
+            reservation_id=self._reservation_id(number) if spare is None else spare.id,
             attribution=aim.attribution,
             worker=self._tools.workers.own,
             deployment=target.deployment,
             region=target.region,
         )
-        return Attempt(number, aim, self._now(), started)
+        return Attempt(number, aim, self._now(), started, spare)
 
     def _accepted(self, aim: Aim) -> ModelCallAccepted:
         return ModelCallAccepted(

@@ -1,6 +1,6 @@
 """What the gateway needs of the world. Fakes are in testing.py."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -19,6 +19,7 @@ class Reservation:
     """An upper bound to hold before an attempt: tokens, for `ttl_s` seconds. `model` is "provider/model".
 
     `terms` are those that the price depends on, such as a service tier; `modalities` what the input holds besides text.
+    `holder` is who makes it ahead of the call that will use it, empty for one that a call waits for.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Reservation:
     ttl_s: float
     terms: Mapping[str, str] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
+    holder: str = ""
 
 
 class Ledger(Protocol):
@@ -39,6 +41,10 @@ class Ledger(Protocol):
 
         Raises LedgerRefused, LedgerUnavailable.
         """
+        ...
+
+    async def reserve_ahead(self, reservations: Sequence[Reservation], context: Context) -> Collection[str]:
+        """Hold those of these that leave much of every budget; their ids. Asks once. Raises as `reserve`."""
         ...
 
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
@@ -97,8 +103,29 @@ class Workers(Protocol):
         """This process."""
         ...
 
+    @property
+    def holder(self) -> str:
+        """What this process reserves ahead as: another name each time that its lock was lost and taken again."""
+        ...
+
+    def confirmed_at(self, holder: str) -> float:
+        """The time of the event loop at which the holder's lock was last known to be held; -inf if it never was here."""
+        ...
+
     async def alive(self, worker: str) -> bool:
         """Raises StoreUnavailable."""
+        ...
+
+
+class StockEvents(Protocol):
+    """What the log is told of reservations made ahead. Raises LogUnavailable, QueueFull."""
+
+    async def opened(self, tenant: str, holder: str) -> None:
+        """The holder is about to reserve ahead; a second time this does nothing."""
+        ...
+
+    async def returned(self, tenant: str, holder: str, reservation_ids: Sequence[str]) -> None:
+        """These have not been used, and will not be."""
         ...
 
 

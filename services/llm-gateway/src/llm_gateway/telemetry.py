@@ -166,6 +166,12 @@ class Telemetry:
             registry=registry,
             buckets=LIKENESS_BUCKETS,
         )
+        self._ahead = Counter(
+            "model_reservations_ahead_total",
+            "Reservations made before a call needed them, and those of them that one used",
+            ("step",),
+            registry=registry,
+        )
         self.in_flight = Gauge("model_calls_in_flight", "Calls being carried out", registry=registry)
         self.draining = Gauge("model_calls_draining", "Of those, calls that nobody waits for", registry=registry)
 
@@ -237,6 +243,12 @@ class Telemetry:
     def hedged(self, model: str) -> None:
         """A second attempt was begun beside one that took too long."""
         self._hedged.labels(*self._labels(model)).inc()
+
+    def reserved_ahead(self, reservations: int) -> None:
+        self._ahead.labels("made").inc(reservations)
+
+    def used_ahead(self) -> None:
+        self._ahead.labels("used").inc()
 
     def circuit_changed(self, circuit: str, phase: str) -> None:
         model, deployment, _ = model_of(circuit)

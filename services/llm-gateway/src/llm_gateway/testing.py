@@ -1,11 +1,13 @@
 """Fakes of the ports, for tests of what stands on them. The fake of a provider is in providers/testing.py."""
 
 import asyncio
+import math
 import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from eventlog.binary import from_int, to_int
+from eventlog.errors import LogUnavailable
 from eventlog.records import Context
 from eventlog.side_table import SideRow
 
@@ -14,12 +16,17 @@ from llm_gateway.ports import Entry, Kept, Reservation
 
 
 class FakeLedger:
-    """Reserves and renews whatever is asked and remembers it; `refusals` are raised first, one for each request."""
+    """Reserves and renews whatever is asked and remembers it; `refusals` are raised first, one for each request. So many
+    `spares` it makes ahead.
+    """
 
     def __init__(self, refusals: Iterable[Exception | None] = ()) -> None:
         self.reservations: list[Reservation] = []
+        self.ahead: list[Reservation] = []
+        self.asked_ahead: list[Sequence[Reservation]] = []
         self.renewals: list[tuple[str, float]] = []
         self.refusals = deque(refusals)
+        self.spares = 1_000_000
 
     async def reserve(self, reservation: Reservation, context: Context) -> None:
         await asyncio.sleep(0)
@@ -27,6 +34,17 @@ class FakeLedger:
         if refusal is not None:
             raise refusal
         self.reservations.append(reservation)
+
+    async def reserve_ahead(self, reservations: Sequence[Reservation], context: Context) -> Collection[str]:
+        await asyncio.sleep(0)
+        refusal = self.refusals.popleft() if self.refusals else None
+        if refusal is not None:
+            raise refusal
+        self.asked_ahead.append(reservations)
+        held = reservations[: self.spares]
+        self.spares -= len(held)
+        self.ahead += held
+        return {each.id for each in held}
 
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
         await asyncio.sleep(0)
@@ -43,11 +61,57 @@ class FakeWorkers:
         self.own = own
         self.living = {own} if living is None else living
         self.asked: list[str] = []
+        self.now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
+        self._holders = 1
+        self._confirmed: dict[str, float] = {}
+
+    @property
+    def holder(self) -> str:
+        return f"{self.own}.{self._holders}"
+
+    def confirmed_at(self, holder: str) -> float:
+        """Now, for the present holder, until ``freeze``."""
+        known = self._confirmed.get(holder)
+        if known is None:
+            return self.now() if holder == self.holder else -math.inf
+        return known
+
+    def freeze(self) -> None:
+        """Nothing is heard of the lock any more."""
+        self._confirmed[self.holder] = self.now()
+
+    def lose_lock(self) -> None:
+        """And a new one is taken."""
+        self.freeze()
+        self._holders += 1
 
     async def alive(self, worker: str) -> bool:
         self.asked.append(worker)
         await asyncio.sleep(0)
         return worker in self.living
+
+
+class MemoryStockEvents:
+    """What was told of stocks. It fails as often as `failures` says, then works."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.stocks: list[tuple[str, str]] = []
+        self.unused: list[str] = []
+        self.failures = failures
+
+    async def opened(self, tenant: str, holder: str) -> None:
+        await self._reach()
+        self.stocks.append((tenant, holder))
+
+    async def returned(self, tenant: str, holder: str, reservation_ids: Sequence[str]) -> None:
+        await self._reach()
+        self.unused += reservation_ids
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise LogUnavailable("the log is down")
 
 
 class MemoryResults:

@@ -594,6 +594,7 @@ def from_reservation(reservation: Reservation) -> ledger_pb.ReserveRequest:
         ttl=_duration(reservation.ttl_s),
         price_context=reservation.terms or None,  # an empty map costs a message more than all its other fields
         modalities=reservation.modalities,
+        holder=reservation.holder,
     )
 
 
