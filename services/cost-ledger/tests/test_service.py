@@ -191,6 +191,27 @@ async def test_group_18_a_batch_whose_answer_nobody_heard_may_be_asked_for_again
     assert (await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))).pending_nano_usd == 20
 
 
+async def test_reservations_ahead_of_their_calls_are_granted_while_twenty_times_as_much_is_left(
+    ledger: CostLedgerStub,
+) -> None:
+    await ledger.SetBudget(budget(limit=220))
+    stock = [hold(f"gw:{number}", holder="gw") for number in range(3)]
+    for _ in range(2):  # the second time nothing is new
+        answer = await ledger.ReserveMany(together(*stock, hold("now")))
+        first, second, refused, now = answer.outcomes
+        assert [(each.state, each.holder) for each in (first, second)] == [(pb.RESERVATION_STATE_HELD, "gw")] * 2
+        assert (now.state, now.holder) == (pb.RESERVATION_STATE_HELD, "")
+        error = from_status(refused.refusal)
+        assert isinstance(error, FailedPrecondition)
+        assert error.reason == "NOTHING_TO_SPARE"
+        assert error.metadata["budget_id"] == "run_1"
+        assert "210 must be left" in error.message
+    left = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert (left.pending_nano_usd, left.available_nano_usd) == (30, 190)
+    await ledger.SuspendBudget(pb.SuspendBudgetRequest(budget_id="run_1", reason="a leaked key"))
+    assert isinstance(await refusal(ledger.Reserve(hold("gw:9", holder="gw"))), BudgetSuspended)
+
+
 async def test_a_service_of_the_platform_says_in_whose_name_each_item_is_asked_for(service: Served[Settings]) -> None:
     tenant = f"ledger-{next(TENANTS)}"
     gateway = service.connect(service.token(tenant=ANY_TENANT, id="svc-llm-gateway", kind="service"))
@@ -605,6 +626,7 @@ async def test_a_price_of_ones_own_may_have_tiers_fees_and_other_units(ledger: C
         (hold(quantities=[pb.Quantity(unit="calls")] * 2), "quantities.unit"),
         (hold(modalities=["smell"]), "modalities"),
         (hold(price_context={"service tier": "flex"}), "price_context"),
+        (hold(holder="h" * 257), "holder"),
     ],
 )
 async def test_a_wrong_reservation_is_refused_by_its_field(

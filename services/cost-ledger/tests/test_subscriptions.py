@@ -40,6 +40,8 @@ from synod.common.values import Attribution, Failure, UsageLine
 from synod.cost_ledger.events import Quantity
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
+from synod.eventlog.v1 import eventlog_pb2 as log_pb
+from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
 from synod.llm_gateway import events as llm
 from synod.tool_executor import events as tools
 
@@ -48,6 +50,7 @@ LOCAL = Context("local", "svc_llm-gateway", correlation="run_1")
 SIM = "simulator/sim-1"
 OWNER = Attribution(agent="writer", run_id="run_2", root_run_id="run_1", model=SIM)
 WAIT_S = 30
+HOLDER = "llm-gateway/1"
 USAGE = (UsageLine(direction="input", quantity=30), UsageLine(direction="output", quantity=10))
 COST = 30 + 20
 
@@ -78,9 +81,19 @@ class World:
     tool_calls: Projector
     clock: FakeClock
 
-    async def reserve(self, reservation_id: str = "req_1:1") -> Reservation:
-        request = ReservationRequest(reservation_id, OWNER, SIM, 100, 50, 0, timedelta(seconds=60))
+    async def reserve(self, reservation_id: str = "req_1:1", holder: str = "") -> Reservation:
+        request = ReservationRequest(reservation_id, OWNER, SIM, 100, 50, 0, timedelta(seconds=60), holder=holder)
         return await self.ledger.reserve(request, LOCAL)
+
+    async def stock(self, *numbers: int) -> None:
+        """Reserve ahead, under a budget that can spare it."""
+        scope = Attribution(root_run_id="run_1")
+        await self.ledger.set_budget(SetBudget("run_1", scope, 10_000, True, "lifetime", NOW), LOCAL)
+        for number in numbers:
+            await self.reserve(f"{HOLDER}:{number}", HOLDER)
+
+    async def states(self, *numbers: int) -> list[str]:
+        return [(await self.reservation(f"{HOLDER}:{number}")).state for number in numbers]
 
     async def publish(self, *events: Event) -> None:
         """Have the gateway publish events, and take them in."""
@@ -242,6 +255,78 @@ async def test_a_cancelled_call_nobody_knows_is_parked_and_blocks_nothing(world:
     assert "nowhere" in parked.error
 
 
+def returned(*numbers: int, holder: str = HOLDER) -> llm.ReservationsReturned:
+    return llm.ReservationsReturned(holder=holder, reservation_ids=tuple(f"{HOLDER}:{number}" for number in numbers))
+
+
+async def test_group_03_what_was_reserved_ahead_and_not_used_is_freed_and_no_more_by_a_second_delivery(
+    world: World,
+) -> None:
+    await world.stock(1, 2, 3)
+    await world.publish(returned(1, 2), returned(1, 2), completed(f"{HOLDER}:3"))
+    await world.publish(returned(1, 2))
+    assert await world.states(1, 2, 3) == ["released", "released", "settled"]
+    assert await world.amounts() == (COST, 0)
+    assert await world.models.parked() == []
+
+
+async def test_what_is_returned_is_freed_from_suspense_too(world: World) -> None:
+    await world.stock(1)
+    world.clock.advance(61)
+    await world.ledger.books.execute(Expire(f"{HOLDER}:1", world.clock.now()), LOCAL)
+    await world.publish(returned(1))
+    assert (await world.states(1), await world.amounts()) == (["released"], (0, 0))
+
+
+async def test_a_closed_stock_is_freed_after_what_was_told_before_in_the_same_batch(world: World) -> None:
+    await world.stock(1, 2, 3, 4, 5)
+    await world.publish(
+        llm.ReservationStockOpened(holder=HOLDER),
+        completed(f"{HOLDER}:1"),
+        failed(f"{HOLDER}:2", "unknown"),
+        failed(f"{HOLDER}:3", "no"),
+        returned(4),
+        llm.ReservationStockClosed(holder=HOLDER),
+    )
+    assert await world.states(1, 2, 3, 4, 5) == ["settled", "suspense", "released", "released", "released"]
+    assert await world.amounts() == (COST, 200)
+    await world.publish(llm.ReservationStockClosed(holder=HOLDER), completed(f"{HOLDER}:2"))
+    assert await world.amounts() == (2 * COST, 0)
+
+
+async def test_a_use_that_is_told_after_the_close_is_charged_all_the_same(world: World) -> None:
+    await world.stock(1)
+    await world.publish(llm.ReservationStockClosed(holder=HOLDER), completed(f"{HOLDER}:1"))
+    await world.publish(returned(1))
+    assert (await world.states(1), await world.amounts()) == (["settled"], (COST, 0))
+    assert await world.models.parked() == []
+
+
+async def test_a_holder_that_nobody_knows_frees_nothing(world: World) -> None:
+    await world.stock(1)
+    await world.reserve()
+    head = await world.ledger.books.log.head()
+    nobody = [llm.ReservationStockClosed(holder=name) for name in ("", "llm-gateway/2")]
+    await world.publish(*nobody, returned(1, holder="llm-gateway/2"), returned(1, holder=""), returned(7))
+    assert (await world.ledger.books.log.head(), await world.states(1)) == (head, ["held"])
+    assert await world.models.parked() == []
+
+
+async def test_what_is_recorded_of_a_stock_is_under_its_holder(world: World, pool: AsyncConnectionPool) -> None:
+    await world.stock(1)
+    await world.publish(returned(1), completed(), llm.ReservationStockClosed(holder=HOLDER))
+    async with pool.connection() as connection:
+        cursor = await connection.execute("select type, subject from view_model_usage.recorded order by position")
+        assert await cursor.fetchall() == [
+            ("ReservationsReturned", HOLDER),
+            ("ModelCallCompleted", "req_1:1"),
+            ("ReservationStockClosed", HOLDER),
+        ]
+    released = (await world.ledger.books.log.read())[-2]
+    cause = (await world.gateway.log.read())[0]
+    assert (released.type, released.actor, released.causation) == ("ReservationReleased", LOCAL.actor, cause.id)
+
+
 async def test_a_book_that_is_busy_parks_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.reserve()
     await world.gateway.publish(completed())
@@ -307,6 +392,36 @@ async def test_group_04_what_was_published_while_the_ledger_was_down_is_in_the_n
     async with serve_in_process(compose, settings) as served:
         answer = await CostLedgerStub(served.channel).QuerySpend(pb.QuerySpendRequest())
     assert (answer.total_nano_usd, answer.rows[0].calls, answer.rows[0].pending_nano_usd) == (6 * COST, 6, 0)
+    await end(running)
+    await client.close()
+
+
+async def test_the_events_of_a_stock_come_by_nats_and_the_views_have_them(
+    postgres_dsn: str, fresh_nats: RunningNats
+) -> None:
+    """The whole service: what a gateway reserved by gRPC is freed by what it publishes."""
+    gateway = Publisher(Codec(llm.EVENTS), FakeClock(NOW))
+    client = await nats.connect(fresh_nats.url)
+    relay = Relay(gateway.log, client, LLM_GATEWAY)
+    running = asyncio.create_task(relay.run())
+    async with serve_in_process(compose, settings_for(Settings, postgres_dsn, fresh_nats.url)) as served:
+        stub, views = CostLedgerStub(served.channel), EventLogStub(served.channel)
+        wanted = [
+            pb.ReserveRequest(reservation_id=f"{HOLDER}:{number}", model=SIM, input_tokens_max=100, holder=HOLDER)
+            for number in range(3)
+        ]
+        batch = pb.ReserveManyRequest(items=[pb.ReserveManyRequest.Item(reserve=each) for each in wanted])
+        held = (await stub.ReserveMany(batch)).outcomes
+        assert [(each.state, each.holder) for each in held] == [(pb.RESERVATION_STATE_HELD, HOLDER)] * 3
+        for event in (returned(0), completed(f"{HOLDER}:1"), llm.ReservationStockClosed(holder=HOLDER)):
+            await gateway.publish(event)
+        assert await relay.wait_for(3, WAIT_S) == 3
+        assert (await stub.QuerySpend(pb.QuerySpendRequest())).rows[0].pending_nano_usd == 0
+        again = (await stub.ReserveMany(batch)).outcomes
+        freed, used = pb.RESERVATION_STATE_RELEASED, pb.RESERVATION_STATE_SETTLED
+        assert [(each.state, each.holder) for each in again] == [(each, HOLDER) for each in (freed, used, freed)]
+        for name in ("reservations", "model_usage"):
+            assert (await views.VerifyView(log_pb.VerifyViewRequest(name=name))).equal
     await end(running)
     await client.close()
 

@@ -36,7 +36,9 @@ from cost_ledger.checks import (
 )
 from cost_ledger.commands import (
     OVERRIDE,
+    STOCK_MAX,
     Charge,
+    CloseStock,
     Command,
     Doubt,
     Expire,
@@ -45,6 +47,7 @@ from cost_ledger.commands import (
     Renew,
     Reserve,
     ResumeBudget,
+    ReturnStock,
     SetBudget,
     SetPrice,
     SetPriceFactor,
@@ -96,6 +99,8 @@ class ReservationRequest:
     terms: Terms = STANDARD
     quantities: tuple[Quantity, ...] = ()
     modalities: frozenset[str] = frozenset()
+    holder: str = ""
+    """Who asks for it ahead of the call that will use it; empty when that call does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,22 @@ class Unknown:
     reservation_id: str
 
 
-Outcome = Use | Unbilled | Unknown
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What an event says of reservations made ahead that no call has used, and none will."""
+
+    holder: str
+    reservation_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What an event says of a holder that has ended: of all that it reserved ahead, what was used has been told before."""
+
+    holder: str
+
+
+Outcome = Use | Unbilled | Unknown | Returned | Closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +266,22 @@ class CostLedger:
 
         A use is recorded even if nothing was reserved; a reservation that never was, or is forgotten, has nothing to be
         released or doubted. However often an outcome is delivered, it counts once. The first error is raised, after all.
+        A stock that is too large for one command is closed to the end in turns of its own.
         """
-        commands = [(await self._command_by(outcome, context), context) for outcome, context in outcomes]
+        commands = [
+            (command, context) for outcome, context in outcomes for command in await self._commands_by(outcome, context)
+        ]
         booked = await self.books.execute_many(commands, OUTCOME_PATIENCE_S)
         for (command, context), executed in zip(commands, booked, strict=True):
-            if isinstance(executed, LedgerError) and not await self._is_told_already(command, executed, context):
-                raise executed
+            if isinstance(executed, LedgerError):
+                if not await self._is_told_already(command, executed, context):
+                    raise executed
+            elif isinstance(command, CloseStock):
+                await self._close_to_the_end(command, executed, context)
+
+    async def _close_to_the_end(self, command: CloseStock, executed: Executed, context: Context) -> None:
+        while len(executed.events) == STOCK_MAX:
+            executed = await self.books.execute(command, context)
 
     async def _is_told_already(self, command: Command, error: LedgerError, context: Context) -> bool:
         """Whether nothing is left to do though the command was refused."""
@@ -267,14 +297,19 @@ class CostLedger:
             case _:
                 return False
 
-    async def _command_by(self, outcome: Outcome, context: Context) -> Settle | Release | Doubt:
+    async def _commands_by(self, outcome: Outcome, context: Context) -> Sequence[Command]:
         match outcome:
             case Use():
-                return await self._settlement_by(outcome, context)
+                return (await self._settlement_by(outcome, context),)
             case Unbilled(reservation_id, reason):
-                return Release(reservation_id, reason[:TEXT_CHARS_MAX])
+                return (Release(reservation_id, reason[:TEXT_CHARS_MAX]),)
             case Unknown(reservation_id):
-                return Doubt(reservation_id)
+                return (Doubt(reservation_id),)
+            case Returned(holder, ids):
+                parts = range(0, len(ids), STOCK_MAX)
+                return [ReturnStock(holder, ids[first : first + STOCK_MAX]) for first in parts]
+            case Closed(holder):
+                return (CloseStock(holder),)
 
     async def _settlement_by(self, use: Use, context: Context) -> Settle:
         attribution = attributed(use.attribution, context.tenant, use.model)
@@ -434,6 +469,7 @@ class CostLedger:
             quantities=request.quantities,
             price_context=text_of(request.terms),
             modalities=request.modalities,
+            holder=request.holder,
         )
 
     async def _outcome(
@@ -524,6 +560,7 @@ def _digest(request: ReservationRequest, attribution: Attribution) -> str:
         *(f"{each.unit}={each.quantity}" for each in request.quantities),
         *sorted(request.modalities),
         *(f"tag {tag.name}={tag.value}" for tag in attribution.tags),
+        *([f"holder {request.holder}"] if request.holder else ()),
     )
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
@@ -538,6 +575,7 @@ def _check_reservation(request: ReservationRequest) -> None:
     check_ttl(request.ttl)
     check_terms(request.terms)
     check_quantities(request.quantities)
+    check_text("holder", request.holder)
 
 
 def _check_settlement(settlement: Settlement) -> None:

@@ -128,6 +128,8 @@ class Reservation:
     # What is held, or was used once it is settled, of what quotas limit.
     quantities: tuple[Quantity, ...] = ()
     price_context: str = ""
+    # Who reserved it ahead of the call that uses it; empty when that call did.
+    holder: str = ""
 
     @property
     def is_open(self) -> bool:

@@ -18,6 +18,10 @@ BY_INVOICE: Final = "invoice"
 """Source of a usage that only the provider's invoice tells."""
 
 
+STOCK_MAX: Final = 400
+"""Reservations that one command about a stock frees: a batch that it ends is still one request to the log."""
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What the price book says of a model at a moment; `source` is unpriced when it knows none, with names `near`.
@@ -105,6 +109,8 @@ class Reserve:
     price_context: str = ""
     modalities: frozenset[str] = frozenset()
     """What it may contain besides text."""
+    holder: str = ""
+    """Who asks for it ahead of the call that will use it; empty when that call does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,24 @@ class Doubt:
     """Move a hold to suspense before its time is over: its holder says that nobody knows the outcome."""
 
     reservation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnStock:
+    """Free what `holder` reserved ahead and no call has used: of the ids, at most STOCK_MAX, those that are its own."""
+
+    holder: str
+    reservation_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseStock:
+    """Free what `holder` reserved ahead and still holds, STOCK_MAX of it at a time: repeat it until it has no events.
+
+    What is in suspense stays there: of that an attempt has told, with an outcome that nobody knows.
+    """
+
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +294,8 @@ Command = (
     | Release
     | Expire
     | Doubt
+    | ReturnStock
+    | CloseStock
     | Charge
     | Rerate
     | ImportInvoice

@@ -28,12 +28,14 @@ from synod.cost_ledger.events import (
     ReservationRenewed,
 )
 
-from cost_ledger import alerts, correcting, invoices, quantities
+from cost_ledger import alerts, correcting, errors, invoices, quantities
 from cost_ledger.book import Amounts, Balance, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
+    STOCK_MAX,
     Charge,
     Cleared,
+    CloseStock,
     Command,
     Doubt,
     Expire,
@@ -45,6 +47,7 @@ from cost_ledger.commands import (
     Rerate,
     Reserve,
     ResumeBudget,
+    ReturnStock,
     SetBudget,
     SetPrice,
     SetPriceFactor,
@@ -57,6 +60,7 @@ from cost_ledger.errors import (
     BudgetFixed,
     InvoiceOvertaken,
     ModelUnpriced,
+    NothingToSpare,
     ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
@@ -76,6 +80,10 @@ _FIXED_FIELDS: Final = {
     "unit": "unit",
 }
 """What of a budget does not change, with the name that callers know it by."""
+
+SPARE_TIMES: Final = 20
+"""How many times its own amount a hard budget must have left after a reservation made ahead of its call: near its limit a
+budget is there for calls that came, and what no call may use has to refuse none."""
 
 
 def decide(book: Book, command: Command) -> tuple[Event, ...]:
@@ -98,6 +106,10 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _expire(book, command)
         case Doubt():
             return _doubt(book, command)
+        case ReturnStock():
+            return _return_stock(book, command)
+        case CloseStock():
+            return _close_stock(book, command)
         case Charge():
             return _with_thresholds(book, _charge(book, command))
         case SetBudget():
@@ -165,9 +177,16 @@ def _bound(command: Reserve, price: Price) -> Amounts:
 
 
 def _denied(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> ReservationDenied | None:
-    """The refusal by one of the budgets, if there is one that does not admit the command. All or none."""
+    """The refusal by one of the budgets, if there is one that does not admit the command. All or none.
+
+    A command with a holder is refused by an error: no call has been, so there is nothing to be told of.
+    """
     refusing = _refusing(command, balances, amounts)
-    return None if refusing is None else _denial(command, refusing, amounts)
+    if refusing is None:
+        return None
+    if command.holder:
+        raise _unspared(refusing, amounts)
+    return _denial(command, refusing, amounts)
 
 
 def _refusing(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> Balance | None:
@@ -204,7 +223,20 @@ def _denial(command: Reserve, refusing: Balance, amounts: Amounts) -> Reservatio
 
 def _is_short(balance: Balance, command: Reserve, amounts: Amounts) -> bool:
     required = amounts.of(balance.budget.unit)
-    return bool(command.model or required) and balance.available < required
+    needed = _needed_ahead(required) if command.holder else required
+    return bool(command.model or required) and balance.available < needed
+
+
+def _needed_ahead(required: int) -> int:
+    return required * (1 + SPARE_TIMES)
+
+
+def _unspared(refusing: Balance, amounts: Amounts) -> errors.BudgetSuspended | NothingToSpare:
+    budget, required = refusing.budget, amounts.of(refusing.budget.unit)
+    if budget.suspended_for:
+        return errors.BudgetSuspended(budget.budget_id, budget.suspended_for)
+    needed, share = _needed_ahead(required), refusing.hold.share
+    return NothingToSpare(budget.budget_id, refusing.available, required, needed, budget.unit, share)
 
 
 def _reserved(
@@ -228,6 +260,7 @@ def _reserved(
         quantities=amounts.quantities,
         quota_postings=entry.quotas,
         price_context=command.price_context,
+        holder=command.holder,
     )
 
 
@@ -324,17 +357,33 @@ def _release(book: Book, command: Release) -> tuple[Event, ...]:
     known = _required(book, command.reservation_id)
     if known.state == "settled":
         raise ReservationSettled(known.reservation_id, known.settled)
-    if known.state == "released":
-        return ()
+    return () if known.state == "released" else (_released(book, known, command.reason),)
+
+
+def _released(book: Book, known: Reservation, reason: str) -> ReservationReleased:
     entry = moved(book, known.holds, known.held_in, "budget", known.holding)
-    return (
-        ReservationReleased(
-            reservation_id=known.reservation_id,
-            reason=command.reason,
-            postings=entry.postings,
-            quota_postings=entry.quotas,
-        ),
+    return ReservationReleased(
+        reservation_id=known.reservation_id, reason=reason, postings=entry.postings, quota_postings=entry.quotas
     )
+
+
+def _return_stock(book: Book, command: ReturnStock) -> tuple[Event, ...]:
+    # A use that was told after all stands: the money is gone.
+    named = [book.open.get(reservation_id) for reservation_id in dict.fromkeys(command.reservation_ids)]
+    own = [known for known in named if known is not None and _is_stock_of(command.holder, known)]
+    return tuple([_released(book, known, "reserved ahead and never used") for known in own])
+
+
+def _close_stock(book: Book, command: CloseStock) -> tuple[Event, ...]:
+    held = [known for known in book.open.values() if known.state == "held" and _is_stock_of(command.holder, known)]
+    held.sort(key=lambda known: known.reservation_id)
+    reason = "reserved ahead and never used; its holder has ended"
+    return tuple([_released(book, known, reason) for known in held[:STOCK_MAX]])
+
+
+def _is_stock_of(holder: str, known: Reservation) -> bool:
+    """Never if `holder` is empty: what a call reserved for itself is in nobody's stock."""
+    return bool(holder) and known.holder == holder
 
 
 def _expire(book: Book, command: Expire) -> tuple[Event, ...]:

@@ -3,6 +3,7 @@
 LedgerError
 ├── BudgetExceeded        wait for the next window or raise the budget
 ├── BudgetSuspended       ask whoever suspended the budget to resume it
+├── NothingToSpare        reserve when the call comes, without a holder
 ├── ModelUnpriced         set a price for the model, or make the budget soft
 ├── ReservationConflict   the id stands for another request: use a new one
 ├── ReservationNotFound   nothing was reserved under this id
@@ -48,6 +49,25 @@ class BudgetSuspended(LedgerError):
         super().__init__(f"budget {budget_id} is suspended: {reason}")
         self.budget_id = budget_id
         self.reason = reason
+
+
+class NothingToSpare(LedgerError):
+    """A hard budget has less left than the `needed` for reserving `required` ahead of a call. Amounts are in `unit`."""
+
+    def __init__(
+        self, budget_id: str, available: int, required: int, needed: int, unit: Unit = "nano_usd", share: str = ""
+    ) -> None:
+        whose = f" for {share}" if share else ""
+        super().__init__(
+            f"budget {budget_id}{whose} has {available} {unit} left, and {needed} must be left for {required} to be "
+            "reserved ahead of a call; reserve when the call comes, without holder"
+        )
+        self.budget_id = budget_id
+        self.available = available
+        self.required = required
+        self.needed = needed
+        self.unit = unit
+        self.share = share
 
 
 class ModelUnpriced(LedgerError):

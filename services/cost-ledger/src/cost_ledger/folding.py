@@ -116,12 +116,15 @@ def _held(event: CostReserved) -> Reservation:
         expires_at=event.expires_at,
         quantities=event.quantities,
         price_context=event.price_context,
+        holder=event.holder,
     )
 
 
 def _settled(book: Book, event: CostSettled) -> Reservation:
     known = book.reservation(event.reservation_id)
-    request_sha256, expires_at = (known.request_sha256, known.expires_at) if known else ("", event.incurred_at)
+    request_sha256, expires_at, holder = (
+        (known.request_sha256, known.expires_at, known.holder) if known else ("", event.incurred_at, "")
+    )
     return Reservation(
         reservation_id=event.reservation_id,
         request_sha256=request_sha256,
@@ -139,6 +142,7 @@ def _settled(book: Book, event: CostSettled) -> Reservation:
         overrun=event.overrun_nano_usd,
         quantities=event.quantities,
         price_context=event.price_context,
+        holder=holder,
     )
 
 

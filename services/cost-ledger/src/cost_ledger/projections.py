@@ -355,7 +355,7 @@ class ReservationsView:
     """Every reservation ever, folded by the same evolve as the book, so that the two cannot differ."""
 
     name: ClassVar[str] = "reservations"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     types: ClassVar[frozenset[str] | None] = frozenset(
         {
             "CostReserved",

@@ -12,7 +12,7 @@ from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, Re
 from cost_ledger.rates import RateCard
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-6"
+FOLD: Final = "book-7"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 

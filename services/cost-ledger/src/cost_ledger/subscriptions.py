@@ -22,7 +22,7 @@ from synod.cost_ledger.events import Quantity
 from synod.llm_gateway import events as llm
 from synod.tool_executor import events as tools
 
-from cost_ledger.application import CostLedger, Outcome, Unbilled, Unknown, Use
+from cost_ledger.application import Closed, CostLedger, Outcome, Returned, Unbilled, Unknown, Use
 from cost_ledger.commands import Charge
 from cost_ledger.decoding import known_event
 from cost_ledger.errors import BookBusy, BookContended
@@ -47,12 +47,18 @@ _INSERT: Final = insert("recorded", ("position", "tenant", "type", "subject", "o
 
 
 class ModelUsage:
-    """Settles and releases by the outcomes of model calls."""
+    """Settles and releases by the outcomes of model calls, and by what the gateway says of those it has reserved ahead."""
 
     name: ClassVar[str] = "model_usage"
     version: ClassVar[int] = 1
     types: ClassVar[frozenset[str] | None] = frozenset(
-        {"ModelCallCompleted", "ModelCallAttemptFailed", "ModelCallCancelled"}
+        {
+            "ModelCallCompleted",
+            "ModelCallAttemptFailed",
+            "ModelCallCancelled",
+            "ReservationsReturned",
+            "ReservationStockClosed",
+        }
     )
     tables: ClassVar[str] = _TABLES
 
@@ -63,7 +69,7 @@ class ModelUsage:
         told = [(stored, decoded(stored)) for stored in events]
         outcomes = [(_outcome(stored, event), _context(stored)) for stored, event in told]
         await _all([self._ledger.record(outcomes)])
-        await _keep(connection, [(stored, getattr(event, "reservation_id", "")) for stored, event in told])
+        await _keep(connection, [(stored, _subject(event)) for stored, event in told])
 
 
 class ToolUsage:
@@ -109,8 +115,21 @@ def _outcome(stored: StoredEvent, event: Event) -> Outcome:
             return Unbilled(event.reservation_id, f"{event.failure.reason}: {event.failure.message}")
         case llm.ModelCallAttemptFailed():
             return Unknown(event.reservation_id)
+        case llm.ReservationsReturned():
+            return Returned(event.holder, event.reservation_ids)
+        case llm.ReservationStockClosed():
+            return Closed(event.holder)
         case _:
-            raise TypeError(f"{event.type_name()} is no outcome of an attempt")
+            raise TypeError(f"{event.type_name()} is no outcome of an attempt, nor about reservations made ahead")
+
+
+def _subject(event: Event) -> str:
+    """What a row is about: a reservation, or whose reservations."""
+    match event:
+        case llm.ReservationsReturned() | llm.ReservationStockClosed():
+            return event.holder
+        case _:
+            return getattr(event, "reservation_id", "")
 
 
 def _completed(stored: StoredEvent, event: llm.ModelCallCompleted) -> Use:

@@ -83,6 +83,20 @@ ERRORS: Final = (
     .add(errors.BudgetExceeded, lambda error: _exhausted(error))
     .add(errors.BudgetSuspended, lambda error: BudgetSuspended(error.budget_id, error.reason))
     .add(
+        errors.NothingToSpare,
+        lambda error: FailedPrecondition(
+            str(error),
+            reason="NOTHING_TO_SPARE",
+            metadata={
+                "budget_id": error.budget_id,
+                "available": str(error.available),
+                "required": str(error.required),
+                "unit": error.unit,
+                "share": error.share,
+            },
+        ),
+    )
+    .add(
         errors.ModelUnpriced,
         lambda error: FailedPrecondition(
             str(error), reason="UNPRICED_MODEL", metadata={"model": error.model, "budget_id": error.budget_id}
@@ -160,6 +174,7 @@ def to_reservation_request(request: pb.ReserveRequest, tenant: str) -> Reservati
         terms=terms_of(request.price_context),
         quantities=_quantities(request.quantities),
         modalities=_modalities(request.modalities),
+        holder=request.holder,
     )
 
 
@@ -409,7 +424,9 @@ def from_outcomes(outcomes: Iterable[Reservation | Exception]) -> pb.ReserveMany
 
 def _outcome(outcome: Reservation | Exception) -> pb.ReserveManyResponse.Outcome:
     if isinstance(outcome, Reservation):
-        return pb.ReserveManyResponse.Outcome(state=_STATES[outcome.state], reserved_nano_usd=outcome.reserved)
+        return pb.ReserveManyResponse.Outcome(
+            state=_STATES[outcome.state], reserved_nano_usd=outcome.reserved, holder=outcome.holder
+        )
     if (refusal := ERRORS.translate(outcome)) is None:
         raise outcome
     return pb.ReserveManyResponse.Outcome(refusal=to_status(refusal, SERVICE).SerializeToString())

@@ -150,7 +150,8 @@ class CostLedgerServicer:
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
         the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
         has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
-        either kind that was suspended, with its name and why. Permission: ledger.reserve.
+        either kind that was suspended, with its name and why; NOTHING_TO_SPARE for what is asked for ahead of its call (see
+        ReserveRequest.holder), with the budget. Permission: ledger.reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,8 +206,9 @@ class CostLedgerServicer:
 
     def SuspendBudget(self, request, context):
         """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
-        renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
-        suspended budget changes the reason. Permission: budgets.update.
+        renewed, settled and released as ever, and what was used is recorded. That includes what a service has reserved ahead
+        of its calls (ReserveRequest.holder): some may still begin under it, for about a second and never for more than a
+        minute. SetBudget changes nothing of it. Suspending a suspended budget changes the reason. Permission: budgets.update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

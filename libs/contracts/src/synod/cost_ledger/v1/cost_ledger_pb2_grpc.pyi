@@ -37,7 +37,8 @@ class CostLedgerStub:
     """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
     the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
     has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
-    either kind that was suspended, with its name and why. Permission: ledger.reserve.
+    either kind that was suspended, with its name and why; NOTHING_TO_SPARE for what is asked for ahead of its call (see
+    ReserveRequest.holder), with the budget. Permission: ledger.reserve.
     """
     ReserveMany: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveManyRequest, _cost_ledger_pb2.ReserveManyResponse]
     """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
@@ -62,8 +63,9 @@ class CostLedgerStub:
     """
     SuspendBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SuspendBudgetRequest, _cost_ledger_pb2.Budget]
     """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
-    renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
-    suspended budget changes the reason. Permission: budgets.update.
+    renewed, settled and released as ever, and what was used is recorded. That includes what a service has reserved ahead
+    of its calls (ReserveRequest.holder): some may still begin under it, for about a second and never for more than a
+    minute. SetBudget changes nothing of it. Suspending a suspended budget changes the reason. Permission: budgets.update.
     """
     ResumeBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ResumeBudgetRequest, _cost_ledger_pb2.Budget]
     """The budget decides by its limit again. Resuming what is not suspended changes nothing. Permission: budgets.update."""
@@ -106,7 +108,8 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
     the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
     has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
-    either kind that was suspended, with its name and why. Permission: ledger.reserve.
+    either kind that was suspended, with its name and why; NOTHING_TO_SPARE for what is asked for ahead of its call (see
+    ReserveRequest.holder), with the budget. Permission: ledger.reserve.
     """
     ReserveMany: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ReserveManyRequest, _cost_ledger_pb2.ReserveManyResponse]  # type: ignore[assignment]
     """Reserve for calls that came together, decided in their order and committed at once. Each is answered for itself, as
@@ -131,8 +134,9 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """
     SuspendBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SuspendBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
     """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
-    renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
-    suspended budget changes the reason. Permission: budgets.update.
+    renewed, settled and released as ever, and what was used is recorded. That includes what a service has reserved ahead
+    of its calls (ReserveRequest.holder): some may still begin under it, for about a second and never for more than a
+    minute. SetBudget changes nothing of it. Suspending a suspended budget changes the reason. Permission: budgets.update.
     """
     ResumeBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ResumeBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
     """The budget decides by its limit again. Resuming what is not suspended changes nothing. Permission: budgets.update."""
@@ -177,7 +181,8 @@ class CostLedgerServicer:
         """Holds an upper bound against every budget that matches, in one decision: all or none. Idempotent by reservation_id;
         the same id with other content is ALREADY_EXISTS. RESOURCE_EXHAUSTED (BUDGET_EXHAUSTED) names the budget, what it
         has left and what is needed. FAILED_PRECONDITION: UNPRICED_MODEL under a hard budget; BUDGET_SUSPENDED by a budget of
-        either kind that was suspended, with its name and why. Permission: ledger.reserve.
+        either kind that was suspended, with its name and why; NOTHING_TO_SPARE for what is asked for ahead of its call (see
+        ReserveRequest.holder), with the budget. Permission: ledger.reserve.
         """
 
     def ReserveMany(
@@ -237,8 +242,9 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Budget, _abc.Awaitable[_cost_ledger_pb2.Budget]]:
         """Refuses every new reservation that matches the budget, hard or soft, until ResumeBudget. What is held lives on: it is
-        renewed, settled and released as ever, and what was used is recorded. SetBudget changes nothing of it. Suspending a
-        suspended budget changes the reason. Permission: budgets.update.
+        renewed, settled and released as ever, and what was used is recorded. That includes what a service has reserved ahead
+        of its calls (ReserveRequest.holder): some may still begin under it, for about a second and never for more than a
+        minute. SetBudget changes nothing of it. Suspending a suspended budget changes the reason. Permission: budgets.update.
         """
 
     def ResumeBudget(
