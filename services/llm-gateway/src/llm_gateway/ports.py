@@ -97,8 +97,20 @@ class Workers(Protocol):
         """This process."""
         ...
 
-    async def alive(self, worker: str) -> bool:
-        """Raises StoreUnavailable."""
+    @property
+    def holder(self) -> str:
+        """The name under which this process reserves ahead: a new one each time its lock was lost and taken again."""
+        ...
+
+    def confirmed_at(self, holder: str) -> float:
+        """When the lock of this process's holder was last known to be held, by the event loop's clock as it was read before
+        the database was asked. It stands still as soon as the lock, the database or the process does; -inf for a holder
+        that is unknown or long gone.
+        """
+        ...
+
+    async def alive(self, name: str) -> bool:
+        """Whether the lock of a process, or of a holder, is held. Raises StoreUnavailable."""
         ...
 
 

@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from eventlog.binary import from_int, to_int
 from eventlog.records import Context
@@ -37,17 +38,38 @@ class FakeLedger:
 
 
 class FakeWorkers:
-    """One of several processes that share `living`."""
+    """One of several processes that share `living`. Its lock is confirmed at every moment, unless `confirmed` says when the
+    lock of a holder last was.
+    """
 
     def __init__(self, own: str = "gw_1", living: set[str] | None = None) -> None:
         self.own = own
+        self.holder = f"{own}.1"
         self.living = {own} if living is None else living
+        self.living.add(self.holder)
+        self.confirmed: dict[str, float] = {}
         self.asked: list[str] = []
+        self.down = False
+        self._holders = 1
 
-    async def alive(self, worker: str) -> bool:
-        self.asked.append(worker)
+    def confirmed_at(self, holder: str) -> float:
+        always = asyncio.get_running_loop().time() if holder == self.holder else -inf
+        return self.confirmed.get(holder, always)
+
+    def lose_lock(self) -> None:
+        """The lock is lost now, and taken again under a new name."""
+        self.confirmed.setdefault(self.holder, asyncio.get_running_loop().time())
+        self.living.discard(self.holder)
+        self._holders += 1
+        self.holder = f"{self.own}.{self._holders}"
+        self.living.add(self.holder)
+
+    async def alive(self, name: str) -> bool:
+        self.asked.append(name)
         await asyncio.sleep(0)
-        return worker in self.living
+        if self.down:
+            raise StoreUnavailable("the store is down")
+        return name in self.living
 
 
 class MemoryResults:
