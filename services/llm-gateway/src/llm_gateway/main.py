@@ -3,10 +3,12 @@
 import asyncio
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from eventlog.codec import Codec
 from eventlog.folding import ProjectorLimits
+from eventlog.log import EventLog
 from eventlog.master_keys import FileMasterKey
 from httpedge.registry import RegistryKeys
 from pydantic import SecretStr
@@ -39,7 +41,8 @@ from llm_gateway.execution import Terms, Tools
 from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal
 from llm_gateway.limits import Line
-from llm_gateway.projections import ModelCallsView, Queries
+from llm_gateway.ports import Workers
+from llm_gateway.projections import ModelCallsView, Queries, ReservationsView
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
 from llm_gateway.providers.provider import Embedder, Provider
@@ -54,6 +57,8 @@ from llm_gateway.settings import Settings
 from llm_gateway.shared_limits import PostgresBooks, SharedLimits
 from llm_gateway.similar import LikenessIndex, SimilarAnswers, SimilarTerms
 from llm_gateway.slices import SliceTerms
+from llm_gateway.stock_journal import StockJournal
+from llm_gateway.stock_keeping import StockKeeper
 from llm_gateway.surroundings import Surroundings
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
@@ -64,7 +69,7 @@ SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-u
 RELAY_PACE_S: Final = 0.05
 """Of its events: settlements follow them, for which nobody waits; the caller of a model waits for what relaying takes."""
 CALLS_PACE_S: Final = 0.25
-"""Of the view of calls: only those left running are looked for in it, every few seconds. So many events are decoded in a
+"""Of the views of calls: only what was left behind is looked for in them, every few seconds. So many events are decoded in a
 few milliseconds at full load, for which the loop can stand still."""
 
 
@@ -121,12 +126,6 @@ async def compose(host: Host[Settings]) -> None:
         balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
-    queries = Queries(host.pool)
-
-    async def end_orphans() -> None:
-        while True:
-            await gateway.end_orphans(await queries.running())
-            await asyncio.sleep(settings.orphans_s)
 
     async def follow_roster() -> None:
         while roster is not None:
@@ -135,18 +134,41 @@ async def compose(host: Host[Settings]) -> None:
                 if changed := await roster.changed():
                     gateway.use(catalogue_of(changed))
 
-    host.add_view(ModelCallsView(), limits=ProjectorLimits(pace_s=CALLS_PACE_S))
     handlers = Handlers(gateway, host.clock)
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(handlers), PERMISSIONS, ERRORS)
     keys = RegistryKeys(AgentRegistryStub(host.channel("agent-registry")))
     add_edge(host, OwnModelCalls(handlers, host.errors.including(ERRORS)), keys)
-    host.add_task("orphans", end_orphans)
+    look_after_what_is_left(host, log, workers, gateway)
     host.add_task("worker lock", workers.stay)
     host.add_task("surroundings", surroundings.run)
     host.add_task("reservations", renewals.run)
     if roster is not None:
         host.add_task("roster", follow_roster)
     host.on_stop(gateway.close)
+
+
+def look_after_what_is_left(host: Host[Settings], log: EventLog, workers: Workers, gateway: Gateway) -> None:
+    """By processes that are gone: calls that run, and stocks that are open. At its end this one closes its own stocks, so
+    the hook that ends its calls is to be added later: hooks are called in reverse.
+    """
+    pace = ProjectorLimits(pace_s=CALLS_PACE_S)
+    host.add_view(ModelCallsView(), limits=pace)
+    reservations, queries = host.add_view(ReservationsView(), limits=pace), Queries(host.pool)
+    journal = StockJournal(log, Codec(EVENTS), host.clock)
+
+    def not_now(error: Exception) -> None:
+        host.log_.warning("stocks_not_closed", error=repr(error))
+
+    keeper = StockKeeper(queries, reservations, workers, journal, host.clock, not_now)
+
+    async def end_orphans() -> None:
+        while True:
+            await gateway.end_orphans(await queries.running())
+            await asyncio.sleep(host.settings.orphans_s)
+
+    host.add_task("orphans", end_orphans)
+    host.add_task("stocks", partial(keeper.run, host.settings.orphans_s))
+    host.on_stop(keeper.close_own)
 
 
 async def answer_stores(host: Host[Settings]) -> tuple[PostgresResults, PostgresCacheStore]:
