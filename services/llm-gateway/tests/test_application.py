@@ -175,7 +175,7 @@ class World:
             admission=self.admission,
             terms=self.terms,
             renewals=Renewals(self.ledger, self.hold_s),
-            stock=Stock(self.ledger, self.stock_events, self.workers, self.spare_s),
+            stock=Stock(self.ledger, self.stock_events, self.workers, self.spare_s, self.workers.now),
         )
         assert tools.stock is not None
         self.renewals, self.stock = tools.renewals, tools.stock

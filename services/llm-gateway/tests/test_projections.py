@@ -1,4 +1,4 @@
-"""One row a call, whatever the batches in which its events come."""
+"""What runs and what is open, whatever the batches in which events come."""
 
 from datetime import UTC, datetime
 
@@ -6,10 +6,12 @@ import pytest
 from eventlog.codec import Codec
 from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector
-from eventlog.records import Append, Context, StreamId
+from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.sources import LogSource
-from llm_gateway.projections import ModelCallsView, Queries
+from llm_gateway.projections import Queries, ReservationsView, Stock
+from llm_gateway.stock_journal import StockJournal
 from psycopg_pool import AsyncConnectionPool
+from servicekit.testing import FakeClock
 from synod.common.event import Event
 from synod.common.values import Attribution, Failure
 from synod.llm_gateway.events import (
@@ -65,47 +67,56 @@ COMPLETED = ModelCallCompleted(
 WHOLE = (ACCEPTED, started(1), FAILED, started(2), COMPLETED)
 
 
-@pytest.mark.parametrize("sizes", [(5,), (1, 1, 1, 1, 1), (2, 3), (4, 1)])
-async def test_a_row_says_how_a_call_went(postgres_dsn: str, sizes: tuple[int, ...]) -> None:
-    log, rest = MemoryEventLog(), list(WHOLE)
-    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
-        projector = Projector(pool, ModelCallsView(), LogSource(log, "llm-gateway"))
-        for size in sizes:
-            new = tuple(CODEC.encode(event, at=NOW) for event in rest[:size])
-            await log.append(Append(StreamId("model-call", "mc"), 5 - len(rest), new, Context("local", "usr_ada")))
-            rest = rest[size:]
-            await projector.catch_up()
-        async with pool.connection() as connection:
-            sql = "select state, model, attempts, input_tokens, output_tokens, duration_ms, ended_at from view_model_calls.model_calls"
-            rows = await (await connection.execute(sql)).fetchall()
-
-    assert rows == [("completed", "fake/m", 2, 7, 3, 5, NOW)]
-
-
-async def test_each_call_of_a_batch_gets_its_own_row_and_changes(postgres_dsn: str) -> None:
-    log = MemoryEventLog()
-    for id, length in (("mc_1", 1), ("mc_2", 2), ("mc_3", 3), ("mc_5", 5)):
-        new = tuple(CODEC.encode(event, at=NOW) for event in WHOLE[:length])
-        await log.append(Append(StreamId("model-call", id), 0, new, Context("local", "usr_ada")))
-    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
-        await Projector(pool, ModelCallsView(), LogSource(log, "llm-gateway")).catch_up()
-        async with pool.connection() as connection:
-            sql = "select id, state, model, attempts, output_tokens, ended_at from view_model_calls.model_calls order by id"
-            rows = await (await connection.execute(sql)).fetchall()
-
-    assert rows == [
-        ("mc_1", "waiting", "scout", 0, 0, None),
-        ("mc_2", "running", "fake/m", 1, 0, None),
-        ("mc_3", "waiting", "fake/m", 1, 0, None),
-        ("mc_5", "completed", "fake/m", 2, 3, NOW),
-    ]
-
-
 async def test_running_calls_are_found_with_whom_they_belong_to(postgres_dsn: str) -> None:
     log = MemoryEventLog()
     new = tuple(CODEC.encode(event, at=NOW) for event in (ACCEPTED, started(1)))
     await log.append(Append(StreamId("model-call", "mc"), 0, new, Context("local", "usr_ada")))
     async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
-        await Projector(pool, ModelCallsView(), LogSource(log, "llm-gateway")).catch_up()
+        await Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")).catch_up()
 
         assert await Queries(pool).running() == [("mc", Context("local", "llm-gateway", "run_1"))]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_attempt_runs_until_its_own_end(postgres_dsn: str, at_once: bool) -> None:
+    log, found = MemoryEventLog(), []
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        projector, queries = Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")), Queries(pool)
+        for events in ((ACCEPTED, started(1), started(2)), (FAILED,), (COMPLETED,)):
+            new = tuple(CODEC.encode(event, at=NOW) for event in events)
+            await log.append(Append(StreamId("model-call", "mc"), ANY, new, Context("local", "usr_ada")))
+            if not at_once:
+                await projector.catch_up()
+                found.append(await queries.running_reservations())
+        await projector.catch_up()
+
+        assert found == ([] if at_once else [["mc:1", "mc:2"], ["mc:2"], []])
+        assert await queries.running_reservations() == []
+        assert await queries.running() == []
+
+
+async def test_of_two_attempts_the_one_that_has_not_failed_runs(postgres_dsn: str) -> None:
+    log = MemoryEventLog()
+    new = tuple(CODEC.encode(event, at=NOW) for event in (ACCEPTED, started(1), started(2), FAILED))
+    await log.append(Append(StreamId("model-call", "mc"), 0, new, Context("local", "usr_ada")))
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        await Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")).catch_up()
+
+        assert await Queries(pool).running_reservations() == ["mc:2"]
+        assert [id for id, _ in await Queries(pool).running()] == ["mc"]
+
+
+async def test_a_stock_is_open_from_its_opening_to_its_close(postgres_dsn: str) -> None:
+    log = MemoryEventLog()
+    journal = StockJournal(log, CODEC, FakeClock())
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
+        projector, queries = Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")), Queries(pool)
+        for tenant in ("acme", "local"):
+            await journal.opened(tenant, "gw_1.1")
+        await journal.returned("acme", "gw_1.1", ["gw_1.1:1"])
+        await projector.catch_up()
+        assert await queries.stocks() == [Stock("acme", "gw_1.1"), Stock("local", "gw_1.1")]
+
+        await journal.closed("acme", "gw_1.1")
+        await projector.catch_up()
+        assert await queries.stocks() == [Stock("local", "gw_1.1")]

@@ -1,6 +1,7 @@
 """The service as its clients see it: real gRPC, PostgreSQL and NATS, the provider simulator, a ledger that can refuse."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from llm_gateway.application import call_id
 from llm_gateway.limits import LimitRule
 from llm_gateway.main import compose
 from llm_gateway.settings import Settings
+from llm_gateway.stock_journal import StockJournal
 from provider_simulator.faults import Fault
 from provider_simulator.testing import RunningSimulator, running_simulator
+from servicekit.clock import SystemClock
 from servicekit.errors import (
     AlreadyExists,
     BudgetExhausted,
@@ -591,10 +594,11 @@ async def test_group_05_views_equal_views_rebuilt_from_the_log(channel: PeerChan
     await refused(stub.Generate(request("failing", model="simulator/sim-400")))
     log = EventLogStub(channel)
 
-    (view,) = (await log.ListViews(log_pb.ListViewsRequest())).views
+    views = (await log.ListViews(log_pb.ListViewsRequest())).views
 
-    assert view.name == "model_calls"
-    assert (await log.VerifyView(log_pb.VerifyViewRequest(name=view.name))).equal
+    assert {view.name for view in views} == {"reservations"}
+    for view in views:
+        assert (await log.VerifyView(log_pb.VerifyViewRequest(name=view.name))).equal
     assert (await log.Verify(log_pb.VerifyRequest())).ok
 
 
@@ -647,3 +651,26 @@ async def test_a_start_ends_the_attempts_that_a_crash_left_running(own_settings:
         (ended,) = (await EventLogStub(service.channel).Read(log_pb.ReadRequest(after_position=2))).events
         assert (ended.tenant, ended.correlation_id, ended.actor) == ("local", "run_1", "llm-gateway")
         assert b'"billed":"unknown"' in ended.data
+
+
+async def test_a_stop_closes_the_stocks_of_the_process_after_its_calls_have_ended(
+    own_settings: Settings, simulator: RunningSimulator
+) -> None:
+    simulator.faults.plan(Fault(first_byte_delay_s=30))
+    log = await PostgresEventLog.open(own_settings.postgres_dsn.get_secret_value())
+    journal = StockJournal(log, Codec(EVENTS), SystemClock())
+    async with serve_in_process(compose, own_settings) as service:
+        caller = asyncio.ensure_future(LlmGatewayStub(service.channel).Generate(request()))
+        async with asyncio.timeout(WAIT_S):
+            while len(stored := await log.read()) < 2:
+                continue
+        worker = json.loads(stored[1].data)["worker"]
+        await journal.opened("local", f"{worker}.1")
+        await journal.opened("local", "gw_another.1")
+        caller.cancel()
+
+    told = (await log.read())[2:]
+    await log.close()
+    assert sorted(each.type for each in told[:2]) == ["ReservationStockOpened"] * 2
+    assert [each.type for each in told[2:]] == ["ModelCallAttemptFailed", "ReservationStockClosed"]
+    assert json.loads(told[-1].data)["holder"] == f"{worker}.1"

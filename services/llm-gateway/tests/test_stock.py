@@ -13,6 +13,7 @@ from llm_gateway.errors import LedgerRefused, LedgerUnavailable
 from llm_gateway.ports import Reservation
 from llm_gateway.stock import (
     ASK_WITHIN_S,
+    DOUBTFUL_S,
     KIND_MAX,
     SPARES_MAX,
     STEPS,
@@ -231,11 +232,21 @@ async def test_a_ledger_that_does_not_answer_or_refuses_all_is_left_alone_for_a_
 
     assert set(await world.often(50)) == {None}
     await world.stock.return_unused()
-
-    # Whether it holds what it did not answer is not known, so that is returned.
-    assert bool(world.events.unused) is isinstance(refusal, LedgerUnavailable)
+    assert world.events.unused == []
     assert await world.often(1, every=SPARE_S) == [None]
     assert None not in (await world.often(20))[2:]
+
+
+async def test_what_the_ledger_may_have_made_or_not_is_returned_when_it_can_make_it_no_more() -> None:
+    world = World(FakeLedger([LedgerUnavailable("no answer")]))
+    await world.often(3)
+
+    world.clock.advance(DOUBTFUL_S - 1)
+    await world.stock.return_unused()
+    assert world.events.unused == []
+    world.clock.advance(2)
+    await world.stock.return_unused()
+    assert world.events.unused == [f"{world.workers.holder}:1"]
 
 
 async def test_nothing_is_made_or_taken_once_the_lock_is_in_doubt() -> None:

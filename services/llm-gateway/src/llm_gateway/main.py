@@ -3,10 +3,12 @@
 import asyncio
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from eventlog.codec import Codec
 from eventlog.folding import ProjectorLimits
+from eventlog.log import EventLog
 from eventlog.master_keys import FileMasterKey
 from httpedge.registry import RegistryKeys
 from pydantic import SecretStr
@@ -39,7 +41,8 @@ from llm_gateway.execution import Terms, Tools
 from llm_gateway.headroom import Headroom
 from llm_gateway.journal import Journal
 from llm_gateway.limits import Line
-from llm_gateway.projections import ModelCallsView, Queries
+from llm_gateway.ports import Ledger, Workers
+from llm_gateway.projections import Queries, ReservationsView
 from llm_gateway.providers import catalog
 from llm_gateway.providers.catalog import Now
 from llm_gateway.providers.provider import Embedder, Provider
@@ -54,6 +57,9 @@ from llm_gateway.settings import Settings
 from llm_gateway.shared_limits import PostgresBooks, SharedLimits
 from llm_gateway.similar import LikenessIndex, SimilarAnswers, SimilarTerms
 from llm_gateway.slices import SliceTerms
+from llm_gateway.stock import Stock
+from llm_gateway.stock_journal import StockJournal
+from llm_gateway.stock_keeping import StockKeeper
 from llm_gateway.surroundings import Surroundings
 from llm_gateway.telemetry import Telemetry
 from llm_gateway.translate import ERRORS, AnswerRecords
@@ -63,9 +69,9 @@ SIMULATOR_MODELS: Final = re.compile(r"sim-(1|[45]\d\d|slow|cut|error-event|no-u
 """The simulator's model, and those that fail on demand."""
 RELAY_PACE_S: Final = 0.05
 """Of its events: settlements follow them, for which nobody waits; the caller of a model waits for what relaying takes."""
-CALLS_PACE_S: Final = 0.25
-"""Of the view of calls: only those left running are looked for in it, every few seconds. So many events are decoded in a
-few milliseconds at full load, for which the loop can stand still."""
+VIEW_PACE_S: Final = 0.25
+"""Of the view of attempts: what was left behind is looked for in it every few seconds, and most attempts begin and end within
+a batch, which then costs next to nothing."""
 
 
 async def compose(host: Host[Settings]) -> None:
@@ -115,17 +121,17 @@ async def compose(host: Host[Settings]) -> None:
         circuits=Circuits(circuit_terms(settings), circuit_changed),
         terms=terms(settings),
         renewals=renewals,
+        stock=reservation_stock(host, log, workers, ledger, telemetry),
         headroom=headroom,
         cache=AnswerCache(cached, host.clock, cache_terms(settings)),
         similar=similar_answers(settings, telemetry),
         balancing=settings.balancing,
     )
     gateway = Gateway(catalogue, tools)
-    queries = Queries(host.pool)
 
     async def end_orphans() -> None:
         while True:
-            await gateway.end_orphans(await queries.running())
+            await gateway.end_orphans(await Queries(host.pool).running())
             await asyncio.sleep(settings.orphans_s)
 
     async def follow_roster() -> None:
@@ -135,7 +141,6 @@ async def compose(host: Host[Settings]) -> None:
                 if changed := await roster.changed():
                     gateway.use(catalogue_of(changed))
 
-    host.add_view(ModelCallsView(), limits=ProjectorLimits(pace_s=CALLS_PACE_S))
     handlers = Handlers(gateway, host.clock)
     host.add_rpc(add_LlmGatewayServicer_to_server, LlmGatewayRpc(handlers), PERMISSIONS, ERRORS)
     keys = RegistryKeys(AgentRegistryStub(host.channel("agent-registry")))
@@ -147,6 +152,22 @@ async def compose(host: Host[Settings]) -> None:
     if roster is not None:
         host.add_task("roster", follow_roster)
     host.on_stop(gateway.close)
+
+
+def reservation_stock(host: Host[Settings], log: EventLog, workers: Workers, ledger: Ledger, told: Telemetry) -> Stock:
+    """What is reserved ahead, and who closes what others have left. At its end this process closes its own, so the hook that
+    ends its calls is to be added later: hooks are called in reverse.
+    """
+    view = host.add_view(ReservationsView(), limits=ProjectorLimits(pace_s=VIEW_PACE_S))
+    journal, ahead_s = StockJournal(log, Codec(EVENTS), host.clock), host.settings.reserve_ahead_s
+    stock = Stock(ledger, journal, workers, ahead_s, made=told.reserved_ahead, used=told.used_ahead)
+    keeper = StockKeeper(Queries(host.pool), view, workers, journal, host.clock, told.stocks_not_closed)
+    host.add_task("stocks", partial(keeper.run, host.settings.orphans_s))
+    host.on_stop(keeper.close_own)
+    if ahead_s:
+        host.add_task("reservations ahead", stock.run)
+        host.on_stop(stock.close)
+    return stock
 
 
 async def answer_stores(host: Host[Settings]) -> tuple[PostgresResults, PostgresCacheStore]:

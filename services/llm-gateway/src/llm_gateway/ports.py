@@ -105,15 +105,18 @@ class Workers(Protocol):
 
     @property
     def holder(self) -> str:
-        """What this process reserves ahead as: another name each time that its lock was lost and taken again."""
+        """The name under which this process reserves ahead: a new one each time its lock was lost and taken again."""
         ...
 
     def confirmed_at(self, holder: str) -> float:
-        """The time of the event loop at which the holder's lock was last known to be held; -inf if it never was here."""
+        """When the lock of this process's holder was last known to be held, by the `boot_time` of workers.py as it was read
+        before the database was asked. It stands still as soon as the lock, the database or the process does; -inf for a holder
+        that is unknown or long gone.
+        """
         ...
 
-    async def alive(self, worker: str) -> bool:
-        """Raises StoreUnavailable."""
+    async def alive(self, name: str) -> bool:
+        """Whether the lock of a process, or of a holder, is held. Raises StoreUnavailable."""
         ...
 
 

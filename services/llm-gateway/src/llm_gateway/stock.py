@@ -25,6 +25,7 @@ from eventlog.records import Context
 
 from llm_gateway.errors import LedgerRefused, LedgerUnavailable
 from llm_gateway.ports import Ledger, Reservation, StockEvents, Workers
+from llm_gateway.workers import boot_time
 
 TAKE_WITHIN_S: Final = 30.0
 """One is made or taken only so long after the holder's lock was last known to be held,"""
@@ -44,6 +45,8 @@ SPARES_MAX: Final = 400
 """Spare ones of a process."""
 LOOKS: Final = 4
 """At what is spare, within the time that it may be."""
+DOUBTFUL_S: Final = 60.0
+"""Those of which the ledger gave no answer are returned after so long: it may make them after all, and that must be over."""
 RETURNED_AT_ONCE: Final = 200
 """In one event."""
 STEPS: Final = 8
@@ -97,7 +100,7 @@ class Shelf:
 
 @dataclass(slots=True)
 class Stock:
-    """`now` is a clock in seconds; `made` is told how many were made ahead, `used` of each that a call took.
+    """`now` is the clock of `workers`; `made` is told how many were made ahead, `used` of each that a call took.
 
     With `spare_s` 0 none is made. ``run`` returns what is not used in time; after ``close`` none is made or taken.
     """
@@ -106,7 +109,7 @@ class Stock:
     events: StockEvents
     workers: Workers
     spare_s: float
-    now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
+    now: Callable[[], float] = boot_time
     made: Callable[[int], None] = lambda reservations: None
     used: Callable[[], None] = lambda: None
     _shelves: dict[tuple[object, ...], Shelf] = field(default_factory=dict)
@@ -115,6 +118,8 @@ class Stock:
     _opened: set[tuple[str, str]] = field(default_factory=set)
     _unused: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """To be returned: ids by tenant and holder."""
+    _doubtful: deque[Spare] = field(default_factory=deque)
+    """To be returned later, the oldest first."""
     _making: set["asyncio.Task[None]"] = field(default_factory=set)
     _numbers: int = 0
 
@@ -166,7 +171,10 @@ class Stock:
 
     async def return_unused(self) -> None:
         """Returns what nobody has used in time, and what was given back. What cannot be recorded is, at the next look."""
-        at = self.now() - self.spare_s
+        now = self.now()
+        at = now - self.spare_s
+        while self._doubtful and now - self._doubtful[0].asked_at > DOUBTFUL_S:
+            self.give_back(self._doubtful.popleft())
         for kind, shelf in list(self._shelves.items()):
             self._take_off(shelf, at)
             if shelf.is_idle_since(at):
@@ -229,9 +237,7 @@ class Stock:
         except (LogUnavailable, QueueFull, LedgerRefused):
             pass
         except LedgerUnavailable:
-            # Whether it holds them is not known; that nobody uses them is.
-            for spare in spares:
-                self.give_back(spare)
+            self._doubtful.extend(spares)
         finally:
             shelf.coming -= count
             self._spares -= count - kept

@@ -247,6 +247,10 @@ class Telemetry:
     def reserved_ahead(self, reservations: int) -> None:
         self._ahead.labels("made").inc(reservations)
 
+    def stocks_not_closed(self, error: Exception) -> None:
+        """What others have left is held on; it is looked at again."""
+        self._log.warning("stocks_not_closed", error=error)
+
     def used_ahead(self) -> None:
         self._ahead.labels("used").inc()
 

@@ -1,10 +1,10 @@
 """Fakes of the ports, for tests of what stands on them. The fake of a provider is in providers/testing.py."""
 
 import asyncio
-import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from math import inf
 
 from eventlog.binary import from_int, to_int
 from eventlog.errors import LogUnavailable
@@ -55,40 +55,43 @@ class FakeLedger:
 
 
 class FakeWorkers:
-    """One of several processes that share `living`."""
+    """One of several processes that share `living`. Its lock is confirmed at every moment, unless `confirmed` says when the
+    lock of a holder last was.
+    """
 
     def __init__(self, own: str = "gw_1", living: set[str] | None = None) -> None:
         self.own = own
+        self.holder = f"{own}.1"
         self.living = {own} if living is None else living
+        self.living.add(self.holder)
+        self.confirmed: dict[str, float] = {}
         self.asked: list[str] = []
+        self.down = False
         self.now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._holders = 1
-        self._confirmed: dict[str, float] = {}
-
-    @property
-    def holder(self) -> str:
-        return f"{self.own}.{self._holders}"
 
     def confirmed_at(self, holder: str) -> float:
-        """Now, for the present holder, until ``freeze``."""
-        known = self._confirmed.get(holder)
-        if known is None:
-            return self.now() if holder == self.holder else -math.inf
-        return known
+        always = self.now() if holder == self.holder else -inf
+        return self.confirmed.get(holder, always)
 
     def freeze(self) -> None:
-        """Nothing is heard of the lock any more."""
-        self._confirmed[self.holder] = self.now()
+        """Nothing more is heard of the lock."""
+        self.confirmed.setdefault(self.holder, self.now())
 
     def lose_lock(self) -> None:
-        """And a new one is taken."""
+        """The lock is lost now, and taken again under a new name."""
         self.freeze()
+        self.living.discard(self.holder)
         self._holders += 1
+        self.holder = f"{self.own}.{self._holders}"
+        self.living.add(self.holder)
 
-    async def alive(self, worker: str) -> bool:
-        self.asked.append(worker)
+    async def alive(self, name: str) -> bool:
+        self.asked.append(name)
         await asyncio.sleep(0)
-        return worker in self.living
+        if self.down:
+            raise StoreUnavailable("the store is down")
+        return name in self.living
 
 
 class MemoryStockEvents:
