@@ -1178,15 +1178,27 @@ async def test_a_call_takes_what_was_reserved_ahead_and_all_that_follows_names_i
     assert await returned(world) == []
 
 
-async def test_a_failed_attempt_names_it_too_and_the_next_one_takes_another() -> None:
+async def test_a_failed_attempt_names_it_too_and_the_next_one_reserves_for_itself() -> None:
     world = await with_spares(FakeProvider([errors.ProviderOverloaded("busy"), HELLO]))
 
     answer = await world.generate()
 
     failed = (await world.events())[2]
     assert isinstance(failed, ModelCallAttemptFailed)
-    first, second = (each.id for each in world.ledger.ahead[:2])
-    assert (failed.reservation_id, answer.reservation_id) == (first, second)
+    assert failed.reservation_id == world.ledger.ahead[0].id
+    assert answer.reservation_id == f"{call_id('local', 'req')}:2" == world.ledger.reservations[-1].id
+
+
+async def test_a_call_that_is_tried_often_is_no_caller_who_calls_often() -> None:
+    world = World(
+        FakeProvider([errors.ProviderOverloaded("busy"), errors.ProviderOverloaded("busy"), HELLO]), spare_s=HOURS_S
+    )
+
+    await world.generate()
+
+    assert len(world.ledger.reservations) == 3
+    assert not world.stock._making
+    assert world.ledger.ahead == []
 
 
 async def test_a_repeat_of_an_answered_call_gives_back_what_it_took() -> None:

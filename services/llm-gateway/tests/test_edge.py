@@ -148,6 +148,7 @@ def settings_of(dsn: str, nats_url: str, address: str, simulator: RunningSimulat
         nats_url,
         peers={"cost-ledger": address, "agent-registry": address},
         simulator_url=simulator.origin,
+        reserve_ahead_s=0,  # each call for itself
         openai_api_key=None,
         **{"edge_port": free_port(), **more},
     )

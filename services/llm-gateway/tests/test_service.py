@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,6 +63,7 @@ class Ledger(CostLedgerServicer):
     reserved: list[ledger_pb.ReserveRequest] = field(default_factory=list)
     refusals: list[ServiceError] = field(default_factory=list)
     tenants: list[str] = field(default_factory=list)
+    ahead: list[ledger_pb.ReserveRequest] = field(default_factory=list)
     address: str = ""
 
     async def Reserve(
@@ -75,6 +76,15 @@ class Ledger(CostLedgerServicer):
         self.tenants.append(str(metadata.get("synod-tenant")))
         self.reserved.append(request)
         return ledger_pb.Reservation(reservation_id=request.reservation_id, state=ledger_pb.RESERVATION_STATE_HELD)
+
+    async def ReserveMany(
+        self, request: ledger_pb.ReserveManyRequest, context: grpc.aio.ServicerContext
+    ) -> ledger_pb.ReserveManyResponse:  # type: ignore[override, type-arg]
+        wanted = [item.reserve for item in request.items]
+        (self.ahead if wanted[0].holder else self.reserved).extend(wanted)
+        held = ledger_pb.RESERVATION_STATE_HELD
+        outcomes = [ledger_pb.ReserveManyResponse.Outcome(state=held, holder=each.holder) for each in wanted]
+        return ledger_pb.ReserveManyResponse(outcomes=outcomes)
 
 
 @asynccontextmanager
@@ -106,6 +116,7 @@ def ledger(shared_ledger: Ledger) -> Ledger:
     shared_ledger.reserved.clear()
     shared_ledger.refusals.clear()
     shared_ledger.tenants.clear()
+    shared_ledger.ahead.clear()
     return shared_ledger
 
 
@@ -123,6 +134,7 @@ def settings_of(dsn: str, nats_url: str, ledger: Ledger, simulator: RunningSimul
         nats_url,
         peers={"cost-ledger": ledger.address, "agent-registry": ledger.address},
         simulator_url=simulator.origin,
+        reserve_ahead_s=0,  # each call for itself, but where a test wants it
         openai_api_key=None,
         anthropic_api_key="key-of-a-test",
         anthropic_base_url=simulator.anthropic_base_url,
@@ -674,3 +686,36 @@ async def test_a_stop_closes_the_stocks_of_the_process_after_its_calls_have_ende
     assert sorted(each.type for each in told[:2]) == ["ReservationStockOpened"] * 2
     assert [each.type for each in told[2:]] == ["ModelCallAttemptFailed", "ReservationStockClosed"]
     assert json.loads(told[-1].data)["holder"] == f"{worker}.1"
+
+
+async def test_who_calls_often_uses_what_was_reserved_ahead_and_the_rest_comes_back(
+    own_settings: Settings, ledger: Ledger
+) -> None:
+    """Each reservation is used by one call, returned, or left to the close, which is the last word of the process."""
+    often = own_settings.model_copy(update={"reserve_ahead_s": 0.2})
+    async with serve_in_process(compose, often) as served:
+        stub, log = LlmGatewayStub(served.channel), EventLogStub(served.channel)
+        answers = [await stub.Generate(request(f"req{number}")) for number in range(40)]
+        returned: set[str] = set()
+        async with asyncio.timeout(10):
+            while not returned:
+                returned = returned_in((await log.Read(log_pb.ReadRequest(page_size=200))).events)
+        answers += [await stub.Generate(request(f"again{number}")) for number in range(3)]
+    async with serve_in_process(compose, own_settings) as served:
+        events = (await EventLogStub(served.channel).Read(log_pb.ReadRequest(page_size=200))).events
+
+    used = [answer.reservation_id for answer in answers]
+    ahead = {each.reservation_id for each in ledger.ahead}
+    assert len(set(used)) == len(used)
+    assert len(ahead & set(used)) > 20
+    assert len(ledger.reserved) + len(ahead & set(used)) == len(used)
+    returned = returned_in(events)
+    assert returned <= ahead - set(used)
+    told = [event.type for event in events if event.type.startswith("Reservation")]
+    assert (told[0], told[-1], events[-1].type) == ("ReservationStockOpened", "ReservationStockClosed", told[-1])
+    assert told.count("ReservationStockOpened") == told.count("ReservationStockClosed") == 1
+
+
+def returned_in(events: Iterable[log_pb.Event]) -> set[str]:
+    told = [json.loads(event.data) for event in events if event.type == "ReservationsReturned"]
+    return {id for each in told for id in each["reservation_ids"]}

@@ -352,7 +352,7 @@ class Execution:
         """One attempt after another, until one answers or none may follow."""
         number, target, tries = call.attempt + 1, await self._first(), 1
         # A refusal goes to the caller as it is; a call that was accepted before stays open for a repeat.
-        spare = await self._reserve(number, self._aims[target])
+        spare = await self._reserve_first(number, self._aims[target])
         while True:
             attempt = await self._begin(number, self._aims[target], spare)
             hedge = self._hedge(target)
@@ -370,7 +370,8 @@ class Execution:
                 await asyncio.sleep(following.delay_s)
                 tries = tries + 1 if self._same_model(following.target, target) else 1
                 number, target = self._number + 1, following.target
-                spare = await self._reserve_again(number, self._aims[target], error)
+                await self._reserve_again(number, self._aims[target], error)
+                spare = None
             else:
                 return await self._completed(response)
 
@@ -436,7 +437,7 @@ class Execution:
         """Reserves, records and asks, as for any attempt; what is refused to a rival is no reason to end the call."""
         rival = self._prepared(self._number + 1, aim)
         try:
-            await race.unless_decided(self._reserve_rival(rival.number, aim))
+            await race.unless_decided(self._reserve(rival.number, aim, self._now() + RIVAL_PATIENCE_S))
         except (LedgerRefused, LedgerUnavailable, RateLimited):
             self._leave_limits(None)
             return
@@ -546,10 +547,19 @@ class Execution:
 
     # --- reservations ---
 
-    async def _reserve_again(self, number: int, aim: Aim, cause: ProviderError) -> Spare | None:
+    async def _reserve_first(self, number: int, aim: Aim) -> Spare | None:
+        """With what was reserved ahead, if it was. A further attempt of the call has waited anyway, and is no other call."""
+        await self._enter_limits(aim, self._flight.wanted_until)
+        reservation, stock = self._reservation(number, aim), self._tools.stock
+        spare = None if stock is None else stock.take(reservation, self._context)
+        if spare is None:
+            await self._tools.ledger.reserve(reservation, self._context)
+        return spare
+
+    async def _reserve_again(self, number: int, aim: Aim, cause: ProviderError) -> None:
         """A further attempt that may not be made ends the call."""
         try:
-            return await self._reserve(number, aim)
+            await self._reserve(number, aim, self._flight.wanted_until)
         except LedgerRefused as error:
             await self._give_up(Failure(reason=error.reason, message=str(error)))
             raise
@@ -562,20 +572,12 @@ class Execution:
             await self._give_up(told)
             raise CallFailed(told, cause.retry_after_s) from error
 
-    async def _reserve(self, number: int, aim: Aim) -> Spare | None:
-        """Room within the limits first: money is not held while a call waits for it. What was reserved ahead, if it was."""
-        await self._enter_limits(aim, self._flight.wanted_until)
-        reservation, stock = self._reservation(number, aim), self._tools.stock
-        spare = None if stock is None else stock.take(reservation, self._context)
-        if spare is None:
-            await self._tools.ledger.reserve(reservation, self._context)
-        return spare
-
-    async def _reserve_rival(self, number: int, aim: Aim) -> None:
-        await self._enter_limits(aim, self._now() + RIVAL_PATIENCE_S)
+    async def _reserve(self, number: int, aim: Aim, until: float) -> None:
+        await self._enter_limits(aim, until)
         await self._tools.ledger.reserve(self._reservation(number, aim), self._context)
 
     async def _enter_limits(self, aim: Aim, until: float) -> None:
+        """Before anything is reserved: money is not held while a call waits for room."""
         self._leave_limits(None)
         self._ticket = await self._tools.admission.enter(
             self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
