@@ -246,7 +246,7 @@ async def test_what_the_ledger_may_have_made_or_not_is_returned_when_it_can_make
     assert world.events.unused == []
     world.clock.advance(2)
     await world.stock.return_unused()
-    assert world.events.unused == [f"{world.workers.holder}:1"]
+    assert world.events.unused == [f"{world.workers.holder}:{number}" for number in (1, 2)]
 
 
 async def test_nothing_is_made_or_taken_once_the_lock_is_in_doubt() -> None:

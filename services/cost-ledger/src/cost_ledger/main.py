@@ -35,7 +35,7 @@ from cost_ledger.translate import ERRORS
 UNHURRIED: Final = ProjectorLimits(pace_s=0.5)
 """Of views that only questions read. Those wait until what was written before them is folded, which is done at once."""
 
-RELAY_PACE_S: Final = 0.02
+RELAY_PACE_S: Final = 0.05
 """Of its events, for which nobody waits as the callers of Reserve do for what relaying takes of the machine."""
 
 

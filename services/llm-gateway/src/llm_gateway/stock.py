@@ -37,7 +37,7 @@ LATELY_S: Final = 0.25
 """What a call counts for falls to a third in so long."""
 FREQUENT: Final = 1.3
 """Calls lately from which on it is worth it: the one before came within 0.3 s."""
-AHEAD_S: Final = 0.05
+AHEAD_S: Final = 0.15
 """For so long calls that come as often as lately find one made."""
 KIND_MAX: Final = 64
 """Spare ones of a kind."""
