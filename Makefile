@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LIBS   := contracts eventlog servicekit httpedge client launcher
-SERVICES := agent-registry agent-runtime llm-gateway tool-executor cost-ledger consensus ws-gateway
+# In the order in which they call each other, the called before their callers: so `compose-roll` replaces them.
+SERVICES := agent-registry cost-ledger consensus tool-executor llm-gateway agent-runtime ws-gateway
 SIZE   ?= small
 ONLY   ?=
 PORT_BASE ?= 7100
