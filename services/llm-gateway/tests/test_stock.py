@@ -155,7 +155,6 @@ async def test_the_stock_is_on_record_before_anything_is_reserved_and_once() -> 
 
     assert world.events.stocks == [("local", world.workers.holder)]
     assert world.ledger.ahead
-    assert world.stock.opened == {("local", world.workers.holder)}
 
 
 async def test_what_nobody_uses_in_time_is_returned_once() -> None:

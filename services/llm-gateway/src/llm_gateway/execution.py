@@ -169,15 +169,12 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at one target; `began_s` is when it was started, on the clock of the event loop. `spare` is what it was
-    reserved with, where that was there already.
-    """
+    """One attempt at one target; `began_s` is when it was started, on the clock of the event loop."""
 
     number: int
     aim: Aim
     began_s: float
     started: ModelCallAttemptStarted
-    spare: Spare | None = None
 
     @property
     def reservation_id(self) -> str:
@@ -435,7 +432,8 @@ class Execution:
 
     async def _enter_rival(self, race: Race, aim: Aim) -> None:
         """Reserves, records and asks, as for any attempt; what is refused to a rival is no reason to end the call."""
-        rival = self._prepared(self._number + 1, aim)
+        number = self._number + 1
+        rival = self._prepared(number, aim, self._reservation_id(number))
         try:
             await race.unless_decided(self._reserve(rival.number, aim, self._now() + RIVAL_PATIENCE_S))
         except (LedgerRefused, LedgerUnavailable, RateLimited):
@@ -600,7 +598,7 @@ class Execution:
 
     async def _begin(self, number: int, aim: Aim, spare: Spare | None) -> Attempt:
         """Records the intent; only then may the provider be asked."""
-        attempt = self._prepared(number, aim, spare)
+        attempt = self._prepared(number, aim, self._reservation_id(number) if spare is None else spare.id)
         if spare is None:
             await self._record_start(attempt)
             return attempt
@@ -633,20 +631,20 @@ class Execution:
         self._attempt = None
         raise TakenOver
 
-    def _prepared(self, number: int, aim: Aim, spare: Spare | None = None) -> Attempt:
+    def _prepared(self, number: int, aim: Aim, reservation_id: str) -> Attempt:
         target = aim.target
         started = ModelCallAttemptStarted(
             request_id=self._asked.request_id,
             attempt=number,
             model=target.id,
             provider=target.provider.name,
-            reservation_id=self._reservation_id(number) if spare is None else spare.id,
+            reservation_id=reservation_id,
             attribution=aim.attribution,
             worker=self._tools.workers.own,
             deployment=target.deployment,
             region=target.region,
         )
-        return Attempt(number, aim, self._now(), started, spare)
+        return Attempt(number, aim, self._now(), started)
 
     def _accepted(self, aim: Aim) -> ModelCallAccepted:
         return ModelCallAccepted(

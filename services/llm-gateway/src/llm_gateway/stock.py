@@ -123,11 +123,6 @@ class Stock:
     _making: set["asyncio.Task[None]"] = field(default_factory=set)
     _numbers: int = 0
 
-    @property
-    def opened(self) -> frozenset[tuple[str, str]]:
-        """The tenants in whose books this process has reserved ahead, each with the holder that it did so as."""
-        return frozenset(self._opened)
-
     def take(self, wanted: Reservation, context: Context) -> Spare | None:
         """A spare one that does for `wanted`, if there is one. Whoever gets it uses it or gives it back."""
         if not self.spare_s:
