@@ -1257,3 +1257,61 @@ async def test_nobody_is_asked_under_one_that_others_may_soon_return() -> None:
     assert lost.reservation_id == world.ledger.ahead[0].id
     assert answer.reservation_id == f"{call_id('local', 'req')}:2" == world.ledger.reservations[-1].id
     assert len(provider.requests) == 1
+
+
+def in_another_process(world: World) -> None:
+    """The gateway is one that knows nothing of the calls before, and has no spare ones."""
+    world.spare_s = 0
+    world.gateway = world.start()
+
+
+async def test_a_repeat_elsewhere_frees_what_it_reserved_for_an_attempt_that_had_a_spare_one() -> None:
+    world = await with_spares(FakeProvider([HELLO]))
+    first = await world.generate()
+    in_another_process(world)
+
+    assert await world.generate() == replace(first, replayed=True)
+    own = f"{call_id('local', 'req')}:1"
+    assert world.ledger.reservations[-1].id == own
+    assert world.ledger.released == [own]
+
+
+async def test_so_does_another_request_under_its_id() -> None:
+    world = await with_spares(FakeProvider([HELLO]))
+    await world.generate()
+    in_another_process(world)
+
+    with pytest.raises(errors.RequestIdReused):
+        await world.generate(asked(sha256="other"))
+    assert world.ledger.released == [f"{call_id('local', 'req')}:1"]
+
+
+async def test_a_repeat_elsewhere_frees_nothing_that_the_attempt_was_reserved_with() -> None:
+    world = World(FakeProvider([HELLO]))
+    first = await world.generate()
+    in_another_process(world)
+
+    assert await world.generate() == replace(first, replayed=True)
+    assert world.ledger.released == []
+
+
+async def test_a_repeat_is_answered_though_what_it_reserved_cannot_be_freed() -> None:
+    world = await with_spares(FakeProvider([HELLO]))
+    first = await world.generate()
+    in_another_process(world)
+    world.ledger.refusals.extend((None, errors.LedgerUnavailable("down")))
+
+    assert await world.generate() == replace(first, replayed=True)
+
+
+async def test_a_call_that_may_have_reserved_for_itself_before_does_so_again() -> None:
+    world = await with_spares(FakeProvider([HELLO]))
+    world.ledger.refusals.append(errors.LedgerUnavailable("no answer"))
+    stock, world.gateway._tools = world.stock, replace(world.gateway._tools, stock=None)
+    with pytest.raises(errors.LedgerUnavailable):
+        await world.generate()
+    world.gateway._tools = replace(world.gateway._tools, stock=stock)
+
+    answer = await world.generate()
+
+    assert answer.reservation_id == f"{call_id('local', 'req')}:1" == world.ledger.reservations[-1].id

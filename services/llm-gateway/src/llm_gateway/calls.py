@@ -67,7 +67,7 @@ class Lost:
 @dataclass(frozen=True, slots=True)
 class Call:
     """`attempt` is the number of the last attempt started, from 1; `running` those that run, in the order of their start;
-    `answered` the one that the call was answered by.
+    `answered` the one that the call was answered by; `reserved` the reservations of all that were ever started.
     """
 
     phase: Phase = "new"
@@ -77,6 +77,7 @@ class Call:
     running: tuple[ModelCallAttemptStarted, ...] = ()
     answered: int = 0
     failure: Failure | None = None
+    reserved: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -89,7 +90,8 @@ def evolve(call: Call, event: Event) -> Call:
         case ModelCallAccepted():
             return Call("waiting", event.request_id, event.request_sha256)
         case ModelCallAttemptStarted():
-            return _evolved(call, "running", (*call.running, event), event.attempt)
+            reserved = (*call.reserved, event.reservation_id)
+            return _evolved(call, "running", (*call.running, event), event.attempt, reserved=reserved)
         case ModelCallAttemptFailed():
             left = tuple(each for each in call.running if each.attempt != event.attempt)
             return _evolved(call, "running" if left else "waiting", left, call.attempt)
@@ -113,6 +115,7 @@ def _evolved(
     *,
     answered: int | None = None,
     failure: Failure | None = None,
+    reserved: tuple[str, ...] | None = None,
 ) -> Call:
     """What is not named stays. By hand, since `dataclasses.replace` costs as much as all else that is done with an event."""
     return Call(
@@ -123,6 +126,7 @@ def _evolved(
         running,
         call.answered if answered is None else answered,
         failure or call.failure,
+        call.reserved if reserved is None else reserved,
     )
 
 
@@ -176,6 +180,13 @@ def give_up(call: Call, failure: Failure) -> Sequence[Event]:
 def has_begun(call: Call, started: ModelCallAttemptStarted) -> bool:
     """Whether this very attempt is one that runs."""
     return started in call.running
+
+
+def is_passed_over(call: Call, started: ModelCallAttemptStarted) -> bool:
+    """Whether nobody will ever be asked under the reservation of this attempt: the call has ended, or had one of its number
+    that was reserved with another.
+    """
+    return (call.ended or started.attempt <= call.attempt) and started.reservation_id not in call.reserved
 
 
 def has_completed(call: Call, attempt: int) -> bool:

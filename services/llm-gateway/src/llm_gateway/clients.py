@@ -84,9 +84,14 @@ class GrpcLedger:
         pairs = [(each, outcome) for each, outcome in zip(reservations, outcomes, strict=True) if not outcome.refusal]
         # A ledger of an older release does not know what made ahead means, nor that it has to be given back.
         await asyncio.gather(
-            *(self._release(each, context) for each, outcome in pairs if outcome.holder != each.holder)
+            *(self.release(each.id, context) for each, outcome in pairs if outcome.holder != each.holder)
         )
         return {each.id for each, outcome in pairs if outcome.holder == each.holder}
+
+    async def release(self, reservation_id: str, context: Context) -> None:
+        request = ledger_pb.ReleaseRequest(reservation_id=reservation_id, reason="reserved and never used")
+        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation):
+            await _refusable(self._stub.Release(request, timeout=self._timeout_s))
 
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
         request = translate.from_renewal(reservation_id, ttl_s)
@@ -174,11 +179,6 @@ class GrpcLedger:
         with acting_as(Principal("", tenant, "service")):
             request = ledger_pb.ReserveManyRequest(items=items)
             return (await _refusable(self._stub.ReserveMany(request, timeout=self._timeout_s))).outcomes
-
-    async def _release(self, reservation: Reservation, context: Context) -> None:
-        request = ledger_pb.ReleaseRequest(reservation_id=reservation.id, reason="made ahead, and not needed")
-        with acting_as(Principal(context.actor, context.tenant, "user"), correlation=context.correlation):
-            await _refusable(self._stub.Release(request, timeout=self._timeout_s))
 
 
 def _answer(answer: asyncio.Future[None], refusal: Refusal | None) -> None:

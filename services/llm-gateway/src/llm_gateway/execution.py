@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NoReturn, TypeVar
 from uuid import UUID
@@ -60,6 +60,7 @@ from llm_gateway.errors import (
     ModelSuspended,
     ProviderError,
     RateLimited,
+    RequestIdReused,
     StoreUnavailable,
     TakenOver,
 )
@@ -546,9 +547,13 @@ class Execution:
     # --- reservations ---
 
     async def _reserve_first(self, number: int, aim: Aim) -> Spare | None:
-        """With what was reserved ahead, if it was. A further attempt of the call has waited anyway, and is no other call."""
+        """With what was reserved ahead, if it was. A further attempt of the call has waited anyway, and is no other call.
+
+        A call that was tried before may have a reservation of its own already, whose answer was lost: it asks for that again.
+        """
         await self._enter_limits(aim, self._flight.wanted_until)
-        reservation, stock = self._reservation(number, aim), self._tools.stock
+        reservation = self._reservation(number, aim)
+        stock = None if self._recorder.looked else self._tools.stock
         spare = None if stock is None else stock.take(reservation, self._context)
         if spare is None:
             await self._tools.ledger.reserve(reservation, self._context)
@@ -599,19 +604,36 @@ class Execution:
     async def _begin(self, number: int, aim: Aim, spare: Spare | None) -> Attempt:
         """Records the intent; only then may the provider be asked."""
         attempt = self._prepared(number, aim, self._reservation_id(number) if spare is None else spare.id)
-        if spare is None:
+        await (self._begin_with_own(attempt) if spare is None else self._begin_with_spare(attempt, spare))
+        return attempt
+
+    async def _begin_with_own(self, attempt: Attempt) -> None:
+        try:
             await self._record_start(attempt)
-            return attempt
+        except (TakenOver, RequestIdReused):
+            await self._free_own(attempt)
+            raise
+
+    async def _begin_with_spare(self, attempt: Attempt, spare: Spare) -> None:
         assert self._tools.stock is not None
         try:
             await self._record_start(attempt)
+            if not self._tools.stock.may_ask(spare):
+                await self._lost_hold(attempt)
         except BaseException:
             # Whatever the log says of it now: only this process would have asked under it.
             self._tools.stock.give_back(spare)
             raise
-        if not self._tools.stock.may_ask(spare):
-            await self._lost_hold(attempt)
-        return attempt
+
+    async def _free_own(self, attempt: Attempt) -> None:
+        """Where the attempt is on record with a spare one, or the call was answered without, no repeat will ask under what
+        was reserved in the call's own name.
+        """
+        call = await self._recorder.load()
+        if calls.is_passed_over(call, attempt.started):
+            # If it cannot be freed now it is in doubt when its time is over, as any whose process is gone.
+            with suppress(LedgerRefused, LedgerUnavailable):
+                await self._tools.ledger.release(attempt.reservation_id, self._context)
 
     async def _record_start(self, attempt: Attempt) -> None:
         accepted, started = self._accepted(attempt.aim), attempt.started

@@ -47,6 +47,10 @@ class Ledger(Protocol):
         """Hold those of these that leave much of every budget; their ids. Asks once. Raises as `reserve`."""
         ...
 
+    async def release(self, reservation_id: str, context: Context) -> None:
+        """Free a hold under which nobody was or will be asked. Asks once. Raises LedgerRefused, LedgerUnavailable."""
+        ...
+
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
         """Let a hold live `ttl_s` from now on. Asks once. Raises LedgerRefused, LedgerUnavailable."""
         ...

@@ -16,14 +16,15 @@ from llm_gateway.ports import Entry, Kept, Reservation
 
 
 class FakeLedger:
-    """Reserves and renews whatever is asked and remembers it; `refusals` are raised first, one for each request. So many
-    `spares` it makes ahead.
+    """Does whatever is asked and remembers it; `refusals` are raised first, one for each request. So many `spares` it makes
+    ahead.
     """
 
     def __init__(self, refusals: Iterable[Exception | None] = ()) -> None:
         self.reservations: list[Reservation] = []
         self.ahead: list[Reservation] = []
         self.asked_ahead: list[Sequence[Reservation]] = []
+        self.released: list[str] = []
         self.renewals: list[tuple[str, float]] = []
         self.refusals = deque(refusals)
         self.spares = 1_000_000
@@ -45,6 +46,13 @@ class FakeLedger:
         self.spares -= len(held)
         self.ahead += held
         return {each.id for each in held}
+
+    async def release(self, reservation_id: str, context: Context) -> None:
+        await asyncio.sleep(0)
+        refusal = self.refusals.popleft() if self.refusals else None
+        if refusal is not None:
+            raise refusal
+        self.released.append(reservation_id)
 
     async def renew(self, reservation_id: str, ttl_s: float, context: Context) -> None:
         await asyncio.sleep(0)
