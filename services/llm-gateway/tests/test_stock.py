@@ -243,8 +243,10 @@ async def test_what_the_ledger_may_have_made_or_not_is_returned_when_it_can_make
     world.clock.advance(DOUBTFUL_S - 1)
     await world.stock.return_unused()
     assert world.events.unused == []
+    assert not world.stock.is_certain
     world.clock.advance(2)
     await world.stock.return_unused()
+    assert world.stock.is_certain
     assert world.events.unused == [f"{world.workers.holder}:{number}" for number in (1, 2)]
 
 

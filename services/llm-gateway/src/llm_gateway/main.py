@@ -162,11 +162,17 @@ def reservation_stock(host: Host[Settings], log: EventLog, workers: Workers, led
     journal, ahead_s = StockJournal(log, Codec(EVENTS), host.clock), host.settings.reserve_ahead_s
     stock = Stock(ledger, journal, workers, ahead_s, made=told.reserved_ahead, used=told.used_ahead)
     keeper = StockKeeper(Queries(host.pool), view, workers, journal, host.clock, told.stocks_not_closed)
+
+    async def close() -> None:
+        await stock.close()
+        # Else others close it, by when the ledger has made what it may yet make.
+        if stock.is_certain:
+            await keeper.close_own()
+
     host.add_task("stocks", partial(keeper.run, host.settings.orphans_s))
-    host.on_stop(keeper.close_own)
+    host.on_stop(close)
     if ahead_s:
         host.add_task("reservations ahead", stock.run)
-        host.on_stop(stock.close)
     return stock
 
 

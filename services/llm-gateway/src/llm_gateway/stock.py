@@ -123,6 +123,11 @@ class Stock:
     _making: set["asyncio.Task[None]"] = field(default_factory=set)
     _numbers: int = 0
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the ledger has answered all that it was asked for of late, so that it can make nothing more after a close."""
+        return not self._doubtful
+
     def take(self, wanted: Reservation, context: Context) -> Spare | None:
         """A spare one that does for `wanted`, if there is one. Whoever gets it uses it or gives it back."""
         if not self.spare_s:
