@@ -305,6 +305,18 @@ async def test_once_closed_it_makes_and_gives_nothing_and_what_was_on_its_way_ha
     assert len(world.ledger.ahead) == made
 
 
+async def test_what_calls_gave_back_at_their_end_is_returned_before_the_close() -> None:
+    world = World()
+    await world.often(10)
+    spare = world.stock.take(WANTED, CONTEXT)
+    assert spare is not None
+    world.stock.give_back(spare)
+
+    await world.stock.close()
+
+    assert world.events.unused[0] == spare.id
+
+
 async def test_switched_off_it_makes_none() -> None:
     world = World(spare_s=0)
 

@@ -190,9 +190,13 @@ class Stock:
                 self._unused.pop((tenant, holder), None)
 
     async def close(self) -> None:
-        """Makes no more, and waits for what is on its way: it, and all that is spare, is left to whoever closes the stock."""
+        """Makes no more, waits for what is on its way, and returns what is spare; the rest is left to whoever closes the stock.
+
+        By name, since what a call gave back at its end may be in suspense, and no close would release that.
+        """
         self.spare_s = 0
         await asyncio.gather(*self._making, return_exceptions=True)
+        await self.return_unused()
 
     def _usable(self, shelf: Shelf, now: float) -> Spare | None:
         """The oldest that is not too old, of a holder that is known to be alive."""
