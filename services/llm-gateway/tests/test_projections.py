@@ -8,7 +8,7 @@ from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector
 from eventlog.records import ANY, Append, Context, StreamId
 from eventlog.sources import LogSource
-from llm_gateway.projections import Queries, ReservationsView, Stock
+from llm_gateway.projections import OpenStock, Queries, ReservationsView
 from llm_gateway.stock_journal import StockJournal
 from psycopg_pool import AsyncConnectionPool
 from servicekit.testing import FakeClock
@@ -115,8 +115,8 @@ async def test_a_stock_is_open_from_its_opening_to_its_close(postgres_dsn: str) 
             await journal.opened(tenant, "gw_1.1")
         await journal.returned("acme", "gw_1.1", ["gw_1.1:1"])
         await projector.catch_up()
-        assert await queries.stocks() == [Stock("acme", "gw_1.1"), Stock("local", "gw_1.1")]
+        assert await queries.stocks() == [OpenStock("acme", "gw_1.1"), OpenStock("local", "gw_1.1")]
 
         await journal.closed("acme", "gw_1.1")
         await projector.catch_up()
-        assert await queries.stocks() == [Stock("local", "gw_1.1")]
+        assert await queries.stocks() == [OpenStock("local", "gw_1.1")]

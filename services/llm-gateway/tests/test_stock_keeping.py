@@ -12,7 +12,7 @@ from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector
 from eventlog.records import ANY, Append, Appended, Context, NewEvent, StreamId
 from eventlog.sources import LogSource
-from llm_gateway.projections import Queries, ReservationsView, Stock
+from llm_gateway.projections import OpenStock, Queries, ReservationsView
 from llm_gateway.stock_journal import StockJournal
 from llm_gateway.stock_keeping import GONE_S, Absences, StockKeeper, unused
 from llm_gateway.testing import FakeWorkers
@@ -74,8 +74,16 @@ def test_a_lock_that_was_held_in_between_counts_from_when_it_was_found_free_agai
 
 
 def test_a_stock_is_in_use_while_an_attempt_runs_under_one_of_its_reservations() -> None:
-    stocks = [Stock("acme", "gw_1.1"), Stock("acme", "gw_1.11"), Stock("local", "gw_1.11"), Stock("acme", "gw_2.1")]
-    assert unused(stocks, ["gw_1.11:7", "mc_1:1", "gw_2:1"]) == [Stock("acme", "gw_1.1"), Stock("acme", "gw_2.1")]
+    stocks = [
+        OpenStock("acme", "gw_1.1"),
+        OpenStock("acme", "gw_1.11"),
+        OpenStock("local", "gw_1.11"),
+        OpenStock("acme", "gw_2.1"),
+    ]
+    assert unused(stocks, ["gw_1.11:7", "mc_1:1", "gw_2:1"]) == [
+        OpenStock("acme", "gw_1.1"),
+        OpenStock("acme", "gw_2.1"),
+    ]
 
 
 class Stumbling(MemoryEventLog):

@@ -110,7 +110,7 @@ def _attempt_row(stored: StoredEvent) -> dict[str, str | int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class OpenStock:
     """What one holder has reserved ahead for one tenant."""
 
     tenant: str
@@ -135,12 +135,12 @@ class Queries:
             rows = await (await connection.execute(sql)).fetchall()
         return [id for (id,) in rows]
 
-    async def stocks(self) -> list[Stock]:
+    async def stocks(self) -> list[OpenStock]:
         """Those that are open. Raises StoreUnavailable."""
         sql = "select tenant, holder from view_reservations.stocks order by tenant, holder"
         async with (
             connected(self.pool, "which stocks are open cannot be read") as connection,
-            connection.cursor(row_factory=class_row(Stock)) as cursor,
+            connection.cursor(row_factory=class_row(OpenStock)) as cursor,
         ):
             await cursor.execute(sql)
             return await cursor.fetchall()

@@ -28,9 +28,9 @@ from llm_gateway.ports import Ledger, Reservation, StockEvents, Workers
 from llm_gateway.workers import boot_time
 
 TAKE_WITHIN_S: Final = 30.0
-"""One is made or taken only so long after the holder's lock was last known to be held,"""
+"""One is made or taken only so long after the holder's lock was last known to be held."""
 ASK_WITHIN_S: Final = 50.0
-"""and a provider is asked under it only so long after that: others return it after a minute."""
+"""A provider is asked under it only so long after that. Others return it after a minute."""
 TTL_S: Final = 86_400.0
 """Until others return what a dead process has left, it is held and not in doubt."""
 LATELY_S: Final = 0.25
@@ -86,7 +86,7 @@ class Shelf:
         there = len(self.spares) + self.coming
         return enough - there if 2 * there <= enough else 0
 
-    def older_than(self, at: float) -> list[Spare]:
+    def take_older_than(self, at: float) -> list[Spare]:
         """Takes off those that were asked for before."""
         old: list[Spare] = []
         while self.spares and self.spares[0].asked_at < at:
@@ -151,7 +151,7 @@ class Stock:
         if missing := min(shelf.missing(now), SPARES_MAX - self._spares):
             like = replace(wanted, input_tokens_max=bound, ttl_s=TTL_S, holder=self.workers.holder)
             # In the caller's name, and for whichever of his calls comes next: what only this one has is not taken along.
-            self._make(shelf, missing, like, Context(context.tenant, context.actor))
+            self._start_making(shelf, missing, like, Context(context.tenant, context.actor))
         if spare is not None:
             self.used()
         return spare
@@ -210,7 +210,7 @@ class Stock:
         return None
 
     def _take_off(self, shelf: Shelf, at: float) -> None:
-        for spare in shelf.older_than(at):
+        for spare in shelf.take_older_than(at):
             self._spares -= 1
             self.give_back(spare)
 
@@ -219,17 +219,17 @@ class Stock:
 
     # --- making ---
 
-    def _make(self, shelf: Shelf, count: int, like: Reservation, context: Context) -> None:
+    def _start_making(self, shelf: Shelf, count: int, like: Reservation, context: Context) -> None:
         if not self._is_trusted(like.holder, self.now()):
             return
         shelf.coming += count
         self._spares += count
-        making = self._made(shelf, count, like, context)
+        making = self._make(shelf, count, like, context)
         task = asyncio.create_task(making, name=f"reserve ahead {context.tenant}", context=Variables())
         self._making.add(task)
         task.add_done_callback(self._making.discard)
 
-    async def _made(self, shelf: Shelf, count: int, like: Reservation, context: Context) -> None:
+    async def _make(self, shelf: Shelf, count: int, like: Reservation, context: Context) -> None:
         asked_at, kept = self.now(), 0
         spares = [self._spare(like.holder, context.tenant, asked_at) for _ in range(count)]
         try:

@@ -19,7 +19,7 @@ from servicekit.clock import Clock
 
 from llm_gateway.errors import StoreUnavailable
 from llm_gateway.ports import Workers
-from llm_gateway.projections import Queries, Stock
+from llm_gateway.projections import OpenStock, Queries
 from llm_gateway.stock_journal import StockJournal
 
 GONE_S: Final = 60.0
@@ -42,7 +42,7 @@ class Absences:
         return frozenset(holder for holder, since in self._since.items() if now - since >= GONE_S)
 
 
-def unused(stocks: Iterable[Stock], running: Iterable[str]) -> list[Stock]:
+def unused(stocks: Iterable[OpenStock], running: Iterable[str]) -> list[OpenStock]:
     """The stocks of holders whose reservations are none of the running ones."""
     in_use = {holder_of(reservation_id) for reservation_id in running}
     return [stock for stock in stocks if stock.holder not in in_use]
@@ -77,7 +77,8 @@ class StockKeeper:
         """Closes what is due by now."""
         try:
             due = await self._due()
-            if due and await self._is_fresh():
+            if due:
+                await self._check_fresh()
                 await self._close_unused(due)
         except _NOT_NOW as error:
             self.not_now(error)
@@ -95,18 +96,21 @@ class StockKeeper:
         except _NOT_NOW as error:
             self.not_now(error)
 
-    async def _due(self) -> list[Stock]:
+    async def _due(self) -> list[OpenStock]:
         stocks = await self.queries.stocks()
         free = [holder for holder in {stock.holder for stock in stocks} if not await self.workers.alive(holder)]
         long_gone = self._absences.long_gone(free, self.clock.monotonic())
         return [stock for stock in stocks if stock.holder in long_gone]
 
-    async def _is_fresh(self) -> bool:
-        """Whether the view has all that is in the log now. An event that it could not fold is missing from it."""
+    async def _check_fresh(self) -> None:
+        """Raises StoreUnavailable unless the view has all that is in the log now; what it could not fold, it has not."""
         head = await self.view.source.head()
-        return await self.view.wait_for(head, self.fresh_s) >= head and not await self.view.parked_count()
+        if await self.view.wait_for(head, self.fresh_s) < head:
+            raise StoreUnavailable("the view of reservations lags behind the log")
+        if parked := await self.view.parked_count():
+            raise StoreUnavailable(f"the view of reservations has {parked} parked events: see `synod views parked`")
 
-    async def _close_unused(self, stocks: Sequence[Stock]) -> None:
+    async def _close_unused(self, stocks: Sequence[OpenStock]) -> None:
         running = await self.queries.running_reservations() if stocks else []
         for stock in unused(stocks, running):
             await self.journal.closed(stock.tenant, stock.holder)

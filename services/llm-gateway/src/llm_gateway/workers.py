@@ -5,7 +5,9 @@ A process that loses its connection counts as dead until it has a new one. Its c
 time; the log decides which answer counts, and the other one's reservation stays held as unknown.
 
 What it has reserved ahead it may not go on with like that: others release it. So it reserves ahead under a second name,
-its holder, which has a lock on the same connection and dies with it; with a new connection comes a new holder.
+its holder, which has a lock on the same connection and dies with it; with a new connection comes a new holder. What no
+clock of the machine sees, such as a virtual machine that was stopped and goes on, is not noticed here: what such a process
+still spends is settled all the same, and told as an overrun where a budget has not that much.
 """
 
 import asyncio
