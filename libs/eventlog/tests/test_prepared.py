@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -199,6 +200,23 @@ async def test_a_server_that_ended_an_idle_connection_said_why(
         await connection.run(COUNT)
 
 
+async def test_what_is_sent_to_a_server_that_has_just_hung_up_is_not_waited_for(
+    postgres_dsn: str, connection: PreparedConnection
+) -> None:
+    """It is answered by a reset, of which uvloop tells nothing; the server's last words were there before."""
+    pid = await number(connection, PID)
+    # Nothing here lets the loop hear of it before the statement is sent, as when the whole process was stopped.
+    with psycopg.connect(postgres_dsn, autocommit=True) as administrator:
+        administrator.execute("select pg_terminate_backend(%s, 10_000)", (pid,))
+    hung_up, _, _ = select.select([connection._socket], [], [], 30)
+    assert hung_up
+
+    with pytest.raises(psycopg.errors.AdminShutdown, match="administrator"):
+        async with asyncio.timeout(10):
+            await connection.run(COUNT)
+    assert connection.ended
+
+
 async def test_a_connection_that_breaks_without_a_word_is_lost(postgres_dsn: str) -> None:
     async with lossy_proxy(postgres_dsn) as proxy:
         with await PreparedConnection.open(proxy.dsn, b"", [PID, SLEEP]) as connection:
@@ -296,6 +314,7 @@ async def test_arrays_arrive_as_they_were_packed(postgres_dsn: str) -> None:
         test_an_error_is_the_one_that_psycopg_raises_and_the_connection_goes_on,
         test_who_is_cancelled_leaves_no_result_to_the_next,
         test_a_server_that_ended_an_idle_connection_said_why,
+        test_what_is_sent_to_a_server_that_has_just_hung_up_is_not_waited_for,
         test_notifications_are_heard_while_nothing_runs,
     ],
 )

@@ -34,6 +34,7 @@ _FAILED: Final = ExecStatus.FATAL_ERROR
 _COPYING: Final = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
 _BAD: Final = ConnStatus.BAD
 _ENDS_THE_CONNECTION: Final = ("FATAL", "PANIC")
+_CRASHED: Final = "57P02"
 
 
 def _unheard(_payload: str) -> None:
@@ -200,6 +201,8 @@ class PreparedConnection:
             self._collect()
             while (notification := self._pgconn.notifies()) is not None:
                 self._heard(notification.extra.decode())
+            if self._farewell is not None:
+                raise self._farewell
         except psycopg.Error as error:
             self._lose(error)
 
@@ -219,6 +222,8 @@ class PreparedConnection:
                 raise psycopg.NotSupportedError("a prepared statement cannot copy")
             else:
                 self._results.append(result)
+                if _is_farewell(result):
+                    raise error_from_result(result)
 
     def _settle(self) -> None:
         answer, self._answer = self._answer, None
@@ -226,8 +231,8 @@ class PreparedConnection:
             answer.set_result(self._results)
 
     def _noticed(self, notice: Diagnostic) -> None:
-        """A server that ends an idle connection says why before it hangs up."""
-        if notice.severity_nonlocalized in _ENDS_THE_CONNECTION:
+        """A server that ends an idle connection says why before it hangs up; one that crashes warns of it."""
+        if notice.severity_nonlocalized in _ENDS_THE_CONNECTION or notice.sqlstate == _CRASHED:
             self._farewell = _error(notice)
 
     def _lose(self, error: psycopg.Error) -> None:
@@ -246,6 +251,16 @@ class PreparedConnection:
             answer.set_result(self._results)  # the server's last words tell more than the silence after them
         else:
             answer.set_exception(self._lost)
+
+
+def _is_farewell(result: PGresult) -> bool:
+    """Whether the server hangs up after it. That may be all that is heard of it: what is sent to it by then is answered by a
+    reset, of which uvloop tells its readers nothing.
+    """
+    if result.status != _FAILED:
+        return False
+    severity = result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+    return severity is not None and severity.decode() in _ENDS_THE_CONNECTION
 
 
 def rows(result: PGresult) -> Iterator[tuple[Any, ...]]:
