@@ -207,7 +207,8 @@ class _Call:
             pipe.capture.feed(chunk)
             if self.on_output is not None:
                 self.on_output(pipe.name, chunk)
-            if pipe.capture.size_bytes > self.job.limits.output_bytes:
+            # Once: who floods us would have us flood the zygote.
+            if self._killed_for is None and pipe.capture.size_bytes > self.job.limits.output_bytes:
                 self.end(KilledFor.OUTPUT)
 
     def _order(self, readable: tuple[str, ...]) -> Order:

@@ -51,6 +51,8 @@ class ZygoteProcess:
         self._log: BinaryIO | None = None
         self._ready: asyncio.Future[None] | None = None
         self._calls: dict[str, asyncio.Future[Exited]] = {}
+        self._late: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     @property
     def profile(self) -> Profile:
@@ -103,8 +105,19 @@ class ZygoteProcess:
 
     def kill(self, call: str) -> None:
         """End the child of a call now; its exit is reported like any other. Nothing happens if it is gone."""
-        if self._control is not None and call in self._calls:
+        if self._control is None or call not in self._calls:
+            return
+        try:
             self._control.send(Kill(call).encode())
+        except BlockingIOError:
+            # It has many orders to read before. Who asks does not wait for that, and is not forgotten.
+            task = asyncio.create_task(self._kill_later(call), name=f"kill {call}")
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _kill_later(self, call: str) -> None:
+        with contextlib.suppress(ToolCrashed):  # with the zygote its children have died
+            await self._send(Kill(call).encode(), [])
 
     async def stop(self) -> None:
         """Close our end, which makes the zygote kill its children and end, and see it gone."""
@@ -119,14 +132,15 @@ class ZygoteProcess:
             await self._process.wait()
 
     async def _send(self, datagram: bytes, descriptors: list[int]) -> None:
-        while self._control is not None:
-            try:
-                socket.send_fds(self._control, [datagram], descriptors)
-                return
-            except BlockingIOError:
-                await self._writable(self._control)
-            except OSError:
-                self._hang_up()
+        async with self._turn:  # a loop wakes one writer of a socket, so one waits at a time
+            while self._control is not None:
+                try:
+                    socket.send_fds(self._control, [datagram], descriptors)
+                    return
+                except BlockingIOError:
+                    await self._writable(self._control)
+                except OSError:
+                    self._hang_up()
         raise ToolCrashed(f"the {self._profile.name} zygote died before it took the call")
 
     async def _writable(self, control: socket.socket) -> None:
