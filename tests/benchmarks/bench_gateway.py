@@ -6,6 +6,9 @@ the OpenAI-compatible edge of llm-gateway itself; "by ws-gateway" through the on
 llm-gateway are counted together; "gRPC" as the services ask. What the ledger and PostgreSQL spend besides stands in rows of
 its own.
 
+The callers call without a pause, so nearly all of their calls find a reservation made ahead (llm-gateway's stock.py);
+"each for itself" is what a call waits that does not, because no other was like it.
+
 LiteLLM is measured in the same run where ``make bench-peers`` has installed it: bare, and with budgets and metrics as far
 as it has them without a database; ``litellm_proxy.py`` says what it does in each.
 """
@@ -84,19 +87,20 @@ class Stage:
             assert not stream or b"[DONE]" in await answer.read()
             await answer.read()
 
-    async def over_grpc(self, stub: LlmGatewayStub, kind: str) -> None:
-        metadata = (("authorization", f"Bearer {self.token}"),)
+    async def over_grpc(self, stub: LlmGatewayStub, kind: str, conversation_id: str = "") -> None:
+        metadata, request = (("authorization", f"Bearer {self.token}"),), asked(kind, conversation_id)
         if kind == "unary":
-            await stub.Generate(asked(kind), metadata=metadata)
+            await stub.Generate(request, metadata=metadata)
             return
-        events = [event async for event in stub.Stream(pb.StreamRequest(request=asked(kind)), metadata=metadata)]
+        events = [event async for event in stub.Stream(pb.StreamRequest(request=request), metadata=metadata)]
         assert events[-1].WhichOneof("event") == "completed"
 
 
-def asked(kind: str) -> pb.GenerateRequest:
+def asked(kind: str, conversation_id: str = "") -> pb.GenerateRequest:
     texts = ((pb.ROLE_SYSTEM, SCRIPTS[kind]), (pb.ROLE_USER, "go"))
     messages = [pb.Message(role=role, parts=[pb.Part(text=text)]) for role, text in texts]
-    return pb.GenerateRequest(request_id=new_id("req"), model=MODEL, messages=messages)
+    owner = ledger_pb.Attribution(conversation_id=conversation_id)
+    return pb.GenerateRequest(request_id=new_id("req"), model=MODEL, messages=messages, attribution=owner)
 
 
 async def measure(size: Size) -> Report:
@@ -131,7 +135,8 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     for _ in range(2):
         for way, (_, call) in ways.items():
             runs[way].append(await measured(stage, call, seconds / 2))
-    alone = {way: (await closed_loop(1, seconds / 4, call)).percentile_ms(50) for way, (_, call) in ways.items()}
+    alone = {way: await alone_p50_ms(seconds / 4, call) for way, (_, call) in ways.items()}
+    apart = await alone_p50_ms(seconds / 4, lambda _: stage.over_grpc(stage.gateway, kind, new_id("conv")))
     cpu = {way: sum(mean(runs[way], name) for name in names) for way, (names, _) in ways.items()}
     edge, grpc_ = runs["edge"][-1].load, runs["grpc"][-1].load
     return [
@@ -148,6 +153,7 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
             cpu["grpc forwarder"],
         ),
         Row(f"{kind}, gRPC", "added p50", "ms", max(0.0, alone["grpc"] - alone["grpc forwarder"]), 2.0),
+        Row(f"{kind}, gRPC, each for itself", "added p50", "ms", max(0.0, apart - alone["grpc forwarder"])),
         Row(kind, "added p50", "ms", max(0.0, alone["edge"] - alone["http forwarder"])),
         Row(f"{kind}, by ws-gateway", "added p50", "ms", max(0.0, alone["through"] - alone["http forwarder"])),
         Row(kind, f"p99 of {CALLERS} callers", "ms", edge.percentile_ms(99)),
@@ -159,6 +165,10 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
         Row(kind, "CPU ms/request of cost-ledger", "ms", mean(runs["edge"], "cost-ledger")),
         Row(kind, "CPU ms/request of PostgreSQL", "ms", mean(runs["edge"], "postgres")),
     ]
+
+
+async def alone_p50_ms(seconds: float, call: Call) -> float:
+    return (await closed_loop(1, seconds, call)).percentile_ms(50)
 
 
 def beside(name: str, kind: str, cpu: Mapping[str, float], load: Load) -> list[Row]:
