@@ -16,7 +16,7 @@ from synod.agent_registry.v1.agent_registry_pb2 import PRINCIPAL_KIND_AGENT, Cre
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
 from synod.common.ids import new_id
 from synod.consensus.v1.consensus_pb2 import ProposeRequest, Voter
-from synod.cost_ledger.v1.cost_ledger_pb2 import SetBudgetRequest
+from synod.cost_ledger.v1.cost_ledger_pb2 import Attribution, SetBudgetRequest
 from synod.eventlog.v1.eventlog_pb2 import Event, EventFilter
 from synod.llm_gateway.v1.llm_gateway_pb2 import ROLE_SYSTEM, ROLE_USER, GenerateRequest, Message, Part, StreamRequest
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
@@ -225,7 +225,9 @@ async def create_principal(synod: Synod, id: str) -> object:
 
 
 async def set_budget(synod: Synod, id: str) -> object:
-    return await synod.put_budget(SetBudgetRequest(budget_id=id, limit_nano_usd=10**9, window="day"))
+    # For nothing that anybody spends: a cost names each budget that it counts against, and these may be thousands.
+    nobody = Attribution(run_id=id)
+    return await synod.put_budget(SetBudgetRequest(budget_id=id, scope=nobody, limit_nano_usd=10**9, window="day"))
 
 
 async def propose(synod: Synod, id: str) -> object:
