@@ -56,6 +56,7 @@ from synod.llm_gateway.events import (
     ModelCallAttemptStarted,
     ModelCallCancelled,
     ModelCallCompleted,
+    ModelCallFailed,
 )
 
 WAIT_S = 30
@@ -628,6 +629,120 @@ async def test_who_comes_back_while_a_call_drains_gets_its_answer() -> None:
     provider.released.set()
 
     assert [type(event) for event in await again] == [Began, TextDelta, Answer]
+
+
+class LateLog(MemoryEventLog):
+    """Stores the append number `held`, counted from 1, once it is let go, whoever has stopped waiting for it by then."""
+
+    def __init__(self, held: int) -> None:
+        super().__init__()
+        self.held = held
+        self.appends = 0
+        self.reached = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def append(self, *appends: Append) -> Appended:
+        self.appends += 1
+        if self.appends != self.held:
+            return await super().append(*appends)
+        self.reached.set()
+        return await asyncio.shield(asyncio.ensure_future(self._late(*appends)))
+
+    async def _late(self, *appends: Append) -> Appended:
+        await self.let_go.wait()
+        return await super().append(*appends)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+async def test_who_leaves_while_the_start_is_recorded_leaves_nothing_in_doubt(spare: bool) -> None:
+    provider, log = FakeProvider([HELLO]), LateLog(1)
+    world = await with_spares(provider, log) if spare else World(provider, log=log)
+    caller = asyncio.create_task(world.generate())
+    await log.reached.wait()
+
+    caller.cancel()
+    await asyncio.wait([caller])
+    log.let_go.set()
+    await logged(world, "ModelCallFailed")
+
+    failed, ended = (await world.events())[2:]
+    assert isinstance(failed, ModelCallAttemptFailed)
+    assert isinstance(ended, ModelCallFailed)
+    assert (failed.billed, ended.failure.reason) == ("no", "CALL_ABANDONED")
+    assert provider.requests == []
+
+
+async def test_a_stop_while_the_start_is_recorded_asks_nobody_and_leaves_the_call_to_its_repeat() -> None:
+    provider, log = FakeProvider([HELLO]), LateLog(1)
+    world = World(provider, log=log)
+    caller = asyncio.create_task(world.generate())
+    await log.reached.wait()
+
+    stopping = asyncio.create_task(world.gateway.close())
+    await asyncio.sleep(0)
+    caller.cancel()
+    log.let_go.set()
+    await asyncio.wait([stopping, caller])
+
+    (failed,) = (await world.events())[2:]
+    assert isinstance(failed, ModelCallAttemptFailed)
+    assert failed.billed == "no"
+    assert provider.requests == []
+    world.gateway = world.start()
+    assert (await world.generate()).reservation_id.endswith(":2")
+
+
+async def test_who_leaves_while_a_failure_is_recorded_leaves_no_call_open() -> None:
+    provider, log = FakeProvider([errors.ProviderOverloaded("busy"), HELLO]), LateLog(2)
+    world = World(provider, log=log, abort="free")
+    caller = asyncio.create_task(world.generate())
+    await log.reached.wait()
+
+    caller.cancel()
+    await asyncio.wait([caller])
+    log.let_go.set()
+    await logged(world, "ModelCallFailed")
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", "ModelCallFailed"]
+    assert len(provider.requests) == 1
+
+
+async def test_who_leaves_while_the_log_may_have_the_start_leaves_nothing_in_doubt() -> None:
+    """The answer of the append was lost, and it is to be said again."""
+    provider, log = FakeProvider([HELLO]), StumblingLog(1)
+    world = World(provider, log=log)
+    caller = asyncio.create_task(world.generate())
+    await until(lambda: log.appends == 1)
+
+    caller.cancel()
+    await asyncio.wait([caller])
+    await logged(world, "ModelCallFailed")
+
+    failed = (await world.events())[2]
+    assert isinstance(failed, ModelCallAttemptFailed)
+    assert failed.billed == "no"
+    assert provider.requests == []
+
+
+async def test_who_leaves_ends_no_attempt_of_another_process() -> None:
+    log = LateLog(2)
+    world = World(HeldProvider(), log=log)
+    provider = world.provider
+    assert isinstance(provider, HeldProvider)
+    elsewhere, here = world.gateway, world.start("gw_2")
+    first = asyncio.create_task(elsewhere.generate(asked(), CONTEXT, None))
+    await provider.reached.wait()
+    second = asyncio.create_task(here.generate(asked(), CONTEXT, None))
+    await log.reached.wait()
+
+    second.cancel()
+    await asyncio.wait([second])
+    log.let_go.set()
+    await until(lambda: not here._flights)
+    provider.released.set()
+
+    assert (await first).message == HELLO.message
+    assert await world.types() == ANSWERED
 
 
 # --- crashes ---

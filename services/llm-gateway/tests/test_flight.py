@@ -1,7 +1,9 @@
 """What callers see of a call in flight, and in how many pieces."""
 
 import asyncio
+from contextlib import suppress
 
+import pytest
 from llm_gateway.domain import Answer, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage, UsageLine
 from llm_gateway.errors import CallFailed
 from llm_gateway.flight import FLUSH_BYTES, Began, Broken, CallEvent, Delta, Flight
@@ -110,6 +112,37 @@ async def test_a_failure_after_content_is_the_last_event() -> None:
     failure = Failure(reason="PROVIDER_UNAVAILABLE", message="cut", retryable=True)
     outcome.set_exception(CallFailed(failure))
     assert [event async for event in made.events()] == [BEGAN, TextDelta("a"), Broken(failure)]
+
+
+async def steps(made: Flight, *recordings: asyncio.Future[None]) -> Answer:
+    for recording in recordings:
+        with suppress(ConnectionError):
+            await made.step(recording)
+    return ANSWER
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError("lost")])
+async def test_a_step_is_recorded_to_its_end_and_the_next_one_not_begun(error: Exception | None) -> None:
+    made = Flight("same", 100.0)
+    loop = asyncio.get_running_loop()
+    first, second = loop.create_future(), loop.create_future()
+    task = asyncio.create_task(steps(made, first, second))
+    made.carry(task, lambda: None)
+    await asyncio.sleep(0)
+
+    made.abandon()
+    made.abandon()
+    await asyncio.sleep(0)
+    assert not task.done()
+    assert not first.cancelled()
+    if error is None:
+        first.set_result(None)
+    else:
+        first.set_exception(error)
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert not second.done()
 
 
 async def _first(made: Flight, count: int):  # type: ignore[no-untyped-def]

@@ -505,3 +505,17 @@ async def raced(steps: Sequence[tuple[bool, str]], abort: Abort) -> None:
     if not call.cancelled() and call.exception() is None:
         words = {event.text for event in call.result() if isinstance(event, TextDelta)}
         assert not ({"first", "rival"} <= {word[:5] for word in words})
+
+
+async def test_when_the_callers_leave_a_rival_that_is_just_being_paid_for_ends_as_not_billed() -> None:
+    ledger = SlowLedger()
+    world = World(abort="estimate", ledger=ledger)
+    call = world.generating()
+    await ledger.reached.wait()
+    call.cancel()
+    await settled()
+
+    failed = [each for each in await world.events() if isinstance(each, ModelCallAttemptFailed)]
+    assert [(each.reservation_id, each.billed) for each in failed] == [(f"{CALL}:2", "no"), (f"{CALL}:1", "unknown")]
+    assert (await world.told())[-1] == "Failed"
+    assert world.rival.asked == 0

@@ -161,9 +161,10 @@ def serve(call: Call, accepted: ModelCallAccepted, served: ModelCallServedFromCa
 def fail(call: Call, lost: Sequence[Lost], *, last: bool = False) -> Sequence[Event]:
     """Ends running attempts, the last of which tells why; with `last`, and if no other runs, the call.
 
-    `lost` may tell of an attempt that was not started in the log yet, and will not be.
+    `lost` may tell of an attempt that was not started in the log yet, and will not be. Another's of the same number is
+    none of them.
     """
-    known = [each for each in lost if _runs(call, each.started.attempt)]
+    known = [each for each in lost if each.started in call.running]
     if not known:
         return ()
     events = (*_unused(call, lost), *(each.event for each in known))

@@ -214,11 +214,13 @@ class Execution:
         # What became of rivals, to be recorded with the end of the attempt that outran them.
         self._lost: tuple[Lost, ...] = ()
         self._number = 0
+        # The last attempt that a provider was asked in.
+        self._last_asked = 0
         self._pace: Pace | None = None
         self._reported: dict[int, domain.Usage] = {}
         self._ours = False
         self._ticket: Ticket | None = None
-        self._recorder = Recorder(id, context, tools)
+        self._recorder = Recorder(id, context, tools, flight)
         self._now = asyncio.get_running_loop().time
 
     async def run(self) -> Answer:
@@ -231,7 +233,7 @@ class Execution:
                 answer = await (self._recorded(call) if call.ended else self._carried_out(call))
             return answer
         except asyncio.CancelledError:
-            await self._interrupted()
+            await self._flight.unbroken(self._interrupted())
             if self._flight.abandoned:
                 raise CallCancelled(self._asked.request_id) from None
             raise
@@ -434,24 +436,24 @@ class Execution:
     async def _enter_rival(self, race: Race, aim: Aim) -> None:
         """Reserves, records and asks, as for any attempt; what is refused to a rival is no reason to end the call."""
         number = self._number + 1
-        rival = self._prepared(number, aim, self._reservation_id(number))
+        rival = self._rival = self._prepared(number, aim, self._reservation_id(number))
         try:
             await race.unless_decided(self._reserve(rival.number, aim, self._now() + RIVAL_PATIENCE_S))
         except (LedgerRefused, LedgerUnavailable, RateLimited):
+            self._rival = None
             self._leave_limits(None)
             return
         except RaceDecided:
             # Whether the ledger holds it is not known; that nobody was asked is.
-            self._outrun(rival, "no")
+            self._withdraw(rival)
             return
         call = await self._recorder.append(lambda call: calls.rival(call, rival.started))
         if not calls.has_begun(call, rival.started):
             self._taken_over()
         self._number = rival.number
         if race.decided():
-            self._outrun(rival, "no")
+            self._withdraw(rival)
             return
-        self._rival = rival
         self._tools.telemetry.hedged(aim.target.id)
         race.enter(rival.number, self._watched(rival))
 
@@ -467,6 +469,11 @@ class Execution:
             self._lost = (*self._lost, Lost(other.started, retrying.failure_of(error), retrying.billed(error)))
         else:
             self._outrun(other, "no" if other.aim.target.abort == "free" else "unknown")
+
+    def _withdraw(self, rival: Attempt) -> None:
+        """Nobody was asked under it."""
+        self._rival = None
+        self._outrun(rival, "no")
 
     def _outrun(self, rival: Attempt, billed: Billed) -> None:
         self._leave_limits(None)
@@ -681,6 +688,7 @@ class Execution:
         )
 
     async def _ask(self, attempt: Attempt) -> ModelResponse:
+        self._last_asked = attempt.number
         request, provider = attempt.aim.request, attempt.aim.target.provider
         if not self._stream:
             return await provider.generate(request, self._flight.ends_at)
@@ -814,20 +822,19 @@ class Execution:
         """
         began, last = self._flight.began, self._flight.abandoned
         running = [each for each in (self._rival, self._attempt) if each is not None]
-        if not running:
-            if last and self._ours:
-                await self._give_up(ABANDONED)
-            return
         shown = next((each for each in running if last and began and began.attempt == each.number), None)
         lost = (*self._lost, *(self._interrupted_one(each, last=last) for each in running if each is not shown))
-        if shown is None:
-            await self._recorder.append(lambda call: calls.fail(call, lost, last=last))
-        else:
+        await self._recorder.look_if_in_doubt()
+        if shown is not None:
             event = self._cancelled_event(shown)
             await self._recorder.append(lambda call: calls.end(call, event, lost))
+        elif running:
+            await self._recorder.append(lambda call: calls.fail(call, lost, last=last))
+        if last and self._ours:
+            await self._give_up(ABANDONED)
 
     def _interrupted_one(self, attempt: Attempt, *, last: bool) -> Lost:
-        free = last and attempt.aim.target.abort == "free"
+        free = attempt.number > self._last_asked or (last and attempt.aim.target.abort == "free")
         return Lost(attempt.started, ABANDONED if last else CRASHED, "no" if free else "unknown")
 
     def _cancelled_event(self, attempt: Attempt) -> ModelCallCancelled:
@@ -879,8 +886,12 @@ class Recorder:
     id: str
     context: Context
     tools: Tools
+    flight: Flight | None = None
+    """Of the call, if this process carries it out."""
     _seen: Seen = field(default_factory=Seen)
     _author: UUID = field(default_factory=uuid7)
+    _is_in_doubt: bool = False
+    """Whether what was to be appended last may be on record, though nothing has said so."""
 
     @property
     def looked(self) -> bool:
@@ -896,11 +907,20 @@ class Recorder:
         """The call after what was decided, stored with the rows. Raises LogUnavailable, QueueFull, and for rows
         StoreUnavailable, once patience is over.
         """
-        journal = self.tools.journal
-        self._seen = await self._patiently(
-            lambda: journal.execute(self.id, self._seen, decide, self.context, self._author, rows)
-        )
+        self._is_in_doubt = True
+        self._seen = await self._patiently(lambda: self._write(decide, rows))
+        self._is_in_doubt = False
         return self._seen.call
+
+    async def _write(self, decide: Callable[[Call], Sequence[Event]], rows: tuple[SideRow, ...]) -> Seen:
+        writing = self.tools.journal.execute(self.id, self._seen, decide, self.context, self._author, rows)
+        return await (writing if self.flight is None else self.flight.step(writing))
+
+    async def look_if_in_doubt(self) -> None:
+        """What is decided next is decided on what is on record, as far as the log can be read."""
+        if self._is_in_doubt:
+            with suppress(LogUnavailable):
+                await self.load()
 
     async def complete(self, kept: Kept, event: ModelCallCompleted, lost: Sequence[Lost] = ()) -> Call:
         return await self.append(lambda call: calls.end(call, event, lost), self.tools.results.row(self.id, kept))

@@ -74,7 +74,10 @@ class Flight:
         self._task: asyncio.Task[Answer] | None = None
         self._waiting: list[asyncio.Future[bool]] = []
         self._landed = False
+        self._recording = False
         self._ending = False
+        # What `cancel` asked for while a step was being recorded.
+        self._is_to_end = False
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
@@ -146,13 +149,17 @@ class Flight:
             yield Broken(Failure(reason="CALL_CANCELLED", message=str(error)))
 
     def abandon(self) -> None:
-        """Nobody waits any more: end the call."""
-        self.abandoned = True
+        """Nobody waits any more: end the call. If it is about to end with the process, callers leave for that reason."""
+        self.abandoned = self.abandoned or not self._is_to_end
         self.cancel()
 
     def cancel(self) -> None:
         """End the call, unless it is just being recorded how it ended."""
-        if self._task is not None and not self._ending:
+        if self._task is None or self._ending:
+            return
+        if self._recording:
+            self._is_to_end = True
+        else:
             self._task.cancel()
 
     async def unbroken(self, recording: Awaitable[T]) -> T:
@@ -162,6 +169,21 @@ class Flight:
             return await recording
         finally:
             self._ending = False
+
+    async def step(self, recording: Awaitable[T]) -> T:
+        """Records a step of a call that goes on. Raises CancelledError after it, if the call was to end meanwhile.
+
+        What was sent to the log cannot be taken back: broken off, it may be on record after what was to follow it.
+        """
+        self._recording = True
+        try:
+            return await recording
+        finally:
+            self._recording = False
+            if self._is_to_end and self._task is not None:
+                self._is_to_end = False
+                self._task.cancel()
+                await asyncio.sleep(0)
 
     async def landed(self) -> None:
         """Wait for the end, whatever it is."""
