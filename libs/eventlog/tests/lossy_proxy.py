@@ -1,6 +1,4 @@
-"""A TCP proxy before PostgreSQL that can lose or hold back the answer to a COMMIT, lose all that a client says, or speak
-for the server.
-"""
+"""A TCP proxy before PostgreSQL that can lose the answer to a COMMIT, lose all that a client says, or speak for the server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,8 +7,6 @@ from contextlib import asynccontextmanager
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _COMMITTED = (b"COMMIT\x00", b"INSERT 0 ")  # the tags of CommandComplete: a transaction's, or a lone statement's
-
-_NOTIFIED = b"eventlog_appended\x00"
 
 
 class LossyProxy:
@@ -21,12 +17,8 @@ class LossyProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.lose_commits = 0
-        self.hold_commits: asyncio.Event | None = None
-        """Until this is set, no answer to a COMMIT is forwarded, nor what comes after it on the same connection."""
         self.garble: bytes | None = None
         """Said instead of what the server says next."""
-        self.notified = asyncio.Event()
-        """Whether a notification was forwarded since this was last cleared."""
         self.withhold: bytes | None = None
         """A connection whose client says this is lost from there on: the server is given no more of it."""
         self.withheld = asyncio.Event()
@@ -87,12 +79,8 @@ class LossyProxy:
             if self.lose_commits and any(tag in data for tag in _COMMITTED):
                 self.lose_commits -= 1
                 return
-            if self.hold_commits is not None and any(tag in data for tag in _COMMITTED):
-                await self.hold_commits.wait()
             garbled, self.garble = self.garble, None
             writer.write(data if garbled is None else garbled)
-            if _NOTIFIED in data:
-                self.notified.set()
             await writer.drain()
 
 

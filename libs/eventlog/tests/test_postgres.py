@@ -18,7 +18,7 @@ from eventlog.limits import Limits
 from eventlog.observer import GroupCommitted
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import NO_STREAM, Append, Appended, Context, Filter, StreamId
-from eventlog.sql import statements
+from eventlog.sql import FEW, statements
 from eventlog.testing import CONTEXT, NOON, EventLogContract, a_stream, an_append, an_event, positions
 from eventlog.writer import GroupWriter
 from lossy_proxy import lossy_proxy
@@ -72,14 +72,6 @@ async def head_locked(dsn: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
                     await asyncio.sleep(0.005)
 
         yield writer_waits
-
-
-async def listening(dsn: str, notified: asyncio.Event) -> None:
-    """Until a log hears of what is committed: it begins to listen only after it was opened."""
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection, asyncio.timeout(30):
-        while not notified.is_set():
-            await connection.execute("select pg_notify('eventlog_appended', '0')")
-            await asyncio.sleep(0.01)
 
 
 async def until(condition, timeout_s: float = 30) -> None:
@@ -260,21 +252,45 @@ async def test_whom_the_appender_answers_goes_on_before_who_follows(postgres_dsn
     assert order == ["caller", "follower"]
 
 
-async def test_who_follows_is_not_woken_for_an_own_event_that_memory_does_not_hold_yet(postgres_dsn: str) -> None:
-    """The database's notification of a commit may overtake the commit's answer."""
+async def test_other_processes_are_told_of_commits_once_for_all_that_come_close_together(postgres_dsn: str) -> None:
+    limits = Limits(announce_s=0.5, poll_interval_s=60)
+    async with (
+        await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as listener,
+        await PostgresEventLog.open(postgres_dsn, limits=limits) as log,
+    ):
+        await listener.execute("listen eventlog_appended")
+        for _ in range(5):
+            await log.append(an_append(a_stream()))
+        told = [notify.payload async for notify in listener.notifies(timeout=30, stop_after=1)]
+    assert told == ["5"]
+
+
+async def test_who_follows_in_another_process_hears_of_a_commit_without_a_poll(postgres_dsn: str) -> None:
     limits = Limits(poll_interval_s=60)
-    async with lossy_proxy(postgres_dsn) as proxy, await PostgresEventLog.open(proxy.dsn, limits=limits) as log:
-        await listening(postgres_dsn, proxy.notified)
-        proxy.notified.clear()
-        proxy.hold_commits = asyncio.Event()
-        appending = asyncio.create_task(log.append(an_append(a_stream())))
+    async with (
+        await PostgresEventLog.open(postgres_dsn, limits=limits) as elsewhere,
+        await PostgresEventLog.open(postgres_dsn, limits=limits) as log,
+    ):
+        heard, position = 0, 0
         async with asyncio.timeout(30):
-            await proxy.notified.wait()
-        seen = [await log.head(), await log.wait_for(1, timeout_s=0)]  # asked after the notification came
-        proxy.hold_commits.set()
-        await appending
-        seen.append(await log.wait_for(1, timeout_s=0))
-    assert seen == [1, 0, 1]
+            while not heard:  # it begins to listen only after it was opened
+                await elsewhere.append(an_append(a_stream()))
+                position += 1
+                heard = await log.wait_for(position, timeout_s=0.5)
+    assert heard == position
+
+
+@pytest.mark.parametrize("number", range(1, FEW + 2))
+async def test_events_are_stored_alike_however_many_they_are(log: PostgresEventLog, number: int) -> None:
+    context = Context("acme", "agent zoë", "c", uuid7(), "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+    events = [
+        replace(an_event(data=b"\xff" * size), data_subject=None if size % 2 else "zoë") for size in range(number)
+    ]
+    for stream in (a_stream(), a_stream()):
+        await log.append(an_append(stream, *[replace(event, id=uuid7()) for event in events], context=context))
+    # In memory is what was decided, in the database what was stored of it.
+    assert await log.read() == list((await log.next_page(0)).events)
+    assert (await log.verify()).ok
 
 
 async def test_what_follows_from_memory_equals_what_is_stored(log: PostgresEventLog) -> None:

@@ -30,6 +30,8 @@ class Limits:
     answer_timeout_s: float = ANSWER_TIMEOUT_S
     """How long the database may take for one statement before its connection is given up. A group is then committed by
     another one; readers are told LogUnavailable."""
+    announce_s: float = 0.02
+    """So long after a commit other processes are notified of it, once for all that were committed until then."""
     poll_interval_s: float = 0.25
     """How often the head is read when no notification arrives."""
     readers_max: int = 4

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Final
 
 from psycopg.sql import SQL, Identifier, Literal
@@ -17,7 +18,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from eventlog.admission import Head
 from eventlog.arrays import BIGINTS, BYTEAS, NULL, TEXTS, TIMES, UUIDS, column, columns, length_of, sized_text
 from eventlog.binary import from_int, from_time, microseconds
-from eventlog.records import EVERYTHING, Filter, StoredEvent, parse_stream, stream_bytes
+from eventlog.records import EVERYTHING, Filter, StoredEvent, name_bytes, parse_stream, stream_bytes
 from eventlog.side_table import SideTable
 
 _TABLES = """
@@ -183,8 +184,11 @@ class Statements:
     known_archived: bytes
     archived_in: bytes
     store: bytes
+    store_few: tuple[bytes, ...]
+    """For a group of one event, of two, up to FEW; of a log of which nothing was archived."""
     store_rows: bytes
     listen: bytes
+    announce: bytes
     head: bytes
     head_and_hash: bytes
     hash_at: bytes
@@ -246,8 +250,10 @@ def statements(schema: str, side_table: SideTable | None = None) -> Statements:
             "select segment from {schema}.archived_streams where stream = %b and version > %b order by segment"
         ),
         store=render(_store_text()),
+        store_few=tuple(render(_store_few_text(number)) for number in range(1, FEW + 1)),
         store_rows=side_table.rendered(schema) if side_table else b"",
         listen=render("listen {channel}"),
+        announce=render("select pg_notify({channel_name}, $1)"),
         head=render("select position from {schema}.head"),
         head_and_hash=render("select position, hash from {schema}.head"),
         position_at=render(_POSITION_AT),
@@ -263,14 +269,21 @@ def statements(schema: str, side_table: SideTable | None = None) -> Statements:
     )
 
 
-def store_parameters(before: Head, events: Sequence[StoredEvent]) -> list[bytes]:
-    """The parameters of `Statements.store` for events that follow each other and the head `before`."""
-    rows = list(map(_sized_row, events))
+def storing(sql: Statements, before: Head, events: Sequence[StoredEvent]) -> tuple[bytes, list[bytes | None]]:
+    """The statement, and its parameters, that stores events which follow each other and the head `before`."""
     last = events[-1]
     moved = [from_int(last.position), last.hash, from_time(last.recorded_at)]
     expected = [from_int(before.position), before.hash, from_int(before.archived_to)]
+    if len(events) <= FEW and not before.archived_to:
+        values = [value for event in events for value in _row(event)]
+        return sql.store_few[len(events) - 1], [*moved, *expected, *values]
+    return sql.store, [*moved, *expected, *_arrays(events)]
+
+
+def _arrays(events: Sequence[StoredEvent]) -> list[bytes]:
+    rows = list(map(_sized_row, events))
     begun = [row[0] for row, event in zip(rows, events, strict=True) if event.version == 1]
-    return [*moved, *expected, column(TEXTS, begun), *columns(_BEGUN, list(zip(*rows, strict=True)))]
+    return [column(TEXTS, begun), *columns(_BEGUN, list(zip(*rows, strict=True)))]
 
 
 def stored_events(columns: Sequence[Any]) -> list[StoredEvent]:
@@ -301,13 +314,40 @@ _STORED: Final = (
 )
 """The columns that are sent as arrays: their names and types, and how the arrays begin."""
 _BEGUN: Final = tuple(begun for _, _, begun in _STORED)
+FEW: Final = 4
+"""Up to so many events are sent value by value: to open sixteen arrays costs the server as much as to store an event."""
 _STORED_AT: Final = 8
 """The number of their first parameter."""
+_VALUES_AT: Final = 7
+"""The number of the first where they are sent value by value."""
 _ID_PARAMETER: Final = _STORED_AT + [name for name, _, _ in _STORED].index("id")
 
 _FIXED: Final = struct.Struct("!iqiqiq").pack
 _LENGTH_16: Final = (16).to_bytes(4, "big")
 _LENGTH_32: Final = (32).to_bytes(4, "big")
+
+
+def _row(event: StoredEvent) -> tuple[bytes | None, ...]:
+    """The values of _STORED."""
+    causation = event.causation
+    return (
+        stream_bytes(event.stream),
+        from_int(event.version),
+        event.id.bytes,
+        name_bytes(event.type),
+        from_int(event.type_version),
+        name_bytes(event.tenant),
+        None if event.data_subject is None else event.data_subject.encode(),
+        from_time(event.occurred_at),
+        None if causation is None else causation.bytes,
+        event.correlation.encode(),
+        name_bytes(event.actor),
+        event.traceparent.encode(),
+        event.data,
+        event.previous_hash,
+        event.hash,
+        event.stream_previous_hash,
+    )
 
 
 def _sized_row(event: StoredEvent) -> tuple[bytes, ...]:
@@ -348,10 +388,27 @@ def _store_text() -> str:
         " where position = $4 and hash = $5 and archived_to = $6"
         f" and not exists (select from {{schema}}.archived_events where id = any(${_ID_PARAMETER}::uuid[]))"
         " and not exists (select from {schema}.archived_streams where stream = any($7::text[]))"
-        " returning pg_notify({channel_name}, position::text))"
+        " returning position)"
         f" insert into {{schema}}.events (position, recorded_at, {names})"
         f" select $4::bigint + number, $3::timestamptz, {names}"
         f" from moved cross join unnest({arrays}) with ordinality as e({names}, number)"
+    )
+
+
+def _store_few_text(number: int) -> str:
+    """As `_store_text`, for so many events. Where nothing was archived no id or stream can be in the archive."""
+    names = ", ".join(name for name, _, _ in _STORED)
+    parameters = count(_VALUES_AT)
+    values = ", ".join(
+        f"({position}, {', '.join(f'${next(parameters)}::{kind}' for _, kind, _ in _STORED)})"
+        for position in range(1, number + 1)
+    )
+    return (
+        "with moved as (update {schema}.head set position = $1, hash = $2, recorded_at = $3"
+        " where position = $4 and hash = $5 and archived_to = $6 returning position)"
+        f" insert into {{schema}}.events (position, recorded_at, {names})"
+        f" select $4::bigint + number, $3::timestamptz, {names}"
+        f" from moved cross join (values {values}) as e(number, {names})"
     )
 
 

@@ -46,7 +46,7 @@ from eventlog.patience import NOTICE_THAT_WE_LEFT
 from eventlog.prepared import Parameters, PreparedConnection, rows
 from eventlog.records import Appended, StoredEvent, StreamId, parse_stream
 from eventlog.side_table import SideTable
-from eventlog.sql import Statements, store_parameters
+from eventlog.sql import Statements, storing
 from eventlog.tail import Tail
 
 _RECONNECT_PAUSE_S = 0.05
@@ -134,7 +134,6 @@ class GroupWriter:
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
-        self._committing = False
         self._connection: PreparedConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -142,11 +141,6 @@ class GroupWriter:
     def backlog_events(self) -> int:
         """How many events wait to be committed."""
         return self._backlog.weight
-
-    @property
-    def committing(self) -> bool:
-        """Whether a commit is under way of which `on_commit` may yet be told."""
-        return self._committing
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="eventlog-writer")
@@ -234,12 +228,8 @@ class GroupWriter:
             pause_s = min(2 * pause_s, _RECONNECT_PAUSE_MAX_S)
 
     async def _commit(self, connection: PreparedConnection, requests: list[Request]) -> _Committed:
-        self._committing = True
-        try:
-            committed = await self._commit_from_memory(connection, requests)
-            return committed or await self._commit_under_lock(connection, requests)
-        finally:
-            self._committing = False
+        committed = await self._commit_from_memory(connection, requests)
+        return committed or await self._commit_under_lock(connection, requests)
 
     async def _commit_from_memory(self, connection: PreparedConnection, requests: list[Request]) -> _Committed | None:
         """Decide on what is remembered, and store if it still holds: one round trip. None if nothing was stored.
@@ -254,7 +244,7 @@ class GroupWriter:
         try:
             outcomes: list[Outcome] = [admission.admit(request) for request in requests]
             self._decided = outcomes
-            store = self._sql.store, store_parameters(head, admission.accepted)
+            store = storing(self._sql, head, admission.accepted)
             stored, *_ = await connection.run_all(store, *await self._beside(connection, requests, outcomes, admission))
         except (EventLogError, psycopg.errors.UniqueViolation):
             return None
@@ -288,7 +278,7 @@ class GroupWriter:
         if not accepted:
             await connection.run(_COMMIT)
             return
-        store = self._sql.store, store_parameters(head, accepted)
+        store = storing(self._sql, head, accepted)
         stored, *_ = await connection.run_all(store, *beside, (_COMMIT, ()))
         if stored.command_tuples != len(accepted):
             raise AppendRefused(f"{stored.command_tuples} of {len(accepted)} events were stored under the lock")
@@ -354,7 +344,7 @@ class GroupWriter:
 
     def _statements(self) -> tuple[bytes, ...]:
         sql = self._sql
-        return (_BEGIN, sql.lock_head, sql.ends, sql.known, sql.known_archived, sql.store, _COMMIT)
+        return (_BEGIN, sql.lock_head, sql.ends, sql.known, sql.known_archived, sql.store, *sql.store_few, _COMMIT)
 
     def _disconnect(self) -> None:
         self._tail.forget()
