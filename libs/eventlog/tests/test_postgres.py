@@ -222,7 +222,7 @@ async def test_who_appends_is_answered_before_who_follows_is_told(postgres_dsn: 
     """The relay and the views have work for the thread by which the caller goes on."""
     order: list[str] = []
 
-    def follow(head: int, stored: object) -> None:
+    def follow(head: int, stored: object, observe: object) -> None:
         asyncio.get_running_loop().call_soon(order.append, "follower")
 
     writer = GroupWriter(postgres_dsn, statements("eventlog"), Limits(), SystemClock(), follow)

@@ -64,6 +64,22 @@ async def test_who_was_answered_before_and_whom_he_answers_go_on_before_those_wh
     assert order == ["caller", "follower"]
 
 
+async def test_what_is_done_aside_comes_after_the_answer_and_before_those_who_follow() -> None:
+    signal, order = HeadSignal(), []
+    follower = await waiting_for(signal, 1, order)
+    signal.announce(1, lambda: order.append("aside"))
+    await asyncio.sleep(0)
+    order.append("caller")
+    await follower
+    assert order == ["caller", "aside", "follower"]
+
+
+async def test_it_is_done_though_nobody_follows() -> None:
+    done = asyncio.Event()
+    HeadSignal().announce(1, done.set)
+    await asyncio.wait_for(done.wait(), 30)
+
+
 async def test_a_smaller_head_than_known_changes_nothing() -> None:
     signal = HeadSignal(5)
     signal.advance(3)

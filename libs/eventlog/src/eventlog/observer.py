@@ -21,7 +21,7 @@ class GroupCommitted:
 
 
 class Observer(Protocol):
-    """Is called on the writer's way, once a transaction: it must be quick and must not raise."""
+    """Is called once a transaction, soon after its callers were answered: it must be quick and must not raise."""
 
     def committed(self, group: GroupCommitted) -> None: ...
 

@@ -321,9 +321,9 @@ class PostgresEventLog:
         first = after if since is None else max(after, await self.position_at(since - _CLOCKS_DIFFER_AT_MOST))
         return first, None if until is None else await self.position_at(until + _CLOCKS_DIFFER_AT_MOST)
 
-    def _committed(self, head: int, events: Sequence[StoredEvent]) -> None:
+    def _committed(self, head: int, events: Sequence[StoredEvent], observe: Callable[[], None]) -> None:
         self._newest.extend(events)
-        self._signal.announce(head)
+        self._signal.announce(head, observe)
         self._watch.tell(head)
 
     async def _anchor(self, first: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 ANSWERING_TURNS: Final = 5
@@ -22,26 +23,28 @@ class HeadSignal:
         if head > self.head:
             self.move(head)
 
-    def announce(self, head: int) -> None:
+    def announce(self, head: int, aside: Callable[[], None] | None = None) -> None:
         """As `advance`, but whom the caller has just answered goes on first, and so do those whom that one answers in turn.
 
-        Those who follow a log have work for the loop's thread; who appended to it waits for nothing but the thread.
+        Those who follow a log have work for the loop's thread; who appended to it waits for nothing but the thread. What
+        else can wait for him is done `aside`, before they are woken.
         """
-        if head > self.head:
-            self.head = head
-            if self._waiting:  # who comes later sees the head at once
-                self._wake_after(ANSWERING_TURNS)
+        self.head = max(head, self.head)
+        if self._waiting or aside:  # who comes later sees the head at once
+            self._wake_after(ANSWERING_TURNS, aside)
 
     def move(self, head: int) -> None:
         """As `advance`, but the head may also fall back."""
         self.head = head
         self._wake()
 
-    def _wake_after(self, turns: int) -> None:
-        if turns == 0:
-            self._wake()
-        else:
-            asyncio.get_running_loop().call_soon(self._wake_after, turns - 1)
+    def _wake_after(self, turns: int, aside: Callable[[], None] | None) -> None:
+        if turns:
+            asyncio.get_running_loop().call_soon(self._wake_after, turns - 1, aside)
+            return
+        if aside:
+            aside()
+        self._wake()
 
     def _wake(self) -> None:
         for waiter, position in self._waiting.items():

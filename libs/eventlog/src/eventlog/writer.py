@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import random
 from typing import NamedTuple
 from uuid import UUID
@@ -88,6 +89,7 @@ class ArchivedReads:
 
 
 _Step = tuple[bytes, Parameters]
+OnCommit = Callable[[int, Sequence[StoredEvent], Callable[[], None]], None]
 
 
 class _Committed(NamedTuple):
@@ -108,8 +110,8 @@ class _Waiting:
 class GroupWriter:
     """Owns one connection and one task.
 
-    `on_commit` is told the new head, and what was stored, after each commit, `observer` its size. Before either the
-    callers are answered, so that they go on first; but none of them has gone on yet.
+    `on_commit` is told the new head, what was stored, and how to tell the observer of it, after each commit. Before that
+    the callers are answered, so that they go on first; but none of them has gone on yet.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class GroupWriter:
         statements: Statements,
         limits: Limits,
         clock: Clock,
-        on_commit: Callable[[int, Sequence[StoredEvent]], None],
+        on_commit: OnCommit,
         observer: Observer | None = None,
         archived: ArchivedReads | None = None,
         side_table: SideTable | None = None,
@@ -196,10 +198,12 @@ class GroupWriter:
         for waiting, outcome in zip(group, committed.outcomes, strict=True):
             _answer(waiting.answer, outcome)
         if committed.head is not None:
-            self._on_commit(committed.head, committed.stored)
-            events = sum(waiting.size.events for waiting in group)
-            types = _stored_types(group, committed.outcomes)
-            self._observer.committed(GroupCommitted(len(group), events, time.perf_counter() - begun, types))
+            observe = partial(self._observe, group, committed.outcomes, time.perf_counter() - begun)
+            self._on_commit(committed.head, committed.stored, observe)
+
+    def _observe(self, group: Sequence[_Waiting], outcomes: Sequence[Outcome], seconds: float) -> None:
+        events = sum(waiting.size.events for waiting in group)
+        self._observer.committed(GroupCommitted(len(group), events, seconds, _stored_types(group, outcomes)))
 
     async def _commit_when_connected(self, requests: list[Request]) -> _Committed:
         """Commit, reconnecting as often as the time allows.
