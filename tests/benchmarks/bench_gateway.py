@@ -6,8 +6,8 @@ the OpenAI-compatible edge of llm-gateway itself; "by ws-gateway" through the on
 llm-gateway are counted together; "gRPC" as the services ask. What the ledger and PostgreSQL spend besides stands in rows of
 its own.
 
-The callers call without a pause, so with SYNOD_RESERVE_AHEAD_S=1 nearly all of their calls find a reservation made ahead
-(llm-gateway's stock.py); "each for itself" is what a call waits that does not, because no other was like it.
+The callers call without a pause, so nearly all of their calls find a reservation made ahead (llm-gateway's stock.py);
+"each for itself" is what a call waits that does not, because no other was like it.
 
 LiteLLM is measured in the same run where ``make bench-peers`` has installed it: bare, and with budgets and metrics as far
 as it has them without a database; ``litellm_proxy.py`` says what it does in each.

@@ -1,7 +1,6 @@
 """Calls that follow each other closely find reservations made ahead, and every budget comes out as if they had not."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -17,13 +16,7 @@ from .conftest import RunningSystem
 from .replicas import LOOK_AGAIN_S, Gateways, gateways
 from .rush import events, reservation
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(
-        not os.environ.get("SYNOD_RESERVE_AHEAD_S"),
-        reason="nothing is reserved ahead unless SYNOD_RESERVE_AHEAD_S says so",
-    ),
-]
+pytestmark = pytest.mark.system
 
 PROVIDER, NAME = "simulator", "sim-1"
 INPUT_PICO, OUTPUT_PICO = 100_000, 400_000

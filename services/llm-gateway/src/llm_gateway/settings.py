@@ -160,7 +160,7 @@ class Settings(ServiceSettings):
     ledger_timeout_s: float = Field(default=5, gt=0)
     reservation_ttl_s: float = Field(default=TTL_S, ge=10, le=86_400)
     """How long money is held for a call whose process has died; for one that runs the hold is renewed."""
-    reserve_ahead_s: float = Field(default=0.0, ge=0, le=5)
+    reserve_ahead_s: float = Field(default=1.0, ge=0, le=5)
     """For callers who call often: how long a reservation made ahead of its call may wait for it; 0: none is made.
 
     A budget that is suspended or lowered counts for calls that begin so much later."""
