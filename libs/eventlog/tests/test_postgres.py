@@ -74,6 +74,20 @@ async def head_locked(dsn: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         yield writer_waits
 
 
+async def following(dsn: str) -> None:
+    """Until a log that was opened has the connection by which it follows."""
+    head = statements("eventlog").head.decode()
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection, asyncio.timeout(30):
+        while True:
+            follows = await connection.execute(
+                "select 1 from pg_stat_activity where datname = current_database() and query = %s and state = 'idle'",
+                [head],
+            )
+            if await follows.fetchone():
+                return
+            await asyncio.sleep(0.005)
+
+
 async def until(condition, timeout_s: float = 30) -> None:
     """Returns as soon as the condition holds; fails at the deadline."""
     async with asyncio.timeout(timeout_s):
@@ -263,6 +277,29 @@ async def test_other_processes_are_told_of_commits_once_for_all_that_come_close_
             await log.append(an_append(a_stream()))
         told = [notify.payload async for notify in listener.notifies(timeout=30, stop_after=1)]
     assert told == ["5"]
+
+
+async def test_other_processes_are_told_of_what_is_committed_while_the_telling_connection_is_opened(
+    postgres_dsn: str,
+) -> None:
+    async with (
+        await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as listener,
+        await PostgresEventLog.open(postgres_dsn, limits=Limits(announce_s=0, poll_interval_s=60)) as log,
+    ):
+        await listener.execute("listen eventlog_appended")
+        await log.append(an_append(a_stream()))
+        told = [notify.payload async for notify in listener.notifies(timeout=30, stop_after=1)]
+    assert told == ["1"]
+
+
+async def test_other_processes_are_told_of_what_is_committed_just_before_a_close(postgres_dsn: str) -> None:
+    async with await psycopg.AsyncConnection.connect(postgres_dsn, autocommit=True) as listener:
+        await listener.execute("listen eventlog_appended")
+        async with await PostgresEventLog.open(postgres_dsn, limits=Limits(announce_s=60)) as log:
+            await following(postgres_dsn)
+            await log.append(an_append(a_stream()))
+        told = [notify.payload async for notify in listener.notifies(timeout=30, stop_after=1)]
+    assert told == ["1"]
 
 
 async def test_who_follows_in_another_process_hears_of_a_commit_without_a_poll(postgres_dsn: str) -> None:

@@ -74,6 +74,14 @@ async def test_what_is_done_aside_comes_after_the_answer_and_before_those_who_fo
     assert order == ["caller", "aside", "follower"]
 
 
+async def test_those_who_follow_are_woken_though_what_is_done_aside_fails(caplog: pytest.LogCaptureFixture) -> None:
+    signal = HeadSignal()
+    follower = await waiting_for(signal, 1, [])
+    signal.announce(1, lambda: 1 // 0)
+    await follower
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_it_is_done_though_nobody_follows() -> None:
     done = asyncio.Event()
     HeadSignal().announce(1, done.set)

@@ -10,7 +10,7 @@ from eventlog.clock import SystemClock
 from eventlog.codec import Codec
 from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
-from eventlog.records import Append, Appended, Context
+from eventlog.records import Append, Appended, Context, StoredEvent, StreamId
 from llm_gateway import errors
 from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway, call_id
@@ -631,6 +631,22 @@ async def test_who_comes_back_while_a_call_drains_gets_its_answer() -> None:
     assert [type(event) for event in await again] == [Began, TextDelta, Answer]
 
 
+class StumblingLog(MemoryEventLog):
+    """Fails the append number `fails_at`, counted from 1, after it was stored: the answer is lost."""
+
+    def __init__(self, fails_at: int) -> None:
+        super().__init__()
+        self.fails_at = fails_at
+        self.appends = 0
+
+    async def append(self, *appends: Append) -> Appended:
+        self.appends += 1
+        appended = await super().append(*appends)
+        if self.appends == self.fails_at:
+            raise LogUnavailable("the connection was lost")
+        return appended
+
+
 class LateLog(MemoryEventLog):
     """Stores the append number `held`, counted from 1, once it is let go, whoever has stopped waiting for it by then."""
 
@@ -722,6 +738,108 @@ async def test_who_leaves_while_the_log_may_have_the_start_leaves_nothing_in_dou
     assert isinstance(failed, ModelCallAttemptFailed)
     assert failed.billed == "no"
     assert provider.requests == []
+
+
+async def test_who_comes_back_while_the_start_is_recorded_gets_an_answer() -> None:
+    provider, log = FakeProvider([HELLO]), LateLog(1)
+    world = World(provider, log=log)
+    caller = asyncio.create_task(world.generate())
+    await log.reached.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+
+    again = asyncio.create_task(world.generate())
+    await asyncio.sleep(0)
+    log.let_go.set()
+
+    assert (await again).message == HELLO.message
+    assert await world.types() == ANSWERED
+    assert len(provider.requests) == 1
+
+
+async def test_a_call_whose_callers_leave_because_the_process_stops_stays_open() -> None:
+    provider = HeldProvider()
+    world = World(provider, abort="free")
+    caller = asyncio.create_task(world.generate())
+    await provider.reached.wait()
+
+    stopping = asyncio.create_task(world.gateway.close())
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([stopping, caller])
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed"]
+
+
+class DeafLog(StumblingLog):
+    """Cannot be read a first time either."""
+
+    deaf = True
+
+    async def read_stream(self, stream: StreamId, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:
+        deaf, self.deaf = self.deaf, False
+        if deaf:
+            raise LogUnavailable("the connection was lost")
+        return await super().read_stream(stream, after=after, limit=limit)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+async def test_who_leaves_while_the_log_is_away_leaves_no_call_open(fails_at: int) -> None:
+    log = DeafLog(fails_at)
+    world = World(FakeProvider([errors.ProviderOverloaded("busy"), HELLO]), log=log, abort="free")
+    caller = asyncio.create_task(world.generate())
+    await until(lambda: log.appends == fails_at)
+
+    caller.cancel()
+    await until(lambda: not world.gateway._flights)
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+def taken_over(world: World, *, by: Provider, retry: RetryTerms) -> "asyncio.Task[Answer]":
+    """The call of another process, that takes the one of before for dead."""
+    world.living.discard("gw_1")
+    world.provider, world.terms = by, Terms(retry=retry)
+    return asyncio.create_task(world.start("gw_2").generate(asked(), CONTEXT, None))
+
+
+async def test_who_leaves_ends_no_call_that_another_process_has_taken_over() -> None:
+    first = HeldProvider()
+    world = World(first, abort="free")
+    here = world.gateway
+    caller = asyncio.create_task(here.generate(asked(), CONTEXT, None))
+    await first.reached.wait()
+    busy = FakeProvider([errors.ProviderOverloaded("busy"), HELLO])
+    elsewhere = taken_over(world, by=busy, retry=RetryTerms(initial_s=0.3, max_s=0.3))
+    await until(lambda: len(busy.requests) == 1)
+    await logged(world, "ModelCallAttemptFailed")
+
+    caller.cancel()
+    await asyncio.wait([caller])
+    await until(lambda: not here._flights)
+
+    assert (await elsewhere).message == HELLO.message
+    assert "ModelCallFailed" not in await world.types()
+
+
+async def test_a_process_stops_though_its_call_was_taken_over_while_it_recorded_the_answer() -> None:
+    log = LateLog(2)
+    world = World(FakeProvider([HELLO]), log=log)
+    here, held = world.gateway, HeldProvider()
+    caller = asyncio.create_task(here.generate(asked(), CONTEXT, None))
+    await log.reached.wait()
+    elsewhere = taken_over(world, by=held, retry=AT_ONCE)
+    await held.reached.wait()
+
+    stopping = asyncio.create_task(here.close())
+    await asyncio.sleep(0)
+    log.let_go.set()
+    async with asyncio.timeout(WAIT_S):
+        await stopping
+        await asyncio.wait([caller])
+    held.released.set()
+
+    assert (await elsewhere).message == HELLO.message
 
 
 async def test_who_leaves_ends_no_attempt_of_another_process() -> None:
@@ -838,22 +956,6 @@ async def test_a_stop_ends_attempts_as_unknown_and_leaves_the_call_to_its_repeat
     world.gateway = world.start()
     provider.released.set()
     assert (await world.generate()).message == HELLO.message
-
-
-class StumblingLog(MemoryEventLog):
-    """Fails the append number `fails_at`, counted from 1, after it was stored: the answer is lost."""
-
-    def __init__(self, fails_at: int) -> None:
-        super().__init__()
-        self.fails_at = fails_at
-        self.appends = 0
-
-    async def append(self, *appends: Append) -> Appended:
-        self.appends += 1
-        appended = await super().append(*appends)
-        if self.appends == self.fails_at:
-            raise LogUnavailable("the connection was lost")
-        return appended
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])

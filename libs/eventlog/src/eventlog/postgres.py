@@ -46,6 +46,8 @@ from eventlog.writer import ArchivedReads, GroupWriter
 _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
 """By so much may events recorded by former releases lie out of order; since then a writer never goes back in time."""
 
+_LAST_WORDS_S = 0.5
+
 _log = logging.getLogger(__name__)
 
 
@@ -353,8 +355,8 @@ class HeadWatch:
     """Follows the head for other processes' appends, and tells them of this one's: by notification, and by a poll where
     that is lost. `known` is told of each head that the one or the other shows.
 
-    They are told apart from the commit, since a transaction that notifies takes a lock that all such take, and wakes every
-    listener before it answers: a fifth of the time that a caller waits for it.
+    Others are told after the commit and not by it, since a transaction that notifies takes a lock that all such take, and
+    wakes every listener before it answers: a fifth of the time that a caller waits for it.
     """
 
     def __init__(self, dsn: str, sql: Statements, limits: Limits, known: Callable[[int], None]) -> None:
@@ -362,8 +364,9 @@ class HeadWatch:
         self._sql = sql
         self._limits = limits
         self._known = known
-        self._committed = self._told = 0
+        self._committed = 0
         self._soon: asyncio.TimerHandle | None = None
+        self._is_due = False
         self._resting: asyncio.Future[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._connecting = False
@@ -379,19 +382,22 @@ class HeadWatch:
             self._soon = asyncio.get_running_loop().call_later(self._limits.announce_s, self._tell_now)
 
     async def stop(self) -> None:
-        """End the task. Never while it connects: the server would wait a minute for the rest of the handshake, and with
-        it whoever drops a database.
+        """Tell others of the last commits, if the database answers at once, and end the task. Never while it connects: the
+        server would wait a minute for the rest of the handshake, and with it whoever drops a database.
         """
         self._stopping = True
         if self._soon is not None:
             self._soon.cancel()
+            self._tell_now()
         if self._task is not None:
+            if self._is_due:
+                await asyncio.wait([self._task], timeout=_LAST_WORDS_S)
             if not self._connecting:
                 self._task.cancel()
             await asyncio.wait([self._task])
 
     def _tell_now(self) -> None:
-        self._soon = None
+        self._soon, self._is_due = None, True
         if self._resting is not None:
             settle(self._resting)
 
@@ -404,6 +410,7 @@ class HeadWatch:
                 if self._stopping:
                     return
                 _log.warning("lost the notification connection, reconnecting: %s", error)
+                self._is_due = True  # what was just being told, perhaps nobody heard
                 await asyncio.sleep(self._limits.poll_interval_s)
 
     async def _connect(self) -> PreparedConnection:
@@ -422,10 +429,15 @@ class HeadWatch:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             for (position,) in rows(await connection.run(self._sql.head)):
                 self._known(to_int(position))
-            read_at = loop.time()
-            while (left_s := read_at + self._limits.poll_interval_s - loop.time()) > 0:
-                await self._rest(left_s)
-                await self._announce(connection)
+            read_again_at = loop.time() + self._limits.poll_interval_s
+            while self._is_due or not self._stopping:
+                if self._is_due:
+                    self._is_due = False
+                    await connection.run(self._sql.announce, [b"%d" % self._committed])
+                elif (left_s := read_again_at - loop.time()) > 0:
+                    await self._rest(left_s)
+                else:
+                    break
 
     async def _rest(self, time_s: float) -> None:
         """Until others are to be told, or the time is over."""
@@ -434,11 +446,6 @@ class HeadWatch:
             await settled(self._resting, time_s)
         finally:
             self._resting = None
-
-    async def _announce(self, connection: PreparedConnection) -> None:
-        if (head := self._committed) > self._told:
-            await connection.run(self._sql.announce, [b"%d" % head])
-            self._told = head
 
     def _heard(self, position: str) -> None:
         self._known(int(position))

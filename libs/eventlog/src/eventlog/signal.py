@@ -42,9 +42,11 @@ class HeadSignal:
         if turns:
             asyncio.get_running_loop().call_soon(self._wake_after, turns - 1, aside)
             return
-        if aside:
-            aside()
-        self._wake()
+        try:
+            if aside:
+                aside()
+        finally:
+            self._wake()
 
     def _wake(self) -> None:
         for waiter, position in self._waiting.items():

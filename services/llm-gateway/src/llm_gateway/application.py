@@ -124,7 +124,7 @@ class Gateway:
         self._stopping = True
         flights = list(self._flights.values())
         for flight in flights:
-            flight.cancel()
+            flight.stop()
         for flight in flights:
             await flight.landed()
 
@@ -137,6 +137,7 @@ class Gateway:
             raise RequestIdReused(asked.request_id)
         flight.want_until(None if left_s is None else now + left_s)
         flight.callers += 1
+        flight.keep()
         self._undrain(id)
         return id, flight
 

@@ -229,11 +229,12 @@ class Execution:
             # Almost every id is new, so it is not looked up: the log refuses to begin a call a second time.
             answer = None if self._repeated else await self._carried_out(Call())
             while answer is None:
+                await self._flight.heed()
                 call = await self._found()
                 answer = await (self._recorded(call) if call.ended else self._carried_out(call))
             return answer
         except asyncio.CancelledError:
-            await self._flight.unbroken(self._interrupted())
+            await self._flight.last(self._interrupted())
             if self._flight.abandoned:
                 raise CallCancelled(self._asked.request_id) from None
             raise
@@ -824,6 +825,7 @@ class Execution:
         running = [each for each in (self._rival, self._attempt) if each is not None]
         shown = next((each for each in running if last and began and began.attempt == each.number), None)
         lost = (*self._lost, *(self._interrupted_one(each, last=last) for each in running if each is not shown))
+        number = max(self._number, *(each.number for each in running)) if running else self._number
         await self._recorder.look_if_in_doubt()
         if shown is not None:
             event = self._cancelled_event(shown)
@@ -831,7 +833,8 @@ class Execution:
         elif running:
             await self._recorder.append(lambda call: calls.fail(call, lost, last=last))
         if last and self._ours:
-            await self._give_up(ABANDONED)
+            # Unless another process has taken it over, whose callers may wait.
+            await self._recorder.append(lambda call: calls.give_up(call, ABANDONED) if call.attempt == number else ())
 
     def _interrupted_one(self, attempt: Attempt, *, last: bool) -> Lost:
         free = attempt.number > self._last_asked or (last and attempt.aim.target.abort == "free")
@@ -887,7 +890,7 @@ class Recorder:
     context: Context
     tools: Tools
     flight: Flight | None = None
-    """Of the call, if this process carries it out."""
+    """Of the call, if this process carries it out: what is written is then a step that is not broken off."""
     _seen: Seen = field(default_factory=Seen)
     _author: UUID = field(default_factory=uuid7)
     _is_in_doubt: bool = False
@@ -920,7 +923,7 @@ class Recorder:
         """What is decided next is decided on what is on record, as far as the log can be read."""
         if self._is_in_doubt:
             with suppress(LogUnavailable):
-                await self.load()
+                await self._patiently(self.load)
 
     async def complete(self, kept: Kept, event: ModelCallCompleted, lost: Sequence[Lost] = ()) -> Call:
         return await self.append(lambda call: calls.end(call, event, lost), self.tools.results.row(self.id, kept))

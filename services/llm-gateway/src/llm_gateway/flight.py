@@ -76,8 +76,10 @@ class Flight:
         self._landed = False
         self._recording = False
         self._ending = False
-        # What `cancel` asked for while a step was being recorded.
+        # It was to end while something was being recorded, and has not heard so yet.
         self._is_to_end = False
+        self._is_stopping = False
+        self._is_over = False
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
@@ -149,29 +151,22 @@ class Flight:
             yield Broken(Failure(reason="CALL_CANCELLED", message=str(error)))
 
     def abandon(self) -> None:
-        """Nobody waits any more: end the call. If it is about to end with the process, callers leave for that reason."""
-        self.abandoned = self.abandoned or not self._is_to_end
-        self.cancel()
+        """Nobody waits any more: end the call. If it ends with the process anyway, callers leave for that reason."""
+        self.abandoned = self.abandoned or not self._is_stopping
+        self._end()
 
-    def cancel(self) -> None:
-        """End the call, unless it is just being recorded how it ended."""
-        if self._task is None or self._ending:
-            return
-        if self._recording:
-            self._is_to_end = True
-        else:
-            self._task.cancel()
+    def keep(self) -> None:
+        """Somebody waits again: go on, if it has not heard yet that nobody did."""
+        if self.abandoned and self._is_to_end and not self._is_stopping:
+            self.abandoned = self._is_to_end = False
 
-    async def unbroken(self, recording: Awaitable[T]) -> T:
-        """Records to the end what is known already, even if nobody waits for it any more."""
-        self._ending = True
-        try:
-            return await recording
-        finally:
-            self._ending = False
+    def stop(self) -> None:
+        """The process stops: end the call, unless it is just being recorded how it ended."""
+        self._is_stopping = True
+        self._end()
 
     async def step(self, recording: Awaitable[T]) -> T:
-        """Records a step of a call that goes on. Raises CancelledError after it, if the call was to end meanwhile.
+        """Records a step to its end. Raises CancelledError after it, if the call was to end meanwhile.
 
         What was sent to the log cannot be taken back: broken off, it may be on record after what was to follow it.
         """
@@ -180,15 +175,41 @@ class Flight:
             return await recording
         finally:
             self._recording = False
-            if self._is_to_end and self._task is not None:
-                self._is_to_end = False
-                self._task.cancel()
-                await asyncio.sleep(0)
+            if not self._ending:
+                await self.heed()
+
+    async def unbroken(self, recording: Awaitable[T]) -> T:
+        """Records what ends the call, even if nobody waits for it any more. If it did not end it: `heed`."""
+        self._ending = True
+        try:
+            return await recording
+        finally:
+            self._ending = False
+
+    async def last(self, recording: Awaitable[None]) -> None:
+        """Records how a call ends that was to end; nothing ends it again."""
+        self._is_over = True
+        await recording
+
+    async def heed(self) -> None:
+        """Raises CancelledError if the call was to end while something was being recorded."""
+        if self._is_to_end and self._task is not None:
+            self._is_to_end = False
+            self._task.cancel()
+            await asyncio.sleep(0)
 
     async def landed(self) -> None:
         """Wait for the end, whatever it is."""
         if self._task is not None:
             await asyncio.wait([self._task])
+
+    def _end(self) -> None:
+        if self._task is None or self._is_over:
+            return
+        if self._recording or self._ending:
+            self._is_to_end = True
+        else:
+            self._task.cancel()
 
     def _join(self, delta: Delta) -> None:
         joined = _joined(self._pending[-1], delta) if self._pending else None
