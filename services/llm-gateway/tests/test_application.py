@@ -796,6 +796,54 @@ async def test_who_leaves_while_the_log_is_away_leaves_no_call_open(fails_at: in
     assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", "ModelCallFailed"]
 
 
+class ClosedLog(MemoryEventLog):
+    """Stores nothing from the append number `closes_at` on, counted from 1, until it is opened."""
+
+    def __init__(self, closes_at: int) -> None:
+        super().__init__()
+        self.closes_at = closes_at
+        self.appends = 0
+        self.is_closed = True
+
+    async def append(self, *appends: Append) -> Appended:
+        self.appends += 1
+        if self.is_closed and self.appends >= self.closes_at:
+            raise LogUnavailable("down")
+        return await super().append(*appends)
+
+
+async def test_who_leaves_before_a_second_start_could_be_recorded_leaves_no_call_open() -> None:
+    log = ClosedLog(3)
+    world = World(FakeProvider([errors.ProviderOverloaded("busy"), HELLO]), log=log, abort="free")
+    caller = asyncio.create_task(world.generate())
+    await until(lambda: log.appends == 3)
+
+    caller.cancel()
+    log.is_closed = False
+    await until(lambda: not world.gateway._flights)
+
+    assert await world.types() == [*ANSWERED[:2], "ModelCallAttemptFailed", "ModelCallFailed"]
+
+
+async def test_so_does_not_who_leaves_when_another_process_has_made_the_second_start() -> None:
+    log = ClosedLog(3)
+    world = World(FakeProvider([errors.ProviderOverloaded("busy"), HELLO]), log=log, abort="free")
+    here = world.gateway
+    caller = asyncio.create_task(here.generate(asked(), CONTEXT, None))
+    await until(lambda: log.appends == 3)
+    log.is_closed = False
+    busy = FakeProvider([errors.ProviderOverloaded("busy"), HELLO])
+    world.provider, world.terms = busy, Terms(retry=RetryTerms(initial_s=0.3, max_s=0.3))
+    elsewhere = asyncio.create_task(world.start("gw_2").generate(asked(), CONTEXT, None))
+    await until(lambda: len(busy.requests) == 1)
+    await logged(world, "ModelCallAttemptFailed")
+
+    caller.cancel()
+    await until(lambda: not here._flights)
+
+    assert (await elsewhere).message == HELLO.message
+
+
 def taken_over(world: World, *, by: Provider, retry: RetryTerms) -> "asyncio.Task[Answer]":
     """The call of another process, that takes the one of before for dead."""
     world.living.discard("gw_1")

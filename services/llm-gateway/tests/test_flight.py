@@ -1,6 +1,7 @@
 """What callers see of a call in flight, and in how many pieces."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 
 import pytest
@@ -143,6 +144,84 @@ async def test_a_step_is_recorded_to_its_end_and_the_next_one_not_begun(error: E
 
     assert task.cancelled()
     assert not second.done()
+
+
+def carried(made: Flight, work: Coroutine[object, object, Answer]) -> "asyncio.Task[Answer]":
+    task = asyncio.create_task(work)
+    made.carry(task, lambda: None)
+    return task
+
+
+async def test_who_comes_back_before_it_was_heard_that_nobody_waits_has_the_call_go_on() -> None:
+    made, recording = Flight("same", 100.0), asyncio.get_running_loop().create_future()
+    task = carried(made, steps(made, recording))
+    await asyncio.sleep(0)
+
+    made.abandon()
+    made.keep()
+    recording.set_result(None)
+
+    assert await task == ANSWER
+    assert not made.abandoned
+
+
+async def test_nobody_keeps_a_call_from_ending_with_its_process() -> None:
+    made, recording = Flight("same", 100.0), asyncio.get_running_loop().create_future()
+    task = carried(made, steps(made, recording))
+    await asyncio.sleep(0)
+
+    made.abandon()
+    made.stop()
+    made.keep()
+    recording.set_result(None)
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+async def test_the_end_is_recorded_unbroken_and_what_was_to_end_meanwhile_ends_if_that_was_none(heeds: bool) -> None:
+    made, recording = Flight("same", 100.0), asyncio.get_running_loop().create_future()
+    recorded = asyncio.Event()
+
+    async def work() -> Answer:
+        await made.unbroken(made.step(recording))
+        recorded.set()
+        if heeds:
+            await made.heed()
+        return ANSWER
+
+    task = carried(made, work())
+    await asyncio.sleep(0)
+    made.abandon()
+    recording.set_result(None)
+    await asyncio.wait([task])
+
+    assert recorded.is_set()
+    assert task.cancelled() is heeds
+
+
+async def test_nothing_breaks_off_the_record_of_how_a_call_ends_that_was_to_end() -> None:
+    made, loop = Flight("same", 100.0), asyncio.get_running_loop()
+    first, second = loop.create_future(), loop.create_future()
+
+    async def record() -> None:
+        await made.step(second)
+
+    async def work() -> Answer:
+        await made.unbroken(made.step(first))
+        await made.last(record())
+        return ANSWER
+
+    task = carried(made, work())
+    await asyncio.sleep(0)
+    made.abandon()  # while the first is recorded, and not heeded
+    first.set_result(None)
+    await asyncio.sleep(0)
+    made.stop()
+    second.set_result(None)
+
+    assert await task == ANSWER
 
 
 async def _first(made: Flight, count: int):  # type: ignore[no-untyped-def]

@@ -364,7 +364,7 @@ class HeadWatch:
         self._sql = sql
         self._limits = limits
         self._known = known
-        self._committed = 0
+        self._committed = self._told = 0
         self._soon: asyncio.TimerHandle | None = None
         self._is_due = False
         self._resting: asyncio.Future[bool] | None = None
@@ -410,7 +410,7 @@ class HeadWatch:
                 if self._stopping:
                     return
                 _log.warning("lost the notification connection, reconnecting: %s", error)
-                self._is_due = True  # what was just being told, perhaps nobody heard
+                self._is_due = self._told < self._committed
                 await asyncio.sleep(self._limits.poll_interval_s)
 
     async def _connect(self) -> PreparedConnection:
@@ -425,19 +425,21 @@ class HeadWatch:
 
     async def _follow(self, connection: PreparedConnection) -> None:
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while self._is_due or not self._stopping:
             # Read after LISTEN, not before: what is committed between the two would otherwise go unseen.
             for (position,) in rows(await connection.run(self._sql.head)):
                 self._known(to_int(position))
             read_again_at = loop.time() + self._limits.poll_interval_s
-            while self._is_due or not self._stopping:
+            while (left_s := read_again_at - loop.time()) > 0 and (self._is_due or not self._stopping):
                 if self._is_due:
-                    self._is_due = False
-                    await connection.run(self._sql.announce, [b"%d" % self._committed])
-                elif (left_s := read_again_at - loop.time()) > 0:
-                    await self._rest(left_s)
+                    await self._announce(connection)
                 else:
-                    break
+                    await self._rest(left_s)
+
+    async def _announce(self, connection: PreparedConnection) -> None:
+        self._is_due, head = False, self._committed
+        await connection.run(self._sql.announce, [b"%d" % head])
+        self._told = head
 
     async def _rest(self, time_s: float) -> None:
         """Until others are to be told, or the time is over."""

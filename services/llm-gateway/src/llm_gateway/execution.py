@@ -825,7 +825,6 @@ class Execution:
         running = [each for each in (self._rival, self._attempt) if each is not None]
         shown = next((each for each in running if last and began and began.attempt == each.number), None)
         lost = (*self._lost, *(self._interrupted_one(each, last=last) for each in running if each is not shown))
-        number = max(self._number, *(each.number for each in running)) if running else self._number
         await self._recorder.look_if_in_doubt()
         if shown is not None:
             event = self._cancelled_event(shown)
@@ -833,8 +832,9 @@ class Execution:
         elif running:
             await self._recorder.append(lambda call: calls.fail(call, lost, last=last))
         if last and self._ours:
-            # Unless another process has taken it over, whose callers may wait.
-            await self._recorder.append(lambda call: calls.give_up(call, ABANDONED) if call.attempt == number else ())
+            # Unless another process has gone on with it, whose callers may wait.
+            begun = self._number
+            await self._recorder.append(lambda call: calls.give_up(call, ABANDONED) if call.attempt == begun else ())
 
     def _interrupted_one(self, attempt: Attempt, *, last: bool) -> Lost:
         free = attempt.number > self._last_asked or (last and attempt.aim.target.abort == "free")

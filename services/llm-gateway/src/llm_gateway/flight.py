@@ -188,7 +188,7 @@ class Flight:
 
     async def last(self, recording: Awaitable[None]) -> None:
         """Records how a call ends that was to end; nothing ends it again."""
-        self._is_over = True
+        self._is_over, self._is_to_end = True, False
         await recording
 
     async def heed(self) -> None:
