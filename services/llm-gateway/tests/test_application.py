@@ -669,15 +669,19 @@ class LateLog(MemoryEventLog):
         return await super().append(*appends)
 
 
+async def leave_at(log: LateLog, world: World) -> None:
+    """Ask for an answer, wait until the append is held, and go."""
+    caller = asyncio.create_task(world.generate())
+    await log.reached.wait()
+    caller.cancel()
+    await asyncio.wait([caller])
+
+
 @pytest.mark.parametrize("spare", [False, True])
 async def test_who_leaves_while_the_start_is_recorded_leaves_nothing_in_doubt(spare: bool) -> None:
     provider, log = FakeProvider([HELLO]), LateLog(1)
     world = await with_spares(provider, log) if spare else World(provider, log=log)
-    caller = asyncio.create_task(world.generate())
-    await log.reached.wait()
-
-    caller.cancel()
-    await asyncio.wait([caller])
+    await leave_at(log, world)
     log.let_go.set()
     await logged(world, "ModelCallFailed")
 
@@ -711,11 +715,7 @@ async def test_a_stop_while_the_start_is_recorded_asks_nobody_and_leaves_the_cal
 async def test_who_leaves_while_a_failure_is_recorded_leaves_no_call_open() -> None:
     provider, log = FakeProvider([errors.ProviderOverloaded("busy"), HELLO]), LateLog(2)
     world = World(provider, log=log, abort="free")
-    caller = asyncio.create_task(world.generate())
-    await log.reached.wait()
-
-    caller.cancel()
-    await asyncio.wait([caller])
+    await leave_at(log, world)
     log.let_go.set()
     await logged(world, "ModelCallFailed")
 
@@ -743,10 +743,7 @@ async def test_who_leaves_while_the_log_may_have_the_start_leaves_nothing_in_dou
 async def test_who_comes_back_while_the_start_is_recorded_gets_an_answer() -> None:
     provider, log = FakeProvider([HELLO]), LateLog(1)
     world = World(provider, log=log)
-    caller = asyncio.create_task(world.generate())
-    await log.reached.wait()
-    caller.cancel()
-    await asyncio.wait([caller])
+    await leave_at(log, world)
 
     again = asyncio.create_task(world.generate())
     await asyncio.sleep(0)

@@ -115,6 +115,12 @@ async def test_a_failure_after_content_is_the_last_event() -> None:
     assert [event async for event in made.events()] == [BEGAN, TextDelta("a"), Broken(failure)]
 
 
+def carried(made: Flight, work: Coroutine[object, object, Answer]) -> "asyncio.Task[Answer]":
+    task = asyncio.create_task(work)
+    made.carry(task, lambda: None)
+    return task
+
+
 async def steps(made: Flight, *recordings: asyncio.Future[None]) -> Answer:
     for recording in recordings:
         with suppress(ConnectionError):
@@ -127,8 +133,7 @@ async def test_a_step_is_recorded_to_its_end_and_the_next_one_not_begun(error: E
     made = Flight("same", 100.0)
     loop = asyncio.get_running_loop()
     first, second = loop.create_future(), loop.create_future()
-    task = asyncio.create_task(steps(made, first, second))
-    made.carry(task, lambda: None)
+    task = carried(made, steps(made, first, second))
     await asyncio.sleep(0)
 
     made.abandon()
@@ -146,16 +151,15 @@ async def test_a_step_is_recorded_to_its_end_and_the_next_one_not_begun(error: E
     assert not second.done()
 
 
-def carried(made: Flight, work: Coroutine[object, object, Answer]) -> "asyncio.Task[Answer]":
-    task = asyncio.create_task(work)
-    made.carry(task, lambda: None)
-    return task
-
-
-async def test_who_comes_back_before_it_was_heard_that_nobody_waits_has_the_call_go_on() -> None:
+async def recording_a_step() -> "tuple[Flight, asyncio.Future[None], asyncio.Task[Answer]]":
     made, recording = Flight("same", 100.0), asyncio.get_running_loop().create_future()
     task = carried(made, steps(made, recording))
     await asyncio.sleep(0)
+    return made, recording, task
+
+
+async def test_who_comes_back_before_it_was_heard_that_nobody_waits_has_the_call_go_on() -> None:
+    made, recording, task = await recording_a_step()
 
     made.abandon()
     made.keep()
@@ -166,9 +170,7 @@ async def test_who_comes_back_before_it_was_heard_that_nobody_waits_has_the_call
 
 
 async def test_nobody_keeps_a_call_from_ending_with_its_process() -> None:
-    made, recording = Flight("same", 100.0), asyncio.get_running_loop().create_future()
-    task = carried(made, steps(made, recording))
-    await asyncio.sleep(0)
+    made, recording, task = await recording_a_step()
 
     made.abandon()
     made.stop()

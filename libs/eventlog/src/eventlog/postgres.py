@@ -47,6 +47,7 @@ _CLOCKS_DIFFER_AT_MOST = timedelta(minutes=1)
 """By so much may events recorded by former releases lie out of order; since then a writer never goes back in time."""
 
 _LAST_WORDS_S = 0.5
+"""So long a close waits until other processes were told of the last commits."""
 
 _log = logging.getLogger(__name__)
 

@@ -376,39 +376,38 @@ def _sized_row(event: StoredEvent) -> tuple[bytes, ...]:
 
 
 def _store_text() -> str:
+    """Of the streams and ids that are there already, those in the archive are looked for here."""
+    arrays = ", ".join(f"${number}::{kind}[]" for number, (_, kind, _) in enumerate(_STORED, start=_STORED_AT))
+    unless_archived = (
+        f" and not exists (select from {{schema}}.archived_events where id = any(${_ID_PARAMETER}::uuid[]))"
+        " and not exists (select from {schema}.archived_streams where stream = any($7::text[]))"
+    )
+    return _storing_text(f"unnest({arrays}) with ordinality", unless_archived)
+
+
+def _store_few_text(number: int) -> str:
+    """For so many events. Where nothing was archived no id or stream can be in the archive."""
+    parameters = count(_VALUES_AT)
+    values = ", ".join(
+        f"({', '.join(f'${next(parameters)}::{kind}' for _, kind, _ in _STORED)}, {position})"
+        for position in range(1, number + 1)
+    )
+    return _storing_text(f"(values {values})")
+
+
+def _storing_text(events: str, condition: str = "") -> str:
     """Moves the head, if it is where it is believed to be, and stores the events; stores nothing if it is not.
 
     The indexes of `events` refuse a stream or an id that is there already; of those in the archive the head's condition
     does. The events are joined to the head's row, so that their indexes are touched only once its lock is held.
     """
     names = ", ".join(name for name, _, _ in _STORED)
-    arrays = ", ".join(f"${number}::{kind}[]" for number, (_, kind, _) in enumerate(_STORED, start=_STORED_AT))
     return (
         "with moved as (update {schema}.head set position = $1, hash = $2, recorded_at = $3"
-        " where position = $4 and hash = $5 and archived_to = $6"
-        f" and not exists (select from {{schema}}.archived_events where id = any(${_ID_PARAMETER}::uuid[]))"
-        " and not exists (select from {schema}.archived_streams where stream = any($7::text[]))"
-        " returning position)"
+        f" where position = $4 and hash = $5 and archived_to = $6{condition} returning position)"
         f" insert into {{schema}}.events (position, recorded_at, {names})"
         f" select $4::bigint + number, $3::timestamptz, {names}"
-        f" from moved cross join unnest({arrays}) with ordinality as e({names}, number)"
-    )
-
-
-def _store_few_text(number: int) -> str:
-    """As `_store_text`, for so many events. Where nothing was archived no id or stream can be in the archive."""
-    names = ", ".join(name for name, _, _ in _STORED)
-    parameters = count(_VALUES_AT)
-    values = ", ".join(
-        f"({position}, {', '.join(f'${next(parameters)}::{kind}' for _, kind, _ in _STORED)})"
-        for position in range(1, number + 1)
-    )
-    return (
-        "with moved as (update {schema}.head set position = $1, hash = $2, recorded_at = $3"
-        " where position = $4 and hash = $5 and archived_to = $6 returning position)"
-        f" insert into {{schema}}.events (position, recorded_at, {names})"
-        f" select $4::bigint + number, $3::timestamptz, {names}"
-        f" from moved cross join (values {values}) as e(number, {names})"
+        f" from moved cross join {events} as e({names}, number)"
     )
 
 
