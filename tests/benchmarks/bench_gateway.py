@@ -15,7 +15,6 @@ as it has them without a database; ``litellm_proxy.py`` says what it does in eac
 
 import asyncio
 import os
-import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -26,11 +25,10 @@ from pathlib import Path
 import aiohttp
 import grpc
 from harness import Load, Report, Row, Size, closed_loop
-from launcher.errors import PortInUse
 from launcher.layout import Layout
-from launcher.ports import check_ports
 from launcher.processes import free_port
 from launcher.system import System
+from launcher.testing import free_port_base
 from litellm_proxy import BARE, BUDGETED, Proxy, litellm_proxies
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1.agent_registry_pb2_grpc import AgentRegistryStub
@@ -42,6 +40,10 @@ from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 
 SECONDS = {"tiny": 0.5, "small": 3.0, "full": 30.0}
 CALLERS = 16
+TURNS = 3
+REST_S, REST_MAX_S = 0.2, 60.0
+CPU_AT_REST = 0.4
+"""Seconds of CPU a second that all processes may spend together: idle they spend 0.11."""
 MODEL = "simulator/sim-1"
 WORDS = 50
 SCRIPTS = {"unary": "answer: " + "word " * 10, "stream": "answer: " + "word " * WORDS}
@@ -135,8 +137,9 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     for _ in range(2):
         for way, (_, call) in ways.items():
             runs[way].append(await measured(stage, call, seconds / 2))
-    alone = {way: await alone_p50_ms(seconds / 4, call) for way, (_, call) in ways.items()}
-    apart = await alone_p50_ms(seconds / 4, lambda _: stage.over_grpc(stage.gateway, kind, new_id("conv")))
+    lone: dict[str, Call] = {way: call for way, (_, call) in ways.items()}
+    lone["apart"] = lambda _: stage.over_grpc(stage.gateway, kind, new_id("conv"))
+    alone = await alone_p50_ms(stage, seconds / 4, lone)
     cpu = {way: sum(mean(runs[way], name) for name in names) for way, (names, _) in ways.items()}
     edge, grpc_ = runs["edge"][-1].load, runs["grpc"][-1].load
     return [
@@ -153,7 +156,7 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
             cpu["grpc forwarder"],
         ),
         Row(f"{kind}, gRPC", "added p50", "ms", max(0.0, alone["grpc"] - alone["grpc forwarder"]), 2.0),
-        Row(f"{kind}, gRPC, each for itself", "added p50", "ms", max(0.0, apart - alone["grpc forwarder"])),
+        Row(f"{kind}, gRPC, each for itself", "added p50", "ms", max(0.0, alone["apart"] - alone["grpc forwarder"])),
         Row(kind, "added p50", "ms", max(0.0, alone["edge"] - alone["http forwarder"])),
         Row(f"{kind}, by ws-gateway", "added p50", "ms", max(0.0, alone["through"] - alone["http forwarder"])),
         Row(kind, f"p99 of {CALLERS} callers", "ms", edge.percentile_ms(99)),
@@ -167,8 +170,24 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
     ]
 
 
-async def alone_p50_ms(seconds: float, call: Call) -> float:
-    return (await closed_loop(1, seconds, call)).percentile_ms(50)
+async def alone_p50_ms(stage: Stage, seconds: float, ways: Mapping[str, Call]) -> Mapping[str, float]:
+    """What one caller waits for, with nothing left to do of what was measured before. In turns, as the others."""
+    loads = {way: Load() for way in ways}
+    for _ in range(TURNS):
+        for way, call in ways.items():
+            await at_rest(stage)
+            loads[way].latencies_s += (await closed_loop(1, seconds, call)).latencies_s
+    return {way: load.percentile_ms(50) for way, load in loads.items()}
+
+
+async def at_rest(stage: Stage) -> None:
+    """Until what was called has been published, counted and settled: what it costs, the processes do for a while after."""
+    async with asyncio.timeout(REST_MAX_S):
+        while True:
+            before = sum(map(cpu_ms, stage.pids.values()))
+            await asyncio.sleep(REST_S)
+            if sum(map(cpu_ms, stage.pids.values())) - before < CPU_AT_REST * 1000 * REST_S:
+                return
 
 
 def beside(name: str, kind: str, cpu: Mapping[str, float], load: Load) -> list[Row]:
@@ -215,7 +234,7 @@ def resident_mib(pids: Sequence[int]) -> float:
 @asynccontextmanager
 async def staged() -> AsyncIterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="synod-bench-") as directory:
-        layout = Layout(Path(directory), free_base(), simulator=True)
+        layout = Layout(Path(directory), free_port_base(), simulator=True)
         async with (
             System(layout, fresh=True) as system,
             forwarding(layout.simulator_url) as (process, http, grpc_port),
@@ -238,18 +257,6 @@ async def staged() -> AsyncIterator[Stage]:
                 pids = {**pids_of(system), **peers}
                 stubs = LlmGatewayStub(gateway), LlmGatewayStub(forwarder)
                 yield Stage(system, pids, edge, through, plain, *stubs, token, litellm)
-
-
-def free_base() -> int:
-    """A base whose ports are all free now."""
-    for _ in range(50):
-        base = random.randrange(20_000, 60_000, 1_100)
-        try:
-            check_ports(base, Layout(Path(), base, simulator=True).ports())
-        except PortInUse:
-            continue
-        return base
-    raise RuntimeError("no free range of ports was found")
 
 
 def pids_of(system: System) -> dict[str, Sequence[int]]:
