@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,21 +20,13 @@ from eventlog.personal_log import PersonalLog
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import ANY, Append, Appended, ExpectedVersion, StreamId
 from eventlog.side_table import SideRow, SideTable
-from eventlog.testing import NOON, FakeKms, KmsMasterKey, a_stream, an_append
+from eventlog.sql import FEW
+from eventlog.testing import NOON, FakeKms, KmsMasterKey, a_stream, an_append, an_event
 from eventlog.vault import Vault
 from lossy_proxy import lossy_proxy
 from psycopg_pool import AsyncConnectionPool
 
-ANSWERS = SideTable(
-    """
-    insert into answers as known (id, attempt, text)
-    select distinct on (id) * from unnest($1::text[], $2::bigint[], $3::bytea[]) as new (id, attempt, text)
-    where {stored} order by id, attempt desc
-    on conflict (id) do update set attempt = excluded.attempt, text = excluded.text
-    where known.attempt <= excluded.attempt
-    """,
-    ("text", "bigint", "bytea"),
-)
+ANSWERS = SideTable("answers", {"id": "text", "attempt": "bigint", "text": "bytea"}, rank="attempt")
 TABLE = "create table answers (id text primary key, attempt bigint not null, text bytea not null)"
 UNPAIRED = (
     "select coalesce(event.stream, answer.id) from eventlog.events event full join answers answer"
@@ -104,7 +97,8 @@ class TestMemorySideTable(SideTableContract):
     def log(self, answers: Kept) -> MemoryEventLog:
         def store(rows: Sequence[SideRow]) -> None:
             for row in rows:
-                id, attempt, text = [value[4:] for value in row]  # behind their lengths
+                id, attempt, text = row
+                assert id is not None and attempt is not None and text is not None
                 known = answers.get(id.decode())
                 if known is None or known[0] <= to_int(attempt):
                     answers[id.decode()] = (to_int(attempt), text)
@@ -293,9 +287,11 @@ async def test_rows_in_a_log_without_a_side_table_are_refused(postgres_dsn: str,
     await log.close()
 
 
-def test_a_statement_that_would_store_rows_without_events_is_refused() -> None:
-    with pytest.raises(ValueError, match="may run where no event is stored"):
-        SideTable("insert into answers select * from unnest($1::text[])", ("text",))
+def test_a_table_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="the side table answers needs a column at least, its key"):
+        SideTable("answers", {})
+    with pytest.raises(ValueError, match="the rank 'tries' of the side table answers is none of its columns"):
+        SideTable("answers", {"id": "text"}, rank="tries")
 
 
 @pytest.mark.parametrize(
@@ -305,6 +301,7 @@ def test_a_statement_that_would_store_rows_without_events_is_refused() -> None:
         (("a", 1, b"yes", 2), ValueError),
         (("a", 2**63, b"yes"), OverflowError),
         (("a", "1", b"yes"), AttributeError),
+        (("a", 1, "yes"), TypeError),
         ((b"a", 1, b"yes"), TypeError),
     ],
 )
@@ -314,13 +311,59 @@ def test_what_is_no_row_of_the_table_fails_its_own_caller(values: tuple, error: 
 
 
 async def test_any_value_is_stored_as_it_is(postgres_dsn: str) -> None:
-    await run_sql(postgres_dsn, "create table noted (a text, b bytea, c bigint, d timestamptz)")
-    statement = "insert into noted select * from unnest($1::text[], $2::bytea[], $3::bigint[], $4::timestamptz[])"
-    noted = SideTable(f"{statement} where {{stored}}", ("text", "bytea", "bigint", "timestamptz"))
-    rows = [("zo\u00eb", b"\x00\xff", -(2**63), NOON), ("", b"", 0, NOON), (None, None, None, None)]
+    """Alone and with others, which are sent in two ways."""
+    await run_sql(postgres_dsn, 'create table "so noted" (a text primary key, "B" bytea, c bigint, d timestamptz)')
+    noted = SideTable("so noted", {"a": "text", "B": "bytea", "c": "bigint", "d": "timestamptz"})
+    rows = [("zo\u00eb", b"\x00\xff", -(2**63), NOON), ("", b"", 0, NOON), ("null", None, None, None)]
     async with await PostgresEventLog.open(postgres_dsn, side_table=noted) as log:
         await log.append(replace(an_append(a_stream()), rows=tuple(noted.row(*row) for row in rows)))
-    assert await run_sql(postgres_dsn, "select * from noted") == rows
+        assert set(await run_sql(postgres_dsn, 'select * from "so noted"')) == set(rows)
+        for id, *rest in rows:
+            await log.append(replace(an_append(a_stream()), rows=(noted.row(id + " alone", *rest),)))
+    alone = await run_sql(postgres_dsn, "select * from \"so noted\" where a like '%alone'")
+    assert alone == [(id + " alone", *rest) for id, *rest in rows]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("events", range(1, FEW + 2))
+async def test_rows_go_with_any_number_of_events(database: str, events: int, rows: int) -> None:
+    append = replace(
+        an_append(a_stream(), *(an_event() for _ in range(events))),
+        rows=tuple(ANSWERS.row(f"{number}", 1, b"yes") for number in range(rows)),
+    )
+    async with await opened(database) as log:
+        await log.append(an_append(a_stream()))
+        assert await log.append(append) == Appended(1 + events, (events,), duplicate=False)
+    assert await kept_in(database) == {f"{number}": (1, b"yes") for number in range(rows)}
+
+
+async def test_the_last_of_equals_stays_and_of_a_table_without_a_rank_the_last(postgres_dsn: str) -> None:
+    await run_sql(postgres_dsn, "create table last (id text primary key, number text)")
+    last = SideTable("last", {"id": "text", "number": "text"})
+    async with await PostgresEventLog.open(postgres_dsn, side_table=last) as log:
+        for numbers in (("one", "two", "three"), ("four",), ("six", "five")):
+            rows = tuple(last.row("a", number) for number in numbers)
+            await log.append(replace(an_append(a_stream()), rows=rows))
+            assert await run_sql(postgres_dsn, "select * from last") == [("a", numbers[-1])]
+
+
+async def test_a_table_of_keys_alone_keeps_each_once(postgres_dsn: str) -> None:
+    await run_sql(postgres_dsn, "create table keys (key text primary key)")
+    keys = SideTable("keys", {"key": "text"})
+    async with await PostgresEventLog.open(postgres_dsn, side_table=keys) as log:
+        for names in ("a", "ab", "bb"):
+            await log.append(replace(an_append(a_stream()), rows=tuple(map(keys.row, names))))
+    assert await run_sql(postgres_dsn, "select * from keys order by key") == [("a",), ("b",)]
+
+
+async def test_rows_are_stored_behind_an_archive(database: str, tmp_path: Path) -> None:
+    async with await opened(database, archive=tmp_path) as log:
+        for _ in range(3):
+            await log.append(an_append(a_stream()))
+        assert await log.archive(keep_events=1, segment_events=2)
+        for id in ("under the lock", "from memory"):
+            await log.append(answered(a_stream(), id=id))
+    assert set(await kept_in(database)) == {"under the lock", "from memory"}
 
 
 async def test_rows_pass_through_logs_that_seal_and_encrypt(database: str) -> None:

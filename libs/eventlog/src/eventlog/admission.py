@@ -241,7 +241,7 @@ def check_request(request: Request, limits: Limits) -> Size:
     for append in request:
         for row in append.rows:
             rows += 1
-            size += sum(map(len, row))
+            size += sum([len(value) for value in row if value is not None])
     return Size(len(events), size, rows)
 
 

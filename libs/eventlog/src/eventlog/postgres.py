@@ -75,7 +75,7 @@ class PostgresEventLog:
         self._signal = HeadSignal()
         self._newest = Newest(limits.newest_events, limits.newest_bytes)
         archive_of_writer = ArchivedReads(self._archived_event, self._archived_end)
-        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer, side_table)
+        self._writer = GroupWriter(dsn, sql, limits, clock, self._committed, observer, archive_of_writer)
         self._readers: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
             dsn,
             connection_class=ImpatientConnection,

@@ -19,7 +19,7 @@ from eventlog.admission import Head
 from eventlog.arrays import BIGINTS, BYTEAS, NULL, TEXTS, TIMES, UUIDS, column, columns, length_of, sized_text
 from eventlog.binary import from_int, from_time, microseconds
 from eventlog.records import EVERYTHING, Filter, StoredEvent, name_bytes, parse_stream, stream_bytes
-from eventlog.side_table import SideTable
+from eventlog.side_table import SideRow, SideTable
 
 _TABLES = """
 create schema if not exists {schema};
@@ -186,7 +186,11 @@ class Statements:
     store: bytes
     store_few: tuple[bytes, ...]
     """For a group of one event, of two, up to FEW; of a log of which nothing was archived."""
-    store_rows: bytes
+    side_table: SideTable | None
+    store_beside: bytes
+    """As `store`, with rows of the side table."""
+    store_few_beside: tuple[bytes, ...]
+    """As `store_few`, with one row of it."""
     listen: bytes
     announce: bytes
     head: bytes
@@ -251,7 +255,11 @@ def statements(schema: str, side_table: SideTable | None = None) -> Statements:
         ),
         store=render(_store_text()),
         store_few=tuple(render(_store_few_text(number)) for number in range(1, FEW + 1)),
-        store_rows=side_table.rendered(schema) if side_table else b"",
+        side_table=side_table,
+        store_beside=render(_store_text(side_table)) if side_table else b"",
+        store_few_beside=tuple(render(_store_few_text(number, side_table)) for number in range(1, FEW + 1))
+        if side_table
+        else (),
         listen=render("listen {channel}"),
         announce=render("select pg_notify({channel_name}, $1)"),
         head=render("select position from {schema}.head"),
@@ -269,15 +277,23 @@ def statements(schema: str, side_table: SideTable | None = None) -> Statements:
     )
 
 
-def storing(sql: Statements, before: Head, events: Sequence[StoredEvent]) -> tuple[bytes, list[bytes | None]]:
-    """The statement, and its parameters, that stores events which follow each other and the head `before`."""
+def storing(
+    sql: Statements, before: Head, events: Sequence[StoredEvent], beside: Sequence[SideRow] = ()
+) -> tuple[bytes, list[bytes | None]]:
+    """The statement, and its parameters, that stores events which follow each other and the head `before`, and the rows
+    `beside` them.
+    """
     last = events[-1]
     moved = [from_int(last.position), last.hash, from_time(last.recorded_at)]
     expected = [from_int(before.position), before.hash, from_int(before.archived_to)]
-    if len(events) <= FEW and not before.archived_to:
-        values = [value for event in events for value in _row(event)]
-        return sql.store_few[len(events) - 1], [*moved, *expected, *values]
-    return sql.store, [*moved, *expected, *_arrays(events)]
+    if len(events) <= FEW and len(beside) <= 1 and not before.archived_to:
+        few = sql.store_few_beside if beside else sql.store_few
+        values = [value for row in (*map(_row, events), *beside) for value in row]
+        return few[len(events) - 1], [*moved, *expected, *values]
+    if not beside:
+        return sql.store, [*moved, *expected, *_arrays(events)]
+    assert sql.side_table is not None
+    return sql.store_beside, [*moved, *expected, *_arrays(events), *sql.side_table.arrays(beside)]
 
 
 def _arrays(events: Sequence[StoredEvent]) -> list[bytes]:
@@ -375,27 +391,29 @@ def _sized_row(event: StoredEvent) -> tuple[bytes, ...]:
     )
 
 
-def _store_text() -> str:
+def _store_text(side_table: SideTable | None = None) -> str:
     """Of the streams and ids that are there already, those in the archive are looked for here."""
-    arrays = ", ".join(f"${number}::{kind}[]" for number, (_, kind, _) in enumerate(_STORED, start=_STORED_AT))
+    parameters = count(_STORED_AT)
+    arrays = ", ".join(f"${next(parameters)}::{kind}[]" for _, kind, _ in _STORED)
     unless_archived = (
         f" and not exists (select from {{schema}}.archived_events where id = any(${_ID_PARAMETER}::uuid[]))"
         " and not exists (select from {schema}.archived_streams where stream = any($7::text[]))"
     )
-    return _storing_text(f"unnest({arrays}) with ordinality", unless_archived)
+    beside = side_table.storing_all("moved", parameters) if side_table else ""
+    return _storing_text(f"unnest({arrays}) with ordinality", unless_archived, beside)
 
 
-def _store_few_text(number: int) -> str:
-    """For so many events. Where nothing was archived no id or stream can be in the archive."""
+def _store_few_text(number: int, side_table: SideTable | None = None) -> str:
+    """For so many events, and a row beside them. Where nothing was archived no id or stream can be in the archive."""
     parameters = count(_VALUES_AT)
     values = ", ".join(
         f"({', '.join(f'${next(parameters)}::{kind}' for _, kind, _ in _STORED)}, {position})"
         for position in range(1, number + 1)
     )
-    return _storing_text(f"(values {values})")
+    return _storing_text(f"(values {values})", beside=side_table.storing_one("moved", parameters) if side_table else "")
 
 
-def _storing_text(events: str, condition: str = "") -> str:
+def _storing_text(events: str, condition: str = "", beside: str = "") -> str:
     """Moves the head, if it is where it is believed to be, and stores the events; stores nothing if it is not.
 
     The indexes of `events` refuse a stream or an id that is there already; of those in the archive the head's condition
@@ -405,6 +423,7 @@ def _storing_text(events: str, condition: str = "") -> str:
     return (
         "with moved as (update {schema}.head set position = $1, hash = $2, recorded_at = $3"
         f" where position = $4 and hash = $5 and archived_to = $6{condition} returning position)"
+        f"{f', beside as ({beside})' if beside else ''}"
         f" insert into {{schema}}.events (position, recorded_at, {names})"
         f" select $4::bigint + number, $3::timestamptz, {names}"
         f" from moved cross join {events} as e({names}, number)"

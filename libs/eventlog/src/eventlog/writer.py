@@ -3,7 +3,7 @@
 As long as no other process writes, a transaction is one statement that stores what was decided on what the writer
 remembers (tail.py), unless the head has moved. Otherwise it is two round trips: lock the head and read what the decision
 needs; store and commit. The lock makes writers of several processes take turns, and each statement after it sees all that
-the others committed. Rows of a side table (side_table.py) are one statement more of the transaction, behind the events.
+the others committed. Rows of a side table (side_table.py) are stored by the statement that stores their events.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from eventlog.observer import GroupCommitted, Observer, Unobserved
 from eventlog.patience import NOTICE_THAT_WE_LEFT
 from eventlog.prepared import Parameters, PreparedConnection, rows
 from eventlog.records import Appended, StoredEvent, StreamId, parse_stream
-from eventlog.side_table import SideTable
+from eventlog.side_table import SideRow
 from eventlog.sql import Statements, storing
 from eventlog.tail import Tail
 
@@ -123,7 +123,6 @@ class GroupWriter:
         on_commit: OnCommit,
         observer: Observer | None = None,
         archived: ArchivedReads | None = None,
-        side_table: SideTable | None = None,
     ) -> None:
         self._dsn = dsn
         self._sql = statements
@@ -132,7 +131,6 @@ class GroupWriter:
         self._on_commit = on_commit
         self._observer = observer or Unobserved()
         self._archived = archived or ArchivedReads()
-        self._side_table = side_table
         self._backlog: Backlog[_Waiting] = Backlog(limits.queue_events_max)
         self._tail = Tail(limits.streams_remembered_max)
         self._decided: list[Outcome] = []
@@ -150,7 +148,7 @@ class GroupWriter:
     async def submit(self, request: Request) -> Appended:
         """Queue a request and wait for its commit. Raises as EventLog.append."""
         size = check_request(request, self._limits)
-        check_side_table(size, opened=self._side_table is not None)
+        check_side_table(size, opened=self._sql.side_table is not None)
         if self._task is None or self._task.done():
             raise LogClosed
         waiting = _Waiting(request, size)
@@ -248,8 +246,8 @@ class GroupWriter:
         try:
             outcomes: list[Outcome] = [admission.admit(request) for request in requests]
             self._decided = outcomes
-            store = storing(self._sql, head, admission.accepted)
-            stored, *_ = await connection.run_all(store, *await self._beside(connection, requests, outcomes, admission))
+            store = await self._storing(connection, head, admission.accepted, rows_beside(requests, outcomes))
+            stored = await connection.run(*store)
         except (EventLogError, psycopg.errors.UniqueViolation):
             return None
         if stored.command_tuples == 0:
@@ -271,38 +269,32 @@ class GroupWriter:
         head = _head(locked)
         admission = Admission(head, await self._ends(ends), await self._known(known, known_archived), self._clock.now())
         outcomes = self._decided = [_decide(admission, request) for request in requests]
-        beside = await self._beside(connection, requests, outcomes, admission)
-        await self._store_and_commit(connection, head, admission.accepted, beside)
+        await self._store_and_commit(connection, head, admission.accepted, rows_beside(requests, outcomes))
         self._tail.learn(head, admission.head, admission.streams)
         return _Committed(outcomes, admission.accepted, admission.head.position)
 
     async def _store_and_commit(
-        self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent], beside: Sequence[_Step]
+        self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent], beside: Sequence[SideRow]
     ) -> None:
         if not accepted:
             await connection.run(_COMMIT)
             return
-        store = storing(self._sql, head, accepted)
-        stored, *_ = await connection.run_all(store, *beside, (_COMMIT, ()))
+        store = await self._storing(connection, head, accepted, beside)
+        stored, _ = await connection.run_all(store, (_COMMIT, ()))
         if stored.command_tuples != len(accepted):
             raise AppendRefused(f"{stored.command_tuples} of {len(accepted)} events were stored under the lock")
 
-    async def _beside(
-        self,
-        connection: PreparedConnection,
-        requests: Sequence[Request],
-        outcomes: Sequence[Outcome],
-        admission: Admission,
-    ) -> tuple[_Step, ...]:
-        """The step behind the one that stores the events of a group, if any of them has rows beside it.
+    async def _storing(
+        self, connection: PreparedConnection, head: Head, accepted: Sequence[StoredEvent], beside: Sequence[SideRow]
+    ) -> _Step:
+        """What stores events and the rows beside them behind `head`.
 
-        Prepared when it is first needed: without its table those who have no rows append all the same.
+        With rows it is prepared when it is first needed: without their table those who have none append all the same.
         """
-        if self._side_table is None or not (beside := rows_beside(requests, outcomes)):
-            return ()
-        statement = self._sql.store_rows
-        await connection.prepare(statement)
-        return ((statement, self._side_table.parameters(beside, admission.head.hash)),)
+        statement, parameters = storing(self._sql, head, accepted, beside)
+        if beside:
+            await connection.prepare(statement)
+        return statement, parameters
 
     async def _ends(self, found: PGresult) -> dict[StreamId, StreamHead]:
         ends = {

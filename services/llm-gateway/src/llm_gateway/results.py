@@ -26,16 +26,9 @@ _TABLE: Final = """
     create index if not exists model_call_results_expiry on model_call_results (expires_at);
 """
 ANSWERS: Final = SideTable(
-    """
-    insert into model_call_results as known (call_id, answer, attempt, expires_at)
-    select distinct on (call_id) * from unnest($1::text[], $2::bytea[], $3::bigint[], $4::timestamptz[])
-        as new (call_id, answer, attempt, expires_at)
-    where {stored} order by call_id, attempt desc
-    on conflict (call_id) do update
-    set answer = excluded.answer, attempt = excluded.attempt, expires_at = excluded.expires_at
-    where known.attempt <= excluded.attempt
-    """,
-    ("text", "bytea", "bigint", "timestamptz"),
+    "model_call_results",
+    {"call_id": "text", "answer": "bytea", "attempt": "bigint", "expires_at": "timestamptz"},
+    rank="attempt",
 )
 """Stored by the log, with the event that promises the answer."""
 _FIND: Final = "select answer, attempt from model_call_results where call_id = %s and expires_at > %s"

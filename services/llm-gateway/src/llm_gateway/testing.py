@@ -138,6 +138,7 @@ class MemoryResults:
     def store(self, rows: Sequence[SideRow]) -> None:
         self._reach()
         for call_id, answer, attempt in rows:
+            assert call_id is not None and answer is not None and attempt is not None
             before, kept = self.kept.get(call_id.decode()), Kept(answer, to_int(attempt))
             if before is None or before.attempt <= kept.attempt:
                 self.kept[call_id.decode()] = kept
