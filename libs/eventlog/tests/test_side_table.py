@@ -1,6 +1,7 @@
 """Rows beside events: both are stored, or neither, whatever happens in between."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -65,6 +66,15 @@ class SideTableContract:
         await log.append(append)
         again = await log.append(replace(append, rows=(ANSWERS.row("a", 2, b"no"),)))
         assert (again.duplicate, await kept()) == (True, {"a": (1, b"yes")})
+
+    async def test_a_row_of_lower_rank_replaces_none_and_the_last_of_equals_stays(
+        self, log: EventLog, kept: Callable[[], Awaitable[Kept]]
+    ) -> None:
+        for attempt, text in ((2, b"first"), (2, b"last"), (1, b"late")):
+            await log.append(answered(a_stream(), id="a", attempt=attempt, text=text))
+        equals = tuple(ANSWERS.row("b", 1, text) for text in (b"first", b"last"))
+        await log.append(replace(an_append(a_stream()), rows=equals))
+        assert await kept() == {"a": (2, b"last"), "b": (1, b"last")}
 
     async def test_of_many_rows_of_one_key_at_once_the_table_keeps_what_it_would_one_by_one(
         self, log: EventLog, kept: Callable[[], Awaitable[Kept]]
@@ -206,15 +216,40 @@ async def test_an_append_whose_answer_is_lost_after_commit_has_its_row(database:
         assert (await run_sql(database, UNPAIRED), len(await kept_in(database))) == ([], 2)
 
 
-async def test_a_row_whose_event_another_process_forestalled_is_not_stored(database: str) -> None:
+def rows_of(*ids: str) -> tuple[SideRow, ...]:
+    return tuple(ANSWERS.row(id, 1, b"yes") for id in ids)
+
+
+@pytest.mark.parametrize("late", [("late",), ("late", "too")])
+async def test_rows_whose_event_another_process_forestalled_are_not_stored(
+    database: str, late: tuple[str, ...]
+) -> None:
     """The writer tries on what it remembers, finds the head moved, and refuses under the lock."""
     stream = a_stream()
     async with await opened(database) as one, await opened(database) as other:
         await one.append(answered(stream, id="first"))
         await other.append(an_append(stream))
         with pytest.raises(VersionConflict):
-            await one.append(answered(stream, expected=1, id="late"))
+            await one.append(replace(an_append(stream, expected=1), rows=rows_of(*late)))
     assert await kept_in(database) == {"first": (1, b"yes")}
+
+
+@pytest.mark.parametrize("late", [("late",), ("late", "too")])
+async def test_rows_whose_stream_is_in_the_archive_are_not_stored(
+    database: str, tmp_path: Path, late: tuple[str, ...]
+) -> None:
+    """The writer remembers the head, and not what it never heard of: the statement finds the stream in the archive."""
+    stream = a_stream()
+    async with await opened(database, archive=tmp_path) as log:
+        for each in (stream, a_stream(), a_stream()):
+            await log.append(an_append(each))
+        assert await log.archive(keep_events=1, segment_events=2)
+    async with await opened(database, archive=tmp_path) as log:
+        for _ in range(2):
+            await log.append(an_append(a_stream()))
+        with pytest.raises(VersionConflict):
+            await log.append(replace(an_append(stream, expected=0), rows=rows_of(*late)))
+        assert (await log.head(), await kept_in(database)) == (5, {})
 
 
 async def test_writers_that_take_turns_store_the_rows_of_all(database: str) -> None:
@@ -249,6 +284,17 @@ async def test_rows_whose_table_is_gone_fail_their_own_appends_alone_until_it_is
         await run_sql(database, TABLE)
         await log.append(answered(a_stream(), id="back"))
     assert await kept_in(database) == {"back": (1, b"yes")}
+
+
+async def test_a_row_too_large_for_an_index_is_refused_at_once_and_alone(database: str) -> None:
+    async with await opened(database) as log:
+        await log.append(answered(a_stream()))
+        too_long = os.urandom(10_000).hex()  # what repeats is compressed
+        appends = [log.append(answered(a_stream(), id=id)) for id in ("a", too_long, "b")]
+        outcomes = await asyncio.gather(*appends, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [Appended, AppendRefused, Appended]
+        assert "index row requires" in str(outcomes[1])
+        assert (await log.head(), len(await kept_in(database))) == (3, 3)
 
 
 async def test_a_disk_too_full_for_the_row_holds_its_event_back(database: str) -> None:
@@ -290,6 +336,17 @@ async def test_rows_in_a_log_without_a_side_table_are_refused(postgres_dsn: str,
 def test_a_table_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="the side table answers needs a column at least, its key"):
         SideTable("answers", {})
+    with pytest.raises(ValueError, match="cannot be uuid, only text, bytea"):
+        SideTable("answers", {"id": "uuid"})  # type: ignore[dict-item]
+    for name, column in (
+        ("app.answers", "id"),
+        ("", "id"),
+        ("answers", "#"),
+        ("answers", "{id}"),
+        ("answers", "a" * 64),
+    ):
+        with pytest.raises(ValueError, match="is no name for a side table or its column"):
+            SideTable(name, {column: "text"})
     with pytest.raises(ValueError, match="the rank 'tries' of the side table answers is none of its columns"):
         SideTable("answers", {"id": "text"}, rank="tries")
 
@@ -303,6 +360,8 @@ def test_a_table_that_cannot_be_is_refused() -> None:
         (("a", "1", b"yes"), AttributeError),
         (("a", 1, "yes"), TypeError),
         ((b"a", 1, b"yes"), TypeError),
+        ((None, 1, b"yes"), ValueError),
+        (("a", None, b"yes"), ValueError),
     ],
 )
 def test_what_is_no_row_of_the_table_fails_its_own_caller(values: tuple, error: type[Exception]) -> None:
@@ -312,15 +371,15 @@ def test_what_is_no_row_of_the_table_fails_its_own_caller(values: tuple, error: 
 
 async def test_any_value_is_stored_as_it_is(postgres_dsn: str) -> None:
     """Alone and with others, which are sent in two ways."""
-    await run_sql(postgres_dsn, 'create table "so noted" (a text primary key, "B" bytea, c bigint, d timestamptz)')
-    noted = SideTable("so noted", {"a": "text", "B": "bytea", "c": "bigint", "d": "timestamptz"})
+    await run_sql(postgres_dsn, 'create table "order" (id text primary key, "from" bytea, c bigint, d timestamptz)')
+    noted = SideTable("order", {"id": "text", "from": "bytea", "c": "bigint", "d": "timestamptz"})
     rows = [("zo\u00eb", b"\x00\xff", -(2**63), NOON), ("", b"", 0, NOON), ("null", None, None, None)]
     async with await PostgresEventLog.open(postgres_dsn, side_table=noted) as log:
         await log.append(replace(an_append(a_stream()), rows=tuple(noted.row(*row) for row in rows)))
-        assert set(await run_sql(postgres_dsn, 'select * from "so noted"')) == set(rows)
+        assert set(await run_sql(postgres_dsn, 'select * from "order"')) == set(rows)
         for id, *rest in rows:
             await log.append(replace(an_append(a_stream()), rows=(noted.row(id + " alone", *rest),)))
-    alone = await run_sql(postgres_dsn, "select * from \"so noted\" where a like '%alone'")
+    alone = await run_sql(postgres_dsn, "select * from \"order\" where id like '%alone'")
     assert alone == [(id + " alone", *rest) for id, *rest in rows]
 
 
@@ -337,14 +396,15 @@ async def test_rows_go_with_any_number_of_events(database: str, events: int, row
     assert await kept_in(database) == {f"{number}": (1, b"yes") for number in range(rows)}
 
 
-async def test_the_last_of_equals_stays_and_of_a_table_without_a_rank_the_last(postgres_dsn: str) -> None:
-    await run_sql(postgres_dsn, "create table last (id text primary key, number text)")
-    last = SideTable("last", {"id": "text", "number": "text"})
+async def test_of_a_table_without_a_rank_the_last_stays(postgres_dsn: str) -> None:
+    """Its columns are called as some of ours, which the statements have beside them."""
+    await run_sql(postgres_dsn, "create table moved (position text primary key, number text)")
+    last = SideTable("moved", {"position": "text", "number": "text"})
     async with await PostgresEventLog.open(postgres_dsn, side_table=last) as log:
         for numbers in (("one", "two", "three"), ("four",), ("six", "five")):
             rows = tuple(last.row("a", number) for number in numbers)
             await log.append(replace(an_append(a_stream()), rows=rows))
-            assert await run_sql(postgres_dsn, "select * from last") == [("a", numbers[-1])]
+            assert await run_sql(postgres_dsn, "select * from moved") == [("a", numbers[-1])]
 
 
 async def test_a_table_of_keys_alone_keeps_each_once(postgres_dsn: str) -> None:

@@ -116,6 +116,13 @@ async def test_a_table_of_a_former_release_keeps_its_answers_and_takes_new_ones(
     assert [await store.results.find(id) for id in ("mc_old", "mc_new")] == [kept("old"), kept("new")]
 
 
+async def test_a_table_that_is_as_it_should_be_is_prepared_without_a_wait_for_who_writes(prepared: Store) -> None:
+    """Writers of the log would wait behind whoever waits here."""
+    async with prepared.results.pool.connection() as connection, asyncio.timeout(5):
+        await connection.execute("insert into model_call_results values ('mc_1', 'x', '', '2100-01-01')")
+        await prepared.results.prepare()
+
+
 async def test_an_answer_expires(prepared: Store) -> None:
     await prepared.keep("mc_1", kept("x"))
     assert isinstance(prepared.results.clock, FakeClock)

@@ -202,6 +202,11 @@ class Statements:
     save_snapshot: bytes
     load_snapshot: bytes
 
+    @property
+    def storing_beside(self) -> tuple[bytes, ...]:
+        """All that store rows of the side table."""
+        return (self.store_beside, *self.store_few_beside)
+
     def filtered(self, where: Filter, last: int | None = None) -> tuple[bytes, list[object]]:
         """The reading statement narrowed by a filter, and the parameters that stand between position and limit.
 
@@ -417,7 +422,8 @@ def _storing_text(events: str, condition: str = "", beside: str = "") -> str:
     """Moves the head, if it is where it is believed to be, and stores the events; stores nothing if it is not.
 
     The indexes of `events` refuse a stream or an id that is there already; of those in the archive the head's condition
-    does. The events are joined to the head's row, so that their indexes are touched only once its lock is held.
+    does. The events are joined to the head's row, so that their indexes are touched only once its lock is held. `beside` is a
+    further statement, which stores nothing either unless a row was `moved`.
     """
     names = ", ".join(name for name, _, _ in _STORED)
     return (

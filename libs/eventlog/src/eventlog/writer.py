@@ -218,6 +218,11 @@ class GroupWriter:
             try:
                 committed = await self._commit(await self._connected(), requests)
                 return committed._replace(outcomes=_own(committed.outcomes, attempts))
+            except (
+                psycopg.errors.ProgramLimitExceeded
+            ):  # psycopg takes it for the server's trouble; it is too large for ever
+                self._disconnect()
+                raise
             except _ENDED_BY_CONNECTING_ANEW as error:
                 self._disconnect()
                 attempts.append(self._decided)
@@ -289,12 +294,11 @@ class GroupWriter:
     ) -> _Step:
         """What stores events and the rows beside them behind `head`.
 
-        With rows it is prepared when it is first needed: without their table those who have none append all the same.
+        What takes rows is prepared when some first come: without their table those who have none append all the same.
         """
-        statement, parameters = storing(self._sql, head, accepted, beside)
         if beside:
-            await connection.prepare(statement)
-        return statement, parameters
+            await connection.prepare(*self._sql.storing_beside)
+        return storing(self._sql, head, accepted, beside)
 
     async def _ends(self, found: PGresult) -> dict[StreamId, StreamHead]:
         ends = {

@@ -16,14 +16,29 @@ from llm_gateway.store import connected
 
 PURGE_EVERY_S: Final = 600.0
 
-# The column `completed` is former releases': they recorded an answer first, and with it the event that was to follow.
+# The column `completed` is former releases': they recorded an answer first, and with it the event that was to follow. What
+# is to be changed of a table is asked first: it waits for every writer of the log, and they for it, also when it is nothing.
 _TABLE: Final = """
     create table if not exists model_call_results (
-        call_id text primary key, answer bytea not null, completed bytea not null, expires_at timestamptz not null
+        call_id text primary key,
+        answer bytea not null,
+        completed bytea not null default '',
+        expires_at timestamptz not null,
+        attempt int not null default 1
     );
-    alter table model_call_results add column if not exists attempt int not null default 1;
-    alter table model_call_results alter column completed set default '';
-    create index if not exists model_call_results_expiry on model_call_results (expires_at);
+    do $$ declare
+        results regclass := 'model_call_results'::regclass;
+    begin
+        if not exists (select from pg_attribute where attrelid = results and attname = 'attempt') then
+            alter table model_call_results add column attempt int not null default 1;
+        end if;
+        if not exists (select from pg_attribute where attrelid = results and attname = 'completed' and atthasdef) then
+            alter table model_call_results alter column completed set default '';
+        end if;
+        if to_regclass('model_call_results_expiry') is null then
+            create index model_call_results_expiry on model_call_results (expires_at);
+        end if;
+    end $$;
 """
 ANSWERS: Final = SideTable(
     "model_call_results",
