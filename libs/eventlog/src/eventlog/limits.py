@@ -23,8 +23,8 @@ class Limits:
     """Events of one transaction, unless a single request has more."""
     group_bytes_max: int = 8 * 1024 * 1024
     """Data of one transaction, the rows beside its events included, unless a single request has more."""
-    streams_remembered_max: int = 65_536
-    """Streams whose ends the writer need not ask for; some 350 bytes each."""
+    streams_remembered_max: int = 8_192
+    """Streams whose ends the writer need not ask for, those used last; some 350 bytes each."""
     reconnect_timeout_s: float = 30.0
     """How long a group waits for the database to come back before LogUnavailable."""
     answer_timeout_s: float = ANSWER_TIMEOUT_S

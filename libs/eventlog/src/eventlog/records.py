@@ -68,13 +68,13 @@ class StreamId(_StreamName):
         return cls(aggregate, stream_id)
 
 
-parse_stream = lru_cache(maxsize=65_536)(StreamId.parse)
+parse_stream = lru_cache(maxsize=8_192)(StreamId.parse)
 """StreamId.parse for the hot path: a log names the same streams again and again."""
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=1_024)
 def stream_bytes(stream: StreamId) -> bytes:
-    """The stream as UTF-8, for the hot path."""
+    """The stream as UTF-8, for the hot path: of a group, each is hashed and stored."""
     return str(stream).encode()
 
 
