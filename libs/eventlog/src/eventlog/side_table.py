@@ -42,8 +42,6 @@ _KINDS: Final[Mapping[SideType, _Kind]] = {
     "bigint": _Kind(from_int, BIGINTS),
     "timestamptz": _Kind(from_time, TIMES),
 }
-
-
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 

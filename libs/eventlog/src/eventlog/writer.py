@@ -218,9 +218,8 @@ class GroupWriter:
             try:
                 committed = await self._commit(await self._connected(), requests)
                 return committed._replace(outcomes=_own(committed.outcomes, attempts))
-            except (
-                psycopg.errors.ProgramLimitExceeded
-            ):  # psycopg takes it for the server's trouble; it is too large for ever
+            except psycopg.errors.ProgramLimitExceeded:
+                # An OperationalError to psycopg, and still no trouble of the server's: what is too large stays so.
                 self._disconnect()
                 raise
             except _ENDED_BY_CONNECTING_ANEW as error:
