@@ -30,6 +30,7 @@ ACME = Context("acme", "usr_1")
 STREAM = StreamId("book", "acme")
 PRICE = Price(flat_card(1_000, 1_000, 1_000, 1_000), "book 1", "book")
 HOLD = Hold(budget_id="team", window_start="lifetime")
+WAIT_S = 30.0
 
 
 class CountingLog(MemoryEventLog):
@@ -386,6 +387,59 @@ async def test_a_start_reads_only_what_is_newer_than_the_snapshot(log: CountingL
         assert isinstance(event, Event)
         book = evolve(book, event)
     assert book == await replayed(log)
+
+
+class SlowToSave(CountingLog):
+    """Saves a snapshot once it may; `saving` counts those that were begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may_save = asyncio.Event(), asyncio.Event()
+        self.saving = 0
+
+    async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
+        self.saving += 1
+        self.begun.set()
+        await self.may_save.wait()
+        await super().save_snapshot(stream, version, fold, data)
+
+
+class UnableToSave(SlowToSave):
+    async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
+        self.saving += 1
+        self.begun.set()
+        raise LogUnavailable("the log is down")
+
+
+async def test_nobody_waits_for_a_snapshot_and_a_clean_end_leaves_none_due() -> None:
+    log = SlowToSave()
+    books = Books(log, FakeClock(NOW), snapshot_events=16)
+    async with asyncio.timeout(WAIT_S):
+        await run_through(books, history_of(40))
+        await log.begun.wait()
+        await run_through(books, [reserve(f"more {number}") for number in range(40)])
+    assert log.saving == 1  # one after the other
+
+    log.may_save.set()
+    await books.close()
+
+    snapshot = await log.load_snapshot(STREAM, snapshots.FOLD)
+    assert log.saving == 2
+    assert snapshot is not None
+    assert snapshots.load(snapshot.data) == await replayed(log)
+
+
+async def test_a_snapshot_that_cannot_be_saved_is_tried_again_and_stops_nothing() -> None:
+    log = UnableToSave()
+    books = Books(log, FakeClock(NOW), snapshot_events=16)
+    async with asyncio.timeout(WAIT_S):
+        await run_through(books, history_of(40))
+        await log.begun.wait()
+        await run_through(books, [reserve("more")])
+        await books.close()
+
+    assert log.saving > 1
+    assert await log.load_snapshot(STREAM, snapshots.FOLD) is None
 
 
 async def test_an_unreadable_snapshot_is_ignored(log: CountingLog) -> None:

@@ -216,6 +216,7 @@ class BookWriter:
         self._book = EMPTY
         self._version = 0
         self._saved = 0
+        self._saving: asyncio.Task[None] | None = None
         self._started = False
         self._task = asyncio.create_task(self._run(), name=f"book {tenant}")
 
@@ -248,6 +249,8 @@ class BookWriter:
             except Exception as error:  # noqa: BLE001  # the edge: it is raised to those who wait, and the writer lives on
                 for waiting in batch:
                     waiting.tell(error)
+            self._save_when_due()
+        await self._save_what_is_due()
 
     async def _is_wanted(self) -> bool:
         """Once a command waits that may wait no longer; not when it is over."""
@@ -281,7 +284,6 @@ class BookWriter:
             for waiting, verdict in told:
                 waiting.tell(verdict)
             batch = batch[len(decided.verdicts) :]
-        await self._save_snapshot()
 
     async def _answer_one_by_one(self, batch: Sequence[_Waiting], error: DuplicateEventId) -> None:
         """One of the commands repeats a fact that the book has forgotten; only that one is refused."""
@@ -372,16 +374,30 @@ class BookWriter:
             self._version = page[-1].version
         return self._version > before
 
-    async def _save_snapshot(self) -> None:
-        if self._version - self._saved < self._snapshot_events:
-            return
-        # The book is immutable, so a thread may read it while the next batch is decided.
-        data = await asyncio.to_thread(snapshots.dump, self._book)
+    def _save_when_due(self) -> None:
+        """Nobody waits for it: a snapshot only spares the next start some folding."""
+        if self._saving is None and self._version - self._saved >= self._snapshot_events:
+            saving = self._save_snapshot(self._book, self._version)
+            self._saving = asyncio.create_task(saving, name=f"snapshot {self._stream.id}")
+
+    async def _save_what_is_due(self) -> None:
+        """What became due while the one before was saved is not left to the next start. Tried once."""
+        if self._saving is not None:
+            await self._saving
+        self._save_when_due()
+        if self._saving is not None:
+            await self._saving
+
+    async def _save_snapshot(self, book: Book, version: int) -> None:
         try:
-            await self._log.save_snapshot(self._stream, self._version, snapshots.FOLD, data)
-            self._saved = self._version
+            # The book is immutable, so a thread may read it while the next batch is decided.
+            data = await asyncio.to_thread(snapshots.dump, book)
+            await self._log.save_snapshot(self._stream, version, snapshots.FOLD, data)
+            self._saved = version
         except EventLogError as error:
             _log.warning("snapshot of %s was not saved: %s", self._stream, error)
+        finally:
+            self._saving = None
 
 
 def event_id(tenant: str, event: Event) -> UUID:
