@@ -9,6 +9,7 @@ import pytest
 from eventlog.records import Context
 from hypothesis import given
 from hypothesis import strategies as st
+from llm_gateway import stock as stock_module
 from llm_gateway.errors import LedgerRefused, LedgerUnavailable
 from llm_gateway.ports import Reservation
 from llm_gateway.stock import (
@@ -56,7 +57,7 @@ class World:
     async def call(self, wanted: Reservation = WANTED, context: Context = CONTEXT, *, after: float = 0.0) -> str | None:
         """What a call finds, and then all is done that it led to."""
         self.clock.advance(after)
-        spare = self.stock.take(wanted, context)
+        spare = await self.stock.take(wanted, context)
         await asyncio.gather(*self.stock._making)
         return None if spare is None else spare.id
 
@@ -202,7 +203,7 @@ async def test_what_cannot_be_recorded_is_returned_at_the_next_look() -> None:
 async def test_one_given_back_is_returned_and_not_taken_again() -> None:
     world = World()
     await world.often(10)
-    spare = world.stock.take(WANTED, CONTEXT)
+    spare = await world.stock.take(WANTED, CONTEXT)
     assert spare is not None
 
     world.stock.give_back(spare)
@@ -247,7 +248,117 @@ async def test_what_the_ledger_may_have_made_or_not_is_returned_when_it_can_make
     world.clock.advance(2)
     await world.stock.return_unused()
     assert world.stock.is_certain
-    assert world.events.unused == [f"{world.workers.holder}:{number}" for number in (1, 2)]
+    assert world.events.unused == [f"{world.workers.holder}:{number}" for number in (1, 2, 3)]
+
+
+class SlowLedger(FakeLedger):
+    """Answers what is asked ahead once it may."""
+
+    def __init__(self, refusals: Iterable[Exception | None] = ()) -> None:
+        super().__init__(refusals)
+        self.may_answer = asyncio.Event()
+
+    async def reserve_ahead(self, reservations: Sequence[Reservation], context: Context) -> Collection[str]:
+        await self.may_answer.wait()
+        return await super().reserve_ahead(reservations, context)
+
+
+async def on_their_way(*refusals: Exception) -> tuple[World, SlowLedger, int]:
+    """A world where nothing is spare and so many are on their way, asked for by a call that went on without."""
+    ledger = SlowLedger(refusals)
+    world = World(ledger)
+    assert await world.stock.take(WANTED, CONTEXT) is None
+    world.clock.advance(0.01)
+    assert await world.stock.take(WANTED, CONTEXT) is None  # what it asks for itself it does not wait for
+    (shelf,) = world.stock._shelves.values()
+    assert shelf.coming > 1
+    return world, ledger, shelf.coming
+
+
+async def waiting(world: World, calls: int) -> list["asyncio.Task[Spare | None]"]:
+    """Calls that have gone as far as they can."""
+    tasks = [asyncio.create_task(world.stock.take(WANTED, CONTEXT)) for _ in range(calls)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_calls_wait_for_those_on_their_way_and_no_more_than_there_will_be() -> None:
+    world, ledger, _ = await on_their_way()
+    (shelf,) = world.stock._shelves.values()
+
+    calls = await waiting(world, 2 * KIND_MAX)
+    on_their_own = [call for call in calls if call.done()]
+    coming = shelf.coming
+    assert shelf.waiting == len(calls) - len(on_their_own) == coming
+    assert KIND_MAX / 2 <= coming <= KIND_MAX
+    ledger.may_answer.set()
+    spares = await asyncio.gather(*calls)
+
+    assert {call.result() for call in on_their_own} == {None}
+    assert {spare.id for spare in spares if spare} == {each.id for each in ledger.ahead}
+    assert len(ledger.ahead) == world.told["used"] == coming
+    assert shelf.waiting == shelf.coming == 0
+
+
+@pytest.mark.parametrize("refusal", [LedgerUnavailable("down"), LedgerRefused("BAD", RuntimeError("bad"))])
+async def test_who_waits_goes_on_without_once_none_will_come(refusal: Exception) -> None:
+    world, ledger, _ = await on_their_way(refusal)
+    calls = await waiting(world, 2)
+
+    ledger.may_answer.set()
+
+    assert await asyncio.gather(*calls) == [None, None]
+
+
+async def test_where_fewer_come_than_were_asked_for_the_others_go_on_without() -> None:
+    world, ledger, coming = await on_their_way()
+    ledger.spares = 1
+    calls = await waiting(world, coming)
+
+    ledger.may_answer.set()
+
+    assert sum(spare is not None for spare in await asyncio.gather(*calls)) == 1
+
+
+async def test_a_call_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, ledger, coming = await on_their_way()
+    monkeypatch.setattr(stock_module, "COMING_S", 0.001)
+
+    (call,) = await waiting(world, 1)
+    assert await call is None
+
+    ledger.may_answer.set()
+    await asyncio.gather(*world.stock._making)
+    assert len(ledger.ahead) == coming  # and are there for the next
+    assert await world.stock.take(WANTED, CONTEXT) is not None
+
+
+async def test_who_leaves_while_he_waits_takes_nothing_along() -> None:
+    world, ledger, coming = await on_their_way()
+    leaving, *staying = await waiting(world, coming)
+
+    ledger.may_answer.set()
+    leaving.cancel()
+    spares = await asyncio.gather(*staying)
+    (late,) = await waiting(world, 1)
+
+    assert leaving.cancelled()
+    assert None not in spares
+    assert late.result() is not None
+
+
+async def test_who_waits_gets_none_once_it_is_closed() -> None:
+    world, ledger, _ = await on_their_way()
+    calls = await waiting(world, 2)
+
+    world.clock.advance(0.01)
+    closing = asyncio.create_task(world.stock.close())
+    await asyncio.sleep(0)
+    ledger.may_answer.set()
+    await closing
+
+    assert await asyncio.gather(*calls) == [None, None]
+    assert sorted(world.events.unused) == sorted(each.id for each in ledger.ahead) != []
 
 
 async def test_nothing_is_made_or_taken_once_the_lock_is_in_doubt() -> None:
@@ -267,7 +378,7 @@ async def test_nothing_is_made_or_taken_once_the_lock_is_in_doubt() -> None:
 async def test_a_provider_may_be_asked_somewhat_longer_than_one_may_be_taken() -> None:
     world = World()
     await world.often(10)
-    spare = world.stock.take(WANTED, CONTEXT)
+    spare = await world.stock.take(WANTED, CONTEXT)
     assert spare is not None
     world.workers.freeze()
 
@@ -293,7 +404,7 @@ async def test_under_a_new_holder_a_new_stock_is_opened() -> None:
 async def test_once_closed_it_makes_and_gives_nothing_and_what_was_on_its_way_has_come() -> None:
     world = World()
     await world.often(1)
-    world.stock.take(WANTED, CONTEXT)
+    await world.stock.take(WANTED, CONTEXT)
     assert world.stock._making
 
     await world.stock.close()
@@ -308,7 +419,7 @@ async def test_once_closed_it_makes_and_gives_nothing_and_what_was_on_its_way_ha
 async def test_what_calls_gave_back_at_their_end_is_returned_before_the_close() -> None:
     world = World()
     await world.often(10)
-    spare = world.stock.take(WANTED, CONTEXT)
+    spare = await world.stock.take(WANTED, CONTEXT)
     assert spare is not None
     world.stock.give_back(spare)
 

@@ -562,7 +562,7 @@ class Execution:
         await self._enter_limits(aim, self._flight.wanted_until)
         reservation = self._reservation(number, aim)
         stock = None if self._recorder.looked else self._tools.stock
-        spare = None if stock is None else stock.take(reservation, self._context)
+        spare = None if stock is None else await stock.take(reservation, self._context)
         if spare is None:
             await self._tools.ledger.reserve(reservation, self._context)
         return spare

@@ -1,8 +1,9 @@
 """Reservations made before the calls that will use them, for callers who call often.
 
 A call waits longer for its reservation than for all else that the gateway does. Who calls again and again, for the same
-agent, run and model, finds one made already: of the kind that it needs, with a bound that covers its own. It is an ordinary
-reservation in all budgets that match, decided by the ledger as any; only its id does not come from the call's. The event
+agent, run and model, finds one made already: of the kind that it needs, with a bound that covers its own. Where none is left
+but some are on their way it waits for those, since what it asked for itself would come after them. Such a reservation is
+an ordinary one in all budgets that match, decided by the ledger as any; only its id does not come from the call's. The event
 that begins an attempt names it, and from then on nothing about it is special.
 
 A spare one is used within `spare_s` or returned, so that no money is held for calls that do not come, and a budget that was
@@ -16,6 +17,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context as Variables
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -37,10 +39,13 @@ LATELY_S: Final = 0.25
 """What a call counts for falls to a third in so long."""
 FREQUENT: Final = 1.3
 """Calls lately from which on it is worth it: the one before came within 0.3 s."""
-AHEAD_S: Final = 0.15
-"""For so long calls that come as often as lately find one made."""
-KIND_MAX: Final = 64
+AHEAD_S: Final = 0.3
+"""For so long calls that come as often as lately find one made. New ones are asked for when half of that is over, and a
+ledger under full load answers in 0.1 s."""
+KIND_MAX: Final = 128
 """Spare ones of a kind."""
+COMING_S: Final = 0.5
+"""A call waits so long at most for those on their way, then asks for its own."""
 SPARES_MAX: Final = 400
 """Spare ones of a process."""
 LOOKS: Final = 4
@@ -69,6 +74,10 @@ class Shelf:
 
     spares: deque[Spare] = field(default_factory=deque)
     coming: int = 0
+    waiting: int = 0
+    """Calls that wait for one of those that are coming."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set for an instant when some have come, or will not."""
     rests_until: float = -math.inf
     _wanted_at: float = -math.inf
     _lately: float = 0.0
@@ -95,7 +104,7 @@ class Shelf:
 
     def is_idle_since(self, at: float) -> bool:
         """Whether nothing is here, or on its way, or was wanted after."""
-        return not self.spares and not self.coming and self._wanted_at < at
+        return not self.spares and not self.coming and not self.waiting and self._wanted_at < at
 
 
 @dataclass(slots=True)
@@ -128,8 +137,8 @@ class Stock:
         """Whether the ledger has answered all that it was asked for of late, so that it can make nothing more after a close."""
         return not self._doubtful
 
-    def take(self, wanted: Reservation, context: Context) -> Spare | None:
-        """A spare one that does for `wanted`, if there is one. Whoever gets it uses it or gives it back."""
+    async def take(self, wanted: Reservation, context: Context) -> Spare | None:
+        """A spare one that does for `wanted`, if there is one, or soon will be. Whoever gets it uses it or gives it back."""
         if not self.spare_s:
             return None
         now, bound = self.now(), _rounded(wanted.input_tokens_max)
@@ -148,10 +157,14 @@ class Stock:
             shelf = self._shelves[kind] = Shelf()
         shelf.want(now)
         spare = self._usable(shelf, now)
+        # Only for what was asked for before, and only if not all of that is waited for.
+        soon = spare is None and shelf.waiting < shelf.coming
         if missing := min(shelf.missing(now), SPARES_MAX - self._spares):
             like = replace(wanted, input_tokens_max=bound, ttl_s=TTL_S, holder=self.workers.holder)
             # In the caller's name, and for whichever of his calls comes next: what only this one has is not taken along.
             self._start_making(shelf, missing, like, Context(context.tenant, context.actor))
+        if soon:
+            spare = await self._coming(shelf)
         if spare is not None:
             self.used()
         return spare
@@ -209,6 +222,17 @@ class Stock:
             self.give_back(spare)
         return None
 
+    async def _coming(self, shelf: Shelf) -> Spare | None:
+        shelf.waiting += 1
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(COMING_S):
+                    while shelf.coming and not shelf.spares:
+                        await shelf.arrived.wait()
+        finally:
+            shelf.waiting -= 1
+        return self._usable(shelf, self.now()) if self.spare_s else None
+
     def _take_off(self, shelf: Shelf, at: float) -> None:
         for spare in shelf.take_older_than(at):
             self._spares -= 1
@@ -244,6 +268,8 @@ class Stock:
             self._doubtful.extend(spares)
         finally:
             shelf.coming -= count
+            shelf.arrived.set()
+            shelf.arrived.clear()
             self._spares -= count - kept
             if kept < count:
                 shelf.rests_until = self.now() + self.spare_s
