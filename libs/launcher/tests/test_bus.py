@@ -74,9 +74,16 @@ ASKS: dict[str, set[str]] = {
 """The subjects of the hub that each reaches, of architecture.md; answers come back to who asked."""
 SAYS = {"agent-runtime": {TOKENS}}
 """In its own account."""
+READS = {
+    "agent-registry": {"agent-runtime", "tool-executor"},
+    "cost-ledger": {"llm-gateway", "tool-executor"},
+    "agent-runtime": {"consensus"},
+    "ws-gateway": set(NAMES),
+}
+"""Of whom each may ask what streams no longer hold."""
 HEARS = {
-    **{name: {"_INBOX.>"} for name in NAMES},
-    "agent-runtime": {"_INBOX.>", TOKENS},
+    **{name: {"_INBOX.>", f"synod.sys.{name}.past"} for name in NAMES},
+    "agent-runtime": {"_INBOX.>", "synod.sys.agent-runtime.past", TOKENS},
     OBSERVER: {"_INBOX.>", TOKENS},
     CLIENT: {"_INBOX_client.>", "synod.*.ans.agents.*"},
 }
@@ -98,16 +105,22 @@ def here(subject: str) -> str:
     return subject.replace(API, f"{HUB}.API")
 
 
+def past(of: set[str]) -> set[str]:
+    return {f"synod.sys.{name}.past" for name in of}
+
+
 def user(name: str, publish: set[str], subscribe: set[str]) -> dict[str, Any]:
-    permissions = {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
+    permissions: dict[str, Any] = {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
+    if name in NAMES:
+        permissions["allow_responses"] = {"max": 501, "expires": "1m"}
     return {"user": name, "password": "password", "permissions": permissions}
 
 
 def found_users(account: dict[str, Any]) -> list[dict[str, Any]]:
     """With sets in place of lists, for the order of subjects means nothing."""
     for each in account["users"]:
-        for verb in each.get("permissions", {}).values():
-            verb["allow"] = set(verb["allow"])
+        for verb in ("publish", "subscribe"):
+            each["permissions"][verb]["allow"] = set(each["permissions"][verb]["allow"])
     users: list[dict[str, Any]] = account["users"]
     return users
 
@@ -122,7 +135,7 @@ def test_everybody_has_an_account_and_nobody_else(accounts: dict[str, Any]) -> N
 def test_a_user_says_and_hears_what_is_written_down_and_is_alone_in_its_account(
     accounts: dict[str, Any], name: str
 ) -> None:
-    says = {here(subject) for subject in ASKS[name]} | SAYS.get(name, set())
+    says = {here(subject) for subject in ASKS[name]} | SAYS.get(name, set()) | past(READS.get(name, set()))
     assert found_users(accounts[account_of(name)]) == [user(name, says, HEARS[name])]
 
 
@@ -134,9 +147,11 @@ def test_the_administrator_asks_jetstream_and_says_and_hears_nothing_else(accoun
 def test_an_account_is_led_to_what_is_written_down_and_to_nothing_else(accounts: dict[str, Any], name: str) -> None:
     account = accounts[account_of(name)]
     services = {each["service"]["subject"]: each for each in account["imports"] if "service" in each}
-    assert services == {
-        subject: {"service": {"account": HUB, "subject": subject}, "to": here(subject)} for subject in ASKS[name]
-    }
+    asked = {subject: {"service": {"account": HUB, "subject": subject}, "to": here(subject)} for subject in ASKS[name]}
+    for other in READS.get(name, set()) - {name}:
+        (subject,) = past({other})
+        asked[subject] = {"service": {"account": account_of(other), "subject": subject}}
+    assert services == asked
     streams = [each for each in account["imports"] if "service" not in each]
     led_to = [{"stream": {"account": other, "subject": subject}} for other, subject in sorted(LED_TO.get(name, ()))]
     assert sorted(streams, key=str) == sorted(led_to, key=str)
@@ -163,3 +178,14 @@ def test_what_an_account_says_is_heard_by_those_who_are_led_to_it_and_by_nobody_
     offered = [each for each in accounts[account]["exports"] if "service" not in each]
     listeners = {(subject, account_of(name)) for name, heard in LED_TO.items() for a, subject in heard if a == account}
     assert offered == [{"stream": subject, "accounts": [listener]} for subject, listener in sorted(listeners)]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_account_answers_for_its_past_those_who_read_its_stream_and_nobody_else(
+    accounts: dict[str, Any], name: str
+) -> None:
+    answered = [each for each in accounts[account_of(name)]["exports"] if "service" in each]
+    asking = {account_of(other) for other, read in READS.items() if name in read and other != name}
+    assert [{**each, "accounts": set(each["accounts"])} for each in answered] == [
+        {"service": subject, "response_type": "stream", "accounts": asking} for subject in past({name}) if asking
+    ]

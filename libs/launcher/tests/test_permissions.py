@@ -11,7 +11,13 @@ import nats
 import nats.errors
 import psycopg
 import pytest
+from eventlog.ending import end
+from eventlog.memory import MemoryEventLog
+from eventlog.past import read_past
+from eventlog.past_server import PastServer
+from eventlog.records import StoredEvent
 from eventlog.sources import StreamSource
+from eventlog.testing import a_stream, an_append, an_event
 from launcher.bus import authorization
 from launcher.databases import provision
 from launcher.keys import ADMINISTRATOR, CLIENT, NATS_CLIENTS, OBSERVER
@@ -23,7 +29,7 @@ from launcher.testing import RunningNats, RunningPostgres
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
 from servicekit.nats_admin import administrator
-from synod.common.subjects import event_stream
+from synod.common.subjects import event_stream, past_subject
 
 NAMES = tuple(service.name for service in SERVICES)
 DATABASES = tuple(service.module for service in SERVICES)
@@ -339,6 +345,53 @@ async def test_a_service_reads_what_another_published(shared_nats: RunningNats) 
         (message,) = await pulled.fetch(1, timeout=DEADLINE_S)
         assert (message.subject, message.metadata.sequence.stream) == (event_of("llm-gateway"), last)
         assert no.empty()
+
+
+@asynccontextmanager
+async def answering(server: RunningNats, name: str) -> AsyncIterator[list[StoredEvent]]:
+    """The events of a service that answers for its past."""
+    log = MemoryEventLog()
+    await log.append(an_append(a_stream(), *[an_event() for _ in range(3)]))
+    async with connected(server, name) as (owner, refused):
+        task = asyncio.create_task(PastServer(log, owner, name).run())
+        try:
+            await is_answered(owner, "$JS.API.INFO")  # by then it listens
+            yield await log.read(0, limit=10)
+            assert refused.empty()
+        finally:
+            await end(task)
+
+
+@pytest.mark.parametrize("owner", NAMES)
+async def test_who_reads_a_stream_may_ask_for_its_past_and_nobody_else(shared_nats: RunningNats, owner: str) -> None:
+    subject = past_subject(owner)
+    async with answering(shared_nats, owner) as events:
+        for user in OTHERS:
+            async with connected(shared_nats, user) as (client, refused):
+                if owner in READS[user] and user != OBSERVER:
+                    assert await read_past(client, owner, 0, 10, DEADLINE_S) == events
+                    assert refused.empty()
+                else:
+                    await client.publish(subject, b'{"after": 0, "limit": 1}', reply=client.new_inbox())
+                    assert await refusals(refused, 1) == [refusal(subject)]
+
+
+@pytest.mark.parametrize("user", [user for user in NAMES if user != "llm-gateway"])
+async def test_only_the_owner_answers_for_its_past(shared_nats: RunningNats, user: str) -> None:
+    subject = past_subject("llm-gateway")
+    async with connected(shared_nats, user) as (client, refused):
+        await client.subscribe(subject)
+        assert await refusals(refused, 1) == [f'nats: permissions violation for subscription to "{subject}"']
+
+
+@pytest.mark.parametrize("into", [event_of("llm-gateway"), event_of("cost-ledger"), "synod.acme.cmd.agent-runtime.run"])
+async def test_no_answer_about_the_past_is_sent_into_a_stream(hub: RunningNats, into: str) -> None:
+    before = await messages(hub)
+    async with answering(hub, "llm-gateway"), connected(hub, "cost-ledger") as (reader, _):
+        await reader.publish(past_subject("llm-gateway"), b'{"after": 0, "limit": 3}', reply=into)
+        # Answered one after another: by now that request is.
+        assert len(await read_past(reader, "llm-gateway", 0, 10, DEADLINE_S)) == 3
+    assert await messages(hub) == before
 
 
 async def test_an_observer_follows_as_any_client_of_jetstream_does(shared_nats: RunningNats) -> None:

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientSession
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from eventlog.codec import Codec
+from eventlog.past import read_past
 from eventlog.personal_log import PersonalLog
 from eventlog.postgres import PostgresEventLog
 from eventlog.records import ANY, Append, Context, StoredEvent, StreamId
@@ -361,6 +362,17 @@ async def test_payloads_are_encrypted_at_rest_and_in_the_clear_for_who_may_read(
     assert (rotated.key_number, verified.ok, verified.attested_position) == (2, True, 2)
     assert b"secret" not in proven.event.data
     assert exported.events[0] == proven.event
+
+
+async def test_a_service_tells_its_past_to_who_follows_it(
+    postgres_dsn: str, fresh_nats: Any, files: dict[str, Path]
+) -> None:
+    settings = settings_for(Settings, postgres_dsn, fresh_nats.url, **files, encrypt_at_rest=True)
+    async with serve_in_process(compose, settings) as service:
+        await tell_secret(service.host)
+        past = await read_past(service.host.nats, "guest-book", 0, 10, 10)
+        assert past == await service.host.history.log.read()
+    assert [event.data for event in past] == [SECRET]
 
 
 async def test_what_was_encrypted_is_read_with_the_switch_off_and_needs_the_key(

@@ -24,7 +24,7 @@ EventLogError
 ├── PayloadUnreadable   a payload is encrypted with a key that is not here, or was changed: verify the log
 ├── NotConfigured      the process was started without the key that is needed: set it
 ├── RelayDiverged      stream and log tell different histories: stop and alarm
-├── SourceTruncated    the stream no longer holds what a view needs: rebuild from a longer history
+├── SourceTruncated    the stream no longer holds what a view needs, and its owner does not answer for it
 ├── UnknownView        no view of this name is served here
 ├── RebuildRunning     the view is being rebuilt already: wait for that
 ├── NoOldView          no copy of this version was kept: rebuild the view
@@ -238,7 +238,10 @@ class SourceTruncated(EventLogError):
     """The first message still in the stream is `first`, the view has seen everything up to `after`."""
 
     def __init__(self, stream: str, after: int, first: int) -> None:
-        super().__init__(f"stream {stream} starts at {first}, the view stands at {after}: events between were aged out")
+        super().__init__(
+            f"stream {stream} starts at {first}, the view stands at {after}: events between have aged out, and the service"
+            " whose log it is does not answer for them; start it, or give both the permissions of this release (make nats-conf)"
+        )
         self.stream = stream
         self.after = after
         self.first = first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 import nats.errors
@@ -16,11 +16,12 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from synod.common.ids import uuid7
 from synod.common.subjects import event_stream
 
+from eventlog.arrivals import Arrivals
 from eventlog.envelope import from_headers
 from eventlog.errors import SourceTruncated
 from eventlog.log import EventLog
+from eventlog.past import read_past
 from eventlog.records import EVERYTHING, Filter, Page, StoredEvent
-from eventlog.signal import settle, settled
 
 _PIECE_EVENTS = 100
 
@@ -177,13 +178,17 @@ class _StreamReader:
         self._consumer = ""
         self._inbox = ""
         self._requests = 0
-        self._arrivals = _Arrivals()
+        self._arrivals = Arrivals()
         self._subscription: Subscription | None = None
         self._position = 0
         self._ahead: list[Msg] = []
 
     async def read(self, after: int, limit: int) -> Page:
-        if not await self._stand_at(after):
+        try:
+            is_there = await self._stand_at(after)
+        except SourceTruncated as truncated:
+            return await self._read_past(after, min(limit, truncated.first - 1 - after), truncated)
+        if not is_there:
             return Page((), after)
         messages, self._ahead = self._ahead, []
         if not messages:
@@ -191,7 +196,7 @@ class _StreamReader:
         events = self._in_sequence(messages)
         if messages and len(events) < len(messages):
             await self._check_whole(messages[-1])
-        return Page([event for event in events if self._types is None or event.type in self._types], self._position)
+        return Page(self._wanted(events), self._position)
 
     async def wait(self, after: int, timeout_s: float) -> None:
         if not await self._stand_at(after, create=True):
@@ -206,6 +211,19 @@ class _StreamReader:
         if subscription is not None and not self._client.is_closed:
             await subscription.unsubscribe()
             await self._delete_consumer()
+
+    async def _read_past(self, after: int, limit: int, truncated: SourceTruncated) -> Page:
+        """What the stream no longer holds, from whose log it is."""
+        try:
+            events = await read_past(self._client, self._source.name, after, limit, self.ANSWER_TIMEOUT_S)
+        except (nats.errors.NoRespondersError, TimeoutError) as error:
+            raise truncated from error
+        if not events:
+            raise truncated  # and the log neither: the stream is another's
+        return Page(self._wanted(events), events[-1].position, more=True)
+
+    def _wanted(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
+        return [event for event in events if self._types is None or event.type in self._types]
 
     async def _stand_at(self, after: int, create: bool = False) -> bool:
         """Whether a consumer stands at `after`; one is started if there is something to read, or on demand."""
@@ -232,7 +250,7 @@ class _StreamReader:
             num_replicas=1,
         )
         await self._client.jetstream().add_consumer(self._source.stream, config)
-        self._inbox, self._arrivals = self._client.new_inbox(), _Arrivals()
+        self._inbox, self._arrivals = self._client.new_inbox(), Arrivals()
         self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._arrivals.put)
         self._position = after
 
@@ -294,28 +312,6 @@ class _StreamReader:
             await self._client.jetstream().delete_consumer(self._source.stream, self._consumer)
         except (nats.errors.Error, TimeoutError):
             return  # it expires by itself
-
-
-class _Arrivals:
-    """What came in over a subscription and nobody has taken. Many messages are worth one wake-up, not two tasks each as
-    nats-py makes for whoever asks for the next one.
-    """
-
-    def __init__(self) -> None:
-        self.messages: deque[Msg] = deque()
-        self._awaited: asyncio.Future[bool] | None = None
-
-    async def put(self, message: Msg) -> None:
-        self.messages.append(message)
-        if self._awaited is not None:
-            settle(self._awaited)
-
-    async def wait(self, timeout_s: float) -> bool:
-        """Whether there are messages, at once or before the time is over."""
-        if not self.messages:
-            self._awaited = asyncio.get_running_loop().create_future()
-            await settled(self._awaited, timeout_s)
-        return bool(self.messages)
 
 
 def _sequence(message: Msg) -> int:

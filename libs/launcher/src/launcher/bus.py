@@ -27,6 +27,7 @@ from synod.common.subjects import (
     dead_letter_stream,
     dead_letter_subject,
     event_stream,
+    past_subject,
     token_subject,
 )
 
@@ -42,6 +43,8 @@ INBOX = "_INBOX.>"
 CLIENT_INBOX = "_INBOX_client.>"
 ADMINISTRATOR_INBOX = "_INBOX_administrator.>"
 TOKENS = token_subject("*", "*")
+ANSWERS: Json = {"max": streams.PAST_EVENTS_MAX + 1, "expires": "1m"}
+"""To one request for the past of a log."""
 _MANY_ANSWERS = ("CONSUMER.MSG.NEXT", "DIRECT.GET", "STREAM.LIST", "STREAM.NAMES")
 
 
@@ -59,6 +62,10 @@ class Member:
     """(subject, user): what another member hears of this one."""
     from_hub: tuple[str, ...] = ()
     """What it hears of the hub without asking."""
+    answers: tuple[str, ...] = ()
+    """Subjects on which others may ask it; it may publish to whatever they name for the answer, and to nothing else."""
+    asks_members: tuple[tuple[str, str], ...] = ()
+    """(subject, user): on which it may ask a member."""
 
     @property
     def account(self) -> str:
@@ -138,7 +145,8 @@ def _service(service: Service) -> Member:
         asks += _working(service)
     offers = ((TOKENS, OBSERVER),) if service.has_tokens else ()
     said = (TOKENS,) if service.has_tokens else ()
-    return Member(name, _once(asks), said, (INBOX, *said), offers)
+    past = tuple((past_subject(other), other) for other in service.reads)
+    return Member(name, _once(asks), said, (INBOX, *said), offers, answers=(past_subject(name),), asks_members=past)
 
 
 def _working(service: Service) -> Iterator[str]:
@@ -210,9 +218,21 @@ def _account(member: Member, everybody: Sequence[Member], passwords: Mapping[str
         for subject, user in other.offers
         if user == member.user
     ]
+    imports += [
+        {"service": {"account": account_of(user), "subject": subject}}
+        for subject, user in member.asks_members
+        if user != member.user
+    ]
     offered: list[Json] = [{"stream": subject, "accounts": [account_of(user)]} for subject, user in member.offers]
+    for subject in member.answers:
+        asking = [
+            other.account for other in everybody if other != member and (subject, member.user) in other.asks_members
+        ]
+        offered += [{"service": subject, "response_type": "stream", "accounts": asking}] if asking else []
+    asked = [subject for subject, _ in member.asks_members]
+    says = (*map(_imported, member.asks), *member.says, *asked)
     return {
-        "users": [_user(member.user, passwords, (*map(_imported, member.asks), *member.says), member.hears)],
+        "users": [_user(member.user, passwords, says, (*member.hears, *member.answers), bool(member.answers))],
         "mappings": {f"{API}.>": f"{IMPORTED_API}.>"},
         "imports": imports,
         "exports": offered,
@@ -224,6 +244,10 @@ def _imported(subject: str) -> str:
     return subject.replace(API, IMPORTED_API)
 
 
-def _user(name: str, passwords: Mapping[str, str], publish: Sequence[str], subscribe: Sequence[str]) -> Json:
-    permissions: Json = {"publish": {"allow": list(publish)}, "subscribe": {"allow": list(subscribe)}}
+def _user(
+    name: str, passwords: Mapping[str, str], publish: Sequence[str], subscribe: Sequence[str], is_asked: bool = False
+) -> Json:
+    permissions: dict[str, Json] = {"publish": {"allow": list(publish)}, "subscribe": {"allow": list(subscribe)}}
+    if is_asked:
+        permissions["allow_responses"] = ANSWERS
     return {"user": name, "password": passwords[name], "permissions": permissions}

@@ -35,6 +35,7 @@ from eventlog.limits import Limits as LogLimits
 from eventlog.log import EventLog
 from eventlog.master_keys import FileMasterKey, MasterKey, former_master_keys
 from eventlog.observer import GroupCommitted
+from eventlog.past_server import PastServer
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import StoredEvent, StreamId
@@ -311,6 +312,7 @@ class History:
             config = RelayConfig(makes_stream=self.make_streams, pace_s=relay_pace_s)
             self.relay = Relay(log, self.client, self.service, config)
             self.relaying.start("relay", self.relay.run)
+            self.relaying.start("past", PastServer(log, self.client, self.service).run)
         return self.log
 
     def _check_keys(self) -> None:

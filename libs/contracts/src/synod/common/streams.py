@@ -29,6 +29,8 @@ COMMAND_BYTES_MAX = 1024 * 1024
 DEAD_LETTERS_MAX = 100_000
 CHECKPOINT_STREAM = "CHECKPOINTS"
 ANSWER_STREAM = "ANS_AGENTS"
+PAST_EVENTS_MAX = 500
+"""Events in one answer of a service that is asked for what its stream no longer holds."""
 
 
 @dataclass(frozen=True, slots=True)

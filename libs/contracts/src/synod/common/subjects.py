@@ -36,6 +36,11 @@ def checkpoint_subject(service: str) -> str:
     return f"{ROOT}.sys.{service}.checkpoint"
 
 
+def past_subject(service: str) -> str:
+    """Where a service answers with events of its log that its stream no longer holds."""
+    return f"{ROOT}.sys.{service}.past"
+
+
 def event_stream(service: str) -> str:
     return f"EVT_{_upper(service)}"
 

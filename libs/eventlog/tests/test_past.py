@@ -1,0 +1,274 @@
+"""What a stream no longer holds comes from the log itself, over NATS, as it was once published."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import nats
+import nats.errors
+import orjson
+import pytest
+from eventlog import past_server
+from eventlog.ending import end
+from eventlog.errors import LogUnavailable, SourceTruncated
+from eventlog.log import EventLog
+from eventlog.memory import MemoryEventLog
+from eventlog.past import read_past
+from eventlog.past_server import PastServer
+from eventlog.postgres import PostgresEventLog
+from eventlog.projections import Projector
+from eventlog.records import EVERYTHING, Filter, StoredEvent
+from eventlog.relay import Relay, RelayConfig
+from eventlog.sources import StreamSource
+from eventlog.testing import a_stream, an_append, an_event
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import StreamConfig
+from psycopg_pool import AsyncConnectionPool
+from synod.common.ids import uuid7
+from synod.common.streams import PAST_EVENTS_MAX
+from synod.common.subjects import event_stream, past_subject
+from test_projections import QUICK, Totals, totals
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+async def client(nats_url: str) -> AsyncIterator[Client]:
+    client = await nats.connect(nats_url)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def service() -> str:
+    return f"svc-{uuid7().hex}"
+
+
+@asynccontextmanager
+async def answering(log: EventLog, client: Client, service: str, servers: int = 1) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(PastServer(log, client, service).run()) for _ in range(servers)]
+    try:
+        await is_listening(client, service)
+        yield
+    finally:
+        for task in tasks:
+            await end(task)
+
+
+async def is_listening(client: Client, service: str) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                await read_past(client, service, 0, 1, WAIT_S)
+                return
+            except nats.errors.NoRespondersError:
+                await asyncio.sleep(0.01)
+
+
+async def filled(log: EventLog, events: int, data: bytes = b'{"a": "\xc3\xa9"}') -> list[StoredEvent]:
+    await log.append(an_append(a_stream(), *[an_event("Happened", data) for _ in range(events)]))
+    return await log.read(0, limit=events)
+
+
+async def asked(client: Client, service: str, body: bytes) -> Msg:
+    return await client.request(past_subject(service), body, timeout=WAIT_S)
+
+
+async def test_events_come_as_they_are_in_the_log(client: Client, service: str) -> None:
+    log = MemoryEventLog()
+    stored = await filled(log, 12)
+    async with answering(log, client, service):
+        assert await read_past(client, service, 0, 100, WAIT_S) == stored
+        assert await read_past(client, service, 3, 4, WAIT_S) == stored[3:7]
+        assert await read_past(client, service, 12, 5, WAIT_S) == []
+
+
+async def test_an_answer_ends_where_it_is_large_enough_and_the_next_goes_on(
+    client: Client, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past_server, "PAGE_BYTES", 5_000)
+    log, found = MemoryEventLog(), list[StoredEvent]()
+    stored = await filled(log, 20, b'"%s"' % (b"x" * 998))
+    async with answering(log, client, service):
+        while page := await read_past(client, service, len(found), 100, WAIT_S):
+            assert len(page) == 5
+            found += page
+    assert found == stored
+
+
+async def test_more_than_an_answer_holds_is_asked_for_in_pages(client: Client, service: str) -> None:
+    log = MemoryEventLog()
+    stored = await filled(log, PAST_EVENTS_MAX + 10)
+    async with answering(log, client, service):
+        assert await read_past(client, service, 0, 10_000, WAIT_S) == stored[:PAST_EVENTS_MAX]
+
+
+async def test_one_of_several_replicas_answers(client: Client, service: str) -> None:
+    log = MemoryEventLog()
+    stored = await filled(log, 5)
+    async with answering(log, client, service, servers=3):
+        for _ in range(10):
+            assert await read_past(client, service, 0, 100, WAIT_S) == stored
+
+
+async def test_where_nobody_listens_that_is_told_at_once(client: Client, service: str) -> None:
+    with pytest.raises(nats.errors.NoRespondersError):
+        await read_past(client, service, 0, 1, WAIT_S)
+
+
+WRONG = {
+    b"": "Expecting|input|unexpected",
+    b"[]": "after must be a position, 0 or more, and not None",
+    b'{"after": -1, "limit": 1}': "after must be a position, 0 or more, and not -1",
+    b'{"after": true, "limit": 1}': "after must be a position, 0 or more, and not True",
+    b'{"after": 0}': "limit must be 1 to 500, and not None",
+    b'{"after": 0, "limit": 501}': "limit must be 1 to 500, and not 501",
+    b'{"after": 0, "limit": 0}': "limit must be 1 to 500, and not 0",
+}
+
+
+@pytest.mark.parametrize("body", WRONG)
+async def test_what_is_no_request_is_answered_with_what_is_wrong_and_the_next_is_served(
+    client: Client, service: str, body: bytes
+) -> None:
+    log = MemoryEventLog()
+    stored = await filled(log, 1)
+    async with answering(log, client, service):
+        answer = await asked(client, service, body)
+        assert any(
+            part.lower() in (answer.headers or {})["synod-past-error"].lower() for part in WRONG[body].split("|")
+        )
+        await client.publish(past_subject(service), b"nobody waits for an answer")
+        assert await read_past(client, service, 0, 1, WAIT_S) == stored
+
+
+class Unreadable(MemoryEventLog):
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+
+    async def read(self, after: int, *, limit: int, where: Filter = EVERYTHING) -> list[StoredEvent]:
+        if self.failures:
+            self.failures -= 1
+            raise LogUnavailable("the database\r\nis down")
+        return await super().read(after, limit=limit, where=where)
+
+
+async def test_a_log_that_cannot_be_read_is_away_for_who_asks_and_answers_later(client: Client, service: str) -> None:
+    log = Unreadable()
+    stored = await filled(log, 3)
+    async with answering(log, client, service):
+        log.failures = 1
+        with pytest.raises(LogUnavailable, match=f"{service} cannot tell its past: the database is down"):
+            await read_past(client, service, 0, 10, WAIT_S)
+        assert await read_past(client, service, 0, 10, WAIT_S) == stored
+
+
+async def test_an_answer_with_a_hole_is_no_answer(client: Client, service: str) -> None:
+    log = MemoryEventLog()
+    await filled(log, 4)
+
+    class Lossy(PastServer):
+        async def _messages(self, request: Msg) -> list[bytes]:
+            messages = await super()._messages(request)
+            return [messages[0], *messages[2:]] if len(messages) > 2 else messages
+
+    task = asyncio.create_task(Lossy(log, client, service).run())
+    try:
+        await is_listening(client, service)
+        with pytest.raises(nats.errors.TimeoutError):
+            await read_past(client, service, 0, 10, WAIT_S)
+    finally:
+        await end(task)
+
+
+async def test_silence_is_a_timeout(client: Client, service: str) -> None:
+    await client.subscribe(past_subject(service))
+    with pytest.raises(nats.errors.TimeoutError):
+        await read_past(client, service, 0, 10, 0.01)
+
+
+@pytest.fixture
+async def log(postgres_dsn: str) -> AsyncIterator[PostgresEventLog]:
+    async with await PostgresEventLog.open(postgres_dsn) as log:
+        yield log
+
+
+@pytest.fixture
+async def pool(postgres_dsn: str) -> AsyncIterator[AsyncConnectionPool]:  # type: ignore[type-arg]
+    async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=6, open=False) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def aged_out(log: PostgresEventLog, client: Client, service: str, events: int) -> AsyncIterator[Relay]:
+    """A relay whose stream held so many events of its log and holds them no more."""
+    js, name = client.jetstream(), event_stream(service)
+    config = StreamConfig(name=name, subjects=[f"synod.*.evt.{service}.>"], max_age=0.2, duplicate_window=0.1)
+    await js.add_stream(config)
+    relay = Relay(log, client, service, RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1))
+    task = asyncio.create_task(relay.run())
+    try:
+        await filled(log, events)
+        assert await relay.wait_for(events, WAIT_S) == events
+
+        async with asyncio.timeout(WAIT_S):
+            while (await js.stream_info(name)).state.messages:
+                continue
+        yield relay
+    finally:
+        await end(task)
+
+
+async def test_a_view_is_folded_from_the_log_where_the_stream_has_aged_out(
+    pool,  # type: ignore[no-untyped-def]
+    log: PostgresEventLog,
+    client: Client,
+    service: str,
+) -> None:
+    async with aged_out(log, client, service, 600), answering(log, client, service):
+        projector = Projector(pool, Totals(), StreamSource(client, service), QUICK)
+        following = asyncio.create_task(projector.run())
+        try:
+            assert await projector.wait_for(600, timeout_s=WAIT_S) == 600
+            await filled(log, 7)  # and on from there, by the stream or the log
+            assert await projector.wait_for(607, timeout_s=WAIT_S) == 607
+            assert await projector.rebuild() == 607
+            assert (await projector.verify()).equal
+        finally:
+            await end(following)
+    assert await totals(pool) == {"Happened": 607}
+
+
+async def test_only_the_types_asked_for_come_and_all_positions_are_passed(
+    log: PostgresEventLog, client: Client, service: str
+) -> None:
+    async with aged_out(log, client, service, 20), answering(log, client, service):
+        reader = StreamSource(client, service).reader(frozenset({"Never"}))
+        page = await reader.read(0, 15)
+        assert (list(page.events), page.position) == ([], 15)
+        assert (await reader.read(15, 15)).position == 20
+        await reader.close()
+
+
+async def test_without_an_answer_it_is_said_what_is_missing(
+    log: PostgresEventLog, client: Client, service: str
+) -> None:
+    async with aged_out(log, client, service, 5):
+        reader = StreamSource(client, service).reader(None)
+        with pytest.raises(SourceTruncated, match="starts at 6, the view stands at 0"):
+            await reader.read(0, 10)
+
+
+async def test_a_request_is_what_the_contract_says(client: Client, service: str) -> None:
+    seen: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def keep(message: Msg) -> None:
+        seen.put_nowait(message.data)
+
+    await client.subscribe(past_subject(service), cb=keep)
+    with pytest.raises(nats.errors.TimeoutError):
+        await read_past(client, service, 7, 10_000, 0.05)
+    assert past_subject(service) == f"synod.sys.{service}.past"
+    assert orjson.loads(await seen.get()) == {"after": 7, "limit": 500}
