@@ -38,7 +38,7 @@ async def measure(size: Size) -> Report:
 
 async def relay(servers: AbstractAsyncContextManager[str], events: int, *, relays: int = 1, replicas: int = 1) -> float:
     """Events a second until the stream holds every event once, sequence equal to position."""
-    config = RelayConfig(replicas=replicas)
+    config = RelayConfig(replicas=replicas, max_msgs=-1)
     async with postgres() as dsn, servers as url:
         log = await PostgresEventLog.open(dsn)
         clients = [await nats.connect(url) for _ in range(relays)]

@@ -267,7 +267,8 @@ async def report_position(projector: Projector, link: Link, position: int) -> No
 async def relay(job: Job, link: Link) -> None:
     target = await opened(lambda: open_eventlog(job.dsn, WrongClock(), job.files))
     async with connected(job) as client:
-        config = RelayConfig(ack_timeout_s=1.0, idle_check_s=0.5, retry_pause_max_s=0.5)
+        # The stream is compared with the log from the first event on.
+        config = RelayConfig(ack_timeout_s=1.0, idle_check_s=0.5, retry_pause_max_s=0.5, max_msgs=-1)
         await Relay(target.log, client, job.service, config).run()
 
 

@@ -276,6 +276,39 @@ async def test_a_stream_that_lost_events_is_made_anew_and_filled(
     await assert_published(client, service, log)
 
 
+async def test_a_stream_that_lost_more_than_its_number_tells_is_made_anew(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    await fill(log, 100)
+    config = dict(forgetful(service).as_dict()) | {"max_msgs": 50}
+    await client.jetstream().add_stream(StreamConfig.from_response(config))
+    async with running(Relay(log, client, service, replace(QUICK, max_msgs=-1))) as relay:
+        async with asyncio.timeout(30):
+            while await relay.wait_for(100, timeout_s=1) < 100:
+                continue
+    await assert_published(client, service, log)
+
+
+async def test_a_stream_keeps_so_many_of_the_newest_and_that_is_no_loss(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    js, name = client.jetstream(), event_stream(service)
+    await fill(log, 120)
+    async with running(Relay(log, client, service, replace(QUICK, max_msgs=50))) as relay:
+        assert await relay.wait_for(120, timeout_s=30) == 120
+        made = (await js.stream_info(name)).created
+        looks = relay.resyncs
+        async with asyncio.timeout(30):
+            while relay.resyncs < looks + 3:
+                assert relay.problem == ""
+                await asyncio.sleep(0)
+        await fill(log, 10)
+        assert await relay.wait_for(130, timeout_s=30) == 130
+    info = await js.stream_info(name)
+    assert (info.state.first_seq, info.state.last_seq, info.state.messages) == (81, 130, 50)
+    assert info.created == made
+
+
 async def test_a_relay_that_makes_no_stream_says_what_a_stream_lost(
     client: Client, service: str, log: MemoryEventLog
 ) -> None:

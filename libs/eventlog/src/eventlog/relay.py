@@ -24,7 +24,7 @@ import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig, StreamInfo
-from synod.common.streams import DAY_S, events_of
+from synod.common.streams import DAY_S, EVENTS_KEPT, events_of
 from synod.common.subjects import event_stream, event_subject
 
 from eventlog.envelope import from_headers, header_block
@@ -49,6 +49,8 @@ class RelayConfig:
     """3 in production: then the stream survives the loss of a server."""
     max_age_s: float = 30 * DAY_S
     """How long messages stay. The log keeps everything; the stream serves those who follow."""
+    max_msgs: int = EVENTS_KEPT
+    """How many stay at most; -1 for any number. Those who follow get older ones from the log (past.py)."""
     window_messages: int = 4_000
     """Messages published and not yet acknowledged."""
     page_events: int = 1_000
@@ -179,9 +181,12 @@ class Relay:
         return info
 
     def _stream_config(self) -> StreamConfig:
-        stream = events_of(self._service, replicas=self._config.replicas, max_age_s=self._config.max_age_s)
-        config: StreamConfig = StreamConfig.from_response(dict(stream.config()))
-        return config
+        config = self._config
+        stream = events_of(
+            self._service, replicas=config.replicas, max_age_s=config.max_age_s, max_msgs=config.max_msgs
+        )
+        made: StreamConfig = StreamConfig.from_response(dict(stream.config()))
+        return made
 
     async def _resync(self) -> None:
         info = await self._ensured()
@@ -209,8 +214,8 @@ class Relay:
             raise RelayDiverged(self._stream, last, "the message is not the event of the log")
 
     async def _check_whole(self, info: StreamInfo) -> None:
-        """Nothing but age may take messages out of the stream. A server that crashed may come back without some, and yet
-        remember how far it had counted: then only a stream made anew equals the log again.
+        """Nothing but age and number may take messages out of the stream. A server that crashed may come back without some,
+        and yet remember how far it had counted: then only a stream made anew equals the log again.
         """
         lost = await self._lost(info)
         if lost is None:
@@ -222,11 +227,12 @@ class Relay:
         raise Fenced(f"the stream lost event {lost}")
 
     async def _lost(self, info: StreamInfo) -> int | None:
-        """A position that is missing in the stream though it is too young for that."""
-        state = info.state
+        """A position that is missing in the stream though it is too young for that, and there is room for it."""
+        state, room = info.state, info.config.max_msgs or -1
         if state.num_deleted:
             return state.first_seq
-        if state.first_seq <= 1:
+        # By the log and not by how many there are: a server that crashed may have lost the newest.
+        if state.first_seq <= 1 or (room > 0 and state.first_seq <= await self._log.head() - room + 1):
             return None
         (before,) = await self._log.read(state.first_seq - 2, limit=1)
         age_s = (datetime.now(UTC) - before.recorded_at).total_seconds()

@@ -29,6 +29,10 @@ COMMAND_BYTES_MAX = 1024 * 1024
 DEAD_LETTERS_MAX = 100_000
 CHECKPOINT_STREAM = "CHECKPOINTS"
 ANSWER_STREAM = "ANS_AGENTS"
+EVENTS_KEPT = 100_000
+"""Messages that an event stream holds at most. NATS keeps every subject of a stream in memory, some 0.6 KB for each, and an
+event names its stream in its subject: without end, ten model calls a second fill a server of 512 MB in some hours. Readers
+get what is older from the log."""
 PAST_EVENTS_MAX = 500
 """Events in one answer of a service that is asked for what its stream no longer holds."""
 
@@ -106,13 +110,14 @@ class CommandConsumer:
         }
 
 
-def events_of(service: str, *, replicas: int = 1, max_age_s: float = 30 * DAY_S) -> Stream:
+def events_of(service: str, *, replicas: int = 1, max_age_s: float = 30 * DAY_S, max_msgs: int = EVENTS_KEPT) -> Stream:
     """The copy of a service's log. The log keeps everything; the stream serves those who follow."""
     return Stream(
         event_stream(service),
         f"Every event of {service}; sequence equals position in its log.",
         (all_events(service),),
         max_age_s=max_age_s,
+        max_msgs=max_msgs,
         replicas=replicas,
         is_append_only=True,
         allow_direct=True,
