@@ -178,6 +178,7 @@ PERMISSIONS: dict[str, dict[str, Any]] = {
         **OF_NODE,
         "healthcheck": asks_itself("8222/healthz"),
         "command": ["--config", "/etc/nats/synod.conf"],
+        "environment": {"GOMEMLIMIT": "400MiB"},
         "secrets": {"/etc/nats/passwords.conf": "nats.passwords"},
         "volumes": {"nats:/data", "./deploy/nats/nats.conf:/etc/nats/synod.conf:ro"},
     },
