@@ -116,6 +116,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command(running: RunningSystem) -> Command:
+    return command_of(running)
+
+
+def command_of(running: RunningSystem) -> Command:
     """Runs ``synod ...`` against the system, as a person would."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -301,7 +301,7 @@ async def test_a_stream_keeps_so_many_of_the_newest_and_that_is_no_loss(
         async with asyncio.timeout(30):
             while relay.resyncs < looks + 3:
                 assert relay.problem == ""
-                await asyncio.sleep(0)
+                await relay.wait_for(121, timeout_s=0.05)
         await fill(log, 10)
         assert await relay.wait_for(130, timeout_s=30) == 130
     info = await js.stream_info(name)
@@ -309,16 +309,37 @@ async def test_a_stream_keeps_so_many_of_the_newest_and_that_is_no_loss(
     assert info.created == made
 
 
-async def test_a_relay_that_makes_no_stream_says_what_a_stream_lost(
-    client: Client, service: str, log: MemoryEventLog
+async def test_a_relay_that_makes_no_stream_goes_on_where_the_front_is_missing_and_says_so_once(
+    client: Client, service: str, log: MemoryEventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fill(log, 100)
     await client.jetstream().add_stream(forgetful(service))
     async with running(Relay(log, client, service, replace(QUICK, makes_stream=False))) as relay:
-        await said(relay, f"NATS lost event 59 of stream {event_stream(service)}")
-        assert await stream_end(client, service) == 59
-        await client.jetstream().delete_stream(event_stream(service))
-        await client.jetstream().add_stream(StreamConfig.from_response(dict(events_of(service).config())))
+        assert await relay.wait_for(100, timeout_s=30) == 100
+        looks = relay.resyncs
+        async with asyncio.timeout(30):
+            while relay.resyncs < looks + 3:
+                await relay.wait_for(101, timeout_s=0.05)
+        assert relay.problem == ""
+    told = [record.getMessage() for record in caplog.records if "begins after" in record.getMessage()]
+    assert told == [f"relay of {service}: stream {event_stream(service)} begins after event 59 only"]
+    state = (await client.jetstream().stream_info(event_stream(service))).state
+    assert (state.first_seq, state.last_seq, state.messages) == (60, 100, 41)
+
+
+async def test_a_relay_that_makes_no_stream_says_what_a_stream_lost_in_the_middle(
+    client: Client, service: str, log: MemoryEventLog
+) -> None:
+    js, name = client.jetstream(), event_stream(service)
+    await fill(log, 100)
+    open_to_all = dict(events_of(service).config()) | {"deny_delete": False, "deny_purge": False}
+    await js.add_stream(StreamConfig.from_response(open_to_all))
+    async with running(Relay(log, client, service, replace(QUICK, makes_stream=False))) as relay:
+        assert await relay.wait_for(100, timeout_s=30) == 100
+        await js.delete_msg(name, 50)
+        await said(relay, f"NATS lost 1 of the events in stream {name}")
+        await js.delete_stream(name)
+        await js.add_stream(StreamConfig.from_response(dict(events_of(service).config())))
         await said(relay, "")
         assert await relay.wait_for(100, timeout_s=30) == 100
     await assert_published(client, service, log)

@@ -87,11 +87,11 @@ class StreamMissing(Exception):
 
 
 class StreamDamaged(Exception):
-    """The stream lost events that have not aged out, and goes on counting behind them: it has to be filled anew."""
+    """The stream lost events from its middle: it has to be filled anew."""
 
-    def __init__(self, stream: str, position: int) -> None:
+    def __init__(self, stream: str, events: int) -> None:
         super().__init__(
-            f"NATS lost event {position} of stream {stream}; an administrator deletes the stream and makes it anew, the"
+            f"NATS lost {events} of the events in stream {stream}; an administrator deletes the stream and makes it anew, the"
             " relay then fills it from the log"
         )
 
@@ -117,6 +117,7 @@ class Relay:
         self._window = _Window(0)
         self._allows_batches = False
         self._unpublishable = 0
+        self._missed = 0
         self._published = HeadSignal()
         self.resyncs = 0
         self.problem = ""
@@ -216,15 +217,22 @@ class Relay:
     async def _check_whole(self, info: StreamInfo) -> None:
         """Nothing but age and number may take messages out of the stream. A server that crashed may come back without some,
         and yet remember how far it had counted: then only a stream made anew equals the log again.
+
+        Where an administrator makes streams he decides, of what is missing at the front: it may be that the stream was
+        allowed fewer before, and who follows it gets that from the log.
         """
         lost = await self._lost(info)
         if lost is None:
             return
-        if not self._config.makes_stream:
-            raise StreamDamaged(self._stream, lost)
-        _log.warning("relay of %s: NATS lost event %d, the stream is made anew", self._service, lost)
-        await self._js.delete_stream(self._stream)
-        raise Fenced(f"the stream lost event {lost}")
+        if self._config.makes_stream:
+            _log.warning("relay of %s: NATS lost event %d, the stream is made anew", self._service, lost)
+            await self._js.delete_stream(self._stream)
+            raise Fenced(f"the stream lost event {lost}")
+        if info.state.num_deleted:
+            raise StreamDamaged(self._stream, info.state.num_deleted)
+        if lost != self._missed:
+            self._missed = lost
+            _log.warning("relay of %s: stream %s begins after event %d only", self._service, self._stream, lost)
 
     async def _lost(self, info: StreamInfo) -> int | None:
         """A position that is missing in the stream though it is too young for that, and there is room for it."""
