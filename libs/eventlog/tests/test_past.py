@@ -11,6 +11,7 @@ import pytest
 from eventlog import past_server
 from eventlog.ending import end
 from eventlog.errors import LogUnavailable, SourceTruncated
+from eventlog.limits import Limits
 from eventlog.log import EventLog
 from eventlog.memory import MemoryEventLog
 from eventlog.past import read_past
@@ -19,6 +20,7 @@ from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import EVERYTHING, Filter, StoredEvent
 from eventlog.relay import Relay, RelayConfig
+from eventlog.shared_source import SharedStreamSource
 from eventlog.sources import StreamSource
 from eventlog.testing import a_stream, an_append, an_event
 from nats.aio.client import Client
@@ -183,6 +185,31 @@ async def test_an_answer_with_a_hole_is_no_answer(client: Client, service: str) 
         await end(task)
 
 
+async def test_what_is_sent_cannot_make_an_answer_that_the_server_refuses(nats_url: str, service: str) -> None:
+    """A message that is larger than the server takes would cost the owner its connection, and all that goes over it."""
+    log = MemoryEventLog()
+    stored = await filled(log, 1)
+    owner, client = await nats.connect(nats_url), await nats.connect(nats_url)
+    async with answering(log, owner, service):
+        answer = await asked(client, service, orjson.dumps({"after": "\x7f\n" * 150_000, "limit": 1}))
+        assert len((answer.headers or {})["synod-past-error"]) < 500
+        assert await read_past(client, service, 0, 1, WAIT_S) == stored
+    assert owner.stats["reconnects"] == 0
+    await owner.close()
+    await client.close()
+
+
+async def test_an_event_that_is_no_message_is_named(client: Client, service: str) -> None:
+    log = MemoryEventLog(limits=Limits(data_bytes_max=2_000_000))
+    await filled(log, 1)
+    await filled(log, 1, b'"%s"' % (b"x" * 1_048_570))
+    async with answering(log, client, service):
+        with pytest.raises(LogUnavailable, match="event 2 cannot be published"):
+            await read_past(client, service, 0, 10, WAIT_S)
+        assert len(await read_past(client, service, 0, 1, WAIT_S)) == 1
+    assert client.stats["reconnects"] == 0
+
+
 async def test_silence_is_a_timeout(client: Client, service: str) -> None:
     await client.subscribe(past_subject(service))
     with pytest.raises(nats.errors.TimeoutError):
@@ -272,3 +299,62 @@ async def test_a_request_is_what_the_contract_says(client: Client, service: str)
         await read_past(client, service, 7, 10_000, 0.05)
     assert past_subject(service) == f"synod.sys.{service}.past"
     assert orjson.loads(await seen.get()) == {"after": 7, "limit": 500}
+
+
+@pytest.mark.parametrize("source_type", [StreamSource, SharedStreamSource])
+async def test_a_reader_follows_a_stream_that_loses_its_oldest_while_it_reads(
+    client: Client, service: str, source_type: type[StreamSource]
+) -> None:
+    """Every event comes once and in order, by the stream or from the log, and nobody has to begin again."""
+    log = MemoryEventLog()
+    await filled(log, 1_000)
+    config = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1, max_msgs=50)
+    relay = Relay(log, client, service, config)
+    relaying = asyncio.create_task(relay.run())
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            await filled(log, 10)
+            await relay.wait_for(await log.head(), WAIT_S)
+
+    try:
+        async with answering(log, client, service), asyncio.timeout(WAIT_S):
+            assert await relay.wait_for(1_000, WAIT_S) == 1_000
+            loading = asyncio.create_task(load())
+            source, positions = source_type(client, service), list[int]()
+            reader = source.reader(None)
+            while len(positions) < 3_000:
+                page = await reader.read(len(positions), 70)
+                positions += [event.position for event in page.events]
+                assert page.position == len(positions)
+                if not page.events:
+                    await reader.wait(len(positions), WAIT_S)
+            stop.set()
+            await loading
+            await reader.close()
+    finally:
+        await end(relaying)
+    assert positions == list(range(1, len(positions) + 1))
+
+
+async def test_waiting_ends_where_the_stream_has_lost_what_comes_next(client: Client, service: str) -> None:
+    log = MemoryEventLog()
+    await filled(log, 100)
+    config = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1, max_msgs=50)
+    relay = Relay(log, client, service, config)
+    relaying = asyncio.create_task(relay.run())
+    try:
+        async with answering(log, client, service):
+            assert await relay.wait_for(100, WAIT_S) == 100
+            reader = StreamSource(client, service).reader(None)
+            assert (await reader.read(60, 5)).position == 65
+            await filled(log, 300)
+            assert await relay.wait_for(400, WAIT_S) == 400
+            async with asyncio.timeout(WAIT_S):
+                while not (page := await reader.read(65, 5)).events:
+                    await reader.wait(65, WAIT_S)
+            assert [event.position for event in page.events] == [66, 67, 68, 69, 70]
+            await reader.close()
+    finally:
+        await end(relaying)

@@ -81,6 +81,8 @@ READS = {
     "ws-gateway": set(NAMES),
 }
 """Of whom each may ask what streams no longer hold."""
+ANSWERS = {**{name: {"_R_.>"} for name in NAMES}, "ws-gateway": {"_R_.>", "_INBOX.>"}}
+"""To those of other accounts, and to itself."""
 HEARS = {
     **{name: {"_INBOX.>", f"synod.sys.{name}.past"} for name in NAMES},
     "agent-runtime": {"_INBOX.>", "synod.sys.agent-runtime.past", TOKENS},
@@ -110,17 +112,15 @@ def past(of: set[str]) -> set[str]:
 
 
 def user(name: str, publish: set[str], subscribe: set[str]) -> dict[str, Any]:
-    permissions: dict[str, Any] = {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
-    if name in NAMES:
-        permissions["allow_responses"] = {"max": 501, "expires": "1m"}
+    permissions = {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}
     return {"user": name, "password": "password", "permissions": permissions}
 
 
 def found_users(account: dict[str, Any]) -> list[dict[str, Any]]:
     """With sets in place of lists, for the order of subjects means nothing."""
     for each in account["users"]:
-        for verb in ("publish", "subscribe"):
-            each["permissions"][verb]["allow"] = set(each["permissions"][verb]["allow"])
+        for verb in each.get("permissions", {}).values():
+            verb["allow"] = set(verb["allow"])
     users: list[dict[str, Any]] = account["users"]
     return users
 
@@ -136,6 +136,7 @@ def test_a_user_says_and_hears_what_is_written_down_and_is_alone_in_its_account(
     accounts: dict[str, Any], name: str
 ) -> None:
     says = {here(subject) for subject in ASKS[name]} | SAYS.get(name, set()) | past(READS.get(name, set()))
+    says |= ANSWERS.get(name, set())
     assert found_users(accounts[account_of(name)]) == [user(name, says, HEARS[name])]
 
 

@@ -405,10 +405,14 @@ class SlowToSave(CountingLog):
 
 
 class UnableToSave(SlowToSave):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self.saving += 1
         self.begun.set()
-        raise LogUnavailable("the log is down")
+        raise self.error
 
 
 async def test_nobody_waits_for_a_snapshot_and_a_clean_end_leaves_none_due() -> None:
@@ -429,8 +433,9 @@ async def test_nobody_waits_for_a_snapshot_and_a_clean_end_leaves_none_due() -> 
     assert snapshots.load(snapshot.data) == await replayed(log)
 
 
-async def test_a_snapshot_that_cannot_be_saved_is_tried_again_and_stops_nothing() -> None:
-    log = UnableToSave()
+@pytest.mark.parametrize("error", [LogUnavailable("the log is down"), RuntimeError("a fault")], ids=["away", "a fault"])
+async def test_a_snapshot_that_cannot_be_saved_is_tried_again_and_stops_nothing(error: Exception) -> None:
+    log = UnableToSave(error)
     books = Books(log, FakeClock(NOW), snapshot_events=16)
     async with asyncio.timeout(WAIT_S):
         await run_through(books, history_of(40))

@@ -235,16 +235,17 @@ class RelayDiverged(EventLogError):
 
 
 class SourceTruncated(EventLogError):
-    """The first message still in the stream is `first`, the view has seen everything up to `after`."""
+    """The stream holds the messages from `first` to `last`, the view has seen everything up to `after`."""
 
-    def __init__(self, stream: str, after: int, first: int) -> None:
+    def __init__(self, stream: str, after: int, first: int, last: int) -> None:
         super().__init__(
-            f"stream {stream} starts at {first}, the view stands at {after}: events between have aged out, and the service"
-            " whose log it is does not answer for them; start it, or give both the permissions of this release (make nats-conf)"
+            f"stream {stream} starts at {first}, the view stands at {after}: what is between is in the log only, and the"
+            " service whose log it is does not answer; start it, and NATS with the permissions of this release"
         )
         self.stream = stream
         self.after = after
         self.first = first
+        self.last = last
 
 
 class UnknownView(EventLogError):

@@ -127,6 +127,8 @@ class Folder:
     ) -> None:
         self.reader = reader
         self.position = -1
+        self.has_more = False
+        """Whether the source had more, when a page was last read."""
         self._pool = pool
         self._view = view
         self._tables = tables
@@ -148,6 +150,7 @@ class Folder:
         """
         await self._learn()
         page = await self.reader.read(self.position, self._limits.batch_events)
+        self.has_more = page.more
         if upto is not None:
             page = page.upto(upto)
         before = self.position

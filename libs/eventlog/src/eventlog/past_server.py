@@ -17,7 +17,7 @@ from eventlog.errors import EventLogError
 from eventlog.log import EventLog
 from eventlog.past import END, ERROR, POSITION
 from eventlog.records import EVERYTHING
-from eventlog.relay import send
+from eventlog.relay import EventUnpublishable, send
 from eventlog.sources import read_page
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -54,7 +54,7 @@ class PastServer:
     async def _answer(self, request: Msg) -> None:
         try:
             messages = await self._messages(request)
-        except (ValueError, EventLogError) as error:
+        except (ValueError, EventLogError, EventUnpublishable) as error:
             _log.info("the past of %s could not be told: %r", self._service, error)
             messages = [_message(request.reply, f"{ERROR}: {_line(error)}\r\n")]
         try:
@@ -70,6 +70,8 @@ class PastServer:
         for event in page.events:
             block = header_block(event, self._service, f"{POSITION}: {event.position}\r\n")
             size = len(block) + len(event.data)
+            if size > self._client.max_payload:
+                raise EventUnpublishable(event.position, f"{size} bytes, the server takes {self._client.max_payload}")
             told.append(b"HPUB %b %d %d\r\n%b%b\r\n" % (reply, len(block), size, block, event.data))
         return [*told, _message(request.reply, f"{END}: {len(told)}\r\n")]
 
@@ -79,9 +81,9 @@ def _asked(data: bytes) -> tuple[int, int]:
     asked = orjson.loads(data)
     after, limit = (asked.get("after"), asked.get("limit")) if isinstance(asked, dict) else (None, None)
     if type(after) is not int or after < 0:
-        raise ValueError(f"after must be a position, 0 or more, and not {after!r}")
+        raise ValueError(f"after must be a position, 0 or more, and not {_short(after)}")
     if type(limit) is not int or not 1 <= limit <= PAST_EVENTS_MAX:
-        raise ValueError(f"limit must be 1 to {PAST_EVENTS_MAX}, and not {limit!r}")
+        raise ValueError(f"limit must be 1 to {PAST_EVENTS_MAX}, and not {_short(limit)}")
     return after, limit
 
 
@@ -90,5 +92,10 @@ def _message(reply: str, lines: str) -> bytes:
     return b"HPUB %b %d %d\r\n%b\r\n" % (reply.encode(), len(block), len(block), block)
 
 
+def _short(value: object) -> str:
+    """What was sent, as far as it fits into an answer whoever sent it."""
+    return ascii(value)[:40]
+
+
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:400] or type(error).__name__

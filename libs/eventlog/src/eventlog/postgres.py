@@ -217,8 +217,11 @@ class PostgresEventLog:
 
     async def save_snapshot(self, stream: StreamId, version: int, fold: str, data: bytes) -> None:
         self._require_open()
-        async with self._readers.connection() as connection:
-            await connection.execute(self._sql.save_snapshot, (str(stream), fold, version, data), binary=True)
+        try:
+            async with self._readers.connection() as connection:
+                await connection.execute(self._sql.save_snapshot, (str(stream), fold, version, data), binary=True)
+        except (PoolTimeout, psycopg.OperationalError) as error:
+            raise LogUnavailable(f"the snapshot of {stream} cannot be saved: {error}") from error
 
     async def load_snapshot(self, stream: StreamId, fold: str) -> Snapshot | None:
         rows = await self._fetch(self._sql.load_snapshot, [str(stream), fold])

@@ -114,7 +114,7 @@ class Projector:
                     pause_s = self._limits.retry_pause_s
                     if not folded:
                         await folder.reader.wait(folder.position, self._limits.idle_wait_s)
-                    elif folded < self._limits.batch_events:
+                    elif folded < self._limits.batch_events and not folder.has_more:
                         await self._rest()
                 except AWAY as error:
                     _log.warning("view %s waits for its source or its database: %r", self.view.name, error)

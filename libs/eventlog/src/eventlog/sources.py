@@ -187,7 +187,7 @@ class _StreamReader:
         try:
             is_there = await self._stand_at(after)
         except SourceTruncated as truncated:
-            return await self._read_past(after, min(limit, truncated.first - 1 - after), truncated)
+            return await self._read_past(after, min(limit, truncated.last - after), truncated)
         if not is_there:
             return Page((), after)
         messages, self._ahead = self._ahead, []
@@ -199,7 +199,11 @@ class _StreamReader:
         return Page(self._wanted(events), self._position)
 
     async def wait(self, after: int, timeout_s: float) -> None:
-        if not await self._stand_at(after, create=True):
+        try:
+            is_there = await self._stand_at(after, create=True)
+        except SourceTruncated:
+            return  # the stream has lost what was to be read while that was tried; it is there to be asked for
+        if not is_there:
             await asyncio.sleep(min(timeout_s, self.NO_STREAM_PAUSE_S))
         elif not self._ahead:
             expires_ns = int(timeout_s * 1e9)
@@ -213,10 +217,12 @@ class _StreamReader:
             await self._delete_consumer()
 
     async def _read_past(self, after: int, limit: int, truncated: SourceTruncated) -> Page:
-        """What the stream no longer holds, from whose log it is."""
+        """What the stream no longer holds, from whose log it is. And what follows, as far as the stream goes: it loses its
+        oldest while this is read, and a reader that stood right there would fall behind it again.
+        """
         try:
             events = await read_past(self._client, self._source.name, after, limit, self.ANSWER_TIMEOUT_S)
-        except (nats.errors.NoRespondersError, TimeoutError) as error:
+        except nats.errors.NoRespondersError as error:
             raise truncated from error
         if not events:
             raise truncated  # and the log neither: the stream is another's
@@ -234,7 +240,7 @@ class _StreamReader:
         if last <= after and not (create and last):
             return False
         if first > after + 1:
-            raise SourceTruncated(self._source.stream, after, first)
+            raise SourceTruncated(self._source.stream, after, first, last)
         await self._start(after)
         return True
 

@@ -43,8 +43,10 @@ INBOX = "_INBOX.>"
 CLIENT_INBOX = "_INBOX_client.>"
 ADMINISTRATOR_INBOX = "_INBOX_administrator.>"
 TOKENS = token_subject("*", "*")
-ANSWERS: Json = {"max": streams.PAST_EVENTS_MAX + 1, "expires": "1m"}
-"""To one request for the past of a log."""
+ANSWERS = "_R_.>"
+"""What a server makes of the subject that a request from another account names for its answer. The permission to answer
+whatever is heard (allow_responses) would do too, but for each message that a user hears the server remembers for a minute that
+it may: 600,000 events read are 200 MB."""
 _MANY_ANSWERS = ("CONSUMER.MSG.NEXT", "DIRECT.GET", "STREAM.LIST", "STREAM.NAMES")
 
 
@@ -63,7 +65,7 @@ class Member:
     from_hub: tuple[str, ...] = ()
     """What it hears of the hub without asking."""
     answers: tuple[str, ...] = ()
-    """Subjects on which others may ask it; it may publish to whatever they name for the answer, and to nothing else."""
+    """Subjects on which others may ask it."""
     asks_members: tuple[tuple[str, str], ...] = ()
     """(subject, user): on which it may ask a member."""
 
@@ -230,9 +232,11 @@ def _account(member: Member, everybody: Sequence[Member], passwords: Mapping[str
         ]
         offered += [{"service": subject, "response_type": "stream", "accounts": asking}] if asking else []
     asked = [subject for subject, _ in member.asks_members]
-    says = (*map(_imported, member.asks), *member.says, *asked)
+    answers = [ANSWERS] if member.answers else []
+    answers += [INBOX] if any(user == member.user for _, user in member.asks_members) else []
+    says = (*map(_imported, member.asks), *member.says, *asked, *answers)
     return {
-        "users": [_user(member.user, passwords, says, (*member.hears, *member.answers), bool(member.answers))],
+        "users": [_user(member.user, passwords, says, (*member.hears, *member.answers))],
         "mappings": {f"{API}.>": f"{IMPORTED_API}.>"},
         "imports": imports,
         "exports": offered,
@@ -244,10 +248,6 @@ def _imported(subject: str) -> str:
     return subject.replace(API, IMPORTED_API)
 
 
-def _user(
-    name: str, passwords: Mapping[str, str], publish: Sequence[str], subscribe: Sequence[str], is_asked: bool = False
-) -> Json:
-    permissions: dict[str, Json] = {"publish": {"allow": list(publish)}, "subscribe": {"allow": list(subscribe)}}
-    if is_asked:
-        permissions["allow_responses"] = ANSWERS
+def _user(name: str, passwords: Mapping[str, str], publish: Sequence[str], subscribe: Sequence[str]) -> Json:
+    permissions: Json = {"publish": {"allow": list(publish)}, "subscribe": {"allow": list(subscribe)}}
     return {"user": name, "password": passwords[name], "permissions": permissions}

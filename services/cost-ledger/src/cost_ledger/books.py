@@ -20,7 +20,7 @@ from typing import Final
 from uuid import UUID
 
 from eventlog.codec import Codec
-from eventlog.errors import DuplicateEventId, EventLogError, VersionConflict
+from eventlog.errors import DuplicateEventId, VersionConflict
 from eventlog.log import EventLog
 from eventlog.records import Append, Context, NewEvent, StreamId
 from pydantic import ValidationError
@@ -394,8 +394,8 @@ class BookWriter:
             data = await asyncio.to_thread(snapshots.dump, book)
             await self._log.save_snapshot(self._stream, version, snapshots.FOLD, data)
             self._saved = version
-        except EventLogError as error:
-            _log.warning("snapshot of %s was not saved: %s", self._stream, error)
+        except Exception as error:  # noqa: BLE001  # nobody waits for it; tried again when the next batch is decided
+            _log.warning("snapshot of %s was not saved: %r", self._stream, error)
         finally:
             self._saving = None
 

@@ -157,7 +157,7 @@ class Stock:
             shelf = self._shelves[kind] = Shelf()
         shelf.want(now)
         spare = self._usable(shelf, now)
-        # Only for what was asked for before, and only if not all of that is waited for.
+        # Only for what was asked for before, and only if not all of that is waited for. A newcomer may be faster, though.
         soon = spare is None and shelf.waiting < shelf.coming
         if missing := min(shelf.missing(now), SPARES_MAX - self._spares):
             like = replace(wanted, input_tokens_max=bound, ttl_s=TTL_S, holder=self.workers.holder)

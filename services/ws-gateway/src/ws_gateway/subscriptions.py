@@ -12,7 +12,7 @@ from typing import Final
 import nats.errors
 import nats.js.errors
 from eventlog.ending import end
-from eventlog.errors import SourceTruncated
+from eventlog.errors import LogUnavailable, SourceTruncated
 from eventlog.records import StoredEvent
 from eventlog.sources import Reader, StreamSource
 from nats.aio.client import Client
@@ -28,7 +28,7 @@ from ws_gateway.translate import from_stored
 BATCH_EVENTS: Final = 500
 IDLE_S: Final = 5.0
 CANCEL_AGAIN_S: Final = 0.1
-_AWAY: Final = (nats.errors.Error, TimeoutError, OSError)
+_AWAY: Final = (nats.errors.Error, TimeoutError, OSError, LogUnavailable)
 _RETRY: Final = Backoff(initial_s=0.1, max_s=2)
 
 
@@ -72,6 +72,7 @@ class Feed:
     async def start(self) -> None:
         """Stand at the head of the stream, and read on from there, if nobody does so yet."""
         if self._task is None or self._task.done():
+            self._drop_followers()  # who follows a feed that has ended by a fault would go on behind a hole
             self.fanout.position, self.fanout.epoch = (await self.kept())[1:]
             self._task = asyncio.create_task(self._run(), name=f"feed {self.source.name}")
 
@@ -103,7 +104,7 @@ class Feed:
                 missed += map(self.publication, own)
                 size += sum(len(event.data) for event in own)
                 position = page.position
-        except SourceTruncated:
+        except (SourceTruncated, *_AWAY):
             return None
         finally:
             await _close_quietly(reader)
@@ -151,9 +152,12 @@ class Feed:
 
     async def _lose(self, problem: str) -> None:
         self.log_.warning("feed_truncated", feed=self.source.name, problem=problem)
+        self._drop_followers()
+        self.fanout.position, self.fanout.epoch = (await self.kept())[1:]
+
+    def _drop_followers(self) -> None:
         for follower in self.fanout.lose():
             follower.lost()
-        self.fanout.position, self.fanout.epoch = (await self.kept())[1:]
 
 
 @dataclass(slots=True)
