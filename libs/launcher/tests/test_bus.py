@@ -190,3 +190,17 @@ def test_an_account_answers_for_its_past_those_who_read_its_stream_and_nobody_el
     assert [{**each, "accounts": set(each["accounts"])} for each in answered] == [
         {"service": subject, "response_type": "stream", "accounts": asking} for subject in past({name}) if asking
     ]
+
+
+@pytest.mark.parametrize("number", range(1, len(SERVICES) + 1))
+def test_a_system_of_some_services_names_no_account_that_it_does_not_have(number: int) -> None:
+    some = SERVICES[:number]
+    passwords = dict.fromkeys((*(service.name for service in some), *NATS_CLIENTS), "password")
+    found: dict[str, Any] = json.loads(json.dumps(authorization(some, passwords)))["accounts"]
+    named = {
+        each.get("service", each.get("stream"))["account"]
+        for account in found.values()
+        for each in account.get("imports", ())
+    }
+    led = {name for account in found.values() for each in account["exports"] for name in each["accounts"]}
+    assert named | led <= set(found)

@@ -80,7 +80,8 @@ def account_of(user: str) -> str:
 
 def members(services: Sequence[Service]) -> tuple[Member, ...]:
     """Everybody but the administrator."""
-    return (*(_service(service) for service in services), _observer(services), _client())
+    names = [service.name for service in services]
+    return (*(_service(service, names) for service in services), _observer(services), _client())
 
 
 def stream_plans(services: Sequence[Service]) -> Mapping[str, Json]:
@@ -136,7 +137,7 @@ def _entry(stream: Stream, consumers: Sequence[Json] | None) -> Json:
     return {"config": stream.config(), "consumers": consumers}
 
 
-def _service(service: Service) -> Member:
+def _service(service: Service, present: Sequence[str]) -> Member:
     name, own = service.name, event_stream(service.name)
     asks = [all_events(name), checkpoint_subject(name), f"{API}.INFO", f"{API}.STREAM.INFO.{own}"]
     asks += [f"{API}.STREAM.MSG.GET.{own}"]
@@ -147,7 +148,7 @@ def _service(service: Service) -> Member:
         asks += _working(service)
     offers = ((TOKENS, OBSERVER),) if service.has_tokens else ()
     said = (TOKENS,) if service.has_tokens else ()
-    past = tuple((past_subject(other), other) for other in service.reads)
+    past = tuple((past_subject(other), other) for other in service.reads if other in present)
     return Member(name, _once(asks), said, (INBOX, *said), offers, answers=(past_subject(name),), asks_members=past)
 
 
