@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import nats
 import nats.errors
@@ -19,7 +20,7 @@ from eventlog.past_server import PastServer
 from eventlog.postgres import PostgresEventLog
 from eventlog.projections import Projector
 from eventlog.records import EVERYTHING, Filter, StoredEvent
-from eventlog.relay import Relay, RelayConfig
+from eventlog.relay import Relay
 from eventlog.shared_source import SharedStreamSource
 from eventlog.sources import StreamSource
 from eventlog.testing import a_stream, an_append, an_event
@@ -27,24 +28,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
 from psycopg_pool import AsyncConnectionPool
-from synod.common.ids import uuid7
 from synod.common.streams import PAST_EVENTS_MAX
 from synod.common.subjects import event_stream, past_subject
 from test_projections import QUICK, Totals, totals
+from test_relay import QUICK as RELAY
+from test_relay import running
 
 WAIT_S = 30.0
-
-
-@pytest.fixture
-async def client(nats_url: str) -> AsyncIterator[Client]:
-    client = await nats.connect(nats_url)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-def service() -> str:
-    return f"svc-{uuid7().hex}"
+FEW = replace(RELAY, max_msgs=50)
+"""For a stream that holds so many."""
 
 
 @asynccontextmanager
@@ -234,18 +226,13 @@ async def aged_out(log: PostgresEventLog, client: Client, service: str, events: 
     js, name = client.jetstream(), event_stream(service)
     config = StreamConfig(name=name, subjects=[f"synod.*.evt.{service}.>"], max_age=0.2, duplicate_window=0.1)
     await js.add_stream(config)
-    relay = Relay(log, client, service, RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1))
-    task = asyncio.create_task(relay.run())
-    try:
+    async with running(Relay(log, client, service, RELAY)) as relay:
         await filled(log, events)
         assert await relay.wait_for(events, WAIT_S) == events
-
         async with asyncio.timeout(WAIT_S):
             while (await js.stream_info(name)).state.messages:
                 continue
         yield relay
-    finally:
-        await end(task)
 
 
 async def test_a_view_is_folded_from_the_log_where_the_stream_has_aged_out(
@@ -308,53 +295,40 @@ async def test_a_reader_follows_a_stream_that_loses_its_oldest_while_it_reads(
     """Every event comes once and in order, by the stream or from the log, and nobody has to begin again."""
     log = MemoryEventLog()
     await filled(log, 1_000)
-    config = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1, max_msgs=50)
-    relay = Relay(log, client, service, config)
-    relaying = asyncio.create_task(relay.run())
-    stop = asyncio.Event()
+    relay, stop = Relay(log, client, service, FEW), asyncio.Event()
 
     async def load() -> None:
         while not stop.is_set():
             await filled(log, 10)
             await relay.wait_for(await log.head(), WAIT_S)
 
-    try:
-        async with answering(log, client, service), asyncio.timeout(WAIT_S):
-            assert await relay.wait_for(1_000, WAIT_S) == 1_000
-            loading = asyncio.create_task(load())
-            source, positions = source_type(client, service), list[int]()
-            reader = source.reader(None)
-            while len(positions) < 3_000:
-                page = await reader.read(len(positions), 70)
-                positions += [event.position for event in page.events]
-                assert page.position == len(positions)
-                if not page.events:
-                    await reader.wait(len(positions), WAIT_S)
-            stop.set()
-            await loading
-            await reader.close()
-    finally:
-        await end(relaying)
+    async with running(relay), answering(log, client, service), asyncio.timeout(WAIT_S):
+        assert await relay.wait_for(1_000, WAIT_S) == 1_000
+        loading = asyncio.create_task(load())
+        reader, positions = source_type(client, service).reader(None), list[int]()
+        while len(positions) < 3_000:
+            page = await reader.read(len(positions), 70)
+            positions += [event.position for event in page.events]
+            assert page.position == len(positions)
+            if not page.events:
+                await reader.wait(len(positions), WAIT_S)
+        stop.set()
+        await loading
+        await reader.close()
     assert positions == list(range(1, len(positions) + 1))
 
 
 async def test_waiting_ends_where_the_stream_has_lost_what_comes_next(client: Client, service: str) -> None:
     log = MemoryEventLog()
     await filled(log, 100)
-    config = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1, max_msgs=50)
-    relay = Relay(log, client, service, config)
-    relaying = asyncio.create_task(relay.run())
-    try:
-        async with answering(log, client, service):
-            assert await relay.wait_for(100, WAIT_S) == 100
-            reader = StreamSource(client, service).reader(None)
-            assert (await reader.read(60, 5)).position == 65
-            await filled(log, 300)
-            assert await relay.wait_for(400, WAIT_S) == 400
-            async with asyncio.timeout(WAIT_S):
-                while not (page := await reader.read(65, 5)).events:
-                    await reader.wait(65, WAIT_S)
-            assert [event.position for event in page.events] == [66, 67, 68, 69, 70]
-            await reader.close()
-    finally:
-        await end(relaying)
+    async with running(Relay(log, client, service, FEW)) as relay, answering(log, client, service):
+        assert await relay.wait_for(100, WAIT_S) == 100
+        reader = StreamSource(client, service).reader(None)
+        assert (await reader.read(60, 5)).position == 65
+        await filled(log, 300)
+        assert await relay.wait_for(400, WAIT_S) == 400
+        async with asyncio.timeout(WAIT_S):
+            while not (page := await reader.read(65, 5)).events:
+                await reader.wait(65, WAIT_S)
+        assert [event.position for event in page.events] == [66, 67, 68, 69, 70]
+        await reader.close()

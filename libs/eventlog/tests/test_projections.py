@@ -456,13 +456,6 @@ async def relayed(log: PostgresEventLog, client: Client, service: str) -> AsyncI
         await end(task)
 
 
-@pytest.fixture
-async def client(nats_url: str) -> AsyncIterator[Client]:
-    client = await nats.connect(nats_url)
-    yield client
-    await client.close()
-
-
 async def test_a_view_follows_a_foreign_log(pool, log: PostgresEventLog, client: Client) -> None:
     service = f"svc-{uuid7().hex}"
     projector = Projector(pool, Totals(), StreamSource(client, service), QUICK)

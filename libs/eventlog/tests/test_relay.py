@@ -23,22 +23,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from synod.common.ids import uuid7
-from synod.common.streams import events_of
+from synod.common.streams import EVENTS_KEPT, events_of
 from synod.common.subjects import event_stream
 
 QUICK = RelayConfig(ack_timeout_s=0.5, idle_check_s=0.1, retry_pause_max_s=0.1)
-
-
-@pytest.fixture
-async def client(nats_url: str) -> AsyncIterator[Client]:
-    client = await nats.connect(nats_url)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-def service() -> str:
-    return f"svc-{uuid7().hex}"
 
 
 @pytest.fixture
@@ -259,30 +247,18 @@ async def test_a_relay_that_makes_no_stream_waits_for_one_and_fills_it_from_the_
     await assert_published(client, service, log)
 
 
-def forgetful(service: str) -> StreamConfig:
+def forgetful(service: str, max_msgs: int = EVENTS_KEPT) -> StreamConfig:
     """A stream that counts from 60 on: as NATS made it once after a stream was deleted, and may after a crash."""
-    return StreamConfig.from_response(dict(events_of(service).config()) | {"first_seq": 60})
+    return StreamConfig.from_response(dict(events_of(service, max_msgs=max_msgs).config()) | {"first_seq": 60})
 
 
-async def test_a_stream_that_lost_events_is_made_anew_and_filled(
-    client: Client, service: str, log: MemoryEventLog
+@pytest.mark.parametrize("max_msgs", [EVENTS_KEPT, 50])
+async def test_a_stream_that_lost_more_than_its_limit_tells_is_made_anew_and_filled(
+    client: Client, service: str, log: MemoryEventLog, max_msgs: int
 ) -> None:
     await fill(log, 100)
-    await client.jetstream().add_stream(forgetful(service))
+    await client.jetstream().add_stream(forgetful(service, max_msgs))
     async with running(Relay(log, client, service, QUICK)) as relay:
-        async with asyncio.timeout(30):
-            while await relay.wait_for(100, timeout_s=1) < 100:
-                continue
-    await assert_published(client, service, log)
-
-
-async def test_a_stream_that_lost_more_than_its_number_tells_is_made_anew(
-    client: Client, service: str, log: MemoryEventLog
-) -> None:
-    await fill(log, 100)
-    config = dict(forgetful(service).as_dict()) | {"max_msgs": 50}
-    await client.jetstream().add_stream(StreamConfig.from_response(config))
-    async with running(Relay(log, client, service, replace(QUICK, max_msgs=-1))) as relay:
         async with asyncio.timeout(30):
             while await relay.wait_for(100, timeout_s=1) < 100:
                 continue
