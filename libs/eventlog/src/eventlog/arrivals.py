@@ -11,9 +11,7 @@ from eventlog.signal import settle, settled
 
 
 class Arrivals:
-    """Many messages are worth one wake-up, not two tasks each as
-    nats-py makes for whoever asks for the next one.
-    """
+    """Many messages are worth one wake-up, not two tasks each as nats-py makes for whoever asks for the next one."""
 
     def __init__(self) -> None:
         self.messages: deque[Msg] = deque()

@@ -1,7 +1,7 @@
 """What a stream no longer holds, asked of the log's owner over NATS.
 
-A stream keeps messages for days, the log for ever. A view that is folded anew, or that stood still for longer, gets what
-has aged out of the stream from the log itself: the owner answers with the events in the form in which it once published them.
+A stream keeps the newest messages, the log all events. A view that is folded anew, or that stood still for long, gets what is
+no longer in the stream from the log itself: the owner answers with the events in the form in which it once published them.
 
     synod.sys.<service>.past   {"after": 0, "limit": 500}
                           ->   a message for each event, with its headers and `synod-position`

@@ -12,12 +12,11 @@ from nats.aio.msg import Msg
 from synod.common.streams import PAST_EVENTS_MAX
 from synod.common.subjects import past_subject
 
-from eventlog.envelope import header_block
 from eventlog.errors import EventLogError
 from eventlog.log import EventLog
 from eventlog.past import END, ERROR, POSITION
 from eventlog.records import EVERYTHING
-from eventlog.relay import EventUnpublishable, send
+from eventlog.relay import EventUnpublishable, as_message, send
 from eventlog.sources import read_page
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -65,15 +64,12 @@ class PastServer:
     async def _messages(self, request: Msg) -> list[bytes]:
         after, limit = _asked(request.data)
         page = await read_page(self._log, after, limit, EVERYTHING, PAGE_BYTES)
-        reply = request.reply.encode()
-        told = []
-        for event in page.events:
-            block = header_block(event, self._service, f"{POSITION}: {event.position}\r\n")
-            size = len(block) + len(event.data)
-            if size > self._client.max_payload:
-                raise EventUnpublishable(event.position, f"{size} bytes, the server takes {self._client.max_payload}")
-            told.append(b"HPUB %b %d %d\r\n%b%b\r\n" % (reply, len(block), size, block, event.data))
-        return [*told, _message(request.reply, f"{END}: {len(told)}\r\n")]
+        to, payload_max = request.reply, self._client.max_payload
+        told = [
+            as_message(event, self._service, to, f"{POSITION}: {event.position}\r\n", "", payload_max)
+            for event in page.events
+        ]
+        return [*told, _message(to, f"{END}: {len(told)}\r\n")]
 
 
 def _asked(data: bytes) -> tuple[int, int]:

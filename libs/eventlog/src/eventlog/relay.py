@@ -322,11 +322,7 @@ class Relay:
         subject = event_subject(event.tenant, self._service, stream.aggregate, stream.id, event.type)
         if " " in subject or not subject.isprintable():
             raise EventUnpublishable(event.position, f"{subject!r} is no subject")
-        block = header_block(event, self._service, conditions)
-        size = len(block) + len(event.data)
-        if size > self._client.max_payload:
-            raise EventUnpublishable(event.position, f"{size} bytes, the server takes {self._client.max_payload}")
-        return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), len(block), size, block, event.data)
+        return as_message(event, self._service, subject, conditions, reply, self._client.max_payload)
 
     async def _on_ack(self, message: Msg) -> None:
         name, _, position = message.subject.rpartition(".")[2].partition("_")
@@ -334,6 +330,17 @@ class Relay:
             return  # of a window given up
         self._window.answer(int(position), message.data)
         self._published.advance(self._window.acked)
+
+
+def as_message(event: StoredEvent, service: str, subject: str, lines: str, reply: str, payload_max: int) -> bytes:
+    """An event of `service` in the form of the protocol, with `lines` before its own headers. EventUnpublishable if that is
+    more than a server takes, which would end the connection.
+    """
+    block = header_block(event, service, lines)
+    size = len(block) + len(event.data)
+    if size > payload_max:
+        raise EventUnpublishable(event.position, f"{size} bytes, the server takes {payload_max}")
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject.encode(), reply.encode(), len(block), size, block, event.data)
 
 
 async def send(client: Client, messages: Sequence[bytes]) -> None:

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from eventlog.newest import Newest
 from eventlog.records import Page, StoredEvent
-from eventlog.sources import Reader, StreamSource, Types
+from eventlog.sources import Reader, StreamSource, Types, of_types
 
 KEPT_EVENTS: Final = 2_048
 KEPT_BYTES: Final = 8 * 1024 * 1024
@@ -88,8 +88,7 @@ class _SharedReader:
             return await self._alone.read(after, limit)
         await self._rejoin()
         events = await self._front.events(after, limit)
-        wanted = [event for event in events if self._types is None or event.type in self._types]
-        return Page(wanted, events[-1].position if events else after)
+        return Page(of_types(events, self._types), events[-1].position if events else after)
 
     async def wait(self, after: int, timeout_s: float) -> None:
         if not self._front.is_beyond(after):

@@ -196,7 +196,7 @@ class _StreamReader:
         events = self._in_sequence(messages)
         if messages and len(events) < len(messages):
             await self._check_whole(messages[-1])
-        return Page(self._wanted(events), self._position)
+        return Page(of_types(events, self._types), self._position)
 
     async def wait(self, after: int, timeout_s: float) -> None:
         try:
@@ -226,10 +226,7 @@ class _StreamReader:
             raise truncated from error
         if not events:
             raise truncated  # and the log neither: the stream is another's
-        return Page(self._wanted(events), events[-1].position, more=True)
-
-    def _wanted(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
-        return [event for event in events if self._types is None or event.type in self._types]
+        return Page(of_types(events, self._types), events[-1].position, more=True)
 
     async def _stand_at(self, after: int, create: bool = False) -> bool:
         """Whether a consumer stands at `after`; one is started if there is something to read, or on demand."""
@@ -318,6 +315,10 @@ class _StreamReader:
             await self._client.jetstream().delete_consumer(self._source.stream, self._consumer)
         except (nats.errors.Error, TimeoutError):
             return  # it expires by itself
+
+
+def of_types(events: Sequence[StoredEvent], types: Types) -> Sequence[StoredEvent]:
+    return events if types is None else [event for event in events if event.type in types]
 
 
 def _sequence(message: Msg) -> int:
