@@ -163,8 +163,8 @@ async def test_a_policy_chooses_and_the_event_says_why(farm: Farm) -> None:
     await farm.ask(routing=routing)
 
     assert farm.asked() == {"eu": 0, "us": 1}
-    (accepted,) = await farm.events("ModelCallAccepted")
-    assert accepted["considered"] == [
+    (started,) = await farm.events("ModelCallAttemptStarted")
+    assert started["accepted"]["considered"] == [
         {"model": "pool/sim-1", "deployment": "eu", "verdict": "is in region eu"},
         {"model": "pool/sim-1", "deployment": "us", "verdict": "eligible"},
     ]

@@ -46,7 +46,7 @@ WAIT_S = 30
 STATUS = re.compile(rb"HTTP/1\.1 (\d+) ")
 MODEL = "simulator/sim-1"
 TENANTS = count(1)
-CALL_TYPES = ["ModelCallAccepted", "ModelCallAttemptStarted", "ModelCallCompleted"]
+CALL_TYPES = ["ModelCallAttemptStarted", "ModelCallCompleted"]
 
 
 @dataclass

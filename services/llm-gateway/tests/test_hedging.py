@@ -198,7 +198,7 @@ async def until_asked(provider: Scripted) -> None:
             await asyncio.sleep(0)
 
 
-RACED = ["Accepted", "AttemptStarted 1", "AttemptStarted 2"]
+RACED = ["AttemptStarted 1", "AttemptStarted 2"]
 
 
 async def test_a_rival_answers_where_the_first_attempt_is_slow_and_both_are_reserved_and_recorded() -> None:
@@ -283,7 +283,7 @@ async def test_a_model_of_which_nobody_said_so_has_no_rivals() -> None:
     world.first.tell()
 
     await call
-    assert await world.told() == ["Accepted", "AttemptStarted 1", "Completed 1"]
+    assert await world.told() == ["AttemptStarted 1", "Completed 1"]
 
 
 async def test_once_content_was_shown_there_is_no_rival() -> None:
@@ -320,7 +320,7 @@ async def test_a_rival_that_may_not_be_paid_for_leaves_the_first_attempt_alone(r
     world.first.tell()
 
     await call
-    assert await world.told() == ["Accepted", "AttemptStarted 1", "Completed 1"]
+    assert await world.told() == ["AttemptStarted 1", "Completed 1"]
     assert world.rival.asked == 0
     # What the limits handed out for both is back.
     for request_id in ("two", "three"):
@@ -350,7 +350,7 @@ async def test_a_rival_that_is_not_needed_any_more_once_it_is_paid_for_is_told_a
     world.first.tell()
 
     assert (await call).message.text == "first"
-    assert await world.told() == ["Accepted", "AttemptStarted 1", "AttemptStarted 2", "AttemptFailed 2", "Completed 1"]
+    assert await world.told() == ["AttemptStarted 1", "AttemptStarted 2", "AttemptFailed 2", "Completed 1"]
     unused = (await world.events())[-2]
     assert isinstance(unused, ModelCallAttemptFailed)
     assert (unused.billed, unused.reservation_id, world.rival.asked) == ("no", f"{CALL}:2", 0)

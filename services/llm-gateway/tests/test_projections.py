@@ -16,7 +16,6 @@ from synod.common.event import Event
 from synod.common.values import Attribution, Failure
 from synod.llm_gateway.events import (
     EVENTS,
-    ModelCallAccepted,
     ModelCallAttemptFailed,
     ModelCallAttemptStarted,
     ModelCallCompleted,
@@ -25,9 +24,6 @@ from synod.llm_gateway.events import (
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CODEC: Codec[Event] = Codec(EVENTS)
 OWNER = Attribution(tenant_id="local", run_id="run_1", agent="scout")
-ACCEPTED = ModelCallAccepted(
-    request_id="req", model="scout", attribution=OWNER, request_sha256="aa", input_tokens_max=1, output_tokens_max=1
-)
 
 
 def started(attempt: int) -> Event:
@@ -64,12 +60,12 @@ COMPLETED = ModelCallCompleted(
     response_sha256="bb",
     duration_ms=5,
 )
-WHOLE = (ACCEPTED, started(1), FAILED, started(2), COMPLETED)
+WHOLE = (started(1), FAILED, started(2), COMPLETED)
 
 
 async def test_running_calls_are_found_with_whom_they_belong_to(postgres_dsn: str) -> None:
     log = MemoryEventLog()
-    new = tuple(CODEC.encode(event, at=NOW) for event in (ACCEPTED, started(1)))
+    new = tuple(CODEC.encode(event, at=NOW) for event in (started(1),))
     await log.append(Append(StreamId("model-call", "mc"), 0, new, Context("local", "usr_ada")))
     async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
         await Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")).catch_up()
@@ -82,7 +78,7 @@ async def test_an_attempt_runs_until_its_own_end(postgres_dsn: str, at_once: boo
     log, found = MemoryEventLog(), []
     async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
         projector, queries = Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")), Queries(pool)
-        for events in ((ACCEPTED, started(1), started(2)), (FAILED,), (COMPLETED,)):
+        for events in ((started(1), started(2)), (FAILED,), (COMPLETED,)):
             new = tuple(CODEC.encode(event, at=NOW) for event in events)
             await log.append(Append(StreamId("model-call", "mc"), ANY, new, Context("local", "usr_ada")))
             if not at_once:
@@ -97,7 +93,7 @@ async def test_an_attempt_runs_until_its_own_end(postgres_dsn: str, at_once: boo
 
 async def test_of_two_attempts_the_one_that_has_not_failed_runs(postgres_dsn: str) -> None:
     log = MemoryEventLog()
-    new = tuple(CODEC.encode(event, at=NOW) for event in (ACCEPTED, started(1), started(2), FAILED))
+    new = tuple(CODEC.encode(event, at=NOW) for event in (started(1), started(2), FAILED))
     await log.append(Append(StreamId("model-call", "mc"), 0, new, Context("local", "usr_ada")))
     async with AsyncConnectionPool(postgres_dsn, min_size=1, max_size=3, open=False) as pool:
         await Projector(pool, ReservationsView(), LogSource(log, "llm-gateway")).catch_up()

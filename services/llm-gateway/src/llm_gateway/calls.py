@@ -1,9 +1,10 @@
 """A model call as an aggregate: accepted once, tried one attempt after another, ended once. Pure.
 
-      ModelCallAccepted
-             │
-             ▼        AttemptFailed (billed: no | unknown)
-    ┌──▶ waiting ◀───────────────┐         (ServedFromCache: to completed, with an equal call's answer)
+          new ──────────────────────┐ ServedFromCache: to completed, with an equal call's answer
+             │ AttemptStarted 1     │ (from waiting too)
+             │                      ▼
+             │         AttemptFailed (billed: no | unknown)
+    ┌──▶ waiting ◀───────────────┐
     │        │ AttemptStarted    │
     │        ▼                   │
     │     running ───────────────┘  (AttemptStarted: a rival beside the one that runs, at most one)
@@ -25,6 +26,7 @@ from typing import Final, Literal
 from synod.common.event import Event
 from synod.common.values import Failure
 from synod.llm_gateway.events import (
+    Acceptance,
     ModelCallAccepted,
     ModelCallAttemptFailed,
     ModelCallAttemptStarted,
@@ -90,6 +92,7 @@ def evolve(call: Call, event: Event) -> Call:
         case ModelCallAccepted():
             return Call("waiting", event.request_id, event.request_sha256)
         case ModelCallAttemptStarted():
+            call = _accepted(call, event)
             reserved = (*call.reserved, event.reservation_id)
             return _evolved(call, "running", (*call.running, event), event.attempt, reserved=reserved)
         case ModelCallAttemptFailed():
@@ -98,6 +101,7 @@ def evolve(call: Call, event: Event) -> Call:
         case ModelCallCompleted():
             return _evolved(call, "completed", (), call.attempt, answered=event.attempt)
         case ModelCallServedFromCache():
+            call = _accepted(call, event)
             return _evolved(call, "completed", call.running, call.attempt, answered=call.attempt)
         case ModelCallFailed():
             return _evolved(call, "failed", (), call.attempt, failure=event.failure)
@@ -105,6 +109,12 @@ def evolve(call: Call, event: Event) -> Call:
             return _evolved(call, "cancelled", (), call.attempt)
         case _:
             return call
+
+
+def _accepted(call: Call, event: ModelCallAttemptStarted | ModelCallServedFromCache) -> Call:
+    """The call once it is accepted: the first event of it says so."""
+    accepted = event.accepted
+    return call if accepted is None else Call("waiting", event.request_id, accepted.request_sha256)
 
 
 def _evolved(
@@ -136,12 +146,11 @@ def check_same(call: Call, request_id: str, request_sha256: str) -> None:
         raise RequestIdReused(request_id)
 
 
-def begin(call: Call, accepted: ModelCallAccepted, started: ModelCallAttemptStarted) -> Sequence[Event]:
-    """Starts the next attempt, and with the first one accepts the call. No event if the attempt was started before."""
-    check_same(call, accepted.request_id, accepted.request_sha256)
-    if call.ended or call.running or started.attempt != call.attempt + 1:
-        return ()
-    return (started,) if call.phase == "waiting" else (accepted, started)
+def begin(call: Call, started: ModelCallAttemptStarted, request_sha256: str) -> Sequence[Event]:
+    """Starts the next attempt; the first one accepts the call. No event if the attempt was started before."""
+    check_same(call, started.request_id, request_sha256)
+    fits = not call.ended and not call.running and started.attempt == call.attempt + 1
+    return (started,) if fits else ()
 
 
 def rival(call: Call, started: ModelCallAttemptStarted) -> Sequence[Event]:
@@ -150,12 +159,12 @@ def rival(call: Call, started: ModelCallAttemptStarted) -> Sequence[Event]:
     return (started,) if fits else ()
 
 
-def serve(call: Call, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Sequence[Event]:
+def serve(call: Call, served: ModelCallServedFromCache, accepted: Acceptance) -> Sequence[Event]:
     """Ends a call that no attempt runs for with another's answer; one that was not accepted yet is."""
-    check_same(call, accepted.request_id, accepted.request_sha256)
+    check_same(call, served.request_id, accepted.request_sha256)
     if call.phase == "waiting":
         return (served,)
-    return (accepted, served) if call.phase == "new" else ()
+    return (served.model_copy(update={"accepted": accepted}),) if call.phase == "new" else ()
 
 
 def fail(call: Call, lost: Sequence[Lost], *, last: bool = False) -> Sequence[Event]:

@@ -21,8 +21,8 @@ from synod.common.event import Event
 from synod.common.ids import uuid7
 from synod.common.values import Attribution, Failure
 from synod.llm_gateway.events import (
+    Acceptance,
     ConsideredModel,
-    ModelCallAccepted,
     ModelCallAttemptStarted,
     ModelCallCancelled,
     ModelCallCompleted,
@@ -327,7 +327,7 @@ class Execution:
             likeness_of_10000=min(round(likeness * caching.EXACT_OF_10000), caching.EXACT_OF_10000),
             simulated=answer.simulated,
         )
-        serving = self._recorder.serve(Kept(data, call.attempt), self._accepted(aim), served)
+        serving = self._recorder.serve(Kept(data, call.attempt), served, self._acceptance(aim))
         ended = await self._flight.unbroken(serving)
         if not calls.has_completed(ended, call.attempt):
             raise TakenOver
@@ -644,9 +644,9 @@ class Execution:
                 await self._tools.ledger.release(attempt.reservation_id, self._context)
 
     async def _record_start(self, attempt: Attempt) -> None:
-        accepted, started = self._accepted(attempt.aim), attempt.started
+        started, sha256 = attempt.started, self._asked.sha256
         unseen, self._attempt = not self._recorder.looked, attempt
-        call = await self._recorder.append(lambda call: calls.begin(call, accepted, started))
+        call = await self._recorder.append(lambda call: calls.begin(call, started, sha256))
         # An attempt like this one is not this one, if the call was thought to be new and was not.
         if not calls.has_begun(call, started) or (unseen and self._recorder.looked):
             self._attempt, self._ours = None, False
@@ -673,14 +673,13 @@ class Execution:
             worker=self._tools.workers.own,
             deployment=target.deployment,
             region=target.region,
+            accepted=self._acceptance(aim) if number == 1 else None,
         )
         return Attempt(number, aim, self._now(), started)
 
-    def _accepted(self, aim: Aim) -> ModelCallAccepted:
-        return ModelCallAccepted(
-            request_id=self._asked.request_id,
+    def _acceptance(self, aim: Aim) -> Acceptance:
+        return Acceptance(
             model=self._asked.model,
-            attribution=self._asked.attribution,
             request_sha256=self._asked.sha256,
             input_tokens_max=aim.need.input_tokens,
             output_tokens_max=aim.need.output_tokens,
@@ -928,9 +927,9 @@ class Recorder:
     async def complete(self, kept: Kept, event: ModelCallCompleted, lost: Sequence[Lost] = ()) -> Call:
         return await self.append(lambda call: calls.end(call, event, lost), self.tools.results.row(self.id, kept))
 
-    async def serve(self, kept: Kept, accepted: ModelCallAccepted, served: ModelCallServedFromCache) -> Call:
+    async def serve(self, kept: Kept, served: ModelCallServedFromCache, accepted: Acceptance) -> Call:
         return await self.append(
-            lambda call: calls.serve(call, accepted, served), self.tools.results.row(self.id, kept)
+            lambda call: calls.serve(call, served, accepted), self.tools.results.row(self.id, kept)
         )
 
     async def runs_elsewhere(self, call: Call) -> bool:

@@ -16,10 +16,23 @@ class ConsideredModel(Value):
     verdict: str
 
 
-class ModelCallAccepted(Event):
-    """The call was valid and its upper bound is reserved. Content is not in the log, its hash is.
+class Acceptance(Value):
+    """What a call asks for, once it is found valid and its upper bound is reserved. Content is not in the log, its hash is.
 
-    `considered` explains the choice where there was one.
+    `model` is as the caller names it. `considered` explains the choice where there was one.
+    """
+
+    model: str
+    request_sha256: str
+    input_tokens_max: int
+    output_tokens_max: int
+    operation: Literal["chat", "embeddings"] = "chat"
+    considered: tuple[ConsideredModel, ...] = ()
+
+
+class ModelCallAccepted(Event):
+    """What Acceptance says, as an event of its own. Not written any more: nothing could come between it and the first
+    attempt, and it was a fifth of all events of a call.
     """
 
     AGGREGATE: ClassVar[str] = "model-call"
@@ -38,7 +51,8 @@ class ModelCallAttemptStarted(Event):
     """Appended before the provider is called, so that a crash after it is an unknown outcome, not a free call.
 
     `worker` is the process that carries the attempt out; empty in events from before there were several. `deployment` is
-    the endpoint and key that it goes to, empty for the only one.
+    the endpoint and key that it goes to, empty for the only one. `accepted` is with the first attempt, and not in events
+    from before: those have a ModelCallAccepted before them.
     """
 
     AGGREGATE: ClassVar[str] = "model-call"
@@ -52,6 +66,7 @@ class ModelCallAttemptStarted(Event):
     worker: str = ""
     deployment: str = ""
     region: str = ""
+    accepted: Acceptance | None = None
 
 
 class ModelCallAttemptFailed(Event):
@@ -98,7 +113,7 @@ class ModelCallServedFromCache(Event):
     """Terminal: answered with what an equal call got before. Nothing was reserved and nothing is charged.
 
     `source_reservation_id` is the reservation of the call that was paid for: what its settlement came to is what this
-    call saves. Tokens and usage are of that call.
+    call saves. Tokens and usage are of that call. `accepted` is with a call that was not tried before.
     """
 
     AGGREGATE: ClassVar[str] = "model-call"
@@ -115,6 +130,7 @@ class ModelCallServedFromCache(Event):
     # How much alike the two requests are, of 10,000; less only for an answer to a similar request.
     likeness_of_10000: int = 10_000
     simulated: bool = False
+    accepted: Acceptance | None = None
 
 
 class ModelCallFailed(Event):
