@@ -171,11 +171,14 @@ async def rows_of(stage: Stage, kind: str, seconds: float) -> list[Row]:
 
 
 async def alone_p50_ms(stage: Stage, seconds: float, ways: Mapping[str, Call]) -> Mapping[str, float]:
-    """What one caller waits for, with nothing left to do of what was measured before. In turns, as the others."""
+    """What one caller waits for who calls steadily, with nothing left to do of what was measured before. In turns, as the
+    others. His first calls find no reservation made ahead: they are as those "each for itself".
+    """
     loads = {way: Load() for way in ways}
     for _ in range(TURNS):
         for way, call in ways.items():
             await at_rest(stage)
+            await closed_loop(1, seconds / 5, call)
             loads[way].latencies_s += (await closed_loop(1, seconds, call)).latencies_s
     return {way: load.percentile_ms(50) for way, load in loads.items()}
 
