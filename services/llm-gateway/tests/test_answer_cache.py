@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 from eventlog.codec import Codec
+from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
-from eventlog.records import Context
+from eventlog.records import Append, Appended, Context
 from llm_gateway import errors
 from llm_gateway.admission import Admission
 from llm_gateway.answer_cache import FRONT_S, AnswerCache, CacheTerms, Front
@@ -43,8 +44,14 @@ from prometheus_client import CollectorRegistry
 from servicekit.telemetry import Logger
 from servicekit.testing import FakeClock
 from synod.common.event import Event
-from synod.common.values import Attribution
-from synod.llm_gateway.events import EVENTS, ModelCallServedFromCache
+from synod.common.values import Attribution, Failure
+from synod.llm_gateway.events import (
+    EVENTS,
+    Acceptance,
+    ModelCallAttemptFailed,
+    ModelCallAttemptStarted,
+    ModelCallServedFromCache,
+)
 
 WAIT_S = 30
 USAGE = Usage.of((UsageLine("input", 7), UsageLine("output", 3)))
@@ -52,6 +59,24 @@ HELLO = ModelResponse(Message("assistant", (Text("hello"),)), "stop", "stop", US
 CALLING = replace(HELLO, message=Message("assistant", (ToolCall("1", "f", "{}"),)), finish_reason="tool_calls")
 REQUEST = ModelRequest("", (Message("user", (Text("Hi"),)),), max_output_tokens=100)
 ON = CachePolicy("on")
+TRIED = ModelCallAttemptStarted(
+    request_id="two",
+    attempt=1,
+    model="fake/m",
+    provider="fake",
+    reservation_id="another:1",
+    attribution=Attribution(),
+    worker="gw_another",
+    accepted=Acceptance(model="fake/m", request_sha256="same", input_tokens_max=1, output_tokens_max=1),
+)
+FAILED = ModelCallAttemptFailed(
+    request_id="two",
+    attempt=1,
+    model="fake/m",
+    reservation_id="another:1",
+    failure=Failure(reason="PROVIDER_UNAVAILABLE", message="gone", retryable=True),
+    billed="no",
+)
 
 
 def asked(request_id: str, content: str = "same", policy: CachePolicy | None = ON, model: str = "fake/m") -> Asked:
@@ -142,6 +167,41 @@ async def test_each_call_from_the_cache_is_recorded_with_what_it_saved() -> None
     assert world.counted("model_cache_requests_total", outcome="hit") == 1
     assert world.counted("model_cache_requests_total", outcome="miss") == 1
     assert world.counted("model_cache_saved_tokens_total", type="output") == 3
+
+
+class RivalsLog(MemoryEventLog):
+    """Before the first answer from the cache is appended another process tries the call in vain; the answer to the append
+    after that is lost.
+    """
+
+    tries = 0
+
+    async def append(self, *appends: Append) -> Appended:
+        (append,) = appends
+        if append.events[0].type != "ModelCallServedFromCache":
+            return await super().append(append)
+        self.tries += 1
+        if self.tries == 1:
+            codec: Codec[Event] = Codec(EVENTS)
+            lost = tuple(codec.encode(event, at=append.events[0].occurred_at) for event in (TRIED, FAILED))
+            await super().append(Append(append.stream, 0, lost, append.context))
+        appended = await super().append(append)
+        if self.tries == 2:
+            raise LogUnavailable("the connection was lost")
+        return appended
+
+
+async def test_group_18_what_is_said_again_after_a_conflict_and_a_lost_answer_is_the_same() -> None:
+    world = World([HELLO], log=(log := RivalsLog()))
+    await world.generate(asked("one"))
+    answer = await world.generate(asked("two"))
+
+    assert (answer.cache, log.tries) == ("hit", 3)
+    *_, failed, served = await world.events()
+    assert failed == FAILED
+    assert isinstance(served, ModelCallServedFromCache)
+    assert served.accepted is None
+    assert (await world.generate(asked("two"), gateway=world.start())) == replace(answer, replayed=True)
 
 
 async def test_group_18_a_repeat_of_a_call_from_the_cache_gets_the_recorded_answer() -> None:

@@ -105,7 +105,7 @@ async def test_answers_without_their_table_are_told_as_a_store_that_is_gone_and_
     failed = ModelCallFailed(request_id="req", failure=Failure(reason="GONE", message="gone"))
     row, context = store.results.row("mc_1", kept("x")), Context("local", "usr_ada")
     with pytest.raises(StoreUnavailable, match=r"answers cannot be recorded: .*model_call_results.* does not exist"):
-        await journal.execute("mc_1", Seen(), lambda _: (failed,), context, uuid7(), (row,))
+        await journal.append("mc_1", Seen(), lambda _: (failed,), context, uuid7(), (row,))
     assert await store.log.head() == 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NoReturn, TypeVar
 from uuid import UUID
 
-from eventlog.errors import LogUnavailable, QueueFull
+from eventlog.errors import LogUnavailable, QueueFull, VersionConflict
 from eventlog.records import Context
 from eventlog.side_table import SideRow
 from servicekit.clock import Clock
@@ -78,6 +78,7 @@ from llm_gateway.stock import Spare, Stock
 from llm_gateway.telemetry import Pace, Telemetry
 
 RECORD_ATTEMPTS_MAX: Final = 8
+CONFLICTS_MAX: Final = 8
 RECORD_BACKOFF: Final = Backoff(initial_s=0.05, max_s=2.0)
 CONSIDERED_MAX: Final = 20
 """Offers that an event tells of."""
@@ -915,8 +916,19 @@ class Recorder:
         return self._seen.call
 
     async def _write(self, decide: Callable[[Call], Sequence[Event]], rows: tuple[SideRow, ...]) -> Seen:
-        writing = self.tools.journal.execute(self.id, self._seen, decide, self.context, self._author, rows)
+        writing = self._decided(decide, rows)
         return await (writing if self.flight is None else self.flight.step(writing))
+
+    async def _decided(self, decide: Callable[[Call], Sequence[Event]], rows: tuple[SideRow, ...]) -> Seen:
+        """After a conflict it is decided on what is on record now, and so is what is said again if the answer is lost."""
+        for conflicts_left in reversed(range(CONFLICTS_MAX)):
+            try:
+                return await self.tools.journal.append(self.id, self._seen, decide, self.context, self._author, rows)
+            except VersionConflict:
+                if not conflicts_left:
+                    raise
+            await self.load()
+        raise AssertionError("the last conflict is raised")
 
     async def look_if_in_doubt(self) -> None:
         """What is decided next is decided on what is on record, as far as the log can be read."""

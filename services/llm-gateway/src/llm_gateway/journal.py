@@ -10,7 +10,7 @@ from uuid import UUID
 from zlib import crc32
 
 from eventlog.codec import Codec
-from eventlog.errors import AppendRefused, UnknownEventType, VersionConflict
+from eventlog.errors import AppendRefused, UnknownEventType
 from eventlog.log import EventLog
 from eventlog.records import Append, Appended, Context, StoredEvent, StreamId
 from eventlog.side_table import SideRow
@@ -23,7 +23,6 @@ from llm_gateway.calls import Call
 from llm_gateway.errors import StoreUnavailable
 
 AGGREGATE: Final = "model-call"
-CONFLICTS_MAX: Final = 8
 _PAGE_EVENTS: Final = 100
 _CALLS_AT_ONCE: Final = 4_096
 
@@ -53,7 +52,7 @@ class Journal:
             if len(page) < _PAGE_EVENTS:
                 return replace(seen, looked=True)
 
-    async def execute(
+    async def append(
         self,
         id: str,
         seen: Seen,
@@ -62,33 +61,15 @@ class Journal:
         author: UUID,
         rows: tuple[SideRow, ...] = (),
     ) -> Seen:
-        """Appends what `decide` returns, with `rows` beside it; after a conflict it is asked again about the newer state.
+        """Appends what `decide` returns of the call as it was `seen`, with `rows` beside it.
 
-        An author says each thing once: said again because an answer was lost, the log knows it. Raises VersionConflict
-        after too many conflicts, StoreUnavailable if the rows cannot be stored, and what log and `decide` raise.
+        An author says each thing once: said again because an answer was lost, the log knows it. Raises VersionConflict if
+        others have appended since, StoreUnavailable if the rows cannot be stored, and what log and `decide` raise.
         """
-        for conflicts_left in reversed(range(CONFLICTS_MAX)):
-            events = tuple(decide(seen.call))
-            if not events:
-                return seen
-            try:
-                return await self._append(id, seen, events, context, author, rows)
-            except VersionConflict:
-                if not conflicts_left:
-                    raise
-            seen = await self.load(id, seen)
-        raise AssertionError("the last conflict is raised")
-
-    async def _append(
-        self,
-        id: str,
-        seen: Seen,
-        events: tuple[Event, ...],
-        context: Context,
-        author: UUID,
-        rows: tuple[SideRow, ...],
-    ) -> Seen:
-        at, call = self.clock.now(), seen.call
+        events, call = tuple(decide(seen.call)), seen.call
+        if not events:
+            return seen
+        at = self.clock.now()
         new = tuple([self.codec.encode(event, id=_event_id(author, event), at=at) for event in events])
         appended = await self._stored(Append(_stream(id), seen.version, new, context, rows=rows))
         for event in events:

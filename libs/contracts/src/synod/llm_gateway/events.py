@@ -17,7 +17,8 @@ class ConsideredModel(Value):
 
 
 class Acceptance(Value):
-    """What a call asks for, once it is found valid and its upper bound is reserved. Content is not in the log, its hash is.
+    """What a call asks for, once it is found valid; where an attempt says so its upper bound is reserved. Content is not in
+    the log, its hash is.
 
     `model` is as the caller names it. `considered` explains the choice where there was one.
     """
@@ -32,7 +33,7 @@ class Acceptance(Value):
 
 class ModelCallAccepted(Event):
     """What Acceptance says, as an event of its own. Not written any more: nothing could come between it and the first
-    attempt, and it was a fifth of all events of a call.
+    attempt, and it was a third of what is written of a call here.
     """
 
     AGGREGATE: ClassVar[str] = "model-call"
@@ -113,7 +114,8 @@ class ModelCallServedFromCache(Event):
     """Terminal: answered with what an equal call got before. Nothing was reserved and nothing is charged.
 
     `source_reservation_id` is the reservation of the call that was paid for: what its settlement came to is what this
-    call saves. Tokens and usage are of that call. `accepted` is with a call that was not tried before.
+    call saves. Tokens and usage are of that call. `accepted` is with a call that was not tried
+    before, but for events from before, as with the first attempt.
     """
 
     AGGREGATE: ClassVar[str] = "model-call"
