@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 
 import grpc
@@ -103,6 +103,37 @@ async def test_a_repeat_waits_as_long_as_the_service_asked(fakes: FakeSystem, sy
     before = time.monotonic()
     await synod.run("run_1")
     assert time.monotonic() - before >= 0.05
+
+
+class Gateway:
+    """Answers every request of HTTP/2 with 404, as what stands between and knows no gRPC. RFC 9113, section 4.1."""
+
+    SETTINGS, NOT_FOUND, ENDS = b"\0\0\0\4\0\0\0\0\0", b"\x8d", 0x5
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError), closing(writer):
+            await reader.readexactly(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+            writer.write(self.SETTINGS)
+            while True:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == 1:  # HEADERS
+                    self.requests += 1
+                    writer.write(b"\0\0\1\1" + bytes([self.ENDS]) + head[5:] + self.NOT_FOUND)
+
+
+async def test_who_answers_in_the_place_of_a_service_is_no_word_of_it() -> None:
+    gateway = Gateway()
+    async with await asyncio.start_server(gateway.serve, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        endpoints = Endpoints(dict.fromkeys(("agent-registry", "agent-runtime"), address), "", "", "syn_key")
+        async with Synod.connect(endpoints, Limits(attempts=3, backoff_first_s=0.001)) as synod:
+            with pytest.raises(TryAgain, match="something on the way to it, with HTTP 404") as answered:
+                await synod.run("run_1")
+    assert (answered.value.reason, gateway.requests) == ("ANSWERED_BETWEEN", 3)
 
 
 async def test_when_nothing_listens_the_message_says_how_to_start(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -23,6 +24,8 @@ Message = TypeVar("Message")
 _RENEW_AT = 0.8
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What is heard of a service that is not there. CANCELLED comes from one that stops; we cancel a call by no longer waiting."""
+_ANSWERED_BETWEEN = re.compile(r"^Received http2 header with status: (\d+)")
+"""What gRPC says of an answer that is none of gRPC's. It takes its status for one of the service, such as 403 for a refusal."""
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", 32 * 1024 * 1024),
     # To the replicas of a service in turn, leaving out those that are gone or give no sign of life.
@@ -193,6 +196,13 @@ class Connection:
         """What a person can do about a service that nothing was heard of; a service's own words stay as they are."""
         if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason:
             return TryAgain("the service did not answer in time; try again", "DEADLINE_EXCEEDED", error.code)
+        if not error.reason and (found := _ANSWERED_BETWEEN.match(error.message)):
+            # A gateway does that for a container whose address is just gone.
+            text = (
+                f"no service of Synod answered but something on the way to it, with HTTP {found[1]}; is it started again? If "
+                "not, look for a proxy or gateway there, and at the addresses"
+            )
+            return TryAgain(text, "ANSWERED_BETWEEN", grpc.StatusCode.UNAVAILABLE)
         if error.code is not grpc.StatusCode.UNAVAILABLE or error.reason:
             return error
         service = self.endpoints.service_at(error.message)
