@@ -48,6 +48,22 @@ def test_a_model_is_found_by_its_name(asked: str, id: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["cheap/../dear", "cheap?x=", "cheap#", "cheap%2f..%2fdear", "//dear", "cheap dear", "cheap\n", ".", "", "m" * 129],
+)
+def test_a_name_that_leads_elsewhere_in_an_address_is_no_models(name: str) -> None:
+    with pytest.raises(UnknownModel):
+        CATALOGUE.target(f"ollama/{name}")
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3:8b", "meta-llama/Llama-3.3-70B", "claude-opus-5@20260101", "us.anthropic.claude-v1:0", "a_b~c+d"]
+)
+def test_names_as_servers_and_clouds_have_them_are_taken(name: str) -> None:
+    assert CATALOGUE.target(f"ollama/{name}").model == name
+
+
+@pytest.mark.parametrize(
     ("asked", "near"),
     [
         ("openai/gpt-5-mni", "openai/gpt-5-mini"),

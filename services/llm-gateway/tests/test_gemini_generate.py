@@ -26,7 +26,7 @@ from llm_gateway.domain import (
     UsageLine,
 )
 from llm_gateway.errors import ProviderRateLimited, RequestRejected
-from llm_gateway.providers.gemini_generate import NAME, GeminiGenerateDialect
+from llm_gateway.providers.gemini_generate import NAME, GeminiGenerateDialect, usage_of
 from llm_gateway.providers.sse import SseParser
 
 RECORDINGS = Path(__file__).parent / "recordings" / NAME
@@ -99,6 +99,36 @@ def test_group_14_cached_tokens_and_thoughts_are_counted_once() -> None:
         ("text", 10),
         ("image", 258),
         ("audio", 32),
+    ]
+
+
+def _input_lines(**counts: object) -> list[tuple[str, str, int]]:
+    usage = usage_of({"promptTokenCount": 12_000, **counts})  # type: ignore[typeddict-item]
+    return [(line.modality, line.cache, line.quantity) for line in usage.lines if line.direction == "input"]
+
+
+def test_group_14_media_keep_their_price_beside_what_was_cached() -> None:
+    audio = {"modality": "AUDIO", "tokenCount": 9_000}
+    text = {"modality": "TEXT", "tokenCount": 3_000}
+    heard = {"promptTokensDetails": [text, audio]}
+
+    assert _input_lines(**heard, cachedContentTokenCount=100) == [
+        ("text", "none", 2_900),
+        ("text", "read", 100),
+        ("audio", "none", 9_000),
+    ]
+    told = [{"modality": "AUDIO", "tokenCount": 60}, {"modality": "TEXT", "tokenCount": 40}]
+    assert _input_lines(**heard, cachedContentTokenCount=100, cacheTokensDetails=told) == [
+        ("text", "none", 2_960),
+        ("text", "read", 40),
+        ("audio", "none", 8_940),
+        ("audio", "read", 60),
+    ]
+    # More was cached than there is text, and nobody says of what.
+    assert _input_lines(**heard, cachedContentTokenCount=4_000) == [
+        ("text", "read", 3_000),
+        ("audio", "none", 8_000),
+        ("audio", "read", 1_000),
     ]
 
 

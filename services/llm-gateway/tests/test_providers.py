@@ -7,8 +7,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
-from llm_gateway.domain import ModelRequest, Text, UsageLine
-from llm_gateway.errors import AuthenticationRejected, MalformedResponse, ProviderUnreachable, UnsupportedParameter
+from llm_gateway.domain import Audio, Message, ModelRequest, Part, Text, ToolCall, UsageLine, Vector
+from llm_gateway.errors import (
+    AuthenticationRejected,
+    MalformedResponse,
+    ProviderUnreachable,
+    RequestRejected,
+    UnsupportedParameter,
+)
 from llm_gateway.providers import catalog
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
@@ -18,6 +24,7 @@ from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import ProviderContract, asked, collect, in_time
 from llm_gateway.providers.transport import Transport, TransportLimits, open_session
+from llm_gateway.retrying import billed
 from provider_simulator.faults import Fault
 from provider_simulator.testing import FIXED_NOW, RunningSimulator
 
@@ -120,6 +127,29 @@ async def test_a_rejecting_profile_sends_nothing(transport: Transport, simulator
     with pytest.raises(UnsupportedParameter, match="sim-1 does not support temperature"):
         await provider.generate(_warm(), in_time())
     assert simulator.usage.total().requests == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        (Audio("audio/wav", b"x"), "does not support audio"),
+        (ToolCall("1", "f", "nope"), "no JSON"),
+        # What the wire format has no place for, though nothing of it should come this far.
+        (Vector(b"0000"), "cannot be written as anthropic-messages"),
+    ],
+)
+async def test_what_cannot_be_written_was_never_sent(transport: Transport, part: Part, problem: str) -> None:
+    provider = catalog.anthropic(transport, lambda: FIXED_NOW, "key", "http://127.0.0.1:1")
+    request = ModelRequest("m", (Message("assistant", (part,)),), max_output_tokens=9)
+    asked = (
+        lambda: provider.generate(request, in_time()),
+        lambda: provider.count_tokens(request, in_time()),
+        lambda: anext(provider.stream(request, in_time())),
+    )
+    for ask in asked:
+        with pytest.raises((RequestRejected, UnsupportedParameter), match=problem) as caught:
+            await ask()
+        assert (caught.value.dispatched, billed(caught.value)) == (False, "no")
 
 
 async def test_an_endpoint_does_not_show_its_key() -> None:

@@ -1,5 +1,6 @@
 """Requests as the gateway understands them."""
 
+import pytest
 from llm_gateway import translate
 from llm_gateway.domain import (
     Answer,
@@ -17,6 +18,7 @@ from llm_gateway.domain import (
     Vector,
 )
 from llm_gateway.ports import Reservation
+from servicekit.errors import InvalidArgument
 from synod.common.values import Attribution, Tag
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
@@ -24,19 +26,20 @@ FILE = pb.File(media_type="text/plain", name="f", data=b"t")
 
 
 def test_breakpoints_of_a_providers_cache_stay_with_what_they_stand_behind() -> None:
+    call = pb.Part(tool_call=pb.ToolCall(id="c", name="f", arguments_json="{}"), prompt_cache_ttl="5m")
     parts = [
         pb.Part(text="hi", prompt_cache_ttl="1h"),
         pb.Part(text="there"),
         pb.Part(image=pb.Image(media_type="image/png", url="u"), prompt_cache_ttl="5m"),
         pb.Part(file=FILE, prompt_cache_ttl="5m"),
-        pb.Part(tool_call=pb.ToolCall(id="c", name="f", arguments_json="{}"), prompt_cache_ttl="5m"),
         pb.Part(tool_result=pb.ToolResult(tool_call_id="c", content="r"), prompt_cache_ttl="5m"),
     ]
     tools = [pb.Tool(name="f", prompt_cache_ttl="1h"), pb.Tool(name="g")]
-    said = [pb.Message(role=pb.ROLE_USER, parts=parts)]
+    said = [pb.Message(role=pb.ROLE_ASSISTANT, parts=[call]), pb.Message(role=pb.ROLE_USER, parts=parts)]
     asked = translate.to_model_request(pb.GenerateRequest(messages=said, tools=tools, prompt_cache_ttl="5m"))
 
     assert asked.messages == (
+        Message("assistant", (ToolCall("c", "f", "{}", "5m"),)),
         Message(
             "user",
             (
@@ -44,7 +47,6 @@ def test_breakpoints_of_a_providers_cache_stay_with_what_they_stand_behind() -> 
                 Text("there"),
                 Image("image/png", url="u", cache_ttl="5m"),
                 File("text/plain", "f", b"t", "5m"),
-                ToolCall("c", "f", "{}", "5m"),
                 ToolResult("c", "r", cache_ttl="5m"),
             ),
         ),
@@ -100,3 +102,56 @@ def test_a_reservation_on_standard_terms_has_none() -> None:
     told = translate.from_reservation(Reservation("mc:1", Attribution(tenant_id="acme"), "p/m", 10, 5, 60.0))
 
     assert (dict(told.attribution.tags), dict(told.price_context)) == ({}, {})
+
+
+CALL = pb.Part(tool_call=pb.ToolCall(id="c", name="f", arguments_json="{}"))
+RESULT = pb.Part(tool_result=pb.ToolResult(tool_call_id="c", content="r"))
+IMAGE = pb.Part(image=pb.Image(media_type="image/png", data=b"x"))
+
+
+@pytest.mark.parametrize(
+    ("role", "part", "roles"),
+    [
+        (pb.ROLE_USER, CALL, "assistant"),
+        (pb.ROLE_SYSTEM, CALL, "assistant"),
+        (pb.ROLE_USER, pb.Part(reasoning=pb.Reasoning(text="hm")), "assistant"),
+        (pb.ROLE_ASSISTANT, RESULT, "tool or user"),
+        (pb.ROLE_ASSISTANT, IMAGE, "user"),
+        (pb.ROLE_SYSTEM, IMAGE, "user"),
+        (pb.ROLE_TOOL, IMAGE, "user"),
+        (pb.ROLE_DEVELOPER, pb.Part(file=FILE), "user"),
+        (pb.ROLE_TOOL, pb.Part(text="r"), "system or developer or user or assistant"),
+    ],
+)
+def test_what_a_role_cannot_say_is_refused_and_not_left_out(
+    role: "pb.Role.ValueType", part: pb.Part, roles: str
+) -> None:
+    said = [pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="hi")]), pb.Message(role=role, parts=[part])]
+    with pytest.raises(InvalidArgument, match=r"messages\[1\]\.parts\[0\]\.") as caught:
+        translate.to_messages(said)
+    assert f"is said in the role {roles} only" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (pb.Part(image=pb.Image(media_type="application/pdf", data=b"x")), "media_type"),
+        (pb.Part(image=pb.Image(media_type="video/mp4", url="https://a")), "media_type"),
+        (pb.Part(image=pb.Image(data=b"x")), "media_type"),
+        (pb.Part(audio=pb.Audio(media_type="video/mp4", data=b"x")), "media_type"),
+        (pb.Part(file=pb.File(media_type="video/mp4", data=b"x")), "media_type"),
+        (pb.Part(file=pb.File(media_type="image/png", data=b"x")), "media_type"),
+        (pb.Part(image=pb.Image(media_type="image/png")), "data"),
+    ],
+)
+def test_a_medium_of_another_kind_than_its_part_is_refused(part: pb.Part, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        translate.to_messages([pb.Message(role=pb.ROLE_USER, parts=[part])])
+    assert str(caught.value).startswith(f"messages[0].parts[0].{field}")
+
+
+def test_an_image_by_its_address_needs_no_type() -> None:
+    (message,) = translate.to_messages(
+        [pb.Message(role=pb.ROLE_USER, parts=[pb.Part(image=pb.Image(url="https://a/b.png"))])]
+    )
+    assert message.parts == (Image("", url="https://a/b.png"),)

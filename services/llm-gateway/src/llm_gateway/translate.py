@@ -69,6 +69,7 @@ from llm_gateway.flight import Began, Broken, CallEvent
 from llm_gateway.inspection import DeploymentState, KeyState
 from llm_gateway.limits import Priority
 from llm_gateway.ports import Reservation
+from llm_gateway.providers import opaque
 from llm_gateway.routing import ANY, Policy
 
 REQUEST_ID_MAX: Final = 128
@@ -86,6 +87,18 @@ _ROLES: Final[dict["pb.Role.ValueType", Role]] = {
     pb.ROLE_TOOL: "tool",
     pb.ROLE_DEVELOPER: "developer",
 }
+_ALL_ROLES: Final[tuple[Role, ...]] = get_args(Role)
+_SAID_BY: Final[Mapping[str, tuple[Role, ...]]] = {
+    "text": ("system", "developer", "user", "assistant"),
+    "refusal": ("system", "developer", "user", "assistant"),
+    "tool_call": ("assistant",),
+    "reasoning": ("assistant",),
+    "tool_result": ("tool", "user"),
+    "image": ("user",),
+    "audio": ("user",),
+    "file": ("user",),
+}
+"""What a message of a role can hold in every dialect: what stands elsewhere would be lost, or refused by the provider."""
 _ROLE_VALUES: Final = {name: value for value, name in _ROLES.items()}
 _FINISH_REASONS: Final[dict[str, FinishReason]] = {name: name for name in get_args(FinishReason)}
 _USAGE_SOURCES: Final[dict[str, UsageSource]] = {name: name for name in get_args(UsageSource)}
@@ -376,7 +389,21 @@ def _message(index: int, message: pb.Message) -> Message:
     if role is None:
         remedy = "must be system, developer, user, assistant or tool"
         raise InvalidArgument(f"messages[{index}].role", message.role, remedy)
-    return Message(role, tuple([_part(part, index, place) for place, part in enumerate(message.parts)]))
+    return Message(role, tuple([_said(part, role, index, place) for place, part in enumerate(message.parts)]))
+
+
+def _said(part: pb.Part, role: Role, message: int, place: int) -> Part:
+    """The part at that place of that message, in a role that can say it in every dialect."""
+    kind = part.WhichOneof("part") or ""
+    roles = _SAID_BY.get(kind, _ALL_ROLES)
+    if role not in roles:
+        field = f"{_part_field(message, place)}.{kind}"
+        raise InvalidArgument(field, f"role {role}", f"is said in the role {' or '.join(roles)} only")
+    if kind == "reasoning":
+        thought = part.reasoning
+        if problem := opaque.problem(thought.provider, thought.signature):
+            raise InvalidArgument(f"{_part_field(message, place)}.reasoning.signature", thought.signature, problem)
+    return _part(part, message, place)
 
 
 def _part(part: pb.Part, message: int = 0, place: int = 0) -> Part:
@@ -395,7 +422,7 @@ def _part(part: pb.Part, message: int = 0, place: int = 0) -> Part:
         case "refusal":
             return Refusal(part.refusal)
         case "image" | "audio" | "file":
-            return _medium(part, f"{_part_field(message, place)}.data", ttl)
+            return _medium(part, _part_field(message, place), ttl)
         case _:
             remedy = "is empty; set text, tool_call, tool_result, reasoning, refusal, image, audio or file"
             raise InvalidArgument(_part_field(message, place), "", remedy)
@@ -422,8 +449,23 @@ def _medium(part: pb.Part, field: str, ttl: PromptCacheTtl | None) -> Image | Au
         case _:
             medium = File(part.file.media_type, part.file.name, part.file.data, ttl)
     if not medium.data and not (isinstance(medium, Image) and medium.url):
-        raise InvalidArgument(field, b"", "must not be empty")
+        raise InvalidArgument(f"{field}.data", b"", "must not be empty")
+    if remedy := _mistaken(medium):
+        raise InvalidArgument(f"{field}.media_type", medium.media_type, remedy)
     return medium
+
+
+def _mistaken(medium: Image | Audio | File) -> str | None:
+    """What is wrong with the type of a medium: it decides how many tokens are reserved, at most, for its bytes."""
+    kind = medium.media_type.partition("/")[0]
+    match medium:
+        case Image():
+            return None if kind == "image" or (medium.url and not kind) else "must be image/..., as image/png"
+        case Audio():
+            return None if kind == "audio" else "must be audio/..., as audio/wav"
+        case File():
+            other = kind in {"image", "audio", "video"}
+            return f"give {kind} in a part of its own, if there is one; a file is text or a document" if other else None
 
 
 def _tool(field: str, tool: pb.Tool) -> ToolSpec:

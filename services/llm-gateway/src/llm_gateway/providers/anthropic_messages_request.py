@@ -113,9 +113,7 @@ def _thinking(request: ModelRequest) -> Json:
         return {"type": "disabled"}
     if not THINKING_TOKENS_MIN <= most < (request.max_output_tokens or 0):
         limits = f"{THINKING_TOKENS_MIN} to less than max_output_tokens"
-        error = RequestRejected(f"reasoning_tokens_max {most} is outside what this model takes, {limits}")
-        error.dispatched = False
-        raise error
+        raise RequestRejected(f"reasoning_tokens_max {most} is outside what this model takes, {limits}")
     return {"type": "enabled", "budget_tokens": most}
 
 
@@ -156,8 +154,7 @@ def _block(part: Part) -> Block:
         case Image():
             return _up_to({"type": "image", "source": _image_source(part)}, part.cache_ttl)
         case File():
-            source = _base64_source(part.media_type, part.data)
-            return _up_to({"type": "document", "title": part.name, "source": source}, part.cache_ttl)
+            return _up_to({"type": "document", "title": part.name, "source": _document_source(part)}, part.cache_ttl)
 
 
 def _text(text: str, ttl: PromptCacheTtl | None) -> Fields:
@@ -185,6 +182,16 @@ def _input(call: ToolCall) -> orjson.Fragment:
 
 def _image_source(image: Image) -> JsonObject:
     return {"type": "url", "url": image.url} if image.url else _base64_source(image.media_type, image.data)
+
+
+def _document_source(file: File) -> JsonObject:
+    """Text goes as text: in base64 the API takes PDF alone."""
+    if not file.media_type.startswith("text/"):
+        return _base64_source(file.media_type, file.data)
+    try:
+        return {"type": "text", "media_type": "text/plain", "data": file.data.decode()}
+    except UnicodeDecodeError as error:
+        raise RequestRejected(f"the file {file.name!r} is no UTF-8 text: {error}") from None
 
 
 def _base64_source(media_type: str, data: bytes) -> JsonObject:

@@ -5,7 +5,7 @@ https://ai.google.dev/gemini-api/docs/thought-signatures. A stream has no event 
 finish reason is the last one. Cached tokens are a share of the prompt; thoughts are not a share of the candidates.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict
 
 import orjson
@@ -14,6 +14,7 @@ from llm_gateway.domain import (
     Completed,
     FinishReason,
     Message,
+    Modality,
     ModelRequest,
     ModelResponse,
     Opaque,
@@ -50,6 +51,11 @@ _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "SPII": "content_filter",
     "LANGUAGE": "content_filter",
     "IMAGE_SAFETY": "content_filter",
+}
+_MEDIA: Final[Mapping[Modality, tuple[str, ...]]] = {
+    "image": ("IMAGE", "DOCUMENT"),
+    "video": ("VIDEO",),
+    "audio": ("AUDIO",),
 }
 _RETRY_INFO: Final = "type.googleapis.com/google.rpc.RetryInfo"
 
@@ -92,6 +98,7 @@ class _Usage(TypedDict, total=False):
     thoughtsTokenCount: int
     toolUsePromptTokenCount: int
     promptTokensDetails: list[_Modality]
+    cacheTokensDetails: list[_Modality]
 
 
 class _Feedback(TypedDict, total=False):
@@ -275,23 +282,36 @@ class _Answer:
 
 def usage_of(usage: _Usage) -> Usage:
     """Raises InvalidUsage."""
-    cached = usage.get("cachedContentTokenCount", 0)
-    media = {one["modality"]: one["tokenCount"] for one in usage.get("promptTokensDetails", ())}
-    # Cached tokens are told apart by modality nowhere, so other media than text are only priced where nothing is cached.
-    image, audio = (0, 0) if cached else (media.get("IMAGE", 0) + media.get("DOCUMENT", 0), media.get("AUDIO", 0))
-    video = 0 if cached else media.get("VIDEO", 0)
     prompt = usage.get("promptTokenCount", 0) + usage.get("toolUsePromptTokenCount", 0)
+    cached = usage.get("cachedContentTokenCount", 0)
+    media = _media(usage.get("promptTokensDetails", ()))
+    details = usage.get("cacheTokensDetails")
+    held = _held(cached - prompt + sum(media.values()), media) if details is None else _media(details)
+    fresh = {name: media[name] - held[name] for name in _MEDIA}
     return Usage.of(
         (
-            UsageLine("input", prompt - cached - image - audio - video),
-            UsageLine("input", cached, cache="read"),
-            UsageLine("input", image, modality="image"),
-            UsageLine("input", audio, modality="audio"),
-            UsageLine("input", video, modality="video"),
+            UsageLine("input", prompt - cached - sum(fresh.values())),
+            UsageLine("input", cached - sum(held.values()), cache="read"),
+            *(UsageLine("input", fresh[name], modality=name) for name in _MEDIA),
+            *(UsageLine("input", held[name], modality=name, cache="read") for name in _MEDIA),
             UsageLine("output", usage.get("candidatesTokenCount", 0)),
             UsageLine("output", usage.get("thoughtsTokenCount", 0), reasoning=True),
         )
     )
+
+
+def _media(details: Iterable[_Modality]) -> Mapping[Modality, int]:
+    """Tokens by what they are of, but for text; a page of a document is billed as an image."""
+    counts = {one["modality"]: one["tokenCount"] for one in details}
+    return {name: sum(counts.get(word, 0) for word in words) for name, words in _MEDIA.items()}
+
+
+def _held(beyond_text: int, media: Mapping[Modality, int]) -> Mapping[Modality, int]:
+    """What of the media was cached where nobody says it: of what is not text, the cheapest first."""
+    held: dict[Modality, int] = {}
+    for name in _MEDIA:
+        held[name] = max(0, min(media[name], beyond_text - sum(held.values())))
+    return held
 
 
 def _raise_error_inside(body: _Body) -> None:

@@ -100,14 +100,22 @@ def _blocks(parts: Sequence[Part], names: Mapping[str, str]) -> Iterator[Block]:
     """A signature stands alone before the part that it belongs to, and goes back inside of it."""
     signature: JsonObject = {}
     for part in parts:
-        if isinstance(part, Reasoning) and not part.text:
-            signature = orjson.loads(part.payload)
+        if alone := _signature(part):
+            signature = alone
             continue
         block = _block(part, names)
         yield {**block, **signature} if isinstance(block, Mapping) else block
         signature = {}
     if signature:
         yield {"text": "", **signature}
+
+
+def _signature(part: Part) -> JsonObject:
+    """Of a part that is nothing else; empty for every other. What the model ran or thought without a text is a part too."""
+    if not isinstance(part, Reasoning) or part.text:
+        return {}
+    payload: JsonObject = orjson.loads(part.payload)
+    return payload if payload.keys() == {SIGNATURE} else {}
 
 
 def _block(part: Part, names: Mapping[str, str]) -> Block:

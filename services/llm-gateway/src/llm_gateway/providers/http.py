@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TypeVar
 
 from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPart, is_content
-from llm_gateway.errors import MalformedResponse, ProviderError, StreamInterrupted
+from llm_gateway.errors import MalformedResponse, ProviderError, RequestRejected, StreamInterrupted
 from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
 from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
@@ -102,8 +102,7 @@ class HttpProvider:
         if path is None:
             return None
         try:
-            adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
-            body = self._dialect.encode_count(adapted.request)
+            _, body = self._written(request, self._dialect.encode_count)
             async with self._transport.post(self._base_url + path, self._headers, body, deadline) as reply:
                 if reply.status != 200:
                     raise self._failure(reply, await reply.refusal())
@@ -143,8 +142,20 @@ class HttpProvider:
         return self._base_url + self._dialect.path(request.model, stream=stream)
 
     def _encoded(self, request: ModelRequest, *, stream: bool) -> tuple[Adapted, bytes]:
-        adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
-        return adapted, self._dialect.encode(adapted.request, stream=stream)
+        return self._written(request, lambda adapted: self._dialect.encode(adapted, stream=stream))
+
+    def _written(self, request: ModelRequest, encode: Callable[[ModelRequest], bytes]) -> tuple[Adapted, bytes]:
+        """The request as this provider takes it, and its body. Whatever forbids it, nothing was sent."""
+        try:
+            adapted = adapt(request, self._endpoint.profile_of(request.model), self._dialect.name)
+            return adapted, encode(adapted.request)
+        except ProviderError as error:
+            error.dispatched = False
+            raise
+        except _SHAPE_ERRORS as error:
+            rejected = RequestRejected(f"the request cannot be written as {self._dialect.name}: {error}")
+            rejected.dispatched = False
+            raise rejected from error
 
     async def _check_is_stream(self, reply: HttpReply) -> None:
         """What was asked for as a stream may be answered by one body: an error, or a server that cannot stream."""

@@ -1,0 +1,66 @@
+"""Which bytes may go into a request as they are. Pure.
+
+What a model thought goes back to it byte for byte, because its signature covers every one of them; so the encoders put
+these bytes into the document without reading them. A caller brings them, and a budget was held for what stands around
+them: bytes that close the list they stand in could name another model or a higher limit, and a medium by its address
+would be read at the provider without having been counted. So they are one whole value, of a kind that only models make.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import orjson
+
+MADE_BY_A_MODEL: Final = "must be what a model answered, as it was given; give what others said as parts of their own"
+
+Allowed = Callable[[Mapping[str, object]], bool]
+
+
+def _of_type(*types: str) -> Allowed:
+    names = frozenset(types)
+    return lambda value: value.get("type") in names
+
+
+def _with_fields(*fields: str) -> Allowed:
+    names = frozenset(fields)
+    return lambda value: names >= value.keys()
+
+
+_ALLOWED: Final[Mapping[str, Allowed]] = {
+    "anthropic-messages": _of_type(
+        "thinking",
+        "redacted_thinking",
+        "server_tool_use",
+        "web_search_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+    ),
+    "openai-responses": _of_type("reasoning", "web_search_call", "file_search_call", "code_interpreter_call"),
+    "gemini-generate": _with_fields("text", "thought", "thoughtSignature", "executableCode", "codeExecutionResult"),
+}
+"""The dialects whose opaque parts are sent back; for all others they are left out of the request."""
+
+
+def problem(dialect: str, payload: bytes) -> str | None:
+    """Why these bytes cannot go to a provider of this dialect; None if they can, or never go there."""
+    allowed = _ALLOWED.get(dialect)
+    if allowed is None:
+        return None
+    try:
+        orjson.loads(payload)  # strict: UTF-8, one value, nothing behind it
+        value: object = json.loads(payload, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        return f"is not one JSON object: {error}"
+    if not isinstance(value, Mapping):
+        return f"must be one JSON object, not {type(value).__name__}"
+    return None if allowed(value) else MADE_BY_A_MODEL
+
+
+def _without_repetition(pairs: Sequence[tuple[str, object]]) -> Mapping[str, object]:
+    """Of a name that is there twice one reader takes the first value and another the last."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name is there twice")
+    return value
