@@ -161,7 +161,7 @@ def test_media_and_parameters_stand_where_the_documentation_says() -> None:
     assert sent["contents"][0]["parts"] == [  # type: ignore[index]
         {"text": "look"},
         {"inlineData": {"mimeType": "image/png", "data": "cG5n"}},
-        {"fileData": {"fileUri": "https://example.org/a.png"}},
+        {"fileData": {"fileUri": "https://example.org/a.png", "mimeType": "image/png"}},
         {"inlineData": {"mimeType": "audio/wav", "data": "d2F2"}},
         {"inlineData": {"mimeType": "application/pdf", "data": "cGRm"}},
     ]
@@ -174,6 +174,18 @@ def test_media_and_parameters_stand_where_the_documentation_says() -> None:
         "responseJsonSchema": schema,
     }
     assert DIALECT.path("gemini-3-pro", stream=True) == "/v1beta/models/gemini-3-pro:streamGenerateContent?alt=sse"
+
+
+def test_an_image_at_an_address_is_never_sent_as_what_it_may_be() -> None:
+    def typed(media_type: str, url: str) -> object:
+        sent = body(asked(Image(media_type, url=url)))
+        return sent["contents"][0]["parts"][0]["fileData"]["mimeType"]  # type: ignore[index]
+
+    assert typed("", "https://example.org/a.webp?size=1#x") == "image/webp"
+    assert typed("image/png", "https://example.org/watch?v=1") == "image/png"
+    for url in ("https://example.org/watch?v=1.png", "https://example.org/film.mp4", "https://["):
+        with pytest.raises((RequestRejected, ValueError)):
+            typed("", url)
 
 
 @pytest.mark.parametrize(

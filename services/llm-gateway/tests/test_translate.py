@@ -150,6 +150,17 @@ def test_a_medium_of_another_kind_than_its_part_is_refused(part: pb.Part, field:
     assert str(caught.value).startswith(f"messages[0].parts[0].{field}")
 
 
+def test_there_is_a_most_of_parts_in_all_messages_together() -> None:
+    many = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="x")] * (translate.PARTS_MAX // 2))
+    one = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="x")])
+    request = pb.GenerateRequest(request_id="r", model="m", messages=[many, many])
+
+    assert len(translate.to_asked(request, "acme").request.messages) == 2
+    request.messages.append(one)
+    with pytest.raises(InvalidArgument, match=r"messages.parts = 10001: give at most 10000 parts"):
+        translate.to_asked(request, "acme")
+
+
 def test_an_image_by_its_address_needs_no_type() -> None:
     (message,) = translate.to_messages(
         [pb.Message(role=pb.ROLE_USER, parts=[pb.Part(image=pb.Image(url="https://a/b.png"))])]

@@ -76,6 +76,7 @@ REQUEST_ID_MAX: Final = 128
 FALLBACKS_MAX: Final = 5
 OUTPUT_TOKENS_MAX: Final = 1_000_000
 MESSAGES_MAX: Final = 10_000
+PARTS_MAX: Final = 10_000
 TEXTS_MAX: Final = 2_048
 DIMENSIONS_MAX: Final = 65_536
 TOOLS_MAX: Final = 256
@@ -367,6 +368,8 @@ def _check_request(request: pb.GenerateRequest) -> None:
     _check_request_id(request.request_id)
     if not 1 <= len(request.messages) <= MESSAGES_MAX:
         raise InvalidArgument("messages", len(request.messages), f"give 1 to {MESSAGES_MAX} messages")
+    if (parts := sum([len(message.parts) for message in request.messages])) > PARTS_MAX:
+        raise InvalidArgument("messages.parts", parts, f"give at most {PARTS_MAX} parts in all messages together")
     if len(request.tools) > TOOLS_MAX:
         raise InvalidArgument("tools", len(request.tools), f"give at most {TOOLS_MAX} tools")
     if not 0 <= request.max_output_tokens <= OUTPUT_TOKENS_MAX:

@@ -1,9 +1,11 @@
 """A ModelRequest as a Gemini generateContent request. Pure."""
 
 import base64
+import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -131,9 +133,17 @@ def _block(part: Part, names: Mapping[str, str]) -> Block:
         case Reasoning() | Opaque():
             return orjson.Fragment(part.payload)
         case Image() if part.url:
-            return {"fileData": {"fileUri": part.url, **({"mimeType": part.media_type} if part.media_type else {})}}
+            return {"fileData": {"fileUri": part.url, "mimeType": _image_type(part)}}
         case Image() | Audio() | File():
             return {"inlineData": {"mimeType": part.media_type, "data": base64.b64encode(part.data).decode()}}
+
+
+def _image_type(image: Image) -> str:
+    """Always said: the API takes films by their address too, and would read one that was reserved for as an image."""
+    found = image.media_type or mimetypes.guess_type(urlsplit(image.url).path, strict=False)[0] or ""
+    if not found.startswith("image/"):
+        raise RequestRejected(f"the image at {image.url[:100]!r} needs its media type, which its address does not tell")
+    return found
 
 
 def _arguments(call: ToolCall) -> orjson.Fragment:
