@@ -22,13 +22,13 @@ from cost_ledger.reports import Reports
 from cost_ledger.settings import Settings
 from eventlog.codec import Codec
 from eventlog.memory import MemoryEventLog
-from eventlog.records import ANY, Append, Context, StreamId
+from eventlog.records import ANY, Append, Context, NewEvent, StreamId
 from google.protobuf.timestamp_pb2 import Timestamp
 from launcher.testing import RunningPostgres
-from servicekit.errors import AlreadyExists, InvalidArgument, ServiceError, from_rpc_error
+from servicekit.errors import AlreadyExists, InvalidArgument, ServiceError, Unavailable, from_rpc_error
 from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
 from synod.common.event import Event
-from synod.common.ids import derived_uuid
+from synod.common.ids import derived_uuid, uuid7
 from synod.common.values import Attribution, Failure, UsageLine
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
@@ -335,6 +335,45 @@ class TestInvoices:
         invoice.lines[1].amount_nano_usd = -30
         found = await ledger.ImportInvoice(invoice)
         assert [line.difference_nano_usd for line in found.lines] == [0, -30]
+
+    async def test_nothing_is_posted_by_a_view_that_is_behind(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        async with service.host.pool.connection() as connection:
+            # Whoever reads goes on, and the view waits until the end of the transaction.
+            await connection.execute("lock table view_spend.charge in exclusive mode")
+            await use(ledger, "r1", 100, 50)
+            invoiced, rerated, tried = await asyncio.gather(
+                refusal(ledger.ImportInvoice(self.invoice(200, clock.now()))),
+                refusal(ledger.RerateCharges(pb.RerateChargesRequest(reason="priced late"))),
+                ledger.RerateCharges(pb.RerateChargesRequest(dry_run=True)),
+            )
+        for error in (invoiced, rerated):
+            assert isinstance(error, Unavailable)
+            assert (error.reason, error.retry_after_s) == ("VIEW_INCOMPLETE", 1.0)
+            assert "the view spend is" in error.message
+        assert tried.charges == 0
+        found = await ledger.ImportInvoice(self.invoice(200, clock.now()))
+        assert (found.ledger_nano_usd, found.difference_nano_usd) == (200, 0)
+        assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -200
+
+    async def test_nothing_is_posted_by_a_view_with_a_parked_event_of_the_tenant(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        assert service.host.history.log is not None
+        broken = NewEvent("CostSettled", 1, b"{}", uuid7(), clock.now())
+        append = Append(StreamId("unreadable", tenant), ANY, (broken,), Context(tenant, actor="somebody"))
+        await service.host.history.log.append(append)
+        error = await refusal(ledger.ImportInvoice(self.invoice(200, clock.now())))
+        assert isinstance(error, Unavailable)
+        assert "spend has 1 parked events" in error.message
+        assert "`synod views parked cost-ledger`" in error.message
+        rerating = pb.RerateChargesRequest(reason="priced late")
+        assert (await refusal(ledger.RerateCharges(rerating))).reason == "VIEW_INCOMPLETE"
+        other = CostLedgerStub(service.connect(service.token(tenant=f"{tenant}-other")))
+        assert (await other.ImportInvoice(self.invoice(200, clock.now()))).difference_nano_usd == 200
+        assert (await ledger.QuerySpend(pb.QuerySpendRequest())).total_nano_usd == 0
 
     @pytest.mark.parametrize(
         ("change", "field"),

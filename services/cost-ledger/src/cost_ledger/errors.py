@@ -16,6 +16,7 @@ LedgerError
 ├── InvoiceOverlaps       another invoice bills the same: declare which one this replaces
 ├── InvoiceOvertaken      a hold that the invoice clears was settled meanwhile: repeat
 ├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
+├── ViewIncomplete        wait for the view, or mend it: nothing is posted by what it lacks
 ├── RequestInvalid        correct the field
 ├── AlreadyRecorded       the same fact is in the log: nothing is left to do
 ├── BookContended         other writers were always faster: retry
@@ -179,6 +180,14 @@ class TooMuchAtOnce(LedgerError):
     def __init__(self, maximum: int) -> None:
         super().__init__(f"more than {maximum} costs match; give a shorter time or a filter")
         self.maximum = maximum
+
+
+class ViewIncomplete(LedgerError):
+    """`view` lacks events, so what is posted by it would be posted wrongly and stay so. `remedy` says what to do."""
+
+    def __init__(self, view: str, lacks: str, remedy: str) -> None:
+        super().__init__(f"the view {view} {lacks}, so nothing was posted by it; {remedy}")
+        self.view = view
 
 
 class RequestInvalid(LedgerError):

@@ -60,6 +60,8 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
     reports: Reports
     corrections: Corrections
     freshness: Freshness
+    posted_by: Freshness
+    """Of the views that corrections are posted by."""
 
     async def Reserve(self, request: pb.ReserveRequest, context: Call) -> pb.Reservation:
         attribution = request.attribution
@@ -151,14 +153,15 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_priced_usage(request.model, found)
 
     async def RerateCharges(self, request: pb.RerateChargesRequest, context: Call) -> pb.RerateChargesResponse:
-        await self.freshness.all()
-        found = await self.corrections.rerate(translate.to_rerating(request), event_context())
+        caller = event_context()
+        await (self.freshness.all() if request.dry_run else self.posted_by.complete(caller.tenant))
+        found = await self.corrections.rerate(translate.to_rerating(request), caller)
         return translate.from_rerating(found, dry_run=request.dry_run)
 
     async def ImportInvoice(self, request: pb.ImportInvoiceRequest, context: Call) -> pb.Reconciliation:
-        invoice = translate.to_invoice(request)
-        await self.freshness.all()
-        return translate.from_reconciliation(invoice, await self.corrections.import_invoice(invoice, event_context()))
+        invoice, caller = translate.to_invoice(request), event_context()
+        await self.posted_by.complete(caller.tenant)
+        return translate.from_reconciliation(invoice, await self.corrections.import_invoice(invoice, caller))
 
     async def ExportSpend(self, request: pb.ExportSpendRequest, context: Call) -> AsyncIterator[pb.ExportSpendResponse]:
         caller = event_context()
