@@ -15,7 +15,7 @@ LedgerError
 ├── InvoiceConflict       the id stands for an invoice with other content: use a new one
 ├── InvoiceOverlaps       another invoice bills the same: declare which one this replaces
 ├── InvoiceOvertaken      a hold that the invoice clears was settled meanwhile: repeat
-├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
+├── TooMuchAtOnce         ask for a shorter time or for fewer attributions, or as the message says
 ├── ViewIncomplete        wait for the view, or mend it: nothing is posted by what it lacks
 ├── RequestInvalid        correct the field
 ├── AlreadyRecorded       the same fact is in the log: nothing is left to do
@@ -175,10 +175,10 @@ class InvoiceOvertaken(LedgerError):
 
 
 class TooMuchAtOnce(LedgerError):
-    """More than `maximum` costs match."""
+    """More than `maximum` of what `of_what` says, which ends with what to do about it."""
 
-    def __init__(self, maximum: int) -> None:
-        super().__init__(f"more than {maximum} costs match; give a shorter time or a filter")
+    def __init__(self, maximum: int, of_what: str = "costs match; give a shorter time or a filter") -> None:
+        super().__init__(f"more than {maximum:,} {of_what}")
         self.maximum = maximum
 
 
