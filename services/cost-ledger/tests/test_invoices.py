@@ -41,7 +41,7 @@ def covered(billed: InvoiceLine) -> set[tuple[str, int]]:
 
 
 def invoice(name: str, *lines: InvoiceLine, replaces: str = "") -> ImportInvoice:
-    return ImportInvoice(name, "openai", f"{lines} {replaces}", lines, (), replaces)
+    return ImportInvoice(name, "openai", f"{lines} {replaces}", lines, replaces)
 
 
 def after(book: Book, *commands: ImportInvoice | Charge) -> Book:

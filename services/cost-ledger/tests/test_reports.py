@@ -14,12 +14,15 @@ import pytest_asyncio
 from cost_ledger.application import CostLedger
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges
+from cost_ledger.commands import Cleared, ClearSuspense, ImportInvoice
+from cost_ledger.corrections import DOUBTFUL_PAGE
 from cost_ledger.main import compose
 from cost_ledger.model_calls import ModelCalls
 from cost_ledger.prices import load_price_book
 from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.reports import Reports
 from cost_ledger.settings import Settings
+from cost_ledger.translate import to_invoice
 from eventlog.codec import Codec
 from eventlog.memory import MemoryEventLog
 from eventlog.records import ANY, Append, Context, NewEvent, StreamId
@@ -263,14 +266,16 @@ class TestInvoices:
             bounds = {"model": SIM, "input_tokens_max": 100, "output_tokens_max": 100}
             await ledger.Reserve(pb.ReserveRequest(reservation_id=name, attribution=pb.Attribution(), **bounds))
             clock.advance(60)
+        await self.given_up(connect, clock, *names)
+
+    async def given_up(self, connect: Callable[[], CostLedgerStub], clock: FakeClock, *names: str) -> None:
         clock.advance(600)
-        async with asyncio.timeout(10):
-            while True:
-                states = {
-                    (await connect().GetReservation(pb.GetReservationRequest(reservation_id=n))).state for n in names
-                }
-                if states == {pb.RESERVATION_STATE_SUSPENSE}:
-                    return
+        ledger, waiting = connect(), list(names)
+        async with asyncio.timeout(30):
+            while waiting:
+                found = await ledger.GetReservation(pb.GetReservationRequest(reservation_id=waiting[-1]))
+                if found.state == pb.RESERVATION_STATE_SUSPENSE:
+                    waiting.pop()
 
     async def test_a_final_invoice_settles_what_it_bills_of_suspense_and_releases_the_rest(
         self, connect: Callable[[], CostLedgerStub], clock: FakeClock
@@ -293,6 +298,69 @@ class TestInvoices:
         assert reservations[2].state == pb.RESERVATION_STATE_RELEASED
         after = await connect().GetBudget(pb.GetBudgetRequest(budget_id="all"))
         assert (after.posted, after.pending) == (520, 0)
+
+    async def test_a_final_invoice_clears_whatever_is_in_suspense_beside_other_commands(
+        self,
+        service: Served[Settings],
+        ledger: CostLedgerStub,
+        connect: Callable[[], CostLedgerStub],
+        tenant: str,
+        clock: FakeClock,
+    ) -> None:
+        """More holds than a page has, and more events than a request to the log takes: four thresholds each, of two budgets."""
+        for share in ("conversation_id", "user_id"):
+            await ledger.SetBudget(everything(budget_id=share, limit=100, per=share))
+        names = [f"r{number:03}" for number in range(DOUBTFUL_PAGE + 4)]
+        owners = {name: pb.Attribution(conversation_id=name, user_id=name) for name in names}
+        holds = [
+            pb.ReserveRequest(reservation_id=name, attribution=owners[name], model=SIM, upper_bound_nano_usd=100)
+            for name in names
+        ]
+        for part in (holds[:200], holds[200:]):
+            await ledger.ReserveMany(
+                pb.ReserveManyRequest(items=[pb.ReserveManyRequest.Item(reserve=each) for each in part])
+            )
+        await self.given_up(connect, clock, *names)
+        invoice = self.invoice(100 * len(names) - 150, clock.now())
+        invoice.clear_suspense = True
+        bystanders = [pb.ReserveRequest(reservation_id=f"b{number}", upper_bound_nano_usd=1) for number in range(50)]
+        ledger = connect()
+        found, *held = await asyncio.gather(ledger.ImportInvoice(invoice), *map(ledger.Reserve, bystanders))
+        assert {each.state for each in held} == {pb.RESERVATION_STATE_HELD}
+        assert (found.settled_from_suspense, found.released_from_suspense) == (len(names) - 1, 1)
+        assert found.settled_from_suspense_nano_usd == found.ledger_nano_usd == invoice.lines[0].amount_nano_usd
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        balances = await Queries(service.host.pool).balances(tenant)
+        assert balances["payable:simulator"] == -invoice.lines[0].amount_nano_usd
+        assert not any(name.startswith(("suspense", "adjustment")) for name in balances)
+
+    async def test_an_import_that_ended_on_its_way_is_finished_by_its_repetition(
+        self,
+        service: Served[Settings],
+        connect: Callable[[], CostLedgerStub],
+        tenant: str,
+        clock: FakeClock,
+    ) -> None:
+        await self.in_suspense(connect, clock, "a", "b", "c")
+        invoice = self.invoice(300 + 120, clock.now())
+        invoice.clear_suspense = True
+        await self.cleared_first(service, invoice, tenant, clock, "a")
+        found = await connect().ImportInvoice(invoice)
+        assert (found.ledger_nano_usd, found.difference_nano_usd) == (420, 0)
+        assert (found.settled_from_suspense, found.released_from_suspense) == (1, 1)
+        await connect().ListBudgets(pb.ListBudgetsRequest())
+        assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -420
+
+    async def cleared_first(
+        self, service: Served[Settings], invoice: pb.ImportInvoiceRequest, tenant: str, clock: FakeClock, name: str
+    ) -> None:
+        """What an import does first, by a process that then ends."""
+        assert service.host.history.log is not None
+        books = Books(service.host.history.log, clock)
+        billed = to_invoice(invoice)
+        command = ImportInvoice(billed.invoice_id, billed.provider, "", billed.lines)
+        await books.execute(ClearSuspense(command, (Cleared(name, 300),)), Context(tenant, actor="somebody"))
+        await books.close()
 
     async def test_what_a_final_invoice_bills_beyond_all_holds_is_an_adjustment(
         self, connect: Callable[[], CostLedgerStub], clock: FakeClock

@@ -8,7 +8,7 @@ place: what that one adjusted for the same is counted, and what it alone adjuste
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from datetime import datetime
 
 from synod.common.event import Event
@@ -23,18 +23,9 @@ _Billed = tuple[str, datetime, datetime]
 
 
 def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
-    """The invoice and each difference; nothing for a repetition.
-
-    InvoiceConflict if the id is that of an invoice with other content, InvoiceOverlaps if another in force bills the same,
-    RequestInvalid if it bills something twice itself, or cannot replace what it says.
-    """
-    if (known := book.invoices.get(command.invoice_id)) is not None:
-        if known.content_sha256 != command.content_sha256:
-            raise InvoiceConflict(command.invoice_id)
+    """The invoice and each difference; nothing for a repetition. Raises what `is_new` does."""
+    if not is_new(book, command):
         return ()
-    _refuse_replacing(book, command)
-    _refuse_doubles(command.lines)
-    _refuse_overlaps(book, command)
     lines = adjusted(book, command.lines, command.replaces)
     imported = ProviderInvoiceImported(
         invoice_id=command.invoice_id,
@@ -47,6 +38,22 @@ def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
         replaces=command.replaces,
     )
     return (imported, *(_difference(command, number, line) for number, line in enumerate(lines, 1) if line.difference))
+
+
+def is_new(book: Book, command: ImportInvoice) -> bool:
+    """Whether it is to be imported; not if it was.
+
+    InvoiceConflict if the id is that of an invoice with other content, InvoiceOverlaps if another in force bills the same,
+    RequestInvalid if it bills something twice itself, or cannot replace what it says.
+    """
+    if (known := book.invoices.get(command.invoice_id)) is not None:
+        if known.content_sha256 != command.content_sha256:
+            raise InvoiceConflict(command.invoice_id)
+        return False
+    _refuse_replacing(book, command)
+    _refuse_doubles(command.lines)
+    _refuse_overlaps(book, command)
+    return True
 
 
 def adjusted(book: Book, lines: Iterable[InvoiceLine], replaces: str) -> tuple[InvoiceLine, ...]:
@@ -75,17 +82,25 @@ def first_overlap(lines: Iterable[InvoiceLine]) -> tuple[int, int] | None:
     return None
 
 
-def clear(billed: int, doubtful: Iterable[Reservation]) -> tuple[Cleared, ...]:
-    """What an invoice shows of holds in suspense: `billed` nano-USD beyond what is settled are theirs.
+def clear(
+    lines: Sequence[InvoiceLine], left: MutableSequence[int], doubtful: Iterable[Reservation]
+) -> tuple[Cleared, ...]:
+    """What the lines show of holds in suspense: nano-USD `left` of each beyond what is settled are theirs, and taken from it.
 
     No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed.
     """
     cleared = []
     for each in doubtful:
-        amount = min(billed, each.reserved)
-        cleared.append(Cleared(each.reservation_id, amount))
-        billed -= amount
+        number = next((number for number, line in enumerate(lines) if _is_about(line, each)), None)
+        if number is not None:
+            amount = min(left[number], each.reserved)
+            cleared.append(Cleared(each.reservation_id, amount))
+            left[number] -= amount
     return tuple(cleared)
+
+
+def _is_about(line: InvoiceLine, hold: Reservation) -> bool:
+    return not line.is_credit and line.since <= hold.reserved_at < line.until and line.model in ("", hold.model)
 
 
 def _refuse_replacing(book: Book, command: ImportInvoice) -> None:

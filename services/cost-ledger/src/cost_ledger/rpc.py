@@ -60,8 +60,6 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
     reports: Reports
     corrections: Corrections
     freshness: Freshness
-    posted_by: Freshness
-    """Of the views that corrections are posted by."""
 
     async def Reserve(self, request: pb.ReserveRequest, context: Call) -> pb.Reservation:
         attribution = request.attribution
@@ -153,15 +151,12 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_priced_usage(request.model, found)
 
     async def RerateCharges(self, request: pb.RerateChargesRequest, context: Call) -> pb.RerateChargesResponse:
-        caller = event_context()
-        await (self.freshness.all() if request.dry_run else self.posted_by.complete(caller.tenant))
-        found = await self.corrections.rerate(translate.to_rerating(request), caller)
+        found = await self.corrections.rerate(translate.to_rerating(request), event_context())
         return translate.from_rerating(found, dry_run=request.dry_run)
 
     async def ImportInvoice(self, request: pb.ImportInvoiceRequest, context: Call) -> pb.Reconciliation:
-        invoice, caller = translate.to_invoice(request), event_context()
-        await self.posted_by.complete(caller.tenant)
-        return translate.from_reconciliation(invoice, await self.corrections.import_invoice(invoice, caller))
+        invoice = translate.to_invoice(request)
+        return translate.from_reconciliation(invoice, await self.corrections.import_invoice(invoice, event_context()))
 
     async def ExportSpend(self, request: pb.ExportSpendRequest, context: Call) -> AsyncIterator[pb.ExportSpendResponse]:
         caller = event_context()

@@ -1618,7 +1618,7 @@ class ImportInvoiceRequest(_message.Message):
     clear_suspense: _builtins.bool
     """The invoice is final for the times of its lines, so it also says what became of holds in suspense there: what is
     invoiced beyond what is settled is theirs, the oldest first and each at most what it holds; the others are released.
-    At most 200 holds.
+    They are cleared part by part before the invoice is recorded; a call that ended on its way is to be repeated.
     """
     replaces: _builtins.str
     """The id of an imported invoice of the provider that this one corrects. Only the difference to what was posted for it
