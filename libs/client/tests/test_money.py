@@ -308,6 +308,16 @@ class TestInvoices:
         assert fakes.requests("ImportInvoice")[0].clear_suspense
         assert "from suspense 2 settled ($0.005), 1 released" in " ".join(done.stdout.split())
 
+    def test_an_invoice_that_was_imported_before_is_told_as_such_with_what_clears_the_rest(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation(was_imported=True, in_suspense=3))
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,1.1\n")
+        done = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "openai", "--id", "4711", "--final")
+        assert done.exit_code == Exit.DONE
+        assert "4711 was imported before; this is what was posted then." in done.stderr
+        assert "by now: 3; --id NEW --replaces 4711 --final clears them" in done.stderr
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [

@@ -372,6 +372,24 @@ class TestInvoices:
         assert (found.ledger_nano_usd, found.difference_nano_usd) == (300, 700)
         assert (found.settled_from_suspense_nano_usd, found.settled_from_suspense) == (300, 1)
 
+    async def test_a_final_invoice_again_is_answered_as_it_was_posted_and_tells_what_came_since(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await self.in_suspense(connect, clock, "a")
+        invoice = self.invoice(600, clock.now())
+        invoice.clear_suspense = True
+        first = await connect().ImportInvoice(invoice)
+        assert (first.difference_nano_usd, first.settled_from_suspense, first.was_imported) == (300, 1, False)
+        await self.in_suspense(connect, clock, "b")
+        again = await connect().ImportInvoice(invoice)
+        assert (again.ledger_nano_usd, again.difference_nano_usd, again.settled_from_suspense) == (300, 300, 0)
+        assert (again.was_imported, again.in_suspense) == (True, 1)
+        held = await connect().GetReservation(pb.GetReservationRequest(reservation_id="b"))
+        assert held.state == pb.RESERVATION_STATE_SUSPENSE
+        invoice.invoice_id, invoice.replaces = "inv_2", "inv_1"
+        second = await connect().ImportInvoice(invoice)
+        assert (second.ledger_nano_usd, second.difference_nano_usd, second.settled_from_suspense) == (600, -300, 1)
+
     async def test_the_same_invoice_with_other_content_is_refused(
         self, ledger: CostLedgerStub, clock: FakeClock
     ) -> None:

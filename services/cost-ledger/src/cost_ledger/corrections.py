@@ -93,10 +93,16 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """An invoice's lines with what the ledger has for them, and the holds that this import of it cleared."""
+    """An invoice's lines with what the ledger has for them, and the holds that this import of it cleared.
+
+    Of an invoice that was imported before, the lines are as they were posted then, and `in_suspense` is how many holds it
+    would clear by now: it clears no more, but one that replaces it does.
+    """
 
     lines: tuple[InvoiceLine, ...]
     cleared: tuple[Cleared, ...] = ()
+    was_imported: bool = False
+    in_suspense: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +180,15 @@ class Corrections:
         """The lines with what the ledger has for them. The first time each difference is posted as an adjustment.
 
         What is in suspense is cleared first, part by part, and the invoice is compared with what has come of that. So an
-        import that ends on its way has posted nothing but what was billed, and its repetition does the rest.
+        import that ends on its way has posted nothing but what was billed, and its repetition does the rest. An invoice
+        that is imported is answered as it was posted.
 
         InvoiceConflict if the id is that of an invoice with other content; InvoiceOverlaps if another bills the same;
         InvoiceOvertaken if a hold that it clears was settled meanwhile; ViewIncomplete if a view lacks something.
         """
         _check_invoice(invoice)
+        if (known := await self._imported(invoice, await self.books.read(context.tenant), context.tenant)) is not None:
+            return known
         await self.views.complete(context.tenant)
         command = await self._compared(invoice, context.tenant)
         cleared = await self._clear_suspense(command, context) if invoice.clear_suspense else ()
@@ -187,7 +196,26 @@ class Corrections:
             await self.views.complete(context.tenant)
             command = await self._compared(invoice, context.tenant)
         executed = await self.books.execute(command, context)
+        if not executed.events and (known := await self._imported(invoice, executed.book, context.tenant)) is not None:
+            return replace(known, cleared=cleared)
         return Reconciled(invoices.adjusted(executed.book, command.lines, invoice.replaces), cleared)
+
+    async def _imported(self, invoice: Invoice, book: Book, tenant: str) -> Reconciled | None:
+        """What was posted for it; None if it is new. Raises what the book would refuse it for."""
+        command = _command(invoice, invoice.lines)
+        if invoices.is_new(book, command):
+            return None
+        await self.views.all()
+        lines = invoices.recorded(book, invoice.invoice_id)
+        if not lines:
+            # It is older than the recording of lines.
+            lines = (await self._compared(invoice, tenant)).lines
+        in_suspense = await self._in_suspense(command, tenant) if invoice.clear_suspense else 0
+        return Reconciled(invoices.adjusted(book, lines, invoice.replaces), (), True, in_suspense)
+
+    async def _in_suspense(self, command: ImportInvoice, tenant: str) -> int:
+        pages = self._doubtful(command, tenant)
+        return sum([len(invoices.clear(command.lines, [0] * len(command.lines), page)) async for page in pages])
 
     async def _clear_suspense(self, command: ImportInvoice, context: Context) -> tuple[Cleared, ...]:
         """Every line's holds, the oldest first, have what it bills beyond what the ledger has for it."""
@@ -224,7 +252,7 @@ class Corrections:
     async def _compared(self, invoice: Invoice, tenant: str) -> ImportInvoice:
         """What is to be imported, with what the ledger has for the lines now."""
         lines = [await self._line(invoice.provider, line, tenant) for line in invoice.lines]
-        return ImportInvoice(invoice.invoice_id, invoice.provider, _digest(invoice), tuple(lines), invoice.replaces)
+        return _command(invoice, tuple(lines))
 
     async def _line(self, provider: str, line: InvoiceLine, tenant: str) -> InvoiceLine:
         if line.is_credit:
@@ -238,6 +266,10 @@ class Corrections:
 
 def _selection(request: RerateRequest) -> Selection:
     return Selection({"model": request.model} if request.model else {}, request.since, request.until)
+
+
+def _command(invoice: Invoice, lines: tuple[InvoiceLine, ...]) -> ImportInvoice:
+    return ImportInvoice(invoice.invoice_id, invoice.provider, _digest(invoice), lines, invoice.replaces)
 
 
 def _digest(invoice: Invoice) -> str:

@@ -56,6 +56,18 @@ def is_new(book: Book, command: ImportInvoice) -> bool:
     return True
 
 
+def recorded(book: Book, invoice_id: str) -> tuple[InvoiceLine, ...]:
+    """The lines of an imported invoice, with what the ledger had for them then; none if they were not recorded."""
+    return tuple(
+        InvoiceLine(line.model, line.since, line.until, line.invoiced_nano_usd, _had(line))
+        for line in book.invoices[invoice_id].lines
+    )
+
+
+def _had(line: InvoicedLine) -> int:
+    return line.invoiced_nano_usd - line.adjusted_nano_usd
+
+
 def adjusted(book: Book, lines: Iterable[InvoiceLine], replaces: str) -> tuple[InvoiceLine, ...]:
     """The lines, each with what the replaced invoice adjusted for the same; then what it alone has."""
     replaced = book.invoices.get(replaces)

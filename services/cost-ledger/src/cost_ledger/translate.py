@@ -608,6 +608,8 @@ def from_reconciliation(invoice: Invoice, reconciled: Reconciled) -> pb.Reconcil
         settled_from_suspense_nano_usd=sum(each.amount for each in cleared),
         settled_from_suspense=sum(each.amount > 0 for each in cleared),
         released_from_suspense=sum(each.amount == 0 for each in cleared),
+        was_imported=reconciled.was_imported,
+        in_suspense=reconciled.in_suspense,
     )
 
 

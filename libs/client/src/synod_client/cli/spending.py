@@ -224,6 +224,8 @@ def spend_reconcile(
             print_table(
                 title, ("model", "invoiced>", "ledger>", "difference>"), [_line_row(line) for line in found.lines]
             )
+        if found.was_imported:
+            errors.print(_imported_before(invoice_id, found.in_suspense), highlight=False, markup=False, soft_wrap=True)
         return Exit.NOT_TRUE if any(line.difference_nano_usd for line in found.lines) else Exit.DONE
 
     run(command, data)
@@ -234,6 +236,15 @@ def _from_suspense(found: pb.Reconciliation) -> str:
         return ""
     amount = format_usd(found.settled_from_suspense_nano_usd)
     return f", from suspense {found.settled_from_suspense} settled ({amount}), {found.released_from_suspense} released"
+
+
+def _imported_before(invoice_id: str, in_suspense: int) -> str:
+    told = f"{invoice_id} was imported before; this is what was posted then"
+    if not in_suspense:
+        return told
+    return (
+        f"{told}. In suspense in its times by now: {in_suspense}; --id NEW --replaces {invoice_id} --final clears them"
+    )
 
 
 def _line_row(line: pb.Reconciliation.Line) -> tuple[object, ...]:
