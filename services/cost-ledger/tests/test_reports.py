@@ -230,6 +230,9 @@ class TestWhatIf:
         assert "openai/gpt-4o" in error.message
 
 
+ALL_MODELS = pb.InvoiceLine(model="simulator/*", since=stamp(NOW), until=stamp(NOW + timedelta(days=1)))
+
+
 class TestInvoices:
     def invoice(self, amount: int, now: datetime) -> pb.ImportInvoiceRequest:
         line = pb.InvoiceLine(
@@ -461,10 +464,27 @@ class TestInvoices:
         assert (await other.ImportInvoice(self.invoice(200, clock.now()))).difference_nano_usd == 200
         assert (await ledger.QuerySpend(pb.QuerySpendRequest())).total_nano_usd == 0
 
+    async def test_a_call_is_found_by_whichever_name_of_its_model_it_was_made_or_billed(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        for name, model in (("r1", "sim-1"), ("r2", "sim-1-2026-04-01"), ("r3", "sim-2")):
+            await ledger.SetPrice(price(1_000, 2_000, model))
+            await use(ledger, name, 100, 50, f"simulator/{model}")
+        invoice = self.invoice(210, clock.now())
+        invoice.lines.add().CopyFrom(invoice.lines[0])
+        invoice.lines[1].model, invoice.lines[1].amount_nano_usd = "simulator/sim-2-latest", 230
+        invoice.lines[0].model = "simulator/sim-1-2026-08-01"
+        invoice.lines.add().CopyFrom(invoice.lines[0])
+        invoice.lines[2].model, invoice.lines[2].amount_nano_usd = "simulator/sim-1-2026-04-01", 200
+        found = await ledger.ImportInvoice(invoice)
+        assert [line.ledger_nano_usd for line in found.lines] == [200, 200, 200]
+        assert [line.difference_nano_usd for line in found.lines] == [10, 30, 0]
+
     @pytest.mark.parametrize(
         ("change", "field"),
         [
             ({"lines": []}, "lines"),
+            ({"lines": [ALL_MODELS]}, "lines.model"),
             ({"invoice_id": ""}, "invoice_id"),
             ({"provider": "openai"}, "lines.model"),
         ],

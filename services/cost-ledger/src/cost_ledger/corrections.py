@@ -21,6 +21,7 @@ from cost_ledger.checks import check_model_name, check_name, check_period, check
 from cost_ledger.commands import Cleared, ClearSuspense, ImportInvoice, InvoiceLine, Price, Rerate
 from cost_ledger.errors import AlreadyRecorded, RequestInvalid, TooMuchAtOnce
 from cost_ledger.freshness import Freshness
+from cost_ledger.naming import ANY_MODEL
 from cost_ledger.ports import Doubtful, Prices
 from cost_ledger.rates import cost_pico
 from cost_ledger.terms import terms_in
@@ -251,17 +252,24 @@ class Corrections:
 
     async def _compared(self, invoice: Invoice, tenant: str) -> ImportInvoice:
         """What is to be imported, with what the ledger has for the lines now."""
-        lines = [await self._line(invoice.provider, line, tenant) for line in invoice.lines]
+        found = [0] * len(invoice.lines)
+        for part in invoices.parts(invoice.lines, await self._models(invoice, tenant)):
+            found[part.line] += await self._cost(invoice.provider, part, tenant)
+        lines = [replace(line, ledger=cost) for line, cost in zip(invoice.lines, found, strict=True)]
         return _command(invoice, tuple(lines))
 
-    async def _line(self, provider: str, line: InvoiceLine, tenant: str) -> InvoiceLine:
-        if line.is_credit:
-            return line
-        if line.model:
-            found = await self.charges.of_model(tenant, line.model, line.since, line.until)
-        else:
-            found = await self.charges.total(tenant, f"{provider}/", line.since, line.until)
-        return replace(line, ledger=found)
+    async def _models(self, invoice: Invoice, tenant: str) -> Sequence[str]:
+        """Those with costs that a line may be about by the model's name."""
+        named = [line for line in invoice.lines if line.model and not line.is_credit]
+        if not named:
+            return ()
+        since, until = min(line.since for line in named), max(line.until for line in named)
+        return await self.charges.models_called(tenant, f"{invoice.provider}/", since, until)
+
+    async def _cost(self, provider: str, part: invoices.Part, tenant: str) -> int:
+        if part.model:
+            return await self.charges.of_model(tenant, part.model, part.since, part.until)
+        return await self.charges.total(tenant, f"{provider}/", part.since, part.until)
 
 
 def _selection(request: RerateRequest) -> Selection:
@@ -299,3 +307,5 @@ def _check_invoice(invoice: Invoice) -> None:
         check_range("lines.amount_nano_usd", line.invoiced, INVOICE_NANO_MAX, minimum=-INVOICE_NANO_MAX)
         if line.model and not line.model.startswith(f"{invoice.provider}/"):
             raise RequestInvalid("lines.model", line.model, f"must be empty or begin with {invoice.provider}/")
+        if line.model.endswith(ANY_MODEL):
+            raise RequestInvalid("lines.model", line.model, "must be empty for all models of the provider")

@@ -1581,7 +1581,9 @@ class InvoiceLine(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"provider/model", or empty for all models of the provider."""
+    """"provider/model", or empty for all models of the provider. A line is also about the dated snapshots of its model; one of
+    a snapshot also about what was called by the model's name. A cost is that of the line whose name is the nearest.
+    """
     amount_nano_usd: _builtins.int
     """Negative: a credit. It is not compared with the ledger, and may be for a time that another line bills."""
     @_builtins.property
