@@ -196,6 +196,19 @@ class TestExport:
         assert (row["agent"], row["user_id"]) == ('\'=HYPERLINK("http://x")', "'@me")
         assert row["cost_usd"] == "-0.000000005"
 
+    @pytest.mark.parametrize("form", ["csv", "focus"])
+    @pytest.mark.parametrize("broken", ["a\r", "a\n", "a\r\n", "\r", "\n", "\x0b", "a\u2028", "  "])
+    def test_no_name_begins_a_row_or_a_formula(self, synod: Command, fakes: FakeSystem, form: str, broken: str) -> None:
+        starts = ("=", "+", "-", "@", "\t")
+        names = [f"{broken}{begins}HYPERLINK(1)" for begins in starts]
+        evil = [charge(attribution=pb.Attribution(agent=name, project_id=name, model="x/y"), id=name) for name in names]
+        text = self.export(synod, fakes, form, *evil)
+        assert len(text.splitlines()) == len(list(csv.reader(text.split("\n")[:-1]))) == 1 + len(names)
+        cells = [cell for row in csv.DictReader(text.splitlines()) for cell in row.values()]
+        assert sum("HYPERLINK" in cell for cell in cells) >= 3 * len(names)
+        assert not any(cell.lstrip().startswith(starts) or cell.startswith(starts) for cell in cells)
+        assert not any(line.startswith(starts) for line in text.splitlines())
+
     def test_focus_has_its_columns_and_the_rest_as_tags(self, synod: Command, fakes: FakeSystem) -> None:
         (row,) = csv.DictReader(self.export(synod, fakes, "focus", charge(revision=1)).splitlines())
         assert (row["BilledCost"], row["BillingCurrency"], row["ProviderName"]) == ("0.0000015", "USD", "openai")
