@@ -255,6 +255,16 @@ class TestInvoices:
         stored = [each async for each in read_types(log, tenant)]
         assert stored.count("ReconciliationDifferenceFound") == stored.count("ProviderInvoiceImported") == 1
 
+    async def test_of_an_invoice_that_is_imported_twice_at_once_the_second_is_answered_as_the_first(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        invoice = self.invoice(30, clock.now())
+        both = await asyncio.gather(*(ledger.ImportInvoice(invoice) for _ in range(2)))
+        assert sorted(each.was_imported for each in both) == [False, True]
+        assert [each.difference_nano_usd for each in both] == [30, 30]
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -30
+
     async def test_an_invoice_that_agrees_leaves_no_difference(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
         await ledger.SetPrice(price(1_000, 2_000))
         await use(ledger, "r1", 100, 50)

@@ -86,11 +86,6 @@ class Invoice:
     clear_suspense: bool = False
     replaces: str = ""
 
-    @property
-    def billed(self) -> tuple[InvoiceLine, ...]:
-        """What is compared with the ledger: all but credits."""
-        return tuple(line for line in self.lines if not line.is_credit)
-
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:

@@ -186,7 +186,7 @@ class ViewIncomplete(LedgerError):
     """`view` lacks events, so what is posted by it would be posted wrongly and stay so. `remedy` says what to do."""
 
     def __init__(self, view: str, lacks: str, remedy: str) -> None:
-        super().__init__(f"the view {view} {lacks}, so nothing was posted by it; {remedy}")
+        super().__init__(f"the view {view} {lacks}, so nothing is posted by what it has; {remedy}")
         self.view = view
 
 
