@@ -4,10 +4,10 @@ A sixth of the calls each goes through llm-gateway's OpenAI-compatible edge, thr
 as a stream, within hard budgets, quotas, rolling windows and limits per user; every event is published and folded into
 views. Each service is a process.
 
-Before the clock starts, a book is filled with the 10,000 reservations that it remembers. Other memories are filled by the
-load itself, such as the last 4,096 events that each log keeps: some 2,000 calls. So the first quarter is warm-up: `--seconds`
-times `--rate` should be 8,500 or more. Memory is the resident set of each process; flat means that its median in the last
-quarter of the time is at most 5 % above that in the second.
+Before the clock starts, a book is given 10,000 reservations, more than the 4,000 closed ones that it remembers. Other memories
+are filled by the load itself, such as the last 4,096 events that each log keeps: some 2,000 calls. So the first quarter is
+warm-up: `--seconds` times `--rate` should be 8,500 or more. Memory is the resident set of each process; flat means that its
+median in the last quarter of the time is at most 5 % above that in the second.
 """
 
 import argparse

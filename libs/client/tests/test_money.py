@@ -196,6 +196,19 @@ class TestExport:
         assert (row["agent"], row["user_id"]) == ('\'=HYPERLINK("http://x")', "'@me")
         assert row["cost_usd"] == "-0.000000005"
 
+    @pytest.mark.parametrize("form", ["csv", "focus"])
+    @pytest.mark.parametrize("broken", ["a\r", "a\n", "a\r\n", "\r", "\n", "\x0b", "a\u2028", "  "])
+    def test_no_name_begins_a_row_or_a_formula(self, synod: Command, fakes: FakeSystem, form: str, broken: str) -> None:
+        starts = ("=", "+", "-", "@", "\t")
+        names = [f"{broken}{begins}HYPERLINK(1)" for begins in starts]
+        evil = [charge(attribution=pb.Attribution(agent=name, project_id=name, model="x/y"), id=name) for name in names]
+        text = self.export(synod, fakes, form, *evil)
+        assert len(text.splitlines()) == len(list(csv.reader(text.split("\n")[:-1]))) == 1 + len(names)
+        cells = [cell for row in csv.DictReader(text.splitlines()) for cell in row.values()]
+        assert sum("HYPERLINK" in cell for cell in cells) >= 3 * len(names)
+        assert not any(cell.lstrip().startswith(starts) or cell.startswith(starts) for cell in cells)
+        assert not any(line.startswith(starts) for line in text.splitlines())
+
     def test_focus_has_its_columns_and_the_rest_as_tags(self, synod: Command, fakes: FakeSystem) -> None:
         (row,) = csv.DictReader(self.export(synod, fakes, "focus", charge(revision=1)).splitlines())
         assert (row["BilledCost"], row["BillingCurrency"], row["ProviderName"]) == ("0.0000015", "USD", "openai")
@@ -261,6 +274,10 @@ class TestExport:
         assert decimal_usd(nano) == text
 
 
+HEADER = "model,since,until,amount_usd\n"
+JSON = '{"model": "x/y", "since": "2026-10-01", "until": "2026-11-01", "amount_usd": '
+
+
 class TestInvoices:
     ANSWER = pb.Reconciliation(
         lines=[pb.Reconciliation.Line(ledger_nano_usd=10**9, difference_nano_usd=10**8)], difference_nano_usd=10**8
@@ -308,22 +325,83 @@ class TestInvoices:
         assert fakes.requests("ImportInvoice")[0].clear_suspense
         assert "from suspense 2 settled ($0.005), 1 released" in " ".join(done.stdout.split())
 
+    def test_an_invoice_that_was_imported_before_is_told_as_such_with_what_clears_the_rest(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation(was_imported=True, in_suspense=3))
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,1.1\n")
+        done = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "openai", "--id", "4711", "--final")
+        assert done.exit_code == Exit.DONE
+        assert "4711 was imported before; this is what was posted then." in done.stderr
+        assert "by now: 3; --id NEW --replaces 4711 --final clears them" in done.stderr
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("model,since,until\nx/y,2026-10-01,2026-11-01\n", "row 1 has no amount_usd"),
-            ("since,until,amount_usd\nOctober,2026-11-01,1\n", "'October' is not a day"),
-            ("since,until,amount_usd\n2026-10-01,2026-11-01,1 EUR\n", "'1 EUR' is not an amount"),
-            ('{"since": \n', "line 1"),
+            ("model,since,until\nx/y,2026-10-01,2026-11-01\n", "line 1: has no amount_usd; the columns are"),
+            (f"{HEADER}x/y,2026-10-01,2026-11-01,\n", "line 2: has no amount_usd"),
+            (f"{HEADER}x/y,October,2026-11-01,1\n", "line 2, since: 'October' is not a day"),
+            (f"{HEADER}x/y,2026-10-01,2026-11-01,1 EUR\n", "line 2, amount_usd: '1 EUR' is not an amount"),
+            (f"{HEADER}x/y,2026-10-01,2026-11-01,(1.00)\n", "line 2, amount_usd: '(1.00)' is not an amount"),
+            (f"{HEADER}x/y,2026-10-01,2026-11-01,1,234.50\n", "has 5 cells for 4 columns; quote what has a comma"),
+            ("since,until,amount_usd,model\n2026-10-01,2026-11-01,1\n", "line 2: has 3 cells for 4 columns"),
+            ("Model,since,until,amount_usd\n", "unknown column 'Model'; the columns are since, until, amount_usd"),
+            ("model;since;until;amount_usd\n", "unknown column 'model;since;until;amount_usd'"),
+            ("since,until,amount_usd,amount_usd\n", "line 1: has the column amount_usd 2 times"),
+            ("since,until,amount_usd,currency\n2026-10-01,2026-11-01,1,EUR\n", "currency: is 'EUR', and the ledger"),
+            (f"{HEADER}x/y ,2026-10-01,2026-11-01,1\n", "line 2, model: is 'x/y '"),
+            (f"{HEADER}x/y\0,2026-10-01,2026-11-01,1\n", "line 2, model: is 'x/y\\x00'"),
+            (f'{HEADER}"x/y,2026-10-01,2026-11-01,1\n', "line 2: is no CSV: unexpected end of data"),
+            (f"{HEADER}{'x' * 200_000},2026-10-01,2026-11-01,1\n", "line 2: is no CSV: field larger than"),
+            (HEADER, "has no lines"),
+            ("", "line 1: has no since"),
+            ('{"since": \n', "line 1: is no JSON"),
+            ('{"since":' * 20_000, "line 1: is no JSON"),
+            ('[{"since": "2026-10-01", "until": "2026-11-01", "amount_usd": 1}]\n', "line 1: is no JSON object"),
+            ('{"since": "1", "since": "2", "until": "3", "amount_usd": 1}\n', "has the column since 2 times"),
+            ('{"model": null, "since": "1", "until": "3", "amount_usd": 1}\n', "line 1, model: is null; leave it out"),
+            ('\n{"since": ["1"], "until": "3", "amount_usd": 1}\n', "line 2, since: is neither text nor a number"),
+            ('{"since": "2026-10-01", "until": "2026-11-01", "amount_usd": NaN}\n', "amount_usd: 'NaN' is not an"),
         ],
+        ids=lambda value: value[:40],
     )
-    def test_a_wrong_row_is_named(
+    def test_a_wrong_file_is_refused_with_its_line_and_column(
         self, synod: Command, fakes: FakeSystem, tmp_path: Path, text: str, words: str
     ) -> None:
-        (tmp_path / "invoice").write_text(text)
-        refused = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "openai", "--id", "4711")
+        path = tmp_path / "i"
+        path.write_bytes(text.encode())
+        refused = synod("spend", "reconcile", str(path), "--provider", "openai", "--id", "4711")
         assert refused.exit_code == Exit.USAGE
-        assert words in " ".join(refused.stderr.replace("│", " ").split())
+        assert not fakes.requests("ImportInvoice")
+        told = " ".join(refused.stderr.replace("│", " ").split())
+        assert words in told
+        assert "Traceback" not in told
+
+    @pytest.mark.parametrize(
+        ("data", "nano_usd"),
+        [
+            (f'\ufeff{HEADER}x/y,2026-10-01,2026-11-01,"1,234.50"\r\n\r\n'.encode(), 1_234_500_000_000),
+            (b"currency,amount_usd,until,since,model\nUSD,2,2026-11-01,2026-10-01,x/y\n", 2 * 10**9),
+            (f"\ufeff{JSON}12345678.123456789}}\n".encode(), 12_345_678_123_456_789),
+            (f"{JSON}-3}}\n\n".encode(), -3 * 10**9),
+        ],
+        ids=["mark of a spreadsheet", "any order", "digits of a number", "credit"],
+    )
+    def test_an_amount_is_read_with_all_its_digits_and_for_its_model(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path, data: bytes, nano_usd: int
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation())
+        (tmp_path / "invoice").write_bytes(data)
+        done = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "x", "--id", "4711")
+        assert done.exit_code == Exit.DONE, done.stderr
+        (line,) = fakes.requests("ImportInvoice")[0].lines
+        assert (line.model, line.amount_nano_usd) == ("x/y", nano_usd)
+
+    def test_a_file_of_other_text_is_refused(self, synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
+        (tmp_path / "invoice").write_bytes(HEADER.encode("utf-16"))
+        refused = synod("spend", "reconcile", str(tmp_path / "invoice"), "--provider", "x", "--id", "4711")
+        assert refused.exit_code == Exit.USAGE
+        assert "is not UTF-8 text; save it as CSV UTF-8" in " ".join(refused.stderr.replace("│", " ").split())
 
 
 class TestPrices:

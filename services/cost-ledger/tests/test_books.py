@@ -14,7 +14,7 @@ from cost_ledger import snapshots
 from cost_ledger.book import EMPTY, Book
 from cost_ledger.books import CODEC, Books, Executed
 from cost_ledger.commands import Charge, Command, Price, Reserve, SetBudget, Settle
-from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, ReservationNotFound
+from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, ReservationNotFound, TooMuchAtOnce
 from cost_ledger.folding import evolve
 from cost_ledger.rates import flat_card
 from eventlog.errors import LogUnavailable, VersionConflict
@@ -313,6 +313,33 @@ async def test_a_long_batch_is_cut_into_requests_the_log_takes(
     assert granted(executed) == 10
     assert log.commits == 4
     await books.close()
+
+
+async def told_of_by(books: Books, agent: str, budgets: int) -> Reserve:
+    """A reservation of the agent that has four alerts for each of so many budgets, and what has to be there for it."""
+    scope = Attribution(agent=agent)
+    for number in range(budgets):
+        await books.execute(SetBudget(f"{agent}-{number}", scope, 1, False, "lifetime", NOW), ACME)
+    owner = Attribution(tenant_id="acme", model="openai/gpt-5.5", agent=agent)
+    return replace(reserve(f"by {agent}"), attribution=owner)
+
+
+async def test_a_batch_is_cut_before_a_command_whose_events_have_no_room_in_it(books: Books, log: CountingLog) -> None:
+    first, second = await told_of_by(books, "few", 120), await told_of_by(books, "many", 200)
+    before = log.commits
+    executed = await asyncio.gather(*(books.execute(command, ACME) for command in (first, second)))
+    assert [len(each.events) for each in executed] == [481, 801]
+    assert log.commits - before == 2
+
+
+async def test_a_command_with_more_events_than_a_request_takes_is_refused_and_no_other(
+    books: Books, log: CountingLog
+) -> None:
+    too_much = await told_of_by(books, "all", 250)
+    outcomes = await books.execute_many([(reserve("r1"), ACME), (too_much, ACME), (reserve("r2"), ACME)])
+    assert [type(each) for each in outcomes] == [Executed, TooMuchAtOnce, Executed]
+    assert "more than 1,000 events would come of it" in str(outcomes[1])
+    assert set((await replayed(log)).open) == {"r1", "r2"}
 
 
 async def test_group_18_the_log_refuses_what_a_book_has_forgotten(

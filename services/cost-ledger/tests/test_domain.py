@@ -1,13 +1,16 @@
 """Given events, when a command, then events."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cost_ledger import snapshots
 from cost_ledger.book import CLOSED_MAX, EMPTY, SCOPE_FIELDS, Book
 from cost_ledger.commands import (
+    CLEARING_EVENTS_MAX,
     Charge,
     Cleared,
+    ClearSuspense,
     Command,
     Doubt,
     Expire,
@@ -30,6 +33,7 @@ from cost_ledger.domain import decide
 from cost_ledger.errors import (
     BudgetFixed,
     BudgetNotFound,
+    InvoiceOverlaps,
     InvoiceOvertaken,
     ModelUnpriced,
     ReservationConflict,
@@ -536,29 +540,47 @@ class TestDoubt:
 
 
 class TestInvoices:
-    def invoice(self, *cleared: Cleared) -> ImportInvoice:
-        line = InvoiceLine(MODEL, NOW, LATER, 160, 160)
-        return ImportInvoice("inv_1", "openai", "sha", (line,), cleared)
+    def clearing(self, *cleared: Cleared) -> ClearSuspense:
+        return ClearSuspense(self.invoice(), cleared)
+
+    def invoice(self) -> ImportInvoice:
+        return ImportInvoice("inv_1", "openai", "sha", (InvoiceLine(MODEL, NOW, LATER, 160, 160),))
 
     def test_an_invoice_settles_what_was_billed_of_suspense_and_releases_the_rest(self) -> None:
         book = after(budget(), reserve("a"), reserve("b"), Doubt("a"), Doubt("b"))
-        book = after(self.invoice(Cleared("a", 60), Cleared("b", 0)), book=book)
+        book = after(self.clearing(Cleared("a", 60), Cleared("b", 0)), book=book)
         assert (book.posted(lifetime()), book.pending(lifetime())) == (60, 0)
         assert [book.closed.get(name).state for name in ("a", "b")] == ["settled", "released"]  # type: ignore[union-attr]
         assert sum(book.balances.values()) == 0
 
     def test_the_thresholds_that_it_reaches_are_told_once(self) -> None:
-        book = after(budget(limit=100), reserve("a"), Doubt("a"))
-        told = [
-            event for event in decide(book, self.invoice(Cleared("a", 60))) if isinstance(event, BudgetThresholdReached)
-        ]
-        assert [event.threshold_percent for event in told] == [50]
-        assert decide(after(self.invoice(Cleared("a", 60)), book=book), self.invoice(Cleared("a", 60))) == ()
+        book = after(budget(limit=110), reserve("a"), Doubt("a"), reserve("b", 1), Doubt("b"))
+        found = decide(book, self.clearing(Cleared("a", 60), Cleared("b", 1)))
+        told = [event.threshold_percent for event in found if isinstance(event, BudgetThresholdReached)]
+        assert told == [50]
+
+    def test_nothing_is_cleared_for_an_invoice_that_is_imported_or_cannot_be(self) -> None:
+        book = after(budget(), reserve("a"), Doubt("a"), self.invoice())
+        assert decide(book, self.clearing(Cleared("a", 60))) == ()
+        other = replace(self.invoice(), invoice_id="inv_2")
+        with pytest.raises(InvoiceOverlaps):
+            decide(book, ClearSuspense(other, (Cleared("a", 60),)))
+
+    def test_what_has_no_room_in_a_command_is_left_to_the_next(self) -> None:
+        names = [f"r{number}" for number in range(CLEARING_EVENTS_MAX)]
+        book = after(budget(), *(reserve(name, 1) for name in names), *map(Doubt, names), budget(limit=2))
+        cleared = tuple(Cleared(name, 1) for name in names)
+        first = decide(book, self.clearing(*cleared))
+        # The first two reach four thresholds.
+        assert len(first) == CLEARING_EVENTS_MAX
+        second = decide(fold(book, first), self.clearing(*cleared[-4:]))
+        assert [event.reservation_id for event in second if isinstance(event, CostSettled)] == names[-4:]
 
     def test_an_invoice_whose_hold_was_settled_meanwhile_is_to_be_compared_anew(self) -> None:
         book = after(budget(), reserve("a"), Doubt("a"), settle("a"))
-        with pytest.raises(InvoiceOvertaken):
-            decide(book, self.invoice(Cleared("a", 60)))
+        for name in ("a", "forgotten"):
+            with pytest.raises(InvoiceOvertaken):
+                decide(book, self.clearing(Cleared(name, 60)))
 
 
 class TestFactors:

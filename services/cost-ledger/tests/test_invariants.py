@@ -18,6 +18,7 @@ from cost_ledger.books import CODEC, Books, decoded
 from cost_ledger.commands import (
     Charge,
     Cleared,
+    ClearSuspense,
     CloseStock,
     Command,
     Doubt,
@@ -251,9 +252,9 @@ class Ledger(RuleBasedStateMachine):
         line = InvoiceLine("", START, self.clock.now() + timedelta(days=1), ledger + difference, ledger)
         # All are for the same time, so each can only correct the one that is in force.
         replaces = next((name for name, known in self.book.invoices.items() if not known.replaced_by), "")
-        command = ImportInvoice(f"inv_{next(self.invoices)}", "openai", "sha", (line,), cleared, replaces)
-        self.run(process, command)
-        self.run(1 - process, command)
+        command = ImportInvoice(f"inv_{next(self.invoices)}", "openai", "sha", (line,), replaces)
+        self.run(process, ClearSuspense(command, cleared), command)
+        self.run(1 - process, ClearSuspense(command, cleared), command)
 
     @rule(process=st.integers(0, 1))
     def a_process_restarts(self, process: int) -> None:

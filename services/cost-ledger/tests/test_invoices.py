@@ -6,42 +6,56 @@ from itertools import count
 
 import pytest
 from cost_ledger import snapshots
-from cost_ledger.book import EMPTY, Book
+from cost_ledger.book import EMPTY, Book, Reservation
 from cost_ledger.commands import Charge, ImportInvoice, InvoiceLine
 from cost_ledger.domain import decide
 from cost_ledger.errors import InvoiceConflict, InvoiceOverlaps, LedgerError, RequestInvalid
 from cost_ledger.folding import fold
-from cost_ledger.invoices import first_overlap
+from cost_ledger.invoices import Part, clear, first_overlap, parts
+from cost_ledger.naming import family_of
+from cost_ledger.rates import UNPRICED
 from hypothesis import given
 from hypothesis import strategies as st
 from synod.common.values import Attribution
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
-MODELS = ("openai/a", "openai/b")
+MODELS = ("openai/a", "openai/b", "openai/a-2026-11-01")
+"""The last one is a snapshot of the first."""
 DAYS = 4
 COSTS = {(model, day): 10 * number for number, (model, day) in enumerate((m, d) for m in MODELS for d in range(DAYS))}
 
 
 def line(model: str, invoiced: int, first: int = 0, days: int = DAYS) -> InvoiceLine:
-    """With the ledger's figure beside it, as the use case finds it."""
     since, until = START + timedelta(days=first), START + timedelta(days=first + days)
-    found = InvoiceLine(model, since, until, invoiced, 0)
-    return replace(found, ledger=sum(COSTS[key] for key in covered(found)))
+    return InvoiceLine(model, since, until, invoiced, 0)
 
 
 def covered(billed: InvoiceLine) -> set[tuple[str, int]]:
-    """The costs that a line is about; a credit is about none."""
+    """The costs that a line may be about, if no other is nearer; a credit is about none."""
     return {
         (model, day)
         for model, day in COSTS
         if not billed.is_credit
-        and billed.model in ("", model)
+        and (not billed.model or family_of(billed.model) == family_of(model))
         and billed.since <= START + timedelta(days=day) < billed.until
     }
 
 
+def cost_of(part: Part) -> int:
+    return sum(
+        cost
+        for (model, day), cost in COSTS.items()
+        if part.model in ("", model) and part.since <= START + timedelta(days=day) < part.until
+    )
+
+
 def invoice(name: str, *lines: InvoiceLine, replaces: str = "") -> ImportInvoice:
-    return ImportInvoice(name, "openai", f"{lines} {replaces}", lines, (), replaces)
+    """With the ledger's figures, as the use case finds them."""
+    ledger = [0] * len(lines)
+    for part in parts(lines, MODELS):
+        ledger[part.line] += cost_of(part)
+    found = tuple(replace(line, ledger=cost) for line, cost in zip(lines, ledger, strict=True))
+    return ImportInvoice(name, "openai", f"{lines} {replaces}", found, replaces)
 
 
 def after(book: Book, *commands: ImportInvoice | Charge) -> Book:
@@ -60,15 +74,15 @@ def payable(book: Book) -> int:
     return -book.balances.get("payable:openai", 0)
 
 
-A_COST = sum(cost for (model, _), cost in COSTS.items() if model == "openai/a")
+A_COST = sum(cost for (model, _), cost in COSTS.items() if model.startswith("openai/a"))
 B_COST = sum(COSTS.values()) - A_COST
 
 
 class TestOverlaps:
     @pytest.mark.parametrize(
         "second",
-        [line("openai/a", 5), line("", 5), line("openai/a", 5, 3, 1)],
-        ids=["same", "all models", "a day of it"],
+        [line("openai/a", 5), line("", 5), line("openai/a", 5, 3, 1), line("openai/a-2026-10-01", 5, 3, 1)],
+        ids=["same", "all models", "a day of it", "by another name"],
     )
     def test_what_an_invoice_bills_no_other_may_bill(self, second: InvoiceLine) -> None:
         book = after(with_costs(), invoice("one", line("openai/a", A_COST + 10)))
@@ -95,6 +109,58 @@ class TestOverlaps:
         self, lines: tuple[InvoiceLine, ...], expected: tuple[int, int] | None
     ) -> None:
         assert first_overlap(lines) == expected
+
+
+class TestNames:
+    CALLED = ("openai/a", "openai/a-2026-11-01", "openai/b")
+
+    def found(self, *lines: InvoiceLine) -> list[tuple[int, str, int]]:
+        """Line, model and first day of each part."""
+        return [(part.line, part.model, (part.since - START).days) for part in parts(lines, self.CALLED)]
+
+    def test_a_line_about_a_model_is_about_its_snapshots_and_the_other_way_round(self) -> None:
+        for name in self.CALLED[:2]:
+            assert self.found(line(name, 1)) == [(0, "openai/a", 0), (0, "openai/a-2026-11-01", 0)]
+        assert self.found(line("openai/a-2026-10-01", 1)) == [(0, "openai/a", 0)]
+
+    def test_a_line_of_the_very_name_stands_before_one_of_the_family(self) -> None:
+        lines = line("openai/a", 1), line("openai/a-2026-11-01", 1, 1, 2)
+        assert self.found(*lines) == [
+            (0, "openai/a", 0),
+            (1, "openai/a-2026-11-01", 1),
+            (0, "openai/a-2026-11-01", 0),
+            (0, "openai/a-2026-11-01", 3),
+        ]
+
+    @pytest.mark.parametrize(
+        ("first", "days", "left"),
+        [(0, 4, []), (0, 1, [1, 2]), (1, 1, [2]), (2, 1, [1]), (0, 2, [2]), (3, 1, [1, 2]), (0, 3, [])],
+    )
+    def test_a_line_has_of_its_time_what_a_nearer_one_has_not(self, first: int, days: int, left: list[int]) -> None:
+        lines = line("openai/a", 1, 1, 2), line("openai/a-2026-11-01", 1, first, days)
+        found = [part for part in parts(lines, ["openai/a-2026-11-01"]) if part.line == 0]
+        covered = [
+            day for day in range(DAYS) for part in found if part.since <= START + timedelta(days=day) < part.until
+        ]
+        assert covered == left
+
+    def test_of_two_snapshots_the_first_line_has_what_was_called_by_neither_name(self) -> None:
+        lines = line("openai/a-2026-11-01", 1, 0, 2), line("openai/a-2026-10-01", 1)
+        assert self.found(*lines) == [(0, "openai/a", 0), (1, "openai/a", 2), (0, "openai/a-2026-11-01", 0)]
+
+    def test_a_line_about_all_models_is_one_part_and_a_credit_none(self) -> None:
+        assert self.found(line("", 1), line("openai/a", -1)) == [(0, "", 0)]
+
+    def test_a_hold_is_cleared_by_the_line_that_its_cost_would_be_about(self) -> None:
+        lines = line("openai/a", 9), line("openai/a-2026-11-01", 4)
+        found = clear(lines, [9, 4], [hold(model) for model in MODELS])
+        assert [(each.reservation_id, each.amount) for each in found] == [("openai/a", 5), ("openai/a-2026-11-01", 4)]
+
+
+def hold(model: str) -> Reservation:
+    """5 nano-USD."""
+    owner = Attribution(tenant_id="acme", model=model)
+    return Reservation(model, "sha", owner, model, 5, "book 1", "book", UNPRICED, (), START, START)
 
 
 class TestCorrections:

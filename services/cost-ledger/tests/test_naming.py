@@ -4,7 +4,15 @@ import re
 
 import pytest
 from cost_ledger.errors import RequestInvalid
-from cost_ledger.naming import check_provider, check_scope_model, check_unprefixed, pattern_of, scopes_of
+from cost_ledger.naming import (
+    check_provider,
+    check_scope_model,
+    check_unprefixed,
+    distance,
+    family_of,
+    pattern_of,
+    scopes_of,
+)
 
 KNOWN = ("openai/gpt-5.5", "anthropic/claude-5", "together/meta-llama/Llama-4", "openrouter/openrouter/auto")
 
@@ -23,6 +31,21 @@ KNOWN = ("openai/gpt-5.5", "anthropic/claude-5", "together/meta-llama/Llama-4", 
 def test_a_snapshot_is_held_by_the_scope_of_its_model(model: str, family: str) -> None:
     assert scopes_of(model) == (model, family, model.partition("/")[0] + "/*")
     assert all(re.search(pattern_of(scope), model) for scope in scopes_of(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("openai/gpt-5.5", "openai/gpt-5.5", 0),
+        ("openai/gpt-5.5", "openai/gpt-5.5-2026-04-01", 1),
+        ("openai/gpt-5.5-2026-04-01", "openai/gpt-5.5", 2),
+        ("openai/gpt-5.5-2026-04-01", "openai/gpt-5.5-2026-08-01", None),
+        ("openai/gpt-5.5", "openai/gpt-5.5-mini", None),
+    ],
+)
+def test_what_is_billed_is_as_near_to_a_call_as_its_name(name: str, model: str, expected: int | None) -> None:
+    assert distance(name, model) == expected
+    assert expected is None or family_of(name) == family_of(model)
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-5.5-mini", "openai/gpt-5.55", "openai/gpt-4", "x/openai/gpt-5.5"])

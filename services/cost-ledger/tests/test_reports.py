@@ -14,21 +14,24 @@ import pytest_asyncio
 from cost_ledger.application import CostLedger
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges
+from cost_ledger.commands import Cleared, ClearSuspense, ImportInvoice
+from cost_ledger.corrections import DOUBTFUL_PAGE
 from cost_ledger.main import compose
 from cost_ledger.model_calls import ModelCalls
 from cost_ledger.prices import load_price_book
 from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.reports import Reports
 from cost_ledger.settings import Settings
+from cost_ledger.translate import to_invoice
 from eventlog.codec import Codec
 from eventlog.memory import MemoryEventLog
-from eventlog.records import ANY, Append, Context, StreamId
+from eventlog.records import ANY, Append, Context, NewEvent, StreamId
 from google.protobuf.timestamp_pb2 import Timestamp
 from launcher.testing import RunningPostgres
-from servicekit.errors import AlreadyExists, InvalidArgument, ServiceError, from_rpc_error
+from servicekit.errors import AlreadyExists, InvalidArgument, ServiceError, Unavailable, from_rpc_error
 from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
 from synod.common.event import Event
-from synod.common.ids import derived_uuid
+from synod.common.ids import derived_uuid, uuid7
 from synod.common.values import Attribution, Failure, UsageLine
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerStub
@@ -227,6 +230,9 @@ class TestWhatIf:
         assert "openai/gpt-4o" in error.message
 
 
+ALL_MODELS = pb.InvoiceLine(model="simulator/*", since=stamp(NOW), until=stamp(NOW + timedelta(days=1)))
+
+
 class TestInvoices:
     def invoice(self, amount: int, now: datetime) -> pb.ImportInvoiceRequest:
         line = pb.InvoiceLine(
@@ -249,6 +255,16 @@ class TestInvoices:
         stored = [each async for each in read_types(log, tenant)]
         assert stored.count("ReconciliationDifferenceFound") == stored.count("ProviderInvoiceImported") == 1
 
+    async def test_of_an_invoice_that_is_imported_twice_at_once_the_second_is_answered_as_the_first(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        invoice = self.invoice(30, clock.now())
+        both = await asyncio.gather(*(ledger.ImportInvoice(invoice) for _ in range(2)))
+        assert sorted(each.was_imported for each in both) == [False, True]
+        assert [each.difference_nano_usd for each in both] == [30, 30]
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -30
+
     async def test_an_invoice_that_agrees_leaves_no_difference(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
         await ledger.SetPrice(price(1_000, 2_000))
         await use(ledger, "r1", 100, 50)
@@ -263,14 +279,16 @@ class TestInvoices:
             bounds = {"model": SIM, "input_tokens_max": 100, "output_tokens_max": 100}
             await ledger.Reserve(pb.ReserveRequest(reservation_id=name, attribution=pb.Attribution(), **bounds))
             clock.advance(60)
+        await self.given_up(connect, clock, *names)
+
+    async def given_up(self, connect: Callable[[], CostLedgerStub], clock: FakeClock, *names: str) -> None:
         clock.advance(600)
-        async with asyncio.timeout(10):
-            while True:
-                states = {
-                    (await connect().GetReservation(pb.GetReservationRequest(reservation_id=n))).state for n in names
-                }
-                if states == {pb.RESERVATION_STATE_SUSPENSE}:
-                    return
+        ledger, waiting = connect(), list(names)
+        async with asyncio.timeout(30):
+            while waiting:
+                found = await ledger.GetReservation(pb.GetReservationRequest(reservation_id=waiting[-1]))
+                if found.state == pb.RESERVATION_STATE_SUSPENSE:
+                    waiting.pop()
 
     async def test_a_final_invoice_settles_what_it_bills_of_suspense_and_releases_the_rest(
         self, connect: Callable[[], CostLedgerStub], clock: FakeClock
@@ -294,6 +312,69 @@ class TestInvoices:
         after = await connect().GetBudget(pb.GetBudgetRequest(budget_id="all"))
         assert (after.posted, after.pending) == (520, 0)
 
+    async def test_a_final_invoice_clears_whatever_is_in_suspense_beside_other_commands(
+        self,
+        service: Served[Settings],
+        ledger: CostLedgerStub,
+        connect: Callable[[], CostLedgerStub],
+        tenant: str,
+        clock: FakeClock,
+    ) -> None:
+        """More holds than a page has, and more events than a request to the log takes: four thresholds each, of two budgets."""
+        for share in ("conversation_id", "user_id"):
+            await ledger.SetBudget(everything(budget_id=share, limit=100, per=share))
+        names = [f"r{number:03}" for number in range(DOUBTFUL_PAGE + 4)]
+        owners = {name: pb.Attribution(conversation_id=name, user_id=name) for name in names}
+        holds = [
+            pb.ReserveRequest(reservation_id=name, attribution=owners[name], model=SIM, upper_bound_nano_usd=100)
+            for name in names
+        ]
+        for part in (holds[:200], holds[200:]):
+            await ledger.ReserveMany(
+                pb.ReserveManyRequest(items=[pb.ReserveManyRequest.Item(reserve=each) for each in part])
+            )
+        await self.given_up(connect, clock, *names)
+        invoice = self.invoice(100 * len(names) - 150, clock.now())
+        invoice.clear_suspense = True
+        bystanders = [pb.ReserveRequest(reservation_id=f"b{number}", upper_bound_nano_usd=1) for number in range(50)]
+        ledger = connect()
+        found, *held = await asyncio.gather(ledger.ImportInvoice(invoice), *map(ledger.Reserve, bystanders))
+        assert {each.state for each in held} == {pb.RESERVATION_STATE_HELD}
+        assert (found.settled_from_suspense, found.released_from_suspense) == (len(names) - 1, 1)
+        assert found.settled_from_suspense_nano_usd == found.ledger_nano_usd == invoice.lines[0].amount_nano_usd
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        balances = await Queries(service.host.pool).balances(tenant)
+        assert balances["payable:simulator"] == -invoice.lines[0].amount_nano_usd
+        assert not any(name.startswith(("suspense", "adjustment")) for name in balances)
+
+    async def test_an_import_that_ended_on_its_way_is_finished_by_its_repetition(
+        self,
+        service: Served[Settings],
+        connect: Callable[[], CostLedgerStub],
+        tenant: str,
+        clock: FakeClock,
+    ) -> None:
+        await self.in_suspense(connect, clock, "a", "b", "c")
+        invoice = self.invoice(300 + 120, clock.now())
+        invoice.clear_suspense = True
+        await self.cleared_first(service, invoice, tenant, clock, "a")
+        found = await connect().ImportInvoice(invoice)
+        assert (found.ledger_nano_usd, found.difference_nano_usd) == (420, 0)
+        assert (found.settled_from_suspense, found.released_from_suspense) == (1, 1)
+        await connect().ListBudgets(pb.ListBudgetsRequest())
+        assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -420
+
+    async def cleared_first(
+        self, service: Served[Settings], invoice: pb.ImportInvoiceRequest, tenant: str, clock: FakeClock, name: str
+    ) -> None:
+        """What an import does first, by a process that then ends."""
+        assert service.host.history.log is not None
+        books = Books(service.host.history.log, clock)
+        billed = to_invoice(invoice)
+        command = ImportInvoice(billed.invoice_id, billed.provider, "", billed.lines)
+        await books.execute(ClearSuspense(command, (Cleared(name, 300),)), Context(tenant, actor="somebody"))
+        await books.close()
+
     async def test_what_a_final_invoice_bills_beyond_all_holds_is_an_adjustment(
         self, connect: Callable[[], CostLedgerStub], clock: FakeClock
     ) -> None:
@@ -303,6 +384,24 @@ class TestInvoices:
         found = await connect().ImportInvoice(invoice)
         assert (found.ledger_nano_usd, found.difference_nano_usd) == (300, 700)
         assert (found.settled_from_suspense_nano_usd, found.settled_from_suspense) == (300, 1)
+
+    async def test_a_final_invoice_again_is_answered_as_it_was_posted_and_tells_what_came_since(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await self.in_suspense(connect, clock, "a")
+        invoice = self.invoice(600, clock.now())
+        invoice.clear_suspense = True
+        first = await connect().ImportInvoice(invoice)
+        assert (first.difference_nano_usd, first.settled_from_suspense, first.was_imported) == (300, 1, False)
+        await self.in_suspense(connect, clock, "b")
+        again = await connect().ImportInvoice(invoice)
+        assert (again.ledger_nano_usd, again.difference_nano_usd, again.settled_from_suspense) == (300, 300, 0)
+        assert (again.was_imported, again.in_suspense) == (True, 1)
+        held = await connect().GetReservation(pb.GetReservationRequest(reservation_id="b"))
+        assert held.state == pb.RESERVATION_STATE_SUSPENSE
+        invoice.invoice_id, invoice.replaces = "inv_2", "inv_1"
+        second = await connect().ImportInvoice(invoice)
+        assert (second.ledger_nano_usd, second.difference_nano_usd, second.settled_from_suspense) == (600, -300, 1)
 
     async def test_the_same_invoice_with_other_content_is_refused(
         self, ledger: CostLedgerStub, clock: FakeClock
@@ -336,10 +435,66 @@ class TestInvoices:
         found = await ledger.ImportInvoice(invoice)
         assert [line.difference_nano_usd for line in found.lines] == [0, -30]
 
+    async def test_nothing_is_posted_by_a_view_that_is_behind(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        async with service.host.pool.connection() as connection:
+            # Whoever reads goes on, and the view waits until the end of the transaction.
+            await connection.execute("lock table view_spend.charge in exclusive mode")
+            await use(ledger, "r1", 100, 50)
+            invoiced, rerated, tried = await asyncio.gather(
+                refusal(ledger.ImportInvoice(self.invoice(200, clock.now()))),
+                refusal(ledger.RerateCharges(pb.RerateChargesRequest(reason="priced late"))),
+                ledger.RerateCharges(pb.RerateChargesRequest(dry_run=True)),
+            )
+        for error in (invoiced, rerated):
+            assert isinstance(error, Unavailable)
+            assert (error.reason, error.retry_after_s) == ("VIEW_INCOMPLETE", 1.0)
+            assert "the view spend is" in error.message
+        assert tried.charges == 0
+        found = await ledger.ImportInvoice(self.invoice(200, clock.now()))
+        assert (found.ledger_nano_usd, found.difference_nano_usd) == (200, 0)
+        assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -200
+
+    async def test_nothing_is_posted_by_a_view_with_a_parked_event_of_the_tenant(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        assert service.host.history.log is not None
+        broken = NewEvent("CostSettled", 1, b"{}", uuid7(), clock.now())
+        append = Append(StreamId("unreadable", tenant), ANY, (broken,), Context(tenant, actor="somebody"))
+        await service.host.history.log.append(append)
+        error = await refusal(ledger.ImportInvoice(self.invoice(200, clock.now())))
+        assert isinstance(error, Unavailable)
+        assert "spend has 1 parked events" in error.message
+        assert "`synod views parked cost-ledger`" in error.message
+        rerating = pb.RerateChargesRequest(reason="priced late")
+        assert (await refusal(ledger.RerateCharges(rerating))).reason == "VIEW_INCOMPLETE"
+        other = CostLedgerStub(service.connect(service.token(tenant=f"{tenant}-other")))
+        assert (await other.ImportInvoice(self.invoice(200, clock.now()))).difference_nano_usd == 200
+        assert (await ledger.QuerySpend(pb.QuerySpendRequest())).total_nano_usd == 0
+
+    async def test_a_call_is_found_by_whichever_name_of_its_model_it_was_made_or_billed(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        for name, model in (("r1", "sim-1"), ("r2", "sim-1-2026-04-01"), ("r3", "sim-2")):
+            await ledger.SetPrice(price(1_000, 2_000, model))
+            await use(ledger, name, 100, 50, f"simulator/{model}")
+        invoice = self.invoice(210, clock.now())
+        invoice.lines.add().CopyFrom(invoice.lines[0])
+        invoice.lines[1].model, invoice.lines[1].amount_nano_usd = "simulator/sim-2-latest", 230
+        invoice.lines[0].model = "simulator/sim-1-2026-08-01"
+        invoice.lines.add().CopyFrom(invoice.lines[0])
+        invoice.lines[2].model, invoice.lines[2].amount_nano_usd = "simulator/sim-1-2026-04-01", 200
+        found = await ledger.ImportInvoice(invoice)
+        assert [line.ledger_nano_usd for line in found.lines] == [200, 200, 200]
+        assert [line.difference_nano_usd for line in found.lines] == [10, 30, 0]
+
     @pytest.mark.parametrize(
         ("change", "field"),
         [
             ({"lines": []}, "lines"),
+            ({"lines": [ALL_MODELS]}, "lines.model"),
             ({"invoice_id": ""}, "invoice_id"),
             ({"provider": "openai"}, "lines.model"),
         ],

@@ -47,14 +47,16 @@ from cost_ledger.book import EMPTY, Book
 from cost_ledger.commands import Command, Look
 from cost_ledger.decoding import Decoder, known_event
 from cost_ledger.domain import decide
-from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, LedgerError
+from cost_ledger.errors import AlreadyRecorded, BookBusy, BookContended, LedgerError, TooMuchAtOnce
 from cost_ledger.folding import fold
 from cost_ledger.ports import Clock
 
 AGGREGATE: Final = "book"
 BATCH_COMMANDS_MAX: Final = 256
 BATCH_EVENTS_MAX: Final = 512
-"""A batch is cut after the command that reaches it; the log takes 1,000 events in one request."""
+"""A batch is cut after the command that reaches it."""
+REQUEST_EVENTS_MAX: Final = 1_000
+"""What the log takes in one request. A batch is cut before the command that would pass it."""
 WAITING_COMMANDS_MAX: Final = 10_000
 ATTEMPTS_MAX: Final = 64
 BOOKS_OPEN_MAX: Final = 1_000
@@ -333,9 +335,12 @@ class BookWriter:
                 break
             try:
                 events = decide(book, waiting.command)
+                _refuse_too_many(events)
             except LedgerError as refusal:
                 verdicts.append(refusal)
                 continue
+            if version - self._version + len(events) > REQUEST_EVENTS_MAX:
+                break
             book = fold(book, events)
             verdicts.append(Executed(book, events))
             if events:
@@ -398,6 +403,13 @@ class BookWriter:
             _log.warning("snapshot of %s was not saved: %r", self._stream, error)
         finally:
             self._saving = None
+
+
+def _refuse_too_many(events: tuple[Event, ...]) -> None:
+    """No request of its own would have room for them. Refused here, so that nothing else in the batch is."""
+    if len(events) > REQUEST_EVENTS_MAX:
+        remedy = "events would come of it; let fewer budgets match it, or ask for less at a time"
+        raise TooMuchAtOnce(REQUEST_EVENTS_MAX, remedy)
 
 
 def event_id(tenant: str, event: Event) -> UUID:

@@ -122,6 +122,16 @@ class Charges:
         """
         return await self._number(statement, (tenant, model_prefix, since, until))
 
+    async def models_called(self, tenant: str, model_prefix: str, since: datetime, until: datetime) -> list[str]:
+        """The models with a cost in the time whose names begin so."""
+        statement = """
+            select distinct model from view_spend.charge
+            where tenant = %s and starts_with(model, %s) and incurred_at >= %s and incurred_at < %s order by 1
+        """
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(statement, (tenant, model_prefix, since, until))
+            return [model for (model,) in await cursor.fetchall()]
+
     async def of_model(self, tenant: str, model: str, since: datetime, until: datetime) -> int:
         statement = """
             select coalesce(sum(cost), 0)::bigint from view_spend.charge

@@ -18,6 +18,9 @@ BY_INVOICE: Final = "invoice"
 """Source of a usage that only the provider's invoice tells."""
 
 
+CLEARING_EVENTS_MAX: Final = 256
+"""What one command may say of holds in suspense, thresholds included, unless a single hold has more to it."""
+
 STOCK_MAX: Final = 400
 """Reservations that one command about a stock frees: a batch that it ends is still one request to the log."""
 
@@ -253,14 +256,25 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class ImportInvoice:
-    """`ledger` of the lines contains what is cleared. `replaces` is the invoice that it corrects, empty for none."""
+    """`replaces` is the invoice that it corrects, empty for none."""
 
     invoice_id: str
     provider: str
     content_sha256: str
     lines: tuple[InvoiceLine, ...]
-    cleared: tuple[Cleared, ...] = ()
     replaces: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClearSuspense:
+    """What `invoice` shows of holds in suspense, before it is imported itself.
+
+    As many of them, the first ones, as CLEARING_EVENTS_MAX has room for: repeat it with the others. None if the invoice is
+    imported by now.
+    """
+
+    invoice: ImportInvoice
+    cleared: tuple[Cleared, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +312,7 @@ Command = (
     | CloseStock
     | Charge
     | Rerate
+    | ClearSuspense
     | ImportInvoice
     | TellForecast
     | Look

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 from eventlog.records import Context
 from synod.common.money import nano_from_pico
-from synod.cost_ledger.events import ChargeRerated
+from synod.cost_ledger.events import ChargeRerated, CostSettled, ReservationReleased
 
 from cost_ledger import invoices
 from cost_ledger.book import Book, Reservation
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges, Selection, SettledCharge
 from cost_ledger.checks import check_model_name, check_name, check_period, check_range, check_text
-from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine, Price, Rerate
+from cost_ledger.commands import Cleared, ClearSuspense, ImportInvoice, InvoiceLine, Price, Rerate
 from cost_ledger.errors import AlreadyRecorded, RequestInvalid, TooMuchAtOnce
+from cost_ledger.freshness import Freshness
+from cost_ledger.naming import ANY_MODEL
 from cost_ledger.ports import Doubtful, Prices
 from cost_ledger.rates import cost_pico
 from cost_ledger.terms import terms_in
@@ -30,8 +32,10 @@ AT_ONCE: Final = 256
 """Corrections that wait for the book together, so that it commits them in groups."""
 INVOICE_LINES_MAX: Final = 400
 """One invoice is one append to the log, an event for each line that differs."""
-CLEARED_MAX: Final = 200
-"""Holds in suspense that one invoice may clear; they are in the same append."""
+CLEARED_AT_ONCE: Final = 64
+"""Holds in suspense that a command of an invoice names: what else waits for the book waits for so many."""
+DOUBTFUL_PAGE: Final = 256
+"""Holds in suspense that are read at a time."""
 INVOICE_NANO_MAX: Final = 10**18
 
 
@@ -82,35 +86,39 @@ class Invoice:
     clear_suspense: bool = False
     replaces: str = ""
 
-    @property
-    def billed(self) -> tuple[InvoiceLine, ...]:
-        """What is compared with the ledger: all but credits."""
-        return tuple(line for line in self.lines if not line.is_credit)
-
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """An invoice's lines with what the ledger has for them, and the holds that it cleared."""
+    """An invoice's lines with what the ledger has for them, and the holds that this import of it cleared.
+
+    Of an invoice that was imported before, the lines are as they were posted then, and `in_suspense` is how many holds it
+    would clear by now: it clears no more, but one that replaces it does.
+    """
 
     lines: tuple[InvoiceLine, ...]
     cleared: tuple[Cleared, ...] = ()
+    was_imported: bool = False
+    in_suspense: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Corrections:
-    """Every method acts in the tenant of its context, on views that the caller has waited for."""
+    """Every method acts in the tenant of its context. `views` are those that they post by."""
 
     books: Books
     prices: Prices
     charges: Charges
     doubtful: Doubtful
+    views: Freshness
 
     async def rerate(self, request: RerateRequest, context: Context) -> Rerating:
         """Post, or with dry_run only count, the difference between what costs were and what their price now makes of them.
 
         A cost whose model has no price keeps its amount. A correction that another call made first is left to that one.
+        ViewIncomplete if anything is to be posted and a view lacks something.
         """
         _check_rerating(request)
+        await (self.views.all() if request.dry_run else self.views.complete(context.tenant))
         book = await self.books.read(context.tenant)
         rerating = Rerating()
         waiting: list[Rerate] = []
@@ -167,66 +175,104 @@ class Corrections:
     async def import_invoice(self, invoice: Invoice, context: Context) -> Reconciled:
         """The lines with what the ledger has for them. The first time each difference is posted as an adjustment.
 
+        What is in suspense is cleared first, part by part, and the invoice is compared with what has come of that. So an
+        import that ends on its way has posted nothing but what was billed, and its repetition does the rest. An invoice
+        that is imported is answered as it was posted.
+
         InvoiceConflict if the id is that of an invoice with other content; InvoiceOverlaps if another bills the same;
-        InvoiceOvertaken if a hold that it clears was settled meanwhile; TooMuchAtOnce if it would clear too many.
+        InvoiceOvertaken if a hold that it clears was settled meanwhile; ViewIncomplete if a view lacks something.
         """
         _check_invoice(invoice)
-        lines = [await self._compared(invoice.provider, line, context.tenant) for line in invoice.lines]
-        doubtful = await self._doubtful(invoice, context.tenant)
-        reconciled = _cleared(invoice, lines, doubtful)
-        command = ImportInvoice(
-            invoice.invoice_id,
-            invoice.provider,
-            _digest(invoice),
-            reconciled.lines,
-            reconciled.cleared,
-            invoice.replaces,
-        )
+        if (known := await self._imported(invoice, await self.books.read(context.tenant), context.tenant)) is not None:
+            return known
+        await self.views.complete(context.tenant)
+        command = await self._compared(invoice, context.tenant)
+        cleared = await self._clear_suspense(command, context) if invoice.clear_suspense else ()
+        if cleared:
+            await self.views.complete(context.tenant)
+            command = await self._compared(invoice, context.tenant)
         executed = await self.books.execute(command, context)
-        return replace(reconciled, lines=invoices.adjusted(executed.book, reconciled.lines, invoice.replaces))
+        if not executed.events and (known := await self._imported(invoice, executed.book, context.tenant)) is not None:
+            return replace(known, cleared=cleared)
+        return Reconciled(invoices.adjusted(executed.book, command.lines, invoice.replaces), cleared)
 
-    async def _doubtful(self, invoice: Invoice, tenant: str) -> Sequence[Reservation]:
-        if not (invoice.clear_suspense and invoice.billed):
+    async def _imported(self, invoice: Invoice, book: Book, tenant: str) -> Reconciled | None:
+        """What was posted for it; None if it is new. Raises what the book would refuse it for."""
+        command = _command(invoice, invoice.lines)
+        if invoices.is_new(book, command):
+            return None
+        await self.views.all()
+        lines = invoices.recorded(book, invoice.invoice_id)
+        if not lines:
+            # It is older than the recording of lines.
+            lines = (await self._compared(invoice, tenant)).lines
+        in_suspense = await self._in_suspense(command, tenant) if invoice.clear_suspense else 0
+        return Reconciled(invoices.adjusted(book, lines, invoice.replaces), (), True, in_suspense)
+
+    async def _in_suspense(self, command: ImportInvoice, tenant: str) -> int:
+        pages = self._doubtful(command, tenant)
+        return sum([len(invoices.clear(command.lines, [0] * len(command.lines), page)) async for page in pages])
+
+    async def _clear_suspense(self, command: ImportInvoice, context: Context) -> tuple[Cleared, ...]:
+        """Every line's holds, the oldest first, have what it bills beyond what the ledger has for it."""
+        left = [max(line.invoiced - line.ledger, 0) for line in command.lines]
+        cleared: list[Cleared] = []
+        async for page in self._doubtful(command, context.tenant):
+            found = invoices.clear(command.lines, left, page)
+            cleared += await self._clear(command, found, context)
+        return tuple(cleared)
+
+    async def _clear(
+        self, command: ImportInvoice, cleared: tuple[Cleared, ...], context: Context
+    ) -> tuple[Cleared, ...]:
+        """In as many commands as it takes. Fewer are cleared if the same invoice was imported meanwhile."""
+        done = 0
+        while waiting := cleared[done : done + CLEARED_AT_ONCE]:
+            executed = await self.books.execute(ClearSuspense(command, waiting), context)
+            if not executed.events:
+                break
+            done += sum(isinstance(event, CostSettled | ReservationReleased) for event in executed.events)
+        return cleared[:done]
+
+    async def _doubtful(self, command: ImportInvoice, tenant: str) -> AsyncIterator[Sequence[Reservation]]:
+        """What is in suspense in the time of the lines, the oldest first; read in pages."""
+        billed = [line for line in command.lines if not line.is_credit]
+        if not billed:
+            return
+        since, until, after = min(line.since for line in billed), max(line.until for line in billed), ""
+        prefix = f"{command.provider}/"
+        while page := await self.doubtful.in_suspense(tenant, prefix, since, until, after, DOUBTFUL_PAGE):
+            yield page
+            since, after = page[-1].reserved_at, page[-1].reservation_id
+
+    async def _compared(self, invoice: Invoice, tenant: str) -> ImportInvoice:
+        """What is to be imported, with what the ledger has for the lines now."""
+        found = [0] * len(invoice.lines)
+        for part in invoices.parts(invoice.lines, await self._models(invoice, tenant)):
+            found[part.line] += await self._cost(invoice.provider, part, tenant)
+        lines = [replace(line, ledger=cost) for line, cost in zip(invoice.lines, found, strict=True)]
+        return _command(invoice, tuple(lines))
+
+    async def _models(self, invoice: Invoice, tenant: str) -> Sequence[str]:
+        """Those with costs that a line may be about by the model's name."""
+        named = [line for line in invoice.lines if line.model and not line.is_credit]
+        if not named:
             return ()
-        since, until = min(line.since for line in invoice.billed), max(line.until for line in invoice.billed)
-        found = await self.doubtful.in_suspense(tenant, f"{invoice.provider}/", since, until, CLEARED_MAX + 1)
-        if len(found) > CLEARED_MAX:
-            raise TooMuchAtOnce(CLEARED_MAX)
-        return found
+        since, until = min(line.since for line in named), max(line.until for line in named)
+        return await self.charges.models_called(tenant, f"{invoice.provider}/", since, until)
 
-    async def _compared(self, provider: str, line: InvoiceLine, tenant: str) -> InvoiceLine:
-        if line.is_credit:
-            return line
-        if line.model:
-            found = await self.charges.of_model(tenant, line.model, line.since, line.until)
-        else:
-            found = await self.charges.total(tenant, f"{provider}/", line.since, line.until)
-        return InvoiceLine(line.model, line.since, line.until, line.invoiced, found)
-
-
-def _cleared(invoice: Invoice, lines: Iterable[InvoiceLine], doubtful: Sequence[Reservation]) -> Reconciled:
-    """One line after the other, so that a hold that two of them are about is cleared once and counts in both."""
-    cleared: dict[str, Cleared] = {}
-    compared: list[InvoiceLine] = []
-    for line in lines:
-        if line.is_credit:
-            compared.append(line)
-            continue
-        meant = [each for each in doubtful if _is_about(line, each)]
-        known = sum(cleared[each.reservation_id].amount for each in meant if each.reservation_id in cleared)
-        billed = max(line.invoiced - line.ledger - known, 0)
-        found = invoices.clear(billed, (each for each in meant if each.reservation_id not in cleared))
-        cleared |= {each.reservation_id: each for each in found}
-        compared.append(replace(line, ledger=line.ledger + known + sum(each.amount for each in found)))
-    return Reconciled(tuple(compared), tuple(cleared.values()))
-
-
-def _is_about(line: InvoiceLine, hold: Reservation) -> bool:
-    return line.since <= hold.reserved_at < line.until and line.model in ("", hold.model)
+    async def _cost(self, provider: str, part: invoices.Part, tenant: str) -> int:
+        if part.model:
+            return await self.charges.of_model(tenant, part.model, part.since, part.until)
+        return await self.charges.total(tenant, f"{provider}/", part.since, part.until)
 
 
 def _selection(request: RerateRequest) -> Selection:
     return Selection({"model": request.model} if request.model else {}, request.since, request.until)
+
+
+def _command(invoice: Invoice, lines: tuple[InvoiceLine, ...]) -> ImportInvoice:
+    return ImportInvoice(invoice.invoice_id, invoice.provider, _digest(invoice), lines, invoice.replaces)
 
 
 def _digest(invoice: Invoice) -> str:
@@ -256,3 +302,5 @@ def _check_invoice(invoice: Invoice) -> None:
         check_range("lines.amount_nano_usd", line.invoiced, INVOICE_NANO_MAX, minimum=-INVOICE_NANO_MAX)
         if line.model and not line.model.startswith(f"{invoice.provider}/"):
             raise RequestInvalid("lines.model", line.model, f"must be empty or begin with {invoice.provider}/")
+        if line.model.endswith(ANY_MODEL):
+            raise RequestInvalid("lines.model", line.model, "must be empty for all models of the provider")

@@ -32,9 +32,11 @@ from cost_ledger import alerts, correcting, errors, invoices, quantities
 from cost_ledger.book import Amounts, Balance, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
+    CLEARING_EVENTS_MAX,
     STOCK_MAX,
     Charge,
     Cleared,
+    ClearSuspense,
     CloseStock,
     Command,
     Doubt,
@@ -124,8 +126,10 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _set_price_factor(book, command)
         case Rerate():
             return _with_guess(book, _with_thresholds(book, correcting.rerate(book, command)), command.price)
+        case ClearSuspense():
+            return _clear_suspense(book, command)
         case ImportInvoice():
-            return _import_invoice(book, command)
+            return invoices.import_invoice(book, command)
         case TellForecast():
             return correcting.tell_forecast(book, command)
         case Look():
@@ -460,23 +464,25 @@ def _settlement_by(charge: Charge) -> Settle:
 # --- invoices ---
 
 
-def _import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
-    """What the invoice says of holds in suspense, then the invoice itself and its differences."""
-    imported = invoices.import_invoice(book, command)
-    if not imported:
+def _clear_suspense(book: Book, command: ClearSuspense) -> tuple[Event, ...]:
+    """Refused as the invoice itself would be: nothing is cleared for one that cannot be imported."""
+    events: list[Event] = []
+    if not invoices.is_new(book, command.invoice):
         return ()
-    events: tuple[Event, ...] = ()
     for each in command.cleared:
-        cleared = _with_thresholds(book, _cleared(book, command.invoice_id, each))
-        events, book = (*events, *cleared), fold(book, cleared)
-    return (*events, *imported)
+        cleared = _with_thresholds(book, _cleared(book, command.invoice.invoice_id, each))
+        if events and len(events) + len(cleared) > CLEARING_EVENTS_MAX:
+            break
+        events += cleared
+        book = fold(book, cleared)
+    return tuple(events)
 
 
 def _cleared(book: Book, invoice_id: str, cleared: Cleared) -> tuple[Event, ...]:
-    known = _required(book, cleared.reservation_id)
-    if known.state != "suspense":
-        # The amounts of the lines were made without it.
-        raise InvoiceOvertaken(invoice_id, known.reservation_id)
+    known = book.open.get(cleared.reservation_id)
+    if known is None or known.state != "suspense":
+        # The amounts were made without its outcome.
+        raise InvoiceOvertaken(invoice_id, cleared.reservation_id)
     if not cleared.amount:
         return _release(book, Release(known.reservation_id, f"not billed in invoice {invoice_id}"))
     settlement = Settle(known.reservation_id, (), cleared.amount, BY_INVOICE, known.expires_at)

@@ -15,7 +15,8 @@ LedgerError
 ├── InvoiceConflict       the id stands for an invoice with other content: use a new one
 ├── InvoiceOverlaps       another invoice bills the same: declare which one this replaces
 ├── InvoiceOvertaken      a hold that the invoice clears was settled meanwhile: repeat
-├── TooMuchAtOnce         ask for a shorter time or for fewer attributions
+├── TooMuchAtOnce         ask for a shorter time or for fewer attributions, or as the message says
+├── ViewIncomplete        wait for the view, or mend it: nothing is posted by what it lacks
 ├── RequestInvalid        correct the field
 ├── AlreadyRecorded       the same fact is in the log: nothing is left to do
 ├── BookContended         other writers were always faster: retry
@@ -174,11 +175,19 @@ class InvoiceOvertaken(LedgerError):
 
 
 class TooMuchAtOnce(LedgerError):
-    """More than `maximum` costs match."""
+    """More than `maximum` of what `of_what` says, which ends with what to do about it."""
 
-    def __init__(self, maximum: int) -> None:
-        super().__init__(f"more than {maximum} costs match; give a shorter time or a filter")
+    def __init__(self, maximum: int, of_what: str = "costs match; give a shorter time or a filter") -> None:
+        super().__init__(f"more than {maximum:,} {of_what}")
         self.maximum = maximum
+
+
+class ViewIncomplete(LedgerError):
+    """`view` lacks events, so what is posted by it would be posted wrongly and stay so. `remedy` says what to do."""
+
+    def __init__(self, view: str, lacks: str, remedy: str) -> None:
+        super().__init__(f"the view {view} {lacks}, so nothing is posted by what it has; {remedy}")
+        self.view = view
 
 
 class RequestInvalid(LedgerError):

@@ -1,15 +1,18 @@
 """What a provider's invoice does to the book. Nothing is billed twice: of what is in force no line covers another's.
 
-A line bills a model, or all models of the provider, for a time. What it says beyond the ledger is an adjustment, so that
-what is payable for the time is what is invoiced. Credits are added to that. An invoice that corrects another takes its
+A line bills a model, or all models of the provider, for a time. It is about the calls of that model, by whichever name of
+it they were made (naming.py), and no call is about two lines. What it says beyond the ledger is an adjustment, so that what
+is payable for the time is what is invoiced. Credits are added to that. An invoice that corrects another takes its
 place: what that one adjusted for the same is counted, and what it alone adjusted is taken back.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from synod.common.event import Event
 from synod.cost_ledger.events import InvoicedLine, Posting, ProviderInvoiceImported, ReconciliationDifferenceFound
@@ -17,24 +20,30 @@ from synod.cost_ledger.events import InvoicedLine, Posting, ProviderInvoiceImpor
 from cost_ledger.book import Book, Imported, Reservation
 from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine
 from cost_ledger.errors import InvoiceConflict, InvoiceOverlaps, RequestInvalid
+from cost_ledger.naming import distance, family_of
 
+_Time = tuple[datetime, datetime]
+"""Half open."""
 _Billed = tuple[str, datetime, datetime]
 """Model, since, until."""
+_ANY_DISTANCE: Final = 3
+"""That of a line about all models, which is farther than any name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Costs that a line is about: those of a model in a time, half open. No model: all of the provider's."""
+
+    line: int
+    model: str
+    since: datetime
+    until: datetime
 
 
 def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
-    """The invoice and each difference; nothing for a repetition.
-
-    InvoiceConflict if the id is that of an invoice with other content, InvoiceOverlaps if another in force bills the same,
-    RequestInvalid if it bills something twice itself, or cannot replace what it says.
-    """
-    if (known := book.invoices.get(command.invoice_id)) is not None:
-        if known.content_sha256 != command.content_sha256:
-            raise InvoiceConflict(command.invoice_id)
+    """The invoice and each difference; nothing for a repetition. Raises what `is_new` does."""
+    if not is_new(book, command):
         return ()
-    _refuse_replacing(book, command)
-    _refuse_doubles(command.lines)
-    _refuse_overlaps(book, command)
     lines = adjusted(book, command.lines, command.replaces)
     imported = ProviderInvoiceImported(
         invoice_id=command.invoice_id,
@@ -47,6 +56,34 @@ def import_invoice(book: Book, command: ImportInvoice) -> tuple[Event, ...]:
         replaces=command.replaces,
     )
     return (imported, *(_difference(command, number, line) for number, line in enumerate(lines, 1) if line.difference))
+
+
+def is_new(book: Book, command: ImportInvoice) -> bool:
+    """Whether it is to be imported; not if it was.
+
+    InvoiceConflict if the id is that of an invoice with other content, InvoiceOverlaps if another in force bills the same,
+    RequestInvalid if it bills something twice itself, or cannot replace what it says.
+    """
+    if (known := book.invoices.get(command.invoice_id)) is not None:
+        if known.content_sha256 != command.content_sha256:
+            raise InvoiceConflict(command.invoice_id)
+        return False
+    _refuse_replacing(book, command)
+    _refuse_doubles(command.lines)
+    _refuse_overlaps(book, command)
+    return True
+
+
+def recorded(book: Book, invoice_id: str) -> tuple[InvoiceLine, ...]:
+    """The lines of an imported invoice, with what the ledger had for them then; none if they were not recorded."""
+    return tuple(
+        InvoiceLine(line.model, line.since, line.until, line.invoiced_nano_usd, _had(line))
+        for line in book.invoices[invoice_id].lines
+    )
+
+
+def _had(line: InvoicedLine) -> int:
+    return line.invoiced_nano_usd - line.adjusted_nano_usd
 
 
 def adjusted(book: Book, lines: Iterable[InvoiceLine], replaces: str) -> tuple[InvoiceLine, ...]:
@@ -75,17 +112,61 @@ def first_overlap(lines: Iterable[InvoiceLine]) -> tuple[int, int] | None:
     return None
 
 
-def clear(billed: int, doubtful: Iterable[Reservation]) -> tuple[Cleared, ...]:
-    """What an invoice shows of holds in suspense: `billed` nano-USD beyond what is settled are theirs.
+def clear(
+    lines: Sequence[InvoiceLine], left: MutableSequence[int], doubtful: Iterable[Reservation]
+) -> tuple[Cleared, ...]:
+    """What the lines show of holds in suspense: nano-USD `left` of each beyond what is settled are theirs, and taken from it.
 
     No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed.
     """
     cleared = []
+    nearest: dict[str, list[int]] = {}
     for each in doubtful:
-        amount = min(billed, each.reserved)
-        cleared.append(Cleared(each.reservation_id, amount))
-        billed -= amount
+        if each.model not in nearest:
+            nearest[each.model] = _nearest(lines, each.model)
+        about = (n for n in nearest[each.model] if lines[n].since <= each.reserved_at < lines[n].until)
+        if (number := next(about, None)) is not None:
+            amount = min(left[number], each.reserved)
+            cleared.append(Cleared(each.reservation_id, amount))
+            left[number] -= amount
     return tuple(cleared)
+
+
+def parts(lines: Sequence[InvoiceLine], models: Iterable[str]) -> Iterator[Part]:
+    """Which costs of the models each line is about; none is in two of them, as long as no two lines bill the same."""
+    for number, line in enumerate(lines):
+        if not (line.model or line.is_credit):
+            yield Part(number, "", line.since, line.until)
+    for model in models:
+        taken: list[_Time] = []
+        for number in _nearest(lines, model):
+            line = lines[number]
+            if line.model:
+                yield from (Part(number, model, *time) for time in _without((line.since, line.until), taken))
+                taken.append((line.since, line.until))
+
+
+def _nearest(lines: Sequence[InvoiceLine], model: str) -> list[int]:
+    """The numbers of the lines about a model, the nearest name first. A cost is that of the first in whose time it is."""
+    found = [(far, number) for number, line in enumerate(lines) if (far := _distance(line, model)) is not None]
+    return [number for _, number in sorted(found)]
+
+
+def _distance(line: InvoiceLine, model: str) -> int | None:
+    if line.is_credit:
+        return None
+    return distance(line.model, model) if line.model else _ANY_DISTANCE
+
+
+def _without(time: _Time, taken: Iterable[_Time]) -> Iterator[_Time]:
+    """What is left of a time when others, which may overlap, are taken out of it."""
+    since, until = time
+    for start, end in sorted(taken):
+        if since < min(start, until):
+            yield since, min(start, until)
+        since = max(since, end)
+    if since < until:
+        yield since, until
 
 
 def _refuse_replacing(book: Book, command: ImportInvoice) -> None:
@@ -114,7 +195,7 @@ def _refuse_overlaps(book: Book, command: ImportInvoice) -> None:
     new: dict[str, list[InvoiceLine]] = {}
     for line in command.lines:
         if not line.is_credit:
-            new.setdefault(line.model, []).append(line)
+            new.setdefault(family_of(line.model), []).append(line)
     for invoice_id, known in book.invoices.items():
         if not known.replaced_by and known.provider == command.provider and invoice_id != command.replaces:
             _refuse_overlap(command.invoice_id, new, invoice_id, known)
@@ -124,7 +205,8 @@ def _refuse_overlap(invoice_id: str, new: Mapping[str, list[InvoiceLine]], other
     for old in other.lines:
         if old.invoiced_nano_usd < 0:
             continue
-        for model in (old.model, "") if old.model else tuple(new):
+        # Two names of a model may be about the same calls, which only the lines of one invoice can share.
+        for model in (family_of(old.model), "") if old.model else tuple(new):
             for line in new.get(model, ()):
                 if line.since < old.until and old.since < line.until:
                     raise InvoiceOverlaps(invoice_id, _described(line), other_id)

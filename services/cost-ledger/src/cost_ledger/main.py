@@ -47,17 +47,21 @@ async def compose(host: Host[Settings]) -> None:
     books, queries = Books(log, host.clock, booked=telemetry.booked), Queries(host.pool)
     host.on_stop(books.close)
     ledger = CostLedger(books, prices, queries, host.clock)
-    views = [host.add_view(view, limits=UNHURRIED) for view in (SpendView(), BudgetsView(), ReservationsView())]
+    spend, budgets, reservations = (
+        host.add_view(view, limits=UNHURRIED) for view in (SpendView(), BudgetsView(), ReservationsView())
+    )
     model_calls = SharedStreamSource(host.nats, LLM_GATEWAY)
-    sources = [
+    uses = [
         host.add_view(ModelUsage(ledger), model_calls),
         host.add_view(ToolUsage(ledger), StreamSource(host.nats, TOOL_EXECUTOR)),
-        host.add_view(ModelCalls(), model_calls, UNHURRIED),
     ]
+    freshness = Freshness(
+        log, [spend, budgets, reservations], [*uses, host.add_view(ModelCalls(), model_calls, UNHURRIED)]
+    )
     charges = Charges(host.pool)
     reports = Reports(ledger, queries, charges)
-    corrections = Corrections(books, prices, charges, queries)
-    servicer = CostLedgerRpc(ledger, queries, reports, corrections, Freshness(log, views, sources))
+    corrections = Corrections(books, prices, charges, queries, Freshness(log, [spend, reservations], uses))
+    servicer = CostLedgerRpc(ledger, queries, reports, corrections, freshness)
     host.add_rpc(add_CostLedgerServicer_to_server, servicer, PERMISSIONS, ERRORS)
     host.add_measurement(partial(_measure, queries, telemetry, host.clock))
     host.add_task("expiry", Expiry(ledger).run)

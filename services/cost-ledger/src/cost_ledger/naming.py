@@ -37,6 +37,30 @@ def scopes_of(model: str) -> tuple[str, ...]:
     return (model, *([snapshot[1]] if snapshot else ()), model.partition("/")[0] + ANY_MODEL)
 
 
+def family_of(model: str) -> str:
+    """The model without the dates that its name ends with: what its snapshots and aliases have in common.
+
+    >>> family_of("openai/gpt-5.5-2026-04-01")
+    'openai/gpt-5.5'
+    """
+    while snapshot := _SNAPSHOT.fullmatch(model):
+        model = snapshot[1]
+    return model
+
+
+def distance(name: str, model: str) -> int | None:
+    """How far the name of what is billed is from the model that was called; None if they are not the same model.
+
+    0 if they are equal, 1 if the model called is a snapshot of what is billed, 2 the other way round: it was called by a name
+    for whatever its newest snapshot is.
+    """
+    if name == model:
+        return 0
+    if name in scopes_of(model):
+        return 1
+    return 2 if model in scopes_of(name) else None
+
+
 def pattern_of(scope: str) -> str:
     """The scope as a regular expression of PostgreSQL for the models that it holds."""
     if scope.endswith(ANY_MODEL):

@@ -123,16 +123,17 @@ class Queries:
         return Standing(held, overdue)
 
     async def in_suspense(
-        self, tenant: str, model_prefix: str, since: datetime, until: datetime, limit: int
+        self, tenant: str, model_prefix: str, since: datetime, until: datetime, after: str, limit: int
     ) -> Sequence[Reservation]:
         statement = """
             select document from view_reservations.reservation
             where tenant = %s and state = 'suspense' and starts_with(document ->> 'model', %s)
-            and (document ->> 'reserved_at')::timestamptz >= %s and (document ->> 'reserved_at')::timestamptz < %s
+            and ((document ->> 'reserved_at')::timestamptz, id) > (%s, %s)
+            and (document ->> 'reserved_at')::timestamptz < %s
             order by (document ->> 'reserved_at')::timestamptz, id limit %s
         """
         async with self.pool.connection() as connection:
-            cursor = await connection.execute(statement, (tenant, model_prefix, since, until, limit))
+            cursor = await connection.execute(statement, (tenant, model_prefix, since, after, until, limit))
             return [RESERVATION.validate_python(document) for (document,) in await cursor.fetchall()]
 
 

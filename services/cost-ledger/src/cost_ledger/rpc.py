@@ -151,13 +151,11 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
         return translate.from_priced_usage(request.model, found)
 
     async def RerateCharges(self, request: pb.RerateChargesRequest, context: Call) -> pb.RerateChargesResponse:
-        await self.freshness.all()
         found = await self.corrections.rerate(translate.to_rerating(request), event_context())
         return translate.from_rerating(found, dry_run=request.dry_run)
 
     async def ImportInvoice(self, request: pb.ImportInvoiceRequest, context: Call) -> pb.Reconciliation:
         invoice = translate.to_invoice(request)
-        await self.freshness.all()
         return translate.from_reconciliation(invoice, await self.corrections.import_invoice(invoice, event_context()))
 
     async def ExportSpend(self, request: pb.ExportSpendRequest, context: Call) -> AsyncIterator[pb.ExportSpendResponse]:

@@ -18,6 +18,7 @@ from servicekit.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
     to_status,
 )
 from servicekit.paging import next_page_token
@@ -149,6 +150,7 @@ ERRORS: Final = (
             str(error), reason="TOO_MUCH_AT_ONCE", metadata={"maximum": str(error.maximum)}
         ),
     )
+    .add(errors.ViewIncomplete, lambda error: Unavailable(str(error), 1.0, reason="VIEW_INCOMPLETE"))
     .add(errors.RequestInvalid, lambda error: InvalidArgument(error.field, error.value, error.problem))
     .add(errors.InvoiceOvertaken, lambda error: Aborted(f"{error}; repeat the call", reason="INVOICE_OVERTAKEN"))
     .add(errors.BookContended, lambda error: Aborted(f"{error}; repeat the call", reason="BOOK_CONTENDED"))
@@ -606,6 +608,8 @@ def from_reconciliation(invoice: Invoice, reconciled: Reconciled) -> pb.Reconcil
         settled_from_suspense_nano_usd=sum(each.amount for each in cleared),
         settled_from_suspense=sum(each.amount > 0 for each in cleared),
         released_from_suspense=sum(each.amount == 0 for each in cleared),
+        was_imported=reconciled.was_imported,
+        in_suspense=reconciled.in_suspense,
     )
 
 

@@ -1,11 +1,13 @@
 """Costs as rows of a file: plain columns, or those of FOCUS, the FinOps Open Cost and Usage Specification.
 
 Amounts are exact decimals of US dollars. FOCUS has no words for agents and runs; they are tags. Text that a spreadsheet
-would take for a formula is quoted, since names of agents and users come from whoever made them.
+would take for a formula is quoted, and breaks of lines in it are spaces, since names of agents and users come from whoever
+made them.
 """
 
 import csv
 import json
+import re
 from collections.abc import AsyncIterable, Callable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -16,7 +18,9 @@ from synod.cost_ledger.v1.cost_ledger_pb2 import ExportedCharge
 from synod_client.cli.output import as_dict
 
 _NANO_PER_USD: Final = 1_000_000_000
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t")
+_BREAK: Final = re.compile(r"\r\n|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+"""What ends a line, for one reader or another."""
 _OWNERS: Final = (
     "project_id",
     "agent",
@@ -170,9 +174,17 @@ def decimal_usd(nano: int) -> str:
 
 
 def _harmless(value: str | int) -> str | int:
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS) and not _is_number(value):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str):
+        return value
+    # A lone carriage return is written without quotes, and whoever reads by lines takes what follows any break for a row.
+    line = _BREAK.sub(" ", value)
+    if _is_formula(line) and not _is_number(line):
+        return f"'{line}"
+    return line
+
+
+def _is_formula(line: str) -> bool:
+    return line.startswith(_FORMULA_STARTS) or line.lstrip().startswith(_FORMULA_STARTS)
 
 
 def _is_number(text: str) -> bool:

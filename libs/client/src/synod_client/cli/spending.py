@@ -1,7 +1,5 @@
 """spend: what it cost, what it would have cost, and whether the provider agrees."""
 
-import csv
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +10,10 @@ import typer
 from synod.common.money import format_usd
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 
-from synod_client.cli import exports
+from synod_client.cli import exports, invoices
 from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, moment, period, provider_and_model, signed_nano_usd, tags, terms
+from synod_client.cli.values import Since, Until, period, provider_and_model, tags, terms
 from synod_client.client import Synod
 
 spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
@@ -206,13 +204,17 @@ def spend_reconcile(
 ) -> None:
     """Compare a provider's invoice with the ledger, and post the differences. Exit code 1 if there are any.
 
-    An empty model stands for all of the provider's; a negative amount is a credit.
+    The header names the columns just so; model and currency (USD) may be left out. An empty model stands for all of the
+    provider's; a negative amount is a credit. An amount with commas is quoted: "1,234.50".
 
     Example: synod spend reconcile nov.csv --provider openai --id 4711
     """
-    lines = [_invoice_line(number, row) for number, row in enumerate(_rows(file), 1)]
     request = pb.ImportInvoiceRequest(
-        invoice_id=invoice_id, provider=provider, lines=lines, clear_suspense=clear_suspense, replaces=replaces
+        invoice_id=invoice_id,
+        provider=provider,
+        lines=invoices.read(file),
+        clear_suspense=clear_suspense,
+        replaces=replaces,
     )
 
     async def command(synod: Synod) -> int:
@@ -224,6 +226,8 @@ def spend_reconcile(
             print_table(
                 title, ("model", "invoiced>", "ledger>", "difference>"), [_line_row(line) for line in found.lines]
             )
+        if found.was_imported:
+            errors.print(_imported_before(invoice_id, found.in_suspense), highlight=False, markup=False, soft_wrap=True)
         return Exit.NOT_TRUE if any(line.difference_nano_usd for line in found.lines) else Exit.DONE
 
     run(command, data)
@@ -236,43 +240,15 @@ def _from_suspense(found: pb.Reconciliation) -> str:
     return f", from suspense {found.settled_from_suspense} settled ({amount}), {found.released_from_suspense} released"
 
 
+def _imported_before(invoice_id: str, in_suspense: int) -> str:
+    told = f"{invoice_id} was imported before; this is what was posted then"
+    if not in_suspense:
+        return told
+    return (
+        f"{told}. In suspense in its times by now: {in_suspense}; --id NEW --replaces {invoice_id} --final clears them"
+    )
+
+
 def _line_row(line: pb.Reconciliation.Line) -> tuple[object, ...]:
     amounts = (line.invoiced.amount_nano_usd, line.ledger_nano_usd, line.difference_nano_usd)
     return (line.invoiced.model or "all", *map(format_usd, amounts))
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    try:
-        text = file.read_text("utf-8")
-    except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from error
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{file} is not UTF-8 text", param_hint="FILE") from error
-    if text.lstrip().startswith("{"):
-        return [_json_row(file, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    return list(csv.DictReader(text.splitlines()))
-
-
-def _json_row(file: Path, number: int, line: str) -> dict[str, str]:
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{file}, line {number}: {error.msg}", param_hint="FILE") from error
-    if not isinstance(found, dict):
-        raise typer.BadParameter(f"{file}, line {number}: is not an object", param_hint="FILE")
-    return {str(name): str(value) for name, value in found.items()}
-
-
-def _invoice_line(number: int, row: dict[str, str]) -> pb.InvoiceLine:
-    for name in ("since", "until", "amount_usd"):
-        if not row.get(name):
-            raise typer.BadParameter(
-                f"row {number} has no {name}; rows have model, since, until, amount_usd", param_hint="FILE"
-            )
-    hint = f"FILE, row {number}"
-    return pb.InvoiceLine(
-        model=row.get("model") or "",
-        since=moment(row["since"], f"{hint}, since"),
-        until=moment(row["until"], f"{hint}, until"),
-        amount_nano_usd=signed_nano_usd(row["amount_usd"], f"{hint}, amount_usd"),
-    )

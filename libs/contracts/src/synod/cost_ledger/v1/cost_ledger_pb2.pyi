@@ -1581,7 +1581,9 @@ class InvoiceLine(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"provider/model", or empty for all models of the provider."""
+    """"provider/model", or empty for all models of the provider. A line is also about the dated snapshots of its model; one of
+    a snapshot also about what was called by the model's name. A cost is that of the line whose name is the nearest.
+    """
     amount_nano_usd: _builtins.int
     """Negative: a credit. It is not compared with the ledger, and may be for a time that another line bills."""
     @_builtins.property
@@ -1618,7 +1620,7 @@ class ImportInvoiceRequest(_message.Message):
     clear_suspense: _builtins.bool
     """The invoice is final for the times of its lines, so it also says what became of holds in suspense there: what is
     invoiced beyond what is settled is theirs, the oldest first and each at most what it holds; the others are released.
-    At most 200 holds.
+    They are cleared part by part before the invoice is recorded; a call that ended on its way is to be repeated.
     """
     replaces: _builtins.str
     """The id of an imported invoice of the provider that this one corrects. Only the difference to what was posted for it
@@ -1687,15 +1689,23 @@ class Reconciliation(_message.Message):
     SETTLED_FROM_SUSPENSE_NANO_USD_FIELD_NUMBER: _builtins.int
     SETTLED_FROM_SUSPENSE_FIELD_NUMBER: _builtins.int
     RELEASED_FROM_SUSPENSE_FIELD_NUMBER: _builtins.int
+    WAS_IMPORTED_FIELD_NUMBER: _builtins.int
+    IN_SUSPENSE_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     provider: _builtins.str
     invoiced_nano_usd: _builtins.int
     ledger_nano_usd: _builtins.int
     difference_nano_usd: _builtins.int
     settled_from_suspense_nano_usd: _builtins.int
-    """With clear_suspense: of ledger_nano_usd, what was in suspense before; how many holds were settled, and released."""
+    """With clear_suspense: of ledger_nano_usd, what this call found in suspense; how many holds it settled, and released."""
     settled_from_suspense: _builtins.int
     released_from_suspense: _builtins.int
+    was_imported: _builtins.bool
+    """The invoice was imported before: this is what was posted for it then, and the call has changed nothing."""
+    in_suspense: _builtins.int
+    """With was_imported and clear_suspense: how many holds are in suspense in its times by now. It clears no more of them; an
+    invoice that replaces it does.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reconciliation.Line]: ...
     def __init__(
@@ -1710,10 +1720,12 @@ class Reconciliation(_message.Message):
         settled_from_suspense_nano_usd: _builtins.int = ...,
         settled_from_suspense: _builtins.int = ...,
         released_from_suspense: _builtins.int = ...,
+        was_imported: _builtins.bool = ...,
+        in_suspense: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "invoice_id", b"invoice_id", "invoiced_nano_usd", b"invoiced_nano_usd", "ledger_nano_usd", b"ledger_nano_usd", "lines", b"lines", "provider", b"provider", "released_from_suspense", b"released_from_suspense", "settled_from_suspense", b"settled_from_suspense", "settled_from_suspense_nano_usd", b"settled_from_suspense_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_nano_usd", b"difference_nano_usd", "in_suspense", b"in_suspense", "invoice_id", b"invoice_id", "invoiced_nano_usd", b"invoiced_nano_usd", "ledger_nano_usd", b"ledger_nano_usd", "lines", b"lines", "provider", b"provider", "released_from_suspense", b"released_from_suspense", "settled_from_suspense", b"settled_from_suspense", "settled_from_suspense_nano_usd", b"settled_from_suspense_nano_usd", "was_imported", b"was_imported"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

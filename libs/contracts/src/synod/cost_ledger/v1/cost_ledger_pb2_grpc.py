@@ -286,7 +286,8 @@ class CostLedgerServicer:
 
     def RerateCharges(self, request, context):
         """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
-        the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+        the costs. With dry_run nothing is posted. At most 20,000 costs at a time. UNAVAILABLE (VIEW_INCOMPLETE) while the view
+        of costs lacks something, unless with dry_run. Permission: prices.update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,8 +295,9 @@ class CostLedgerServicer:
 
     def ImportInvoice(self, request, context):
         """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
-        FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
+        the same id with other content is ALREADY_EXISTS; a repetition posts nothing and is answered with what was posted. What
+        another invoice bills already is FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. UNAVAILABLE
+        (VIEW_INCOMPLETE) while what it is compared with lacks something. Permission: prices.update.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,12 +89,14 @@ class CostLedgerStub:
     """What the same usage would have cost at another model's price. Permission: spend.read."""
     RerateCharges: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.RerateChargesRequest, _cost_ledger_pb2.RerateChargesResponse]
     """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
-    the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+    the costs. With dry_run nothing is posted. At most 20,000 costs at a time. UNAVAILABLE (VIEW_INCOMPLETE) while the view
+    of costs lacks something, unless with dry_run. Permission: prices.update.
     """
     ImportInvoice: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ImportInvoiceRequest, _cost_ledger_pb2.Reconciliation]
     """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
-    FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
+    the same id with other content is ALREADY_EXISTS; a repetition posts nothing and is answered with what was posted. What
+    another invoice bills already is FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. UNAVAILABLE
+    (VIEW_INCOMPLETE) while what it is compared with lacks something. Permission: prices.update.
     """
     ExportSpend: _grpc.UnaryStreamMultiCallable[_cost_ledger_pb2.ExportSpendRequest, _cost_ledger_pb2.ExportSpendResponse]
     """Every cost of a time, oldest first. Permission: spend.read."""
@@ -160,12 +162,14 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """What the same usage would have cost at another model's price. Permission: spend.read."""
     RerateCharges: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.RerateChargesRequest, _cost_ledger_pb2.RerateChargesResponse]  # type: ignore[assignment]
     """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
-    the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+    the costs. With dry_run nothing is posted. At most 20,000 costs at a time. UNAVAILABLE (VIEW_INCOMPLETE) while the view
+    of costs lacks something, unless with dry_run. Permission: prices.update.
     """
     ImportInvoice: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ImportInvoiceRequest, _cost_ledger_pb2.Reconciliation]  # type: ignore[assignment]
     """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-    the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
-    FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
+    the same id with other content is ALREADY_EXISTS; a repetition posts nothing and is answered with what was posted. What
+    another invoice bills already is FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. UNAVAILABLE
+    (VIEW_INCOMPLETE) while what it is compared with lacks something. Permission: prices.update.
     """
     ExportSpend: _aio.UnaryStreamMultiCallable[_cost_ledger_pb2.ExportSpendRequest, _cost_ledger_pb2.ExportSpendResponse]  # type: ignore[assignment]
     """Every cost of a time, oldest first. Permission: spend.read."""
@@ -323,7 +327,8 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.RerateChargesResponse, _abc.Awaitable[_cost_ledger_pb2.RerateChargesResponse]]:
         """Prices settled costs anew, by the prices that now hold for their time, and posts the differences to the windows of
-        the costs. With dry_run nothing is posted. At most 20,000 costs at a time. Permission: prices.update.
+        the costs. With dry_run nothing is posted. At most 20,000 costs at a time. UNAVAILABLE (VIEW_INCOMPLETE) while the view
+        of costs lacks something, unless with dry_run. Permission: prices.update.
         """
 
     def ImportInvoice(
@@ -332,8 +337,9 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Reconciliation, _abc.Awaitable[_cost_ledger_pb2.Reconciliation]]:
         """Compares a provider's invoice with the ledger, and posts each difference as an adjustment. Idempotent by invoice_id;
-        the same id with other content is ALREADY_EXISTS; a repetition posts nothing. What another invoice bills already is
-        FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. Permission: prices.update.
+        the same id with other content is ALREADY_EXISTS; a repetition posts nothing and is answered with what was posted. What
+        another invoice bills already is FAILED_PRECONDITION (INVOICE_OVERLAP), unless this one replaces it. UNAVAILABLE
+        (VIEW_INCOMPLETE) while what it is compared with lacks something. Permission: prices.update.
         """
 
     def ExportSpend(
