@@ -12,7 +12,8 @@ FOLDER: Final = Path(__file__).parent / "watched"
 
 @dataclass(frozen=True)
 class Line:
-    """`event` is "watched" as a process begins, then an audit event of Python's for each attempt that was refused."""
+    """`event` is "watched" as a process begins, then for each attempt that was refused an audit
+    event of Python's or a method of uvloop's loop."""
 
     pid: int
     program: tuple[str, ...]

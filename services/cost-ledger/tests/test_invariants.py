@@ -7,13 +7,14 @@ and no trace where it is refused.
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import get_args
 
 from cost_ledger import snapshots
-from cost_ledger.book import EMPTY, Amounts, account
+from cost_ledger.book import EMPTY, account
 from cost_ledger.books import CODEC, Books, decoded
 from cost_ledger.commands import (
     Charge,
@@ -50,11 +51,13 @@ from servicekit.testing import FakeClock
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import (
-    BudgetSet,
+    BudgetResumed,
+    BudgetSuspended,
     ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
+    Hold,
     Quantity,
     ReservationDenied,
     ReservationReleased,
@@ -68,7 +71,10 @@ NAMES = [f"r{number}" for number in range(12)]
 HOLDERS = ["gw1", "gw2"]
 STOCK = [f"{holder}:{number}" for holder in HOLDERS for number in range(4)]
 ANY = [*NAMES, *STOCK]
+PICKS = st.integers(0, 3 * len(ANY) - 1)
+"""Two of three are of reservations that are open, if any is."""
 AGENTS = ["writer", "analyst"]
+SUSPENDED = ["writer", "advice", "tokens"]
 BUDGETS: list[tuple[str, dict[str, object]]] = [
     ("all", {"window": "lifetime"}),
     ("daily", {"window": "day", "time_zone": "America/New_York"}),
@@ -81,6 +87,68 @@ BUDGETS: list[tuple[str, dict[str, object]]] = [
     ("tokens", {"window": "rolling", "rolling_s": 3_600, "unit": "tokens"}),
     ("time", {"window": "week", "unit": "tool_ms", "per": "agent"}),
 ]
+
+
+def is_hard(budget_id: str) -> bool:
+    return bool(dict(BUDGETS)[budget_id].get("hard", True))
+
+
+def counts(rules: Mapping[str, object], attribution: Attribution) -> bool:
+    """Whether a cost of that attribution counts against a budget of those rules."""
+    wanted = rules.get("scope", Attribution()).model_dump(exclude_defaults=True)  # type: ignore[attr-defined]
+    share = rules.get("per")
+    return all(getattr(attribution, name) == value for name, value in wanted.items()) and (
+        share is None or bool(getattr(attribution, str(share)))
+    )
+
+
+class Tally:
+    """What stands against each budget, summed up from the postings alone: nothing here asks the code that admits."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, int] = {}
+        self.suspended: set[str] = set()
+        self.committed: Counter[tuple[str, str, str]] = Counter()
+        """Posted, held and in suspense together, by budget, window and share."""
+
+    def add(self, event: Event) -> Counter[tuple[str, str, str]]:
+        """Count an event; how it moved what stands against each budget, window and share that it touches."""
+        if isinstance(event, BudgetSuspended):
+            self.suspended.add(event.budget_id)
+        elif isinstance(event, BudgetResumed):
+            self.suspended.remove(event.budget_id)
+        moved: Counter[tuple[str, str, str]] = Counter()
+        for posting in getattr(event, "postings", ()):
+            self._count(moved, posting.account, posting.amount_nano_usd)
+        for posting in getattr(event, "quota_postings", ()):
+            self._count(moved, posting.account, posting.quantity)
+        for key, amount in moved.items():
+            self.committed[key] += amount
+        return moved
+
+    def _count(self, moved: Counter[tuple[str, str, str]], name: str, amount: int) -> None:
+        kind, _, rest = name.partition(":")
+        if kind in {"spent", "pending", "suspense"}:
+            budget_id, _, window_and_share = rest.partition(":")
+            window, _, share = window_and_share.partition("|")
+            moved[budget_id, window, share] += amount
+
+    def left(self, hold: Hold) -> int:
+        """What the limit leaves in the hold's window, or in the time that a rolling window looks back on from there."""
+        against = sum(
+            amount
+            for (budget_id, window, share), amount in self.committed.items()
+            if (budget_id, share) == (hold.budget_id, hold.share) and is_counted(hold, window)
+        )
+        return self.limits[hold.budget_id] - against
+
+
+def is_counted(hold: Hold, window: str) -> bool:
+    rolling_s = dict(BUDGETS)[hold.budget_id].get("rolling_s")
+    if not isinstance(rolling_s, int):
+        return window == hold.window_start
+    since = datetime.fromisoformat(hold.window_start) - timedelta(seconds=rolling_s)
+    return datetime.fromisoformat(window) >= since
 
 
 class Ledger(RuleBasedStateMachine):
@@ -96,16 +164,19 @@ class Ledger(RuleBasedStateMachine):
         self.settled: list[str] = []
         self.revisions: Counter[str] = Counter()
         self.invoices = count(1)
+        self.tally = Tally()
         self.book = EMPTY
 
     @initialize(
         limits=st.one_of(
-            st.lists(st.integers(0, most), min_size=len(BUDGETS), max_size=len(BUDGETS)) for most in (400, 9_000)
+            st.lists(st.integers(most // 4, most), min_size=len(BUDGETS), max_size=len(BUDGETS))
+            for most in (400, 9_000)
         )
     )
     def open(self, limits: list[int]) -> None:
         self.loop.run_until_complete(self._open())
         for (budget_id, given), limit in zip(BUDGETS, limits, strict=True):
+            self.tally.limits[budget_id] = limit
             rules: dict[str, object] = {"scope": Attribution(), "hard": True} | given
             self.run(0, SetBudget(budget_id=budget_id, limit=limit, at=self.clock.now(), **rules))  # type: ignore[arg-type]
 
@@ -140,12 +211,34 @@ class Ledger(RuleBasedStateMachine):
             quantities=(Quantity(unit="tool_ms", quantity=tokens),),
         )
 
+    def name_of(self, pick: int) -> str:
+        """One of the names of PICKS."""
+        names = sorted(self.book.open) if pick >= len(ANY) else ANY
+        return names[pick % len(names)] if names else ANY[pick % len(ANY)]
+
     @rule(
         process=st.integers(0, 1),
         wanted=st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(AGENTS), st.integers(0, 40)), max_size=6),
     )
     def reserve(self, process: int, wanted: list[tuple[str, str, int]]) -> None:
         self.run(process, *(self.reservation(*each) for each in wanted))
+
+    @rule(
+        process=st.integers(0, 1),
+        name=st.sampled_from(NAMES),
+        agent=st.sampled_from(AGENTS),
+        pick=PICKS,
+        more=st.integers(0, 1),
+    )
+    def somebody_wants_all_the_money_that_is_left_or_one_more_beside_an_unknown_outcome(
+        self, process: int, name: str, agent: str, pick: int, more: int
+    ) -> None:
+        self.run(1 - process, Doubt(self.name_of(pick)))
+        self.every_event_keeps_the_books_balanced()
+        command = self.reservation(name, agent, 0)
+        money = [each for each in self.book.matching(command.attribution) if each.hard and each.unit == "nano_usd"]
+        left = min(self.tally.left(each.hold_at(command.at, command.attribution)) for each in money)
+        self.run(process, replace(command, request_sha256=f"{agent} {left + more}", fixed=max(left + more, 0)))
 
     @rule(
         process=st.integers(0, 1),
@@ -184,30 +277,34 @@ class Ledger(RuleBasedStateMachine):
         still_open = self.loop.run_until_complete(self.processes[process].read("acme")).open
         assert set(self.book.open) - set(still_open) == wanted
 
-    @rule(process=st.integers(0, 1), budget_id=st.sampled_from(["writer", "advice", "tokens"]), stop=st.booleans())
-    def a_budget_is_suspended_or_resumed(self, process: int, budget_id: str, stop: bool) -> None:
-        self.run(process, SuspendBudget(budget_id, "a leaked key") if stop else ResumeBudget(budget_id))
+    @rule(process=st.integers(0, 1), budget_id=st.sampled_from(SUSPENDED))
+    def a_budget_is_suspended_or_all_are_resumed(self, process: int, budget_id: str) -> None:
+        stopped = [name for name in SUSPENDED if self.book.budget(name).suspended_for]
+        if stopped:
+            self.run(process, *(ResumeBudget(name) for name in stopped))
+        else:
+            self.run(process, SuspendBudget(budget_id, "a leaked key"))
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY), minutes=st.integers(1, 30))
-    def renew(self, process: int, name: str, minutes: int) -> None:
+    @rule(process=st.integers(0, 1), pick=PICKS, minutes=st.integers(1, 30))
+    def renew(self, process: int, pick: int, minutes: int) -> None:
         now = self.clock.now()
-        self.run(process, Renew(name, now, now + timedelta(minutes=minutes)))
+        self.run(process, Renew(self.name_of(pick), now, now + timedelta(minutes=minutes)))
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY), tokens=st.integers(0, 60), times=st.integers(1, 2))
-    def settle(self, process: int, name: str, tokens: int, times: int) -> None:
+    @rule(process=st.integers(0, 1), pick=PICKS, tokens=st.integers(0, 60), times=st.integers(1, 2))
+    def settle(self, process: int, pick: int, tokens: int, times: int) -> None:
         usage = (UsageLine(direction="input", quantity=tokens), UsageLine(direction="output", quantity=tokens))
-        self.run(process, *[Settle(name, usage, None, "provider_final", self.clock.now())] * times)
+        self.run(process, *[Settle(self.name_of(pick), usage, None, "provider_final", self.clock.now())] * times)
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY), tokens=st.integers(0, 60))
-    def settle_by_event_even_before_its_reservation(self, process: int, name: str, tokens: int) -> None:
+    @rule(process=st.integers(0, 1), pick=PICKS, tokens=st.integers(0, 60))
+    def settle_by_event_even_before_its_reservation(self, process: int, pick: int, tokens: int) -> None:
         owner = Attribution(tenant_id="acme", agent="writer", model="openai/gpt-5.5")
         use = Unreserved(owner, "openai/gpt-5.5", PRICE, self.clock.now())
         usage = (UsageLine(direction="output", quantity=tokens),)
-        self.run(process, Settle(name, usage, None, "provider_final", self.clock.now(), 1, use))
+        self.run(process, Settle(self.name_of(pick), usage, None, "provider_final", self.clock.now(), 1, use))
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY))
-    def release(self, process: int, name: str) -> None:
-        self.run(process, Release(name, "never dispatched"))
+    @rule(process=st.integers(0, 1), pick=PICKS)
+    def release(self, process: int, pick: int) -> None:
+        self.run(process, Release(self.name_of(pick), "never dispatched"))
 
     @rule(process=st.integers(0, 1), number=st.integers(0, 3), amount=st.integers(0, 50))
     def charge(self, process: int, number: int, amount: int) -> None:
@@ -215,25 +312,27 @@ class Ledger(RuleBasedStateMachine):
         time = (Quantity(unit="tool_ms", quantity=amount),)
         self.run(process, Charge(f"call_{number}", owner, amount, START, number, time))
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY), amount=st.integers(0, 50))
-    def a_tool_ends_that_was_reserved(self, process: int, name: str, amount: int) -> None:
+    @rule(process=st.integers(0, 1), pick=PICKS, amount=st.integers(0, 50))
+    def a_tool_ends_that_was_reserved(self, process: int, pick: int, amount: int) -> None:
         time = (Quantity(unit="tool_ms", quantity=amount),)
-        self.run(process, Charge(name, Attribution(tenant_id="acme", tool="sql"), amount, self.clock.now(), 1, time))
+        owner = Attribution(tenant_id="acme", tool="sql")
+        self.run(process, Charge(self.name_of(pick), owner, amount, self.clock.now(), 1, time))
 
     @rule(process=st.integers(0, 1), minutes=st.sampled_from([1, 11, 150]))
     def time_passes_and_holds_expire(self, process: int, minutes: int) -> None:
         self.clock.advance(minutes * 60)
         self.run(process, *(Expire(name, self.clock.now()) for name in ANY))
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY))
-    def an_outcome_stays_unknown(self, process: int, name: str) -> None:
-        self.run(process, Doubt(name))
+    @rule(process=st.integers(0, 1), pick=PICKS)
+    def an_outcome_stays_unknown(self, process: int, pick: int) -> None:
+        self.run(process, Doubt(self.name_of(pick)))
 
-    @rule(process=st.integers(0, 1), name=st.sampled_from(ANY), pico=st.integers(0, 200_000))
-    def a_settled_cost_is_priced_anew_by_two_at_once(self, process: int, name: str, pico: int) -> None:
-        known = self.book.closed.get(name)
-        if known is None or known.state != "settled":
+    @rule(process=st.integers(0, 1), pick=PICKS, pico=st.integers(0, 200_000))
+    def a_settled_cost_is_priced_anew_by_two_at_once(self, process: int, pick: int, pico: int) -> None:
+        settled = [(name, known) for name, known in self.book.closed.items() if known.state == "settled"]
+        if not settled:
             return
+        name, known = settled[pick % len(settled)]
         revision, before = self.revisions[name] + 1, known.settled
         command = Rerate(
             name, revision, known.attribution, known.model, before, pico, PRICE, known.holds, known.reserved_at, "new"
@@ -287,20 +386,30 @@ class Ledger(RuleBasedStateMachine):
 
     def check_admission(self, event: Event) -> None:
         """A hard budget goes below zero only by what was spent, never by what was admitted; a suspended one admits nothing."""
-        after = evolve(self.book, event)
+        moved = self.tally.add(event)
         if isinstance(event, CostReserved):
-            assert not any(after.budget(hold.budget_id).suspended_for for hold in event.holds)
-            hard = [hold for hold in event.holds if after.budget(hold.budget_id).hard]
-            assert all(after.available(hold) >= 0 for hold in hard)
-            if event.holder:
-                amounts = Amounts(event.amount_nano_usd, event.quantities)
-                spared = [SPARE_TIMES * amounts.of(after.budget(hold.budget_id).unit) for hold in hard]
-                assert all(after.available(hold) >= spare for hold, spare in zip(hard, spared, strict=True))
+            expected = {budget_id for budget_id, rules in BUDGETS if counts(rules, event.attribution)}
+            assert {hold.budget_id for hold in event.holds} == expected
+            assert not expected & self.tally.suspended
+            for hold in event.holds:
+                taken = moved[hold.budget_id, hold.window_start, hold.share]
+                spare = SPARE_TIMES * taken if event.holder else 0
+                assert not is_hard(hold.budget_id) or self.tally.left(hold) >= spare
         elif isinstance(event, ReservationDenied):
             assert event.reservation_id not in STOCK
-        elif not isinstance(event, CostSettled | CostCharged | ChargeRerated | BudgetSet):
-            holds = [hold for reservation in self.book.open.values() for hold in reservation.holds]
-            assert all(after.available(hold) >= self.book.available(hold) for hold in holds)
+            self.check_denial(event)
+        elif not isinstance(event, CostSettled | CostCharged | ChargeRerated):
+            assert all(amount <= 0 for amount in moved.values())
+
+    def check_denial(self, event: ReservationDenied) -> None:
+        """Nothing is refused for which there is room, and the refusal says how much room there is."""
+        left = self.tally.left(Hold(budget_id=event.budget_id, window_start=event.window_start, share=event.share))
+        assert event.available_nano_usd + event.available_quantity == left
+        if event.suspended_for:
+            assert event.budget_id in self.tally.suspended
+        else:
+            assert is_hard(event.budget_id)
+            assert event.required_nano_usd + event.required_quantity > left
 
     def check_suspense(self, event: Event) -> None:
         """What is in suspense is freed by a settlement or a release of its reservation, by nothing else."""

@@ -198,6 +198,20 @@ def test_group_14_an_unknown_model_is_unpriced_and_similar_names_are_told(book: 
     assert "openai/gpt-4o" in price.near
 
 
+def test_group_14_a_fine_tuned_model_is_priced_as_fine_tuned_and_as_a_guess(book: PriceBook) -> None:
+    tuned = book.price("openai/ft:gpt-4o-mini-2024-07-18:acme:support:Abc123", NOW)
+    assert (tuned.source, tuned.near) == ("book_fuzzy", ("openai/ft:gpt-4o-mini",))
+    assert tuned.rates == book.price("openai/ft:gpt-4o-mini", NOW).rates
+    base = {rate.unit: rate.pico_usd for rate in book.price("openai/gpt-4o-mini", NOW).rates}
+    assert all(rate.pico_usd > base[rate.unit] for rate in tuned.rates)
+
+
+def test_group_14_a_fine_tuned_model_of_unknown_price_has_none_rather_than_its_base_models(book: PriceBook) -> None:
+    assert book.price("openai/gpt-4.1-2025-04-14", NOW).source == "book"
+    tuned = book.price("openai/ft:gpt-4.1-2025-04-14:acme::Abc123", NOW)
+    assert (tuned.source, tuned.rates) == ("unpriced", ())
+
+
 def test_the_simulator_has_no_price_of_its_own(book: PriceBook) -> None:
     assert book.price("simulator/sim-1", NOW).source == "unpriced"
 

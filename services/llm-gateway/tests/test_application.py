@@ -34,6 +34,7 @@ from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, Broken, CallEvent
 from llm_gateway.journal import Journal
 from llm_gateway.limits import LimitRule, Line
+from llm_gateway.ports import Reservation
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
@@ -523,6 +524,34 @@ async def test_group_12_a_retry_that_the_budget_does_not_cover_ends_the_call() -
 
     assert caught.value.failure.reason == "BUDGET_EXHAUSTED"
     assert (await world.types()).count("ModelCallFailed") == 1
+
+
+class Purse(FakeLedger):
+    """Covers one model and no other."""
+
+    def __init__(self, covered: str) -> None:
+        super().__init__()
+        self.covered = covered
+
+    async def reserve(self, reservation: Reservation, context: Context) -> None:
+        if reservation.model != self.covered:
+            raise errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError(reservation.model))
+        await super().reserve(reservation, context)
+
+
+async def test_group_12_a_fallback_is_reserved_at_its_own_model_and_not_asked_if_the_budget_does_not_cover_it() -> None:
+    away, dear = FakeProvider([errors.ModelNotFound("gone")]), FakeProvider([HELLO])
+    world = World(away, other=dear, ledger=Purse("fake/m"))
+
+    with pytest.raises(errors.LedgerRefused):
+        await world.generate(asked(fallback=("other/m",)))
+
+    assert (len(away.requests), len(dear.requests)) == (1, 0)
+    assert [each.model for each in world.ledger.reservations] == ["fake/m"]
+    assert [each for each in await world.types() if each != "ModelCallAttemptFailed"] == [
+        "ModelCallAttemptStarted",
+        "ModelCallFailed",
+    ]
 
 
 async def test_money_is_held_again_for_a_call_that_outlives_its_hold_until_it_ends() -> None:

@@ -133,6 +133,25 @@ def test_group_14_media_keep_their_price_beside_what_was_cached() -> None:
 
 
 @pytest.mark.parametrize(
+    "usage",
+    [
+        {"promptTokenCount": -1, "candidatesTokenCount": 1},
+        {"promptTokenCount": 10**12, "candidatesTokenCount": 1},
+        {"promptTokenCount": 5, "candidatesTokenCount": 1, "cachedContentTokenCount": 6},
+        {"promptTokenCount": 5, "candidatesTokenCount": 1, "thoughtsTokenCount": -2},
+    ],
+)
+def test_group_14_usage_that_cannot_be_is_left_out_with_a_warning(usage: dict[str, object]) -> None:
+    candidate = {"content": {"role": "model", "parts": [{"text": "hi"}]}, "finishReason": "STOP"}
+    whole = {"responseId": "r", "modelVersion": "m", "candidates": [candidate], "usageMetadata": usage}
+    response = DIALECT.decode(orjson.dumps(whole))
+
+    assert response.message.text == "hi"
+    assert response.usage is None
+    assert response.warnings[0].startswith("the provider's usage was not believed: a count of")
+
+
+@pytest.mark.parametrize(
     ("name", "finish"), [("recitation", "content_filter"), ("blocked-prompt", "refusal"), ("sim-refusal", "refusal")]
 )
 def test_each_reason_to_stop_has_its_meaning(name: str, finish: str) -> None:

@@ -230,7 +230,7 @@ async def test_the_others_go_on_however_the_call_before_them_ends(end: Callable[
     assert granted is None
 
 
-async def test_who_waits_for_a_call_that_hangs_waits_no_longer_than_for_one_of_its_own() -> None:
+async def test_group_04_who_waits_for_a_call_that_hangs_waits_no_longer_than_for_one_of_its_own() -> None:
     stub = Stub()
     waiting = await batched(stub, ledger_of(stub, timeout_s=0.01), "a")
     (_, a) = waiting

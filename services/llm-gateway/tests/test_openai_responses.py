@@ -87,6 +87,32 @@ def test_group_14_cached_and_written_tokens_are_counted_once() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"input_tokens": -1, "output_tokens": 1},
+        {"input_tokens": 10**12, "output_tokens": 1},
+        {"input_tokens": 5, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 6}},
+        {"input_tokens": 5, "output_tokens": 1, "output_tokens_details": {"reasoning_tokens": 2}},
+    ],
+)
+def test_group_14_usage_that_cannot_be_is_left_out_with_a_warning(usage: dict[str, object]) -> None:
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}
+    whole = {
+        "id": "resp_1",
+        "object": "response",
+        "status": "completed",
+        "model": "m",
+        "output": [said],
+        "usage": usage,
+    }
+    response = DIALECT.decode(orjson.dumps(whole))
+
+    assert response.message.text == "hi"
+    assert response.usage is None
+    assert response.warnings[0].startswith("the provider's usage was not believed: a count of")
+
+
 def test_group_08_an_error_after_created_comes_before_any_content() -> None:
     assembler = DIALECT.assembler()
     created = (RECORDINGS / "sim-text.sse").read_bytes().split(b"\n\n")[0].partition(b"data: ")[2]
