@@ -4,7 +4,9 @@ import asyncio
 import base64
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import Any
 
 import anthropic
 import edge_fakes as fakes
@@ -12,6 +14,7 @@ import openai
 import pytest
 from anthropic import AsyncAnthropic
 from edge_world import WAIT_S, System
+from httpedge.compatible.endpoints import INLINE_BYTES_MAX
 from openai import AsyncOpenAI
 from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
@@ -200,6 +203,30 @@ async def test_a_body_beyond_the_limit_of_models_is_refused_in_the_dialects_form
         kind,
         f"the body is too large; send at most {most} bytes",
     )
+
+
+class Recording(ThreadPoolExecutor):
+    """Keeps what it is asked to call with."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.given: list[object] = []
+
+    def submit(self, call: Any, /, *args: Any, **more: Any) -> Any:
+        self.given.extend(getattr(call, "args", ()))
+        return super().submit(call, *args, **more)
+
+
+@pytest.mark.parametrize(("text", "beside"), [("x", False), ("x" * (INLINE_BYTES_MAX + 1), True)])
+async def test_only_a_large_body_is_read_beside_the_loop(system: System, text: str, beside: bool) -> None:
+    system.fake.answer = HELLO
+    threads = Recording()
+    asyncio.get_running_loop().set_default_executor(threads)
+    body = json.dumps(CHAT | {"messages": [{"role": "user", "content": text}]}).encode()
+    async with system.http.post("/v1/chat/completions", data=body) as response:
+        assert response.status == 200
+    assert asked(system).messages[0].parts[0].text == text
+    assert (body in threads.given) is beside
 
 
 @pytest.mark.parametrize("key", ["a b", "a\tc", "k\u00e9", "k" * 129])

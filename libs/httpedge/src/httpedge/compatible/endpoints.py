@@ -41,6 +41,8 @@ KEY_CHARACTERS_MAX: Final = 128
 """It names the call at llm-gateway, whose ids are no longer."""
 _KEY: Final = re.compile("[!-~]+")
 """It goes back in headers and ids, where a space or a tab would be lost or read as an end."""
+INLINE_BYTES_MAX: Final = 64 * 1024
+"""A larger body is read beside the loop, which goes on meanwhile; for a smaller one that would take longer than reading it."""
 ANTHROPIC_VERSION: Final = "anthropic-version"
 PATIENCE: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where SDKs say after how many seconds of silence they give up; the second is that of other languages than Python."""
@@ -254,7 +256,7 @@ class Compatible:
 
     async def _read(self, exchange: Exchange, parse: Callable[[bytes], T]) -> T:
         body = await exchange.wire.read(self._stage.limits.body_bytes_max)
-        return parse(body)
+        return parse(body) if len(body) <= INLINE_BYTES_MAX else await asyncio.to_thread(parse, body)
 
 
 def _require_key(exchange: Exchange) -> None:

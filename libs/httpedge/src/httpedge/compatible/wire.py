@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypeAliasType
 
+from httpedge.compatible.sizes import check_size
 from httpedge.mistakes import mistake, wrong
 
 Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
@@ -51,6 +52,7 @@ class StrictModel(WireModel):
 
 def read(model: type[M], body: bytes) -> M:
     """Raises InvalidArgument naming a wrong field by its path."""
+    check_size(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
