@@ -33,7 +33,7 @@ def test_every_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_missing_and_a_malformed_variable_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_environment(monkeypatch, SYNOD_POSTGRES_DSN=None, SYNOD_GRPC_PORT="many")
+    with_environment(monkeypatch, SYNOD_POSTGRES_DSN=None, POSTGRES_DSN="another's", SYNOD_GRPC_PORT="many")
     with pytest.raises(SettingsInvalid) as caught:
         load_settings(ServiceSettings)
     assert "SYNOD_POSTGRES_DSN is not set" in caught.value.problems

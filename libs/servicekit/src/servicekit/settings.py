@@ -133,7 +133,8 @@ def _problem(settings_type: type[ServiceSettings], error: Mapping[str, Any]) -> 
     place: Place = error["loc"]
     if not place:  # of several together: the message names them
         return _sentence(error)
-    depth, variable = _origin(place)
+    # A field that bears the name of another program's variable is placed under that.
+    depth, variable = _origin(place, PREFIX if place[0] in settings_type.model_fields else "")
     where = variable + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place[depth:])
     if error["type"] == "missing":
         return f"{where} is not set"
@@ -150,17 +151,15 @@ def _sentence(error: Mapping[str, Any]) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _origin(place: Place) -> tuple[int, str]:
-    """The variable that a place was read from, and how many of its steps the name has. A field that bears the name of
-    another program's variable has no prefix.
-    """
+def _origin(place: Place, prefix: str) -> tuple[int, str]:
+    """How many steps of a place the name of the variable has that it was read from, and that name."""
     present = {name.upper() for name in os.environ}
     for depth in range(len(place), 0, -1):
-        name = "__".join(map(str, place[:depth])).upper()
-        for variable in (PREFIX + name, name, PREFIX + name + FILE_SUFFIX, name + FILE_SUFFIX):
+        name = prefix + "__".join(map(str, place[:depth])).upper()
+        for variable in (name, name + FILE_SUFFIX):
             if variable in present:
                 return depth, variable
-    return 1, PREFIX + str(place[0]).upper()
+    return 1, prefix + str(place[0]).upper()
 
 
 def _is_secret(settings_type: type[ServiceSettings], place: Place) -> bool:
