@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import grpc
 import pytest
 from launcher import nats
 from launcher.keys import ADMINISTRATOR, NATS_CLIENTS, ensure_keys
@@ -15,7 +16,7 @@ from launcher.programs import nats_of
 from launcher.streams import make_streams
 from launcher.testing import RunningNats
 from synod_client import Endpoints, Limits, Synod
-from synod_client.testing import FakeSystem
+from synod_client.testing import FakeSystem, Fault
 
 QUICK = Limits(timeout_s=30, attempts=3, backoff_first_s=0.001, backoff_max_s=0.002, stream_attempts=3)
 DEADLINE_S = 30.0
@@ -54,6 +55,7 @@ def bus(tmp_path_factory: pytest.TempPathFactory, launcher_warden: Warden) -> It
 @pytest.fixture
 def fakes() -> Iterator[FakeSystem]:
     with FakeSystem() as system:
+        system.answer("cost-ledger", "GetBudget", Fault(grpc.StatusCode.NOT_FOUND, "no budget"))
         yield system
 
 

@@ -231,12 +231,20 @@ def test_spend_is_grouped_as_asked_and_shown_in_dollars(synod: Command, fakes: F
 
 
 def test_a_price_is_set_in_dollars_per_million_tokens(synod: Command, fakes: FakeSystem) -> None:
-    fakes.answer("cost-ledger", "SetPrice", ledger_pb.Price(provider="ollama", model="qwen3"))
+    kept = ledger_pb.Price(provider="ollama", model="qwen3", input_pico_usd=100_000, output_pico_usd=400_000)
+    fakes.answer("cost-ledger", "SetPrice", kept)
     shown = synod("prices", "set", "ollama/qwen3", "0.10", "0.4")
-    assert shown.exit_code == Exit.DONE
+    assert (shown.exit_code, shown.stdout.split()[-3:]) == (Exit.DONE, ["ollama/qwen3", "$0.10", "$0.40"])
     (asked,) = fakes.requests("SetPrice")
     assert (asked.provider, asked.model) == ("ollama", "qwen3")
     assert (asked.input_pico_usd, asked.output_pico_usd) == (100_000, 400_000)
+
+
+def test_the_finest_price_that_is_kept_is_set(synod: Command, fakes: FakeSystem) -> None:
+    fakes.answer("cost-ledger", "SetPrice", ledger_pb.Price())
+    assert synod("prices", "set", "ollama/qwen3", "0.000001", "1.234567000").exit_code == Exit.DONE
+    (asked,) = fakes.requests("SetPrice")
+    assert (asked.input_pico_usd, asked.output_pico_usd) == (1, 1_234_567)
 
 
 def test_a_variable_is_declared_as_a_number_or_a_choice(synod: Command, fakes: FakeSystem) -> None:
@@ -311,6 +319,28 @@ def test_a_budget_of_nobody_is_set_with_a_warning(synod: Command, fakes: FakeSys
     assert (told.exit_code, "daily" in told.stdout) == (Exit.DONE, True)
     assert "'analist'; the budget is of use once there is one" in told.stderr
     assert not synod("budget", "set", "daily", "5").stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("openai/gpt-55", "no price of 'openai/gpt-55' is known; near it are openai/gpt-5.5"),
+        ("openai/whisper", "no price of 'openai/whisper' is known; the budget is of use once it is called"),
+        ("openai/gpt-5.5-mni", "near it are openai/gpt-5.5"),
+        ("openai/gpt-5.5", ""),
+        ("openai/gpt-5.5-2026-04-01", ""),
+        ("openai/*", ""),
+    ],
+)
+def test_a_budget_of_a_model_that_nobody_knows_is_set_with_a_warning(
+    synod: Command, fakes: FakeSystem, model: str, told: str
+) -> None:
+    fakes.answer("cost-ledger", "SetBudget", ledger_pb.Budget(budget_id="b3", hard=True))
+    prices = [ledger_pb.Price(provider="openai", model=name) for name in ("gpt-5.5", "o9")]
+    fakes.answer("cost-ledger", "ListPrices", ledger_pb.ListPricesResponse(prices=prices))
+    shown = synod("budget", "set", "b3", "5", "--model", model)
+    assert (shown.exit_code, "b3" in shown.stdout) == (Exit.DONE, True)
+    assert (told in shown.stderr, bool(shown.stderr)) == (True, bool(told))
 
 
 def test_a_grant_is_given_without_a_warning_by_who_may_not_read_agents(synod: Command, fakes: FakeSystem) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,7 +15,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod_client.cli import app
 from synod_client.cli.exports import decimal_usd, focus_row
 from synod_client.cli.output import Exit
-from synod_client.testing import FakeSystem
+from synod_client.testing import FakeSystem, Fault
 from typer.testing import CliRunner
 
 Command = Callable[..., Any]
@@ -101,6 +102,63 @@ class TestBudgets:
         )
         (asked,) = fakes.requests("SetBudget")
         assert (asked.time_zone, asked.unit, asked.limit_nano_usd) == ("Europe/Berlin", "nano_usd", 5 * 10**9)
+
+    def test_a_budget_that_there_is_keeps_what_is_not_given(self, synod: Command, fakes: FakeSystem) -> None:
+        made = pb.Budget(
+            budget_id="p1",
+            scope=pb.Attribution(tenant_id="acme", project_id="p"),
+            window="rolling",
+            rolling=Duration(seconds=3_600),
+            per="user_id",
+            unit="tokens",
+            time_zone="Europe/Berlin",
+        )
+        fakes.answer("cost-ledger", "GetBudget", made)
+        fakes.answer("cost-ledger", "SetBudget", made)
+        assert synod("budget", "set", "p1", "500").exit_code == Exit.DONE
+        assert synod("budget", "set", "p1", "500", "--hard").exit_code == Exit.DONE
+        same, hard = fakes.requests("SetBudget")
+        kept = pb.SetBudgetRequest(
+            budget_id="p1",
+            scope=pb.Attribution(project_id="p"),
+            limit_quantity=500,
+            window="rolling",
+            rolling=Duration(seconds=3_600),
+            per="user_id",
+            unit="tokens",
+            time_zone="Europe/Berlin",
+        )
+        assert same == kept
+        kept.hard = True
+        assert hard == kept
+
+    def test_what_is_given_of_a_budget_that_there_is_stands_instead(self, synod: Command, fakes: FakeSystem) -> None:
+        scope = pb.Attribution(project_id="p", agent="writer")
+        made = pb.Budget(budget_id="p1", scope=scope, window="rolling", rolling=Duration(seconds=60), hard=True)
+        fakes.answer("cost-ledger", "GetBudget", made)
+        fakes.answer("cost-ledger", "SetBudget", made)
+        words = ["--project", "q", "--window", "day", "--zone", "Asia/Tokyo", "--unit", "calls", "--soft"]
+        assert synod("budget", "set", "p1", "5", *words).exit_code == Exit.DONE
+        (asked,) = fakes.requests("SetBudget")
+        assert (asked.scope, asked.window, asked.time_zone) == (pb.Attribution(project_id="q"), "day", "Asia/Tokyo")
+        assert (asked.HasField("rolling"), asked.unit, asked.limit_quantity, asked.hard) == (False, "calls", 5, False)
+
+    @pytest.mark.parametrize("answer", [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED])
+    def test_a_new_budget_is_hard_in_dollars_for_ever_and_for_the_whole_tenant(
+        self, synod: Command, fakes: FakeSystem, answer: grpc.StatusCode
+    ) -> None:
+        fakes.answer("cost-ledger", "GetBudget", Fault(answer, "none for you"))
+        fakes.answer("cost-ledger", "SetBudget", pb.Budget(budget_id="p1"))
+        assert synod("budget", "set", "p1", "5").exit_code == Exit.DONE
+        (asked,) = fakes.requests("SetBudget")
+        assert (asked.scope, asked.window, asked.time_zone) == (pb.Attribution(), "lifetime", "UTC")
+        assert (asked.unit, asked.limit_nano_usd, asked.hard) == ("nano_usd", 5 * 10**9, True)
+
+    def test_an_amount_of_dollars_is_no_quota(self, synod: Command, fakes: FakeSystem) -> None:
+        fakes.answer("cost-ledger", "GetBudget", pb.Budget(budget_id="p1", unit="tokens"))
+        refused = synod("budget", "set", "p1", "0.5")
+        assert (refused.exit_code, fakes.requests("SetBudget")) == (Exit.USAGE, [])
+        assert "'0.5' is not a whole number" in refused.stderr
 
     def test_a_budget_is_suspended_for_a_reason_and_resumed(self, synod: Command, fakes: FakeSystem) -> None:
         fakes.answer("cost-ledger", "SuspendBudget", pb.Budget(budget_id="daily", suspended_for="a leaked key"))
@@ -454,6 +512,12 @@ class TestPrices:
         (["spend", "--tag", "team"], "'team' is not NAME=VALUE, such as team=search"),
         (["budget", "set", "a", "0.5", "--unit", "tokens"], "'0.5' is not a whole number"),
         (["prices", "set", "qwen3", "1", "1"], "'qwen3' is not provider/model"),
+        (["prices", "set", "a/b", "0.0000001", "2"], "'0.0000001' is finer than a price is kept"),
+        (["prices", "set", "a/b", "2", "0.1234567"], "'0.1234567' is finer than a price is kept"),
+        (["prices", "set", "a/b", "-1", "2"], "'-1' is less than nothing; give 0 or more"),
+        (["budget", "set", "p1", "-5"], "'-5' is less than nothing; give 0 or more"),
+        (["budget", "set", "p1", "-5", "--unit", "tokens"], "'-5' is less than nothing; give 0 or more"),
+        (["budget", "set", "p1", "5", "--modle", "x/y"], "No such option: --modle"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

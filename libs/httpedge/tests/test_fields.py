@@ -9,6 +9,7 @@ from anthropic.types.beta import message_count_tokens_params as beta_count_token
 from anthropic.types.beta import message_create_params as beta_create_params
 from httpedge.compatible import anthropic_messages, openai_embeddings, openai_responses
 from httpedge.compatible.anthropic_messages import AnthropicMessages
+from httpedge.compatible.dialect import Asked
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
 from openai.types import embedding_create_params
@@ -124,7 +125,7 @@ def test_what_changes_nothing_is_taken(path: str, hints: Body) -> None:
 )
 def test_what_would_be_missed_is_refused_by_name_and_value(path: str, field: str, value: object, told: str) -> None:
     message = refusal(path, **{field: value})
-    assert message.startswith(f"{field} = {value!r}: ")
+    assert message.startswith(f"{field} = {json.dumps(value)}: ")
     assert told in message
 
 
@@ -140,32 +141,41 @@ def by(role: str, *blocks: object) -> Body:
 @pytest.mark.parametrize(
     ("path", "more", "told"),
     [
-        ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge = True: is no field here"),
-        ("chat", {"response_format": {"type": "json_schema"}}, "response_format.json_schema = None: is missing"),
+        ("chat", {"stream_options": {"include_usge": True}}, "stream_options.include_usge = true: is no field here"),
+        ("chat", {"response_format": {"type": "json_schema"}}, "response_format.json_schema = null: is missing"),
         (
             "chat",
             {"messages": [{"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
-            "messages.0.function_call = {'name': 'f', 'arguments': '{}'}: is not supported here",
+            'messages.0.function_call = {"name": "f", "arguments": "{}"}: is not supported here',
         ),
+        (
+            "chat",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema = null: is missing",
+        ),
+        ("chat", {"messages": []}, "messages = []: is empty"),
+        ("chat", {"model": "m" * 5000}, f'model = "{"m" * 78}…: string should have at most 256 characters'),
+        ("chat", {"f" * 100_000: 1}, f"{'f' * 99}… = 1: is no field here"),
+        ("chat", {"tools": [{"type": "function", "function": {"name": ""}}]}, 'tools.0.function.name = "": string should'),
         ("responses", {"text": {"frmat": 1}}, "text.frmat = 1: is no field here"),
-        ("responses", {"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema = None: is missing"),
-        ("responses", {"reasoning": {"mode": "pro"}}, "reasoning.mode = 'pro': only standard"),
-        ("responses", {"reasoning": {"context": "all_turns"}}, "reasoning.context = 'all_turns': only auto"),
+        ("responses", {"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema = null: is missing"),
+        ("responses", {"reasoning": {"mode": "pro"}}, 'reasoning.mode = "pro": only standard'),
+        ("responses", {"reasoning": {"context": "all_turns"}}, 'reasoning.context = "all_turns": only auto'),
         ("responses", {"input": []}, "input = []: is empty"),
-        ("responses", {"input": [{"type": "function_call_output", "output": "4"}]}, "input.0.call_id = '': is missing"),
-        ("embeddings", {"input": []}, "input = (): is empty"),
-        ("embeddings", {"input": ["a", ""]}, "input.1 = '': is empty"),
-        ("embeddings", {"input": {"a": 1}}, "input = {'a': 1}: input should be"),
-        ("messages", {"output_config": {"effrt": "low"}}, "output_config.effrt = 'low': is no field here"),
-        ("messages", {"output_config": {"task_budget": {"total": 9}}}, "output_config.task_budget = {'total': 9}: is not"),
-        ("messages", {"tool_choice": {"type": "tool"}}, "tool_choice.name = '': is missing"),
-        ("messages", {"tools": [TOOL | {"desciption": "x"}]}, "tools.0.desciption = 'x': is no field here"),
-        ("messages", {"tools": [TOOL | {"defer_loading": True}]}, "tools.0.defer_loading = True: is not supported here"),
-        ("messages", by("user", {"type": "txt", "text": "x"}), "messages.0.content.0.type = 'txt': must be one of text, "),
-        ("messages", by("user", {"type": "image"}), "messages.0.content.0.source = None: is missing"),
-        ("messages", by("user", {"type": "tool_result", "content": "4"}), "messages.0.content.0.tool_use_id = '': is missing"),
-        ("messages", by("user", NOTE | {"citations": {"enabled": True}}), "messages.0.content.0.citations = {'enabled': True}"),
-        ("messages", by("user", NOTE | {"context": "a letter"}), "messages.0.content.0.context = 'a letter': is not supported"),
+        ("responses", {"input": [{"type": "function_call_output", "output": "4"}]}, 'input.0.call_id = "": is missing'),
+        ("embeddings", {"input": []}, "input = []: is empty"),
+        ("embeddings", {"input": ["a", ""]}, 'input.1 = "": is empty'),
+        ("embeddings", {"input": {"a": 1}}, 'input = {"a": 1}: input should be'),
+        ("messages", {"output_config": {"effrt": "low"}}, 'output_config.effrt = "low": is no field here'),
+        ("messages", {"output_config": {"task_budget": {"total": 9}}}, 'output_config.task_budget = {"total": 9}: is not'),
+        ("messages", {"tool_choice": {"type": "tool"}}, 'tool_choice.name = "": is missing'),
+        ("messages", {"tools": [TOOL | {"desciption": "x"}]}, 'tools.0.desciption = "x": is no field here'),
+        ("messages", {"tools": [TOOL | {"defer_loading": True}]}, "tools.0.defer_loading = true: is not supported here"),
+        ("messages", by("user", {"type": "txt", "text": "x"}), 'messages.0.content.0.type = "txt": must be one of text, '),
+        ("messages", by("user", {"type": "image"}), "messages.0.content.0.source = null: is missing"),
+        ("messages", by("user", {"type": "tool_result", "content": "4"}), 'messages.0.content.0.tool_use_id = "": is missing'),
+        ("messages", by("user", NOTE | {"citations": {"enabled": True}}), 'messages.0.content.0.citations = {"enabled": true}'),
+        ("messages", by("user", NOTE | {"context": "a letter"}), 'messages.0.content.0.context = "a letter": is not supported'),
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_left_out_silently_is_refused_by_its_place(path: str, more: Body, told: str) -> None:
@@ -187,6 +197,46 @@ def test_what_comes_back_as_it_was_given_and_usual_options_are_taken(path: str, 
     assert parsed(path, **more) is not None
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value", "told"),
+    [
+        ("chat", "max_tokens", "5", "input should be a valid integer"),
+        ("chat", "max_tokens", True, "input should be a valid integer"),
+        ("chat", "max_tokens", 0, "input should be greater than or equal to 1"),
+        ("chat", "max_tokens", 2**31 - 1, "input should be less than or equal to 1000000"),
+        ("chat", "temperature", True, "input should be a valid number"),
+        ("chat", "stream", "yes", "input should be a valid boolean"),
+        ("chat", "reasoning_effort", "insane", "input should be 'none', 'minimal'"),
+        ("responses", "max_output_tokens", "5", "input should be a valid integer"),
+        ("responses", "reasoning", {"effort": "insane"}, "input should be 'none', 'minimal'"),
+        ("messages", "max_tokens", True, "input should be a valid integer"),
+        ("messages", "stream", 1, "input should be a valid boolean"),
+        ("messages", "output_config", {"effort": "insane"}, "input should be 'none', 'minimal'"),
+        ("embeddings", "dimensions", "5", "input should be a valid integer"),
+    ],
+)
+def test_a_value_of_another_type_or_word_is_not_guessed_at(path: str, field: str, value: object, told: str) -> None:
+    message = refusal(path, **{field: value})
+    assert message.startswith(field)
+    assert told in message
+
+
+@pytest.mark.parametrize("path", ["chat", "messages"])
+def test_a_whole_number_is_taken_where_others_are(path: str) -> None:
+    asked = parsed(path, temperature=1, top_p=1)
+    assert isinstance(asked, Asked)
+    assert (asked.request.temperature, asked.request.top_p) == (1, 1)
+
+
+def test_the_two_names_of_one_limit_have_to_agree() -> None:
+    told = refusal("chat", max_tokens=5, max_completion_tokens=6)
+    assert told == "max_tokens = 5: max_completion_tokens says 6; give one of the two"
+    for given in ({"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_tokens": 5, "max_completion_tokens": 5}):
+        asked = parsed("chat", **given)
+        assert isinstance(asked, Asked)
+        assert asked.request.max_output_tokens == 5
+
+
 def test_probabilities_asked_for_by_include_are_refused_and_so_is_a_mistyped_wish_for_the_cache() -> None:
-    assert refusal("responses", include=["message.output_text.logprobs"]).startswith("include.0 = 'message.output_text")
+    assert refusal("responses", include=["message.output_text.logprobs"]).startswith('include.0 = "message.output_text')
     assert refusal("chat", synod_cache={"mode": "on", "tll_s": 5}).startswith(f"synod_cache.tll_s = 5: {UNKNOWN}")

@@ -81,15 +81,58 @@ async def test_a_head_that_does_not_end_is_refused_and_cut_off(begun: bytes, bef
             await answered(reader)
         writer.write(begun.ljust(HEAD_BYTES_MAX + 1, b"a"))
         refusal = await reader.read()
-    assert refusal.startswith(b"HTTP/1.1 400 Bad Request")
+    assert refusal.startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
     assert f"larger than {HEAD_BYTES_MAX} bytes".encode() in refusal
+
+
+def with_head(size: int, path: bytes = b"/") -> bytes:
+    """A request whose head has so many bytes."""
+    begin, end = b"GET %b HTTP/1.1\r\nhost: edge\r\nx-long: " % path, b"\r\n\r\n"
+    return begin + b"a" * (size - len(begin) - len(end)) + end
+
+
+@pytest.mark.parametrize(("kind", "path"), KINDS)
+@pytest.mark.parametrize("size", [HEAD_BYTES_MAX + 1, 3 * HEAD_BYTES_MAX, 16 * HEAD_BYTES_MAX])
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_head_that_is_too_large_is_refused_however_it_comes(
+    kind: type[BoundedHttp], path: bytes, size: int, before: int
+) -> None:
+    async with connected(kind) as (reader, writer):
+        for _ in range(before):
+            writer.write(post(b"first"))
+            await answered(reader)
+        writer.write(with_head(size, path))
+        await writer.drain()
+        refusal = await reader.read()
+    assert refusal.startswith(b"HTTP/1.1 431 ")
+    assert refusal.endswith(f"larger than {HEAD_BYTES_MAX} bytes.".encode())
+
+
+@pytest.mark.parametrize(("kind", "path"), KINDS)
+async def test_the_largest_head_is_taken_and_what_follows_it_is_no_part_of_it(
+    kind: type[BoundedHttp], path: bytes
+) -> None:
+    async with connected(kind) as (reader, writer):
+        writer.write(with_head(HEAD_BYTES_MAX, path) + post(BODY, path))
+        first = await reader.readuntil(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_who_sends_on_after_a_refusal_is_cut_off() -> None:
+    async with connected(hasty(BoundedHttp)) as (reader, writer):
+        writer.write(with_head(HEAD_BYTES_MAX + 1))
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(BODY)
+                await writer.drain()
 
 
 def hasty(kind: type[BoundedHttp]) -> type[BoundedHttp]:
     """The same, with hardly any patience."""
 
     class Hasty(kind):
-        patience = Patience(head_s=0.05, body_s=0.05, unread_s=0.05)
+        patience = Patience(head_s=0.05, body_s=0.05, unread_s=0.05, parting_s=0.05)
 
     return Hasty
 

@@ -358,7 +358,7 @@ async def test_a_process_without_settings_names_each_variable_and_exits_2() -> N
         code = await asyncio.wait_for(service.process.wait(), WAIT_S)
     assert code == EXIT_SETTINGS_INVALID
     assert "SYNOD_POSTGRES_DSN is not set" in missing
-    assert any(line.startswith("SYNOD_GRPC_PORT: ") for line in missing)
+    assert any(line.startswith('SYNOD_GRPC_PORT = "many": ') for line in missing)
 
 
 async def test_a_process_that_lacks_its_database_says_so_and_exits_1(key_file: Path) -> None:

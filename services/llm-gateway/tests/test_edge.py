@@ -18,8 +18,10 @@ import pytest
 import pytest_asyncio
 from anthropic import AsyncAnthropic
 from google.protobuf.timestamp_pb2 import Timestamp
+from httpedge.compatible import sizes
 from launcher.processes import Warden, free_port
 from launcher.testing import RunningNats, RunningPostgres, running_nats
+from llm_gateway import translate
 from llm_gateway.main import compose
 from llm_gateway.settings import EdgeLimits, Settings
 from openai import AsyncOpenAI
@@ -364,9 +366,22 @@ async def test_a_client_who_leaves_a_stream_does_not_stop_it_either(door: Door) 
 async def test_a_body_over_the_limit_and_an_unknown_path(door: Door) -> None:
     async with aiohttp.ClientSession(door.url, headers={"authorization": f"Bearer {door.key()}"}) as http:
         async with http.post("/v1/chat/completions", data=b"x" * 5000) as answer:
-            assert (answer.status, (await answer.json())["reason"]) == (413, "BODY_TOO_LARGE")
+            assert (answer.status, (await answer.json())["error"]["code"]) == (413, "body_too_large")
+            assert answer.headers["x-should-retry"] == "false"
         async with http.get("/api/v1/agents") as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (404, "not_found")
+
+
+async def test_the_edge_takes_as_much_as_the_gateway_does(door: Door) -> None:
+    assert (sizes.MESSAGES_MAX, sizes.TOOLS_MAX) == (translate.MESSAGES_MAX, translate.TOOLS_MAX)
+    most = translate.OUTPUT_TOKENS_MAX
+    async with aiohttp.ClientSession(door.url, headers={"authorization": f"Bearer {door.key()}"}) as http:
+        for tokens, status in ((most, 200), (most + 1, 400)):
+            body = {"model": MODEL, "messages": said(), "max_tokens": tokens}
+            async with http.post("/v1/chat/completions", json=body) as answer:
+                assert answer.status == status, await answer.text()
+                param = None if status == 200 else (await answer.json())["error"]["param"]
+            assert param == (None if status == 200 else "max_tokens")
 
 
 async def test_a_balancer_may_ask_whether_to_send_requests_here(door: Door) -> None:

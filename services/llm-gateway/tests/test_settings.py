@@ -78,6 +78,41 @@ def test_one_limit_is_overridden_without_losing_the_others(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("xx", ' = "xx": is not JSON (Expecting value'),
+        ('[{"per": "model", "requests_per_minute": 5}]', "[0].requests_per_minute = 5: is no field here; there is requests_p"),
+        ('[{"per": "model"}]', '[0] = {"per": "model"}: limits nothing; give one of requests_per_min, '),
+        ('[{"requests_per_min": 5}]', "[0].per is not set"),
+        ('[{"per": "modle", "concurrent": 5}]', '[0].per = "modle": input should be '),
+        ('[{"per": "model", "requests_per_min": -5}]', "[0].requests_per_min = -5: input should be greater than or equal to 0"),
+        ('[{"per": "model", "concurrent": -1}]', "[0].concurrent = -1: input should be greater than or equal to 0"),
+        ('[{"per": "model", "concurrent": 1, "models": ""}]', '[0].models = "": string should have at least 1 character'),
+        ('[{"per": "model", "concurrent": 1, "low_share": 7}]', "[0].low_share = 7: input should be less than or equal to 1"),
+        ('[{"per": "model", "concurrent": 1, "low_share": 0}]', "[0].low_share = 0: input should be greater than 0"),
+        ('[{"per": "model", "concurrent": 1, "burst_s": 0}]', "[0].burst_s = 0: input should be greater than or equal to 1"),
+        ('[{"per": "model", "concurrent": 1, "burst_s": 1e999}]', "[0].burst_s = Infinity: input should be a finite number"),
+    ],
+)  # fmt: skip
+def test_a_rate_limit_that_is_mistyped_keeps_the_service_from_starting(
+    monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    monkeypatch.setenv("SYNOD_RATE_LIMITS", text)
+    with pytest.raises(SettingsInvalid) as refused:
+        load_settings(Settings)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"SYNOD_RATE_LIMITS{told}")
+
+
+def test_rate_limits_are_read_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = '[{"per": "model", "models": "openai/*", "requests_per_min": 500}, {"per": "tenant", "concurrent": 9, "low_share": 1}]'
+    monkeypatch.setenv("SYNOD_RATE_LIMITS", rules)
+    first, second = load_settings(Settings).rate_limits
+    assert (first.models, first.requests_per_min, first.burst_s) == ("openai/*", 500, 10)
+    assert (second.per, second.concurrent, second.low_share) == ("tenant", 9, 1)
+
+
+@pytest.mark.parametrize(
     ("host", "url"),
     [
         ("127.0.0.1", "http://127.0.0.1:11434/v1"),

@@ -4,7 +4,9 @@ import asyncio
 import base64
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import Any
 
 import anthropic
 import edge_fakes as fakes
@@ -12,8 +14,9 @@ import openai
 import pytest
 from anthropic import AsyncAnthropic
 from edge_world import WAIT_S, System
+from httpedge.compatible.endpoints import INLINE_BYTES_MAX
 from openai import AsyncOpenAI
-from servicekit.errors import AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable
+from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from ws_gateway.settings import EdgeLimits
@@ -101,7 +104,7 @@ async def test_tags_in_a_header_are_told_to_the_gateway(system: System) -> None:
 async def test_a_tag_without_a_value_is_refused_by_its_name(system: System) -> None:
     status, body = await posted(system, "/v1/chat/completions", CHAT, **{"synod-tags": "team"})
     assert status == 400
-    assert "'team': is written name=value" in body["error"]["message"]  # type: ignore[index]
+    assert '"team": is written name=value' in body["error"]["message"]  # type: ignore[index]
     assert not system.fake.requests("Generate")
 
 
@@ -184,12 +187,62 @@ async def test_a_field_of_the_wrong_type_is_named_by_its_path(system: System) ->
     assert "max_tokens" in body["error"]["message"]  # type: ignore[index,operator]
 
 
-async def test_a_body_beyond_the_limit_of_models_is_refused_and_the_connection_ended(system: System) -> None:
-    too_large = BytesIO(bytes(EdgeLimits().model_body_bytes_max + 1))
-    async with system.http.post("/v1/chat/completions", data=too_large) as response:
-        problem = await response.json(content_type="application/problem+json")
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/v1/chat/completions", "invalid_request_error"), ("/v1/messages", "request_too_large")]
+)
+async def test_a_body_beyond_the_limit_of_models_is_refused_in_the_dialects_form_and_the_connection_ended(
+    system: System, path: str, kind: str
+) -> None:
+    most = EdgeLimits().model_body_bytes_max
+    headers = {"Idempotency-Key": "call_413"}
+    async with system.http.post(path, data=BytesIO(bytes(most + 1)), headers=headers) as response:
+        body = await response.json()
     assert (response.status, response.headers["Connection"]) == (413, "close")
-    assert (problem["reason"], problem["instance"]) == ("BODY_TOO_LARGE", "/v1/chat/completions")
+    assert (response.headers["x-should-retry"], response.headers["x-request-id"]) == ("false", "call_413")
+    assert (body["error"]["type"], body["error"]["message"]) == (
+        kind,
+        f"the body is too large; send at most {most} bytes",
+    )
+
+
+class Recording(ThreadPoolExecutor):
+    """Keeps what it is asked to call with."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.given: list[object] = []
+
+    def submit(self, call: Any, /, *args: Any, **more: Any) -> Any:
+        self.given.extend(getattr(call, "args", ()))
+        return super().submit(call, *args, **more)
+
+
+@pytest.mark.parametrize(("text", "beside"), [("x", False), ("x" * (INLINE_BYTES_MAX + 1), True)])
+async def test_only_a_large_body_is_read_beside_the_loop(system: System, text: str, beside: bool) -> None:
+    system.fake.answer = HELLO
+    threads = Recording()
+    asyncio.get_running_loop().set_default_executor(threads)
+    body = json.dumps(CHAT | {"messages": [{"role": "user", "content": text}]}).encode()
+    async with system.http.post("/v1/chat/completions", data=body) as response:
+        assert response.status == 200
+    assert asked(system).messages[0].parts[0].text == text
+    assert (body in threads.given) is beside
+
+
+@pytest.mark.parametrize("key", ["a b", "a\tc", "k\u00e9", "k" * 129])
+async def test_a_key_that_would_not_come_back_as_it_was_sent_is_refused(system: System, key: str) -> None:
+    status, body = await posted(system, "/v1/chat/completions", CHAT, **{"Idempotency-Key": key})
+    assert (status, body["error"]["param"]) == (400, "idempotency-key")  # type: ignore[index]
+    assert system.fake.requests("Generate") == []
+
+
+async def test_what_the_gateway_refuses_is_told_by_the_name_of_the_header(system: System) -> None:
+    system.fake.refusals["Generate"] = InvalidArgument(
+        "attribution.agent", "a" * 999, "must have at most 200 characters"
+    )
+    status, body = await posted(system, "/v1/chat/completions", CHAT, **{"Synod-Agent": "a" * 999})
+    assert (status, body["error"]["param"]) == (400, "synod-agent")  # type: ignore[index]
+    assert body["error"]["message"].startswith("synod-agent = 'aaa")  # type: ignore[index]
 
 
 async def test_every_answer_keeps_browsers_safe_and_is_kept_by_none(system: System) -> None:
@@ -659,7 +712,7 @@ async def test_an_image_in_a_tools_result_is_refused_and_not_lost(system: System
     shown = {"type": "image_url", "image_url": {"url": PNG_URL}}
     chat = CHAT | {"messages": [{"role": "tool", "tool_call_id": "c", "content": [shown]}]}
     status, answered = await posted(system, "/v1/chat/completions", chat)
-    assert (status, "messages.0.content.0.type = 'image_url'" in str(answered)) == (400, True)
+    assert (status, 'messages.0.content.0.type = "image_url"' in str(answered)) == (400, True)
 
     image = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
     for content, field in (([image], "content.0.content.0.type"), ({"a": 1}, "content.0.content"), ([1], "content")):

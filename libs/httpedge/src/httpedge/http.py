@@ -13,9 +13,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_BYTES_MAX: Final = 64 * 1024
-"""The request line and the headers of a request, as far as they come in pieces that hold nothing else."""
+"""The request line and the headers of a request."""
 DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
-"""How much is read of a body that is too large, before it is said."""
+"""How much is read of a body that is too large, before it is said, and of a head, after it was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,16 @@ class Patience:
     """For a body to arrive whole, since it began."""
     unread_s: float = 60.0
     """For some of an answer to be read, when no more of it can be sent."""
+    parting_s: float = 2.0
+    """For a client to read that its head is too large; what it sends meanwhile is read too, lest its answer be lost."""
 
 
 class BodyTooLarge(BaseException):
     """A body is larger than its path allows. No Exception: a framework would answer for it, and wrongly."""
+
+
+class HeadTooLarge(Exception):
+    """Ends the reading of a request, in a call-back of the parser, whose error its caller answers."""
 
 
 class ClientGone(asyncio.CancelledError):
@@ -57,6 +63,8 @@ class BoundedHttp(HttpToolsProtocol):
     _heads: int = 0
     _in_head: bool = True
     _head_bytes: int = 0
+    _arrived_bytes: int = 0
+    _refused: bool = False
     _answered: object = None
     _passed_over_at: int | None = None
     _arriving: asyncio.TimerHandle | None = None
@@ -67,8 +75,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._expect_the_rest(self.patience.head_s)
 
     def data_received(self, data: bytes) -> None:
+        self._arrived_bytes = self._head_bytes + len(data)
+        if self._refused:
+            self._pass_over(len(data))
+            return
         within, heads = self._in_head, self._heads
         super().data_received(data)
+        if self._refused:
+            return
         if self._passed_over_at is not None:
             self._go_on_without_upgrade(data[self._passed_over_at :])
             return
@@ -80,9 +94,12 @@ class BoundedHttp(HttpToolsProtocol):
         self._expect_the_rest(self.patience.head_s)
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self.send_400_response(f"The head of the request is larger than {HEAD_BYTES_MAX} bytes.")
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
+        if self._arrived_bytes > HEAD_BYTES_MAX and self._is_head_too_large():
+            self._refuse_head()
+            raise HeadTooLarge
         if self._is_passed_over():
             return
         straight = self._straight_to()
@@ -114,6 +131,33 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
         if isinstance(self._answered, Exchange):
             self._answered.leave()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._refused:  # which is answered already
+            super().send_400_response(msg)
+
+    def _is_head_too_large(self) -> bool:
+        line = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n\r\n")
+        return line + sum([len(name) + len(value) + len(b": \r\n") for name, value in self.headers]) > HEAD_BYTES_MAX
+
+    def _refuse_head(self) -> None:
+        """Answer, and close when the client has read it: were it closed while there is more to read, the client would see
+        its connection reset instead.
+        """
+        self._refused, self._head_bytes = True, 0
+        self._has_arrived()
+        problem = f"The head of the request is larger than {HEAD_BYTES_MAX} bytes."
+        headers = lines({"content-type": "text/plain; charset=utf-8", "connection": "close"})
+        length = b"content-length: %d\r\n" % len(problem)
+        self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[431], headers, length, problem.encode()))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._arriving = self.loop.call_later(self.patience.parting_s, self.transport.close)
+
+    def _pass_over(self, count: int) -> None:
+        self._head_bytes += count
+        if self._head_bytes > DRAIN_BYTES_MAX:
+            self.transport.close()
 
     def _expect_the_rest(self, within_s: float) -> None:
         if self._arriving is None and not self.transport.is_closing():

@@ -1,5 +1,6 @@
-"""What is wrong with a body, of all that a validation found: one field, its value, and what to do. Pure."""
+"""What is wrong with a request, told in the words of who sent it: one field, its value as JSON, and what to do. Pure."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -7,10 +8,49 @@ from servicekit.errors import InvalidArgument
 
 Place = tuple[int | str, ...]
 
+FIELD_CHARS_MAX: Final = 100
+"""Of a field's name in a refusal: who sends one that there is not may send any."""
 _WORDS: Final[Mapping[str, str]] = {
     "missing": "is missing; give it",
     "extra_forbidden": "is no field here; leave it out",
 }
+_TOO_DEEP: Final = "recursion limit exceeded"
+_SENT_AS: Final[Mapping[str, str]] = {
+    "request_id": "idempotency-key",
+    "attribution.agent": "synod-agent",
+    "attribution.project_id": "synod-project",
+    "attribution.conversation_id": "synod-conversation",
+    "attribution.tags": "synod-tags",
+    "texts": "input",
+}
+"""The gateway's name of what callers send under another, as a header or in a body."""
+
+
+class _Shown(str):
+    """A value that is spelled already."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def wrong(field: str, value: object, problem: str, *, reason: str = "") -> InvalidArgument:
+    """A refusal of a field that shows its value as JSON, in which it was sent, and not as Python would."""
+    return InvalidArgument(cut(field), _Shown(_spelled(value)), problem, reason=reason)
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= FIELD_CHARS_MAX else f"{text[: FIELD_CHARS_MAX - 1]}…"
+
+
+def as_sent(error: InvalidArgument) -> InvalidArgument:
+    """What the gateway refuses, with the name that the caller knows."""
+    for known, sent in _SENT_AS.items():
+        if error.field == known or error.field.startswith((f"{known}.", f"{known}[")):
+            field = sent + error.field.removeprefix(known)
+            return InvalidArgument(field, _Shown(error.metadata.get("value", "")), error.problem, reason=error.reason)
+    return error
 
 
 def mistake(found: Sequence[Mapping[str, Any]], data: object) -> InvalidArgument:
@@ -22,13 +62,17 @@ def mistake(found: Sequence[Mapping[str, Any]], data: object) -> InvalidArgument
     field_of_first = [error for error in found if error["loc"][:1] == first[:1]]
     meant = max(field_of_first, key=lambda error: len(error["loc"]))
     if meant["type"] == "json_invalid":
-        return InvalidArgument("body", data, f"is not JSON: {meant['ctx']['error']}")
+        return wrong("body", data, _not_json(str(meant["ctx"]["error"])))
     if meant["type"] == "model_attributes_type" and isinstance(sent := meant.get("input"), bytes):
-        return InvalidArgument("body", sent, "is JSON only with the header Content-Type: application/json; send it")
+        return wrong("body", sent, "is JSON only with the header Content-Type: application/json; send it")
     value = None if meant["type"] == "missing" else meant.get("input")
     place = _path(meant["loc"], data, missing=meant["type"] == "missing")
     where = ".".join(map(str, place)) or "body"
-    return InvalidArgument(where, value, _WORDS.get(meant["type"]) or _sentence(meant["msg"]))
+    return wrong(where, value, _WORDS.get(meant["type"]) or _sentence(meant["msg"]))
+
+
+def _not_json(problem: str) -> str:
+    return "is nested too deeply; send it flatter" if problem.startswith(_TOO_DEEP) else f"is not JSON: {problem}"
 
 
 def _path(place: Place, data: object, *, missing: bool) -> Place:
@@ -47,3 +91,24 @@ def _path(place: Place, data: object, *, missing: bool) -> Place:
 
 def _sentence(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+def _spelled(value: object) -> str:
+    """The begin of it, which is all that is shown: what is refused may be as large as a body."""
+    if isinstance(value, str | bytes):
+        value = value[:_SPELLED_CHARS]
+    text = ""
+    for piece in _JSON.iterencode(value):
+        text += piece
+        if len(text) > _SPELLED_CHARS:
+            break
+    return text
+
+
+def _readable(value: object) -> object:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+_SPELLED_CHARS: Final = 200
+"""More than a refusal shows of a value."""
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, default=_readable)

@@ -19,6 +19,7 @@
 from http import HTTPStatus
 from typing import Final
 
+import grpc
 from pydantic import BaseModel, ConfigDict, Field
 from servicekit.errors import (
     Aborted,
@@ -42,7 +43,20 @@ from synod.common.ids import new_id
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1.0
+
+
+class TooLarge(ServiceError):
+    """A body over the limit of its path, which the edge refuses before any service sees it."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    default_reason = "BODY_TOO_LARGE"
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"the body is too large; send at most {bytes_max} bytes", metadata={"field": "body"})
+
+
 _ANSWERS: Final[tuple[tuple[type[ServiceError], int, str], ...]] = (
+    (TooLarge, 413, "send less, or put files into the run's workspace by gRPC (ToolExecutor.PutFile)"),
     (InvalidArgument, 400, "correct the field and repeat"),
     (
         Unauthenticated,
@@ -103,19 +117,6 @@ def problem_of(error: ServiceError, instance: str) -> Problem:
 def _answer_to(error: ServiceError) -> tuple[int, str]:
     found = ((status, remedy) for kind, status, remedy in _ANSWERS if isinstance(error, kind))
     return next(found, (502, "repeat later"))
-
-
-def too_large(path: str, bytes_max: int) -> Problem:
-    """A body over the limit, which is no refusal of a service."""
-    return Problem(
-        type="urn:synod:problem:body_too_large",
-        title=HTTPStatus(413).phrase,
-        status=413,
-        detail=f"the body is too large: at most {bytes_max} bytes",
-        instance=path,
-        reason="BODY_TOO_LARGE",
-        remedy="send less, or put files into the run's workspace by gRPC (ToolExecutor.PutFile)",
-    )
 
 
 def defect(error: Exception, log: Logger, service: str) -> Internal:

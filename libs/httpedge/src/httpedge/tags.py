@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from servicekit.errors import InvalidArgument
+from httpedge.mistakes import wrong
 
 
 def to_tags(field: str, words: Iterable[str]) -> dict[str, str]:
@@ -11,7 +11,7 @@ def to_tags(field: str, words: Iterable[str]) -> dict[str, str]:
     for word in filter(None, map(str.strip, words)):
         name, sign, value = word.partition("=")
         if not sign:
-            raise InvalidArgument(field, name, "is written name=value")
+            raise wrong(field, name, "is written name=value")
         if found.setdefault(name.strip(), value.strip()) != value.strip():
-            raise InvalidArgument(field, word, "is a second value of the same name; give one")
+            raise wrong(field, word, "is a second value of the same name; give one")
     return found

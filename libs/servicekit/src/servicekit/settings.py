@@ -1,11 +1,15 @@
 """Configuration, read once from the environment into a frozen object."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar, get_args
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from servicekit.limits import Limits
@@ -14,7 +18,18 @@ PREFIX = "SYNOD_"
 FILE_SUFFIX = "_FILE"
 FINISH_SHARE = 0.65
 """Of the time to stop: when commands and calls must have finished. In the rest their ends are recorded and published."""
+VALUE_CHARS_MAX: Final = 80
+"""Of a wrong value, in the message that names it."""
 S = TypeVar("S", bound="ServiceSettings")
+Place = tuple[int | str, ...]
+_JSON_KINDS: Final[Mapping[str, str]] = {
+    "tuple_type": "array",
+    "list_type": "array",
+    "dict_type": "object",
+    "model_type": "object",
+    "dataclass_type": "object",
+}
+"""What a value is asked to be that is given as JSON."""
 
 
 class ServiceSettings(BaseSettings):
@@ -110,16 +125,93 @@ def load_settings(settings_type: type[S]) -> S:
     except _FilesInvalid as error:
         raise SettingsInvalid(error.problems) from error
     except ValidationError as error:
-        raise SettingsInvalid(tuple(_problem(item["loc"], item["msg"]) for item in error.errors())) from error
+        raise SettingsInvalid(tuple(_problem(settings_type, item) for item in error.errors())) from error
 
 
-def _problem(location: tuple[int | str, ...], message: str) -> str:
-    if not location:  # of several together: the message names them
+def _problem(settings_type: type[ServiceSettings], error: Mapping[str, Any]) -> str:
+    """The variable that somebody wrote, the place in its value, the value unless it is a secret, and what to do."""
+    place: Place = error["loc"]
+    if not place:  # of several together: the message names them
+        return _sentence(error)
+    # A field that bears the name of another program's variable is placed under that.
+    depth, variable = _origin(place, PREFIX if place[0] in settings_type.model_fields else "")
+    where = variable + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place[depth:])
+    if error["type"] == "missing":
+        return f"{where} is not set"
+    problem = _not_json(error) or _no_field(settings_type, error) or _sentence(error)
+    if variable.endswith(FILE_SUFFIX) or _is_secret(settings_type, place):
+        return f"{where}: {problem}"
+    return f"{where} = {_shown(error['input'])}: {problem}"
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    message: str = error["msg"]
+    if error["type"] == "value_error":
         return message.removeprefix("Value error, ")
-    variable = PREFIX + "__".join(str(part) for part in location).upper()
-    if variable not in os.environ and message == "Field required":
-        return f"{variable} is not set"
-    return f"{variable}: {message}"
+    return message[:1].lower() + message[1:]
+
+
+def _origin(place: Place, prefix: str) -> tuple[int, str]:
+    """How many steps of a place the name of the variable has that it was read from, and that name."""
+    present = {name.upper() for name in os.environ}
+    for depth in range(len(place), 0, -1):
+        name = prefix + "__".join(map(str, place[:depth])).upper()
+        for variable in (name, name + FILE_SUFFIX):
+            if variable in present:
+                return depth, variable
+    return 1, prefix + str(place[0]).upper()
+
+
+def _is_secret(settings_type: type[ServiceSettings], place: Place) -> bool:
+    return any(
+        SecretStr in (field.annotation, *get_args(field.annotation))
+        for name, field in settings_type.model_fields.items()
+        if place[0] in (name, field.validation_alias, *_aliases(field))
+    )
+
+
+def _aliases(field: FieldInfo) -> Sequence[object]:
+    return getattr(field.validation_alias, "choices", ())
+
+
+def _not_json(error: Mapping[str, Any]) -> str:
+    """Empty for what is JSON, or is not asked to be."""
+    kind, value = _JSON_KINDS.get(error["type"]), error["input"]
+    if kind is None:
+        return ""
+    try:
+        if isinstance(value, str):
+            json.loads(value)
+    except ValueError as malformed:
+        return f"is not JSON ({malformed}); give a JSON {kind}"
+    return f"must be a JSON {kind}"
+
+
+def _no_field(settings_type: type[ServiceSettings], error: Mapping[str, Any]) -> str:
+    if error["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+        return ""
+    *path, name = error["loc"]
+    known = _fields_at(settings_type, path)
+    near = get_close_matches(str(name), known, n=2) or known
+    return f"is no field here; there is {', '.join(near)}" if near else "is no field here; leave it out"
+
+
+def _fields_at(kind: Any, path: Sequence[int | str]) -> Sequence[str]:
+    """The names of the fields of what stands at that place in the settings; none where it has no fields."""
+    for step in path:
+        kind = _fields(kind).get(step) or next(iter(get_args(kind)), None)
+    return tuple(map(str, _fields(kind)))
+
+
+def _fields(kind: Any) -> Mapping[int | str, Any]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return {field.name: field.type for field in fields(kind)} if is_dataclass(kind) else {}
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= VALUE_CHARS_MAX else f"{text[: VALUE_CHARS_MAX - 1]}…"
 
 
 class _FilesInvalid(Exception):
@@ -148,6 +240,13 @@ class _EnvironmentAndFiles(EnvSettingsSource):
         if problems:
             raise _FilesInvalid(tuple(problems))
         return {**variables, **contents}
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """What is no JSON is left as it is: its field refuses it by name, together with all else that is wrong."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
 
     def _kept_in_files(self, variables: Mapping[str, str | None]) -> Iterator[str]:
         """The variables of fields, in lower case, that a variable with the suffix stands for."""

@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Final, Literal, Protocol
+from typing import Annotated, ClassVar, Final, Literal, Protocol, TypeAlias
+
+from pydantic import ConfigDict, Field
 
 MINUTE_S: Final = 60.0
 BORROWED_SHARE: Final = 0.8
@@ -24,6 +26,11 @@ BORROW_LOOK_S: Final = 0.25
 Priority = Literal["high", "normal", "low"]
 Per = Literal["provider", "model", "tenant", "tenant_model"]
 _RANKS: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
+_LIMITS: Final = ("requests_per_min", "input_tokens_per_min", "output_tokens_per_min", "concurrent")
+_Limit: TypeAlias = Annotated[int, Field(ge=0, le=10**12)]
+_Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+_Burst: TypeAlias = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+"""A slice of a shared limit is a quarter of it at most, and has to reach from one look at the book to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +39,27 @@ class LimitRule:
 
     `burst_s` is how much of a minute may come at once. The shares are of the limit, by class of priority: while less than
     BORROWED_SHARE of it is used, each class may have what it wants, beyond that no more than its share; 1 holds no class.
+
+    A rule that was mistyped would let everything pass: the bounds and names hold where it is read from the settings.
+    Raises ValueError for one that limits nothing.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     per: Per
-    models: str = "*"
-    requests_per_min: int = 0
-    input_tokens_per_min: int = 0
-    output_tokens_per_min: int = 0
-    concurrent: int = 0
-    burst_s: float = 10.0
-    high_share: float = 1.0
-    normal_share: float = 1.0
-    low_share: float = 1.0
+    models: Annotated[str, Field(min_length=1)] = "*"
+    requests_per_min: _Limit = 0
+    input_tokens_per_min: _Limit = 0
+    output_tokens_per_min: _Limit = 0
+    concurrent: _Limit = 0
+    burst_s: _Burst = 10.0
+    high_share: _Share = 1.0
+    normal_share: _Share = 1.0
+    low_share: _Share = 1.0
+
+    def __post_init__(self) -> None:
+        if not any(getattr(self, name) for name in _LIMITS):
+            raise ValueError(f"limits nothing; give one of {', '.join(_LIMITS)}")
 
     def share(self, priority: Priority) -> float:
         match priority:

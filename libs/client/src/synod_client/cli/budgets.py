@@ -1,7 +1,7 @@
 """budget: limits of spending and of use, how far they are, and when they run out."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from google.protobuf.duration_pb2 import Duration
@@ -9,11 +9,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from synod.common.money import format_usd
 from synod.cost_ledger.v1.cost_ledger_pb2 import Attribution, Budget, BudgetForecast, SetBudgetRequest
 
-from synod_client.cli.hints import tell_of_nobody
+from synod_client.cli.hints import tell_of_no_model, tell_of_nobody
 from synod_client.cli.output import as_dict, moment, print_json, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import length, nano_usd, whole_number
+from synod_client.cli.values import OfAmounts, length, nano_usd, whole_number
 from synod_client.client import Synod
+from synod_client.errors import NotAllowed, NotFound
 
 budget_app = typer.Typer(help="Limits of spending.", no_args_is_help=True)
 
@@ -42,10 +43,12 @@ class Unit(StrEnum):
     CPU_MS = "cpu_ms"
 
 
+_MONEY: Final = "nano_usd"
+_NEW: Final = Budget(hard=True, window=Window.LIFETIME, time_zone="UTC", unit=_MONEY)
 Share = Annotated[str, typer.Option(help="Which conversation, user, ... of a budget --per one.")]
 
 
-@budget_app.command("set")
+@budget_app.command("set", cls=OfAmounts)
 def budget_set(
     budget_id: Annotated[str, typer.Argument(help="Name of the budget.")],
     limit: Annotated[str, typer.Argument(help="US dollars, such as 25 or 0.10; or so many of --unit.")],
@@ -57,51 +60,90 @@ def budget_set(
     conversation: Annotated[str, typer.Option(help="Only costs of this conversation.")] = "",
     run_id: Annotated[str, typer.Option("--run", help="Only costs of this run and the runs below it.")] = "",
     window: Annotated[
-        Window, typer.Option(help="What the limit is for; calendar windows go by --zone.")
-    ] = Window.LIFETIME,
-    zone: Annotated[str, typer.Option(help="IANA time zone, such as Europe/Berlin.")] = "UTC",
+        Window | None, typer.Option(help="What the limit is for; calendar windows go by --zone. Default: lifetime.")
+    ] = None,
+    zone: Annotated[str, typer.Option(help="IANA time zone, such as Europe/Berlin. Default: UTC.")] = "",
     rolling: Annotated[str, typer.Option(help="Length of a rolling window: 90m, 24h, 7d.")] = "",
     per: Annotated[str, typer.Option(help="Each conversation_id, user_id, agent, ... has the limit for itself.")] = "",
-    unit: Annotated[Unit, typer.Option(help="What is limited.")] = Unit.USD,
-    soft: Annotated[bool, typer.Option("--soft", help="Warn instead of refuse.")] = False,
+    unit: Annotated[Unit | None, typer.Option(help="What is limited. Default: usd.")] = None,
+    hard: Annotated[
+        bool | None, typer.Option("--hard/--soft", help="Refuse what exceeds it, or only warn. Default: hard.")
+    ] = None,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
-    """Create a budget or change its limit. Without a scope it holds for the whole tenant.
+    """Create a budget or change its limit. A new one without a scope holds for the whole tenant; one that there is keeps
+    what is not given.
 
     Example: synod budget set daily 5 --window day --zone Europe/Berlin
     """
-    money = unit is Unit.USD
-    request = SetBudgetRequest(
-        budget_id=budget_id,
-        scope=Attribution(
-            agent=agent,
-            model=model,
-            tool=tool,
-            user_id=user,
-            project_id=project,
-            conversation_id=conversation,
-            root_run_id=run_id,
-        ),
-        limit_nano_usd=nano_usd(limit, "LIMIT") if money else 0,
-        limit_quantity=0 if money else whole_number(limit, "LIMIT"),
-        hard=not soft,
-        window=window,
-        time_zone=zone,
-        rolling=_rolling(rolling, window),
-        per=per,
-        unit="nano_usd" if money else unit,
+    scope = Attribution(
+        agent=agent,
+        model=model,
+        tool=tool,
+        user_id=user,
+        project_id=project,
+        conversation_id=conversation,
+        root_run_id=run_id,
     )
+    given = Budget(scope=scope, window=window or "", time_zone=zone, rolling=_rolling(rolling, window), per=per)
+    if unit is not None:
+        given.unit = _MONEY if unit is Unit.USD else unit
+    _amount_of(limit, given.unit)
 
     async def command(synod: Synod) -> None:
+        budget = _changed(await _known(synod, budget_id) or _NEW, given)
+        nano, quantity = _amount_of(limit, budget.unit)
+        request = SetBudgetRequest(
+            budget_id=budget_id,
+            scope=budget.scope,
+            limit_nano_usd=nano,
+            limit_quantity=quantity,
+            hard=budget.hard if hard is None else hard,
+            window=budget.window,
+            time_zone=budget.time_zone,
+            rolling=budget.rolling if budget.HasField("rolling") else None,
+            per=budget.per,
+            unit=budget.unit,
+        )
         _print([await synod.put_budget(request)], as_json)
         if agent:
             await tell_of_nobody(synod, agent, "the budget")
+        if model:
+            await tell_of_no_model(synod, model, "the budget")
 
     run(command, data)
 
 
-def _rolling(text: str, window: Window) -> Duration | None:
+async def _known(synod: Synod, budget_id: str) -> Budget | None:
+    """None also for who may not read it: the ledger says then what cannot change."""
+    try:
+        return await synod.budget(budget_id)
+    except (NotFound, NotAllowed):
+        return None
+
+
+def _changed(budget: Budget, given: Budget) -> Budget:
+    """The budget with what is given instead. The scope is one thing, and so is the window with its length."""
+    changed = Budget()
+    changed.CopyFrom(budget)
+    changed.scope.ClearField("tenant_id")  # which is the caller's
+    if given.scope.ListFields():
+        changed.ClearField("scope")
+    if given.window:
+        changed.ClearField("rolling")
+    changed.MergeFrom(given)
+    return changed
+
+
+def _amount_of(limit: str, unit: str) -> tuple[int, int]:
+    """As money and as a quantity, of which one is 0."""
+    if unit in ("", _MONEY):
+        return nano_usd(limit, "LIMIT"), 0
+    return 0, whole_number(limit, "LIMIT")
+
+
+def _rolling(text: str, window: Window | None) -> Duration | None:
     if bool(text) != (window is Window.ROLLING):
         raise typer.BadParameter("--window rolling and --rolling LENGTH belong together", param_hint="--rolling")
     if not text:
@@ -254,4 +296,4 @@ def _window(budget: Budget) -> str:
 
 
 def _amount(budget: Budget, amount: int) -> str:
-    return format_usd(amount) if budget.unit in ("", "nano_usd") else f"{amount:,} {budget.unit}"
+    return format_usd(amount) if budget.unit in ("", _MONEY) else f"{amount:,} {budget.unit}"

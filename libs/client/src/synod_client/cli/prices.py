@@ -1,6 +1,6 @@
 """prices: what models cost, prices of one's own, and costs priced anew."""
 
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from synod.common.money import format_usd
@@ -8,17 +8,26 @@ from synod.cost_ledger.v1.cost_ledger_pb2 import Price, RerateChargesRequest, Re
 
 from synod_client.cli.output import as_dict, print_json, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, nano_usd, period, provider_and_model
+from synod_client.cli.values import (
+    NANO_PER_MILLION_IN_PICO,
+    OfAmounts,
+    Since,
+    Until,
+    period,
+    pico_usd_each,
+    provider_and_model,
+)
 from synod_client.client import Synod
 
 prices_app = typer.Typer(help="Prices of models.", no_args_is_help=True)
-_NANO_PER_MILLION_IN_PICO: Final = 1_000
 
 
-@prices_app.command("set")
+@prices_app.command("set", cls=OfAmounts)
 def prices_set(
     model: Annotated[str, typer.Argument(help="provider/model.")],
-    usd_in: Annotated[str, typer.Argument(help="US dollars per million input tokens, such as 0.10.")],
+    usd_in: Annotated[
+        str, typer.Argument(help="US dollars per million input tokens, such as 0.10; at most six decimals.")
+    ],
     usd_out: Annotated[str, typer.Argument(help="US dollars per million output tokens.")],
     own_provider: Annotated[
         bool, typer.Option("--own-provider", help="The provider is your own, though its name is like a known one's.")
@@ -31,15 +40,14 @@ def prices_set(
     Example: synod prices set ollama/qwen3 0.02 0.08
     """
     provider, name = provider_and_model(model, "MODEL")
-    rates = [nano_usd(text, hint) for text, hint in ((usd_in, "USD_IN"), (usd_out, "USD_OUT"))]
+    rates = pico_usd_each(usd_in, "USD_IN"), pico_usd_each(usd_out, "USD_OUT")
 
     async def command(synod: Synod) -> None:
-        # A nano-USD per million tokens is a thousandth of a pico-USD per token.
-        pico = (rate // _NANO_PER_MILLION_IN_PICO for rate in rates)
-        price = await synod.set_price(provider, name, *pico, own_provider=own_provider)
+        price = await synod.set_price(provider, name, *rates, own_provider=own_provider)
         if as_json:
             return print_messages([price])
-        return print_table("", ("model", "USD in", "USD out"), [(model, usd_in, usd_out)])
+        kept = (_per_million(price.input_pico_usd), _per_million(price.output_pico_usd))
+        return print_table("", ("model", "USD in", "USD out"), [(model, *kept)])
 
     run(command, data)
 
@@ -68,8 +76,11 @@ def prices_list(
 
 def _price_row(each: Price) -> tuple[object, ...]:
     rates = (each.input_pico_usd, each.output_pico_usd, each.cache_read_pico_usd, each.cache_write_pico_usd)
-    per_million = (format_usd(rate * _NANO_PER_MILLION_IN_PICO) for rate in rates)
-    return (f"{each.provider}/{each.model}", *per_million, each.source)
+    return (f"{each.provider}/{each.model}", *map(_per_million, rates), each.source)
+
+
+def _per_million(pico_usd: int) -> str:
+    return format_usd(pico_usd * NANO_PER_MILLION_IN_PICO)
 
 
 @prices_app.command("rerate")

@@ -2,15 +2,19 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from synod.common.money import parse_usd
+from typer.core import TyperCommand
 
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _LENGTH: Final = re.compile(r"(\d{1,6})([mhd])")
 _WHOLE: Final = re.compile(r"[0-9]{1,18}")
+_NEGATIVE: Final = re.compile(r"-\$?[0-9.,]+")
+NANO_PER_MILLION_IN_PICO: Final = 1_000
+"""A nano-USD per million is a thousandth of a pico-USD for one."""
 POSITION_MAX: Final = 2**63 - 1
 _MOMENT_HELP: Final = "a day (2026-11-01), a moment (2026-11-01T08:00Z), or a time ago (90m, 24h, 7d)"
 
@@ -18,11 +22,32 @@ Since = Annotated[str, typer.Option("--since", help=f"Only from then on: {_MOMEN
 Until = Annotated[str, typer.Option("--until", help="Only before then, written like --since.")]
 
 
+class OfAmounts(TyperCommand):
+    """A command whose arguments are amounts: one below 0 would be taken for an option that there is not."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for text in args:
+            if _NEGATIVE.fullmatch(text):
+                raise typer.BadParameter(f"'{text}' is less than nothing; give 0 or more", ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
 def nano_usd(text: str, hint: str) -> int:
     try:
         return parse_usd(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=hint) from error
+
+
+def pico_usd_each(text: str, hint: str) -> int:
+    """US dollars for a million of something, as pico-USD for one."""
+    each, finer = divmod(nano_usd(text, hint), NANO_PER_MILLION_IN_PICO)
+    if finer:
+        problem = (
+            f"'{text}' is finer than a price is kept, which is 0.000001 dollars per million: give at most six decimals"
+        )
+        raise typer.BadParameter(problem, param_hint=hint)
+    return each
 
 
 def signed_nano_usd(text: str, hint: str) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 
 from pydantic import ConfigDict, Field
-from servicekit.errors import InvalidArgument, ServiceError
+from servicekit.errors import ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures
@@ -16,8 +16,12 @@ from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from httpedge.compatible.wire import (
     NOT_SUPPORTED,
     Count,
+    Effort,
     Int32,
     JsonObject,
+    ModelName,
+    Name,
+    OutputTokens,
     StrictModel,
     WireModel,
     decoded,
@@ -26,6 +30,7 @@ from httpedge.compatible.wire import (
     refuse_other,
     text_of,
 )
+from httpedge.mistakes import wrong
 
 _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "system": pb.ROLE_SYSTEM,
@@ -89,7 +94,7 @@ class _Message(WireModel):
 
 class _Tool(StrictModel):
     type: Literal["custom"] | None = None
-    name: str
+    name: Name
     description: str = ""
     input_schema: JsonObject
     strict: bool = False
@@ -112,7 +117,7 @@ class _Format(WireModel):
 
 
 class _OutputConfig(StrictModel):
-    effort: str | None = None
+    effort: Effort | None = None
     format: _Format | None = None
     task_budget: object = None
 
@@ -123,7 +128,7 @@ class _Thinking(WireModel):
 
 
 class _Countable(StrictModel):
-    model: str
+    model: ModelName
     messages: tuple[_Message, ...]
     system: str | tuple[_Said, ...] = ""
     tools: tuple[_Tool, ...] = ()
@@ -139,7 +144,7 @@ class _Countable(StrictModel):
 
 
 class _Request(_Countable, CacheAsked):
-    max_tokens: Count
+    max_tokens: OutputTokens
     service_tier: str | None = None
     stop_sequences: tuple[str, ...] = ()
     temperature: float | None = None
@@ -183,12 +188,14 @@ def parse_countable(body: bytes) -> pb.CountTokensRequest:
 def _check(request: _Request) -> None:
     """Refuses what would be left out silently, and changes the answer or its price."""
     refuse(request, _NOT_TAKEN)
+    if not request.messages:
+        raise wrong("messages", [], "is empty; give a message")
     refuse_other("speed", request.speed, "standard")
     refuse_other("inference_geo", request.inference_geo, "global")
     if config := request.output_config:
         refuse(config, ("task_budget",), within="output_config")
     if (choice := request.tool_choice) and choice.type == "tool" and not choice.name:
-        raise InvalidArgument("tool_choice.name", "", "is missing; give the name of a tool")
+        raise wrong("tool_choice.name", "", "is missing; give the name of a tool")
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
@@ -220,7 +227,7 @@ def _thinking(request: _Request) -> int | None:
     if thinking is None or thinking.type != "enabled":
         return 0 if thinking is not None and thinking.type == "disabled" else None
     if thinking.budget_tokens is None or thinking.budget_tokens >= request.max_tokens:
-        raise InvalidArgument("thinking.budget_tokens", thinking.budget_tokens, "must be given, less than max_tokens")
+        raise wrong("thinking.budget_tokens", thinking.budget_tokens, "must be given, less than max_tokens")
     return thinking.budget_tokens
 
 
@@ -266,12 +273,12 @@ def _check_blocks(blocks: Iterable[tuple[str, _Block]]) -> None:
     """What an assistant sent may be of any type, since it comes back as it was given; what a user sends may not."""
     for where, block in blocks:
         if block.type not in _USER_BLOCKS:
-            raise InvalidArgument(f"{where}.type", block.type, f"must be one of {', '.join(_USER_BLOCKS)}")
+            raise wrong(f"{where}.type", block.type, f"must be one of {', '.join(_USER_BLOCKS)}")
 
 
 def _result(field: str, block: _Block) -> pb.Part:
     if not block.tool_use_id:
-        raise InvalidArgument(f"{field}.tool_use_id", "", "is missing; give the id of the call that this answers")
+        raise wrong(f"{field}.tool_use_id", "", "is missing; give the id of the call that this answers")
     content = _text(f"{field}.content", block.content)
     return pb.Part(
         tool_result=pb.ToolResult(tool_call_id=block.tool_use_id, content=content, is_error=bool(block.is_error))
@@ -294,13 +301,13 @@ def _part(field: str, block: _Block) -> pb.Part:
 def _medium(field: str, block: _Block) -> pb.Part:
     source = block.source
     if source is None:
-        raise InvalidArgument(f"{field}.source", None, "is missing; give it")
+        raise wrong(f"{field}.source", None, "is missing; give it")
     if source.type == "url" and block.type == "image":
         return pb.Part(image=pb.Image(url=source.url))
     if source.type == "url":
-        raise InvalidArgument(f"{field}.source.type", "url", "send the document itself, as base64 or text")
+        raise wrong(f"{field}.source.type", "url", "send the document itself, as base64 or text")
     if block.citations not in (None, {"enabled": False}):
-        raise InvalidArgument(f"{field}.citations", block.citations, NOT_SUPPORTED)
+        raise wrong(f"{field}.citations", block.citations, NOT_SUPPORTED)
     refuse(block, ("context",), within=field)
     data = source.data.encode() if source.type == "text" else decoded(f"{field}.source.data", source.data)
     if block.type == "image":
@@ -313,10 +320,10 @@ def _text(field: str, content: object) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, tuple):
-        raise InvalidArgument(field, content, "must be text, or a list of blocks of text")
+        raise wrong(field, content, "must be text, or a list of blocks of text")
     for index, said in enumerate(content):
         if said.type != "text":
-            raise InvalidArgument(f"{field}.{index}.type", said.type, "only text is supported here; leave it out")
+            raise wrong(f"{field}.{index}.type", said.type, "only text is supported here; leave it out")
     return "\n".join(said.text for said in content if said.text)
 
 

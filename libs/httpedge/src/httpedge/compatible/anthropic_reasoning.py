@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Final
 
 import orjson
-from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from httpedge.mistakes import wrong
 
 OWN: Final = "anthropic-messages"
 _FOREIGN: Final = "synod:"
@@ -33,4 +34,4 @@ def from_block(block: Mapping[str, object]) -> pb.Reasoning:
     try:
         return pb.Reasoning(text=text, signature=base64.b64decode(payload, validate=True), provider=provider)
     except ValueError:
-        raise InvalidArgument("signature", signature, "must come back as it was given") from None
+        raise wrong("signature", signature, "must come back as it was given") from None

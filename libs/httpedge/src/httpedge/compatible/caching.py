@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 from pydantic import Field
-from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible.wire import StrictModel
+from httpedge.mistakes import wrong
 
 HEADER: Final = "x-synod-cache"
 _MODES: Final[Mapping[str, "pb.CacheMode.ValueType"]] = {"on": pb.CACHE_MODE_ON, "off": pb.CACHE_MODE_OFF}
@@ -52,7 +52,7 @@ def from_header(headers: Mapping[str, str]) -> pb.CachePolicy | None:
         return None
     mode, *rest = (word.strip().lower() for word in text.split(";"))
     if mode not in _MODES:
-        raise InvalidArgument(HEADER, text, "must begin with on or off")
+        raise wrong(HEADER, text, "must begin with on or off")
     policy = pb.CachePolicy(mode=_MODES[mode])
     for word in rest:
         _set(policy, text, word)
@@ -76,4 +76,4 @@ def _set(policy: pb.CachePolicy, text: str, word: str) -> None:
     elif word in _FLAGS:
         setattr(policy, word.replace("-", "_"), True)
     else:
-        raise InvalidArgument(HEADER, text, f"'{word}' must be ttl=<seconds>, {', '.join(_FLAGS)}")
+        raise wrong(HEADER, text, f"'{word}' must be ttl=<seconds>, {', '.join(_FLAGS)}")

@@ -4,11 +4,12 @@ by every call.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
 from opentelemetry.trace import Span, SpanKind
@@ -28,6 +29,7 @@ from httpedge.compatible.anthropic_messages import AnthropicMessages, parse_coun
 from httpedge.compatible.dialect import Asked, Dialect
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
+from httpedge.mistakes import as_sent, cut, wrong
 from httpedge.model_calls import ModelCalls
 from httpedge.security import SECURITY
 from httpedge.tags import to_tags
@@ -37,6 +39,10 @@ MODELS: Final = "/v1/models"
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 KEY_CHARACTERS_MAX: Final = 128
 """It names the call at llm-gateway, whose ids are no longer."""
+_KEY: Final = re.compile("[!-~]+")
+"""It goes back in headers and ids, where a space or a tab would be lost or read as an end."""
+INLINE_BYTES_MAX: Final = 64 * 1024
+"""A larger body is read beside the loop, which goes on meanwhile; for a smaller one that would take longer than reading it."""
 ANTHROPIC_VERSION: Final = "anthropic-version"
 PATIENCE: Final = ("x-stainless-read-timeout", "x-stainless-timeout")
 """Where SDKs say after how many seconds of silence they give up; the second is that of other languages than Python."""
@@ -45,7 +51,7 @@ _ENDS: Final = ("completed", "error")
 _COMMON: Final = http.lines({"cache-control": "no-store", **SECURITY})
 _JSON: Final = http.lines({"content-type": "application/json"}) + _COMMON
 _EVENTS: Final = http.lines({"content-type": "text/event-stream; charset=utf-8"}) + _COMMON
-_PROBLEM: Final = http.lines({"content-type": problems.MEDIA_TYPE}) + _COMMON
+T = TypeVar("T")
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "/v1/chat/completions": OpenAiChat(),
     "/v1/responses": OpenAiResponses(),
@@ -129,7 +135,9 @@ class Compatible:
         try:
             await self._answer(exchange)
         except http.BodyTooLarge:
-            await self._refuse_body(exchange)
+            await wire.drain()
+            wire.keep_alive = False
+            await self._refuse(exchange, problems.TooLarge(self._stage.limits.body_bytes_max))
         finally:
             span.end()
 
@@ -137,15 +145,11 @@ class Compatible:
         try:
             await self._endpoint(exchange)(exchange)
         except Exception as error:  # noqa: BLE001 - the edge of the process: told to the client
-            status, body = exchange.dialect.failure(found := self._refusal(error))
-            await exchange.answer(body, status, **failures.headers(found))
+            await self._refuse(exchange, self._refusal(error))
 
-    async def _refuse_body(self, exchange: Exchange) -> None:
-        wire, problem = exchange.wire, problems.too_large(exchange.wire.path, self._stage.limits.body_bytes_max)
-        await wire.drain()
-        exchange.told(wire, 413)
-        wire.keep_alive = False
-        await wire.whole(413, _PROBLEM, problem.model_dump_json().encode())
+    async def _refuse(self, exchange: Exchange, error: ServiceError) -> None:
+        status, body = exchange.dialect.failure(as_sent(error) if isinstance(error, InvalidArgument) else error)
+        await exchange.answer(body, status, **failures.headers(error))
 
     def _told(self, span: Span, wire: http.Exchange, status: int) -> None:
         self._stage.requests.labels(wire.method, str(status)).inc()
@@ -173,7 +177,8 @@ class Compatible:
         caller = await self._caller(exchange)
         _require_key(exchange)
         created = int(self._stage.clock.now().timestamp())
-        asked = exchange.dialect.parse(await self._body(exchange), exchange.request_id, created)
+        parse = partial(exchange.dialect.parse, request_id=exchange.request_id, created=created)
+        asked = await self._read(exchange, parse)
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
@@ -206,7 +211,7 @@ class Compatible:
     async def _embed(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
         _require_key(exchange)
-        asked = openai_embeddings.parse(await self._body(exchange), exchange.request_id)
+        asked = await self._read(exchange, partial(openai_embeddings.parse, request_id=exchange.request_id))
         asked.request.attribution.CopyFrom(_attribution(exchange.headers, caller))
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
@@ -216,12 +221,12 @@ class Compatible:
 
     async def _count(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        answer = await self._models.count_tokens(parse_countable(await self._body(exchange)), caller)
+        answer = await self._models.count_tokens(await self._read(exchange, parse_countable), caller)
         await exchange.answer({"input_tokens": answer.input_tokens})
 
     async def _count_input(self, exchange: Exchange) -> None:
         caller = await self._caller(exchange)
-        asked = openai_responses.parse_countable(await self._body(exchange))
+        asked = await self._read(exchange, openai_responses.parse_countable)
         answer = await self._models.count_tokens(asked, caller)
         await exchange.answer({"object": "response.input_tokens", "input_tokens": answer.input_tokens})
 
@@ -249,15 +254,18 @@ class Compatible:
             error if isinstance(error, ServiceError) else problems.defect(error, self._stage.log, self._stage.service)
         )
 
-    async def _body(self, exchange: Exchange) -> bytes:
-        return await exchange.wire.read(self._stage.limits.body_bytes_max)
+    async def _read(self, exchange: Exchange, parse: Callable[[bytes], T]) -> T:
+        body = await exchange.wire.read(self._stage.limits.body_bytes_max)
+        return parse(body) if len(body) <= INLINE_BYTES_MAX else await asyncio.to_thread(parse, body)
 
 
 def _require_key(exchange: Exchange) -> None:
     """Raises InvalidArgument in the caller's words: at llm-gateway the key is the id of a request."""
-    if len(exchange.request_id) > KEY_CHARACTERS_MAX:
-        problem = f"must have at most {KEY_CHARACTERS_MAX} characters, not {len(exchange.request_id)}"
-        raise InvalidArgument(IDEMPOTENCY_KEY, exchange.request_id, problem)
+    key = exchange.request_id
+    if len(key) > KEY_CHARACTERS_MAX:
+        raise wrong(IDEMPOTENCY_KEY, key, f"must have at most {KEY_CHARACTERS_MAX} characters, not {len(key)}")
+    if not _KEY.fullmatch(key):
+        raise wrong(IDEMPOTENCY_KEY, key, "must be of visible ASCII characters, without spaces")
 
 
 def _end_when_gone(exchange: Exchange) -> None:
@@ -278,7 +286,9 @@ def _seconds(text: str) -> float | None:
 
 async def _unknown(exchange: Exchange) -> None:
     raise NotFound(
-        "path", f"{exchange.wire.method} {exchange.wire.path}", remedy="see the README of httpedge for what there is"
+        "path",
+        cut(f"{exchange.wire.method} {exchange.wire.path}"),
+        remedy="see the README of httpedge for what there is",
     )
 
 

@@ -6,6 +6,8 @@ from typing import Final
 from servicekit.errors import NotFound
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
+from httpedge.mistakes import cut
+
 # The catalogue knows no dates of release; a fixed one keeps the answers equal.
 _SINCE: Final = 1_767_225_600
 _SINCE_TEXT: Final = "2026-01-01T00:00:00Z"
@@ -31,7 +33,7 @@ def one(name: str, models: Iterable[pb.Model], *, anthropic: bool) -> Shape:
     for found, model in callable_models(models):
         if found == name:
             return _shape(found, model, anthropic=anthropic)
-    raise NotFound("model", name, remedy="GET /v1/models has all names", reason="UNKNOWN_MODEL")
+    raise NotFound("model", cut(name), remedy="GET /v1/models has all names", reason="UNKNOWN_MODEL")
 
 
 def _shape(name: str, model: pb.Model, *, anthropic: bool) -> Shape:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
 from pydantic import Field
-from servicekit.errors import InvalidArgument, ServiceError
+from servicekit.errors import ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures
@@ -13,9 +13,12 @@ from httpedge.compatible.dialect import Asked, Writer
 from httpedge.compatible.openai_chat_answer import ChatWriter, completion
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from httpedge.compatible.wire import (
-    Count,
+    Effort,
     Int64,
     JsonObject,
+    ModelName,
+    Name,
+    OutputTokens,
     StrictModel,
     WireModel,
     data_url,
@@ -25,6 +28,7 @@ from httpedge.compatible.wire import (
     refuse_other,
     text_of,
 )
+from httpedge.mistakes import wrong
 
 # Asked for, these change the answer in a way that no model behind the gateway is told about.
 _NOT_TAKEN: Final = (
@@ -93,7 +97,7 @@ class _Message(WireModel):
 
 
 class _ToolFunction(WireModel):
-    name: str
+    name: Name
     description: str | None = None
     parameters: JsonObject = Field(default_factory=dict)
     strict: bool | None = None
@@ -116,7 +120,7 @@ class _Chosen(WireModel):
 
 class _Schema(WireModel):
     name: str = "answer"
-    schema_: JsonObject = Field(default_factory=dict, alias="schema")
+    schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -131,19 +135,19 @@ class _StreamOptions(StrictModel):
 
 
 class _Request(CacheAsked):
-    model: str
+    model: ModelName
     messages: tuple[_Message, ...]
     tools: tuple[_Tool, ...] | None = None
     tool_choice: Literal["none", "auto", "required"] | _Chosen | None = None
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
-    max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
+    max_completion_tokens: OutputTokens | None = None
+    max_tokens: OutputTokens | None = None
     stop: str | tuple[str, ...] | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: Int64 | None = None
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     service_tier: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -195,10 +199,15 @@ def _check(request: _Request) -> None:
     refuse(request, (*_NOT_TAKEN, *_NEUTRAL))
     refuse(request, ("store",), "nothing is stored here; leave it out")
     refuse_other("verbosity", request.verbosity, "medium")
+    if not request.messages:
+        raise wrong("messages", [], "is empty; give a message")
+    if request.max_tokens not in (None, request.max_completion_tokens or request.max_tokens):
+        problem = f"max_completion_tokens says {request.max_completion_tokens}; give one of the two"
+        raise wrong("max_tokens", request.max_tokens, problem)
     if request.n not in (None, 1):
-        raise InvalidArgument("n", request.n, "one answer is given to each request; ask several times")
+        raise wrong("n", request.n, "one answer is given to each request; ask several times")
     if request.modalities and request.modalities != ("text",):
-        raise InvalidArgument("modalities", list(request.modalities), "answers are text; leave it out")
+        raise wrong("modalities", list(request.modalities), "answers are text; leave it out")
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
@@ -228,11 +237,11 @@ def _message(field: str, message: _Message) -> pb.Message:
     refuse(message, ("function_call", "audio"), within=field)
     if message.role == "tool":
         if not message.tool_call_id:
-            raise InvalidArgument(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
+            raise wrong(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
         result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(content, message.content))
         return pb.Message(role=pb.ROLE_TOOL, parts=[up_to(pb.Part(tool_result=result), _last(message.content))])
     if message.content is None and message.role != "assistant":
-        raise InvalidArgument(content, None, "is missing; give text or parts")
+        raise wrong(content, None, "is missing; give text or parts")
     return pb.Message(role=ROLES[message.role], parts=list(_parts(content, message)))
 
 
@@ -264,7 +273,7 @@ def _part(field: str, content: _Content) -> pb.Part:
         case _Content(type="text"):
             return pb.Part(text=content.text)
         case _:
-            raise InvalidArgument(f"{field}.{content.type}", None, "must be given")
+            raise wrong(f"{field}.{content.type}", None, "must be given")
 
 
 def image(field: str, url: str) -> pb.Image:
@@ -281,7 +290,7 @@ def _text(field: str, content: str | tuple[_Content, ...] | None) -> str:
         return content or ""
     for index, part in enumerate(content):
         if part.type != "text":
-            raise InvalidArgument(f"{field}.{index}.type", part.type, "a tool's result is text; leave it out")
+            raise wrong(f"{field}.{index}.type", part.type, "a tool's result is text; leave it out")
     return "\n".join(part.text for part in content)
 
 
@@ -309,8 +318,10 @@ def _format(wanted: _Format | None) -> pb.OutputFormat:
     if wanted is None or wanted.type != "json_schema":
         return pb.OutputFormat(kind=wanted.type if wanted else "")
     if wanted.json_schema is None:
-        raise InvalidArgument("response_format.json_schema", None, "is missing; give it")
+        raise wrong("response_format.json_schema", None, "is missing; give it")
     schema = wanted.json_schema
+    if schema.schema_ is None:
+        raise wrong("response_format.json_schema.schema", None, "is missing; give it")
     return pb.OutputFormat(
         kind=wanted.type, json_schema=text_of(schema.schema_), name=schema.name, strict=bool(schema.strict)
     )

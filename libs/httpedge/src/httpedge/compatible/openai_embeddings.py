@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible.caching import CacheAsked
-from httpedge.compatible.wire import Count, read
+from httpedge.compatible.wire import Count, ModelName, read
+from httpedge.mistakes import wrong
 
 
 class _Request(CacheAsked):
-    model: str
+    model: ModelName
     input: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
     dimensions: Count | None = None
     encoding_format: Literal["float", "base64"] = "float"
@@ -33,7 +33,7 @@ def parse(body: bytes, request_id: str) -> EmbeddingAsked:
     """Raises InvalidArgument naming the field."""
     asked = read(_Request, body)
     if not asked.input:
-        raise InvalidArgument("input", asked.input, "is empty; give a text")
+        raise wrong("input", asked.input, "is empty; give a text")
     request = pb.EmbedRequest(
         request_id=request_id,
         model=asked.model,
@@ -65,9 +65,9 @@ def _texts(given: str | Sequence[object]) -> Iterator[str]:
         return
     for index, one in enumerate(given):
         if not isinstance(one, str):
-            raise InvalidArgument("input", one, "send texts; tokens mean something else to each model")
+            raise wrong("input", one, "send texts; tokens mean something else to each model")
         if not one:
-            raise InvalidArgument(f"input.{index}", one, "is empty; give a text")
+            raise wrong(f"input.{index}", one, "is empty; give a text")
         yield one
 
 

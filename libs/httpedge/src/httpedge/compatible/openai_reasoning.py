@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Final
 
 import orjson
-from servicekit.errors import InvalidArgument
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
+
+from httpedge.mistakes import wrong
 
 OWN: Final = "openai-responses"
 _OURS: Final = "synod:"
@@ -37,7 +38,7 @@ def from_item(item: Mapping[str, object]) -> pb.Reasoning:
     try:
         signature = base64.b64decode(payload, validate=True)
     except ValueError:
-        raise InvalidArgument("encrypted_content", content, "must come back as it was given") from None
+        raise wrong("encrypted_content", content, "must come back as it was given") from None
     return pb.Reasoning(text=_summary(item.get("summary")), signature=signature, provider=provider)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
-from servicekit.errors import InvalidArgument, ServiceError
+from servicekit.errors import ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures, openai_reasoning
@@ -16,8 +16,10 @@ from httpedge.compatible.dialect import Asked, Writer
 from httpedge.compatible.openai_chat import image
 from httpedge.compatible.openai_responses_answer import ResponseWriter, response
 from httpedge.compatible.wire import (
-    Count,
+    Effort,
     JsonObject,
+    ModelName,
+    OutputTokens,
     StrictModel,
     WireModel,
     data_url,
@@ -27,6 +29,7 @@ from httpedge.compatible.wire import (
     refuse_other,
     text_of,
 )
+from httpedge.mistakes import wrong
 
 _STORED: Final = ("previous_response_id", "conversation", "prompt")
 _NOT_TAKEN: Final = (
@@ -114,7 +117,7 @@ class _Text(StrictModel):
 
 
 class _Reasoning(StrictModel):
-    effort: str | None = None
+    effort: Effort | None = None
     context: str | None = None
     mode: str | None = None
     summary: object = None
@@ -122,7 +125,7 @@ class _Reasoning(StrictModel):
 
 
 class _Request(CacheAsked):
-    model: str
+    model: ModelName
     input: str | tuple[_Item, ...]
     instructions: str | None = None
     tools: tuple[_Tool, ...] | None = None
@@ -130,7 +133,7 @@ class _Request(CacheAsked):
     parallel_tool_calls: bool | None = None
     text: _Text | None = None
     reasoning: _Reasoning | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: OutputTokens | None = None
     temperature: float | None = None
     top_p: float | None = None
     service_tier: str | None = None
@@ -195,9 +198,9 @@ def _check(request: _Request) -> None:
         refuse_other("reasoning.mode", reasoning.mode, "standard")
         refuse_other("reasoning.context", reasoning.context, "auto")
     if not request.input and not isinstance(request.input, str):
-        raise InvalidArgument("input", [], "is empty; give a message")
+        raise wrong("input", [], "is empty; give a message")
     if request.truncation not in (None, "disabled"):
-        raise InvalidArgument("truncation", request.truncation, "input is never cut here; leave it out")
+        raise wrong("truncation", request.truncation, "input is never cut here; leave it out")
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
@@ -248,13 +251,13 @@ def _message(field: str, item: _Item) -> pb.Message:
         case "message" if item.role is not None:
             return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.content)))
         case "message":
-            raise InvalidArgument(f"{field}.role", None, "must be given")
+            raise wrong(f"{field}.role", None, "must be given")
         case "function_call":
             call = pb.ToolCall(id=item.call_id, name=item.name, arguments_json=item.arguments)
             return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(tool_call=call)])
         case "function_call_output":
             if not item.call_id:
-                raise InvalidArgument(f"{field}.call_id", "", "is missing; give the id of the call that this answers")
+                raise wrong(f"{field}.call_id", "", "is missing; give the id of the call that this answers")
             result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
             return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
         case "reasoning":
@@ -262,7 +265,7 @@ def _message(field: str, item: _Item) -> pb.Message:
             return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(reasoning=thought)])
         case _:
             known = "message, function_call, function_call_output or reasoning"
-            raise InvalidArgument(f"{field}.type", item.type, f"must be {known}")
+            raise wrong(f"{field}.type", item.type, f"must be {known}")
 
 
 def _parts(field: str, content: str | tuple[_Content, ...] | None) -> Iterator[pb.Part]:
@@ -287,7 +290,7 @@ def _part(field: str, content: _Content) -> pb.Part:
             media_type, data = data_url(f"{field}.file_data", url)
             return pb.Part(file=pb.File(media_type=media_type, name=content.filename, data=data))
         case _:
-            raise InvalidArgument(field, content.type, "send the data itself; no files are kept here")
+            raise wrong(field, content.type, "send the data itself; no files are kept here")
 
 
 def _text(field: str, output: str | tuple[_Content, ...]) -> str:
@@ -296,13 +299,13 @@ def _text(field: str, output: str | tuple[_Content, ...]) -> str:
         return output
     for index, one in enumerate(output):
         if one.type not in ("input_text", "output_text", "text"):
-            raise InvalidArgument(f"{field}.{index}.type", one.type, "a tool's result is text")
+            raise wrong(f"{field}.{index}.type", one.type, "a tool's result is text")
     return "\n".join(one.text for one in output)
 
 
 def _tool(field: str, tool: _Tool) -> pb.Tool:
     if tool.type != "function":
-        raise InvalidArgument(f"{field}.type", tool.type, "must be function; tools of one provider are not called here")
+        raise wrong(f"{field}.type", tool.type, "must be function; tools of one provider are not called here")
     return pb.Tool(
         name=tool.name,
         description=tool.description or "",
@@ -315,6 +318,6 @@ def _format(wanted: _Format | None) -> pb.OutputFormat:
     if wanted is None or wanted.type != "json_schema":
         return pb.OutputFormat(kind=wanted.type if wanted else "")
     if wanted.schema_ is None:
-        raise InvalidArgument("text.format.schema", None, "is missing; give it")
+        raise wrong("text.format.schema", None, "is missing; give it")
     schema = text_of(wanted.schema_)
     return pb.OutputFormat(kind="json_schema", json_schema=schema, name=wanted.name, strict=bool(wanted.strict))

@@ -3,14 +3,15 @@
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, TypeAlias, TypeVar
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from servicekit.errors import InvalidArgument
+from pydantic_core import from_json
 from typing_extensions import TypeAliasType
 
-from httpedge.mistakes import mistake
+from httpedge.compatible.sizes import check_size
+from httpedge.mistakes import mistake, wrong
 
 Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None")
 JsonObject: TypeAlias = Mapping[str, Json]
@@ -20,16 +21,23 @@ M = TypeVar("M", bound="WireModel")
 Int32: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+OutputTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+"""As llm-gateway has it, where 0 is the default; here that is to say nothing."""
+Name: TypeAlias = Annotated[str, Field(min_length=1)]
+ModelName: TypeAlias = Annotated[str, Field(max_length=256)]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default"]
+"""The words of both APIs, and of others that speak OpenAI's."""
 
 DONE: Final = b"data: [DONE]\n\n"
 
 
 class WireModel(BaseModel):
     """A part of a request. What is not read here is a hint, such as the `detail` of an image; what would change the answer
-    or its price is read, to be carried or refused.
+    or its price is read, to be carried or refused. A value is of its field's own type: what "5" or true would mean as a
+    number is a guess.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class StrictModel(WireModel):
@@ -44,6 +52,7 @@ class StrictModel(WireModel):
 
 def read(model: type[M], body: bytes) -> M:
     """Raises InvalidArgument naming a wrong field by its path."""
+    check_size(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -51,9 +60,10 @@ def read(model: type[M], body: bytes) -> M:
 
 
 def _data(body: bytes) -> object:
+    """By the parser that validates: others refuse numbers that it takes."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return from_json(body)
+    except ValueError:
         return body
 
 
@@ -65,13 +75,13 @@ def refuse(request: WireModel, names: Sequence[str], problem: str = NOT_SUPPORTE
     for name in names:
         value = getattr(request, name)
         if value:
-            raise InvalidArgument(f"{within}.{name}" if within else name, value, problem)
+            raise wrong(f"{within}.{name}" if within else name, value, problem)
 
 
 def refuse_other(field: str, value: str | None, usual: str) -> None:
     """Raises InvalidArgument, unless the field says what models do without being told."""
     if value not in (None, usual):
-        raise InvalidArgument(field, value, f"only {usual} is supported here; leave it out")
+        raise wrong(field, value, f"only {usual} is supported here; leave it out")
 
 
 def decoded(field: str, text: str) -> bytes:
@@ -79,14 +89,14 @@ def decoded(field: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidArgument(field, text, f"is not base64: {error}") from None
+        raise wrong(field, text, f"is not base64: {error}") from None
 
 
 def data_url(field: str, url: str) -> tuple[str, bytes]:
     """Media type and bytes of `data:<media type>;base64,<data>`. Raises InvalidArgument."""
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-        raise InvalidArgument(field, url, "must be data:<media type>;base64,<data>")
+        raise wrong(field, url, "must be data:<media type>;base64,<data>")
     return head[len("data:") : -len(";base64")], decoded(field, data)
 
 

@@ -7,7 +7,7 @@ import grpc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from httpedge.mistakes import mistake
-from httpedge.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem, defect, problem_of, too_large
+from httpedge.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem, TooLarge, defect, problem_of
 from servicekit.errors import InvalidArgument, ServiceError
 from servicekit.telemetry import Logger
 from starlette.exceptions import HTTPException
@@ -59,7 +59,7 @@ def respond(request: Request, error: ServiceError) -> Response:
 
 
 def respond_too_large(path: str, bytes_max: int) -> Response:
-    problem = too_large(path, bytes_max)
+    problem = problem_of(TooLarge(bytes_max), path)
     return Response(problem.model_dump_json(), problem.status, {"Connection": "close"}, MEDIA_TYPE)
 
 
