@@ -17,9 +17,18 @@ from llm_gateway.domain import (
     UsageLine,
     Vector,
 )
+from llm_gateway.errors import CallFailed
 from llm_gateway.ports import Reservation
-from servicekit.errors import InvalidArgument
-from synod.common.values import Attribution, Tag
+from servicekit.errors import (
+    BudgetExhausted,
+    BudgetSuspended,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+)
+from synod.common.values import Attribution, Failure, Tag
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 FILE = pb.File(media_type="text/plain", name="f", data=b"t")
@@ -166,3 +175,20 @@ def test_an_image_by_its_address_needs_no_type() -> None:
         [pb.Message(role=pb.ROLE_USER, parts=[pb.Part(image=pb.Image(url="https://a/b.png"))])]
     )
     assert message.parts == (Image("", url="https://a/b.png"),)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "repeats"),
+    [
+        ("BUDGET_EXHAUSTED", BudgetExhausted, False),
+        ("BUDGET_SUSPENDED", BudgetSuspended, False),
+        ("RATE_LIMITED", ResourceExhausted, True),
+        ("PROVIDER_UNAVAILABLE", Unavailable, True),
+        ("PROVIDER_REFUSED", FailedPrecondition, False),
+    ],
+)
+def test_a_call_that_failed_is_refused_again_as_it_was(reason: str, kind: type[ServiceError], repeats: bool) -> None:
+    told = translate.ERRORS.translate(CallFailed(Failure(reason=reason, message="no more")))
+
+    assert type(told) is kind
+    assert (told.reason, told.message, told.retryable) == (reason, "no more", repeats)

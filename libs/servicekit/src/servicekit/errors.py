@@ -380,6 +380,12 @@ def _unpack(status: status_pb2.Status) -> tuple[error_details_pb2.ErrorInfo, flo
     return info, retry_after_s
 
 
+def refusal_of(reason: str, message: str) -> ServiceError | None:
+    """A refusal that was recorded by its reason, as the class that it was raised as; None if the reason has none of its own."""
+    kind = _BY_REASON.get(reason)
+    return _restore(kind.code, message, error_details_pb2.ErrorInfo(reason=reason), None) if kind else None
+
+
 def _restore(
     code: grpc.StatusCode, message: str, info: error_details_pb2.ErrorInfo, retry_after_s: float | None
 ) -> ServiceError:

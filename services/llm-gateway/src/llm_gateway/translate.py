@@ -18,6 +18,7 @@ from servicekit.errors import (
     ResourceExhausted,
     ServiceError,
     Unavailable,
+    refusal_of,
 )
 from servicekit.tags import tags_of, values_of
 from synod.common.values import Attribution
@@ -144,12 +145,13 @@ def _unknown_model(error: errors.UnknownModel) -> ServiceError:
 def _failed(error: errors.CallFailed) -> ServiceError:
     failure, after_s = error.failure, error.retry_after_s
     match failure.reason:
-        case "RATE_LIMITED" | "BUDGET_EXHAUSTED":
+        case "RATE_LIMITED":
             return ResourceExhausted(failure.message, after_s, reason=failure.reason)
         case "PROVIDER_UNAVAILABLE":
             return Unavailable(failure.message, after_s, reason=failure.reason)
-        case _:
-            return FailedPrecondition(failure.message, reason=failure.reason)
+        case reason:
+            # A budget that did not cover a further attempt refuses the call's repeats as it refused the call.
+            return refusal_of(reason, failure.message) or FailedPrecondition(failure.message, reason=reason)
 
 
 def _suspended(error: errors.ModelSuspended) -> ServiceError:
