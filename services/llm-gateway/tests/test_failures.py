@@ -57,7 +57,9 @@ def test_group_09_the_wait_is_read_in_all_its_forms(headers: Mapping[str, str], 
 def test_an_error_inside_an_answer_has_the_class_of_its_type(
     kind: str, code: str | None, error: type[errors.ProviderError]
 ) -> None:
-    assert type(failure_inside_answer(kind, code, "no")) is error
+    told = failure_inside_answer(kind, code, "no")
+    assert type(told) is error
+    assert told.inside_answer
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,13 @@ def failure(
 def failure_inside_answer(kind: str, code: str | None, message: str) -> ProviderError:
     """The error for one that was reported inside an answer with status 200."""
     status = _STATUS_BY_TYPE.get(code or "") or _STATUS_BY_TYPE.get(kind) or 500
-    return failure(status, message, code=code or kind or None)
+    return inside_answer(failure(status, message, code=code or kind or None))
+
+
+def inside_answer(error: ProviderError) -> ProviderError:
+    """The error, as one that an answer with status 200 told of."""
+    error.inside_answer = True
+    return error
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:

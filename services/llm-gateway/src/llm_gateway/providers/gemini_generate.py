@@ -35,7 +35,7 @@ from llm_gateway.domain import (
 from llm_gateway.errors import InvalidUsage, ProviderError
 from llm_gateway.providers import numbers
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
-from llm_gateway.providers.failures import failure
+from llm_gateway.providers.failures import failure, inside_answer
 from llm_gateway.providers.gemini_generate_request import SIGNATURE, encode
 from llm_gateway.providers.sse import SseEvent
 
@@ -297,12 +297,13 @@ def usage_of(usage: _Usage) -> Usage:
 def _raise_error_inside(body: _Body) -> None:
     error = body.get("error")
     if error:
-        raise failure(
+        told = failure(
             error.get("code") or 500,
             error.get("message") or "",
             code=error.get("status"),
             retry_after_s=_retry_delay_s(error),
         )
+        raise inside_answer(told)
 
 
 def _error_of(body: bytes) -> _Error:
