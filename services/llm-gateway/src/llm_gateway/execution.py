@@ -369,6 +369,8 @@ class Execution:
                 await self._attempt_failed(error, last=following is None)
                 if following is None:
                     raise CallFailed(retrying.failure_of(error), error.retry_after_s) from error
+                # Before the wait, so that whoever comes meanwhile waits for room of his own.
+                self._take_room(following.target)
                 await asyncio.sleep(following.delay_s)
                 tries = tries + 1 if self._same_model(following.target, target) else 1
                 number, target = self._number + 1, following.target
@@ -378,23 +380,32 @@ class Execution:
                 return await self._completed(response)
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
-        following = self._unsuspended(
-            retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw()), tried
-        )
+        following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        if following is not None and (following.target != tried.target or self._suspended_s(tried.target)):
+            following = self._elsewhere(tried)
         if following is None or self._is_allowed(error, tried, following):
             return following
         # No repeat is left. Another target may still be asked, if that is none.
-        following = self._unsuspended(retrying.next_target(tried), tried)
+        following = self._elsewhere(tried)
         return None if following is None or retrying.costs(error, tried.target, following.target) else following
 
     def _is_allowed(self, error: ProviderError, tried: Tried, following: retrying.Next) -> bool:
         return not retrying.costs(error, tried.target, following.target) or self._tools.retry_budget.spend()
 
-    def _unsuspended(self, following: retrying.Next | None, tried: Tried) -> retrying.Next | None:
-        """The target itself, or the first behind it that takes calls."""
-        while following is not None and self._suspended_s(following.target):
+    def _elsewhere(self, tried: Tried) -> retrying.Next | None:
+        """The first target behind it that takes calls now; else the one that does soonest, if it is only limited and the
+        callers wait for so long.
+        """
+        soonest: retrying.Next | None = None
+        following = retrying.next_target(tried)
+        while following is not None:
+            wait_s = self._wait_s(following.target)
+            if not wait_s:
+                return following
+            if not self._suspended_s(following.target) and wait_s < (soonest.delay_s if soonest else tried.left_s):
+                soonest = retrying.Next(following.target, wait_s)
             following = retrying.next_target(replace(tried, target=following.target))
-        return following
+        return soonest
 
     def _has_sibling(self, target: int) -> bool:
         """Whether the model is served by the next target too, and can be asked there now."""
@@ -488,10 +499,10 @@ class Execution:
         """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
         while True:
             waits: list[float] = []
-            for index, aim in enumerate(self._aims):
+            for index in range(len(self._aims)):
                 waits.append(self._wait_s(index))
                 if not waits[index]:
-                    self._tools.headroom.take(aim.target.circuit, aim.need)
+                    self._take_room(index)
                     return index
             wait_s = min(waits)
             self._check_wait(waits.index(wait_s), wait_s)
@@ -514,6 +525,11 @@ class Execution:
 
     def _suspended_s(self, target: int) -> float:
         return self._tools.circuits.suspended_s(self._aims[target].target.circuit, self._now())
+
+    def _take_room(self, target: int) -> None:
+        """A call is on its way, of which its provider has not told yet."""
+        aim = self._aims[target]
+        self._tools.headroom.take(aim.target.circuit, aim.need)
 
     def _wait_s(self, target: int) -> float:
         """How long it has failed too often to be asked, its provider wants not to be, or has no room by its own account."""
