@@ -1004,6 +1004,19 @@ async def test_a_stop_ends_attempts_as_unknown_and_leaves_the_call_to_its_repeat
     assert (await world.generate()).message == HELLO.message
 
 
+async def test_a_stop_in_the_middle_of_a_stream_ends_it_in_one_error() -> None:
+    provider = HeldProvider(("he",))
+    world = World(provider)
+    caller = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+
+    await world.gateway.close()
+
+    *_, broken = await caller
+    assert isinstance(broken, Broken)
+    assert (broken.failure.reason, broken.failure.retryable) == ("STOPPING", True)
+
+
 @pytest.mark.parametrize("fails_at", [1, 2])
 async def test_an_append_whose_answer_was_lost_is_not_repeated(fails_at: int) -> None:
     world = World(FakeProvider([HELLO]), log=StumblingLog(fails_at))
