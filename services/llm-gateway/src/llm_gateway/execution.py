@@ -362,8 +362,8 @@ class Execution:
                 response = await (self._raced(attempt, target + 1, hedge) if hedge else self._watched(attempt))
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
-                # A rival that failed too was at the next target.
-                target += bool(self._lost)
+                # A rival that failed too was at the next target; one that was withdrawn has asked nobody there.
+                target += any(each.failure not in (OUTRUN, HOLD_LOST) for each in self._lost)
                 tried = Tried(target, len(self._aims), tries, self._left_s(), self._has_sibling(target))
                 following = self._next(error, tried)
                 await self._attempt_failed(error, last=following is None)
@@ -452,20 +452,20 @@ class Execution:
         rival = self._rival = self._prepared(number, aim, self._reservation_id(number))
         try:
             await race.unless_decided(self._reserve(rival.number, aim, self._now() + RIVAL_PATIENCE_S))
-        except (LedgerRefused, LedgerUnavailable, RateLimited):
+        except (LedgerRefused, RateLimited):
             self._rival = None
             self._leave_limits(None)
             return
-        except RaceDecided:
+        except (RaceDecided, LedgerUnavailable) as why:
             # Whether the ledger holds it is not known; that nobody was asked is.
-            self._withdraw(rival)
+            self._withdraw(rival, OUTRUN if isinstance(why, RaceDecided) else HOLD_LOST)
             return
         call = await self._recorder.append(lambda call: calls.rival(call, rival.started))
         if not calls.has_begun(call, rival.started):
             self._taken_over()
         self._number = rival.number
         if race.decided():
-            self._withdraw(rival)
+            self._withdraw(rival, OUTRUN)
             return
         self._tools.telemetry.hedged(aim.target.id)
         race.enter(rival.number, self._watched(rival))
@@ -481,17 +481,17 @@ class Execution:
         if isinstance(error, ProviderError):
             self._lost = (*self._lost, Lost(other.started, retrying.failure_of(error), retrying.billed(error)))
         else:
-            self._outrun(other, "no" if other.aim.target.abort == "free" else "unknown")
+            self._drop(other, OUTRUN, "no" if other.aim.target.abort == "free" else "unknown")
 
-    def _withdraw(self, rival: Attempt) -> None:
+    def _withdraw(self, rival: Attempt, why: Failure) -> None:
         """Nobody was asked under it."""
         self._rival = None
-        self._outrun(rival, "no")
+        self._drop(rival, why, "no")
 
-    def _outrun(self, rival: Attempt, billed: Billed) -> None:
+    def _drop(self, rival: Attempt, why: Failure, billed: Billed) -> None:
         self._leave_limits(None)
         self._number = max(self._number, rival.number)
-        self._lost = (*self._lost, Lost(rival.started, OUTRUN, billed))
+        self._lost = (*self._lost, Lost(rival.started, why, billed))
 
     # --- circuits ---
 
