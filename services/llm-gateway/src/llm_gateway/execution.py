@@ -221,6 +221,7 @@ class Execution:
         self._reported: dict[int, domain.Usage] = {}
         self._ours = False
         self._ticket: Ticket | None = None
+        self._is_in_line = False
         self._recorder = Recorder(id, context, tools, flight)
         self._now = asyncio.get_running_loop().time
 
@@ -284,7 +285,7 @@ class Execution:
         if cache is None or cacheable is None:
             return await self._carry_out(call)
         key = caching.cache_key(self._context.tenant, model, cacheable)
-        async with cache.turn(key) as turn:
+        async with cache.turn(key, self._asked.priority, lambda: self._is_in_line) as turn:
             if turn.found is not None:
                 return await self._serve(turn.found)
             look = await self._look(cacheable)
@@ -607,9 +608,13 @@ class Execution:
     async def _enter_limits(self, aim: Aim, until: float) -> None:
         """Before anything is reserved: money is not held while a call waits for room."""
         self._leave_limits(None)
-        self._ticket = await self._tools.admission.enter(
-            self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
-        )
+        self._is_in_line = True
+        try:
+            self._ticket = await self._tools.admission.enter(
+                self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
+            )
+        finally:
+            self._is_in_line = False
 
     def _reservation(self, number: int, aim: Aim) -> Reservation:
         target, request, need = aim.target, aim.request, aim.need

@@ -26,6 +26,11 @@ Per = Literal["provider", "model", "tenant", "tenant_model"]
 _RANKS: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
 
 
+def precedes(one: Priority, other: Priority) -> bool:
+    """Whether calls of one class go before those of the other that ask at the same moment."""
+    return _RANKS[one] < _RANKS[other]
+
+
 @dataclass(frozen=True, slots=True)
 class LimitRule:
     """Limits of each `per`, for models whose "provider/model" matches the pattern `models`; 0 is no limit.
