@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import inf
 
 import pytest
 from eventlog.codec import Codec
@@ -31,6 +32,7 @@ from llm_gateway.domain import (
 from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, CallEvent
 from llm_gateway.journal import Journal
+from llm_gateway.limits import LimitRule, Line, Need
 from llm_gateway.ports import Entry
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.testing import FakeProvider, Outcome
@@ -94,6 +96,7 @@ class World:
     log: MemoryEventLog = field(default_factory=MemoryEventLog)
     results: MemoryResults = field(default_factory=MemoryResults)
     ledger: FakeLedger = field(default_factory=FakeLedger)
+    admission: Admission = field(default_factory=Admission)
     clock: FakeClock = field(default_factory=FakeClock)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -119,7 +122,7 @@ class World:
             telemetry=Telemetry(NoOpTracer(), self.registry, Logger("test"), frozenset({"fake/m"})),
             retry_budget=RetryBudget(),
             circuits=Circuits(CircuitTerms()),
-            admission=Admission(),
+            admission=self.admission,
             terms=Terms(retry=RetryTerms(attempts_max=1, initial_s=0.0, max_s=0.0)),
             renewals=Renewals(self.ledger),
             cache=AnswerCache(self.store, self.clock, self.terms),
@@ -237,6 +240,33 @@ async def test_equal_requests_at_once_share_one_call_and_have_a_record_each() ->
     types = [event.type_name() for event in await world.events()]
     assert types.count("ModelCallAttemptStarted") == 1
     assert types.count("ModelCallServedFromCache") == 19
+
+
+async def in_line(world: World, calls: int) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while len(world.admission.line) != calls:  # noqa: ASYNC110 - a line offers no event
+            await asyncio.sleep(0)
+
+
+async def test_a_call_does_not_wait_for_an_equal_one_that_it_goes_before_in_the_line() -> None:
+    world = World([HELLO] * 2, admission=Admission(Line((LimitRule("model", concurrent=1),))))
+    first = await world.admission.enter("local", "fake/m", Need(1, 1), "normal", inf)
+    low = asyncio.create_task(world.generate(replace(asked("low"), priority="low")))
+    await in_line(world, 1)
+    other = asyncio.create_task(world.admission.enter("local", "fake/m", Need(1, 1), "normal", inf))
+    await in_line(world, 2)
+    high = asyncio.create_task(world.generate(replace(asked("high"), priority="high")))
+    await in_line(world, 3)
+    equal = asyncio.create_task(world.generate(asked("equal")))
+    await asyncio.sleep(0)
+
+    world.admission.leave(first, None)
+    assert (await high).cache == "miss"
+    assert (await equal).cache == "hit"
+    assert not low.done()
+    world.admission.leave(await other, None)
+    assert (await low).cache == "miss"
+    assert len(world.provider.requests) == 2
 
 
 async def test_when_the_shared_call_fails_each_asks_for_itself() -> None:

@@ -1033,6 +1033,19 @@ async def test_a_stop_ends_attempts_as_unknown_and_leaves_the_call_to_its_repeat
     assert (await world.generate()).message == HELLO.message
 
 
+async def test_a_stop_in_the_middle_of_a_stream_ends_it_in_one_error() -> None:
+    provider = HeldProvider(("he",))
+    world = World(provider)
+    caller = asyncio.create_task(world.stream())
+    await provider.reached.wait()
+
+    await world.gateway.close()
+
+    *_, broken = await caller
+    assert isinstance(broken, Broken)
+    assert (broken.failure.reason, broken.failure.retryable) == ("STOPPING", True)
+
+
 @pytest.mark.parametrize("fails_at", [1, 2])
 async def test_an_append_whose_answer_was_lost_is_not_repeated(fails_at: int) -> None:
     world = World(FakeProvider([HELLO]), log=StumblingLog(fails_at))
@@ -1269,6 +1282,53 @@ async def test_a_rate_limit_that_one_call_met_is_waited_for_by_the_next() -> Non
         await world.generate(asked("req2"), left_s=1)
     assert caught.value.limited
     assert len(provider.requests) == 1
+
+
+async def limit_other(world: World, other: FakeProvider, seconds: float) -> None:
+    """The fallback's provider asks a call of its own for a pause."""
+    other.outcomes.append(errors.ProviderRateLimited("slow down", status=429, retry_after_s=seconds))
+    with pytest.raises(errors.CallFailed):
+        await world.generate(replace(asked("limited"), model="other/m"), left_s=seconds / 2)
+    other.outcomes.append(HELLO)
+
+
+async def test_a_fallback_that_is_limited_for_longer_than_the_caller_waits_is_not_asked() -> None:
+    other = FakeProvider(name="other")
+    world = World(FakeProvider([errors.AuthenticationRejected("key", status=401)]), other)
+    await limit_other(world, other, 3600)
+
+    with pytest.raises(errors.CallFailed, match="key"):
+        await world.generate(asked(fallback=("other/m",)), left_s=5)
+
+    assert len(other.requests) == 1
+    assert (await world.types())[-1] == "ModelCallFailed"
+
+
+async def test_a_fallback_that_is_limited_for_less_is_waited_for() -> None:
+    other = FakeProvider(name="other")
+    world = World(FakeProvider([errors.AuthenticationRejected("key", status=401)]), other)
+    await limit_other(world, other, 0.1)
+    limited_s = world.gateway._tools.circuits.limited_s("other/m", asked_at := asyncio.get_running_loop().time())
+
+    answer = await world.generate(asked(fallback=("other/m",)), left_s=WAIT_S)
+
+    assert answer.model == "other/m"
+    assert asyncio.get_running_loop().time() - asked_at >= limited_s > 0
+
+
+async def test_a_fallback_without_a_limit_is_asked_before_one_that_would_have_to_be_waited_for() -> None:
+    other, third = FakeProvider(name="other"), FakeProvider([HELLO], "third")
+    world = World(FakeProvider([errors.AuthenticationRejected("key", status=401)]), other)
+    await limit_other(world, other, 3600)
+    entries = world.gateway._router.catalogue.entries
+    world.gateway.use(
+        Catalogue((*entries, ProviderEntry("third", "openai-chat", OPENAI, third, models=(KnownModel("m"),))))
+    )
+
+    answer = await world.generate(asked(fallback=("other/m", "third/m")))
+
+    assert answer.model == "third/m"
+    assert len(other.requests) == 1
 
 
 # --- limits ---

@@ -3,7 +3,8 @@ import subprocess
 import sys
 
 import pytest
-from llm_gateway.catalogue import Catalogue, ProviderEntry, hosted_models
+from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.domain import EmbeddingRequest, Embeddings
 from llm_gateway.errors import ModelUnavailable, UnknownModel
 from llm_gateway.main import ANY_MODEL, SIMULATOR_MODELS
 from llm_gateway.providers.catalog import ANTHROPIC, KINDS, OPENAI, OPENAI_COMPATIBLE, DialectName
@@ -117,6 +118,30 @@ def test_models_are_known_to_think_without_being_asked(dialect: DialectName, mod
     kind = KINDS[dialect]
     entry = ProviderEntry("p", dialect, kind.profile, FakeProvider(), accepts=ANY_MODEL, profiles=kind.families)
     assert Catalogue((entry,)).target(f"p/{model}").reasons == reasons
+
+
+class NoVectors:
+    """An embedder that nothing is asked of."""
+
+    name = "simulator"
+
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> Embeddings:
+        raise AssertionError("an embedder was asked")
+
+
+def test_what_answers_in_vectors_alone_is_listed_and_stands_for_no_call() -> None:
+    entry = ProviderEntry(
+        "simulator",
+        "openai-chat",
+        OPENAI,
+        FakeProvider(),
+        models=(KnownModel("sim-1"),),
+        embedder=NoVectors(),
+        embeds=(KnownModel("sim-embed"),),
+    )
+    known = Catalogue((entry,))
+    assert [card.id for card in known.cards()] == ["simulator/sim-1", "simulator/sim-embed"]
+    assert known.callable_models() == ("simulator/sim-1",)
 
 
 OFFLINE = """

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 from llm_gateway import errors
-from llm_gateway.providers.failures import failure, failure_inside_answer, retry_after_s
+from llm_gateway.providers.failures import WAIT_S_MAX, failure, failure_inside_answer, retry_after_s
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -17,6 +17,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         ({"retry-after": "3600"}, 3600.0),
         ({"retry-after": "Thu, 01 Jan 2026 00:01:00 GMT"}, 60.0),
         ({"retry-after": "Wed, 31 Dec 2025 00:00:00 GMT"}, None),
+        ({"retry-after": "Thursday, 01-Jan-26 00:01:00 GMT"}, 60.0),
+        ({"retry-after": "Thu Jan  1 00:01:00 2026"}, 60.0),
+        ({"retry-after": "Wed Dec 31 00:00:00 2025"}, None),
+        ({"retry-after": "Sun, 99 Nov 1994 08:49:37 GMT"}, None),
+        ({"retry-after": f"Sun, 06 Nov {'9' * 20} 08:49:37 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, WAIT_S_MAX),
+        ({"retry-after": "1e308"}, WAIT_S_MAX),
+        ({"retry-after-ms": "1e308"}, WAIT_S_MAX),
         ({"retry-after": "-3"}, None),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
@@ -34,6 +42,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
             },
             30.0,
         ),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9" * 400 + "s"}, WAIT_S_MAX),
         ({"retry-after": "7", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1m"}, 7.0),
     ],
 )
@@ -57,7 +66,9 @@ def test_group_09_the_wait_is_read_in_all_its_forms(headers: Mapping[str, str], 
 def test_an_error_inside_an_answer_has_the_class_of_its_type(
     kind: str, code: str | None, error: type[errors.ProviderError]
 ) -> None:
-    assert type(failure_inside_answer(kind, code, "no")) is error
+    told = failure_inside_answer(kind, code, "no")
+    assert type(told) is error
+    assert told.inside_answer
 
 
 @pytest.mark.parametrize(

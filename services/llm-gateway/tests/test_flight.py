@@ -5,9 +5,10 @@ from collections.abc import Coroutine
 from contextlib import suppress
 
 import pytest
+from eventlog.errors import LogUnavailable, QueueFull
 from llm_gateway.domain import Answer, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage, UsageLine
-from llm_gateway.errors import CallFailed
-from llm_gateway.flight import FLUSH_BYTES, Began, Broken, CallEvent, Delta, Flight
+from llm_gateway.errors import CallFailed, StoreUnavailable
+from llm_gateway.flight import FLUSH_BYTES, STOPPED, Began, Broken, CallEvent, Delta, Flight
 from synod.common.values import Failure
 
 WAIT_S = 30
@@ -113,6 +114,54 @@ async def test_a_failure_after_content_is_the_last_event() -> None:
     failure = Failure(reason="PROVIDER_UNAVAILABLE", message="cut", retryable=True)
     outcome.set_exception(CallFailed(failure))
     assert [event async for event in made.events()] == [BEGAN, TextDelta("a"), Broken(failure)]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LogUnavailable("gone"), "LOG_UNAVAILABLE"),
+        (QueueFull("full"), "LOG_QUEUE_FULL"),
+        (StoreUnavailable("gone"), "STORE_UNAVAILABLE"),
+    ],
+)
+async def test_an_end_that_could_not_be_recorded_is_the_last_event_after_content_and_raised_before(
+    error: Exception, reason: str
+) -> None:
+    made, outcome = flight()
+    made.show(BEGAN, TextDelta("a"))
+    outcome.set_exception(error)
+    *seen, broken = [event async for event in made.events()]
+    assert seen == [BEGAN, TextDelta("a")]
+    assert isinstance(broken, Broken)
+    assert (broken.failure.reason, broken.failure.retryable) == (reason, True)
+
+    unseen, outcome = flight()
+    outcome.set_exception(error)
+    with pytest.raises(type(error)):
+        await anext(unseen.events())
+
+
+async def test_a_stop_in_the_middle_of_a_stream_is_its_last_event() -> None:
+    made, _ = flight()
+    made.show(BEGAN, TextDelta("a"))
+    made.stop()
+    assert [event async for event in made.events()] == [BEGAN, TextDelta("a"), Broken(STOPPED)]
+
+
+async def test_a_caller_who_is_cancelled_in_the_middle_of_a_stream_stays_cancelled() -> None:
+    made, _ = flight()
+    made.show(BEGAN, TextDelta("a"))
+
+    async def follow() -> list[CallEvent]:
+        return [event async for event in made.events()]
+
+    caller = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    caller.cancel()
+    made.stop()
+    await asyncio.wait([caller])
+
+    assert caller.cancelled()
 
 
 def carried(made: Flight, work: Coroutine[object, object, Answer]) -> "asyncio.Task[Answer]":

@@ -26,6 +26,7 @@ from llm_gateway.domain import (
     UsageLine,
 )
 from llm_gateway.errors import ProviderRateLimited, RequestRejected
+from llm_gateway.providers.failures import WAIT_S_MAX
 from llm_gateway.providers.gemini_generate import NAME, GeminiGenerateDialect, usage_of
 from llm_gateway.providers.sse import SseParser
 
@@ -229,13 +230,16 @@ def test_a_result_without_its_call_is_refused_before_it_is_sent() -> None:
         body(replace(asked(), messages=(Message("assistant", (ToolCall("c1", "f", "{"),)),)))
 
 
-def test_the_wait_in_the_body_of_an_error_is_read() -> None:
-    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3.5s"}]
+@pytest.mark.parametrize(
+    ("told", "seconds"), [("3.5s", 3.5), ("1" * 400 + "s", WAIT_S_MAX), ("-1s", None), ("nan", None), ("", None)]
+)
+def test_the_wait_in_the_body_of_an_error_is_read(told: str, seconds: float | None) -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": told}]
     error = {"error": {"code": 429, "message": "slow", "status": "RESOURCE_EXHAUSTED", "details": details}}
 
     found = DIALECT.failure(429, json.dumps(error).encode(), None, None)
     assert isinstance(found, ProviderRateLimited)
-    assert (found.retry_after_s, found.code) == (3.5, "RESOURCE_EXHAUSTED")
+    assert (found.retry_after_s, found.code) == (seconds, "RESOURCE_EXHAUSTED")
 
 
 def test_reasoning_of_another_dialect_is_no_part_of_this_one() -> None:

@@ -308,11 +308,19 @@ async def test_a_rival_counts_against_the_budget_of_repeats() -> None:
         assert world.rival.asked == rivals
 
 
+WITHDRAWN = ["AttemptStarted 1", "AttemptStarted 2", "AttemptFailed 2"]
+
+
 @pytest.mark.parametrize(
-    "refusal",
-    [errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError("empty")), errors.LedgerUnavailable("down")],
+    ("refusal", "told"),
+    [
+        (errors.LedgerRefused("BUDGET_EXHAUSTED", RuntimeError("empty")), ["AttemptStarted 1"]),
+        (errors.LedgerUnavailable("down"), WITHDRAWN),
+    ],
 )
-async def test_a_rival_that_may_not_be_paid_for_leaves_the_first_attempt_alone(refusal: Exception) -> None:
+async def test_a_rival_that_may_not_be_paid_for_leaves_the_first_attempt_alone(
+    refusal: Exception, told: list[str]
+) -> None:
     world = World(ledger=FakeLedger([None, refusal]), admission=Admission(Line((LimitRule("model", concurrent=2),))))
     call = world.generating()
     await until_asked(world.first)
@@ -320,7 +328,7 @@ async def test_a_rival_that_may_not_be_paid_for_leaves_the_first_attempt_alone(r
     world.first.tell()
 
     await call
-    assert await world.told() == ["AttemptStarted 1", "Completed 1"]
+    assert await world.told() == [*told, "Completed 1"]
     assert world.rival.asked == 0
     # What the limits handed out for both is back.
     for request_id in ("two", "three"):
@@ -329,6 +337,37 @@ async def test_a_rival_that_may_not_be_paid_for_leaves_the_first_attempt_alone(r
         world.first.tell()
         world.rival.tell()
         await following
+
+
+async def without_an_answer_for_the_rival() -> "tuple[World, asyncio.Task[Answer]]":
+    """What the first attempt's rival was reserved with may be held, though the ledger's answer was lost."""
+    world = World(ledger=FakeLedger([None, errors.LedgerUnavailable("no answer within 5 s")]))
+    call = world.generating()
+    await until_asked(world.first)
+    await settled()
+    return world, call
+
+
+async def test_what_a_rival_may_have_reserved_is_told_as_not_billed() -> None:
+    world, call = await without_an_answer_for_the_rival()
+    world.first.tell()
+
+    assert (await call).message.text == "first"
+    assert await world.told() == [*WITHDRAWN, "Completed 1"]
+    unused = (await world.events())[-2]
+    assert isinstance(unused, ModelCallAttemptFailed)
+    assert (unused.failure.reason, unused.billed, unused.reservation_id) == ("RESERVATION_LOST", "no", f"{CALL}:2")
+
+
+async def test_where_a_rival_could_not_be_made_the_next_attempt_asks_there_under_a_number_of_its_own() -> None:
+    world, call = await without_an_answer_for_the_rival()
+    world.first.tell(errors.ProviderFailed("first broke"))
+    await until_asked(world.rival)
+    world.rival.tell()
+
+    answer = await call
+    assert (answer.message.text, answer.reservation_id) == ("rival", f"{CALL}:3")
+    assert await world.told() == [*WITHDRAWN, "AttemptFailed 1", "AttemptStarted 3", "Completed 3"]
 
 
 async def test_a_rival_does_not_wait_for_room_within_the_limits() -> None:

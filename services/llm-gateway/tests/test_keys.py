@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from eventlog.errors import KeyUnusable
 from eventlog.master_keys import LocalMasterKey
-from llm_gateway.keys import PREFIX, key_id, main, seal, unseal
+from llm_gateway.keys import KEY_BYTES_MAX, PREFIX, key_id, main, seal, unseal
 
 KEY = "sk-of-a-test-0123456789"
 OLD, NEW = (LocalMasterKey(bytes([fill]) * 32, "test") for fill in (1, 2))
@@ -48,7 +48,51 @@ async def test_the_command_seals_what_it_reads(
     file = tmp_path / "master.key"
     file.write_bytes(b64encode(raw))
     monkeypatch.setenv("SYNOD_MASTER_KEY_FILE", str(file))
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{KEY}\n"))
-    await asyncio.to_thread(main, ["openai-eu"])
+    given(monkeypatch, f"{KEY}\n".encode())
+    assert await asyncio.to_thread(main, ["openai-eu"]) == 0
     sealed = capsys.readouterr().out.strip()
     assert await unseal([LocalMasterKey(raw, "test")], "openai-eu", sealed) == KEY
+
+
+def given(monkeypatch: pytest.MonkeyPatch, held: bytes) -> None:
+    """On standard input."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(held)))
+
+
+@pytest.mark.parametrize(
+    ("held", "problem"),
+    [
+        (b"", "standard input: the key is empty"),
+        (b" \n", "standard input: the key is empty"),
+        (b"sk-a\nsk-b\n", "standard input: a key is one line of printable ASCII"),
+        (b"sk-\xff", "standard input: a key is one line of printable ASCII"),
+        (b"k" * (KEY_BYTES_MAX + 1), "standard input: a key has no more than 4096 bytes"),
+    ],
+)
+def test_the_command_seals_nothing_that_is_no_key_and_says_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, held: bytes, problem: str
+) -> None:
+    file = tmp_path / "master.key"
+    file.write_bytes(b64encode(os.urandom(32)))
+    monkeypatch.setenv("SYNOD_MASTER_KEY_FILE", str(file))
+    given(monkeypatch, held)
+
+    assert main(["openai-eu"]) == 1
+
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("file", "status", "problem"),
+    [("", 2, "set SYNOD_MASTER_KEY_FILE to the file"), ("/no/such/file", 1, "/no/such/file: the master key cannot be")],
+)
+def test_the_command_without_a_master_key_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str, status: int, problem: str
+) -> None:
+    monkeypatch.setenv("SYNOD_MASTER_KEY_FILE", file)
+    given(monkeypatch, KEY.encode())
+
+    assert main(["openai-eu"]) == status
+    assert capsys.readouterr().err.startswith(problem)

@@ -1,7 +1,16 @@
 """Tool arguments and results with integers beyond 64 bits, as amounts of some currencies are: the same in and out."""
 
 import pytest
-from llm_gateway.domain import Completed, Message, ModelRequest, ModelResponse, Text, ToolCall, ToolResult
+from llm_gateway.domain import (
+    Completed,
+    Message,
+    ModelRequest,
+    ModelResponse,
+    Text,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+)
 from llm_gateway.providers import anthropic_messages_request, gemini_generate_request, numbers
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
@@ -12,6 +21,11 @@ ARGUMENTS = f'{{"wei":{WEI},"to":"größe"}}'
 CLAUDE = (
     f'{{"id":"m1","model":"c","stop_reason":"tool_use","content":[{{"type":"tool_use","id":"t1","name":"pay","input":{ARGUMENTS}}},'
     f'{{"type":"web_result","amount":{WEI}}}]}}'
+)
+STREAMED = (
+    '{"type":"message_start","message":{"id":"m1","model":"c"}}',
+    f'{{"type":"content_block_start","index":0,"content_block":{{"type":"tool_use","id":"t1","name":"pay","input":{ARGUMENTS}}}}}',
+    '{"type":"content_block_stop","index":0}',
 )
 GEMINI = (
     '{"responseId":"r1","modelVersion":"g","candidates":[{"content":{"parts":[{"functionCall":'
@@ -37,6 +51,10 @@ def arguments(response: ModelResponse) -> str:
 def test_an_answer_says_the_number_that_the_model_wrote() -> None:
     assert arguments(AnthropicMessagesDialect().decode(CLAUDE.encode())) == ARGUMENTS
     assert arguments(GeminiGenerateDialect().decode(GEMINI.encode())) == ARGUMENTS
+    assembler = AnthropicMessagesDialect().assembler()
+    for event in STREAMED:
+        said = assembler.feed(SseEvent(b"", event.encode()))
+    assert said == [ToolCallDelta(0, "", "", ARGUMENTS)]
     *_, last = GeminiGenerateDialect().assembler().feed(SseEvent(b"", GEMINI.encode()))
     assert isinstance(last, Completed)
     assert arguments(last.response) == ARGUMENTS

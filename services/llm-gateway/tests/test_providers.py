@@ -6,11 +6,16 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import ClassVar
 
+import orjson
 import pytest
+from llm_gateway import retrying
 from llm_gateway.domain import Audio, Message, ModelRequest, Part, Text, ToolCall, UsageLine, Vector
 from llm_gateway.errors import (
     AuthenticationRejected,
     MalformedResponse,
+    ProviderError,
+    ProviderOverloaded,
+    ProviderRateLimited,
     ProviderUnreachable,
     RequestRejected,
     UnsupportedParameter,
@@ -18,8 +23,10 @@ from llm_gateway.errors import (
 from llm_gateway.providers import catalog
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
+from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
 from llm_gateway.providers.http import Endpoint, HttpProvider
 from llm_gateway.providers.openai_chat import OpenAiChatDialect
+from llm_gateway.providers.openai_responses import OpenAiResponsesDialect
 from llm_gateway.providers.profile import CapabilityProfile
 from llm_gateway.providers.provider import Provider
 from llm_gateway.providers.testing import ProviderContract, asked, collect, in_time
@@ -192,6 +199,72 @@ async def test_a_body_above_the_limit_is_malformed() -> None:
         )
         with pytest.raises(MalformedResponse, match="larger than 1000 bytes"):
             await provider.generate(asked(), in_time())
+
+
+STARTED_ANSWER = {"id": "r", "model": "m", "content": [], "usage": {"input_tokens": 90_000, "output_tokens": 1}}
+FAILED_ANSWER = {
+    "id": "r",
+    "model": "m",
+    "status": "failed",
+    "error": {"code": "rate_limit_exceeded", "message": "slow down"},
+    "usage": {"input_tokens": 90_000, "output_tokens": 5000},
+}
+THOUGHTS = {"promptTokenCount": 90_000, "thoughtsTokenCount": 3000}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "events", "error"),
+    [
+        (
+            AnthropicMessagesDialect(),
+            (
+                {"type": "message_start", "message": STARTED_ANSWER},
+                {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}},
+            ),
+            ProviderOverloaded,
+        ),
+        (
+            AnthropicMessagesDialect(),
+            ({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}},),
+            ProviderOverloaded,
+        ),
+        (
+            OpenAiResponsesDialect(),
+            (
+                {"type": "response.created", "response": {"id": "r", "model": "m"}},
+                {"type": "response.failed", "response": FAILED_ANSWER},
+            ),
+            ProviderRateLimited,
+        ),
+        (
+            OpenAiChatDialect(),
+            (
+                {"id": "r", "model": "m", "choices": [], "usage": {"prompt_tokens": 90_000}},
+                {"error": {"type": "rate_limit_error", "message": "slow down"}},
+            ),
+            ProviderRateLimited,
+        ),
+        (
+            GeminiGenerateDialect(),
+            (
+                {"responseId": "r", "modelVersion": "m", "usageMetadata": THOUGHTS},
+                {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "slow down"}},
+            ),
+            ProviderRateLimited,
+        ),
+    ],
+)
+async def test_group_08_an_error_inside_a_stream_is_retried_as_its_kind_and_proves_nothing_unbilled(
+    transport: Transport, dialect: Dialect, events: tuple[object, ...], error: type[ProviderError]
+) -> None:
+    body = b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events)
+    async with _server_of(_answer("text/event-stream", body)) as origin:
+        provider = HttpProvider(Endpoint("odd", origin, "", catalog.OPENAI), dialect, transport, lambda: FIXED_NOW)
+        with pytest.raises(error) as caught:
+            await collect(provider, asked())
+
+    assert not caught.value.content_delivered
+    assert retrying.billed(caught.value) == "unknown"
 
 
 def _warm() -> ModelRequest:

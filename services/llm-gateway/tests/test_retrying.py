@@ -61,6 +61,14 @@ def test_content_makes_every_outcome_unknown() -> None:
     assert billed(error) == "unknown"
 
 
+@pytest.mark.parametrize("error", [limited(), errors.ProviderOverloaded("busy", status=529)])
+def test_an_error_that_an_answer_breaks_off_with_is_no_proof(error: errors.ProviderError) -> None:
+    assert billed(error) == "no"
+    error.inside_answer = True
+    assert billed(error) == "unknown"
+    assert next_attempt(error, PLENTY, TERMS, 0.5) == Next(0, 0.5)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -12,7 +12,7 @@ from llm_gateway.deployments import with_roster
 from llm_gateway.domain import ModelRequest
 from llm_gateway.errors import ModelUnavailable, RosterInvalid, UnsupportedParameter
 from llm_gateway.hedging import Hedge
-from llm_gateway.keys import key_id, seal
+from llm_gateway.keys import KEY_BYTES_MAX, key_id, seal
 from llm_gateway.prices import Price
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.testing import FakeProvider, asked, in_time
@@ -58,6 +58,44 @@ async def test_a_roster_is_given_when_it_or_a_key_has_changed(file: Path, tmp_pa
     rotated = await roster.changed()
     assert rotated is not None
     assert rotated.keys == {"openai-eu": "sk-rotated"}
+
+
+NO_KEYS = [
+    (b"", "the key is empty"),
+    (b"\n", "the key is empty"),
+    (b"sk-a\nsk-b", "a key is one line of printable ASCII"),
+    (b"sk-\r\nx-evil: 1", "a key is one line of printable ASCII"),
+    ("sk-ü".encode(), "a key is one line of printable ASCII"),
+    (b"\xff\xfe\x00", "a key is one line of printable ASCII"),
+    (b"k" * (KEY_BYTES_MAX + 1), "a key has no more than 4096 bytes"),
+]
+
+
+@pytest.mark.parametrize(("held", "problem"), NO_KEYS)
+async def test_a_file_that_holds_no_key_is_named_and_the_key_before_it_stays(
+    file: Path, tmp_path: Path, held: bytes, problem: str
+) -> None:
+    key_file = tmp_path / "eu.key"
+    key_file.write_text(KEY)
+    file.write_text(json.dumps({"deployments": [{**EU, "key_file": str(key_file)}]}))
+    roster = RosterFile(file)
+    assert await roster.changed() is not None
+
+    key_file.write_bytes(held)
+    for _ in range(2):
+        with pytest.raises(RosterInvalid, match=f"{key_file}: {problem}"):
+            await roster.changed()
+
+    key_file.write_text(KEY)
+    assert await roster.changed() is None
+
+
+async def test_a_sealed_key_that_is_none_is_named_by_its_deployment(file: Path) -> None:
+    master = LocalMasterKey(bytes(32), "test")
+    sealed = await seal(master, "openai-eu", "")
+    file.write_text(json.dumps({"deployments": [{**EU, "key_sealed": sealed}]}))
+    with pytest.raises(RosterInvalid, match="openai-eu: the key is empty"):
+        await RosterFile(file, [master]).changed()
 
 
 async def test_a_sealed_key_is_opened_by_the_master_key(file: Path) -> None:

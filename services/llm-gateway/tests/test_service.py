@@ -570,6 +570,14 @@ async def test_models_are_listed_with_what_is_missing(stub: LlmGatewayStub) -> N
     assert {model.provider for model in only.models} == {"anthropic"}
 
 
+async def test_auto_is_answered_though_models_of_vectors_are_listed_too(stub: LlmGatewayStub) -> None:
+    models = {model.id: model for model in (await stub.ListModels(pb.ListModelsRequest())).models}
+    assert models["simulator/sim-embed"].available
+
+    routing = pb.RoutingPolicy(required_capabilities=["tools"])
+    assert (await stub.Generate(request(model="auto", routing=routing))).model == "simulator/sim-1"
+
+
 async def test_tokens_are_bounded_without_asking_anybody(stub: LlmGatewayStub, simulator: RunningSimulator) -> None:
     asked = request()
     counted = await stub.CountTokens(pb.CountTokensRequest(model=asked.model, messages=asked.messages))

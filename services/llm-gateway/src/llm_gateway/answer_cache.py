@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +18,7 @@ from servicekit.clock import Clock
 
 from llm_gateway.caching import CachePolicy
 from llm_gateway.errors import StoreUnavailable
+from llm_gateway.limits import Priority, precedes
 from llm_gateway.ports import CacheStore, Entry
 
 FRONT_S: Final = 30.0
@@ -46,35 +47,51 @@ _Outcome: TypeAlias = Entry | str | None
 """What became of a turn: an answer to share; each has to ask alone; or nothing, and the next may have the turn."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asking:
+    """A turn that somebody has; `is_in_line` tells whether he still waits for room within the limits."""
+
+    priority: Priority
+    is_in_line: Callable[[], bool]
+    outcome: asyncio.Future[_Outcome]
+
+    def holds_up(self, priority: Priority) -> bool:
+        """Whether a call of this priority would wait for it in a line that it goes before."""
+        return precedes(priority, self.priority) and self.is_in_line()
+
+
 @dataclass(slots=True)
 class AnswerCache:
     store: CacheStore
     clock: Clock
     terms: CacheTerms = field(default_factory=CacheTerms)
-    _asking: dict[str, asyncio.Future[_Outcome]] = field(default_factory=dict)
+    _asking: dict[str, Asking] = field(default_factory=dict)
     _front: Front = field(init=False)
 
     def __post_init__(self) -> None:
         self._front = Front(self.terms.front_bytes_max)
 
     @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[Turn]:
+    async def turn(
+        self, key: str, priority: Priority = "normal", is_in_line: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[Turn]:
         """An answer kept under the key, or the turn to find one; whoever else comes meanwhile waits for it.
 
         When the one whose turn it is fails, or gets what may not be shared, the others go on without waiting for each
-        other. When it is cancelled, one of them has the turn.
+        other. When it is cancelled, one of them has the turn. While it waits in a line, as `is_in_line` says, whoever goes
+        before it there has a turn of his own, for which those who come later wait.
         """
         if (known := self._known(key)) is not None:
             yield Turn(found=known)
             return
-        while (other := self._asking.get(key)) is not None:
-            await asyncio.wait([other])
-            outcome = other.result()
+        while (other := self._asking.get(key)) is not None and not other.holds_up(priority):
+            await asyncio.wait([other.outcome])
+            outcome = other.outcome.result()
             if outcome is not None:
                 yield Turn(found=outcome if isinstance(outcome, Entry) else None)
                 return
         # Taken before the first wait, so that nobody else can.
-        asking = self._asking[key] = asyncio.get_running_loop().create_future()
+        asking = self._asking[key] = Asking(priority, is_in_line, asyncio.get_running_loop().create_future())
         outcome = _ALONE
         try:
             turn = Turn(await self._find(key))
@@ -84,8 +101,9 @@ class AnswerCache:
             outcome = None
             raise
         finally:
-            del self._asking[key]
-            asking.set_result(outcome)
+            if self._asking.get(key) is asking:
+                del self._asking[key]
+            asking.outcome.set_result(outcome)
 
     async def keep(self, key: str, tenant: str, policy: CachePolicy, answer: bytes) -> Entry | None:
         """None when the answer is too large to keep."""

@@ -204,6 +204,11 @@ class ModelCard:
     retires_on: date | None = None
     replacement: str = ""
 
+    @property
+    def generates(self) -> bool:
+        """Whether it answers in words, and not only in vectors."""
+        return EMBEDDINGS not in self.capabilities
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
@@ -264,8 +269,8 @@ class Catalogue:
         return known.price if known else None
 
     def callable_models(self) -> tuple[str, ...]:
-        """The listed models that can be called and are not about to be retired."""
-        return tuple(card.id for card in self.cards() if not card.remedy and card.stage == "active")
+        """The listed models that can answer a call now and are not about to be retired."""
+        return tuple(card.id for card in self.cards() if card.generates and not card.remedy and card.stage == "active")
 
     def _warnings(self, model: str, known: KnownModel) -> tuple[str, ...]:
         lifecycle = known.lifecycle
@@ -294,7 +299,7 @@ class Catalogue:
 
     def near(self, model: str) -> tuple[str, ...]:
         """Names a caller may have meant, models that can be called first."""
-        chats = (card for card in self.cards() if EMBEDDINGS not in card.capabilities)
+        chats = (card for card in self.cards() if card.generates)
         names = (*self.aliases, *(card.id for card in sorted(chats, key=lambda card: bool(card.remedy))))
         bare = [name for name in names if name.rpartition("/")[2] == model.rpartition("/")[2]]
         close = difflib.get_close_matches(model, names, n=NEAR_MAX)

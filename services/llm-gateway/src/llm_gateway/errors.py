@@ -198,7 +198,8 @@ class ProviderError(GatewayError):
     `status` is the HTTP status (None without one), `code` the provider's own word for the error, `request_id` the
     provider's id of the request, `retry_after_s` the wait it asks for in seconds. `provider` and `content_delivered`
     are filled in by the adapter as the error leaves it. `dispatched` is False only if nothing can have reached the
-    provider.
+    provider. `inside_answer` says that it was told in an answer of status 200, whose work may be billed; `status` is then
+    the one that says what may be done.
     """
 
     retryable: ClassVar[bool] = False
@@ -221,6 +222,7 @@ class ProviderError(GatewayError):
         self.provider = ""
         self.content_delivered = False
         self.dispatched = True
+        self.inside_answer = False
 
     def __str__(self) -> str:
         facts = (self.provider, f"status {self.status}" if self.status else "", self.code or "", self.message)

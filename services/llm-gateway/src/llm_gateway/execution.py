@@ -221,6 +221,7 @@ class Execution:
         self._reported: dict[int, domain.Usage] = {}
         self._ours = False
         self._ticket: Ticket | None = None
+        self._is_in_line = False
         self._recorder = Recorder(id, context, tools, flight)
         self._now = asyncio.get_running_loop().time
 
@@ -284,7 +285,7 @@ class Execution:
         if cache is None or cacheable is None:
             return await self._carry_out(call)
         key = caching.cache_key(self._context.tenant, model, cacheable)
-        async with cache.turn(key) as turn:
+        async with cache.turn(key, self._asked.priority, lambda: self._is_in_line) as turn:
             if turn.found is not None:
                 return await self._serve(turn.found)
             look = await self._look(cacheable)
@@ -362,13 +363,15 @@ class Execution:
                 response = await (self._raced(attempt, target + 1, hedge) if hedge else self._watched(attempt))
             except ProviderError as error:
                 error.content_delivered = self._flight.began is not None
-                # A rival that failed too was at the next target.
-                target += bool(self._lost)
+                # A rival that failed too was at the next target; one that was withdrawn has asked nobody there.
+                target += any(each.failure not in (OUTRUN, HOLD_LOST) for each in self._lost)
                 tried = Tried(target, len(self._aims), tries, self._left_s(), self._has_sibling(target))
                 following = self._next(error, tried)
                 await self._attempt_failed(error, last=following is None)
                 if following is None:
                     raise CallFailed(retrying.failure_of(error), error.retry_after_s) from error
+                # Before the wait, so that whoever comes meanwhile waits for room of his own.
+                self._take_room(following.target)
                 await asyncio.sleep(following.delay_s)
                 tries = tries + 1 if self._same_model(following.target, target) else 1
                 number, target = self._number + 1, following.target
@@ -378,23 +381,32 @@ class Execution:
                 return await self._completed(response)
 
     def _next(self, error: ProviderError, tried: Tried) -> retrying.Next | None:
-        following = self._unsuspended(
-            retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw()), tried
-        )
+        following = retrying.next_attempt(error, tried, self._tools.terms.retry, self._tools.draw())
+        if following is not None and (following.target != tried.target or self._suspended_s(tried.target)):
+            following = self._elsewhere(tried)
         if following is None or self._is_allowed(error, tried, following):
             return following
         # No repeat is left. Another target may still be asked, if that is none.
-        following = self._unsuspended(retrying.next_target(tried), tried)
+        following = self._elsewhere(tried)
         return None if following is None or retrying.costs(error, tried.target, following.target) else following
 
     def _is_allowed(self, error: ProviderError, tried: Tried, following: retrying.Next) -> bool:
         return not retrying.costs(error, tried.target, following.target) or self._tools.retry_budget.spend()
 
-    def _unsuspended(self, following: retrying.Next | None, tried: Tried) -> retrying.Next | None:
-        """The target itself, or the first behind it that takes calls."""
-        while following is not None and self._suspended_s(following.target):
+    def _elsewhere(self, tried: Tried) -> retrying.Next | None:
+        """The first target behind it that takes calls now; else the one that does soonest, if it is only limited and the
+        callers wait for so long.
+        """
+        soonest: retrying.Next | None = None
+        following = retrying.next_target(tried)
+        while following is not None:
+            wait_s = self._wait_s(following.target)
+            if not wait_s:
+                return following
+            if not self._suspended_s(following.target) and wait_s < (soonest.delay_s if soonest else tried.left_s):
+                soonest = retrying.Next(following.target, wait_s)
             following = retrying.next_target(replace(tried, target=following.target))
-        return following
+        return soonest
 
     def _has_sibling(self, target: int) -> bool:
         """Whether the model is served by the next target too, and can be asked there now."""
@@ -441,20 +453,20 @@ class Execution:
         rival = self._rival = self._prepared(number, aim, self._reservation_id(number))
         try:
             await race.unless_decided(self._reserve(rival.number, aim, self._now() + RIVAL_PATIENCE_S))
-        except (LedgerRefused, LedgerUnavailable, RateLimited):
+        except (LedgerRefused, RateLimited):
             self._rival = None
             self._leave_limits(None)
             return
-        except RaceDecided:
+        except (RaceDecided, LedgerUnavailable) as why:
             # Whether the ledger holds it is not known; that nobody was asked is.
-            self._withdraw(rival)
+            self._withdraw(rival, OUTRUN if isinstance(why, RaceDecided) else HOLD_LOST)
             return
         call = await self._recorder.append(lambda call: calls.rival(call, rival.started))
         if not calls.has_begun(call, rival.started):
             self._taken_over()
         self._number = rival.number
         if race.decided():
-            self._withdraw(rival)
+            self._withdraw(rival, OUTRUN)
             return
         self._tools.telemetry.hedged(aim.target.id)
         race.enter(rival.number, self._watched(rival))
@@ -470,17 +482,17 @@ class Execution:
         if isinstance(error, ProviderError):
             self._lost = (*self._lost, Lost(other.started, retrying.failure_of(error), retrying.billed(error)))
         else:
-            self._outrun(other, "no" if other.aim.target.abort == "free" else "unknown")
+            self._drop(other, OUTRUN, "no" if other.aim.target.abort == "free" else "unknown")
 
-    def _withdraw(self, rival: Attempt) -> None:
+    def _withdraw(self, rival: Attempt, why: Failure) -> None:
         """Nobody was asked under it."""
         self._rival = None
-        self._outrun(rival, "no")
+        self._drop(rival, why, "no")
 
-    def _outrun(self, rival: Attempt, billed: Billed) -> None:
+    def _drop(self, rival: Attempt, why: Failure, billed: Billed) -> None:
         self._leave_limits(None)
         self._number = max(self._number, rival.number)
-        self._lost = (*self._lost, Lost(rival.started, OUTRUN, billed))
+        self._lost = (*self._lost, Lost(rival.started, why, billed))
 
     # --- circuits ---
 
@@ -488,10 +500,10 @@ class Execution:
         """The first target that takes calls now. Waits out a provider's rate limit, if no target is without."""
         while True:
             waits: list[float] = []
-            for index, aim in enumerate(self._aims):
+            for index in range(len(self._aims)):
                 waits.append(self._wait_s(index))
                 if not waits[index]:
-                    self._tools.headroom.take(aim.target.circuit, aim.need)
+                    self._take_room(index)
                     return index
             wait_s = min(waits)
             self._check_wait(waits.index(wait_s), wait_s)
@@ -514,6 +526,11 @@ class Execution:
 
     def _suspended_s(self, target: int) -> float:
         return self._tools.circuits.suspended_s(self._aims[target].target.circuit, self._now())
+
+    def _take_room(self, target: int) -> None:
+        """A call is on its way, of which its provider has not told yet."""
+        aim = self._aims[target]
+        self._tools.headroom.take(aim.target.circuit, aim.need)
 
     def _wait_s(self, target: int) -> float:
         """How long it has failed too often to be asked, its provider wants not to be, or has no room by its own account."""
@@ -591,9 +608,13 @@ class Execution:
     async def _enter_limits(self, aim: Aim, until: float) -> None:
         """Before anything is reserved: money is not held while a call waits for room."""
         self._leave_limits(None)
-        self._ticket = await self._tools.admission.enter(
-            self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
-        )
+        self._is_in_line = True
+        try:
+            self._ticket = await self._tools.admission.enter(
+                self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
+            )
+        finally:
+            self._is_in_line = False
 
     def _reservation(self, number: int, aim: Aim) -> Reservation:
         target, request, need = aim.target, aim.request, aim.need

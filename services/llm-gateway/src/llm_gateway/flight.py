@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
+from eventlog.errors import LogUnavailable, QueueFull
 from eventlog.signal import settle
 from synod.common.values import Failure
 
@@ -18,10 +19,11 @@ from llm_gateway.domain import (
     TextDelta,
     ToolCallDelta,
 )
-from llm_gateway.errors import CallEnded, CallFailed
+from llm_gateway.errors import CallEnded, CallFailed, GatewayStopping, StoreUnavailable
 
 FLUSH_S: Final = 0.015
 FLUSH_BYTES: Final = 256
+STOPPED: Final = Failure(reason="STOPPING", message=str(GatewayStopping()), retryable=True)
 
 T = TypeVar("T")
 
@@ -139,16 +141,19 @@ class Flight:
             if self._landed and seen == len(self._shown):
                 break
             await grown.wait()
+        yield self._end_of_events(shown=seen > 0)
+
+    def _end_of_events(self, *, shown: bool) -> Answer | Broken:
+        """How the call ended; raises what it ended with, if nothing was shown."""
+        assert self._task is not None
         try:
-            yield await self.answer()
-        except CallFailed as error:
-            if not seen:
+            return self._task.result()
+        # The call was cancelled, and not whoever asks here, since nothing is waited for: by a stop, for `abandon` ends it
+        # with CallCancelled.
+        except (CallEnded, LogUnavailable, QueueFull, StoreUnavailable, asyncio.CancelledError) as error:
+            if not shown:
                 raise
-            yield Broken(error.failure)
-        except CallEnded as error:
-            if not seen:
-                raise
-            yield Broken(Failure(reason="CALL_CANCELLED", message=str(error)))
+            return Broken(_failure_of(error))
 
     def abandon(self) -> None:
         """Nobody waits any more: end the call. If it ends with the process anyway, callers leave for that reason."""
@@ -233,6 +238,25 @@ class Flight:
         grown, self._grown = self._grown, None
         if grown is not None:
             grown.set()
+
+
+def _failure_of(error: BaseException) -> Failure:
+    """The reasons are those that callers who have seen nothing are told by gRPC."""
+    match error:
+        case CallFailed():
+            return error.failure
+        case CallEnded():
+            return Failure(reason="CALL_CANCELLED", message=str(error))
+        case asyncio.CancelledError():
+            return STOPPED
+        case QueueFull():
+            reason = "LOG_QUEUE_FULL"
+        case StoreUnavailable():
+            reason = "STORE_UNAVAILABLE"
+        case _:
+            reason = "LOG_UNAVAILABLE"
+    message = f"how the call ended could not be recorded: {error}; repeat it with the same request_id"
+    return Failure(reason=reason, message=message, retryable=True)
 
 
 def is_delta(part: StreamPart) -> bool:

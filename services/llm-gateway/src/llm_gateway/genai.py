@@ -23,6 +23,8 @@ OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 CACHE_WRITE_INPUT_TOKENS: Final = "gen_ai.usage.cache_write.input_tokens"
 REASONING_OUTPUT_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+MODALITY_TOKENS: Final = "gen_ai.usage.{modality}.{direction}_tokens"
+MODALITY_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.{modality}.cache_read.input_tokens"
 MODALITIES: Final = frozenset({"text", "image", "audio"})
 """Of which the conventions have counts, as gen_ai.usage.image.input_tokens; others count as UNKNOWN_MODALITY."""
 AGENT_NAME: Final = "gen_ai.agent.name"

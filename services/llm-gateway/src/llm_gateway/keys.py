@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hashlib
 import os
+import re
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
@@ -20,6 +21,22 @@ from eventlog.master_keys import FileMasterKey, MasterKey
 
 PREFIX: Final = "sealed.v1."
 KEY_BYTES_MAX: Final = 4096
+MASTER_KEY_FILE: Final = "SYNOD_MASTER_KEY_FILE"
+_PRINTABLE: Final = re.compile(rb"[ -~]+")
+
+
+def key_of(source: str, held: bytes) -> str:
+    """The key that `source` holds, without the white space around it. Raises KeyUnusable, which does not show it, for what
+    cannot go out in a header of HTTP: each call would fail as if its provider could not be reached.
+    """
+    if len(held) > KEY_BYTES_MAX:
+        raise KeyUnusable(source, f"a key has no more than {KEY_BYTES_MAX} bytes; give nothing but the key")
+    key = held.strip()
+    if not key:
+        raise KeyUnusable(source, "the key is empty; give it, or name none where none is needed")
+    if not _PRINTABLE.fullmatch(key):
+        raise KeyUnusable(source, "a key is one line of printable ASCII; give nothing but the key")
+    return key.decode("ascii")
 
 
 async def seal(master: MasterKey, deployment: str, key: str) -> str:
@@ -32,7 +49,7 @@ async def unseal(masters: Sequence[MasterKey], deployment: str, sealed: str) -> 
     if not sealed.startswith(PREFIX):
         raise KeyUnusable(deployment, f"a sealed key begins with {PREFIX}")
     if not masters:
-        raise KeyUnusable(deployment, "its key is sealed: set SYNOD_MASTER_KEY_FILE")
+        raise KeyUnusable(deployment, f"its key is sealed: set {MASTER_KEY_FILE}")
     try:
         wrapped = b64decode(sealed.removeprefix(PREFIX), validate=True)
     except ValueError:
@@ -55,13 +72,22 @@ def _context(deployment: str) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Seals the key on standard input."""
+    """Seals the key on standard input. 1 if it, or the master key, is of no use; 2 if no master key is named."""
     parser = argparse.ArgumentParser(prog="python -m llm_gateway.keys", description="Seals a provider's key.")
     parser.add_argument("deployment", help="the name of the deployment that uses it")
     options = parser.parse_args(arguments)
-    master = FileMasterKey(Path(os.environ.get("SYNOD_MASTER_KEY_FILE", "")))
-    key = sys.stdin.read(KEY_BYTES_MAX).strip()
-    sys.stdout.write(asyncio.run(seal(master, options.deployment, key)) + "\n")
+    file = os.environ.get(MASTER_KEY_FILE)
+    if not file:
+        sys.stderr.write(f"set {MASTER_KEY_FILE} to the file of the master key\n")
+        return 2
+    try:
+        master = FileMasterKey(Path(file))
+        key = key_of("standard input", sys.stdin.buffer.read(KEY_BYTES_MAX + 1))
+        sealed = asyncio.run(seal(master, options.deployment, key))
+    except KeyUnusable as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{sealed}\n")
     return 0
 
 

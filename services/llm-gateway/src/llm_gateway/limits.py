@@ -33,6 +33,11 @@ _Burst: TypeAlias = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 """A slice of a shared limit is a quarter of it at most, and has to reach from one look at the book to the next."""
 
 
+def precedes(one: Priority, other: Priority) -> bool:
+    """Whether calls of one class go before those of the other that ask at the same moment."""
+    return _RANKS[one] < _RANKS[other]
+
+
 @dataclass(frozen=True, slots=True)
 class LimitRule:
     """Limits of each `per`, for models whose "provider/model" matches the pattern `models`; 0 is no limit.

@@ -114,8 +114,11 @@ def costs(error: ProviderError, tried: int, following: int) -> bool:
 
 
 def billed(error: ProviderError) -> Billed:
-    """ "no" only on proof: nothing was sent, or the provider refused by a status before any content."""
-    if error.content_delivered:
+    """ "no" only on proof: nothing was sent, or the provider refused by the status of its answer.
+
+    What an answer of status 200 breaks off with is none, whatever it is called: the provider had begun to work.
+    """
+    if error.content_delivered or error.inside_answer:
         return "unknown"
     status = error.status or 0
     refused = 400 <= status < 500 or status in _REFUSED_WITHOUT_WORK

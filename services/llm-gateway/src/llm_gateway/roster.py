@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from llm_gateway.errors import RosterInvalid
 from llm_gateway.hedging import Hedge
-from llm_gateway.keys import unseal
+from llm_gateway.keys import key_of, unseal
 from llm_gateway.prices import PICO_PER_MILLIONTH, Price
 from llm_gateway.providers.catalog import DialectName
 from llm_gateway.providers.profile import Parameter
@@ -139,20 +139,18 @@ class RosterFile:
         except ValidationError as error:
             raise RosterInvalid(str(self._path), _first_problem(error)) from None
         files = {one.name: _content(one.key_file, one.name) for one in roster.deployments if one.key_file}
-        if not self._note(content, *files.values()):
-            return None
-        keys = {name: key.decode().strip() for name, key in files.items()}
-        return LoadedRoster(roster, {**keys, **await self._unsealed(roster)})
-
-    async def _unsealed(self, roster: Roster) -> Mapping[str, str]:
         try:
-            return {
-                one.name: await unseal(self._masters, one.name, one.key_sealed)
-                for one in roster.deployments
-                if one.key_sealed
-            }
+            keys = {one.name: key_of(str(one.key_file), files[one.name]) for one in roster.deployments if one.key_file}
+            if not self._note(content, *files.values()):
+                return None
+            return LoadedRoster(roster, {**keys, **await self._unsealed(roster)})
         except KeyUnusable as error:
             raise RosterInvalid(str(self._path), str(error)) from None
+
+    async def _unsealed(self, roster: Roster) -> Mapping[str, str]:
+        """Raises KeyUnusable."""
+        sealed = {one.name: one.key_sealed for one in roster.deployments if one.key_sealed}
+        return {name: key_of(name, (await unseal(self._masters, name, key)).encode()) for name, key in sealed.items()}
 
     def _note(self, *contents: bytes) -> bool:
         """Whether the contents are others than before."""

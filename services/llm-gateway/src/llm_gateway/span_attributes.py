@@ -50,12 +50,13 @@ def _parts(usage: Usage) -> dict[str, int]:
 
 
 def _names(line: UsageLine) -> tuple[str, ...]:
-    names = [f"gen_ai.usage.{line.modality}.{line.direction}_tokens"] if line.modality in genai.MODALITIES else []
+    has_counts = line.modality in genai.MODALITIES
+    names = [genai.MODALITY_TOKENS.format(modality=line.modality, direction=line.direction)] if has_counts else []
     match line.cache:
         case "read":
             names.append(genai.CACHE_READ_INPUT_TOKENS)
-            if line.modality in genai.MODALITIES:
-                names.append(f"gen_ai.usage.{line.modality}.cache_read.input_tokens")
+            if has_counts:
+                names.append(genai.MODALITY_CACHE_READ_INPUT_TOKENS.format(modality=line.modality))
         case "write":
             names.append(genai.CACHE_WRITE_INPUT_TOKENS)
     if line.reasoning:

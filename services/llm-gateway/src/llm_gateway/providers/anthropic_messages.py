@@ -233,6 +233,17 @@ class _GrowingBlock:
         self._signature: list[str] = []
         self._call_index = call_index
 
+    def begin(self) -> StreamPart | None:
+        """What its start says. Arguments among it are not said yet: deltas take their place, if any come."""
+        match self._block["type"]:
+            case "text" if text := self._block.get("text"):
+                return TextDelta(self._keep(text))
+            case "thinking" if thinking := self._block.get("thinking"):
+                return ReasoningDelta(self._keep(thinking))
+            case "tool_use":
+                return ToolCallDelta(self._call_index, self._block["id"], self._block["name"], "")
+        return None
+
     def grow(self, delta: _Delta) -> StreamPart | None:
         match delta["type"]:
             case "text_delta":
@@ -246,14 +257,21 @@ class _GrowingBlock:
                 self._signature.append(delta["signature"])
         return None
 
+    def end(self) -> StreamPart | None:
+        """The arguments that came with the start, where no delta took their place."""
+        if self._block["type"] == "tool_use" and self._block.get("input") and not any(self._pieces):
+            return ToolCallDelta(self._call_index, "", "", self._keep(numbers.dumps(self._block["input"]).decode()))
+        return None
+
     def part(self) -> Part:
+        """The block as a whole; after its `end`."""
         whole = "".join(self._pieces)
         match self._block["type"]:
             case "text":
-                return Text(self._block.get("text", "") + whole)
+                return Text(whole)
             case "thinking":
-                thinking, signature = self._block.get("thinking", "") + whole, "".join(self._signature)
-                return _reasoning({**self._block, "thinking": thinking, "signature": signature})
+                signature = "".join(self._signature) or self._block.get("signature", "")
+                return _reasoning({**self._block, "thinking": whole, "signature": signature})
             case "tool_use":
                 return ToolCall(self._block["id"], self._block["name"], whole or "{}")
             case _:
@@ -277,7 +295,7 @@ class _MessageAssembler:
             return list(self._start(parsed["message"]))
         if self._answer is None:
             return ()
-        return list(self._parts(parsed, self._answer))
+        return list(self._parts(parsed, event.data, self._answer))
 
     def _start(self, message: _Message) -> Iterator[StreamPart]:
         self._answer = _Answer(message)
@@ -285,15 +303,22 @@ class _MessageAssembler:
         yield Started(message["id"], message["model"])
         yield from _usage_updates(self._answer)
 
-    def _parts(self, event: _Event, answer: _Answer) -> Iterator[StreamPart]:
+    def _parts(self, event: _Event, data: bytes, answer: _Answer) -> Iterator[StreamPart]:
         match event["type"]:
             case "content_block_start":
-                yield from self._open_block(event["index"], event["content_block"])
+                block = event["content_block"]
+                # Read again with every number exact, in the rare case that there may be any.
+                yield from self._open_block(
+                    event["index"], numbers.loads(data)["content_block"] if block.get("input") else block
+                )
             case "content_block_delta":
                 part = self._open[event["index"]].grow(event["delta"])
                 yield from (part,) if part else ()
             case "content_block_stop":
-                answer.parts.append(self._open.pop(event["index"]).part())
+                closed = self._open.pop(event["index"])
+                part = closed.end()
+                yield from (part,) if part else ()
+                answer.parts.append(closed.part())
             case "message_delta":
                 answer.end(event["delta"])
                 answer.read_usage(event.get("usage"))
@@ -302,9 +327,10 @@ class _MessageAssembler:
                 yield Completed(answer.response())
 
     def _open_block(self, index: int, block: _Block) -> Iterator[StreamPart]:
-        self._open[index] = _GrowingBlock(block, self._calls)
+        opened = self._open[index] = _GrowingBlock(block, self._calls)
+        part = opened.begin()
+        yield from (part,) if part else ()
         if block["type"] == "tool_use":
-            yield ToolCallDelta(self._calls, block["id"], block["name"], "")
             self._calls += 1
 
 

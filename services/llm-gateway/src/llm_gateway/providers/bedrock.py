@@ -13,7 +13,7 @@ from llm_gateway.domain import ModelResponse
 from llm_gateway.errors import MalformedResponse, ProviderError
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.event_stream import EventStreamParser, Message
-from llm_gateway.providers.failures import failure
+from llm_gateway.providers.failures import failure, inside_answer
 
 _ERROR_TYPES: Final = {
     "throttlingException": "rate_limit_error",
@@ -41,7 +41,7 @@ class BedrockMessagesDialect(AnthropicMessagesDialect):
     def decode(self, body: bytes) -> ModelResponse:
         error = _error_of(body)
         if error is not None:
-            raise failure(500, error.message, code=error.code)
+            raise inside_answer(failure(500, error.message, code=error.code))
         return super().decode(body)
 
     def failure(self, status: int, body: bytes, request_id: str | None, retry_after_s: float | None) -> ProviderError:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Final
 
 from llm_gateway.errors import (
     AuthenticationRejected,
@@ -20,6 +21,8 @@ from llm_gateway.errors import (
 )
 
 MESSAGE_CHARACTERS_MAX = 1000
+WAIT_S_MAX: Final = 86_400.0
+"""No limit of a provider is filled for longer than a day; and what a header says may be more than a duration can hold."""
 
 _BY_STATUS: Mapping[int, type[ProviderError]] = {
     401: AuthenticationRejected,
@@ -73,15 +76,26 @@ def failure(
 def failure_inside_answer(kind: str, code: str | None, message: str) -> ProviderError:
     """The error for one that was reported inside an answer with status 200."""
     status = _STATUS_BY_TYPE.get(code or "") or _STATUS_BY_TYPE.get(kind) or 500
-    return failure(status, message, code=code or kind or None)
+    return inside_answer(failure(status, message, code=code or kind or None))
+
+
+def inside_answer(error: ProviderError) -> ProviderError:
+    """The error, as one that an answer with status 200 told of."""
+    error.inside_answer = True
+    return error
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """How long the provider asks to wait, in seconds: `retry-after-ms`, `Retry-After` in seconds or as an HTTP date, or
-    until the limit that is used up is filled again.
+    until the limit that is used up is filled again; WAIT_S_MAX at most.
 
     `headers` must be case-insensitive. A value that is negative, in the past or unreadable counts as none.
     """
+    asked_s = _asked_s(headers, now)
+    return None if asked_s is None else min(asked_s, WAIT_S_MAX)
+
+
+def _asked_s(headers: Mapping[str, str], now: datetime) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -104,16 +118,16 @@ def _reset_s(headers: Mapping[str, str], now: datetime) -> float | None:
 
 
 def duration_s(text: str) -> float:
-    """Seconds of a duration as "1h2m3.5s" or "120ms"; 0 for anything else."""
+    """Seconds of a duration as "1h2m3.5s" or "120ms", WAIT_S_MAX at most; 0 for anything else."""
     if not _DURATION.fullmatch(text):
         return 0.0
-    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION_PART.findall(text))
+    return min(sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION_PART.findall(text)), WAIT_S_MAX)
 
 
 def seconds_until_time(text: str, now: datetime) -> float:
-    """Seconds to a time as "2026-11-21T20:30:00Z"; 0 for one that is past, and for anything else."""
+    """Seconds to a time as "2026-11-21T20:30:00Z", WAIT_S_MAX at most; 0 for one that is past, and for anything else."""
     try:
-        return max(0.0, (datetime.fromisoformat(text) - now).total_seconds())
+        return min(max(0.0, (datetime.fromisoformat(text) - now).total_seconds()), WAIT_S_MAX)
     except (ValueError, TypeError):
         return 0.0
 
@@ -131,8 +145,11 @@ def _number(text: str | None) -> float | None:
 
 
 def _seconds_until(date: str, now: datetime) -> float | None:
+    """In any of the three forms that RFC 9110 (5.6.7) has a recipient read."""
     try:
-        seconds = (parsedate_to_datetime(date) - now).total_seconds()
-    except (ValueError, TypeError):
+        told = parsedate_to_datetime(date)
+    except (ValueError, TypeError, OverflowError):
         return None
+    # The form of asctime names no zone, because it is always UTC.
+    seconds = ((told if told.tzinfo else told.replace(tzinfo=UTC)) - now).total_seconds()
     return seconds if seconds >= 0 else None

@@ -36,7 +36,7 @@ from llm_gateway.domain import (
 from llm_gateway.errors import InvalidUsage, ProviderError
 from llm_gateway.providers import numbers
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
-from llm_gateway.providers.failures import failure
+from llm_gateway.providers.failures import duration_s, failure, inside_answer
 from llm_gateway.providers.gemini_generate_request import SIGNATURE, encode
 from llm_gateway.providers.sse import SseEvent
 
@@ -317,12 +317,13 @@ def _held(beyond_text: int, media: Mapping[Modality, int]) -> Mapping[Modality, 
 def _raise_error_inside(body: _Body) -> None:
     error = body.get("error")
     if error:
-        raise failure(
+        told = failure(
             error.get("code") or 500,
             error.get("message") or "",
             code=error.get("status"),
             retry_after_s=_retry_delay_s(error),
         )
+        raise inside_answer(told)
 
 
 def _error_of(body: bytes) -> _Error:
@@ -338,8 +339,5 @@ def _retry_delay_s(error: _Error) -> float | None:
     """google.rpc.RetryInfo writes its duration as "3.5s"."""
     for detail in error.get("details") or ():
         if detail.get("@type") == _RETRY_INFO:
-            try:
-                return float(detail.get("retryDelay", "").removesuffix("s"))
-            except ValueError:
-                return None
+            return duration_s(detail.get("retryDelay", "")) or None
     return None
