@@ -238,6 +238,22 @@ class TestGuessedPrices:
     def test_what_is_refused_is_not_told_of(self) -> None:
         assert isinstance(only(decide(after(budget(limit=10)), reserve(book_price=GUESS))), ReservationDenied)
 
+    def test_group_14_billed_terms_without_a_price_cost_the_pinned_rates_as_a_guess(self) -> None:
+        book = after(budget(), reserve(fixed=None, input_tokens_max=100))
+        bill = settle(amount=None, usage=USED, billed=NO_PRICE, price_context="service_tier=priority")
+        settled, told = decide(book, bill)
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source, settled.price_version) == (10, "book_fuzzy", "book 1")
+        assert settled.price_context == "service_tier=priority"
+        assert told == FuzzyPriceUsed(model=MODEL, price_version="book 1", priced_as=MODEL)
+        assert fold(book, (settled, told)).posted(lifetime()) == 10
+
+    def test_terms_of_which_neither_those_reserved_nor_those_billed_have_a_price_stay_unpriced(self) -> None:
+        book = after(reserve(book_price=NO_PRICE, fixed=None, input_tokens_max=100))
+        settled = only(decide(book, settle(amount=None, usage=USED, billed=NO_PRICE)))
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source) == (0, "unpriced")
+
     def test_a_snapshot_keeps_what_was_told(self) -> None:
         book = snapshots.load(snapshots.dump(after(reserve("r1", book_price=GUESS))))
         assert len(decide(book, reserve("r2", book_price=GUESS))) == 1

@@ -558,5 +558,26 @@ async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_
     assert (asked.price_context, downgraded.price_context) == ("service_tier=fast", "")
 
 
+async def test_group_14_a_tier_without_a_price_is_not_free_under_a_hard_budget(world: World) -> None:
+    priced = replace(world.ledger, prices=load_price_book())
+    world.models.view = ModelUsage(priced)  # type: ignore[misc]
+    model = "openai/gpt-4o"
+    assert priced.prices.price(model, NOW, terms_of({"service_tier": "scale"})).source == "unpriced"
+    scope = Attribution(root_run_id="run_9")
+    await priced.set_budget(SetBudget("run_9", scope, 10**6, True, "lifetime", NOW), LOCAL)
+    owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9", "model": model})
+    await priced.reserve(ReservationRequest("reserved", owner, model, 30, 10, 0, None), LOCAL)
+    more = {"model": model, "provider": "openai", "service_tier": "scale", "attribution": owner}
+    await world.publish(completed("reserved", **more), completed("never reserved", **more))
+
+    standard = priced.prices.price(model, NOW)
+    cost = 30 * standard_nano(standard, "input") + 10 * standard_nano(standard, "output")
+    assert cost > 0
+    for name in ("reserved", "never reserved"):
+        known = await priced.get_reservation(name, LOCAL)
+        assert (known.settled, known.price_source, known.price_context) == (cost, "book_fuzzy", "service_tier=scale")
+    assert (await priced.get_budget("run_9", LOCAL)).posted == 2 * cost
+
+
 def standard_nano(price: Price, unit: str) -> int:
     return rate_of(price.rates, (unit,), 30) // 1_000

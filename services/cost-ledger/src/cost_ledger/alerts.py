@@ -48,7 +48,7 @@ def guessed(book: Book, events: Iterable[Event], price: Price) -> tuple[Event, .
 
 
 def _fuzzy(model: str, version: str, price: Price) -> FuzzyPriceUsed:
-    return FuzzyPriceUsed(model=model, price_version=version, priced_as=next(iter(price.near), ""))
+    return FuzzyPriceUsed(model=model, price_version=version, priced_as=next(iter(price.near), model))
 
 
 def _posted(book: Book, balance: Balance) -> Iterator[Event]:

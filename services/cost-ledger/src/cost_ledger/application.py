@@ -313,7 +313,7 @@ class CostLedger:
 
     async def _settlement_by(self, use: Use, context: Context) -> Settle:
         attribution = attributed(use.attribution, context.tenant, use.model)
-        price = self.prices.price(use.model, use.used_at, use.terms or STANDARD)
+        price = self._price_of_use(use)
         return Settle(
             use.reservation_id,
             use.usage,
@@ -325,6 +325,14 @@ class CostLedger:
             billed=None if use.terms is None else await self._billed_by_event(use, context),
             price_context=None if use.terms is None else text_of(use.terms),
         )
+
+    def _price_of_use(self, use: Use) -> Price:
+        """Of what may not have been reserved. Terms without a price cost the standard one, as a guess: it is not free."""
+        price = self.prices.price(use.model, use.used_at, use.terms or STANDARD)
+        if price.source != "unpriced" or not use.terms:
+            return price
+        standard = self.prices.price(use.model, use.used_at)
+        return standard if standard.source == "unpriced" else replace(standard, source="book_fuzzy")
 
     async def charge(self, charge: Charge, context: Context) -> None:
         """Record a cost, once however often it is delivered. If its id is that of a reservation, it settles that."""

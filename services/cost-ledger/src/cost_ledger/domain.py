@@ -7,6 +7,7 @@ the book in folding.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from synod.common.event import Event
@@ -98,8 +99,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
             return _renew(book, command)
         case Settle():
             settled = _with_thresholds(book, _settle(book, command))
-            # What was reserved was told of when it was.
-            return _with_guess(book, settled, command.unreserved.book_price if command.unreserved else None)
+            return _with_guess(book, settled, _guess_of(command))
         case Release():
             return _release(book, command)
         case Expire():
@@ -339,10 +339,25 @@ def _holds(book: Book, use: Unreserved) -> tuple[Hold, ...]:
 
 
 def _billed(book: Book, known: Reservation, command: Settle) -> Price:
-    """The pinned price, or that of other terms of the same book if those were billed."""
-    if command.billed is not None and known.price_source in ("book", "book_fuzzy", "unpriced"):
-        return book.discounted(known.model, command.billed)
-    return Price(known.rates, known.price_version, known.price_source)
+    """The pinned price, or that of other terms of the same book if those were billed.
+
+    Terms that have no price are billed at the pinned one, as a guess: at 0 a hard budget would admit any number of them.
+    """
+    pinned = Price(known.rates, known.price_version, known.price_source)
+    if command.billed is None or known.price_source not in ("book", "book_fuzzy", "unpriced"):
+        return pinned
+    if command.billed.source == "unpriced" and known.price_source != "unpriced":
+        return replace(pinned, source="book_fuzzy")
+    return book.discounted(known.model, command.billed)
+
+
+def _guess_of(command: Settle) -> Price | None:
+    """The price that a settlement may be the first to use; a pinned one was told of when it was reserved."""
+    if command.unreserved is not None:
+        return command.unreserved.book_price
+    if command.billed is not None and command.billed.source == "unpriced":
+        return replace(command.billed, source="book_fuzzy", near=())
+    return command.billed
 
 
 def _used_pico(known: Reservation, rates: RateCard, command: Settle) -> int:

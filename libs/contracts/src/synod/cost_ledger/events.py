@@ -12,7 +12,8 @@ Window = Literal["lifetime", "day", "month", "hour", "week", "year", "rolling"]
 # What a budget limits. All but money are quotas: they refuse, alert and settle in the same way.
 Unit = Literal["nano_usd", "calls", "tokens", "input_tokens", "output_tokens", "tool_ms", "cpu_ms"]
 
-# Where a price came from. "book_fuzzy": the book knows the model only by a prefix or pattern. "fixed": an amount was
+# Where a price came from. "book_fuzzy": the book knows the model only by a prefix or pattern, or has no price for the
+# terms that were billed, so that those reserved count. "fixed": an amount was
 # given, not tokens. "unpriced": nobody knows the price; tokens are recorded at 0 until it is re-rated.
 PriceSource = Literal["book", "book_fuzzy", "override", "fixed", "unpriced"]
 
@@ -126,7 +127,7 @@ class PriceFactorSet(Event):
 
 
 class FuzzyPriceUsed(Event):
-    """A model's cost is priced by a price book that knows its name by a prefix or pattern only, so the price may be wrong.
+    """A model's cost is priced by a guess: the price book knows its name by a prefix or pattern only, or no such terms.
 
     Once for each model and price version.
     """
@@ -136,7 +137,7 @@ class FuzzyPriceUsed(Event):
     # "provider/model", as it is billed.
     model: str
     price_version: str
-    # The model of the price book whose price it is.
+    # The model of the price book whose price it is: itself, on other terms, if those billed have no price.
     priced_as: str
 
 
