@@ -541,6 +541,24 @@ async def test_a_cancelled_call_that_the_book_forgot_is_not_parked_when_it_is_to
     assert await world.amounts() == (40, 0)
 
 
+async def test_group_03_what_happened_after_all_is_posted_though_the_book_forgot_its_release(world: World) -> None:
+    history = world.ledger.history
+    assert isinstance(history, FakeHistory)
+    await reserve_tool(world, "call_1")
+    await world.ledger.release("call_1", "never began", LOCAL)
+    await world.reserve("req_1:1")
+    await world.ledger.release("req_1:1", "never sent", LOCAL)
+    # What a view has of them; the book has forgotten them, and what tells of them does not say whose they were.
+    for forgotten, known in (("call_0", "call_1"), ("req_0:1", "req_1:1")):
+        released = replace(await world.reservation(known), reservation_id=forgotten, rates=())
+        history.reservations["local", forgotten] = released
+    for _ in range(2):
+        await world.publish_tools(reconciled("call_0", happened=True, cost=40))
+        await world.publish(cancelled("req_0:1"))
+    assert await world.models.parked() == await world.tool_calls.parked() == []
+    assert await world.amounts() == (40 + COST, 0)
+
+
 async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_is_billed(world: World) -> None:
     priced = replace(world.ledger, prices=load_price_book())
     fast, model = terms_of({"service_tier": "fast"}), "openai/gpt-5.5"

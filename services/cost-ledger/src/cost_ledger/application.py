@@ -66,10 +66,11 @@ from cost_ledger.errors import (
     ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
+    ReservationSettled,
 )
 from cost_ledger.naming import check_provider, check_scope_model, check_unprefixed, providers_of
 from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
-from cost_ledger.terms import STANDARD, Terms, text_of
+from cost_ledger.terms import STANDARD, Terms, terms_in, text_of
 
 TTL_DEFAULT: Final = timedelta(minutes=10)
 RENEWED_MAX: Final = timedelta(days=7)
@@ -234,7 +235,7 @@ class CostLedger:
             billed=await self._billed(settlement.reservation_id, settlement.terms, context),
             price_context=None if settlement.terms is None else text_of(settlement.terms),
         )
-        return await self._resolve(settlement.reservation_id, command, context)
+        return await self._resolve(command, context)
 
     async def _billed(self, reservation_id: str, terms: Terms | None, context: Context) -> Price | None:
         """The price of the terms that were billed, at the time of the reservation, if they are not those reserved."""
@@ -255,7 +256,7 @@ class CostLedger:
     async def release(self, reservation_id: str, reason: str, context: Context) -> Reservation:
         """Free a hold. The caller vouches that nothing was billed. ReservationSettled if it was."""
         check_text("reason", reason)
-        return await self._resolve(reservation_id, Release(reservation_id, reason), context)
+        return await self._resolve(Release(reservation_id, reason), context)
 
     async def get_reservation(self, reservation_id: str, context: Context) -> Reservation:
         book = await self.books.read(context.tenant)
@@ -284,7 +285,7 @@ class CostLedger:
             executed = await self.books.execute(command, context)
 
     async def _is_told_already(self, command: Command, error: LedgerError, context: Context) -> bool:
-        """Whether nothing is left to do though the command was refused."""
+        """Whether nothing is left to do though the book refused the command."""
         match command, error:
             case _, AlreadyRecorded():
                 return True
@@ -292,8 +293,7 @@ class CostLedger:
                 return True
             case Settle(), ReservationNotFound():
                 # It does not say whose it was, so that a book that has forgotten the reservation cannot record it anew.
-                known = await self.history.find(context.tenant, command.reservation_id)
-                return known is not None and known.state == "settled"
+                return await self._is_resolved(command, context)
             case _:
                 return False
 
@@ -346,21 +346,16 @@ class CostLedger:
 
     async def settle_tool(self, charge: Charge, context: Context) -> None:
         """Settle the reservation of a tool call that failed; without a reservation nothing is known of its cost."""
-        try:
-            await self._once(
-                Settle(
-                    charge.charge_id,
-                    (),
-                    charge.amount,
-                    "provider_final",
-                    self.clock.now(),
-                    charge.source_position,
-                    quantities=charge.quantities,
-                ),
-                context,
-            )
-        except ReservationNotFound:
-            return
+        settlement = Settle(
+            charge.charge_id,
+            (),
+            charge.amount,
+            "provider_final",
+            self.clock.now(),
+            charge.source_position,
+            quantities=charge.quantities,
+        )
+        await self._is_resolved(settlement, context)
 
     async def tell_forecast(self, command: TellForecast, context: Context) -> None:
         """Record whether a budget runs out, if that is news."""
@@ -495,12 +490,46 @@ class CostLedger:
             return ReservationConflict(command.reservation_id)
         return known
 
-    async def _resolve(self, reservation_id: str, command: Command, context: Context) -> Reservation:
+    async def _is_resolved(self, command: Settle, context: Context) -> bool:
+        """Settle what was reserved, remembered or not; False if nothing was."""
+        try:
+            await self._resolve(command, context)
+        except ReservationNotFound:
+            return False
+        return True
+
+    async def _resolve(self, command: Settle | Release, context: Context) -> Reservation:
         try:
             executed = await self.books.execute(command, context)
         except (ReservationNotFound, AlreadyRecorded):
-            return await self._from_history(reservation_id, context)
-        return _require(executed.book, reservation_id)
+            return await self._resolve_forgotten(command, context)
+        return _require(executed.book, command.reservation_id)
+
+    async def _resolve_forgotten(self, command: Settle | Release, context: Context) -> Reservation:
+        """As the book would if it remembered: a bill of what was released is posted, what is settled is not released."""
+        known = await self._from_history(command.reservation_id, context)
+        match command:
+            case Release() if known.state == "settled":
+                raise ReservationSettled(known.reservation_id, known.settled)
+            case Settle() if known.state != "settled":
+                forgotten = await self._priced_anew(known, context)
+                try:
+                    executed = await self.books.execute(replace(command, forgotten=forgotten), context)
+                except AlreadyRecorded:
+                    return known  # it was settled, and the view does not have it yet
+                return _require(executed.book, known.reservation_id)
+        return known
+
+    async def _priced_anew(self, known: Reservation, context: Context) -> Reservation:
+        """A released reservation with rates, which no view keeps: those of its time and terms, of its kind of price."""
+        released = replace(known, state="released")
+        if known.price_source == "fixed":
+            return released
+        book = await self.books.read(context.tenant)
+        listed = self.prices.price(known.model, known.reserved_at, terms_in(known.price_context))
+        own = known.price_source == OVERRIDE
+        price = book.price_of(known.model, listed) if own else book.discounted(known.model, listed)
+        return replace(released, rates=price.rates, price_version=price.version, price_source=price.source)
 
     async def _from_history(self, reservation_id: str, context: Context) -> Reservation:
         known = await self.history.find(context.tenant, reservation_id)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
 
 from cost_ledger.rates import RateCard
+
+if TYPE_CHECKING:
+    from cost_ledger.book import Reservation  # a book names commands
 
 OVERRIDE: Final = "override"
 """Source and version of a price that the tenant set: it is in the log, not in a price book."""
@@ -149,6 +152,8 @@ class Settle:
     """The rates of the terms that were billed, where those differ from the reserved ones; not for a tenant's own price."""
     price_context: str | None = None
     """The terms that were billed; None if as reserved."""
+    forgotten: Reservation | None = None
+    """What was released so long ago that the book may know it no more."""
 
 
 @dataclass(frozen=True, slots=True)

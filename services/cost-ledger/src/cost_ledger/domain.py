@@ -277,7 +277,7 @@ def _renew(book: Book, command: Renew) -> tuple[Event, ...]:
 
 
 def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
-    known = book.reservation(command.reservation_id) or _never_admitted(book, command)
+    known = book.reservation(command.reservation_id) or command.forgotten or _never_admitted(book, command)
     if known.state == "settled":
         return ()
     price = _billed(book, known, command)
