@@ -1,5 +1,6 @@
 """Given events, when a command, then events."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -32,6 +33,7 @@ from cost_ledger.errors import (
     BudgetNotFound,
     InvoiceOvertaken,
     ModelUnpriced,
+    RequestInvalid,
     ReservationConflict,
     ReservationNotFound,
     ReservationSettled,
@@ -118,6 +120,25 @@ class TestReserving:
         assert event.amount_nano_usd == 22
         assert event.rates == BOOK_PRICE.rates
         assert (event.price_version, event.price_source) == ("book 1", "book")
+
+    def test_a_call_that_no_call_can_cost_is_refused_at_its_price_before_it_is_held(self) -> None:
+        dear = replace(BOOK_PRICE, rates=flat_card(10**12, 10**12, 10**12, 10**12))  # a dollar for a token
+        most = reserve(fixed=None, input_tokens_max=10**6, book_price=dear)
+        assert isinstance(only(decide(EMPTY, most)), CostReserved)
+        with pytest.raises(RequestInvalid, match=r"1000001000000000 nano-USD.*costs more than one call may"):
+            decide(EMPTY, replace(most, input_tokens_max=10**6 + 1))
+
+    def test_neither_a_settlement_nor_a_correction_posts_what_no_call_can_cost(self) -> None:
+        book = after(reserve(fixed=None, input_tokens_max=10))
+        for quantity in (10**15 + 1, 10**18):
+            with pytest.raises(RequestInvalid, match="usage"):
+                decide(book, settle(amount=None, usage=(UsageLine(direction="input", quantity=quantity),)))
+        book = after(settle(), book=book)
+        correction = Rerate(
+            "r1", 1, Attribution(), MODEL, 60, 10**18 + 1_000, BOOK_PRICE, (lifetime(),), NOW, "a price was set"
+        )
+        with pytest.raises(RequestInvalid, match="price"):
+            decide(book, correction)
 
     def test_a_hard_budget_refuses_what_it_cannot_cover_and_nothing_is_held_anywhere(self) -> None:
         book = after(budget("all", 1_000), budget("small", 99, agent="writer"))

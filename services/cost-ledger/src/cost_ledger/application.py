@@ -255,10 +255,12 @@ class CostLedger:
 
     async def release(self, reservation_id: str, reason: str, context: Context) -> Reservation:
         """Free a hold. The caller vouches that nothing was billed. ReservationSettled if it was."""
+        check_name("reservation_id", reservation_id)
         check_text("reason", reason)
         return await self._resolve(Release(reservation_id, reason), context)
 
     async def get_reservation(self, reservation_id: str, context: Context) -> Reservation:
+        check_text("reservation_id", reservation_id)
         book = await self.books.read(context.tenant)
         return book.reservation(reservation_id) or await self._from_history(reservation_id, context)
 

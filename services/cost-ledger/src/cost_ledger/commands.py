@@ -21,6 +21,12 @@ BY_INVOICE: Final = "invoice"
 """Source of a usage that only the provider's invoice tells."""
 
 
+COST_NANO_MAX: Final = 10**15
+"""What one call, tool or charge may come to: a million US dollars. Whatever is above is a mistake, in a price or a count."""
+
+QUANTITY_MAX: Final = 10**15
+"""So much of a quota's unit one call may use."""
+
 STOCK_MAX: Final = 400
 """Reservations that one command about a stock frees: a batch that it ends is still one request to the log."""
 

@@ -33,6 +33,8 @@ from cost_ledger import alerts, correcting, errors, invoices, quantities
 from cost_ledger.book import Amounts, Balance, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
+    COST_NANO_MAX,
+    QUANTITY_MAX,
     STOCK_MAX,
     Charge,
     Cleared,
@@ -62,6 +64,7 @@ from cost_ledger.errors import (
     InvoiceOvertaken,
     ModelUnpriced,
     NothingToSpare,
+    RequestInvalid,
     ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
@@ -123,6 +126,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case SetPriceFactor():
             return _set_price_factor(book, command)
         case Rerate():
+            _refuse_absurd("price", Amounts(nano_from_pico(command.after_pico)))
             return _with_guess(book, _with_thresholds(book, correcting.rerate(book, command)), command.price)
         case ImportInvoice():
             return _import_invoice(book, command)
@@ -142,6 +146,7 @@ def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
     budgets = book.matching(command.attribution)
     _refuse_unpriced(price, command, budgets)
     amounts = _bound(command, price)
+    _refuse_absurd("input_tokens_max", amounts)
     balances = [book.balance(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
     if denied := _denied(command, balances, amounts):
         return (denied,)
@@ -166,6 +171,18 @@ def _refuse_unpriced(price: Price, command: Reserve, budgets: tuple[Budget, ...]
     for budget in budgets:
         if budget.hard and budget.unit == "nano_usd":
             raise ModelUnpriced(command.model, budget.budget_id, price.near, command.price_context)
+
+
+def _refuse_absurd(field: str, amounts: Amounts) -> None:
+    """Whoever counts such amounts together would leave 64 bits behind, and no call costs so much."""
+    if amounts.nano > COST_NANO_MAX:
+        problem = f"costs more than one call may at this price, {COST_NANO_MAX}; look at the number and at the price"
+        raise RequestInvalid(field, f"{amounts.nano} nano-USD", problem)
+    for each in amounts.quantities:
+        if each.quantity > QUANTITY_MAX:
+            raise RequestInvalid(
+                field, f"{each.quantity} {each.unit}", f"is more than one call may use, {QUANTITY_MAX}"
+            )
 
 
 def _bound(command: Reserve, price: Price) -> Amounts:
@@ -284,6 +301,7 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
     amount_pico = _used_pico(known, price.rates, command)
     amount = nano_from_pico(amount_pico)
     spent = Amounts(amount, quantities.used(command.quantities, command.usage, known.quantities))
+    _refuse_absurd("usage", spent)
     entry = (
         moved(book, known.holds, known.held_in, "budget", known.holding)
         + moved(book, known.holds, "budget", "spent", spent)
