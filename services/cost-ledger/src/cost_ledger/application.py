@@ -344,7 +344,7 @@ class CostLedger:
             # Of a reservation that the book may have forgotten, so it could be taken for a cost without one.
             return
         owner = attributed(charge.attribution, context.tenant, "")
-        await self._once(replace(charge, attribution=owner), context)
+        await self._once(replace(charge, attribution=owner, at=self.clock.now()), context)
 
     async def settle_tool(self, charge: Charge, context: Context) -> None:
         """Settle the reservation of a tool call that failed; without a reservation nothing is known of its cost."""

@@ -211,6 +211,8 @@ class Charge:
     incurred_at: datetime
     source_position: int
     quantities: tuple[Quantity, ...] = ()
+    at: datetime | None = None
+    """When it is recorded, if that is not when it was incurred."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from synod.common.event import Event
@@ -101,7 +102,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case Renew():
             return _renew(book, command)
         case Settle():
-            settled = _with_thresholds(book, _settle(book, command))
+            settled = _with_thresholds(book, _settle(book, command), command.at)
             return _with_guess(book, settled, _guess_of(command))
         case Release():
             return _release(book, command)
@@ -114,7 +115,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case CloseStock():
             return _close_stock(book, command)
         case Charge():
-            return _with_thresholds(book, _charge(book, command))
+            return _with_thresholds(book, _charge(book, command), command.at or command.incurred_at)
         case SetBudget():
             return _set_budget(book, command)
         case SuspendBudget():
@@ -484,7 +485,7 @@ def _settlement_by(charge: Charge) -> Settle:
         usage=(),
         amount=charge.amount,
         usage_source="provider_final",
-        at=charge.incurred_at,
+        at=charge.at or charge.incurred_at,
         source_position=charge.source_position,
         quantities=charge.quantities,
     )
@@ -591,16 +592,27 @@ def _set_price_factor(book: Book, command: SetPriceFactor) -> tuple[Event, ...]:
     return () if known == command.factor_ppm else (event,)
 
 
-def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]:
-    """The events, and after them each threshold that a budget reaches by them for the first time in its window."""
+def _with_thresholds(book: Book, events: tuple[Event, ...], at: datetime | None = None) -> tuple[Event, ...]:
+    """The events, and after them each threshold that a budget reaches by them for the first time in its window.
+
+    A rolling window is looked at as it is `at` that time: what is posted to an older slice counts in it with all newer ones.
+    """
     holds = [
         hold for event in events if isinstance(event, CostSettled | CostCharged | ChargeRerated) for hold in event.holds
     ]
     if not holds:
         return events
     moved_by_now = moved_by(events)
-    balances = [book.balance(book.budget(hold.budget_id), hold, moved_by_now) for hold in holds]
+    counting = [(book.budget(hold.budget_id), hold) for hold in holds]
+    balances = [book.balance(budget, _counting(budget, hold, at), moved_by_now) for budget, hold in counting]
     return (*events, *alerts.reached(book, balances))
+
+
+def _counting(budget: Budget, hold: Hold, at: datetime | None) -> Hold:
+    if at is None or budget.window != "rolling":
+        return hold
+    # What was reserved by a clock that is ahead of this one may be in a newer slice. Names of slices sort by time.
+    return max(hold, budget.share_at(at, hold.share), key=lambda each: each.window_start)
 
 
 def _with_guess(book: Book, events: tuple[Event, ...], price: Price | None) -> tuple[Event, ...]:
