@@ -150,8 +150,9 @@ async def test_thresholds_are_kept_with_their_time(pool: AsyncConnectionPool) ->
     await books.execute(Charge("c1", Attribution(tool="sql"), 96, NOW, 1), ACME)
     await Projector(pool, BudgetsView(), LogSource(log, "cost-ledger")).catch_up()
     async with pool.connection() as connection:
-        cursor = await connection.execute("select percent, posted from view_budgets.threshold order by percent")
-        assert await cursor.fetchall() == [(50, 96), (80, 96), (95, 96)]
+        cursor = await connection.execute("select basis, percent, posted from view_budgets.threshold order by 1, 2")
+        told = [(50, 96), (80, 96), (95, 96)]
+        assert await cursor.fetchall() == [(basis, *each) for basis in ("committed", "posted") for each in told]
     await books.close()
 
 

@@ -6,7 +6,7 @@ the book in folding.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -24,6 +24,7 @@ from synod.cost_ledger.events import (
     Hold,
     PriceFactorSet,
     PriceSet,
+    Quantity,
     ReservationDenied,
     ReservationExpired,
     ReservationReleased,
@@ -329,8 +330,15 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
             quantities=spent.quantities,
             quota_postings=entry.quotas,
             price_context=known.price_context if command.price_context is None else command.price_context,
+            quota_overruns=_quota_overruns(book, known, spent),
         ),
     )
+
+
+def _quota_overruns(book: Book, known: Reservation, spent: Amounts) -> tuple[Quantity, ...]:
+    units = {unit for hold in known.holds if (unit := book.budget(hold.budget_id).unit) != "nano_usd"}
+    held = [(unit, most) for unit in sorted(units) if (most := known.holding.of(unit))]
+    return tuple(Quantity(unit=unit, quantity=over) for unit, most in held if (over := spent.of(unit) - most) > 0)
 
 
 def _never_admitted(book: Book, command: Settle) -> Reservation:
@@ -542,7 +550,7 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
     event = _budget_set(wanted)
     # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
     balances = () if wanted.per else (book.balance(wanted, wanted.share_at(command.at, "")),)
-    return (event, *alerts.reached(book, balances))
+    return (event, *_told(book, balances))
 
 
 def _budget_set(budget: Budget) -> BudgetSet:
@@ -605,7 +613,12 @@ def _with_thresholds(book: Book, events: tuple[Event, ...], at: datetime | None 
     moved_by_now = moved_by(events)
     counting = [(book.budget(hold.budget_id), hold) for hold in holds]
     balances = [book.balance(budget, _counting(budget, hold, at), moved_by_now) for budget, hold in counting]
-    return (*events, *alerts.reached(book, balances))
+    return (*events, *_told(book, balances))
+
+
+def _told(book: Book, balances: Sequence[Balance]) -> tuple[Event, ...]:
+    # What was never reserved, an overrun, and a lower limit raise what is committed too.
+    return (*alerts.reached(book, balances), *alerts.committed(book, balances, Amounts(0)))
 
 
 def _counting(budget: Budget, hold: Hold, at: datetime | None) -> Hold:

@@ -237,6 +237,8 @@ class CostSettled(Event):
     quantities: tuple[Quantity, ...] = ()
     quota_postings: tuple[QuotaPosting, ...] = ()
     price_context: str = ""
+    # How far what was used exceeds what was held of a quota's unit.
+    quota_overruns: tuple[Quantity, ...] = ()
 
 
 class ReservationReleased(Event):
