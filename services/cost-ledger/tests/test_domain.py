@@ -228,6 +228,13 @@ class TestReserving:
         assert book.matching(Attribution(agent="writer", model=MODEL))
         assert not book.matching(Attribution(agent="writer", model="openai/other"))
 
+    @pytest.mark.parametrize("model", ["openai/GPT-5.5", "OPENAI/gpt-5.5-2026-04-01"])
+    def test_group_01_a_budget_of_a_model_holds_it_in_whatever_case_it_is_called(self, model: str) -> None:
+        owner = Attribution(tenant_id="acme", model=model)
+        for scope in (MODEL, "openai/GPT-5.5", "openai/*"):
+            denied = only(decide(after(budget(limit=99, model=scope)), reserve(model=model, attribution=owner)))
+            assert isinstance(denied, ReservationDenied)
+
 
 STOPPED = SuspendBudget("team", "a leaked key")
 
@@ -630,6 +637,25 @@ class TestFactors:
         assert self.discounted(book, "anthropic/opus") == BOOK_PRICE
         book = after(SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), book=book)
         assert self.discounted(book).source == "override"
+
+    @pytest.mark.parametrize("name", ["openai/gpt-5.5-2026-04-01", "openai/GPT-5.5", "OpenAI/Gpt-5.5-20260401"])
+    def test_group_14_an_own_price_and_a_factor_hold_for_snapshots_and_other_spellings(self, name: str) -> None:
+        book = after(SetPriceFactor("openai", "gpt-5.5", 2_000_000), SetPriceFactor("OpenAI", "", 500_000))
+        assert self.discounted(book, name).version.endswith("2000000 ppm")
+        assert self.discounted(book, "openai/gpt-5.5-mini").version.endswith("500000 ppm")
+        book = after(SetPrice("openai", "GPT-5.5", 7, 7, 7, 7), book=book)
+        assert self.discounted(book, name).rates == flat_card(7, 7, 7, 7)
+        assert self.discounted(book, "openai/gpt-5.5-mini").source == "book"
+        assert snapshots.load(snapshots.dump(book)) == book
+
+    def test_a_price_of_a_snapshots_own_stands_before_that_of_its_model(self) -> None:
+        book = after(
+            SetPrice("openai", "gpt-5.5-2026-04-01", 9, 9, 9, 9),
+            SetPrice("openai", "gpt-5.5", 7, 7, 7, 7),
+            SetPriceFactor("openai", "gpt-5.5-2026-04-01", 1_000_000),
+        )
+        prices = [self.discounted(book, f"openai/gpt-5.5{date}").rates for date in ("", "-2026-04-01", "-2026-08-01")]
+        assert prices == [flat_card(7, 7, 7, 7), flat_card(9, 9, 9, 9), flat_card(7, 7, 7, 7)]
 
     def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
         assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE

@@ -4,7 +4,14 @@ import re
 
 import pytest
 from cost_ledger.errors import RequestInvalid
-from cost_ledger.naming import check_provider, check_scope_model, check_unprefixed, pattern_of, scopes_of
+from cost_ledger.naming import (
+    check_provider,
+    check_scope_model,
+    check_unprefixed,
+    compared_scopes_of,
+    pattern_of,
+    scopes_of,
+)
 
 KNOWN = ("openai/gpt-5.5", "anthropic/claude-5", "together/meta-llama/Llama-4", "openrouter/openrouter/auto")
 
@@ -23,6 +30,12 @@ KNOWN = ("openai/gpt-5.5", "anthropic/claude-5", "together/meta-llama/Llama-4", 
 def test_a_snapshot_is_held_by_the_scope_of_its_model(model: str, family: str) -> None:
     assert scopes_of(model) == (model, family, model.partition("/")[0] + "/*")
     assert all(re.search(pattern_of(scope), model) for scope in scopes_of(model))
+
+
+def test_names_are_compared_in_lower_case_by_budgets_and_by_views() -> None:
+    spelled = "OpenAI/GPT-5.5-2026-04-01"
+    assert compared_scopes_of(spelled) == compared_scopes_of(spelled.lower()) == scopes_of(spelled.lower())
+    assert all(re.search(pattern_of(scope), spelled) for scope in ("openai/gpt-5.5", "openai/*", spelled.lower()))
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-5.5-mini", "openai/gpt-5.55", "openai/gpt-4", "x/openai/gpt-5.5"])

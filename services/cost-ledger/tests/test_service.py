@@ -618,6 +618,23 @@ async def test_a_run_whose_name_no_header_takes_is_refused_and_other_names_may_b
     assert held.attribution.user_id == "Zoë\u00a0Łuk\u200dasz 李"
 
 
+async def test_a_cost_counts_in_the_budgets_of_the_model_that_is_asked_for(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget(limit=1, scope=pb.Attribution(model="openai/gpt-5.5")))
+    asked = hold(
+        model="openai/gpt-5.5", amount=0, input_tokens_max=10, attribution=pb.Attribution(model="openai/gpt-4o")
+    )
+    error = await refusal(ledger.Reserve(asked))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "attribution.model"
+    for attributed, model in (
+        ("openai/gpt-5.5", "openai/gpt-5.5"),
+        ("openai/gpt-5.5", "openai/GPT-5.5"),
+        ("", "openai/GPT-5.5"),
+    ):
+        asked.attribution.model, asked.model = attributed, model
+        assert isinstance(await refusal(ledger.Reserve(asked)), BudgetExhausted)
+
+
 async def test_what_no_call_can_cost_is_refused_and_nothing_is_held(ledger: CostLedgerStub) -> None:
     await ledger.SetBudget(budget("soft", 10**18, hard=False))
     dollar = pb.SetPriceRequest(provider="simulator", model="sim-1", input_pico_usd=10**12, output_pico_usd=10**12)

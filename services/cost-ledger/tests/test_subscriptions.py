@@ -564,7 +564,7 @@ async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_
     fast, model = terms_of({"service_tier": "fast"}), "openai/gpt-5.5"
     world.models.view = ModelUsage(priced)  # type: ignore[misc]
     for name in ("as asked", "downgraded", "untold"):
-        owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9"})
+        owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9", "model": model})
         await priced.reserve(ReservationRequest(name, owner, model, 30, 10, 0, None, fast), LOCAL)
     for name, tier in (("as asked", "fast"), ("downgraded", "default"), ("untold", "")):
         await world.publish(completed(name, model=model, provider="openai", service_tier=tier))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -21,6 +21,7 @@ from cost_ledger.checks import (
     TEXT_CHARS_MAX,
     TOKENS_MAX,
     check_amount,
+    check_attributed_model,
     check_attribution,
     check_budget,
     check_factor,
@@ -417,7 +418,7 @@ class CostLedger:
         check_unprefixed(price.provider, price.model, priced)
         executed = await self.books.execute(price, context)
         name = f"{price.provider}/{price.model}"
-        return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
+        return NamedPrice(name, Price(executed.book.prices[name.lower()].rates, OVERRIDE, OVERRIDE))
 
     async def set_price_factor(self, factor: SetPriceFactor, context: Context) -> None:
         """Discount the price book, or mark it up, for the tenant, for reservations from now on."""
@@ -432,21 +433,21 @@ class CostLedger:
 
     async def _priced(self, context: Context) -> frozenset[str]:
         """The models that have a price, of the book or of the tenant."""
-        return frozenset((*self.prices.names(), *(await self.books.read(context.tenant)).prices))
+        return frozenset((*self.prices.names(), *_own_names(await self.books.read(context.tenant))))
 
     async def set_first_prices(self, prices: Mapping[str, tuple[int, int]], context: Context) -> None:
         """Gives the tenant a price for each named model that it has none of its own for."""
         own = (await self.books.read(context.tenant)).prices
         for name, (input_pico, output_pico) in prices.items():
             provider, _, model = name.partition("/")
-            if name not in own:
+            if name.lower() not in own:
                 price = SetPrice(provider, model, input_pico, output_pico, input_pico, input_pico)
                 await self.set_price(price, context, own_provider=True)
 
     async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
         """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""
         book = await self.books.read(context.tenant)
-        names = sorted({*self.prices.names(), *book.prices})
+        names = sorted({*self.prices.names(), *_own_names(book)})
         wanted = [name for name in names if name > after and (not provider or name.startswith(f"{provider}/"))]
         return tuple(self._named_price(book, name) for name in wanted[:limit])
 
@@ -552,14 +553,19 @@ class CostLedger:
 def attributed(attribution: Attribution, tenant: str, model: str) -> Attribution:
     """An attribution made whole: the caller's tenant, the model that is used, and a run that is its own root.
 
-    So a budget with the scope root_run_id covers a run and all of its members' runs.
+    It is the model that is billed that counts, whatever was said of it beside. A budget with the scope root_run_id covers a
+    run and all of its members' runs.
     """
-    model, root_run_id = attribution.model or model, attribution.root_run_id or attribution.run_id
+    model, root_run_id = model or attribution.model, attribution.root_run_id or attribution.run_id
     whole = (tenant, model, root_run_id)
     # Most are whole already, as the gateway's are: a copy of those would be for nothing.
     if (attribution.tenant_id, attribution.model, attribution.root_run_id) == whole:
         return attribution
     return attribution.model_copy(update={"tenant_id": tenant, "model": model, "root_run_id": root_run_id})
+
+
+def _own_names(book: Book) -> Iterable[str]:
+    return (own.model for own in book.prices.values())
 
 
 def _status(book: Book, budget: Budget, now: datetime, share: str) -> BudgetStatus:
@@ -608,6 +614,7 @@ def _check_reservation(request: ReservationRequest) -> None:
     check_name("reservation_id", request.reservation_id)
     check_attribution("attribution", request.attribution)
     check_model(request.model, needed=not (request.upper_bound or request.quantities))
+    check_attributed_model(request.attribution.model, request.model)
     check_range("input_tokens_max", request.input_tokens_max, TOKENS_MAX)
     check_range("output_tokens_max", request.output_tokens_max, TOKENS_MAX)
     check_amount("upper_bound_nano_usd", request.upper_bound)

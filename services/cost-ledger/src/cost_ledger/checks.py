@@ -162,6 +162,12 @@ def check_attribution(field: str, attribution: Attribution) -> None:
             check_text(f"{field}.{name}", value)
 
 
+def check_attributed_model(attributed: str, model: str) -> None:
+    """Else the cost would be of one model, and count in the budgets of another."""
+    if model and attributed and attributed.lower() != model.lower():
+        raise RequestInvalid("attribution.model", attributed, f"must be empty or the model that is asked for, {model}")
+
+
 def check_correlation(field: str, value: str) -> None:
     """It travels in headers, which take less than a name may have."""
     check_text(field, value)

@@ -73,7 +73,7 @@ from cost_ledger.errors import (
     ReservationSettled,
     SettlementNotPriced,
 )
-from cost_ledger.folding import card_of, fold, moved_by
+from cost_ledger.folding import card_of, factor_name, fold, moved_by
 from cost_ledger.postings import moved, owed
 from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
 
@@ -591,12 +591,13 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
         cache_write_pico_usd=command.cache_write_pico,
         rates=command.more,
     )
-    return () if book.prices.get(f"{event.provider}/{event.model}") == card_of(event) else (event,)
+    known = book.prices.get(f"{event.provider}/{event.model}".lower())
+    return () if known is not None and known.rates == card_of(event) else (event,)
 
 
 def _set_price_factor(book: Book, command: SetPriceFactor) -> tuple[Event, ...]:
     event = PriceFactorSet(provider=command.provider, model=command.model, factor_ppm=command.factor_ppm)
-    known = book.factors.get(f"{command.provider}/{command.model}")
+    known = book.factors.get(factor_name(command.provider, command.model))
     return () if known == command.factor_ppm else (event,)
 
 
