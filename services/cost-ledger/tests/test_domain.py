@@ -657,6 +657,24 @@ class TestFactors:
         prices = [self.discounted(book, f"openai/gpt-5.5{date}").rates for date in ("", "-2026-04-01", "-2026-08-01")]
         assert prices == [flat_card(7, 7, 7, 7), flat_card(9, 9, 9, 9), flat_card(7, 7, 7, 7)]
 
+    @pytest.mark.parametrize(
+        "own",
+        [SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), SetPriceFactor("openai", "", 500_000)],
+        ids=["price", "factor"],
+    )
+    def test_group_14_what_was_set_later_is_for_older_costs_only_without_a_sure_price(
+        self, own: SetPrice | SetPriceFactor
+    ) -> None:
+        book = after(replace(own, at=NOW))
+        now, before = NOW, NOW - timedelta(seconds=1)
+        assert book.price_then(MODEL, BOOK_PRICE, now, "book") == self.discounted(book) != BOOK_PRICE
+        assert [book.price_then(MODEL, BOOK_PRICE, before, source) for source in ("book", "override")] == [None, None]
+        for unsure in ("unpriced", "book_fuzzy"):
+            assert book.price_then(MODEL, BOOK_PRICE, before, unsure) == self.discounted(book)
+        # Of an event that does not say when.
+        assert after(own).price_then(MODEL, BOOK_PRICE, before, "book") == self.discounted(book)
+        assert snapshots.load(snapshots.dump(book)) == book
+
     def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
         assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE
 

@@ -416,7 +416,7 @@ class CostLedger:
         if not own_provider:
             check_provider("provider", price.provider, providers_of(priced))
         check_unprefixed(price.provider, price.model, priced)
-        executed = await self.books.execute(price, context)
+        executed = await self.books.execute(replace(price, at=self.clock.now()), context)
         name = f"{price.provider}/{price.model}"
         return NamedPrice(name, Price(executed.book.prices[name.lower()].rates, OVERRIDE, OVERRIDE))
 
@@ -429,7 +429,7 @@ class CostLedger:
             problem = "has no price in the book that a factor could change; set its models' prices with SetPrice"
             raise RequestInvalid("provider", factor.provider, problem)
         check_unprefixed(factor.provider, factor.model, priced)
-        await self.books.execute(factor, context)
+        await self.books.execute(replace(factor, at=self.clock.now()), context)
 
     async def _priced(self, context: Context) -> frozenset[str]:
         """The models that have a price, of the book or of the tenant."""

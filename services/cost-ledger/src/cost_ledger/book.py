@@ -155,6 +155,16 @@ class OwnPrice:
 
     model: str
     rates: RateCard
+    since: datetime | None = None
+    """None where it was not recorded: it is then taken to be as old as any cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFactor:
+    """What a tenant pays of the price book's rates, in millionths."""
+
+    ppm: int
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +213,8 @@ class Book(NamedTuple):
     by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = HashTrieMap()
     prices: HashTrieMap[str, OwnPrice] = HashTrieMap()
     """By "provider/model" in lower case."""
-    factors: HashTrieMap[str, int] = HashTrieMap()
-    """Millionths of the price book's rates, by "provider/model" or "provider/*" in lower case."""
+    factors: HashTrieMap[str, OwnFactor] = HashTrieMap()
+    """By "provider/model" or "provider/*" in lower case."""
     open: HashTrieMap[str, Reservation] = HashTrieMap()
     closed: Recent[Reservation] = Recent(CLOSED_MAX)
     charges: Recent[int] = Recent(CHARGES_MAX)
@@ -231,17 +241,34 @@ class Book(NamedTuple):
 
         Both are found as budgets are: in whatever case, and that of a model is that of its dated snapshots too.
         """
-        if (own := _most_specific(self.prices, compared_scopes_of(model)[:-1])) is not None:
+        if (own := self._own_price(model)) is not None:
             return Price(own.rates, OVERRIDE, OVERRIDE)
         return self.discounted(model, book_price)
 
+    def price_then(self, model: str, book_price: Price, at: datetime, source: PriceSource) -> Price | None:
+        """The price that now holds for a cost of that time, which was priced by `source`; None if the cost stays as it is.
+
+        What the tenant has set later is not for it, unless its price was none, or a guess.
+        """
+        own = self._own_price(model) or self._own_factor(model)
+        is_newer = own is not None and own.since is not None and own.since > at
+        if is_newer and source not in ("unpriced", "book_fuzzy"):
+            return None
+        return self.price_of(model, book_price)
+
     def discounted(self, model: str, book_price: Price) -> Price:
         """The price book's price with the tenant's discount or markup, which its version then names."""
-        factor = _most_specific(self.factors, compared_scopes_of(model))
-        if factor is None or factor == PPM or book_price.source == "unpriced":
+        factor = self._own_factor(model)
+        if factor is None or factor.ppm == PPM or book_price.source == "unpriced":
             return book_price
-        version = f"{book_price.version} at {factor} ppm"
-        return Price(scaled(book_price.rates, factor), version, book_price.source)
+        version = f"{book_price.version} at {factor.ppm} ppm"
+        return Price(scaled(book_price.rates, factor.ppm), version, book_price.source)
+
+    def _own_price(self, model: str) -> OwnPrice | None:
+        return _most_specific(self.prices, compared_scopes_of(model)[:-1])
+
+    def _own_factor(self, model: str) -> OwnFactor | None:
+        return _most_specific(self.factors, compared_scopes_of(model))
 
     def posted(self, hold: Hold) -> int:
         return self.balance(self.budget(hold.budget_id), hold).posted

@@ -85,6 +85,7 @@ class SetPrice:
     cache_write_pico: int
     more: RateCard = ()
     """Of other units, and of context tiers."""
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class SetPriceFactor:
     provider: str
     model: str
     factor_ppm: int
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

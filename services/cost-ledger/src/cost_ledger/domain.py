@@ -590,15 +590,18 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
         cache_read_pico_usd=command.cache_read_pico,
         cache_write_pico_usd=command.cache_write_pico,
         rates=command.more,
+        set_at=command.at,
     )
     known = book.prices.get(f"{event.provider}/{event.model}".lower())
     return () if known is not None and known.rates == card_of(event) else (event,)
 
 
 def _set_price_factor(book: Book, command: SetPriceFactor) -> tuple[Event, ...]:
-    event = PriceFactorSet(provider=command.provider, model=command.model, factor_ppm=command.factor_ppm)
+    event = PriceFactorSet(
+        provider=command.provider, model=command.model, factor_ppm=command.factor_ppm, set_at=command.at
+    )
     known = book.factors.get(factor_name(command.provider, command.model))
-    return () if known == command.factor_ppm else (event,)
+    return () if known is not None and known.ppm == command.factor_ppm else (event,)
 
 
 def _with_thresholds(book: Book, events: tuple[Event, ...], at: datetime | None = None) -> tuple[Event, ...]:

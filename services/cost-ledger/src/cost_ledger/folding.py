@@ -27,7 +27,7 @@ from synod.cost_ledger.events import (
     ReservationRenewed,
 )
 
-from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Imported, OwnPrice, Reservation, Told
+from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Imported, OwnFactor, OwnPrice, Reservation, Told
 from cost_ledger.errors import ReservationNotFound
 from cost_ledger.naming import ANY_MODEL
 from cost_ledger.rates import UNPRICED, RateCard, flat_card
@@ -84,7 +84,7 @@ def _changed(book: Book, event: Event) -> Book:
         case BudgetResumed():
             return _with_suspension(book, event.budget_id, "")
         case PriceSet():
-            own = OwnPrice(f"{event.provider}/{event.model}", card_of(event))
+            own = OwnPrice(f"{event.provider}/{event.model}", card_of(event), event.set_at)
             return book._replace(prices=book.prices.insert(own.model.lower(), own))
         case PriceFactorSet():
             return _with_factor(book, event)
@@ -220,7 +220,7 @@ def _with_suspension(book: Book, budget_id: str, reason: str) -> Book:
 def _with_factor(book: Book, event: PriceFactorSet) -> Book:
     name = factor_name(event.provider, event.model)
     # The factor 1 for a model is kept: it stands before that of its provider.
-    return book._replace(factors=book.factors.insert(name, event.factor_ppm))
+    return book._replace(factors=book.factors.insert(name, OwnFactor(event.factor_ppm, event.set_at)))
 
 
 def factor_name(provider: str, model: str) -> str:

@@ -8,10 +8,10 @@ from typing import Final
 from pydantic import TypeAdapter
 from rpds import HashTrieMap, HashTrieSet
 
-from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, OwnPrice, Reservation, Told
+from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, OwnFactor, OwnPrice, Reservation, Told
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-8"
+FOLD: Final = "book-9"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -22,7 +22,7 @@ class Image:
     budgets: tuple[Budget, ...]
     by_scope: tuple[tuple[tuple[str, str], tuple[str, ...]], ...]
     prices: dict[str, OwnPrice]
-    factors: dict[str, int]
+    factors: dict[str, OwnFactor]
     open: tuple[Reservation, ...]
     closed: tuple[Reservation, ...]
     charges: tuple[tuple[str, int], ...]

@@ -112,6 +112,8 @@ class PriceSet(Event):
     cache_write_pico_usd: int
     # Of other units, and of context tiers.
     rates: tuple[UnitRate, ...] = ()
+    # None where it was not recorded. A re-rating leaves costs from before as they are, but those without a sure price.
+    set_at: datetime | None = None
 
 
 class PriceFactorSet(Event):
@@ -124,6 +126,8 @@ class PriceFactorSet(Event):
     model: str
     # 900,000 with a discount of 10 %; 1,000,000 is the book's price again.
     factor_ppm: int
+    # As that of PriceSet.
+    set_at: datetime | None = None
 
 
 class FuzzyPriceUsed(Event):
