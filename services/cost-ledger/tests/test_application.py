@@ -1,12 +1,15 @@
 """Use cases on a log in memory: what is forgotten, what is due, what a tenant pays."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cost_ledger import snapshots
 from cost_ledger.application import Asked, CostLedger, ReservationRequest, Settlement
-from cost_ledger.book import Reservation
+from cost_ledger.book import EMPTY, Reservation
 from cost_ledger.books import Books, Executed
 from cost_ledger.commands import Command, SetBudget, SetPrice
 from cost_ledger.errors import (
@@ -15,15 +18,16 @@ from cost_ledger.errors import (
     LedgerError,
     RequestInvalid,
     ReservationConflict,
+    ReservationSettled,
 )
-from cost_ledger.rates import flat_card
+from cost_ledger.rates import UNPRICED, flat_card
 from cost_ledger.testing import FakeHistory, FakePrices
 from eventlog.memory import MemoryEventLog
-from eventlog.records import Context
+from eventlog.records import Context, StreamId
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servicekit.testing import FakeClock
-from synod.common.values import Attribution
+from synod.common.values import Attribution, UsageLine
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 ACME = Context("acme", "usr_1")
@@ -71,6 +75,81 @@ async def test_a_forgotten_reservation_is_answered_from_the_view(ledger: CostLed
     held = await reserved(ledger, history)
     assert await forgotten(ledger).reserve(request(), ACME) == held
     assert await forgotten(ledger).settle(Settlement("r1", (), 5, "provider_final"), ACME) == held
+
+
+async def amnesia(ledger: CostLedger, history: FakeHistory) -> CostLedger:
+    """The ledger after a start, when the book has forgotten all outcomes and the view has them, as ever without rates."""
+    stream = StreamId("book", "acme")
+    book, stored = await ledger.books.read("acme"), await ledger.books.log.read_stream(stream)
+    for name, known in book.closed.items():
+        history.reservations["acme", name] = replace(known, rates=UNPRICED)
+    image = snapshots.dump(book._replace(closed=EMPTY.closed))
+    await ledger.books.close()
+    await ledger.books.log.save_snapshot(stream, len(stored), snapshots.FOLD, image)
+    return replace(ledger, books=Books(ledger.books.log, ledger.clock))
+
+
+MODEL = "openai/gpt-5.5"
+USED = (UsageLine(direction="input", quantity=2_000),)
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_group_03_a_bill_of_what_was_released_is_posted_whether_the_book_remembers_it_or_not(
+    ledger: CostLedger, history: FakeHistory, clock: FakeClock, own: bool
+) -> None:
+    posted = []
+    for tenant in ("acme", "globex"):
+        here = Context(tenant, "usr_1")
+        if own:
+            await ledger.set_price(SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), here)
+        await ledger.set_budget(SetBudget("day", Attribution(agent="writer"), 1_000, True, "day", NOW), here)
+        owner = Attribution(agent="writer")
+        await ledger.reserve(ReservationRequest("r1", owner, MODEL, 3_000, 0, 0, None), here)
+        await ledger.release("r1", "not dispatched", here)
+    clock.advance(86_400)
+    forgetful = await amnesia(ledger, history)
+    for tenant in ("globex", "acme"):
+        here = Context(tenant, "usr_1")
+        assert ("r1" in (await forgetful.books.read(tenant)).closed) is (tenant == "globex")
+        for _ in range(2):
+            settled = await forgetful.settle(Settlement("r1", USED, None, "provider_final"), here)
+            assert (settled.state, settled.settled) == ("settled", 14 if own else 10)
+        stored = [
+            each for each in await ledger.books.log.read() if each.tenant == tenant and each.type == "CostSettled"
+        ]
+        posted += [json.loads(each.data) | {"attribution": None} for each in stored]
+    assert len(posted) == 2
+    assert posted[0] == posted[1]
+    assert (posted[1]["late"], posted[1]["holds"][0]["window_start"]) == (True, "2026-11-21")
+    await forgetful.books.close()
+
+
+async def test_group_03_a_forgotten_bill_is_posted_once_though_the_view_is_behind(
+    ledger: CostLedger, history: FakeHistory
+) -> None:
+    await ledger.reserve(request(), ACME)
+    await ledger.release("r1", "not dispatched", ACME)
+    forgetful = await amnesia(ledger, history)
+    bill = Settlement("r1", (), 7, "provider_final")
+    assert (await forgetful.settle(bill, ACME)).settled == 7
+    before = history.reservations["acme", "r1"]
+    again = await amnesia(forgetful, history)
+    history.reservations["acme", "r1"] = before
+    assert await again.settle(bill, ACME) == before
+    assert (await again.books.read("acme")).balances["payable:tool"] == -7
+    await again.books.close()
+
+
+async def test_what_was_settled_is_not_released_though_the_book_has_forgotten_it(
+    ledger: CostLedger, history: FakeHistory
+) -> None:
+    await ledger.reserve(request(), ACME)
+    await ledger.settle(Settlement("r1", (), 7, "provider_final"), ACME)
+    forgetful = await amnesia(ledger, history)
+    with pytest.raises(ReservationSettled) as refused:
+        await forgetful.release("r1", "never used", ACME)
+    assert refused.value.settled == 7
+    await forgetful.books.close()
 
 
 async def test_a_forgotten_id_with_other_content_is_refused(ledger: CostLedger, history: FakeHistory) -> None:

@@ -36,6 +36,7 @@ from cost_ledger.errors import (
     InvoiceOverlaps,
     InvoiceOvertaken,
     ModelUnpriced,
+    RequestInvalid,
     ReservationConflict,
     ReservationNotFound,
     ReservationSettled,
@@ -122,6 +123,25 @@ class TestReserving:
         assert event.amount_nano_usd == 22
         assert event.rates == BOOK_PRICE.rates
         assert (event.price_version, event.price_source) == ("book 1", "book")
+
+    def test_a_call_that_no_call_can_cost_is_refused_at_its_price_before_it_is_held(self) -> None:
+        dear = replace(BOOK_PRICE, rates=flat_card(10**12, 10**12, 10**12, 10**12))  # a dollar for a token
+        most = reserve(fixed=None, input_tokens_max=10**6, book_price=dear)
+        assert isinstance(only(decide(EMPTY, most)), CostReserved)
+        with pytest.raises(RequestInvalid, match=r"1000001000000000 nano-USD.*costs more than one call may"):
+            decide(EMPTY, replace(most, input_tokens_max=10**6 + 1))
+
+    def test_neither_a_settlement_nor_a_correction_posts_what_no_call_can_cost(self) -> None:
+        book = after(reserve(fixed=None, input_tokens_max=10))
+        for quantity in (10**15 + 1, 10**18):
+            with pytest.raises(RequestInvalid, match="usage"):
+                decide(book, settle(amount=None, usage=(UsageLine(direction="input", quantity=quantity),)))
+        book = after(settle(), book=book)
+        correction = Rerate(
+            "r1", 1, Attribution(), MODEL, 60, 10**18 + 1_000, BOOK_PRICE, (lifetime(),), NOW, "a price was set"
+        )
+        with pytest.raises(RequestInvalid, match="price"):
+            decide(book, correction)
 
     def test_a_hard_budget_refuses_what_it_cannot_cover_and_nothing_is_held_anywhere(self) -> None:
         book = after(budget("all", 1_000), budget("small", 99, agent="writer"))
@@ -211,6 +231,13 @@ class TestReserving:
         assert book.matching(Attribution(agent="writer", model=MODEL))
         assert not book.matching(Attribution(agent="writer", model="openai/other"))
 
+    @pytest.mark.parametrize("model", ["openai/GPT-5.5", "OPENAI/gpt-5.5-2026-04-01"])
+    def test_group_01_a_budget_of_a_model_holds_it_in_whatever_case_it_is_called(self, model: str) -> None:
+        owner = Attribution(tenant_id="acme", model=model)
+        for scope in (MODEL, "openai/GPT-5.5", "openai/*"):
+            denied = only(decide(after(budget(limit=99, model=scope)), reserve(model=model, attribution=owner)))
+            assert isinstance(denied, ReservationDenied)
+
 
 STOPPED = SuspendBudget("team", "a leaked key")
 
@@ -241,6 +268,22 @@ class TestGuessedPrices:
 
     def test_what_is_refused_is_not_told_of(self) -> None:
         assert isinstance(only(decide(after(budget(limit=10)), reserve(book_price=GUESS))), ReservationDenied)
+
+    def test_group_14_billed_terms_without_a_price_cost_the_pinned_rates_as_a_guess(self) -> None:
+        book = after(budget(), reserve(fixed=None, input_tokens_max=100))
+        bill = settle(amount=None, usage=USED, billed=NO_PRICE, price_context="service_tier=priority")
+        settled, told = decide(book, bill)
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source, settled.price_version) == (10, "book_fuzzy", "book 1")
+        assert settled.price_context == "service_tier=priority"
+        assert told == FuzzyPriceUsed(model=MODEL, price_version="book 1", priced_as=MODEL)
+        assert fold(book, (settled, told)).posted(lifetime()) == 10
+
+    def test_terms_of_which_neither_those_reserved_nor_those_billed_have_a_price_stay_unpriced(self) -> None:
+        book = after(reserve(book_price=NO_PRICE, fixed=None, input_tokens_max=100))
+        settled = only(decide(book, settle(amount=None, usage=USED, billed=NO_PRICE)))
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source) == (0, "unpriced")
 
     def test_a_snapshot_keeps_what_was_told(self) -> None:
         book = snapshots.load(snapshots.dump(after(reserve("r1", book_price=GUESS))))
@@ -615,6 +658,43 @@ class TestFactors:
         assert self.discounted(book, "anthropic/opus") == BOOK_PRICE
         book = after(SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), book=book)
         assert self.discounted(book).source == "override"
+
+    @pytest.mark.parametrize("name", ["openai/gpt-5.5-2026-04-01", "openai/GPT-5.5", "OpenAI/Gpt-5.5-20260401"])
+    def test_group_14_an_own_price_and_a_factor_hold_for_snapshots_and_other_spellings(self, name: str) -> None:
+        book = after(SetPriceFactor("openai", "gpt-5.5", 2_000_000), SetPriceFactor("OpenAI", "", 500_000))
+        assert self.discounted(book, name).version.endswith("2000000 ppm")
+        assert self.discounted(book, "openai/gpt-5.5-mini").version.endswith("500000 ppm")
+        book = after(SetPrice("openai", "GPT-5.5", 7, 7, 7, 7), book=book)
+        assert self.discounted(book, name).rates == flat_card(7, 7, 7, 7)
+        assert self.discounted(book, "openai/gpt-5.5-mini").source == "book"
+        assert snapshots.load(snapshots.dump(book)) == book
+
+    def test_a_price_of_a_snapshots_own_stands_before_that_of_its_model(self) -> None:
+        book = after(
+            SetPrice("openai", "gpt-5.5-2026-04-01", 9, 9, 9, 9),
+            SetPrice("openai", "gpt-5.5", 7, 7, 7, 7),
+            SetPriceFactor("openai", "gpt-5.5-2026-04-01", 1_000_000),
+        )
+        prices = [self.discounted(book, f"openai/gpt-5.5{date}").rates for date in ("", "-2026-04-01", "-2026-08-01")]
+        assert prices == [flat_card(7, 7, 7, 7), flat_card(9, 9, 9, 9), flat_card(7, 7, 7, 7)]
+
+    @pytest.mark.parametrize(
+        "own",
+        [SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), SetPriceFactor("openai", "", 500_000)],
+        ids=["price", "factor"],
+    )
+    def test_group_14_what_was_set_later_is_for_older_costs_only_without_a_sure_price(
+        self, own: SetPrice | SetPriceFactor
+    ) -> None:
+        book = after(replace(own, at=NOW))
+        now, before = NOW, NOW - timedelta(seconds=1)
+        assert book.price_then(MODEL, BOOK_PRICE, now, "book") == self.discounted(book) != BOOK_PRICE
+        assert [book.price_then(MODEL, BOOK_PRICE, before, source) for source in ("book", "override")] == [None, None]
+        for unsure in ("unpriced", "book_fuzzy"):
+            assert book.price_then(MODEL, BOOK_PRICE, before, unsure) == self.discounted(book)
+        # Of an event that does not say when.
+        assert after(own).price_then(MODEL, BOOK_PRICE, before, "book") == self.discounted(book)
+        assert snapshots.load(snapshots.dump(book)) == book
 
     def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
         assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE

@@ -41,7 +41,7 @@ from cost_ledger.commands import (
 from cost_ledger.domain import SPARE_TIMES
 from cost_ledger.errors import LedgerError
 from cost_ledger.folding import entries, evolve
-from cost_ledger.rates import flat_card
+from cost_ledger.rates import UNPRICED, flat_card
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Context, StreamId
 from hypothesis import settings
@@ -67,6 +67,7 @@ from synod.cost_ledger.events import (
 START = datetime(2026, 11, 30, 22, tzinfo=UTC)
 ACME = Context("acme", "usr_1")
 PRICE = Price(flat_card(1_500, 4_000, 150, 1_875), "book 1", "book")
+NO_PRICE = Price(UNPRICED, "book 1", "unpriced")
 NAMES = [f"r{number}" for number in range(12)]
 HOLDERS = ["gw1", "gw2"]
 STOCK = [f"{holder}:{number}" for holder in HOLDERS for number in range(4)]
@@ -295,6 +296,12 @@ class Ledger(RuleBasedStateMachine):
         usage = (UsageLine(direction="input", quantity=tokens), UsageLine(direction="output", quantity=tokens))
         self.run(process, *[Settle(self.name_of(pick), usage, None, "provider_final", self.clock.now())] * times)
 
+    @rule(process=st.integers(0, 1), pick=PICKS, tokens=st.integers(1, 60))
+    def settle_on_terms_that_have_no_price(self, process: int, pick: int, tokens: int) -> None:
+        usage = (UsageLine(direction="output", quantity=tokens),)
+        name, now = self.name_of(pick), self.clock.now()
+        self.run(process, Settle(name, usage, None, "provider_final", now, billed=NO_PRICE, price_context="tier=new"))
+
     @rule(process=st.integers(0, 1), pick=PICKS, tokens=st.integers(0, 60))
     def settle_by_event_even_before_its_reservation(self, process: int, pick: int, tokens: int) -> None:
         owner = Attribution(tenant_id="acme", agent="writer", model="openai/gpt-5.5")
@@ -372,6 +379,7 @@ class Ledger(RuleBasedStateMachine):
                 assert sum(each.quantity for each in quotas) == 0
             self.check_admission(event)
             self.check_suspense(event)
+            self.check_nothing_is_free(event)
             self.book = evolve(self.book, event)
         assert sum(self.book.balances.values()) == 0
 
@@ -417,6 +425,11 @@ class Ledger(RuleBasedStateMachine):
         if freed:
             assert isinstance(event, CostSettled | ReservationReleased)
             assert self.book.open[event.reservation_id].state == "suspense"
+
+    def check_nothing_is_free(self, event: Event) -> None:
+        """Tokens of a model that has a price cost something, on whatever terms they are billed."""
+        if isinstance(event, CostSettled) and any(line.quantity for line in event.usage):
+            assert event.amount_nano_usd > 0
 
     @invariant()
     def nothing_held_is_negative_and_each_hold_has_its_reservation(self) -> None:

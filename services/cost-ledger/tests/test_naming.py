@@ -8,6 +8,7 @@ from cost_ledger.naming import (
     check_provider,
     check_scope_model,
     check_unprefixed,
+    compared_scopes_of,
     distance,
     family_of,
     pattern_of,
@@ -46,6 +47,12 @@ def test_a_snapshot_is_held_by_the_scope_of_its_model(model: str, family: str) -
 def test_what_is_billed_is_as_near_to_a_call_as_its_name(name: str, model: str, expected: int | None) -> None:
     assert distance(name, model) == expected
     assert expected is None or family_of(name) == family_of(model)
+
+
+def test_names_are_compared_in_lower_case_by_budgets_and_by_views() -> None:
+    spelled = "OpenAI/GPT-5.5-2026-04-01"
+    assert compared_scopes_of(spelled) == compared_scopes_of(spelled.lower()) == scopes_of(spelled.lower())
+    assert all(re.search(pattern_of(scope), spelled) for scope in ("openai/gpt-5.5", "openai/*", spelled.lower()))
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-5.5-mini", "openai/gpt-5.55", "openai/gpt-4", "x/openai/gpt-5.5"])

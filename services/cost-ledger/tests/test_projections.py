@@ -25,6 +25,7 @@ from cost_ledger.errors import LedgerError
 from cost_ledger.projections import BudgetsView, ReservationsView, SpendView
 from cost_ledger.queries import Queries, SpendQuery
 from cost_ledger.rates import flat_card
+from cost_ledger.translate import from_budget, from_spend
 from eventlog.memory import MemoryEventLog
 from eventlog.projections import Projector, ProjectorLimits
 from eventlog.records import Context
@@ -149,6 +150,29 @@ async def test_thresholds_are_kept_with_their_time(pool: AsyncConnectionPool) ->
     await books.execute(Charge("c1", Attribution(tool="sql"), 96, NOW, 1), ACME)
     await Projector(pool, BudgetsView(), LogSource(log, "cost-ledger")).catch_up()
     async with pool.connection() as connection:
-        cursor = await connection.execute("select percent, posted from view_budgets.threshold order by percent")
-        assert await cursor.fetchall() == [(50, 96), (80, 96), (95, 96)]
+        cursor = await connection.execute("select basis, percent, posted from view_budgets.threshold order by 1, 2")
+        told = [(50, 96), (80, 96), (95, 96)]
+        assert await cursor.fetchall() == [(basis, *each) for basis in ("committed", "posted") for each in told]
+    await books.close()
+
+
+async def test_sums_beyond_64_bits_are_told_as_the_largest_that_can_be(pool: AsyncConnectionPool) -> None:
+    log = MemoryEventLog()
+    books = Books(log, FakeClock(NOW))
+    await books.execute(SetBudget("all", Attribution(), 10**18, False, "lifetime", NOW), ACME)
+    for number in range(3):
+        # A book of before may hold such amounts; each fits into its row, and no sum of them does.
+        await books.execute(Charge(f"c{number}", Attribution(tool="sql"), 9 * 10**18, NOW, number), ACME)
+    views = [Projector(pool, view, LogSource(log, "cost-ledger")) for view in (SpendView(), BudgetsView())]
+    for view in views:
+        await view.catch_up()
+        assert await view.parked() == []
+    queries = Queries(pool)
+    spent = await queries.spend("acme", SpendQuery(group_by=("tool",)))
+    assert [row.cost for row in spent] == [2**63 - 1]
+    assert from_spend([*spent, *spent]).total_nano_usd == 2**63 - 1
+    (status,) = await queries.budgets("acme", "", 1, NOW)
+    assert status.posted == 27 * 10**18
+    told = from_budget(status)
+    assert (told.posted_nano_usd, told.available_nano_usd, told.available) == (2**63 - 1, 1 - 2**63, 1 - 2**63)
     await books.close()

@@ -136,6 +136,16 @@ class TestUnits:
         assert after(silent, book=book).posted(hold()) == 3_000
         assert after(told, book=book).posted(hold()) == 800
 
+    def test_what_exceeds_the_reservation_of_a_quota_is_told_in_its_unit(self) -> None:
+        bound = (Quantity(unit="tool_ms", quantity=100),)
+        book = after(quota("tool_ms", 10_000), quota("calls", 10, "calls"), call(fixed=5, quantities=bound))
+        (event, *_) = decide(book, tool("r1", 5_000))
+        assert isinstance(event, CostSettled)
+        assert (event.overrun_nano_usd, event.quota_overruns) == (0, (Quantity(unit="tool_ms", quantity=4_900),))
+        (event, *_) = decide(book, tool("r1", 100))
+        assert isinstance(event, CostSettled)
+        assert event.quota_overruns == ()
+
     def test_an_alert_of_a_quota_is_in_its_unit(self) -> None:
         events = decide(after(quota("calls", 2), call()), settled("r1", 1, 1))
         (alert,) = [event for event in events if isinstance(event, BudgetThresholdReached)]
@@ -275,6 +285,25 @@ class TestCommitment:
         assert (alert.threshold_percent, alert.posted, alert.pending, alert.limit) == (50, 0, 1, 2)
         book = after(Release("r1", "refused"), book=fold(book, events))
         assert len(decide(book, call("r2"))) == 1
+
+    def test_group_17_what_was_never_reserved_and_what_exceeds_a_reservation_is_alerted_too(self) -> None:
+        book = after(quota("nano_usd", 100), call("r1", fixed=40))
+        events = decide(book, tool("c1", 1, amount=25))
+        assert committed(events) == [(50, 25, 40)]
+        events = decide(fold(book, events), Settle("r1", (), 56, "provider_final", NOW))
+        assert committed(events) == [(80, 81, 0)]
+
+    def test_group_17_a_limit_that_is_lowered_to_what_is_held_is_alerted(self) -> None:
+        book = after(quota("nano_usd", 1_000), call("r1", fixed=95))
+        lowered = quota("nano_usd", 100)
+        events = decide(book, lowered)
+        assert committed(events) == [(50, 0, 95), (80, 0, 95), (95, 0, 95)]
+        assert committed(decide(fold(book, events), replace(lowered, limit=99))) == []
+
+
+def committed(events: tuple[Event, ...]) -> list[tuple[int, int, int]]:
+    told = [event for event in events if isinstance(event, BudgetCommitmentReached)]
+    return [(event.threshold_percent, event.posted, event.pending) for event in told]
 
 
 def test_zone_unit_share_and_length_of_a_budget_are_fixed() -> None:

@@ -15,6 +15,7 @@ from cost_ledger.books import CODEC, event_id
 from cost_ledger.commands import (
     Charge,
     Cleared,
+    ClearSuspense,
     CloseStock,
     Command,
     Doubt,
@@ -156,8 +157,10 @@ def invoiced(number: int, reserve: Reserve) -> Iterator[Command]:
         yield Doubt(name)
     line = InvoiceLine(MODEL, reserve.at, reserve.at + timedelta(seconds=1), 30, 20)
     cleared = (Cleared(doubtful[0], 20), Cleared(doubtful[1], 0))
-    yield ImportInvoice(f"inv_{number}", "acme", "sha", (line,), cleared)
-    yield ImportInvoice(f"inv_{number}b", "acme", "sha b", (replace(line, invoiced=25),), (), f"inv_{number}")
+    invoice = ImportInvoice(f"inv_{number}", "acme", "sha", (line,))
+    yield ClearSuspense(invoice, cleared)
+    yield invoice
+    yield ImportInvoice(f"inv_{number}b", "acme", "sha b", (replace(line, invoiced=25),), f"inv_{number}")
 
 
 @dataclass(frozen=True)

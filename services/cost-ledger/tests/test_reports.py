@@ -180,6 +180,23 @@ class TestRerating:
         third = await ledger.RerateCharges(pb.RerateChargesRequest(model=SIM, reason="error"))
         assert (third.difference_nano_usd, await spent(ledger)) == (200, 300)
 
+    async def test_a_price_that_was_set_later_is_for_older_costs_only_if_they_have_none(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        assert await use(ledger, "own price", 100, 50) == 200
+        assert await use(ledger, "list price", 100, 50, "openai/gpt-5.5") > 0
+        assert await use(ledger, "no price", 100, 50, "simulator/sim-2") == 0
+        clock.advance(600)
+        ledger = connect()
+        await ledger.SetPrice(price(9_000, 9_000))
+        await ledger.SetPrice(price(9_000, 9_000, "sim-2"))
+        await ledger.SetPriceFactor(pb.SetPriceFactorRequest(provider="openai", factor_ppm=2_000_000))
+        tried = await ledger.RerateCharges(pb.RerateChargesRequest(dry_run=True))
+        assert [(row.model, row.before_nano_usd, row.after_nano_usd) for row in tried.rows] == [
+            ("simulator/sim-2", 0, 1_350)
+        ]
+
     async def test_two_corrections_at_once_count_once(self, ledger: CostLedgerStub) -> None:
         await ledger.SetBudget(everything())
         for number in range(20):

@@ -552,6 +552,100 @@ async def test_group_14_batch_is_reserved_and_settled_at_its_price_and_a_downgra
     assert (downgraded.settled_nano_usd, downgraded.price_context) == (5_000_000, "")
 
 
+CONTROLS = ["a\x00b", "a\nb", "a\x7fb", "a\x85b"]
+
+
+@pytest.mark.parametrize("text", CONTROLS)
+@pytest.mark.parametrize("field", ["user_id", "run_id", "root_run_id", "model"])
+async def test_a_control_character_is_refused_by_the_name_of_its_field(
+    ledger: CostLedgerStub, field: str, text: str
+) -> None:
+    asked = hold(attribution=pb.Attribution(**{field: text}))
+    error = await refusal(ledger.Reserve(asked))
+    assert isinstance(error, InvalidArgument)
+    assert (error.field, "control character" in error.problem) == (f"attribution.{field}", True)
+    answer = await ledger.ReserveMany(
+        pb.ReserveManyRequest(
+            items=[
+                pb.ReserveManyRequest.Item(reserve=hold("before")),
+                pb.ReserveManyRequest.Item(reserve=asked),
+                pb.ReserveManyRequest.Item(reserve=hold("after"), correlation=text),
+                pb.ReserveManyRequest.Item(reserve=hold("last")),
+            ]
+        )
+    )
+    assert [each.state for each in answer.outcomes] == [
+        pb.RESERVATION_STATE_HELD,
+        pb.RESERVATION_STATE_UNSPECIFIED,
+        pb.RESERVATION_STATE_UNSPECIFIED,
+        pb.RESERVATION_STATE_HELD,
+    ]
+    assert [from_status(each.refusal).reason for each in answer.outcomes if each.refusal] == ["INVALID_ARGUMENT"] * 2
+
+
+@pytest.mark.parametrize("text", CONTROLS)
+async def test_no_name_or_reason_has_a_control_character(ledger: CostLedgerStub, text: str) -> None:
+    await ledger.Reserve(hold())
+    await ledger.SetBudget(budget())
+    used = pb.UsageLine(direction="input", quantity=1, unit=text)
+    filtered = pb.Attribution(user_id=text)
+    calls = {
+        "reservation_id": ledger.Reserve(hold(text)),
+        "holder": ledger.Reserve(hold("other", holder=text)),
+        "usage.unit": ledger.Settle(
+            pb.SettleRequest(reservation_id="req_1:1", usage=[used], usage_source="provider_final")
+        ),
+        "reason": ledger.Release(pb.ReleaseRequest(reservation_id="req_1:1", reason=text)),
+        "scope.agent": ledger.SetBudget(budget("other", scope=pb.Attribution(agent=text))),
+        "reason ": ledger.SuspendBudget(pb.SuspendBudgetRequest(budget_id="run_1", reason=text)),
+        "model": ledger.SetPrice(pb.SetPriceRequest(provider="simulator", model=text)),
+        "reservation_id ": ledger.GetReservation(pb.GetReservationRequest(reservation_id=text)),
+        "filter.user_id": ledger.QuerySpend(pb.QuerySpendRequest(filter=filtered)),
+    }
+    for field, call in calls.items():
+        error = await refusal(call)
+        assert isinstance(error, InvalidArgument), field
+        assert error.field == field.strip()
+
+
+async def test_a_run_whose_name_no_header_takes_is_refused_and_other_names_may_be_in_any_script(
+    ledger: CostLedgerStub,
+) -> None:
+    error = await refusal(ledger.Reserve(hold(attribution=pb.Attribution(run_id="run\u00a01"))))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "attribution.run_id"
+    held = await ledger.Reserve(hold(attribution=pb.Attribution(user_id="Zoë\u00a0Łuk\u200dasz 李")))
+    assert held.attribution.user_id == "Zoë\u00a0Łuk\u200dasz 李"
+
+
+async def test_a_cost_counts_in_the_budgets_of_the_model_that_is_asked_for(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget(limit=1, scope=pb.Attribution(model="openai/gpt-5.5")))
+    asked = hold(
+        model="openai/gpt-5.5", amount=0, input_tokens_max=10, attribution=pb.Attribution(model="openai/gpt-4o")
+    )
+    error = await refusal(ledger.Reserve(asked))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "attribution.model"
+    for attributed, model in (
+        ("openai/gpt-5.5", "openai/gpt-5.5"),
+        ("openai/gpt-5.5", "openai/GPT-5.5"),
+        ("", "openai/GPT-5.5"),
+    ):
+        asked.attribution.model, asked.model = attributed, model
+        assert isinstance(await refusal(ledger.Reserve(asked)), BudgetExhausted)
+
+
+async def test_what_no_call_can_cost_is_refused_and_nothing_is_held(ledger: CostLedgerStub) -> None:
+    await ledger.SetBudget(budget("soft", 10**18, hard=False))
+    dollar = pb.SetPriceRequest(provider="simulator", model="sim-1", input_pico_usd=10**12, output_pico_usd=10**12)
+    await ledger.SetPrice(dollar)
+    for asked in (hold(amount=10**15 + 1), hold(model=SIM, amount=0, input_tokens_max=10**12)):
+        assert isinstance(await refusal(ledger.Reserve(asked)), InvalidArgument)
+    await ledger.Reserve(hold(amount=10**15))
+    found = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="soft"))
+    assert (found.pending_nano_usd, found.available_nano_usd) == (10**15, 10**18 - 10**15)
+
+
 async def test_terms_without_a_price_are_refused_under_a_hard_budget_and_those_with_one_are_told(
     ledger: CostLedgerStub,
 ) -> None:

@@ -541,12 +541,30 @@ async def test_a_cancelled_call_that_the_book_forgot_is_not_parked_when_it_is_to
     assert await world.amounts() == (40, 0)
 
 
+async def test_group_03_what_happened_after_all_is_posted_though_the_book_forgot_its_release(world: World) -> None:
+    history = world.ledger.history
+    assert isinstance(history, FakeHistory)
+    await reserve_tool(world, "call_1")
+    await world.ledger.release("call_1", "never began", LOCAL)
+    await world.reserve("req_1:1")
+    await world.ledger.release("req_1:1", "never sent", LOCAL)
+    # What a view has of them; the book has forgotten them, and what tells of them does not say whose they were.
+    for forgotten, known in (("call_0", "call_1"), ("req_0:1", "req_1:1")):
+        released = replace(await world.reservation(known), reservation_id=forgotten, rates=())
+        history.reservations["local", forgotten] = released
+    for _ in range(2):
+        await world.publish_tools(reconciled("call_0", happened=True, cost=40))
+        await world.publish(cancelled("req_0:1"))
+    assert await world.models.parked() == await world.tool_calls.parked() == []
+    assert await world.amounts() == (40 + COST, 0)
+
+
 async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_is_billed(world: World) -> None:
     priced = replace(world.ledger, prices=load_price_book())
     fast, model = terms_of({"service_tier": "fast"}), "openai/gpt-5.5"
     world.models.view = ModelUsage(priced)  # type: ignore[misc]
     for name in ("as asked", "downgraded", "untold"):
-        owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9"})
+        owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9", "model": model})
         await priced.reserve(ReservationRequest(name, owner, model, 30, 10, 0, None, fast), LOCAL)
     for name, tier in (("as asked", "fast"), ("downgraded", "default"), ("untold", "")):
         await world.publish(completed(name, model=model, provider="openai", service_tier=tier))
@@ -556,6 +574,27 @@ async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_
     assert downgraded.settled == 30 * standard_nano(standard, "input") + 10 * standard_nano(standard, "output")
     assert asked.settled == untold.settled > downgraded.settled
     assert (asked.price_context, downgraded.price_context) == ("service_tier=fast", "")
+
+
+async def test_group_14_a_tier_without_a_price_is_not_free_under_a_hard_budget(world: World) -> None:
+    priced = replace(world.ledger, prices=load_price_book())
+    world.models.view = ModelUsage(priced)  # type: ignore[misc]
+    model = "openai/gpt-4o"
+    assert priced.prices.price(model, NOW, terms_of({"service_tier": "scale"})).source == "unpriced"
+    scope = Attribution(root_run_id="run_9")
+    await priced.set_budget(SetBudget("run_9", scope, 10**6, True, "lifetime", NOW), LOCAL)
+    owner = OWNER.model_copy(update={"run_id": "run_9", "root_run_id": "run_9", "model": model})
+    await priced.reserve(ReservationRequest("reserved", owner, model, 30, 10, 0, None), LOCAL)
+    more = {"model": model, "provider": "openai", "service_tier": "scale", "attribution": owner}
+    await world.publish(completed("reserved", **more), completed("never reserved", **more))
+
+    standard = priced.prices.price(model, NOW)
+    cost = 30 * standard_nano(standard, "input") + 10 * standard_nano(standard, "output")
+    assert cost > 0
+    for name in ("reserved", "never reserved"):
+        known = await priced.get_reservation(name, LOCAL)
+        assert (known.settled, known.price_source, known.price_context) == (cost, "book_fuzzy", "service_tier=scale")
+    assert (await priced.get_budget("run_9", LOCAL)).posted == 2 * cost
 
 
 def standard_nano(price: Price, unit: str) -> int:

@@ -1,6 +1,7 @@
 """What the ledger counts, as Prometheus reads it."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from eventlog.records import Context
 from prometheus_client import CollectorRegistry
 from servicekit.testing import FakeClock
 from synod.common.values import Attribution
+from synod.cost_ledger.events import Quantity
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -85,6 +87,19 @@ async def test_a_model_that_somebody_made_up_gets_no_label_of_its_own(
 async def test_costs_of_tools_are_counted_apart(books: Books, registry: CollectorRegistry) -> None:
     await books.execute(Charge("call_1", Attribution(tool="search"), USD, NOW, 1), ACME)
     assert spent(registry, "tools", "") == pytest.approx(1)
+
+
+async def test_what_exceeds_a_quotas_reservation_is_an_overrun_without_money(
+    books: Books, registry: CollectorRegistry
+) -> None:
+    def time(most: int) -> tuple[Quantity, ...]:
+        return (Quantity(unit="tool_ms", quantity=most),)
+
+    await books.execute(SetBudget("time", Attribution(), 10_000, True, "lifetime", NOW, unit="tool_ms"), ACME)
+    await books.execute(replace(reserve("r1", 0, model=""), quantities=time(100)), ACME)
+    await books.execute(replace(settle("r1", 0), quantities=time(5_000)), ACME)
+    assert registry.get_sample_value("ledger_overruns_total") == 1
+    assert registry.get_sample_value("ledger_overrun_usd_total") == 0
 
 
 async def test_what_exceeds_a_reservation_is_an_overrun(books: Books, registry: CollectorRegistry) -> None:

@@ -22,7 +22,7 @@ from synod.cost_ledger.events import (
 
 from cost_ledger.book import Amounts, Balance, Book, Budget
 from cost_ledger.commands import Price
-from cost_ledger.windows import counted
+from cost_ledger.windows import stretch
 
 THRESHOLDS_PERCENT: Final = (50, 80, 95, 100)
 
@@ -48,7 +48,7 @@ def guessed(book: Book, events: Iterable[Event], price: Price) -> tuple[Event, .
 
 
 def _fuzzy(model: str, version: str, price: Price) -> FuzzyPriceUsed:
-    return FuzzyPriceUsed(model=model, price_version=version, priced_as=next(iter(price.near), ""))
+    return FuzzyPriceUsed(model=model, price_version=version, priced_as=next(iter(price.near), model))
 
 
 def _posted(book: Book, balance: Balance) -> Iterator[Event]:
@@ -97,5 +97,5 @@ def _new(book: Book, budget: Budget, hold: Hold, amount: int, basis: str) -> Ite
 
 
 def _told(book: Book, budget: Budget, hold: Hold, percent: int, basis: str) -> bool:
-    names = counted(budget.window, hold.window_start, budget.rolling_s)
+    names = stretch(budget.window, hold.window_start, budget.rolling_s)
     return any((budget.budget_id, name, hold.share, percent, basis) in book.reached for name in names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -21,6 +21,7 @@ from cost_ledger.checks import (
     TEXT_CHARS_MAX,
     TOKENS_MAX,
     check_amount,
+    check_attributed_model,
     check_attribution,
     check_budget,
     check_factor,
@@ -66,10 +67,11 @@ from cost_ledger.errors import (
     ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
+    ReservationSettled,
 )
 from cost_ledger.naming import check_provider, check_scope_model, check_unprefixed, providers_of
 from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
-from cost_ledger.terms import STANDARD, Terms, text_of
+from cost_ledger.terms import STANDARD, Terms, terms_in, text_of
 
 TTL_DEFAULT: Final = timedelta(minutes=10)
 RENEWED_MAX: Final = timedelta(days=7)
@@ -234,7 +236,7 @@ class CostLedger:
             billed=await self._billed(settlement.reservation_id, settlement.terms, context),
             price_context=None if settlement.terms is None else text_of(settlement.terms),
         )
-        return await self._resolve(settlement.reservation_id, command, context)
+        return await self._resolve(command, context)
 
     async def _billed(self, reservation_id: str, terms: Terms | None, context: Context) -> Price | None:
         """The price of the terms that were billed, at the time of the reservation, if they are not those reserved."""
@@ -254,10 +256,12 @@ class CostLedger:
 
     async def release(self, reservation_id: str, reason: str, context: Context) -> Reservation:
         """Free a hold. The caller vouches that nothing was billed. ReservationSettled if it was."""
+        check_name("reservation_id", reservation_id)
         check_text("reason", reason)
-        return await self._resolve(reservation_id, Release(reservation_id, reason), context)
+        return await self._resolve(Release(reservation_id, reason), context)
 
     async def get_reservation(self, reservation_id: str, context: Context) -> Reservation:
+        check_text("reservation_id", reservation_id)
         book = await self.books.read(context.tenant)
         return book.reservation(reservation_id) or await self._from_history(reservation_id, context)
 
@@ -284,7 +288,7 @@ class CostLedger:
             executed = await self.books.execute(command, context)
 
     async def _is_told_already(self, command: Command, error: LedgerError, context: Context) -> bool:
-        """Whether nothing is left to do though the command was refused."""
+        """Whether nothing is left to do though the book refused the command."""
         match command, error:
             case _, AlreadyRecorded():
                 return True
@@ -292,8 +296,7 @@ class CostLedger:
                 return True
             case Settle(), ReservationNotFound():
                 # It does not say whose it was, so that a book that has forgotten the reservation cannot record it anew.
-                known = await self.history.find(context.tenant, command.reservation_id)
-                return known is not None and known.state == "settled"
+                return await self._is_resolved(command, context)
             case _:
                 return False
 
@@ -313,7 +316,7 @@ class CostLedger:
 
     async def _settlement_by(self, use: Use, context: Context) -> Settle:
         attribution = attributed(use.attribution, context.tenant, use.model)
-        price = self.prices.price(use.model, use.used_at, use.terms or STANDARD)
+        price = self._price_of_use(use)
         return Settle(
             use.reservation_id,
             use.usage,
@@ -326,6 +329,14 @@ class CostLedger:
             price_context=None if use.terms is None else text_of(use.terms),
         )
 
+    def _price_of_use(self, use: Use) -> Price:
+        """Of what may not have been reserved. Terms without a price cost the standard one, as a guess: it is not free."""
+        price = self.prices.price(use.model, use.used_at, use.terms or STANDARD)
+        if price.source != "unpriced" or not use.terms:
+            return price
+        standard = self.prices.price(use.model, use.used_at)
+        return standard if standard.source == "unpriced" else replace(standard, source="book_fuzzy")
+
     async def charge(self, charge: Charge, context: Context) -> None:
         """Record a cost, once however often it is delivered. If its id is that of a reservation, it settles that."""
         check_amount("cost_nano_usd", charge.amount)
@@ -334,25 +345,20 @@ class CostLedger:
             # Of a reservation that the book may have forgotten, so it could be taken for a cost without one.
             return
         owner = attributed(charge.attribution, context.tenant, "")
-        await self._once(replace(charge, attribution=owner), context)
+        await self._once(replace(charge, attribution=owner, at=self.clock.now()), context)
 
     async def settle_tool(self, charge: Charge, context: Context) -> None:
         """Settle the reservation of a tool call that failed; without a reservation nothing is known of its cost."""
-        try:
-            await self._once(
-                Settle(
-                    charge.charge_id,
-                    (),
-                    charge.amount,
-                    "provider_final",
-                    self.clock.now(),
-                    charge.source_position,
-                    quantities=charge.quantities,
-                ),
-                context,
-            )
-        except ReservationNotFound:
-            return
+        settlement = Settle(
+            charge.charge_id,
+            (),
+            charge.amount,
+            "provider_final",
+            self.clock.now(),
+            charge.source_position,
+            quantities=charge.quantities,
+        )
+        await self._is_resolved(settlement, context)
 
     async def tell_forecast(self, command: TellForecast, context: Context) -> None:
         """Record whether a budget runs out, if that is news."""
@@ -410,9 +416,9 @@ class CostLedger:
         if not own_provider:
             check_provider("provider", price.provider, providers_of(priced))
         check_unprefixed(price.provider, price.model, priced)
-        executed = await self.books.execute(price, context)
+        executed = await self.books.execute(replace(price, at=self.clock.now()), context)
         name = f"{price.provider}/{price.model}"
-        return NamedPrice(name, Price(executed.book.prices[name], OVERRIDE, OVERRIDE))
+        return NamedPrice(name, Price(executed.book.prices[name.lower()].rates, OVERRIDE, OVERRIDE))
 
     async def set_price_factor(self, factor: SetPriceFactor, context: Context) -> None:
         """Discount the price book, or mark it up, for the tenant, for reservations from now on."""
@@ -423,25 +429,25 @@ class CostLedger:
             problem = "has no price in the book that a factor could change; set its models' prices with SetPrice"
             raise RequestInvalid("provider", factor.provider, problem)
         check_unprefixed(factor.provider, factor.model, priced)
-        await self.books.execute(factor, context)
+        await self.books.execute(replace(factor, at=self.clock.now()), context)
 
     async def _priced(self, context: Context) -> frozenset[str]:
         """The models that have a price, of the book or of the tenant."""
-        return frozenset((*self.prices.names(), *(await self.books.read(context.tenant)).prices))
+        return frozenset((*self.prices.names(), *_own_names(await self.books.read(context.tenant))))
 
     async def set_first_prices(self, prices: Mapping[str, tuple[int, int]], context: Context) -> None:
         """Gives the tenant a price for each named model that it has none of its own for."""
         own = (await self.books.read(context.tenant)).prices
         for name, (input_pico, output_pico) in prices.items():
             provider, _, model = name.partition("/")
-            if name not in own:
+            if name.lower() not in own:
                 price = SetPrice(provider, model, input_pico, output_pico, input_pico, input_pico)
                 await self.set_price(price, context, own_provider=True)
 
     async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
         """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""
         book = await self.books.read(context.tenant)
-        names = sorted({*self.prices.names(), *book.prices})
+        names = sorted({*self.prices.names(), *_own_names(book)})
         wanted = [name for name in names if name > after and (not provider or name.startswith(f"{provider}/"))]
         return tuple(self._named_price(book, name) for name in wanted[:limit])
 
@@ -487,12 +493,46 @@ class CostLedger:
             return ReservationConflict(command.reservation_id)
         return known
 
-    async def _resolve(self, reservation_id: str, command: Command, context: Context) -> Reservation:
+    async def _is_resolved(self, command: Settle, context: Context) -> bool:
+        """Settle what was reserved, remembered or not; False if nothing was."""
+        try:
+            await self._resolve(command, context)
+        except ReservationNotFound:
+            return False
+        return True
+
+    async def _resolve(self, command: Settle | Release, context: Context) -> Reservation:
         try:
             executed = await self.books.execute(command, context)
         except (ReservationNotFound, AlreadyRecorded):
-            return await self._from_history(reservation_id, context)
-        return _require(executed.book, reservation_id)
+            return await self._resolve_forgotten(command, context)
+        return _require(executed.book, command.reservation_id)
+
+    async def _resolve_forgotten(self, command: Settle | Release, context: Context) -> Reservation:
+        """As the book would if it remembered: a bill of what was released is posted, what is settled is not released."""
+        known = await self._from_history(command.reservation_id, context)
+        match command:
+            case Release() if known.state == "settled":
+                raise ReservationSettled(known.reservation_id, known.settled)
+            case Settle() if known.state != "settled":
+                forgotten = await self._priced_anew(known, context)
+                try:
+                    executed = await self.books.execute(replace(command, forgotten=forgotten), context)
+                except AlreadyRecorded:
+                    return known  # it was settled, and the view does not have it yet
+                return _require(executed.book, known.reservation_id)
+        return known
+
+    async def _priced_anew(self, known: Reservation, context: Context) -> Reservation:
+        """A released reservation with rates, which no view keeps: those of its time and terms, of its kind of price."""
+        released = replace(known, state="released")
+        if known.price_source == "fixed":
+            return released
+        book = await self.books.read(context.tenant)
+        listed = self.prices.price(known.model, known.reserved_at, terms_in(known.price_context))
+        own = known.price_source == OVERRIDE
+        price = book.price_of(known.model, listed) if own else book.discounted(known.model, listed)
+        return replace(released, rates=price.rates, price_version=price.version, price_source=price.source)
 
     async def _from_history(self, reservation_id: str, context: Context) -> Reservation:
         known = await self.history.find(context.tenant, reservation_id)
@@ -513,14 +553,19 @@ class CostLedger:
 def attributed(attribution: Attribution, tenant: str, model: str) -> Attribution:
     """An attribution made whole: the caller's tenant, the model that is used, and a run that is its own root.
 
-    So a budget with the scope root_run_id covers a run and all of its members' runs.
+    It is the model that is billed that counts, whatever was said of it beside. A budget with the scope root_run_id covers a
+    run and all of its members' runs.
     """
-    model, root_run_id = attribution.model or model, attribution.root_run_id or attribution.run_id
+    model, root_run_id = model or attribution.model, attribution.root_run_id or attribution.run_id
     whole = (tenant, model, root_run_id)
     # Most are whole already, as the gateway's are: a copy of those would be for nothing.
     if (attribution.tenant_id, attribution.model, attribution.root_run_id) == whole:
         return attribution
     return attribution.model_copy(update={"tenant_id": tenant, "model": model, "root_run_id": root_run_id})
+
+
+def _own_names(book: Book) -> Iterable[str]:
+    return (own.model for own in book.prices.values())
 
 
 def _status(book: Book, budget: Budget, now: datetime, share: str) -> BudgetStatus:
@@ -569,6 +614,7 @@ def _check_reservation(request: ReservationRequest) -> None:
     check_name("reservation_id", request.reservation_id)
     check_attribution("attribution", request.attribution)
     check_model(request.model, needed=not (request.upper_bound or request.quantities))
+    check_attributed_model(request.attribution.model, request.model)
     check_range("input_tokens_max", request.input_tokens_max, TOKENS_MAX)
     check_range("output_tokens_max", request.output_tokens_max, TOKENS_MAX)
     check_amount("upper_bound_nano_usd", request.upper_bound)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from rpds import HashTrieMap, HashTrieSet
 from synod.common.values import Attribution
@@ -23,7 +23,7 @@ from synod.cost_ledger.events import Hold, InvoicedLine, PriceSource, Quantity, 
 
 from cost_ledger.commands import OVERRIDE, Price
 from cost_ledger.errors import BudgetNotFound
-from cost_ledger.naming import scopes_of
+from cost_ledger.naming import compared_scopes_of
 from cost_ledger.rates import PPM, RateCard, scaled
 from cost_ledger.recent import Recent
 from cost_ledger.windows import counted, window_start
@@ -49,6 +49,7 @@ SCOPE_FIELDS: Final = (
 _OWNERS: Final = tuple(name for name in SCOPE_FIELDS if name != "model")
 
 WHOLE_TENANT: Final = ("", "")
+T = TypeVar("T")
 State = Literal["held", "settled", "released", "suspense"]
 
 
@@ -88,7 +89,9 @@ class Budget:
         if self.per and not getattr(attribution, self.per):
             return False
         return all(
-            wanted in scopes_of(attribution.model) if name == "model" else getattr(attribution, name) == wanted
+            wanted.lower() in compared_scopes_of(attribution.model)
+            if name == "model"
+            else getattr(attribution, name) == wanted
             for name in SCOPE_FIELDS
             if (wanted := getattr(self.scope, name))
         )
@@ -147,6 +150,24 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnPrice:
+    """A tenant's price of `model`, which is spelled as it was set."""
+
+    model: str
+    rates: RateCard
+    since: datetime | None = None
+    """None where it was not recorded: it is then taken to be as old as any cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFactor:
+    """What a tenant pays of the price book's rates, in millionths."""
+
+    ppm: int
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """The newest forecast of a window: which one it was, and whether the budget runs out in it."""
 
@@ -190,9 +211,10 @@ class Book(NamedTuple):
 
     budgets: HashTrieMap[str, Budget] = HashTrieMap()
     by_scope: HashTrieMap[tuple[str, str], tuple[str, ...]] = HashTrieMap()
-    prices: HashTrieMap[str, RateCard] = HashTrieMap()
-    factors: HashTrieMap[str, int] = HashTrieMap()
-    """Millionths of the price book's rates, by "provider/model" or "provider/"."""
+    prices: HashTrieMap[str, OwnPrice] = HashTrieMap()
+    """By "provider/model" in lower case."""
+    factors: HashTrieMap[str, OwnFactor] = HashTrieMap()
+    """By "provider/model" or "provider/*" in lower case."""
     open: HashTrieMap[str, Reservation] = HashTrieMap()
     closed: Recent[Reservation] = Recent(CLOSED_MAX)
     charges: Recent[int] = Recent(CHARGES_MAX)
@@ -215,18 +237,38 @@ class Book(NamedTuple):
         return budget
 
     def price_of(self, model: str, book_price: Price) -> Price:
-        """What the tenant pays for "provider/model": its own price, else its share of the price book's."""
-        if (override := self.prices.get(model)) is not None:
-            return Price(override, OVERRIDE, OVERRIDE)
+        """What the tenant pays for "provider/model": its own price, else its share of the price book's.
+
+        Both are found as budgets are: in whatever case, and that of a model is that of its dated snapshots too.
+        """
+        if (own := self._own_price(model)) is not None:
+            return Price(own.rates, OVERRIDE, OVERRIDE)
         return self.discounted(model, book_price)
+
+    def price_then(self, model: str, book_price: Price, at: datetime, source: PriceSource) -> Price | None:
+        """The price that now holds for a cost of that time, which was priced by `source`; None if the cost stays as it is.
+
+        What the tenant has set later is not for it, unless its price was none, or a guess.
+        """
+        own = self._own_price(model) or self._own_factor(model)
+        is_newer = own is not None and own.since is not None and own.since > at
+        if is_newer and source not in ("unpriced", "book_fuzzy"):
+            return None
+        return self.price_of(model, book_price)
 
     def discounted(self, model: str, book_price: Price) -> Price:
         """The price book's price with the tenant's discount or markup, which its version then names."""
-        factor = self.factors.get(model) or self.factors.get(f"{model.partition('/')[0]}/", PPM)
-        if factor == PPM or book_price.source == "unpriced":
+        factor = self._own_factor(model)
+        if factor is None or factor.ppm == PPM or book_price.source == "unpriced":
             return book_price
-        version = f"{book_price.version} at {factor} ppm"
-        return Price(scaled(book_price.rates, factor), version, book_price.source)
+        version = f"{book_price.version} at {factor.ppm} ppm"
+        return Price(scaled(book_price.rates, factor.ppm), version, book_price.source)
+
+    def _own_price(self, model: str) -> OwnPrice | None:
+        return _most_specific(self.prices, compared_scopes_of(model)[:-1])
+
+    def _own_factor(self, model: str) -> OwnFactor | None:
+        return _most_specific(self.factors, compared_scopes_of(model))
 
     def posted(self, hold: Hold) -> int:
         return self.balance(self.budget(hold.budget_id), hold).posted
@@ -251,12 +293,16 @@ class Book(NamedTuple):
     def matching(self, attribution: Attribution) -> tuple[Budget, ...]:
         """The budgets that a cost counts against, by id."""
         keys = [WHOLE_TENANT, *((name, value) for name in _OWNERS if (value := getattr(attribution, name)))]
-        keys += [("model", scope) for scope in scopes_of(attribution.model)]
+        keys += [("model", scope) for scope in compared_scopes_of(attribution.model)]
         ids = sorted(budget_id for key in keys for budget_id in self.by_scope.get(key, ()))
         return tuple(budget for budget_id in ids if (budget := self.budgets[budget_id]).matches(attribution))
 
 
 EMPTY: Final = Book()
+
+
+def _most_specific(found: HashTrieMap[str, T], scopes: tuple[str, ...]) -> T | None:
+    return next((found[scope] for scope in scopes if scope in found), None)
 
 
 @lru_cache(maxsize=4_096)

@@ -12,18 +12,19 @@ from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate
 
 from cost_ledger.book import SCOPE_FIELDS
-from cost_ledger.commands import SetBudget, SetPrice, SetPriceFactor
+from cost_ledger.commands import COST_NANO_MAX, QUANTITY_MAX, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.errors import RequestInvalid
 from cost_ledger.terms import Terms
 from cost_ledger.windows import ROLLING_MAX, ROLLING_MIN, zone
 
 TTL_MAX: Final = timedelta(hours=24)
-AMOUNT_NANO_MAX: Final = 10**18
-"""One thousand million US dollars: whatever is above is a mistake, and sums of such amounts still fit into int64."""
-QUANTITY_MAX: Final = 10**15
+LIMIT_NANO_MAX: Final = 10**18
+"""One thousand million US dollars: a limit above is none."""
 TOKENS_MAX: Final = 10**12
 RATE_PICO_MAX: Final = 10**12
 """One US dollar per token."""
+RATE_OTHER_PICO_MAX: Final = 10**18
+"""A million US dollars for another unit."""
 RATES_MAX: Final = 64
 FACTOR_PPM_MAX: Final = 100_000_000
 """A hundred times the price book."""
@@ -33,6 +34,8 @@ TERMS_MAX: Final = 8
 ITEMS_MAX: Final = 256
 """Of a batch; a book decides as many in one turn."""
 
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+"""What no name has, and PostgreSQL (NUL) and headers do not take."""
 _BUDGET_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,63}")
 _TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 
@@ -95,7 +98,7 @@ def check_budget(command: SetBudget) -> None:
         raise RequestInvalid("budget_id", command.budget_id, problem)
     check_attribution("scope", command.scope)
     if command.unit == "nano_usd":
-        check_amount("limit_nano_usd", command.limit)
+        check_range("limit_nano_usd", command.limit, LIMIT_NANO_MAX)
     else:
         check_range("limit_quantity", command.limit, QUANTITY_MAX)
     if command.per and command.per not in SCOPE_FIELDS:
@@ -143,7 +146,7 @@ def _check_rate(rate: UnitRate) -> None:
     if not 1 <= rate.per <= QUANTITY_MAX:
         raise RequestInvalid("rates.per", rate.per, f"must be from 1 to {QUANTITY_MAX}")
     # A unit that is not a token, such as an hour of audio, may cost more than a token.
-    check_range("rates.pico_usd", rate.pico_usd, AMOUNT_NANO_MAX)
+    check_range("rates.pico_usd", rate.pico_usd, RATE_OTHER_PICO_MAX)
     check_range("rates.above_input_tokens", rate.above_input_tokens, TOKENS_MAX)
 
 
@@ -154,8 +157,22 @@ def check_unit(field: str, unit: str) -> None:
 
 def check_attribution(field: str, attribution: Attribution) -> None:
     for name in SCOPE_FIELDS:
-        if len(value := getattr(attribution, name)) > TEXT_CHARS_MAX:
+        # Every reservation is looked at, and most fields are empty and all that are not are short.
+        if (value := getattr(attribution, name)) and (len(value) > TEXT_CHARS_MAX or _CONTROL.search(value)):
             check_text(f"{field}.{name}", value)
+
+
+def check_attributed_model(attributed: str, model: str) -> None:
+    """Else the cost would be of one model, and count in the budgets of another."""
+    if model and attributed and attributed.lower() != model.lower():
+        raise RequestInvalid("attribution.model", attributed, f"must be empty or the model that is asked for, {model}")
+
+
+def check_correlation(field: str, value: str) -> None:
+    """It travels in headers, which take less than a name may have."""
+    check_text(field, value)
+    if not value.isprintable():
+        raise RequestInvalid(field, value, "must be of printable characters, and of spaces only the plain one")
 
 
 def check_period(since: datetime | None, until: datetime | None, begins: str = "since") -> None:
@@ -173,10 +190,13 @@ def check_name(field: str, value: str) -> None:
 def check_text(field: str, value: str) -> None:
     if len(value) > TEXT_CHARS_MAX:
         raise RequestInvalid(field, value[:32], f"has {len(value)} characters, at most {TEXT_CHARS_MAX} are allowed")
+    if found := _CONTROL.search(value):
+        raise RequestInvalid(field, value, f"has the control character U+{ord(found[0]):04X}, which no text may have")
 
 
 def check_amount(field: str, value: int) -> None:
-    check_range(field, value, AMOUNT_NANO_MAX)
+    """Of one cost."""
+    check_range(field, value, COST_NANO_MAX)
 
 
 def check_range(field: str, value: int, maximum: int, minimum: int = 0) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Hold, PriceSource, Quantity, Unit, Window
 
 from cost_ledger.rates import RateCard
+
+if TYPE_CHECKING:
+    from cost_ledger.book import Reservation  # a book names commands
 
 OVERRIDE: Final = "override"
 """Source and version of a price that the tenant set: it is in the log, not in a price book."""
@@ -20,6 +23,12 @@ BY_INVOICE: Final = "invoice"
 
 CLEARING_EVENTS_MAX: Final = 256
 """What one command may say of holds in suspense, thresholds included, unless a single hold has more to it."""
+
+COST_NANO_MAX: Final = 10**15
+"""What one call, tool or charge may come to: a million US dollars. Whatever is above is a mistake, in a price or a count."""
+
+QUANTITY_MAX: Final = 10**15
+"""So much of a quota's unit one call may use."""
 
 STOCK_MAX: Final = 400
 """Reservations that one command about a stock frees: a batch that it ends is still one request to the log."""
@@ -79,6 +88,7 @@ class SetPrice:
     cache_write_pico: int
     more: RateCard = ()
     """Of other units, and of context tiers."""
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,7 @@ class SetPriceFactor:
     provider: str
     model: str
     factor_ppm: int
+    at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +163,8 @@ class Settle:
     """The rates of the terms that were billed, where those differ from the reserved ones; not for a tenant's own price."""
     price_context: str | None = None
     """The terms that were billed; None if as reserved."""
+    forgotten: Reservation | None = None
+    """What was released so long ago that the book may know it no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +216,8 @@ class Charge:
     incurred_at: datetime
     source_position: int
     quantities: tuple[Quantity, ...] = ()
+    at: datetime | None = None
+    """When it is recorded, if that is not when it was incurred."""
 
 
 @dataclass(frozen=True, slots=True)

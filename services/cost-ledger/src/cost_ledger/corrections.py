@@ -135,9 +135,11 @@ class Corrections:
     def _correction(self, charge: SettledCharge, book: Book, request: RerateRequest) -> Rerate | None:
         if not charge.usage or (request.unpriced_only and charge.price_source != "unpriced"):
             return None
-        price = book.price_of(charge.model, self._book_price(charge))
+        price = book.price_then(charge.model, self._book_price(charge), charge.incurred_at, charge.price_source)
+        if price is None or price.source == "unpriced":
+            return None
         after_pico = cost_pico(price.rates, charge.usage)
-        if price.source == "unpriced" or nano_from_pico(after_pico) == charge.cost:
+        if nano_from_pico(after_pico) == charge.cost:
             return None
         return Rerate(
             reservation_id=charge.id,

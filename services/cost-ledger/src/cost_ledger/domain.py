@@ -6,7 +6,9 @@ the book in folding.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 from synod.common.event import Event
@@ -22,6 +24,7 @@ from synod.cost_ledger.events import (
     Hold,
     PriceFactorSet,
     PriceSet,
+    Quantity,
     ReservationDenied,
     ReservationExpired,
     ReservationReleased,
@@ -33,6 +36,8 @@ from cost_ledger.book import Amounts, Balance, Book, Budget, Reservation
 from cost_ledger.commands import (
     BY_INVOICE,
     CLEARING_EVENTS_MAX,
+    COST_NANO_MAX,
+    QUANTITY_MAX,
     STOCK_MAX,
     Charge,
     Cleared,
@@ -63,13 +68,14 @@ from cost_ledger.errors import (
     InvoiceOvertaken,
     ModelUnpriced,
     NothingToSpare,
+    RequestInvalid,
     ReservationClosed,
     ReservationConflict,
     ReservationNotFound,
     ReservationSettled,
     SettlementNotPriced,
 )
-from cost_ledger.folding import card_of, fold, moved_by
+from cost_ledger.folding import card_of, factor_name, fold, moved_by
 from cost_ledger.postings import moved, owed
 from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
 
@@ -99,9 +105,8 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case Renew():
             return _renew(book, command)
         case Settle():
-            settled = _with_thresholds(book, _settle(book, command))
-            # What was reserved was told of when it was.
-            return _with_guess(book, settled, command.unreserved.book_price if command.unreserved else None)
+            settled = _with_thresholds(book, _settle(book, command), command.at)
+            return _with_guess(book, settled, _guess_of(command))
         case Release():
             return _release(book, command)
         case Expire():
@@ -113,7 +118,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case CloseStock():
             return _close_stock(book, command)
         case Charge():
-            return _with_thresholds(book, _charge(book, command))
+            return _with_thresholds(book, _charge(book, command), command.at or command.incurred_at)
         case SetBudget():
             return _set_budget(book, command)
         case SuspendBudget():
@@ -125,6 +130,7 @@ def decide(book: Book, command: Command) -> tuple[Event, ...]:
         case SetPriceFactor():
             return _set_price_factor(book, command)
         case Rerate():
+            _refuse_absurd("price", Amounts(nano_from_pico(command.after_pico)))
             return _with_guess(book, _with_thresholds(book, correcting.rerate(book, command)), command.price)
         case ClearSuspense():
             return _clear_suspense(book, command)
@@ -146,6 +152,7 @@ def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
     budgets = book.matching(command.attribution)
     _refuse_unpriced(price, command, budgets)
     amounts = _bound(command, price)
+    _refuse_absurd("input_tokens_max", amounts)
     balances = [book.balance(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
     if denied := _denied(command, balances, amounts):
         return (denied,)
@@ -170,6 +177,18 @@ def _refuse_unpriced(price: Price, command: Reserve, budgets: tuple[Budget, ...]
     for budget in budgets:
         if budget.hard and budget.unit == "nano_usd":
             raise ModelUnpriced(command.model, budget.budget_id, price.near, command.price_context)
+
+
+def _refuse_absurd(field: str, amounts: Amounts) -> None:
+    """Whoever counts such amounts together would leave 64 bits behind, and no call costs so much."""
+    if amounts.nano > COST_NANO_MAX:
+        problem = f"costs more than one call may at this price, {COST_NANO_MAX}; look at the number and at the price"
+        raise RequestInvalid(field, f"{amounts.nano} nano-USD", problem)
+    for each in amounts.quantities:
+        if each.quantity > QUANTITY_MAX:
+            raise RequestInvalid(
+                field, f"{each.quantity} {each.unit}", f"is more than one call may use, {QUANTITY_MAX}"
+            )
 
 
 def _bound(command: Reserve, price: Price) -> Amounts:
@@ -281,13 +300,14 @@ def _renew(book: Book, command: Renew) -> tuple[Event, ...]:
 
 
 def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
-    known = book.reservation(command.reservation_id) or _never_admitted(book, command)
+    known = book.reservation(command.reservation_id) or command.forgotten or _never_admitted(book, command)
     if known.state == "settled":
         return ()
     price = _billed(book, known, command)
     amount_pico = _used_pico(known, price.rates, command)
     amount = nano_from_pico(amount_pico)
     spent = Amounts(amount, quantities.used(command.quantities, command.usage, known.quantities))
+    _refuse_absurd("usage", spent)
     entry = (
         moved(book, known.holds, known.held_in, "budget", known.holding)
         + moved(book, known.holds, "budget", "spent", spent)
@@ -314,8 +334,15 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
             quantities=spent.quantities,
             quota_postings=entry.quotas,
             price_context=known.price_context if command.price_context is None else command.price_context,
+            quota_overruns=_quota_overruns(book, known, spent),
         ),
     )
+
+
+def _quota_overruns(book: Book, known: Reservation, spent: Amounts) -> tuple[Quantity, ...]:
+    units = {unit for hold in known.holds if (unit := book.budget(hold.budget_id).unit) != "nano_usd"}
+    held = [(unit, most) for unit in sorted(units) if (most := known.holding.of(unit))]
+    return tuple(Quantity(unit=unit, quantity=over) for unit, most in held if (over := spent.of(unit) - most) > 0)
 
 
 def _never_admitted(book: Book, command: Settle) -> Reservation:
@@ -343,10 +370,25 @@ def _holds(book: Book, use: Unreserved) -> tuple[Hold, ...]:
 
 
 def _billed(book: Book, known: Reservation, command: Settle) -> Price:
-    """The pinned price, or that of other terms of the same book if those were billed."""
-    if command.billed is not None and known.price_source in ("book", "book_fuzzy", "unpriced"):
-        return book.discounted(known.model, command.billed)
-    return Price(known.rates, known.price_version, known.price_source)
+    """The pinned price, or that of other terms of the same book if those were billed.
+
+    Terms that have no price are billed at the pinned one, as a guess: at 0 a hard budget would admit any number of them.
+    """
+    pinned = Price(known.rates, known.price_version, known.price_source)
+    if command.billed is None or known.price_source not in ("book", "book_fuzzy", "unpriced"):
+        return pinned
+    if command.billed.source == "unpriced" and known.price_source != "unpriced":
+        return replace(pinned, source="book_fuzzy")
+    return book.discounted(known.model, command.billed)
+
+
+def _guess_of(command: Settle) -> Price | None:
+    """The price that a settlement may be the first to use; a pinned one was told of when it was reserved."""
+    if command.unreserved is not None:
+        return command.unreserved.book_price
+    if command.billed is not None and command.billed.source == "unpriced":
+        return replace(command.billed, source="book_fuzzy", near=())
+    return command.billed
 
 
 def _used_pico(known: Reservation, rates: RateCard, command: Settle) -> int:
@@ -455,7 +497,7 @@ def _settlement_by(charge: Charge) -> Settle:
         usage=(),
         amount=charge.amount,
         usage_source="provider_final",
-        at=charge.incurred_at,
+        at=charge.at or charge.incurred_at,
         source_position=charge.source_position,
         quantities=charge.quantities,
     )
@@ -514,7 +556,7 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
     event = _budget_set(wanted)
     # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
     balances = () if wanted.per else (book.balance(wanted, wanted.share_at(command.at, "")),)
-    return (event, *alerts.reached(book, balances))
+    return (event, *_told(book, balances))
 
 
 def _budget_set(budget: Budget) -> BudgetSet:
@@ -554,26 +596,46 @@ def _set_price(book: Book, command: SetPrice) -> tuple[Event, ...]:
         cache_read_pico_usd=command.cache_read_pico,
         cache_write_pico_usd=command.cache_write_pico,
         rates=command.more,
+        set_at=command.at,
     )
-    return () if book.prices.get(f"{event.provider}/{event.model}") == card_of(event) else (event,)
+    known = book.prices.get(f"{event.provider}/{event.model}".lower())
+    return () if known is not None and known.rates == card_of(event) else (event,)
 
 
 def _set_price_factor(book: Book, command: SetPriceFactor) -> tuple[Event, ...]:
-    event = PriceFactorSet(provider=command.provider, model=command.model, factor_ppm=command.factor_ppm)
-    known = book.factors.get(f"{command.provider}/{command.model}")
-    return () if known == command.factor_ppm else (event,)
+    event = PriceFactorSet(
+        provider=command.provider, model=command.model, factor_ppm=command.factor_ppm, set_at=command.at
+    )
+    known = book.factors.get(factor_name(command.provider, command.model))
+    return () if known is not None and known.ppm == command.factor_ppm else (event,)
 
 
-def _with_thresholds(book: Book, events: tuple[Event, ...]) -> tuple[Event, ...]:
-    """The events, and after them each threshold that a budget reaches by them for the first time in its window."""
+def _with_thresholds(book: Book, events: tuple[Event, ...], at: datetime | None = None) -> tuple[Event, ...]:
+    """The events, and after them each threshold that a budget reaches by them for the first time in its window.
+
+    A rolling window is looked at as it is `at` that time: what is posted to an older slice counts in it with all newer ones.
+    """
     holds = [
         hold for event in events if isinstance(event, CostSettled | CostCharged | ChargeRerated) for hold in event.holds
     ]
     if not holds:
         return events
     moved_by_now = moved_by(events)
-    balances = [book.balance(book.budget(hold.budget_id), hold, moved_by_now) for hold in holds]
-    return (*events, *alerts.reached(book, balances))
+    counting = [(book.budget(hold.budget_id), hold) for hold in holds]
+    balances = [book.balance(budget, _counting(budget, hold, at), moved_by_now) for budget, hold in counting]
+    return (*events, *_told(book, balances))
+
+
+def _told(book: Book, balances: Sequence[Balance]) -> tuple[Event, ...]:
+    # What was never reserved, an overrun, and a lower limit raise what is committed too.
+    return (*alerts.reached(book, balances), *alerts.committed(book, balances, Amounts(0)))
+
+
+def _counting(budget: Budget, hold: Hold, at: datetime | None) -> Hold:
+    if at is None or budget.window != "rolling":
+        return hold
+    # What was reserved by a clock that is ahead of this one may be in a newer slice. Names of slices sort by time.
+    return max(hold, budget.share_at(at, hold.share), key=lambda each: each.window_start)
 
 
 def _with_guess(book: Book, events: tuple[Event, ...], price: Price | None) -> tuple[Event, ...]:

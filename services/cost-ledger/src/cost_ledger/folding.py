@@ -27,8 +27,9 @@ from synod.cost_ledger.events import (
     ReservationRenewed,
 )
 
-from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Imported, Reservation, Told
+from cost_ledger.book import SCOPE_FIELDS, WHOLE_TENANT, Book, Budget, Imported, OwnFactor, OwnPrice, Reservation, Told
 from cost_ledger.errors import ReservationNotFound
+from cost_ledger.naming import ANY_MODEL
 from cost_ledger.rates import UNPRICED, RateCard, flat_card
 
 
@@ -83,7 +84,8 @@ def _changed(book: Book, event: Event) -> Book:
         case BudgetResumed():
             return _with_suspension(book, event.budget_id, "")
         case PriceSet():
-            return book._replace(prices=book.prices.insert(f"{event.provider}/{event.model}", card_of(event)))
+            own = OwnPrice(f"{event.provider}/{event.model}", card_of(event), event.set_at)
+            return book._replace(prices=book.prices.insert(own.model.lower(), own))
         case PriceFactorSet():
             return _with_factor(book, event)
         case BudgetThresholdReached():
@@ -216,9 +218,13 @@ def _with_suspension(book: Book, budget_id: str, reason: str) -> Book:
 
 
 def _with_factor(book: Book, event: PriceFactorSet) -> Book:
-    name = f"{event.provider}/{event.model}"
+    name = factor_name(event.provider, event.model)
     # The factor 1 for a model is kept: it stands before that of its provider.
-    return book._replace(factors=book.factors.insert(name, event.factor_ppm))
+    return book._replace(factors=book.factors.insert(name, OwnFactor(event.factor_ppm, event.set_at)))
+
+
+def factor_name(provider: str, model: str) -> str:
+    return f"{provider}/{model}".lower() if model else provider.lower() + ANY_MODEL
 
 
 def _with_invoice(book: Book, event: ProviderInvoiceImported) -> Book:
@@ -244,7 +250,8 @@ def budget_of(event: BudgetSet) -> Budget:
 
 
 def _scope_key(scope: Attribution) -> tuple[str, str]:
-    return next(((name, value) for name in SCOPE_FIELDS if (value := getattr(scope, name))), WHOLE_TENANT)
+    name, value = next(((name, value) for name in SCOPE_FIELDS if (value := getattr(scope, name))), WHOLE_TENANT)
+    return (name, value.lower() if name == "model" else value)
 
 
 def card_of(event: PriceSet) -> RateCard:

@@ -1,7 +1,8 @@
 """What a name of a model means: "provider/model", a snapshot of a model by its date, all models of a provider.
 
-Names are compared as they are written, so a name that differs from a known one only by its case, or by a letter, would never
-match what is billed. It is refused instead, with the names that it may be meant for.
+Names are compared without their case, as the price book does, so that a call in another spelling is not passed by. A name
+that differs from a known one by a letter would never match what is billed, and one budget in two spellings is a slip: both
+are refused, with the names that they may be meant for.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def scopes_of(model: str) -> tuple[str, ...]:
 
 
 def family_of(model: str) -> str:
-    """The model without the dates that its name ends with: what its snapshots and aliases have in common.
+    """The model without the dates that its name ends with: what its snapshots and aliases have in common, in lower case.
 
     >>> family_of("openai/gpt-5.5-2026-04-01")
     'openai/gpt-5.5'
     """
+    model = model.lower()
     while snapshot := _SNAPSHOT.fullmatch(model):
         model = snapshot[1]
     return model
@@ -54,18 +56,29 @@ def distance(name: str, model: str) -> int | None:
     0 if they are equal, 1 if the model called is a snapshot of what is billed, 2 the other way round: it was called by a name
     for whatever its newest snapshot is.
     """
+    name, model = name.lower(), model.lower()
     if name == model:
         return 0
-    if name in scopes_of(model):
+    if name in compared_scopes_of(model):
         return 1
-    return 2 if model in scopes_of(name) else None
+    return 2 if model in compared_scopes_of(name) else None
+
+
+@lru_cache(maxsize=4_096)
+def compared_scopes_of(model: str) -> tuple[str, ...]:
+    """The scopes that hold the model, the most specific first, as they are compared: in lower case.
+
+    >>> compared_scopes_of("openai/GPT-5.5-2026-04-01")
+    ('openai/gpt-5.5-2026-04-01', 'openai/gpt-5.5', 'openai/*')
+    """
+    return scopes_of(model.lower())
 
 
 def pattern_of(scope: str) -> str:
     """The scope as a regular expression of PostgreSQL for the models that it holds."""
     if scope.endswith(ANY_MODEL):
-        return f"^{re.escape(scope[:-1])}"
-    return f"^{re.escape(scope)}({_DATE})?$"
+        return f"(?i)^{re.escape(scope[:-1])}"
+    return f"(?i)^{re.escape(scope)}({_DATE})?$"
 
 
 def check_scope_model(model: str, known: Collection[str]) -> None:

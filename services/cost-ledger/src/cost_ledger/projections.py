@@ -50,6 +50,9 @@ OWNERS: Final = (
 )
 """The attributions that a cost is kept with."""
 
+BIGINT_MAX: Final = 2**63 - 1
+"""What a column holds of a sum that is larger."""
+
 USAGE: Final = TypeAdapter(tuple[UsageLine, ...])
 HOLDS: Final = TypeAdapter(tuple[Hold, ...])
 BUDGET: Final = TypeAdapter(Budget)
@@ -336,10 +339,12 @@ def _threshold_values(
 ) -> tuple[object, ...]:
     window = (stored.tenant, event.budget_id, event.window_start, event.share)
     if isinstance(event, BudgetCommitmentReached):
-        amounts = (event.posted, event.pending)
+        amounts = (min(event.posted, BIGINT_MAX), min(event.pending, BIGINT_MAX))
         return (*window, "committed", event.threshold_percent, *amounts, stored.occurred_at)
     # One of the two is 0, whichever unit the budget is in.
-    amounts = (event.posted_nano_usd + event.posted_quantity, event.pending_nano_usd + event.pending_quantity)
+    posted = event.posted_nano_usd + event.posted_quantity
+    pending = event.pending_nano_usd + event.pending_quantity
+    amounts = (min(posted, BIGINT_MAX), min(pending, BIGINT_MAX))
     return (*window, "posted", event.threshold_percent, *amounts, stored.occurred_at)
 
 

@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from cost_ledger.book import Budget, Reservation
 from cost_ledger.ports import BudgetStatus, Due, Standing
-from cost_ledger.projections import BUDGET, OWNERS, RESERVATION
+from cost_ledger.projections import BIGINT_MAX, BUDGET, OWNERS, RESERVATION
 
 Connection = AsyncConnection[Any]
 
@@ -166,9 +166,12 @@ def _spend_statement(tenant: str, query: SpendQuery) -> tuple[sql.Composed, dict
     if query.until is not None:
         conditions.append(sql.SQL("incurred_at < %(until)s"))
     statement = sql.SQL(
-        'select array[{group}]::text[] as "group", coalesce(sum(cost), 0)::bigint as cost,'
-        " coalesce(sum(pending), 0)::bigint as pending, coalesce(sum(input_tokens), 0)::bigint as input_tokens,"
-        " coalesce(sum(output_tokens), 0)::bigint as output_tokens, coalesce(sum(calls), 0)::bigint as calls"
+        # A sum has no bound, and what tells of it has: beyond it stands the largest that it can tell.
+        'select array[{group}]::text[] as "group", least(coalesce(sum(cost), 0), {most})::bigint as cost,'
+        " least(coalesce(sum(pending), 0), {most})::bigint as pending,"
+        " least(coalesce(sum(input_tokens), 0), {most})::bigint as input_tokens,"
+        " least(coalesce(sum(output_tokens), 0), {most})::bigint as output_tokens,"
+        " coalesce(sum(calls), 0)::bigint as calls"
         " from view_spend.charge where {where} group by {grouping} having count(*) > 0"
         " order by 2 desc, 3 desc, 1 limit {limit}"
     )
@@ -178,6 +181,7 @@ def _spend_statement(tenant: str, query: SpendQuery) -> tuple[sql.Composed, dict
             where=sql.SQL(" and ").join(conditions),
             grouping=sql.SQL(", ").join(group) if group else sql.SQL("()"),
             limit=sql.Literal(GROUPS_MAX + 1),
+            most=sql.Literal(BIGINT_MAX),
         ),
         values,
     )

@@ -16,9 +16,10 @@ from synod.cost_ledger.v1 import cost_ledger_pb2_grpc
 
 from cost_ledger import translate
 from cost_ledger.application import Asked, CostLedger
-from cost_ledger.checks import check_batch, check_period
+from cost_ledger.checks import check_batch, check_correlation, check_period
 from cost_ledger.commands import ResumeBudget, SuspendBudget
 from cost_ledger.corrections import Corrections
+from cost_ledger.errors import RequestInvalid
 from cost_ledger.freshness import Freshness
 from cost_ledger.queries import Queries
 from cost_ledger.reports import Reports
@@ -62,8 +63,7 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
     freshness: Freshness
 
     async def Reserve(self, request: pb.ReserveRequest, context: Call) -> pb.Reservation:
-        attribution = request.attribution
-        caller = event_context(correlation=attribution.root_run_id or attribution.run_id)
+        caller = event_context(correlation=_correlation(request))
         wanted = translate.to_reservation_request(request, caller.tenant)
         return translate.from_reservation(await self.ledger.reserve(wanted, caller))
 
@@ -172,13 +172,21 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
             yield pb.ExportSpendResponse(charges=page)
 
 
-def _reservation_of(item: pb.ReserveManyRequest.Item) -> Asked | ServiceError:
+def _reservation_of(item: pb.ReserveManyRequest.Item) -> Asked | ServiceError | RequestInvalid:
     """What an item asks for and in whose name, or why it cannot be asked."""
-    attribution = item.reserve.attribution
-    correlation = attribution.root_run_id or attribution.run_id or item.correlation
     try:
+        check_correlation("actor", item.actor)
+        check_correlation("correlation", item.correlation)
         with continuing(item.traceparent):
-            caller = event_context(correlation=correlation, actor=item.actor)
+            caller = event_context(correlation=_correlation(item.reserve) or item.correlation, actor=item.actor)
         return Asked(translate.to_reservation_request(item.reserve, caller.tenant), caller)
-    except ServiceError as error:
+    except (ServiceError, RequestInvalid) as error:
         return error
+
+
+def _correlation(request: pb.ReserveRequest) -> str:
+    """The run that all is for, if it is for one."""
+    name = "root_run_id" if request.attribution.root_run_id else "run_id"
+    correlation: str = getattr(request.attribution, name)
+    check_correlation(f"attribution.{name}", correlation)
+    return correlation

@@ -8,11 +8,10 @@ from typing import Final
 from pydantic import TypeAdapter
 from rpds import HashTrieMap, HashTrieSet
 
-from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, Reservation, Told
-from cost_ledger.rates import RateCard
+from cost_ledger.book import CHARGES_MAX, CLOSED_MAX, Book, Budget, Imported, OwnFactor, OwnPrice, Reservation, Told
 from cost_ledger.recent import Recent
 
-FOLD: Final = "book-7"
+FOLD: Final = "book-9"
 """Names the fold and the form of its bytes. Raise it when evolve or Image changes: older snapshots are left unread."""
 
 
@@ -22,8 +21,8 @@ class Image:
 
     budgets: tuple[Budget, ...]
     by_scope: tuple[tuple[tuple[str, str], tuple[str, ...]], ...]
-    prices: dict[str, RateCard]
-    factors: dict[str, int]
+    prices: dict[str, OwnPrice]
+    factors: dict[str, OwnFactor]
     open: tuple[Reservation, ...]
     closed: tuple[Reservation, ...]
     charges: tuple[tuple[str, int], ...]

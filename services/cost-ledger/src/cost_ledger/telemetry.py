@@ -101,8 +101,10 @@ class Telemetry:
 
     def _settled(self, event: CostSettled) -> None:
         self._spent.labels(*self._labels(event.model)).inc(event.amount_nano_usd * _NANO)
-        if event.overrun_nano_usd and event.reserved_nano_usd:
+        of_money = event.overrun_nano_usd and event.reserved_nano_usd
+        if of_money or event.quota_overruns:
             self._overruns.inc()
+        if of_money:
             self._overrun.inc(event.overrun_nano_usd * _NANO)
         if event.late and _of_suspense((*event.postings, *event.quota_postings)):
             self._resolved.inc()

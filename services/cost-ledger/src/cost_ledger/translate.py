@@ -32,11 +32,12 @@ from cost_ledger import errors
 from cost_ledger.application import NamedPrice, ReservationRequest, Settlement
 from cost_ledger.book import Reservation, State
 from cost_ledger.charges import Selection
+from cost_ledger.checks import check_attribution
 from cost_ledger.commands import InvoiceLine, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
-from cost_ledger.projections import OWNERS
+from cost_ledger.projections import BIGINT_MAX, OWNERS
 from cost_ledger.queries import BY_TAG, GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
 from cost_ledger.reports import BudgetForecast, ComparedModel, ListedCharge, PricedUsage
@@ -275,6 +276,7 @@ def to_spend_query(request: pb.QuerySpendRequest, tenant: str) -> SpendQuery:
 
 
 def _where(wanted: Attribution) -> dict[str, str]:
+    check_attribution("filter", wanted)
     return {name: value for name in OWNERS if (value := getattr(wanted, name))}
 
 
@@ -436,6 +438,7 @@ def _outcome(outcome: Reservation | Exception) -> pb.ReserveManyResponse.Outcome
 
 def from_budget(status: BudgetStatus) -> pb.Budget:
     budget = status.budget
+    posted, pending, available = _int64(status.posted), _int64(status.pending), _int64(status.available)
     found = pb.Budget(
         budget_id=budget.budget_id,
         scope=from_attribution(budget.scope),
@@ -447,16 +450,16 @@ def from_budget(status: BudgetStatus) -> pb.Budget:
         share=status.share,
         unit=budget.unit,
         limit=budget.limit,
-        posted=status.posted,
-        pending=status.pending,
-        available=status.available,
+        posted=posted,
+        pending=pending,
+        available=available,
         suspended_for=budget.suspended_for,
     )
     if budget.rolling_s:
         found.rolling.FromSeconds(budget.rolling_s)
     if budget.unit == "nano_usd":
-        found.limit_nano_usd, found.posted_nano_usd = budget.limit, status.posted
-        found.pending_nano_usd, found.available_nano_usd = status.pending, status.available
+        found.limit_nano_usd, found.posted_nano_usd = budget.limit, posted
+        found.pending_nano_usd, found.available_nano_usd = pending, available
     return found
 
 
@@ -479,7 +482,7 @@ def from_spend(rows: Sequence[SpendRow]) -> pb.QuerySpendResponse:
         )
         for row in rows
     ]
-    return pb.QuerySpendResponse(rows=found, total_nano_usd=sum(row.cost for row in rows))
+    return pb.QuerySpendResponse(rows=found, total_nano_usd=_int64(sum(row.cost for row in rows)))
 
 
 def from_price(named: NamedPrice) -> pb.Price:
@@ -507,6 +510,11 @@ def from_prices(found: Sequence[NamedPrice], size: int, version: str) -> pb.List
 
 def from_attribution(attribution: Attribution) -> pb.Attribution:
     return pb.Attribution(**attribution.model_dump(exclude={"tags"}), tags=values_of(attribution.tags))
+
+
+def _int64(amount: int) -> int:
+    """What a message can say of a sum that has no bound: the end of what it can, rather than nothing at all."""
+    return max(-BIGINT_MAX, min(amount, BIGINT_MAX))
 
 
 def _stamp(moment: datetime) -> Timestamp:

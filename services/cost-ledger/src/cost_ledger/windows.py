@@ -66,6 +66,11 @@ def counted(window: Window, name: str, rolling_s: int) -> tuple[str, ...]:
     return _live_slices(name, rolling_s) if window == "rolling" else (name,)
 
 
+def stretch(window: Window, name: str, rolling_s: int) -> tuple[str, ...]:
+    """The names within a whole window's length of `name`, before it or after: what happens once in a window has one of them."""
+    return _slices_around(name, rolling_s) if window == "rolling" else (name,)
+
+
 def bounds(window: Window, at: datetime, time_zone: str = "UTC", rolling_s: int = 0) -> Bounds:
     """When the window that `at` falls into begins and ends. A rolling window ends now and never."""
     if window == "lifetime":
@@ -135,6 +140,19 @@ def _slice_name(number: int, rolling_s: int) -> str:
 
 @lru_cache(maxsize=1024)
 def _live_slices(name: str, rolling_s: int) -> tuple[str, ...]:
+    return _slices(name, rolling_s, _SLICES_AHEAD)
+
+
+@lru_cache(maxsize=1024)
+def _slices_around(name: str, rolling_s: int) -> tuple[str, ...]:
+    return _slices(name, rolling_s, _slices_of_window(rolling_s))
+
+
+def _slices(name: str, rolling_s: int, ahead: int) -> tuple[str, ...]:
     newest = _slice_of(datetime.fromisoformat(name), rolling_s)
-    oldest = newest - -(-rolling_s // slice_s(rolling_s))
-    return tuple(_slice_name(number, rolling_s) for number in range(oldest, newest + _SLICES_AHEAD + 1))
+    oldest = newest - _slices_of_window(rolling_s)
+    return tuple(_slice_name(number, rolling_s) for number in range(oldest, newest + ahead + 1))
+
+
+def _slices_of_window(rolling_s: int) -> int:
+    return -(-rolling_s // slice_s(rolling_s))

@@ -12,7 +12,8 @@ Window = Literal["lifetime", "day", "month", "hour", "week", "year", "rolling"]
 # What a budget limits. All but money are quotas: they refuse, alert and settle in the same way.
 Unit = Literal["nano_usd", "calls", "tokens", "input_tokens", "output_tokens", "tool_ms", "cpu_ms"]
 
-# Where a price came from. "book_fuzzy": the book knows the model only by a prefix or pattern. "fixed": an amount was
+# Where a price came from. "book_fuzzy": the book knows the model only by a prefix or pattern, or has no price for the
+# terms that were billed, so that those reserved count. "fixed": an amount was
 # given, not tokens. "unpriced": nobody knows the price; tokens are recorded at 0 until it is re-rated.
 PriceSource = Literal["book", "book_fuzzy", "override", "fixed", "unpriced"]
 
@@ -111,6 +112,8 @@ class PriceSet(Event):
     cache_write_pico_usd: int
     # Of other units, and of context tiers.
     rates: tuple[UnitRate, ...] = ()
+    # None where it was not recorded. A re-rating leaves costs from before as they are, but those without a sure price.
+    set_at: datetime | None = None
 
 
 class PriceFactorSet(Event):
@@ -123,10 +126,12 @@ class PriceFactorSet(Event):
     model: str
     # 900,000 with a discount of 10 %; 1,000,000 is the book's price again.
     factor_ppm: int
+    # As that of PriceSet.
+    set_at: datetime | None = None
 
 
 class FuzzyPriceUsed(Event):
-    """A model's cost is priced by a price book that knows its name by a prefix or pattern only, so the price may be wrong.
+    """A model's cost is priced by a guess: the price book knows its name by a prefix or pattern only, or no such terms.
 
     Once for each model and price version.
     """
@@ -136,7 +141,7 @@ class FuzzyPriceUsed(Event):
     # "provider/model", as it is billed.
     model: str
     price_version: str
-    # The model of the price book whose price it is.
+    # The model of the price book whose price it is: itself, on other terms, if those billed have no price.
     priced_as: str
 
 
@@ -236,6 +241,8 @@ class CostSettled(Event):
     quantities: tuple[Quantity, ...] = ()
     quota_postings: tuple[QuotaPosting, ...] = ()
     price_context: str = ""
+    # How far what was used exceeds what was held of a quota's unit.
+    quota_overruns: tuple[Quantity, ...] = ()
 
 
 class ReservationReleased(Event):
