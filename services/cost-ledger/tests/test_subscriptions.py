@@ -559,6 +559,14 @@ async def test_group_03_what_happened_after_all_is_posted_though_the_book_forgot
     assert await world.amounts() == (40 + COST, 0)
 
 
+async def test_what_no_call_can_have_used_is_parked_and_stays_held(world: World) -> None:
+    await world.reserve()
+    await world.publish(completed(usage=(UsageLine(direction="input", quantity=10**18),)))
+    (parked,) = await world.models.parked()
+    assert "more than one call may" in parked.error
+    assert await world.amounts() == (0, (await world.reservation()).reserved)
+
+
 async def test_group_14_a_tier_that_the_provider_served_instead_is_the_one_that_is_billed(world: World) -> None:
     priced = replace(world.ledger, prices=load_price_book())
     fast, model = terms_of({"service_tier": "fast"}), "openai/gpt-5.5"
