@@ -176,10 +176,13 @@ class Ledger(RuleBasedStateMachine):
     )
     def open(self, limits: list[int]) -> None:
         self.loop.run_until_complete(self._open())
-        for (budget_id, given), limit in zip(BUDGETS, limits, strict=True):
-            self.tally.limits[budget_id] = limit
-            rules: dict[str, object] = {"scope": Attribution(), "hard": True} | given
-            self.run(0, SetBudget(budget_id=budget_id, limit=limit, at=self.clock.now(), **rules))  # type: ignore[arg-type]
+        for (budget_id, _), limit in zip(BUDGETS, limits, strict=True):
+            self.set_budget(0, budget_id, limit)
+
+    def set_budget(self, process: int, budget_id: str, limit: int) -> None:
+        rules: dict[str, object] = {"scope": Attribution(), "hard": True} | dict(BUDGETS)[budget_id]
+        self.tally.limits[budget_id] = limit
+        self.run(process, SetBudget(budget_id=budget_id, limit=limit, at=self.clock.now(), **rules))  # type: ignore[arg-type]
 
     async def _open(self) -> None:
         self.processes = [Books(self.log, self.clock, snapshot_events=7) for _ in range(2)]
@@ -277,6 +280,12 @@ class Ledger(RuleBasedStateMachine):
         """Those and no others are open no more."""
         still_open = self.loop.run_until_complete(self.processes[process].read("acme")).open
         assert set(self.book.open) - set(still_open) == wanted
+
+    @rule(process=st.integers(0, 1), budget=st.sampled_from(BUDGETS), limit=st.integers(0, 9_000))
+    def a_limit_is_raised_or_lowered_below_what_is_spent(
+        self, process: int, budget: tuple[str, dict[str, object]], limit: int
+    ) -> None:
+        self.set_budget(process, budget[0], limit)
 
     @rule(process=st.integers(0, 1), budget_id=st.sampled_from(SUSPENDED))
     def a_budget_is_suspended_or_all_are_resumed(self, process: int, budget_id: str) -> None:
