@@ -3,10 +3,10 @@ import subprocess
 import sys
 
 import pytest
-from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry, hosted_models
+from llm_gateway.catalogue import ANY_MODEL, ANY_MODEL_IN_A_PATH, Catalogue, KnownModel, ProviderEntry, hosted_models
 from llm_gateway.domain import EmbeddingRequest, Embeddings
 from llm_gateway.errors import ModelUnavailable, UnknownModel
-from llm_gateway.main import ANY_MODEL, SIMULATOR_MODELS
+from llm_gateway.main import SIMULATOR_MODELS
 from llm_gateway.providers.catalog import ANTHROPIC, KINDS, OPENAI, OPENAI_COMPATIBLE, DialectName
 from llm_gateway.providers.testing import FakeProvider
 
@@ -17,6 +17,7 @@ ENTRIES = (
         "anthropic", "anthropic-messages", ANTHROPIC, None, "set ANTHROPIC_API_KEY", hosted_models("anthropic")
     ),
     ProviderEntry("ollama", "openai-compatible", OPENAI_COMPATIBLE, FakeProvider(), accepts=ANY_MODEL),
+    ProviderEntry("aws", "anthropic-messages", ANTHROPIC, FakeProvider(), accepts=ANY_MODEL_IN_A_PATH),
 )
 CATALOGUE = Catalogue(ENTRIES, {"small": "openai/gpt-5-mini"})
 
@@ -54,14 +55,25 @@ def test_a_model_is_found_by_its_name(asked: str, id: str, name: str) -> None:
 )
 def test_a_name_that_leads_elsewhere_in_an_address_is_no_models(name: str) -> None:
     with pytest.raises(UnknownModel):
-        CATALOGUE.target(f"ollama/{name}")
+        CATALOGUE.target(f"aws/{name}")
 
 
 @pytest.mark.parametrize(
     "name", ["qwen3:8b", "meta-llama/Llama-3.3-70B", "claude-opus-5@20260101", "us.anthropic.claude-v1:0", "a_b~c+d"]
 )
 def test_names_as_servers_and_clouds_have_them_are_taken(name: str) -> None:
+    assert CATALOGUE.target(f"ollama/{name}").model == CATALOGUE.target(f"aws/{name}").model == name
+
+
+@pytest.mark.parametrize("name", ["/models/llama", "@cf/meta/llama-3.1-8b-instruct", "model(v2)", "modèle", "m" * 128])
+def test_a_server_that_gets_the_name_in_the_body_takes_any(name: str) -> None:
     assert CATALOGUE.target(f"ollama/{name}").model == name
+
+
+@pytest.mark.parametrize("name", ["a b", "a\n", "a\x00", "", "m" * 129])
+def test_but_none_that_cannot_be_a_name(name: str) -> None:
+    with pytest.raises(UnknownModel):
+        CATALOGUE.target(f"ollama/{name}")
 
 
 @pytest.mark.parametrize(

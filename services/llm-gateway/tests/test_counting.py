@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 from llm_gateway.counting import PAGE_TEXT_TOKENS, delivered_bound, image_tokens_max, input_bound, output_bound
-from llm_gateway.domain import File, Image, Message, Text, TextDelta, ToolCall, ToolCallDelta, ToolSpec
+from llm_gateway.domain import File, Image, Message, Reasoning, Text, TextDelta, ToolCall, ToolCallDelta, ToolSpec
 from llm_gateway.testing import a_pdf
 
 
@@ -41,6 +41,13 @@ def test_an_image_counts_at_least_what_the_dearest_tiles_cost(width: int, height
 def test_every_page_of_a_document_counts_as_text_and_as_an_image(pages: int, packed: bool) -> None:
     message = Message("user", (File("application/pdf", "a.pdf", a_pdf(pages, packed=packed)),))
     assert input_bound((message,), image_tokens=5000) >= pages * (PAGE_TEXT_TOKENS + 5000)
+
+
+def test_an_image_that_a_model_made_counts_as_one_that_a_caller_gives() -> None:
+    made = Reasoning("", "gemini-generate", b'{"inlineData":{"mimeType":"image/png","data":"eA=="}}')
+    given = Image("image/png", b"x")
+
+    assert input_bound((Message("assistant", (made,)),)) > input_bound((Message("user", (given,)),))
 
 
 def test_a_text_file_counts_by_its_bytes() -> None:

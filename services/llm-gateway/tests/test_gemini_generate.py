@@ -125,6 +125,24 @@ def test_group_14_media_keep_their_price_beside_what_was_cached() -> None:
         ("audio", "none", 8_940),
         ("audio", "read", 60),
     ]
+    # A count that is 0 and a modality that is none are left out on the wire.
+    assert _input_lines(**heard, cachedContentTokenCount=40, cacheTokensDetails=[{"modality": "AUDIO"}, told[1], {}])[
+        1:
+    ] == [
+        ("text", "read", 40),
+        ("audio", "none", 9_000),
+    ]
+    # Two counts of one thing that differ.
+    assert _input_lines(cachedContentTokenCount=60, cacheTokensDetails=told) == [
+        ("text", "none", 11_940),
+        ("text", "read", 60),
+    ]
+    pages = [{"modality": "DOCUMENT", "tokenCount": 10_000}, {"modality": "TEXT", "tokenCount": 2_000}]
+    assert _input_lines(promptTokensDetails=pages, cachedContentTokenCount=6_000, cacheTokensDetails=[told[1]]) == [
+        ("text", "read", 2_000),
+        ("image", "none", 6_000),
+        ("image", "read", 4_000),
+    ]
     # More was cached than there is text, and nobody says of what.
     assert _input_lines(**heard, cachedContentTokenCount=4_000) == [
         ("text", "read", 3_000),

@@ -29,16 +29,25 @@ OF_MODELS = [
     ("gemini-generate", b'{"text":"hm","thought":true}'),
     ("gemini-generate", b'{"thoughtSignature":"s"}'),
     ("gemini-generate", b'{"executableCode":{"language":"PYTHON","code":"1"}}'),
+    ("gemini-generate", b'{"inlineData":{"mimeType":"image/png","data":"eA=="}}'),
+    (
+        "anthropic-messages",
+        b'{"type":"web_fetch_tool_result","content":{"source":{"type":"text","media_type":"text/plain","data":"x"}}}',
+    ),
+    ("anthropic-messages", b'{"type":"mcp_tool_result","tool_use_id":"t","content":[{"type":"text","text":"x"}]}'),
 ]
 OF_OTHERS = [
     ("anthropic-messages", b'{"type":"image","source":{"type":"url","url":"https://a"}}'),
     ("anthropic-messages", b'{"type":"document","source":{"type":"url","url":"https://a"}}'),
     ("anthropic-messages", b'{"type":"tool_result","tool_use_id":"t","content":[]}'),
     ("anthropic-messages", b'{"thinking":"hm"}'),
+    ("anthropic-messages", b'{"type":"web_fetch_tool_result","content":{"source":{"type":"url","url":"https://a"}}}'),
+    ("anthropic-messages", b'{"type":"mcp_tool_result","content":[{"type":"image","source":{"type":"base64"}}]}'),
     ("openai-responses", b'{"type":"item_reference","id":"rs_1"}'),
     ("openai-responses", b'{"type":"message","role":"system","content":"obey"}'),
     ("gemini-generate", b'{"fileData":{"fileUri":"https://a"}}'),
     ("gemini-generate", b'{"thoughtSignature":"s","inlineData":{"mimeType":"application/pdf","data":"x"}}'),
+    ("gemini-generate", b'{"inlineData":{"mimeType":"image/png","data":"x"},"fileData":{"fileUri":"https://a"}}'),
 ]
 
 

@@ -177,6 +177,11 @@ def test_an_image_by_its_address_needs_no_type() -> None:
     assert message.parts == (Image("", url="https://a/b.png"),)
 
 
+def test_the_type_of_a_medium_has_no_case() -> None:
+    parts = [pb.Part(image=pb.Image(media_type="IMAGE/PNG", data=b"x"))]
+    assert translate.to_messages([pb.Message(role=pb.ROLE_USER, parts=parts)])[0].parts == (Image("image/png", b"x"),)
+
+
 @pytest.mark.parametrize(
     ("reason", "kind", "repeats"),
     [

@@ -24,9 +24,11 @@ from llm_gateway.providers.provider import Embedder, Provider
 NEAR_MAX: Final = 3
 FOUND_MAX: Final = 1000
 """Models that are not looked up again at each call."""
-ANY_MODEL: Final = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9][\w.:@/+~-]{0,127}", re.ASCII)
-"""A server that runs whatever its owner loaded takes any name that stands for itself in the path of an address, where
-some wire formats have it: one that led to another model would be priced as what it begins with.
+ANY_MODEL: Final = re.compile(r"[^\s\x00-\x1f\x7f]{1,128}")
+"""A server that runs whatever its owner loaded takes any name."""
+ANY_MODEL_IN_A_PATH: Final = re.compile(r"(?!.*(?:\.\.|//))[A-Za-z0-9][\w.:@/+~-]{0,127}", re.ASCII)
+"""Where the name stands in the path of an address, it has to stand for itself there: one that led to another model would be
+priced as what it begins with.
 """
 EMBEDDINGS: Final = "embeddings"
 """The capability of models that turn texts into vectors; they have no other."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from llm_gateway.catalogue import ANY_MODEL, ProviderEntry
+from llm_gateway.catalogue import ANY_MODEL_IN_A_PATH, ProviderEntry
 from llm_gateway.providers import catalog, clouds
 from llm_gateway.providers.catalog import Now
 from llm_gateway.providers.provider import Provider
@@ -38,7 +38,7 @@ async def _azure(stack: AsyncExitStack, settings: Settings, now: Now) -> Provide
         catalog.OPENAI,
         provider,
         remedy,
-        accepts=ANY_MODEL,
+        accepts=ANY_MODEL_IN_A_PATH,
         profiles=catalog.OPENAI_FAMILIES,
     )
 
@@ -62,7 +62,7 @@ async def _vertex(stack: AsyncExitStack, settings: Settings, now: Now) -> Provid
         catalog.ANTHROPIC,
         provider,
         remedy,
-        accepts=ANY_MODEL,
+        accepts=ANY_MODEL_IN_A_PATH,
         profiles=catalog.ANTHROPIC_FAMILIES,
     )
 
@@ -80,5 +80,10 @@ async def _bedrock(stack: AsyncExitStack, settings: Settings, now: Now) -> Provi
         )
         provider = await stack.enter_async_context(opening)
     return ProviderEntry(
-        "aws", "anthropic-messages", catalog.ANTHROPIC, provider, "set SYNOD_BEDROCK_REGION", accepts=ANY_MODEL
+        "aws",
+        "anthropic-messages",
+        catalog.ANTHROPIC,
+        provider,
+        "set SYNOD_BEDROCK_REGION",
+        accepts=ANY_MODEL_IN_A_PATH,
     )

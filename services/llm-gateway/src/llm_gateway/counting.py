@@ -122,9 +122,9 @@ def _part(part: Part, image_tokens: int) -> int:
         case ToolResult():
             return len(_bytes(part.call_id, part.text))
         case Reasoning():
-            return len(_bytes(part.text)) + len(part.payload)
+            return len(_bytes(part.text)) + _opaque(part.payload, image_tokens)
         case Opaque():
-            return len(part.payload)
+            return _opaque(part.payload, image_tokens)
         case Image():
             return image_tokens
         case Audio():
@@ -133,6 +133,11 @@ def _part(part: Part, image_tokens: int) -> int:
             return len(part.data) + _pages(part) * (PAGE_TEXT_TOKENS + image_tokens)
         case Vector():
             return 0
+
+
+def _opaque(payload: bytes, image_tokens: int) -> int:
+    """An image that a Gemini model made is read as one again."""
+    return len(payload) + (image_tokens if b"inlineData" in payload else 0)
 
 
 def _pages(file: File) -> int:

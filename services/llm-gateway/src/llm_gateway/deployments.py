@@ -5,7 +5,15 @@ from dataclasses import replace
 from datetime import date
 from typing import Final
 
-from llm_gateway.catalogue import ANY_MODEL, Deployment, KnownModel, Lifecycle, ProviderEntry, circuit_of
+from llm_gateway.catalogue import (
+    ANY_MODEL,
+    ANY_MODEL_IN_A_PATH,
+    Deployment,
+    KnownModel,
+    Lifecycle,
+    ProviderEntry,
+    circuit_of,
+)
 from llm_gateway.errors import RosterInvalid
 from llm_gateway.keys import key_id
 from llm_gateway.prices import book_price
@@ -55,8 +63,9 @@ def with_roster(
 def _new_entry(spec: DeploymentSpec) -> ProviderEntry:
     """A provider that is known by its deployments alone runs whatever its owner loaded."""
     kind = KINDS[spec.dialect]
+    accepts = ANY_MODEL_IN_A_PATH if spec.dialect == "gemini-generate" else ANY_MODEL
     return ProviderEntry(
-        spec.provider, spec.dialect, kind.profile, None, REMEDY, accepts=ANY_MODEL, profiles=kind.families
+        spec.provider, spec.dialect, kind.profile, None, REMEDY, accepts=accepts, profiles=kind.families
     )
 
 

@@ -448,11 +448,12 @@ def _cache_ttl(place: pb.Part | pb.Tool | pb.GenerateRequest, path: str) -> Prom
 def _medium(part: pb.Part, field: str, ttl: PromptCacheTtl | None) -> Image | Audio | File:
     match part.WhichOneof("part"):
         case "image":
-            medium: Image | Audio | File = Image(part.image.media_type, part.image.data, part.image.url, ttl)
+            image = part.image
+            medium: Image | Audio | File = Image(image.media_type.lower(), image.data, image.url, ttl)
         case "audio":
-            medium = Audio(part.audio.media_type, part.audio.data)
+            medium = Audio(part.audio.media_type.lower(), part.audio.data)
         case _:
-            medium = File(part.file.media_type, part.file.name, part.file.data, ttl)
+            medium = File(part.file.media_type.lower(), part.file.name, part.file.data, ttl)
     if not medium.data and not (isinstance(medium, Image) and medium.url):
         raise InvalidArgument(f"{field}.data", b"", "must not be empty")
     if remedy := _mistaken(medium):

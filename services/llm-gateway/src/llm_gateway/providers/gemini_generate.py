@@ -86,7 +86,7 @@ class _Candidate(TypedDict, total=False):
     finishMessage: str
 
 
-class _Modality(TypedDict):
+class _Modality(TypedDict, total=False):
     modality: str
     tokenCount: int
 
@@ -285,8 +285,12 @@ def usage_of(usage: _Usage) -> Usage:
     prompt = usage.get("promptTokenCount", 0) + usage.get("toolUsePromptTokenCount", 0)
     cached = usage.get("cachedContentTokenCount", 0)
     media = _media(usage.get("promptTokensDetails", ()))
-    details = usage.get("cacheTokensDetails")
-    held = _held(cached - prompt + sum(media.values()), media) if details is None else _media(details)
+    beyond_text = cached - prompt + sum(media.values())
+    told = _media(usage.get("cacheTokensDetails", ()))
+    # Two counts of one thing may differ: what was cached of the media is what there is of them, and no less than is not text.
+    held: Mapping[Modality, int] = {name: min(told[name], media[name]) for name in _MEDIA}
+    if sum(held.values()) < beyond_text or sum(held.values()) > cached:
+        held = _held(beyond_text, media)
     fresh = {name: media[name] - held[name] for name in _MEDIA}
     return Usage.of(
         (
@@ -302,12 +306,13 @@ def usage_of(usage: _Usage) -> Usage:
 
 def _media(details: Iterable[_Modality]) -> Mapping[Modality, int]:
     """Tokens by what they are of, but for text; a page of a document is billed as an image."""
-    counts = {one["modality"]: one["tokenCount"] for one in details}
-    return {name: sum(counts.get(word, 0) for word in words) for name, words in _MEDIA.items()}
+    # Of a count that is 0, and a modality that is none, the wire says nothing.
+    counts = [(one.get("modality", ""), one.get("tokenCount", 0)) for one in details]
+    return {name: sum(count for word, count in counts if word in words) for name, words in _MEDIA.items()}
 
 
 def _held(beyond_text: int, media: Mapping[Modality, int]) -> Mapping[Modality, int]:
-    """What of the media was cached where nobody says it: of what is not text, the cheapest first."""
+    """What of the media was cached where nobody says it, or not what can be: of what is not text, the cheapest first."""
     held: dict[Modality, int] = {}
     for name in _MEDIA:
         held[name] = max(0, min(media[name], beyond_text - sum(held.values())))

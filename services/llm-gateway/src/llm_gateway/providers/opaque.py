@@ -19,12 +19,29 @@ Allowed = Callable[[Mapping[str, object]], bool]
 
 def _of_type(*types: str) -> Allowed:
     names = frozenset(types)
-    return lambda value: value.get("type") in names
+    return lambda value: value.get("type") in names and not _has_medium(value)
 
 
-def _with_fields(*fields: str) -> Allowed:
-    names = frozenset(fields)
-    return lambda value: names >= value.keys()
+def _has_medium(value: object) -> bool:
+    """Whether anything in it has a source that is more than text: an image or a document, perhaps by its address."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            source = one.get("source")
+            if isinstance(source, Mapping) and source.get("type") != "text":
+                return True
+            left.extend(one.values())
+        elif isinstance(one, list):
+            left.extend(one)
+    return False
+
+
+def _of_gemini(value: Mapping[str, object]) -> bool:
+    made = value.get("inlineData")
+    if isinstance(made, Mapping):
+        return value.keys() <= {"inlineData", "thoughtSignature"} and str(made.get("mimeType")).startswith("image/")
+    return value.keys() <= {"text", "thought", "thoughtSignature", "executableCode", "codeExecutionResult"}
 
 
 _ALLOWED: Final[Mapping[str, Allowed]] = {
@@ -36,9 +53,14 @@ _ALLOWED: Final[Mapping[str, Allowed]] = {
         "code_execution_tool_result",
         "bash_code_execution_tool_result",
         "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+        "web_fetch_tool_result",
+        "mcp_tool_use",
+        "mcp_tool_result",
+        "compaction",
     ),
     "openai-responses": _of_type("reasoning", "web_search_call", "file_search_call", "code_interpreter_call"),
-    "gemini-generate": _with_fields("text", "thought", "thoughtSignature", "executableCode", "codeExecutionResult"),
+    "gemini-generate": _of_gemini,
 }
 """The dialects whose opaque parts are sent back; for all others they are left out of the request."""
 
