@@ -610,7 +610,8 @@ class Execution:
     async def _enter_limits(self, aim: Aim, until: float) -> None:
         """Before anything is reserved: money is not held while a call waits for room."""
         self._leave_limits(None)
-        asking = self._asking
+        # A rival waits beside an attempt that may be answered any moment: that holds nobody up.
+        asking = self._asking if self._race is None else None
         if asking is not None:
             asking.enter_line()
         try:
