@@ -32,7 +32,7 @@ from llm_gateway.domain import (
 from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, CallEvent
 from llm_gateway.journal import Journal
-from llm_gateway.limits import LimitRule, Line, Need
+from llm_gateway.limits import LimitRule, Line, Need, Priority
 from llm_gateway.ports import Entry
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.providers.testing import FakeProvider, Outcome
@@ -267,6 +267,46 @@ async def test_a_call_does_not_wait_for_an_equal_one_that_it_goes_before_in_the_
     world.admission.leave(await other, None)
     assert (await low).cache == "miss"
     assert len(world.provider.requests) == 2
+
+
+def both_at_once(world: World) -> "list[asyncio.Task[Answer]]":
+    """A call of a low priority, and an equal one of a high priority that comes while that looks in the store."""
+    priorities: tuple[Priority, ...] = ("low", "high")
+    return [asyncio.create_task(world.generate(replace(asked(each), priority=each))) for each in priorities]
+
+
+async def test_a_call_that_waits_for_an_equal_one_goes_before_it_once_that_is_in_the_line() -> None:
+    world = World([HELLO] * 2, admission=Admission(Line((LimitRule("model", concurrent=1),))))
+    first = await world.admission.enter("local", "fake/m", Need(1, 1), "normal", inf)
+    other = asyncio.create_task(world.admission.enter("local", "fake/m", Need(1, 1), "normal", inf))
+    low, high = both_at_once(world)
+    await in_line(world, 3)
+
+    world.admission.leave(first, None)
+    assert (await high).cache == "miss"
+    assert not low.done()
+    world.admission.leave(await other, None)
+    assert (await low).cache == "miss"
+    assert len(world.provider.requests) == 2
+
+
+async def test_a_call_that_waits_for_an_equal_one_goes_before_it_once_that_is_in_the_line_again() -> None:
+    refusal = errors.ModelNotFound("gone")
+    world = World([refusal, HELLO], admission=Admission(Line((LimitRule("model", concurrent=1),))))
+    fallback = await world.admission.enter("local", "other/m", Need(1, 1), "normal", inf)
+    low, high = both_at_once(world)
+
+    assert (await high).model == "fake/m"
+    assert not low.done()
+    world.admission.leave(fallback, None)
+    assert (await low).model == "other/m"
+
+
+async def test_a_call_waits_for_an_equal_one_of_a_lower_priority_that_has_room_at_once() -> None:
+    world = World([HELLO], admission=Admission(Line((LimitRule("model", concurrent=1),))))
+    low, high = both_at_once(world)
+
+    assert ((await low).cache, (await high).cache) == ("miss", "hit")
 
 
 async def test_when_the_shared_call_fails_each_asks_for_itself() -> None:

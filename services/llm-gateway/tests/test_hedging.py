@@ -5,15 +5,16 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
-from eventlog.clock import SystemClock
 from eventlog.codec import Codec
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Context
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_gateway import errors
+from llm_gateway import errors, execution
 from llm_gateway.admission import Admission
+from llm_gateway.answer_cache import AnswerCache
 from llm_gateway.application import Gateway, call_id
+from llm_gateway.caching import Cacheable, CachePolicy
 from llm_gateway.catalogue import Catalogue, Deployment, KnownModel, ProviderEntry
 from llm_gateway.circuits import Circuits, CircuitTerms
 from llm_gateway.domain import (
@@ -33,16 +34,17 @@ from llm_gateway.execution import Asked, Terms, Tools
 from llm_gateway.flight import Began, Broken, CallEvent
 from llm_gateway.hedging import Hedge
 from llm_gateway.journal import Journal
-from llm_gateway.limits import LimitRule, Line
+from llm_gateway.limits import LimitRule, Line, Priority
 from llm_gateway.ports import Reservation
 from llm_gateway.providers.catalog import OPENAI
 from llm_gateway.renewals import Renewals
 from llm_gateway.retrying import RetryBudget, RetryTerms
 from llm_gateway.telemetry import Telemetry
-from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryResults
+from llm_gateway.testing import FakeLedger, FakeWorkers, MemoryCacheStore, MemoryResults
 from llm_gateway.translate import AnswerRecords
 from opentelemetry.trace import NoOpTracer
 from prometheus_client import CollectorRegistry
+from servicekit.clock import SystemClock
 from servicekit.telemetry import Logger
 from synod.common.event import Event
 from synod.common.values import Attribution
@@ -159,6 +161,7 @@ class World:
             terms=Terms(drain_s=0.0, retry=RetryTerms(self.attempts_max, initial_s=0.0, max_s=0.0)),
             renewals=Renewals(self.ledger),
             balancing="order",
+            cache=AnswerCache(MemoryCacheStore(), clock),
         )
         self.gateway = Gateway(Catalogue((entry,)), self.tools)
 
@@ -379,6 +382,31 @@ async def test_a_rival_does_not_wait_for_room_within_the_limits() -> None:
 
     await call
     assert world.rival.asked == 0
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+async def test_a_call_waits_for_an_equal_one_of_a_lower_priority_whose_rival_waits_for_room(
+    monkeypatch: pytest.MonkeyPatch, comes_first: bool
+) -> None:
+    monkeypatch.setattr(execution, "RIVAL_PATIENCE_S", WAIT_S)
+    world = World(admission=Admission(Line((LimitRule("model", concurrent=1),))))
+    equal = replace(ASKED, cacheable=Cacheable(CachePolicy("on"), "same"))
+
+    def generating(priority: Priority) -> "asyncio.Task[Answer]":
+        asked = replace(equal, request_id=priority, priority=priority)
+        return asyncio.create_task(world.gateway.generate(asked, CONTEXT, None))
+
+    low = generating("low")
+    if not comes_first:
+        await settled()
+        assert len(world.admission.line) == 1
+    high = generating("high")
+    await settled()
+    assert len(world.admission.line) == 1
+    world.first.tell()
+
+    assert ((await low).cache, (await high).cache) == ("miss", "hit")
+    assert (world.first.asked, world.rival.asked) == (1, 0)
 
 
 async def test_a_rival_that_is_not_needed_any_more_once_it_is_paid_for_is_told_as_not_billed() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from servicekit.clock import Clock
 
@@ -34,30 +34,47 @@ class CacheTerms:
     front_bytes_max: int = 16 * 1024 * 1024
 
 
-@dataclass(slots=True)
-class Turn:
-    """The right to ask a model for what is not in the cache. `found` is there when there is no need to."""
-
-    found: Entry | None = None
-    kept: Entry | None = None
-
-
 _ALONE: Final = "alone"
 _Outcome: TypeAlias = Entry | str | None
 """What became of a turn: an answer to share; each has to ask alone; or nothing, and the next may have the turn."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Asking:
-    """A turn that somebody has; `is_in_line` tells whether he still waits for room within the limits."""
+    """A turn that somebody has, and who says when he waits in a line for room within the limits."""
 
-    priority: Priority
-    is_in_line: Callable[[], bool]
-    outcome: asyncio.Future[_Outcome]
+    def __init__(self, priority: Priority) -> None:
+        self._priority = priority
+        self._loop = asyncio.get_running_loop()
+        self._in_line = self._loop.create_future()
+        self.outcome: asyncio.Future[_Outcome] = self._loop.create_future()
+
+    def enter_line(self) -> None:
+        self._in_line.set_result(None)
+
+    def leave_line(self) -> None:
+        self._in_line = self._loop.create_future()
 
     def holds_up(self, priority: Priority) -> bool:
         """Whether a call of this priority would wait for it in a line that it goes before."""
-        return precedes(priority, self.priority) and self.is_in_line()
+        return precedes(priority, self._priority) and self._in_line.done()
+
+    async def moves(self, priority: Priority) -> None:
+        """Returns once there is an outcome, or it may hold up a call of this priority."""
+        watched: list[asyncio.Future[Any]] = [self.outcome]
+        if precedes(priority, self._priority):
+            watched.append(self._in_line)
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+
+
+@dataclass(slots=True)
+class Turn:
+    """The right to ask a model for what is not in the cache. `found` is there when there is no need to; `asking` is to be
+    told of lines, where others wait for this turn.
+    """
+
+    found: Entry | None = None
+    kept: Entry | None = None
+    asking: Asking | None = None
 
 
 @dataclass(slots=True)
@@ -72,29 +89,26 @@ class AnswerCache:
         self._front = Front(self.terms.front_bytes_max)
 
     @asynccontextmanager
-    async def turn(
-        self, key: str, priority: Priority = "normal", is_in_line: Callable[[], bool] = lambda: False
-    ) -> AsyncIterator[Turn]:
+    async def turn(self, key: str, priority: Priority = "normal") -> AsyncIterator[Turn]:
         """An answer kept under the key, or the turn to find one; whoever else comes meanwhile waits for it.
 
         When the one whose turn it is fails, or gets what may not be shared, the others go on without waiting for each
-        other. When it is cancelled, one of them has the turn. While it waits in a line, as `is_in_line` says, whoever goes
-        before it there has a turn of his own, for which those who come later wait.
+        other. When it is cancelled, one of them has the turn. Once it waits in a line, whoever goes before it there has a
+        turn of his own, for which those who come later wait.
         """
         if (known := self._known(key)) is not None:
             yield Turn(found=known)
             return
         while (other := self._asking.get(key)) is not None and not other.holds_up(priority):
-            await asyncio.wait([other.outcome])
-            outcome = other.outcome.result()
-            if outcome is not None:
+            await other.moves(priority)
+            if other.outcome.done() and (outcome := other.outcome.result()) is not None:
                 yield Turn(found=outcome if isinstance(outcome, Entry) else None)
                 return
         # Taken before the first wait, so that nobody else can.
-        asking = self._asking[key] = Asking(priority, is_in_line, asyncio.get_running_loop().create_future())
+        asking = self._asking[key] = Asking(priority)
         outcome = _ALONE
         try:
-            turn = Turn(await self._find(key))
+            turn = Turn(await self._find(key), asking=asking)
             yield turn
             outcome = turn.kept or turn.found or _ALONE
         except asyncio.CancelledError:

@@ -32,7 +32,7 @@ from synod.llm_gateway.events import (
 from llm_gateway import billing, caching, calls, counting, domain, retrying
 from llm_gateway.admission import Admission
 from llm_gateway.aims import Aim, aims_of
-from llm_gateway.answer_cache import AnswerCache
+from llm_gateway.answer_cache import AnswerCache, Asking
 from llm_gateway.balancing import Loads, Strategy
 from llm_gateway.caching import Cacheable
 from llm_gateway.calls import OUTRUN, Billed, Call, Lost
@@ -221,7 +221,8 @@ class Execution:
         self._reported: dict[int, domain.Usage] = {}
         self._ours = False
         self._ticket: Ticket | None = None
-        self._is_in_line = False
+        # Told of lines, where equal requests wait for what becomes of this call.
+        self._asking: Asking | None = None
         self._recorder = Recorder(id, context, tools, flight)
         self._now = asyncio.get_running_loop().time
 
@@ -285,7 +286,8 @@ class Execution:
         if cache is None or cacheable is None:
             return await self._carry_out(call)
         key = caching.cache_key(self._context.tenant, model, cacheable)
-        async with cache.turn(key, self._asked.priority, lambda: self._is_in_line) as turn:
+        async with cache.turn(key, self._asked.priority) as turn:
+            self._asking = turn.asking
             if turn.found is not None:
                 return await self._serve(turn.found)
             look = await self._look(cacheable)
@@ -608,13 +610,17 @@ class Execution:
     async def _enter_limits(self, aim: Aim, until: float) -> None:
         """Before anything is reserved: money is not held while a call waits for room."""
         self._leave_limits(None)
-        self._is_in_line = True
+        # A rival waits beside an attempt that may be answered any moment: that holds nobody up.
+        asking = self._asking if self._race is None else None
+        if asking is not None:
+            asking.enter_line()
         try:
             self._ticket = await self._tools.admission.enter(
                 self._context.tenant, aim.target.id, aim.need, self._asked.priority, until
             )
         finally:
-            self._is_in_line = False
+            if asking is not None:
+                asking.leave_line()
 
     def _reservation(self, number: int, aim: Aim) -> Reservation:
         target, request, need = aim.target, aim.request, aim.need
