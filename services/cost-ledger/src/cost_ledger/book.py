@@ -239,9 +239,10 @@ class Book(NamedTuple):
     def price_of(self, model: str, book_price: Price) -> Price:
         """What the tenant pays for "provider/model": its own price, else its share of the price book's.
 
-        Both are found as budgets are: in whatever case, and that of a model is that of its dated snapshots too.
+        Both are found as budgets are: in whatever case, and that of a model is that of its dated snapshots too. But a
+        snapshot that the price book lists at other rates has no own price other than one of its very name.
         """
-        if (own := self._own_price(model)) is not None:
+        if (own := self._own_price(model, book_price)) is not None:
             return Price(own.rates, OVERRIDE, OVERRIDE)
         return self.discounted(model, book_price)
 
@@ -250,7 +251,7 @@ class Book(NamedTuple):
 
         What the tenant has set later is not for it, unless its price was none, or a guess.
         """
-        own = self._own_price(model) or self._own_factor(model)
+        own = self._own_price(model, book_price) or self._own_factor(model)
         is_newer = own is not None and own.since is not None and own.since > at
         if is_newer and source not in ("unpriced", "book_fuzzy"):
             return None
@@ -264,8 +265,9 @@ class Book(NamedTuple):
         version = f"{book_price.version} at {factor.ppm} ppm"
         return Price(scaled(book_price.rates, factor.ppm), version, book_price.source)
 
-    def _own_price(self, model: str) -> OwnPrice | None:
-        return _most_specific(self.prices, compared_scopes_of(model)[:-1])
+    def _own_price(self, model: str, book_price: Price) -> OwnPrice | None:
+        scopes = compared_scopes_of(model)
+        return _most_specific(self.prices, scopes[:1] if book_price.is_apart else scopes[:-1])
 
     def _own_factor(self, model: str) -> OwnFactor | None:
         return _most_specific(self.factors, compared_scopes_of(model))
