@@ -100,7 +100,11 @@ class Budget:
 
     def hold_at(self, at: datetime, attribution: Attribution) -> Hold:
         """The window and share that a cost of `attribution` at that time counts against."""
-        return self.share_at(at, getattr(attribution, self.per) if self.per else "")
+        return self.share_at(at, self.share_of(getattr(attribution, self.per)) if self.per else "")
+
+    def share_of(self, value: str) -> str:
+        """Whose limit a cost with this value counts against: models are compared without their case."""
+        return value.lower() if self.per == "model" else value
 
     def share_at(self, at: datetime, share: str) -> Hold:
         return _hold(self.budget_id, window_start(self.window, at, self.time_zone, self.rolling_s), share)
