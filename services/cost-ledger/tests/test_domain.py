@@ -43,7 +43,7 @@ from cost_ledger.errors import (
     SettlementNotPriced,
 )
 from cost_ledger.folding import evolve, fold
-from cost_ledger.rates import UNPRICED, flat_card
+from cost_ledger.rates import UNPRICED, flat_card, scaled
 from cost_ledger.windows import window_start
 from synod.common.event import Event
 from synod.common.values import Attribution, UsageLine
@@ -688,13 +688,32 @@ class TestFactors:
     ) -> None:
         book = after(replace(own, at=NOW))
         now, before = NOW, NOW - timedelta(seconds=1)
-        assert book.price_then(MODEL, BOOK_PRICE, now, "book") == self.discounted(book) != BOOK_PRICE
-        assert [book.price_then(MODEL, BOOK_PRICE, before, source) for source in ("book", "override")] == [None, None]
+        assert book.price_then(MODEL, BOOK_PRICE, now, "book", "book 0") == self.discounted(book) != BOOK_PRICE
+        assert book.price_then(MODEL, BOOK_PRICE, before, "override", "override") is None
         for unsure in ("unpriced", "book_fuzzy"):
-            assert book.price_then(MODEL, BOOK_PRICE, before, unsure) == self.discounted(book)
+            assert book.price_then(MODEL, BOOK_PRICE, before, unsure, "book 0") == self.discounted(book)
         # Of an event that does not say when.
-        assert after(own).price_then(MODEL, BOOK_PRICE, before, "book") == self.discounted(book)
+        assert after(own).price_then(MODEL, BOOK_PRICE, before, "book", "book 0") == self.discounted(book)
         assert snapshots.load(snapshots.dump(book)) == book
+
+    @pytest.mark.parametrize(
+        "own",
+        [SetPrice("openai", "gpt-5.5", 7, 7, 7, 7), SetPriceFactor("openai", "gpt-5.5", 900_000)],
+        ids=["price", "factor"],
+    )
+    def test_group_14_a_correction_of_the_book_is_for_costs_from_before_what_was_set_later(
+        self, own: SetPrice | SetPriceFactor
+    ) -> None:
+        book = after(SetPriceFactor("openai", "", 500_000), replace(own, at=NOW))
+        before, corrected = NOW - timedelta(seconds=1), replace(BOOK_PRICE, version="book 2")
+        assert book.price_then(MODEL, corrected, before, "book", "book 1") == corrected
+        assert book.price_then(MODEL, corrected, before, "book", "") == corrected
+        # It is corrected at the factor that it was priced with, and stays so.
+        for version in ("book 1 at 500000 ppm", "book 2 at 500000 ppm"):
+            then = book.price_then(MODEL, corrected, before, "book", version)
+            assert then == Price(scaled(corrected.rates, 500_000), "book 2 at 500000 ppm", "book")
+        # The book has no price for it any more.
+        assert book.price_then(MODEL, NO_PRICE, before, "book", "book 1 at 500000 ppm") == NO_PRICE
 
     def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
         assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE

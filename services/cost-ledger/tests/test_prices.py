@@ -12,9 +12,13 @@ from decimal import Decimal
 from typing import NoReturn
 
 import pytest
+from cost_ledger.book import EMPTY
+from cost_ledger.commands import SetPrice
+from cost_ledger.domain import decide
+from cost_ledger.folding import fold
 from cost_ledger.prices import Period, PriceBook, digest, load_price_book
-from cost_ledger.rates import bound_pico, cost_pico
-from cost_ledger.terms import terms_of
+from cost_ledger.rates import bound_pico, cost_pico, flat_card
+from cost_ledger.terms import Terms, terms_of
 from genai_prices import Usage
 from genai_prices.data import providers
 from genai_prices.types import ModelInfo, Provider
@@ -178,6 +182,35 @@ def test_models_billed_by_the_hour_page_or_character_have_a_price(book: PriceBoo
 
 def test_an_alias_has_the_price_of_its_model(book: PriceBook) -> None:
     assert book.price("openai/gpt-5.5-2026-04-23", NOW) == book.price("openai/gpt-5.5", NOW)
+
+
+@pytest.mark.parametrize(
+    ("date", "terms", "is_own"),
+    [
+        ("-2024-08-06", (), True),
+        ("-2099-01-01", (), True),
+        ("-2024-05-13", (), False),
+        ("-2024-05-13", (("service_tier", "ultrafast"),), False),
+    ],
+    ids=["listed as its model", "unknown", "listed at other rates", "listed, without a price for the terms"],
+)
+def test_group_14_an_own_price_holds_for_snapshots_but_those_that_are_listed_at_other_rates(
+    book: PriceBook, date: str, terms: Terms, is_own: bool
+) -> None:
+    own = fold(EMPTY, decide(EMPTY, SetPrice("openai", "gpt-4o", 7, 7, 7, 7)))
+    name = f"openai/gpt-4o{date}"
+    listed = book.price(name, NOW, terms)
+    assert own.price_of(name, listed) == (own.price_of("openai/gpt-4o", listed) if is_own else listed)
+    own = fold(own, decide(own, SetPrice("openai", f"GPT-4o{date}", 9, 9, 9, 9)))
+    assert own.price_of(name, listed).rates == flat_card(9, 9, 9, 9)
+
+
+def test_a_snapshot_with_rates_of_its_own_is_told_from_those_that_are_only_names(book: PriceBook) -> None:
+    # The price of the family's very name is never apart, and a guess is of no listed snapshot.
+    assert not any(book.price(name, NOW).is_apart for name in ("openai/gpt-4o", "anthropic/claude-sonnet-4-5-20991231"))
+    assert book.price("OpenAI/GPT-4o-2024-05-13", NOW).is_apart
+    # Nothing else is listed of this model.
+    assert book.price("mistral/mistral-ocr-2512", NOW).is_apart
 
 
 def test_names_are_found_whatever_their_case(book: PriceBook) -> None:

@@ -204,6 +204,27 @@ class TestShares:
         book = after(call("r3", attribution=other), book=book)
         assert [book.pending(hold(share=share)) for share in ("c1", "c2", "c3")] == [1, 1, 0]
 
+    def test_spellings_of_a_model_have_one_limit_and_older_holds_keep_their_share(self) -> None:
+        spelled = Attribution(tenant_id="acme", model="OpenAI/GPT-5.5")
+        book = after(quota("calls", 1, per="model"), call("r1", attribution=spelled))
+        assert book.pending(hold(share=MODEL)) == 1
+        denied = first(decide(book, call("r2")))
+        assert isinstance(denied, ReservationDenied)
+        assert denied.share == MODEL
+        held = first(decide(after(quota("calls", 1, per="model")), call("r1", attribution=spelled)))
+        assert isinstance(held, CostReserved)
+        before = held.model_copy(
+            update={
+                "holds": (hold(share=spelled.model),),
+                "postings": tuple(
+                    each.model_copy(update={"account": each.account.replace(MODEL, spelled.model)})
+                    for each in held.postings
+                ),
+            }
+        )
+        book = after(settled("r1", 1, 1), book=fold(after(quota("calls", 1, per="model")), (before,)))
+        assert [book.posted(hold(share=share)) for share in (spelled.model, MODEL)] == [1, 0]
+
     def test_a_refusal_names_the_share(self) -> None:
         denied = first(decide(after(quota("calls", 1, per="agent"), call("r1")), call("r2")))
         assert isinstance(denied, ReservationDenied)

@@ -223,6 +223,19 @@ class TestRerating:
             ((clock.now() - timedelta(days=1)).strftime("%Y-%m-%d"), 200)
         ]
 
+    async def test_a_model_is_corrected_and_found_in_whatever_case_it_was_called(self, ledger: CostLedgerStub) -> None:
+        for name, model in (("r1", SIM), ("r2", "Simulator/SIM-1"), ("r3", "simulator/sim-2")):
+            await use(ledger, name, 100, 50, model)
+        await ledger.SetPrice(price(1_000, 2_000))
+        asked = pb.RerateChargesRequest(model="simulator/Sim-1", reason="priced late")
+        done = await ledger.RerateCharges(asked)
+        assert sorted((row.model, row.after_nano_usd) for row in done.rows) == [("Simulator/SIM-1", 200), (SIM, 200)]
+        only = pb.Attribution(model=SIM.upper())
+        spend = await ledger.QuerySpend(pb.QuerySpendRequest(filter=only, group_by=["model"]))
+        assert sorted(row.group[0] for row in spend.rows) == ["Simulator/SIM-1", SIM]
+        exported = await collect(ledger, pb.ExportSpendRequest(filter=only))
+        assert [charge.id for page in exported for charge in page.charges] == ["r1", "r2"]
+
     async def test_a_correction_needs_a_reason(self, ledger: CostLedgerStub) -> None:
         error = await refusal(ledger.RerateCharges(pb.RerateChargesRequest()))
         assert isinstance(error, InvalidArgument)
@@ -281,6 +294,25 @@ class TestInvoices:
         assert [each.difference_nano_usd for each in both] == [30, 30]
         await ledger.ListBudgets(pb.ListBudgetsRequest())
         assert (await Queries(service.host.pool).balances(tenant))["payable:simulator"] == -30
+
+    async def test_an_invoice_is_about_calls_of_its_provider_in_whatever_case(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        ledger = connect()
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        await use(ledger, "r2", 100, 50, "Simulator/SIM-1")
+        bounds = {"model": "Simulator/SIM-1", "input_tokens_max": 100, "output_tokens_max": 100}
+        await ledger.Reserve(pb.ReserveRequest(reservation_id="r3", attribution=pb.Attribution(), **bounds))
+        await self.given_up(connect, clock, "r3")
+        invoice = self.invoice(700, clock.now())
+        invoice.clear_suspense = True
+        for model in (SIM, ""):
+            invoice.lines[0].model = model
+            invoice.invoice_id, invoice.replaces = (f"of {model}", "") if model else ("of all", f"of {SIM}")
+            found = await connect().ImportInvoice(invoice)
+            assert (found.ledger_nano_usd, found.difference_nano_usd) == (700, 0)
+        assert (await connect().GetReservation(pb.GetReservationRequest(reservation_id="r3"))).settled_nano_usd == 300
 
     async def test_an_invoice_that_agrees_leaves_no_difference(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
         await ledger.SetPrice(price(1_000, 2_000))
@@ -556,6 +588,18 @@ class TestForecasts:
         error = await refusal(ledger.ForecastBudget(pb.ForecastBudgetRequest(budget_id="all")))
         assert isinstance(error, InvalidArgument)
         assert error.field == "share"
+
+    async def test_the_share_of_a_model_is_looked_at_and_forecast_in_whatever_case(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await ledger.SetBudget(everything(limit=1_000, per="model"))
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 50, 25)
+        await use(ledger, "r2", 50, 25, "Simulator/SIM-1")
+        clock.advance(3_600)
+        for share in (SIM, "simulator/Sim-1"):
+            made = await connect().ForecastBudget(pb.ForecastBudgetRequest(budget_id="all", share=share))
+            assert (made.budget.share, made.budget.posted, made.burn_per_hour) == (SIM, 200, 200)
 
     async def test_every_budget_is_looked_at_however_many_there_are(
         self, ledger: CostLedgerStub, world: "World"

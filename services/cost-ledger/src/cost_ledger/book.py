@@ -10,6 +10,7 @@ outcome, `budget` is the other side of all three. What was spent also stands in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,6 +47,7 @@ SCOPE_FIELDS: Final = (
 )
 """What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
 
+_AT_FACTOR: Final = re.compile(r" at (\d+) ppm$")
 _OWNERS: Final = tuple(name for name in SCOPE_FIELDS if name != "model")
 
 WHOLE_TENANT: Final = ("", "")
@@ -98,7 +100,11 @@ class Budget:
 
     def hold_at(self, at: datetime, attribution: Attribution) -> Hold:
         """The window and share that a cost of `attribution` at that time counts against."""
-        return self.share_at(at, getattr(attribution, self.per) if self.per else "")
+        return self.share_at(at, self.share_of(getattr(attribution, self.per)) if self.per else "")
+
+    def share_of(self, value: str) -> str:
+        """Whose limit a cost with this value counts against: models are compared without their case."""
+        return value.lower() if self.per == "model" else value
 
     def share_at(self, at: datetime, share: str) -> Hold:
         return _hold(self.budget_id, window_start(self.window, at, self.time_zone, self.rolling_s), share)
@@ -239,33 +245,40 @@ class Book(NamedTuple):
     def price_of(self, model: str, book_price: Price) -> Price:
         """What the tenant pays for "provider/model": its own price, else its share of the price book's.
 
-        Both are found as budgets are: in whatever case, and that of a model is that of its dated snapshots too.
+        Both are found as budgets are: in whatever case, and that of a model is that of its dated snapshots too. But a
+        snapshot that the price book lists at other rates has no own price other than one of its very name.
         """
-        if (own := self._own_price(model)) is not None:
+        if (own := self._own_price(model, book_price)) is not None:
             return Price(own.rates, OVERRIDE, OVERRIDE)
         return self.discounted(model, book_price)
 
-    def price_then(self, model: str, book_price: Price, at: datetime, source: PriceSource) -> Price | None:
-        """The price that now holds for a cost of that time, which was priced by `source`; None if the cost stays as it is.
+    def price_then(
+        self, model: str, book_price: Price, at: datetime, source: PriceSource, version: str
+    ) -> Price | None:
+        """The price that now holds for a cost of that time; None if the cost stays as it is.
 
-        What the tenant has set later is not for it, unless its price was none, or a guess.
+        Until now its price was that of `source` and `version`.
+        What the tenant has set later is not for it, unless its price was none, or a guess. One that was the price book's
+        is the book's again, with the factor that its version names.
         """
-        own = self._own_price(model) or self._own_factor(model)
-        is_newer = own is not None and own.since is not None and own.since > at
-        if is_newer and source not in ("unpriced", "book_fuzzy"):
-            return None
-        return self.price_of(model, book_price)
+        if source in ("unpriced", "book_fuzzy"):
+            return self.price_of(model, book_price)
+        own = self._own_price(model, book_price)
+        if own is not None and not _is_newer(own, at):
+            return Price(own.rates, OVERRIDE, OVERRIDE)
+        factor = self._own_factor(model)
+        if own is None and not (factor is not None and _is_newer(factor, at)):
+            return self.discounted(model, book_price)
+        return _at_factor(book_price, _factor_in(version)) if source == "book" else None
 
     def discounted(self, model: str, book_price: Price) -> Price:
         """The price book's price with the tenant's discount or markup, which its version then names."""
         factor = self._own_factor(model)
-        if factor is None or factor.ppm == PPM or book_price.source == "unpriced":
-            return book_price
-        version = f"{book_price.version} at {factor.ppm} ppm"
-        return Price(scaled(book_price.rates, factor.ppm), version, book_price.source)
+        return book_price if factor is None else _at_factor(book_price, factor.ppm)
 
-    def _own_price(self, model: str) -> OwnPrice | None:
-        return _most_specific(self.prices, compared_scopes_of(model)[:-1])
+    def _own_price(self, model: str, book_price: Price) -> OwnPrice | None:
+        scopes = compared_scopes_of(model)
+        return _most_specific(self.prices, scopes[:1] if book_price.is_apart else scopes[:-1])
 
     def _own_factor(self, model: str) -> OwnFactor | None:
         return _most_specific(self.factors, compared_scopes_of(model))
@@ -303,6 +316,22 @@ EMPTY: Final = Book()
 
 def _most_specific(found: HashTrieMap[str, T], scopes: tuple[str, ...]) -> T | None:
     return next((found[scope] for scope in scopes if scope in found), None)
+
+
+def _is_newer(own: OwnPrice | OwnFactor, at: datetime) -> bool:
+    return own.since is not None and own.since > at
+
+
+def _at_factor(book_price: Price, ppm: int) -> Price:
+    if ppm == PPM or book_price.source == "unpriced":
+        return book_price
+    return Price(scaled(book_price.rates, ppm), f"{book_price.version} at {ppm} ppm", book_price.source)
+
+
+def _factor_in(version: str) -> int:
+    """That which the version of a price names, as `_at_factor` writes it."""
+    named = _AT_FACTOR.search(version)
+    return int(named[1]) if named else PPM
 
 
 @lru_cache(maxsize=4_096)

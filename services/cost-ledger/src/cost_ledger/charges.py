@@ -115,18 +115,18 @@ class Charges:
             return dict(await cursor.fetchall())
 
     async def total(self, tenant: str, model_prefix: str, since: datetime, until: datetime) -> int:
-        """The cost of all models whose names begin so."""
+        """The cost of all models whose names begin so, in any case."""
         statement = """
             select coalesce(sum(cost), 0)::bigint from view_spend.charge
-            where tenant = %s and starts_with(model, %s) and incurred_at >= %s and incurred_at < %s
+            where tenant = %s and starts_with(lower(model), lower(%s)) and incurred_at >= %s and incurred_at < %s
         """
         return await self._number(statement, (tenant, model_prefix, since, until))
 
     async def models_called(self, tenant: str, model_prefix: str, since: datetime, until: datetime) -> list[str]:
-        """The models with a cost in the time whose names begin so."""
+        """The models with a cost in the time whose names begin so, in any case."""
         statement = """
             select distinct model from view_spend.charge
-            where tenant = %s and starts_with(model, %s) and incurred_at >= %s and incurred_at < %s order by 1
+            where tenant = %s and starts_with(lower(model), lower(%s)) and incurred_at >= %s and incurred_at < %s order by 1
         """
         async with self.pool.connection() as connection:
             cursor = await connection.execute(statement, (tenant, model_prefix, since, until))
@@ -220,11 +220,15 @@ def whole_hours(amounts: Mapping[datetime, int], since: datetime, until: datetim
     return tuple(amounts.get(since + timedelta(hours=hour), 0) for hour in range(number))
 
 
+def equals(name: str) -> sql.Composed:
+    """That a column has the value `where_<name>`; names of models are compared without their case."""
+    compared = sql.SQL("lower({}) = lower({})" if name == "model" else "{} = {}")
+    return compared.format(sql.Identifier(name), sql.Placeholder(f"where_{name}"))
+
+
 def _conditions(selection: Selection) -> sql.Composed:
     conditions: list[sql.Composable] = [sql.SQL("tenant = %(tenant)s")]
-    conditions += [
-        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"where_{name}")) for name in selection.where
-    ]
+    conditions += [equals(name) for name in selection.where]
     if selection.model_scope:
         conditions.append(sql.SQL("model ~ %(model_scope)s"))
     if selection.tags:

@@ -45,6 +45,8 @@ class Price:
     version: str
     source: PriceSource
     near: tuple[str, ...] = ()
+    is_apart: bool = False
+    """Whether the book lists this dated snapshot by its very name, and not at the rates of its model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,8 @@ class Corrections:
     def _correction(self, charge: SettledCharge, book: Book, request: RerateRequest) -> Rerate | None:
         if not charge.usage or (request.unpriced_only and charge.price_source != "unpriced"):
             return None
-        price = book.price_then(charge.model, self._book_price(charge), charge.incurred_at, charge.price_source)
+        listed = self._book_price(charge)
+        price = book.price_then(charge.model, listed, charge.incurred_at, charge.price_source, charge.price_version)
         if price is None or price.source == "unpriced":
             return None
         after_pico = cost_pico(price.rates, charge.usage)

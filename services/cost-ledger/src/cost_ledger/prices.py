@@ -24,6 +24,7 @@ from genai_prices.data_units import unit_data
 from synod.cost_ledger.events import PriceSource, UnitRate
 
 from cost_ledger.commands import Price
+from cost_ledger.naming import compared_scopes_of
 from cost_ledger.rates import UNPRICED, RateCard
 from cost_ledger.terms import STANDARD, Terms, terms_of, text_of
 
@@ -110,6 +111,9 @@ class PricedModel:
         return (*kept, *(rate for unit in sorted(replaced) for rate in replaced[unit]))
 
 
+_Patterns = Mapping[str, Sequence[tuple[Callable[[str], bool], PricedModel]]]
+
+
 @dataclass(frozen=True, slots=True)
 class PriceBook:
     """Immutable but for caches of what patterns matched and of names alike. Models are named "provider/model"."""
@@ -122,8 +126,10 @@ class PriceBook:
     """By canonical name."""
     aliases: Mapping[str, PricedModel]
     """By every name that is known exactly, the canonical ones included."""
-    patterns: Mapping[str, tuple[tuple[Callable[[str], bool], PricedModel], ...]]
+    patterns: _Patterns
     """For each provider what tells whether a name means a model."""
+    apart: frozenset[str] = frozenset()
+    """The aliases that are dated snapshots with other rates than their model's, or whose model the book does not have."""
     _names: tuple[str, ...] = ()
     _found: dict[str, PricedModel | None] = field(default_factory=dict)
     _near: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -135,9 +141,10 @@ class PriceBook:
 
     def price(self, model: str, at: datetime, terms: Terms = STANDARD) -> Price:
         """The price in force at `at`; of source "unpriced", with what there is instead, if the book has none."""
-        if (exact := self.aliases.get(model.lower())) is not None:
-            return self._price_of(exact, "book", at, terms)
-        if (similar := self._by_pattern(model.lower())) is not None:
+        name = model.lower()
+        if (exact := self.aliases.get(name)) is not None:
+            return self._price_of(exact, "book", at, terms, is_apart=name in self.apart)
+        if (similar := self._by_pattern(name)) is not None:
             return self._price_of(similar, "book_fuzzy", at, terms)
         return Price(UNPRICED, self.version, "unpriced", self.near(model))
 
@@ -154,23 +161,22 @@ class PriceBook:
             self._near[name] = tuple(difflib.get_close_matches(name, self.models, n=NEAR_MAX))
         return self._near[name]
 
-    def _price_of(self, model: PricedModel, source: PriceSource, at: datetime, terms: Terms) -> Price:
+    def _price_of(
+        self, model: PricedModel, source: PriceSource, at: datetime, terms: Terms, *, is_apart: bool = False
+    ) -> Price:
         if model.knows(terms):
-            near = (f"{model.provider}/{model.model}",) if source == "book_fuzzy" else ()
-            return Price(model.card_at(at, terms), self.version, source, near)
+            like = (f"{model.provider}/{model.model}",) if source == "book_fuzzy" else ()
+            return Price(model.card_at(at, terms), self.version, source, like, is_apart)
         priced = tuple(sorted(text_of((term,)) for term in model.known_terms() if terms_of(dict([term]))))
-        return Price(UNPRICED, self.version, "unpriced", priced or (f"{model.provider}/{model.model}",))
+        near = priced or (f"{model.provider}/{model.model}",)
+        return Price(UNPRICED, self.version, "unpriced", near, is_apart)
 
     def _by_pattern(self, name: str) -> PricedModel | None:
         if name not in self._found:
             if len(self._found) >= FOUND_MAX:
                 self._found.clear()
-            self._found[name] = self._match(name)
+            self._found[name] = _match(self.patterns, name)
         return self._found[name]
-
-    def _match(self, name: str) -> PricedModel | None:
-        provider, _, bare = name.partition("/")
-        return next((model for matches, model in self.patterns.get(provider, ()) if matches(bare)), None)
 
 
 @cache
@@ -195,8 +201,24 @@ def load_price_book() -> PriceBook:
         models=models,
         aliases=aliases,
         patterns={provider: tuple(found) for provider, found in patterns.items()},
+        apart=frozenset(_apart(aliases, patterns)),
         _names=tuple(sorted(models)),
     )
+
+
+def _match(patterns: _Patterns, name: str) -> PricedModel | None:
+    provider, _, bare = name.partition("/")
+    return next((model for matches, model in patterns.get(provider, ()) if matches(bare)), None)
+
+
+def _apart(aliases: Mapping[str, PricedModel], patterns: _Patterns) -> Iterable[str]:
+    for name, model in aliases.items():
+        _, *families, _ = compared_scopes_of(name)
+        for family in families:
+            listed = aliases.get(family) or _match(patterns, family)
+            # Compared for all times and terms, so that an own price does not hold on some days only.
+            if listed is None or (listed.cards, listed.variants) != (model.cards, model.variants):
+                yield name
 
 
 def digest(models: Mapping[str, PricedModel]) -> str:

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
 from cost_ledger.book import Budget, Reservation
+from cost_ledger.charges import equals
 from cost_ledger.ports import BudgetStatus, Due, Standing
 from cost_ledger.projections import BIGINT_MAX, BUDGET, OWNERS, RESERVATION
 
@@ -38,8 +39,8 @@ GROUPS_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class SpendQuery:
-    """`group_by` names of GROUPS or tags (BY_TAG); `where` attributions and `tags` that must be equal; the time half open,
-    None without end.
+    """`group_by` names of GROUPS or tags (BY_TAG); `where` attributions and `tags` that must be equal (models in any
+    case); the time half open, None without end.
     """
 
     group_by: tuple[str, ...] = ()
@@ -127,7 +128,7 @@ class Queries:
     ) -> Sequence[Reservation]:
         statement = """
             select document from view_reservations.reservation
-            where tenant = %s and state = 'suspense' and starts_with(document ->> 'model', %s)
+            where tenant = %s and state = 'suspense' and starts_with(lower(document ->> 'model'), lower(%s))
             and ((document ->> 'reserved_at')::timestamptz, id) > (%s, %s)
             and (document ->> 'reserved_at')::timestamptz < %s
             order by (document ->> 'reserved_at')::timestamptz, id limit %s
@@ -156,7 +157,7 @@ def _spend_statement(tenant: str, query: SpendQuery) -> tuple[sql.Composed, dict
     values: dict[str, object] = {"tenant": tenant, "since": query.since, "until": query.until}
     conditions: list[sql.Composable] = [sql.SQL("tenant = %(tenant)s")]
     for name, value in (query.where or {}).items():
-        conditions.append(sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(f"where_{name}")))
+        conditions.append(equals(name))
         values[f"where_{name}"] = value
     if query.tags:
         conditions.append(sql.SQL("tags @> %(tags)s"))
