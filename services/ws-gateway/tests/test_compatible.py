@@ -63,6 +63,20 @@ async def posted(system: System, path: str, body: object, **headers: str) -> tup
         return response.status, await response.json()
 
 
+async def raw_headers(system: System, **names: bytes) -> tuple[int, dict[str, object]]:
+    """The answer to a chat with `synod-` headers of these very bytes."""
+    body = json.dumps(CHAT).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n"
+    head += b"Authorization: Bearer %b\r\nContent-Length: %d\r\n" % (fakes.API_KEY.encode(), len(body))
+    head += b"".join([b"synod-%b: %b\r\n" % (name.encode(), value) for name, value in names.items()])
+    reader, writer = await asyncio.open_connection("127.0.0.1", system.served.host.settings.edge_port)
+    writer.write(head + b"\r\n" + body)
+    async with asyncio.timeout(WAIT_S):
+        told, _, answered = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(told.split()[1]), json.loads(answered)
+
+
 async def frames(system: System, path: str, body: dict[str, object]) -> list[str]:
     """The data of the events of a stream."""
     async with system.http.post(path, json=body | {"stream": True}) as response:
@@ -106,6 +120,41 @@ async def test_a_tag_without_a_value_is_refused_by_its_name(system: System) -> N
     assert status == 400
     assert '"team": is written name=value' in body["error"]["message"]  # type: ignore[index]
     assert not system.fake.requests("Generate")
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ("Überblick".encode(), "Überblick"),
+        ("Straße".encode(), "Straße"),
+        ("日本".encode(), "日本"),
+        ("Überblick".encode("latin-1"), "Überblick"),
+        (b"search", "search"),
+    ],
+)
+async def test_names_in_headers_are_utf_8_and_else_latin_1(system: System, sent: bytes, name: str) -> None:
+    system.fake.answer = HELLO
+    status, _ = await raw_headers(
+        system, agent=sent, project=sent, conversation=sent, tags=b"team=" + sent + b",\t" + sent + b"=1"
+    )
+
+    found = asked(system).attribution
+    assert (status, found.agent, found.project_id, found.conversation_id) == (200, name, name, name)
+    assert dict(found.tags) == {"team": name, name: "1"}
+
+
+@pytest.mark.parametrize("header", ["agent", "project", "conversation", "tags"])
+@pytest.mark.parametrize(
+    ("sent", "found"), [(b"team=a\tb", "0009"), (b"team=a\x9cb", "009C"), ("team=a\x85".encode(), "0085")]
+)
+async def test_a_control_character_in_a_header_is_refused_by_the_headers_name(
+    system: System, header: str, sent: bytes, found: str
+) -> None:
+    status, body = await raw_headers(system, **{header: sent})
+
+    assert (status, body["error"]["param"]) == (400, f"synod-{header}")  # type: ignore[index]
+    assert f"has the control character U+{found}" in body["error"]["message"]  # type: ignore[index]
+    assert system.fake.requests("Generate") == []
 
 
 async def test_the_key_may_stand_where_anthropic_puts_it(system: System) -> None:
