@@ -228,6 +228,55 @@ def test_a_whole_number_is_taken_where_others_are(path: str) -> None:
     assert (asked.request.temperature, asked.request.top_p) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("chat", "max_tokens", 100.0),
+        ("chat", "max_completion_tokens", 1e2),
+        ("chat", "seed", 1.0),
+        ("chat", "seed", -0.0),
+        ("chat", "n", 1.0),
+        ("chat", "synod_cache", {"ttl_s": 60.0}),
+        ("responses", "max_output_tokens", 100.0),
+        ("messages", "max_tokens", 100.0),
+        ("messages", "top_k", 5.0),
+        ("messages", "thinking", {"type": "enabled", "budget_tokens": 8.0}),
+        ("embeddings", "dimensions", 64.0),
+    ],
+)
+def test_an_integer_may_be_written_with_a_point(path: str, field: str, value: object) -> None:
+    whole = json.loads(json.dumps(value), parse_float=lambda text: int(float(text)))
+    assert parsed(path, **{field: value}) == parsed(path, **{field: whole})
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("chat", "max_tokens"), ("chat", "seed"), ("chat", "n"), ("messages", "top_k"), ("embeddings", "dimensions")],
+)
+@pytest.mark.parametrize("value", ["5", "5.0", True, 1.5])
+def test_what_is_no_integer_is_not_made_one(path: str, field: str, value: object) -> None:
+    assert refusal(path, **{field: value}) == f"{field} = {json.dumps(value)}: input should be a valid integer"
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300])
+def test_an_integer_with_a_point_has_the_same_bounds(value: float) -> None:
+    assert refusal("chat", seed=value).startswith("seed = ")
+    with pytest.raises(InvalidArgument, match="max_tokens"):
+        PARSERS["chat"](json.dumps(CHAT).encode().replace(b"{", b'{"max_tokens": 1e999, ', 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat", {"reasoning_effort": ""}),
+        ("responses", {"reasoning": {"effort": ""}}),
+        ("messages", {"output_config": {"effort": ""}}),
+    ],
+)
+def test_an_empty_effort_says_nothing(path: str, more: Body) -> None:
+    assert parsed(path, **more) == parsed(path)
+
+
 def test_the_two_names_of_one_limit_have_to_agree() -> None:
     told = refusal("chat", max_tokens=5, max_completion_tokens=6)
     assert told == "max_tokens = 5: max_completion_tokens says 6; give one of the two"

@@ -8,10 +8,9 @@ header wins. The answer has `x-synod-cache: hit` or `miss` when the cache was as
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from pydantic import Field
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from httpedge.compatible.wire import StrictModel
+from httpedge.compatible.wire import Seconds, StrictModel
 from httpedge.mistakes import wrong
 
 HEADER: Final = "x-synod-cache"
@@ -21,7 +20,7 @@ _FLAGS: Final = ("tool-calls", "reasoning", "similar")
 
 class CacheWish(StrictModel):
     mode: Literal["on", "off"] = "on"
-    ttl_s: int = Field(default=0, ge=0, le=2**31 - 1)
+    ttl_s: Seconds = 0
     tool_calls: bool = False
     reasoning: bool = False
     similar: bool = False

@@ -15,6 +15,7 @@ from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from httpedge.compatible.wire import (
     Effort,
     Int64,
+    Integer,
     JsonObject,
     ModelName,
     Name,
@@ -151,7 +152,7 @@ class _Request(CacheAsked):
     service_tier: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: int | None = None
+    n: Integer | None = None
     modalities: tuple[str, ...] | None = None
     audio: object = None
     functions: object = None
