@@ -1,7 +1,7 @@
 """Of the fields of the two APIs each is carried, refused by its name or a hint; what is none of theirs is refused too."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
@@ -12,9 +12,11 @@ from httpedge.compatible.anthropic_messages import AnthropicMessages
 from httpedge.compatible.dialect import Asked
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
+from httpedge.compatible.wire import WireModel
 from openai.types import embedding_create_params
 from openai.types.chat import completion_create_params
 from openai.types.responses import input_token_count_params, response_create_params
+from pydantic import TypeAdapter
 from servicekit.errors import InvalidArgument
 
 Body = Mapping[str, object]
@@ -275,6 +277,119 @@ def test_an_integer_with_a_point_has_the_same_bounds(value: float) -> None:
 )
 def test_an_empty_effort_says_nothing(path: str, more: Body) -> None:
     assert parsed(path, **more) == parsed(path)
+
+
+def kinds(base: type[WireModel] = WireModel) -> Iterator[type[WireModel]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (kind, name)
+        for kind in kinds()
+        if kind.__module__.startswith("httpedge.")
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    ],
+    ids=str,
+)
+def test_every_field_that_may_be_left_out_may_be_null(kind: type[WireModel], field: str) -> None:
+    assert TypeAdapter[object](kind.model_fields[field].annotation).validate_python(None) is None
+
+
+def nulls(*names: str) -> dict[str, None]:
+    return dict.fromkeys(names)
+
+
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+LOOK = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+FORM = {"type": "json_schema", "name": "n", "schema": {}}
+IMAGE = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+UNSAID = {
+    "chat": (
+        "tools tool_choice parallel_tool_calls response_format max_completion_tokens max_tokens stop temperature top_p seed "
+        "reasoning_effort service_tier stream stream_options n modalities audio functions function_call logprobs logit_bias "
+        "verbosity frequency_penalty presence_penalty top_logprobs store metadata user synod_cache"
+    ),
+    "responses": (
+        "instructions tools tool_choice parallel_tool_calls text reasoning max_output_tokens temperature top_p truncation "
+        "service_tier stream previous_response_id conversation background max_tool_calls store include metadata synod_cache"
+    ),
+    "embeddings": "dimensions encoding_format user synod_cache",
+    "messages": (
+        "system tools tool_choice output_config thinking cache_control speed service_tier stop_sequences temperature top_p "
+        "top_k stream inference_geo container metadata mcp_servers synod_cache"
+    ),
+    "count tokens": "system tools tool_choice output_config thinking cache_control speed mcp_servers",
+}
+
+
+@pytest.mark.parametrize("path", UNSAID)
+def test_a_null_says_as_little_as_nothing_does(path: str) -> None:
+    assert parsed(path, **nulls(*UNSAID[path].split())) == parsed(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "unsaid"),
+    [
+        ("chat", {"messages": [{"role": "assistant", "content": "x"}]},
+         {"messages": [{"role": "assistant", "content": "x"} | nulls("tool_calls", "function_call", "refusal", "audio", "annotations", "name")]}),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]},
+         {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+             {"id": "1", "type": None, "function": {"name": "f", "arguments": None}}]}]}),
+        ("chat", {"messages": [{"role": "user", "content": [LOOK, {"type": "text", "text": "x"}]}]},
+         {"messages": [{"role": "user", "content": [
+             LOOK | nulls("text", "refusal", "file", "cache_control"),
+             {"type": "text", "text": "x"} | nulls("refusal", "input_audio")]}]}),
+        ("chat", {"tools": [FUNCTION]},
+         {"tools": [{"type": "function", "function": {"name": "f"} | nulls("description", "parameters", "strict")}]}),
+        ("chat", {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+         {"response_format": {"type": "json_schema", "json_schema": {"schema": {}} | nulls("name", "strict")}}),
+        ("chat", {"synod_cache": {}}, {"synod_cache": nulls("mode", "ttl_s", "tool_calls", "reasoning", "similar")}),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}]},
+         {"input": [{"type": None, "role": "user", "content": [
+             {"type": "input_text", "text": "x"} | nulls("refusal", "image_url", "filename")]}
+             | nulls("call_id", "name", "arguments", "output")]}),
+        ("responses", {"input": [{"type": "function_call", "call_id": "1", "name": "f"}]},
+         {"input": [{"type": "function_call", "call_id": "1", "name": "f"} | nulls("arguments", "id", "status")]}),
+        ("responses", {"input": [{"type": "function_call_output", "call_id": "1"}]},
+         {"input": [{"type": "function_call_output", "call_id": "1", "output": None}]}),
+        ("responses", {"tools": [{"type": "function", "name": "f"}]},
+         {"tools": [{"type": "function", "name": "f"} | nulls("description", "parameters", "strict")]}),
+        ("responses", {"text": {"format": FORM}}, {"text": {"format": FORM | nulls("strict"), "verbosity": None}}),
+        ("responses", {"text": {"format": {}}}, {"text": {"format": nulls("type", "name", "schema", "strict")}}),
+        ("messages", {"system": [{"type": "text", "text": "x"}, {"type": "text"}]},
+         {"system": [{"type": "text", "text": "x", "cache_control": None}, {"type": "text", "text": None}]}),
+        ("messages", by("assistant", {"type": "tool_use", "id": "1", "name": "f"}),
+         by("assistant", {"type": "tool_use", "id": "1", "name": "f"} | nulls("input", "text", "content", "caller"))),
+        ("messages", by("user", {"type": "tool_result", "tool_use_id": "1"}, NOTE, {"type": "image", "source": IMAGE}),
+         by("user", {"type": "tool_result", "tool_use_id": "1"} | nulls("content", "is_error", "cache_control"),
+            NOTE | nulls("title", "context", "citations"), {"type": "image", "source": IMAGE | nulls("url")})),
+        ("messages", {"tools": [TOOL], "tool_choice": {"type": "auto"}},
+         {"tools": [TOOL | nulls("type", "description", "strict", "cache_control", "allowed_callers")],
+          "tool_choice": {"type": "auto"} | nulls("name", "disable_parallel_tool_use")}),
+        ("messages", {"cache_control": {"type": "ephemeral"}}, {"cache_control": {"type": "ephemeral", "ttl": None}}),
+    ],
+)  # fmt: skip
+def test_a_null_within_says_as_little_as_nothing_does(path: str, said: Body, unsaid: Body) -> None:
+    assert parsed(path, **unsaid) == parsed(path, **said)
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat", {"model": None}),
+        ("chat", {"messages": [{"role": "user", "content": None}]}),
+        ("messages", {"max_tokens": None}),
+        ("messages", {"tools": [{"name": "f", "input_schema": None}]}),
+        ("responses", {"input": None}),
+    ],
+)
+def test_what_has_to_be_said_is_not_null(path: str, more: Body) -> None:
+    assert " = null: " in refusal(path, **more)
 
 
 def test_the_two_names_of_one_limit_have_to_agree() -> None:

@@ -16,6 +16,7 @@ from anthropic import AsyncAnthropic
 from edge_world import WAIT_S, System
 from httpedge.compatible.endpoints import INLINE_BYTES_MAX
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessage
 from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
@@ -192,6 +193,14 @@ async def test_every_kind_of_content_reaches_the_gateway(system: System) -> None
         pb.Part(audio=pb.Audio(media_type="audio/wav", data=b"bytes")),
         pb.Part(file=pb.File(media_type="application/pdf", name="a.pdf", data=b"bytes")),
     ]
+
+
+async def test_a_message_of_the_sdk_comes_back_as_it_dumps_it(system: System) -> None:
+    system.fake.answer = HELLO
+    said = ChatCompletionMessage(role="assistant", content="hi").model_dump()
+    async with openai_sdk(system) as client:
+        await client.chat.completions.create(model=MODEL, messages=[*USER, said, *USER])
+    assert asked(system).messages[1] == pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(text="hi")])
 
 
 async def test_every_parameter_of_a_chat_reaches_the_gateway(system: System) -> None:

@@ -27,7 +27,7 @@ def to_block(reasoning: pb.Reasoning) -> dict[str, object]:
 
 def from_block(block: Mapping[str, object]) -> pb.Reasoning:
     """Raises InvalidArgument for a signature of ours that was changed."""
-    text, signature = str(block.get("thinking", "")), str(block.get("signature", ""))
+    text, signature = str(block.get("thinking") or ""), str(block.get("signature") or "")
     if not signature.startswith(_FOREIGN):
         return pb.Reasoning(text=text, signature=orjson.dumps(block), provider=OWN)
     provider, _, payload = signature[len(_FOREIGN) :].partition(":")

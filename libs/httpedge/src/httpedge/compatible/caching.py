@@ -19,19 +19,19 @@ _FLAGS: Final = ("tool-calls", "reasoning", "similar")
 
 
 class CacheWish(StrictModel):
-    mode: Literal["on", "off"] = "on"
-    ttl_s: Seconds = 0
-    tool_calls: bool = False
-    reasoning: bool = False
-    similar: bool = False
+    mode: Literal["on", "off"] | None = None
+    ttl_s: Seconds | None = None
+    tool_calls: bool | None = None
+    reasoning: bool | None = None
+    similar: bool | None = None
 
     def policy(self) -> pb.CachePolicy:
         return pb.CachePolicy(
-            mode=_MODES[self.mode],
-            ttl_s=self.ttl_s,
-            tool_calls=self.tool_calls,
-            reasoning=self.reasoning,
-            similar=self.similar,
+            mode=_MODES[self.mode or "on"],
+            ttl_s=self.ttl_s or 0,
+            tool_calls=bool(self.tool_calls),
+            reasoning=bool(self.reasoning),
+            similar=bool(self.similar),
         )
 
 

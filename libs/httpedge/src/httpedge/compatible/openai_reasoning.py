@@ -44,4 +44,4 @@ def from_item(item: Mapping[str, object]) -> pb.Reasoning:
 
 def _summary(summary: object) -> str:
     said = summary if isinstance(summary, list) else []
-    return "".join(str(one.get("text", "")) for one in said if isinstance(one, dict))
+    return "".join(str(one.get("text") or "") for one in said if isinstance(one, dict))

@@ -42,7 +42,7 @@ DONE: Final = b"data: [DONE]\n\n"
 class WireModel(BaseModel):
     """A part of a request. What is not read here is a hint, such as the `detail` of an image; what would change the answer
     or its price is read, to be carried or refused. A value is of its field's own type: what "5" or true would mean as a
-    number is a guess.
+    number is a guess. In a field that may be left out, null is as good as that: SDKs write it for what they were not told.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
