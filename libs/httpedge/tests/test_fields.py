@@ -134,6 +134,12 @@ def test_what_would_be_missed_is_refused_by_name_and_value(path: str, field: str
 CALL = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
 TOOL = {"name": "f", "input_schema": {"type": "object"}}
 NOTE = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
+SAID = {"type": "text", "text": "x"}
+IMAGE = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+SEEN = {"type": "image", "source": IMAGE}
+LOOK = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+PICTURE = {"type": "input_image", "image_url": "https://example.org/a.png"}
+CALLS = [{"id": "1", "function": {"name": "f"}}]
 
 
 def by(role: str, *blocks: object) -> Body:
@@ -174,6 +180,24 @@ def by(role: str, *blocks: object) -> Body:
         ("messages", {"tools": [TOOL | {"desciption": "x"}]}, 'tools.0.desciption = "x": is no field here'),
         ("messages", {"tools": [TOOL | {"defer_loading": True}]}, "tools.0.defer_loading = true: is not supported here"),
         ("messages", by("user", {"type": "txt", "text": "x"}), 'messages.0.content.0.type = "txt": must be one of text, '),
+        ("messages", by("user", {"type": "search_result"}), 'messages.0.content.0.type = "search_result": must be one of text, image, document, tool_result'),
+        ("messages", by("user", CALL), 'messages.0.content.0.type = "tool_use": must be one of text, '),
+        ("messages", by("assistant", SAID, SEEN), 'messages.0.content.1.type = "image": must be one of text, tool_use, thinking, '),
+        ("messages", by("assistant", NOTE), 'messages.0.content.0.type = "document": must be one of text, tool_use, '),
+        ("messages", by("assistant", {"type": "tool_result", "tool_use_id": "1"}), 'messages.0.content.0.type = "tool_result": must'),
+        ("messages", by("assistant", {"type": "mcp_tool_use"}), 'messages.0.content.0.type = "mcp_tool_use": must be one of text'),
+        ("messages", by("system", SEEN) | {"system": "Be brief."}, 'messages.0.content.0.type = "image": must be one of text'),
+        ("messages", by("assistant", {"type": "thinking", "thinking": "", "signature": "synod:x:!"}), 'messages.0.content.0.signature = "synod:x:!": must come back'),
+        ("count tokens", by("assistant", SEEN) | {"system": "Be brief."}, 'messages.0.content.0.type = "image": must be'),
+        ("chat", by("assistant", SAID, LOOK), 'messages.0.content.1.type = "image_url": is said in the role user only'),
+        ("chat", by("system", LOOK), 'messages.0.content.0.type = "image_url": is said in the role user only'),
+        ("chat", by("developer", {"type": "file"}), 'messages.0.content.0.type = "file": is said in the role user only'),
+        ("chat", by("assistant", {"type": "input_audio"}), 'messages.0.content.0.type = "input_audio": is said in the role user'),
+        ("chat", {"messages": [{"role": "user", "content": "x", "tool_calls": CALLS}]}, 'messages.0.tool_calls = [{"id": "1", "function": {"name": "f"}}]: is said in the role assistant only'),
+        ("chat", {"messages": [{"role": "tool", "tool_call_id": "1", "tool_calls": CALLS}]}, 'messages.0.tool_calls = [{"id": "1", '),
+        ("responses", {"instructions": "Be brief.", "input": [{"role": "assistant", "content": [PICTURE]}]}, 'input.0.content.0.type = "input_image": is said in the role user only'),
+        ("input tokens", {"input": [{"role": "system", "content": [PICTURE]}]}, 'input.0.content.0.type = "input_image": is said in'),
+        ("responses", {"input": [{"type": "reasoning", "encrypted_content": "synod:x:!"}]}, 'input.0.encrypted_content = "synod:x:!": must come back'),
         ("messages", by("user", {"type": "image"}), "messages.0.content.0.source = null: is missing"),
         ("messages", by("user", {"type": "tool_result", "content": "4"}), 'messages.0.content.0.tool_use_id = "": is missing'),
         ("messages", by("user", NOTE | {"citations": {"enabled": True}}), 'messages.0.content.0.citations = {"enabled": true}'),
@@ -188,7 +212,7 @@ def test_an_option_that_would_be_left_out_silently_is_refused_by_its_place(path:
     ("path", "more"),
     [
         ("messages", by("assistant", CALL, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []})),
-        ("messages", by("user", NOTE | {"citations": {"enabled": False}}, {"type": "search_result", "title": "t"})),
+        ("messages", by("user", NOTE | {"citations": {"enabled": False}})),
         ("messages", {"tools": [TOOL | {"allowed_callers": ["direct"], "eager_input_streaming": True}]}),
         ("responses", {"reasoning": {"effort": "low", "summary": "auto", "context": "auto", "mode": "standard"}}),
         ("responses", {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}),
@@ -305,9 +329,7 @@ def nulls(*names: str) -> dict[str, None]:
 
 
 FUNCTION = {"type": "function", "function": {"name": "f"}}
-LOOK = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
 FORM = {"type": "json_schema", "name": "n", "schema": {}}
-IMAGE = {"type": "base64", "media_type": "image/png", "data": "AA=="}
 UNSAID = {
     "chat": (
         "tools tool_choice parallel_tool_calls response_format max_completion_tokens max_tokens stop temperature top_p seed "

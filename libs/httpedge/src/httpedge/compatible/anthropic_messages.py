@@ -1,6 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens, as the SDK anthropic 2.12 speaks them: the requests. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -9,7 +9,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures
 from httpedge.compatible.anthropic_messages_answer import MessageWriter, message
-from httpedge.compatible.anthropic_reasoning import from_block
+from httpedge.compatible.anthropic_reasoning import BLOCKS, from_block
 from httpedge.compatible.caching import CacheAsked
 from httpedge.compatible.dialect import Asked, Writer
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
@@ -49,7 +49,12 @@ _NOT_TAKEN: Final = (
 )
 
 
-_USER_BLOCKS: Final = ("text", "image", "document", "search_result", "tool_result")
+_BLOCKS: Final[Mapping[str, Sequence[str]]] = {
+    "system": ("text",),
+    "user": ("text", "image", "document", "tool_result"),
+    "assistant": ("text", "tool_use", *BLOCKS),
+}
+"""What each role can say."""
 
 
 class _Source(WireModel):
@@ -257,8 +262,7 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
         return
     blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
-    if message.role == "user":
-        _check_blocks(blocks)
+    _check_blocks(_BLOCKS[message.role], blocks)
     results = [
         up_to(_result(where, block), block.cache_control) for where, block in blocks if block.type == "tool_result"
     ]
@@ -269,11 +273,11 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=parts)
 
 
-def _check_blocks(blocks: Iterable[tuple[str, _Block]]) -> None:
-    """What an assistant sent may be of any type, since it comes back as it was given; what a user sends may not."""
+def _check_blocks(allowed: Sequence[str], blocks: Iterable[tuple[str, _Block]]) -> None:
+    """Raises InvalidArgument by the caller's name of the field: the gateway counts other messages and other parts."""
     for where, block in blocks:
-        if block.type not in _USER_BLOCKS:
-            raise wrong(f"{where}.type", block.type, f"must be one of {', '.join(_USER_BLOCKS)}")
+        if block.type not in allowed:
+            raise wrong(f"{where}.type", block.type, f"must be one of {', '.join(allowed)}")
 
 
 def _result(field: str, block: _Block) -> pb.Part:
@@ -295,7 +299,7 @@ def _part(field: str, block: _Block) -> pb.Part:
         case "image" | "document":
             return _medium(field, block)
         case _:
-            return pb.Part(reasoning=from_block(block.model_dump(exclude_unset=True)))
+            return pb.Part(reasoning=from_block(field, block.model_dump(exclude_unset=True)))
 
 
 def _medium(field: str, block: _Block) -> pb.Part:

@@ -27,6 +27,7 @@ from httpedge.compatible.wire import (
     read,
     refuse,
     refuse_other,
+    refuse_unless,
     text_of,
 )
 from httpedge.mistakes import wrong
@@ -41,6 +42,7 @@ _NOT_TAKEN: Final = (
     "prediction",
     "web_search_options",
 )
+_BY_USERS: Final = ("image_url", "input_audio", "file")
 _NEUTRAL: Final = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
 
 ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
@@ -236,6 +238,9 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
 def _message(field: str, message: _Message) -> pb.Message:
     content = f"{field}.content"
     refuse(message, ("function_call", "audio"), within=field)
+    if message.tool_calls:
+        calls = [call.model_dump(exclude_unset=True) for call in message.tool_calls]
+        refuse_unless(message.role == "assistant", f"{field}.tool_calls", calls, "assistant")
     if message.role == "tool":
         if not message.tool_call_id:
             raise wrong(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
@@ -251,6 +256,8 @@ def _parts(field: str, message: _Message) -> Iterator[pb.Part]:
         yield pb.Part(text=message.content)
     elif message.content:
         for index, content in enumerate(message.content):
+            allowed = message.role == "user" or content.type not in _BY_USERS
+            refuse_unless(allowed, f"{field}.{index}.type", content.type, "user")
             yield up_to(_part(f"{field}.{index}", content), content.cache_control)
     if message.refusal:
         yield pb.Part(refusal=message.refusal)

@@ -27,6 +27,7 @@ from httpedge.compatible.wire import (
     read,
     refuse,
     refuse_other,
+    refuse_unless,
     text_of,
 )
 from httpedge.mistakes import wrong
@@ -49,6 +50,7 @@ _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "user": pb.ROLE_USER,
     "assistant": pb.ROLE_ASSISTANT,
 }
+_BY_USERS: Final = ("input_image", "input_audio", "input_file")
 
 Included: TypeAlias = Literal[
     "reasoning.encrypted_content",
@@ -257,7 +259,7 @@ def _joined(messages: Iterable[pb.Message]) -> Iterator[pb.Message]:
 def _message(field: str, item: _Item) -> pb.Message:
     match item.type or "message":
         case "message" if item.role is not None:
-            return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.content)))
+            return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.role, item.content)))
         case "message":
             raise wrong(f"{field}.role", None, "must be given")
         case "function_call":
@@ -270,17 +272,21 @@ def _message(field: str, item: _Item) -> pb.Message:
             result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
             return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
         case "reasoning":
-            thought = openai_reasoning.from_item(item.model_dump(exclude_unset=True, exclude_none=True))
+            thought = openai_reasoning.from_item(field, item.model_dump(exclude_unset=True, exclude_none=True))
             return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(reasoning=thought)])
         case _:
             known = "message, function_call, function_call_output or reasoning"
             raise wrong(f"{field}.type", item.type, f"must be {known}")
 
 
-def _parts(field: str, content: str | tuple[_Content, ...] | tuple[_Thought, ...] | None) -> Iterator[pb.Part]:
+def _parts(
+    field: str, role: str, content: str | tuple[_Content, ...] | tuple[_Thought, ...] | None
+) -> Iterator[pb.Part]:
     if isinstance(content, tuple):
         parts: Sequence[_Content | _Thought] = content
-        yield from (_part(f"{field}.{index}", one) for index, one in enumerate(parts))
+        for index, one in enumerate(parts):
+            refuse_unless(role == "user" or one.type not in _BY_USERS, f"{field}.{index}.type", one.type, "user")
+            yield _part(f"{field}.{index}", one)
     elif content:
         yield pb.Part(text=content)
 

@@ -92,6 +92,12 @@ def refuse_other(field: str, value: str | None, usual: str) -> None:
         raise wrong(field, value, f"only {usual} is supported here; leave it out")
 
 
+def refuse_unless(said: bool, field: str, value: object, role: str) -> None:
+    """Raises InvalidArgument for what is said in another role than this one."""
+    if not said:
+        raise wrong(field, value, f"is said in the role {role} only")
+
+
 def decoded(field: str, text: str) -> bytes:
     """Bytes from base64. Raises InvalidArgument."""
     try:
