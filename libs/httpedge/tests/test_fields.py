@@ -1,7 +1,7 @@
 """Of the fields of the two APIs each is carried, refused by its name or a hint; what is none of theirs is refused too."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
@@ -12,9 +12,11 @@ from httpedge.compatible.anthropic_messages import AnthropicMessages
 from httpedge.compatible.dialect import Asked
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
+from httpedge.compatible.wire import WireModel
 from openai.types import embedding_create_params
 from openai.types.chat import completion_create_params
 from openai.types.responses import input_token_count_params, response_create_params
+from pydantic import TypeAdapter
 from servicekit.errors import InvalidArgument
 
 Body = Mapping[str, object]
@@ -132,6 +134,12 @@ def test_what_would_be_missed_is_refused_by_name_and_value(path: str, field: str
 CALL = {"type": "tool_use", "id": "t1", "name": "f", "input": {}}
 TOOL = {"name": "f", "input_schema": {"type": "object"}}
 NOTE = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
+SAID = {"type": "text", "text": "x"}
+IMAGE = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+SEEN = {"type": "image", "source": IMAGE}
+LOOK = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+PICTURE = {"type": "input_image", "image_url": "https://example.org/a.png"}
+CALLS = [{"id": "1", "function": {"name": "f"}}]
 
 
 def by(role: str, *blocks: object) -> Body:
@@ -172,6 +180,24 @@ def by(role: str, *blocks: object) -> Body:
         ("messages", {"tools": [TOOL | {"desciption": "x"}]}, 'tools.0.desciption = "x": is no field here'),
         ("messages", {"tools": [TOOL | {"defer_loading": True}]}, "tools.0.defer_loading = true: is not supported here"),
         ("messages", by("user", {"type": "txt", "text": "x"}), 'messages.0.content.0.type = "txt": must be one of text, '),
+        ("messages", by("user", {"type": "search_result"}), 'messages.0.content.0.type = "search_result": must be one of text, image, document, tool_result'),
+        ("messages", by("user", CALL), 'messages.0.content.0.type = "tool_use": must be one of text, '),
+        ("messages", by("assistant", SAID, SEEN), 'messages.0.content.1.type = "image": must be one of text, tool_use, thinking, '),
+        ("messages", by("assistant", NOTE), 'messages.0.content.0.type = "document": must be one of text, tool_use, '),
+        ("messages", by("assistant", {"type": "tool_result", "tool_use_id": "1"}), 'messages.0.content.0.type = "tool_result": must'),
+        ("messages", by("assistant", {"type": "mcp_tool_use"}), 'messages.0.content.0.type = "mcp_tool_use": must be one of text'),
+        ("messages", by("system", SEEN) | {"system": "Be brief."}, 'messages.0.content.0.type = "image": must be one of text'),
+        ("messages", by("assistant", {"type": "thinking", "thinking": "", "signature": "synod:x:!"}), 'messages.0.content.0.signature = "synod:x:!": must come back'),
+        ("count tokens", by("assistant", SEEN) | {"system": "Be brief."}, 'messages.0.content.0.type = "image": must be'),
+        ("chat", by("assistant", SAID, LOOK), 'messages.0.content.1.type = "image_url": is said in the role user only'),
+        ("chat", by("system", LOOK), 'messages.0.content.0.type = "image_url": is said in the role user only'),
+        ("chat", by("developer", {"type": "file"}), 'messages.0.content.0.type = "file": is said in the role user only'),
+        ("chat", by("assistant", {"type": "input_audio"}), 'messages.0.content.0.type = "input_audio": is said in the role user'),
+        ("chat", {"messages": [{"role": "user", "content": "x", "tool_calls": CALLS}]}, 'messages.0.tool_calls = [{"id": "1", "function": {"name": "f"}}]: is said in the role assistant only'),
+        ("chat", {"messages": [{"role": "tool", "tool_call_id": "1", "tool_calls": CALLS}]}, 'messages.0.tool_calls = [{"id": "1", '),
+        ("responses", {"instructions": "Be brief.", "input": [{"role": "assistant", "content": [PICTURE]}]}, 'input.0.content.0.type = "input_image": is said in the role user only'),
+        ("input tokens", {"input": [{"role": "system", "content": [PICTURE]}]}, 'input.0.content.0.type = "input_image": is said in'),
+        ("responses", {"input": [{"type": "reasoning", "encrypted_content": "synod:x:!"}]}, 'input.0.encrypted_content = "synod:x:!": must come back'),
         ("messages", by("user", {"type": "image"}), "messages.0.content.0.source = null: is missing"),
         ("messages", by("user", {"type": "tool_result", "content": "4"}), 'messages.0.content.0.tool_use_id = "": is missing'),
         ("messages", by("user", NOTE | {"citations": {"enabled": True}}), 'messages.0.content.0.citations = {"enabled": true}'),
@@ -186,7 +212,7 @@ def test_an_option_that_would_be_left_out_silently_is_refused_by_its_place(path:
     ("path", "more"),
     [
         ("messages", by("assistant", CALL, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": []})),
-        ("messages", by("user", NOTE | {"citations": {"enabled": False}}, {"type": "search_result", "title": "t"})),
+        ("messages", by("user", NOTE | {"citations": {"enabled": False}})),
         ("messages", {"tools": [TOOL | {"allowed_callers": ["direct"], "eager_input_streaming": True}]}),
         ("responses", {"reasoning": {"effort": "low", "summary": "auto", "context": "auto", "mode": "standard"}}),
         ("responses", {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}),
@@ -226,6 +252,166 @@ def test_a_whole_number_is_taken_where_others_are(path: str) -> None:
     asked = parsed(path, temperature=1, top_p=1)
     assert isinstance(asked, Asked)
     assert (asked.request.temperature, asked.request.top_p) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("chat", "max_tokens", 100.0),
+        ("chat", "max_completion_tokens", 1e2),
+        ("chat", "seed", 1.0),
+        ("chat", "seed", -0.0),
+        ("chat", "n", 1.0),
+        ("chat", "synod_cache", {"ttl_s": 60.0}),
+        ("responses", "max_output_tokens", 100.0),
+        ("messages", "max_tokens", 100.0),
+        ("messages", "top_k", 5.0),
+        ("messages", "thinking", {"type": "enabled", "budget_tokens": 8.0}),
+        ("embeddings", "dimensions", 64.0),
+    ],
+)
+def test_an_integer_may_be_written_with_a_point(path: str, field: str, value: object) -> None:
+    whole = json.loads(json.dumps(value), parse_float=lambda text: int(float(text)))
+    assert parsed(path, **{field: value}) == parsed(path, **{field: whole})
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("chat", "max_tokens"), ("chat", "seed"), ("chat", "n"), ("messages", "top_k"), ("embeddings", "dimensions")],
+)
+@pytest.mark.parametrize("value", ["5", "5.0", True, 1.5])
+def test_what_is_no_integer_is_not_made_one(path: str, field: str, value: object) -> None:
+    assert refusal(path, **{field: value}) == f"{field} = {json.dumps(value)}: input should be a valid integer"
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300])
+def test_an_integer_with_a_point_has_the_same_bounds(value: float) -> None:
+    assert refusal("chat", seed=value).startswith("seed = ")
+    with pytest.raises(InvalidArgument, match="max_tokens"):
+        PARSERS["chat"](json.dumps(CHAT).encode().replace(b"{", b'{"max_tokens": 1e999, ', 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat", {"reasoning_effort": ""}),
+        ("responses", {"reasoning": {"effort": ""}}),
+        ("messages", {"output_config": {"effort": ""}}),
+    ],
+)
+def test_an_empty_effort_says_nothing(path: str, more: Body) -> None:
+    assert parsed(path, **more) == parsed(path)
+
+
+def kinds(base: type[WireModel] = WireModel) -> Iterator[type[WireModel]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (kind, name)
+        for kind in kinds()
+        if kind.__module__.startswith("httpedge.")
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    ],
+    ids=str,
+)
+def test_every_field_that_may_be_left_out_may_be_null(kind: type[WireModel], field: str) -> None:
+    assert TypeAdapter[object](kind.model_fields[field].annotation).validate_python(None) is None
+
+
+def nulls(*names: str) -> dict[str, None]:
+    return dict.fromkeys(names)
+
+
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+FORM = {"type": "json_schema", "name": "n", "schema": {}}
+UNSAID = {
+    "chat": (
+        "tools tool_choice parallel_tool_calls response_format max_completion_tokens max_tokens stop temperature top_p seed "
+        "reasoning_effort service_tier stream stream_options n modalities audio functions function_call logprobs logit_bias "
+        "verbosity frequency_penalty presence_penalty top_logprobs store metadata user synod_cache"
+    ),
+    "responses": (
+        "instructions tools tool_choice parallel_tool_calls text reasoning max_output_tokens temperature top_p truncation "
+        "service_tier stream previous_response_id conversation background max_tool_calls store include metadata synod_cache"
+    ),
+    "embeddings": "dimensions encoding_format user synod_cache",
+    "messages": (
+        "system tools tool_choice output_config thinking cache_control speed service_tier stop_sequences temperature top_p "
+        "top_k stream inference_geo container metadata mcp_servers synod_cache"
+    ),
+    "count tokens": "system tools tool_choice output_config thinking cache_control speed mcp_servers",
+}
+
+
+@pytest.mark.parametrize("path", UNSAID)
+def test_a_null_says_as_little_as_nothing_does(path: str) -> None:
+    assert parsed(path, **nulls(*UNSAID[path].split())) == parsed(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "unsaid"),
+    [
+        ("chat", {"messages": [{"role": "assistant", "content": "x"}]},
+         {"messages": [{"role": "assistant", "content": "x"} | nulls("tool_calls", "function_call", "refusal", "audio", "annotations", "name")]}),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}]},
+         {"messages": [{"role": "assistant", "content": None, "tool_calls": [
+             {"id": "1", "type": None, "function": {"name": "f", "arguments": None}}]}]}),
+        ("chat", {"messages": [{"role": "user", "content": [LOOK, {"type": "text", "text": "x"}]}]},
+         {"messages": [{"role": "user", "content": [
+             LOOK | nulls("text", "refusal", "file", "cache_control"),
+             {"type": "text", "text": "x"} | nulls("refusal", "input_audio")]}]}),
+        ("chat", {"tools": [FUNCTION]},
+         {"tools": [{"type": "function", "function": {"name": "f"} | nulls("description", "parameters", "strict")}]}),
+        ("chat", {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+         {"response_format": {"type": "json_schema", "json_schema": {"schema": {}} | nulls("name", "strict")}}),
+        ("chat", {"synod_cache": {}}, {"synod_cache": nulls("mode", "ttl_s", "tool_calls", "reasoning", "similar")}),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}]},
+         {"input": [{"type": None, "role": "user", "content": [
+             {"type": "input_text", "text": "x"} | nulls("refusal", "image_url", "filename")]}
+             | nulls("call_id", "name", "arguments", "output")]}),
+        ("responses", {"input": [{"type": "function_call", "call_id": "1", "name": "f"}]},
+         {"input": [{"type": "function_call", "call_id": "1", "name": "f"} | nulls("arguments", "id", "status")]}),
+        ("responses", {"input": [{"type": "function_call_output", "call_id": "1"}]},
+         {"input": [{"type": "function_call_output", "call_id": "1", "output": None}]}),
+        ("responses", {"tools": [{"type": "function", "name": "f"}]},
+         {"tools": [{"type": "function", "name": "f"} | nulls("description", "parameters", "strict")]}),
+        ("responses", {"text": {"format": FORM}}, {"text": {"format": FORM | nulls("strict"), "verbosity": None}}),
+        ("responses", {"text": {"format": {}}}, {"text": {"format": nulls("type", "name", "schema", "strict")}}),
+        ("messages", {"system": [{"type": "text", "text": "x"}, {"type": "text"}]},
+         {"system": [{"type": "text", "text": "x", "cache_control": None}, {"type": "text", "text": None}]}),
+        ("messages", by("assistant", {"type": "tool_use", "id": "1", "name": "f"}),
+         by("assistant", {"type": "tool_use", "id": "1", "name": "f"} | nulls("input", "text", "content", "caller"))),
+        ("messages", by("user", {"type": "tool_result", "tool_use_id": "1"}, NOTE, {"type": "image", "source": IMAGE}),
+         by("user", {"type": "tool_result", "tool_use_id": "1"} | nulls("content", "is_error", "cache_control"),
+            NOTE | nulls("title", "context", "citations"), {"type": "image", "source": IMAGE | nulls("url")})),
+        ("messages", {"tools": [TOOL], "tool_choice": {"type": "auto"}},
+         {"tools": [TOOL | nulls("type", "description", "strict", "cache_control", "allowed_callers")],
+          "tool_choice": {"type": "auto"} | nulls("name", "disable_parallel_tool_use")}),
+        ("messages", {"cache_control": {"type": "ephemeral"}}, {"cache_control": {"type": "ephemeral", "ttl": None}}),
+    ],
+)  # fmt: skip
+def test_a_null_within_says_as_little_as_nothing_does(path: str, said: Body, unsaid: Body) -> None:
+    assert parsed(path, **unsaid) == parsed(path, **said)
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("chat", {"model": None}),
+        ("chat", {"messages": [{"role": "user", "content": None}]}),
+        ("messages", {"max_tokens": None}),
+        ("messages", {"tools": [{"name": "f", "input_schema": None}]}),
+        ("responses", {"input": None}),
+    ],
+)
+def test_what_has_to_be_said_is_not_null(path: str, more: Body) -> None:
+    assert " = null: " in refusal(path, **more)
 
 
 def test_the_two_names_of_one_limit_have_to_agree() -> None:

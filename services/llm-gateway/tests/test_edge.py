@@ -1,6 +1,7 @@
 """The APIs of OpenAI and Anthropic at llm-gateway itself: what a call is here, it is by gRPC, and the other way round."""
 
 import asyncio
+import json
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import get_args, get_type_hints
 from uuid import uuid4
 
 import aiohttp
@@ -17,12 +19,14 @@ import openai
 import pytest
 import pytest_asyncio
 from anthropic import AsyncAnthropic
+from anthropic.types import ContentBlockParam
 from google.protobuf.timestamp_pb2 import Timestamp
-from httpedge.compatible import sizes
+from httpedge.compatible import anthropic_reasoning, sizes
 from launcher.processes import Warden, free_port
 from launcher.testing import RunningNats, RunningPostgres, running_nats
 from llm_gateway import translate
 from llm_gateway.main import compose
+from llm_gateway.providers import opaque
 from llm_gateway.settings import EdgeLimits, Settings
 from openai import AsyncOpenAI
 from provider_simulator.faults import Fault
@@ -382,6 +386,14 @@ async def test_the_edge_takes_as_much_as_the_gateway_does(door: Door) -> None:
                 assert answer.status == status, await answer.text()
                 param = None if status == 200 else (await answer.json())["error"]["param"]
             assert param == (None if status == 200 else "max_tokens")
+
+
+@pytest.mark.parametrize(
+    "type", ["mcp_tool_use", *(get_args(get_type_hints(block)["type"])[0] for block in get_args(ContentBlockParam))]
+)
+async def test_the_edge_gives_back_to_anthropic_what_the_gateway_does(type: str) -> None:
+    taken = opaque.problem(anthropic_reasoning.OWN, json.dumps({"type": type}).encode()) is None
+    assert (type in anthropic_reasoning.BLOCKS) == taken
 
 
 async def test_a_balancer_may_ask_whether_to_send_requests_here(door: Door) -> None:

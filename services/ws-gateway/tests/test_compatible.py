@@ -16,6 +16,7 @@ from anthropic import AsyncAnthropic
 from edge_world import WAIT_S, System
 from httpedge.compatible.endpoints import INLINE_BYTES_MAX
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessage
 from servicekit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
@@ -63,6 +64,20 @@ async def posted(system: System, path: str, body: object, **headers: str) -> tup
         return response.status, await response.json()
 
 
+async def raw_headers(system: System, **names: bytes) -> tuple[int, dict[str, object]]:
+    """The answer to a chat with `synod-` headers of these very bytes."""
+    body = json.dumps(CHAT).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n"
+    head += b"Authorization: Bearer %b\r\nContent-Length: %d\r\n" % (fakes.API_KEY.encode(), len(body))
+    head += b"".join([b"synod-%b: %b\r\n" % (name.encode(), value) for name, value in names.items()])
+    reader, writer = await asyncio.open_connection("127.0.0.1", system.served.host.settings.edge_port)
+    writer.write(head + b"\r\n" + body)
+    async with asyncio.timeout(WAIT_S):
+        told, _, answered = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(told.split()[1]), json.loads(answered)
+
+
 async def frames(system: System, path: str, body: dict[str, object]) -> list[str]:
     """The data of the events of a stream."""
     async with system.http.post(path, json=body | {"stream": True}) as response:
@@ -108,6 +123,41 @@ async def test_a_tag_without_a_value_is_refused_by_its_name(system: System) -> N
     assert not system.fake.requests("Generate")
 
 
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ("Überblick".encode(), "Überblick"),
+        ("Straße".encode(), "Straße"),
+        ("日本".encode(), "日本"),
+        ("Überblick".encode("latin-1"), "Überblick"),
+        (b"search", "search"),
+    ],
+)
+async def test_names_in_headers_are_utf_8_and_else_latin_1(system: System, sent: bytes, name: str) -> None:
+    system.fake.answer = HELLO
+    status, _ = await raw_headers(
+        system, agent=sent, project=sent, conversation=sent, tags=b"team=" + sent + b",\t" + sent + b"=1"
+    )
+
+    found = asked(system).attribution
+    assert (status, found.agent, found.project_id, found.conversation_id) == (200, name, name, name)
+    assert dict(found.tags) == {"team": name, name: "1"}
+
+
+@pytest.mark.parametrize("header", ["agent", "project", "conversation", "tags"])
+@pytest.mark.parametrize(
+    ("sent", "found"), [(b"team=a\tb", "0009"), (b"team=a\x9cb", "009C"), ("team=a\x85".encode(), "0085")]
+)
+async def test_a_control_character_in_a_header_is_refused_by_the_headers_name(
+    system: System, header: str, sent: bytes, found: str
+) -> None:
+    status, body = await raw_headers(system, **{header: sent})
+
+    assert (status, body["error"]["param"]) == (400, f"synod-{header}")  # type: ignore[index]
+    assert f"has the control character U+{found}" in body["error"]["message"]  # type: ignore[index]
+    assert system.fake.requests("Generate") == []
+
+
 async def test_the_key_may_stand_where_anthropic_puts_it(system: System) -> None:
     system.fake.answer = HELLO
     async with anthropic_sdk(system) as client:
@@ -143,6 +193,14 @@ async def test_every_kind_of_content_reaches_the_gateway(system: System) -> None
         pb.Part(audio=pb.Audio(media_type="audio/wav", data=b"bytes")),
         pb.Part(file=pb.File(media_type="application/pdf", name="a.pdf", data=b"bytes")),
     ]
+
+
+async def test_a_message_of_the_sdk_comes_back_as_it_dumps_it(system: System) -> None:
+    system.fake.answer = HELLO
+    said = ChatCompletionMessage(role="assistant", content="hi").model_dump()
+    async with openai_sdk(system) as client:
+        await client.chat.completions.create(model=MODEL, messages=[*USER, said, *USER])
+    assert asked(system).messages[1] == pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(text="hi")])
 
 
 async def test_every_parameter_of_a_chat_reaches_the_gateway(system: System) -> None:

@@ -9,6 +9,13 @@ import openai
 import pytest
 from edge_world import System
 from openai import AsyncOpenAI
+from openai.types.responses import (
+    ResponseFunctionToolCall,
+    ResponseOutputMessage,
+    ResponseOutputText,
+    ResponseReasoningItem,
+)
+from openai.types.responses.response_reasoning_item import Content
 from pydantic import BaseModel
 from servicekit.errors import ResourceExhausted
 from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
@@ -212,6 +219,37 @@ async def test_reasoning_comes_back_to_its_provider_whole(system: System) -> Non
     assert [message.parts[0], message.parts[1]] == [ALOUD, SILENT]
     assert json.loads(message.parts[4].reasoning.signature) == foreign
     assert message.parts[4].reasoning.provider == "openai-responses"
+
+
+async def test_items_of_the_sdk_come_back_as_it_dumps_them(system: System) -> None:
+    thought = ResponseReasoningItem(
+        id="rs_1", type="reasoning", summary=[], content=[Content(type="reasoning_text", text="hm")]
+    ).model_dump()
+    said = ResponseOutputMessage(
+        id="msg_1",
+        type="message",
+        role="assistant",
+        status="completed",
+        content=[ResponseOutputText(type="output_text", text="Hi", annotations=[])],
+    ).model_dump()
+    call = ResponseFunctionToolCall(type="function_call", call_id="call_1", name="f", arguments="{}").model_dump()
+    await created(system, answer(TEXT), input=[thought, said, call])
+
+    (message,) = asked(system).messages
+    assert [part.WhichOneof("part") for part in message.parts] == ["reasoning", "text", "tool_call"]
+    assert json.loads(message.parts[0].reasoning.signature) == {
+        "id": "rs_1",
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "hm"}],
+    }
+
+
+async def test_reasoning_is_no_part_of_a_message(system: System) -> None:
+    said = {"role": "assistant", "content": [{"type": "reasoning_text", "text": "hm"}]}
+    with pytest.raises(openai.BadRequestError, match="of the type reasoning only") as refused:
+        await created(system, answer(TEXT), input=[said])
+    assert refused.value.param == "input.0.content.0.type"
 
 
 async def test_a_changed_encrypted_content_is_refused(system: System) -> None:

@@ -1,6 +1,6 @@
 """POST /v1/messages and /v1/messages/count_tokens, as the SDK anthropic 2.12 speaks them: the requests. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -9,7 +9,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures
 from httpedge.compatible.anthropic_messages_answer import MessageWriter, message
-from httpedge.compatible.anthropic_reasoning import from_block
+from httpedge.compatible.anthropic_reasoning import BLOCKS, from_block
 from httpedge.compatible.caching import CacheAsked
 from httpedge.compatible.dialect import Asked, Writer
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
@@ -49,21 +49,26 @@ _NOT_TAKEN: Final = (
 )
 
 
-_USER_BLOCKS: Final = ("text", "image", "document", "search_result", "tool_result")
+_BLOCKS: Final[Mapping[str, Sequence[str]]] = {
+    "system": ("text",),
+    "user": ("text", "image", "document", "tool_result"),
+    "assistant": ("text", "tool_use", *BLOCKS),
+}
+"""What each role can say."""
 
 
 class _Source(WireModel):
     type: Literal["base64", "url", "text"]
-    media_type: str = ""
-    data: str = ""
-    url: str = ""
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
 
 
 class _Said(WireModel):
     """A part of a system prompt or of a tool's result, which are text."""
 
     type: str
-    text: str = ""
+    text: str | None = None
     cache_control: CacheControl | None = None
 
 
@@ -73,14 +78,14 @@ class _Block(WireModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     type: str
-    text: str = ""
+    text: str | None = None
     source: _Source | None = None
     title: str | None = None
-    id: str = ""
-    name: str = ""
-    input: JsonObject = Field(default_factory=dict)
-    tool_use_id: str = ""
-    content: str | tuple[_Said, ...] | object = ""
+    id: str | None = None
+    name: str | None = None
+    input: JsonObject | None = None
+    tool_use_id: str | None = None
+    content: str | tuple[_Said, ...] | object = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
     citations: object = None
@@ -95,9 +100,9 @@ class _Message(WireModel):
 class _Tool(StrictModel):
     type: Literal["custom"] | None = None
     name: Name
-    description: str = ""
+    description: str | None = None
     input_schema: JsonObject
-    strict: bool = False
+    strict: bool | None = None
     cache_control: CacheControl | None = None
     allowed_callers: tuple[Literal["direct"], ...] | None = None
     defer_loading: object = None
@@ -107,7 +112,7 @@ class _Tool(StrictModel):
 
 class _Choice(StrictModel):
     type: Literal["auto", "any", "tool", "none"]
-    name: str = ""
+    name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
 
@@ -130,8 +135,8 @@ class _Thinking(WireModel):
 class _Countable(StrictModel):
     model: ModelName
     messages: tuple[_Message, ...]
-    system: str | tuple[_Said, ...] = ""
-    tools: tuple[_Tool, ...] = ()
+    system: str | tuple[_Said, ...] | None = None
+    tools: tuple[_Tool, ...] | None = None
     tool_choice: _Choice | None = None
     output_config: _OutputConfig | None = None
     thinking: _Thinking | None = None
@@ -146,11 +151,11 @@ class _Countable(StrictModel):
 class _Request(_Countable, CacheAsked):
     max_tokens: OutputTokens
     service_tier: str | None = None
-    stop_sequences: tuple[str, ...] = ()
+    stop_sequences: tuple[str, ...] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int32 | None = None
-    stream: bool = False
+    stream: bool | None = None
     inference_geo: str | None = None
     container: object = None
     diagnostics: object = None
@@ -166,7 +171,7 @@ class AnthropicMessages:
     def parse(self, body: bytes, request_id: str, created: int) -> Asked:
         request = read(_Request, body)
         _check(request)
-        return Asked(_generate(request, request_id), request.stream, True, created)
+        return Asked(_generate(request, request_id), bool(request.stream), True, created)
 
     def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
         return message(answer)
@@ -208,7 +213,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
         tool_choice=_choice(choice),
         output_format=_format(config.format),
         max_output_tokens=request.max_tokens,
-        stop=request.stop_sequences,
+        stop=request.stop_sequences or (),
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
@@ -238,14 +243,14 @@ def _messages(request: _Countable) -> list[pb.Message]:
     return [*told, *spoken]
 
 
-def _system(system: str | tuple[_Said, ...]) -> Iterator[pb.Part]:
+def _system(system: str | tuple[_Said, ...] | None) -> Iterator[pb.Part]:
     """One part, or one up to each breakpoint of the cache; together they are the same text."""
     text = _text("system", system)
     told = [said for said in system if said.text] if isinstance(system, tuple) else [_Said(type="text", text=text)]
     piece = ""
     for number, said in enumerate(told, start=1):
         is_last = number == len(told)
-        piece += said.text if is_last else f"{said.text}\n"
+        piece += said.text or "" if is_last else f"{said.text}\n"
         if piece and (is_last or said.cache_control):
             yield up_to(pb.Part(text=piece), said.cache_control)
             piece = ""
@@ -257,8 +262,7 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
         return
     blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
-    if message.role == "user":
-        _check_blocks(blocks)
+    _check_blocks(_BLOCKS[message.role], blocks)
     results = [
         up_to(_result(where, block), block.cache_control) for where, block in blocks if block.type == "tool_result"
     ]
@@ -269,11 +273,11 @@ def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
         yield pb.Message(role=_ROLES[message.role], parts=parts)
 
 
-def _check_blocks(blocks: Iterable[tuple[str, _Block]]) -> None:
-    """What an assistant sent may be of any type, since it comes back as it was given; what a user sends may not."""
+def _check_blocks(allowed: Sequence[str], blocks: Iterable[tuple[str, _Block]]) -> None:
+    """Raises InvalidArgument by the caller's name of the field: the gateway counts other messages and other parts."""
     for where, block in blocks:
-        if block.type not in _USER_BLOCKS:
-            raise wrong(f"{where}.type", block.type, f"must be one of {', '.join(_USER_BLOCKS)}")
+        if block.type not in allowed:
+            raise wrong(f"{where}.type", block.type, f"must be one of {', '.join(allowed)}")
 
 
 def _result(field: str, block: _Block) -> pb.Part:
@@ -288,14 +292,14 @@ def _result(field: str, block: _Block) -> pb.Part:
 def _part(field: str, block: _Block) -> pb.Part:
     match block.type:
         case "text":
-            return pb.Part(text=block.text)
+            return pb.Part(text=block.text or "")
         case "tool_use":
-            call = pb.ToolCall(id=block.id, name=block.name, arguments_json=text_of(block.input))
+            call = pb.ToolCall(id=block.id or "", name=block.name or "", arguments_json=text_of(block.input or {}))
             return pb.Part(tool_call=call)
         case "image" | "document":
             return _medium(field, block)
         case _:
-            return pb.Part(reasoning=from_block(block.model_dump(exclude_unset=True)))
+            return pb.Part(reasoning=from_block(field, block.model_dump(exclude_unset=True)))
 
 
 def _medium(field: str, block: _Block) -> pb.Part:
@@ -303,16 +307,17 @@ def _medium(field: str, block: _Block) -> pb.Part:
     if source is None:
         raise wrong(f"{field}.source", None, "is missing; give it")
     if source.type == "url" and block.type == "image":
-        return pb.Part(image=pb.Image(url=source.url))
+        return pb.Part(image=pb.Image(url=source.url or ""))
     if source.type == "url":
         raise wrong(f"{field}.source.type", "url", "send the document itself, as base64 or text")
     if block.citations not in (None, {"enabled": False}):
         raise wrong(f"{field}.citations", block.citations, NOT_SUPPORTED)
     refuse(block, ("context",), within=field)
-    data = source.data.encode() if source.type == "text" else decoded(f"{field}.source.data", source.data)
+    said, media_type = source.data or "", source.media_type or ""
+    data = said.encode() if source.type == "text" else decoded(f"{field}.source.data", said)
     if block.type == "image":
-        return pb.Part(image=pb.Image(media_type=source.media_type, data=data))
-    return pb.Part(file=pb.File(media_type=source.media_type, name=block.title or "document", data=data))
+        return pb.Part(image=pb.Image(media_type=media_type, data=data))
+    return pb.Part(file=pb.File(media_type=media_type, name=block.title or "document", data=data))
 
 
 def _text(field: str, content: object) -> str:
@@ -328,24 +333,24 @@ def _text(field: str, content: object) -> str:
 
 
 def _tools(request: _Countable) -> list[pb.Tool]:
-    for index, tool in enumerate(request.tools):
+    for index, tool in enumerate(request.tools or ()):
         refuse(tool, ("defer_loading", "input_examples"), within=f"tools.{index}")
     return [
         pb.Tool(
             name=tool.name,
-            description=tool.description,
+            description=tool.description or "",
             parameters_json=text_of(tool.input_schema),
-            strict=tool.strict,
+            strict=bool(tool.strict),
             prompt_cache_ttl=cache_ttl(tool.cache_control),
         )
-        for tool in request.tools
+        for tool in request.tools or ()
     ]
 
 
 def _choice(choice: _Choice | None) -> str:
     if choice is None:
         return ""
-    return choice.name if choice.type == "tool" else _CHOICES[choice.type]
+    return choice.name or "" if choice.type == "tool" else _CHOICES[choice.type]
 
 
 def _format(wanted: _Format | None) -> pb.OutputFormat:

@@ -14,6 +14,16 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from httpedge.mistakes import wrong
 
 OWN: Final = "anthropic-messages"
+BLOCKS: Final = (
+    "thinking",
+    "redacted_thinking",
+    "server_tool_use",
+    "web_search_tool_result",
+    "code_execution_tool_result",
+    "bash_code_execution_tool_result",
+    "text_editor_code_execution_tool_result",
+)
+"""Types of what goes back to Anthropic as it came. llm-gateway takes no others."""
 _FOREIGN: Final = "synod:"
 
 
@@ -25,13 +35,13 @@ def to_block(reasoning: pb.Reasoning) -> dict[str, object]:
     return {"type": "thinking", "thinking": reasoning.text, "signature": f"{_FOREIGN}{reasoning.provider}:{payload}"}
 
 
-def from_block(block: Mapping[str, object]) -> pb.Reasoning:
+def from_block(field: str, block: Mapping[str, object]) -> pb.Reasoning:
     """Raises InvalidArgument for a signature of ours that was changed."""
-    text, signature = str(block.get("thinking", "")), str(block.get("signature", ""))
+    text, signature = str(block.get("thinking") or ""), str(block.get("signature") or "")
     if not signature.startswith(_FOREIGN):
         return pb.Reasoning(text=text, signature=orjson.dumps(block), provider=OWN)
     provider, _, payload = signature[len(_FOREIGN) :].partition(":")
     try:
         return pb.Reasoning(text=text, signature=base64.b64decode(payload, validate=True), provider=provider)
     except ValueError:
-        raise wrong("signature", signature, "must come back as it was given") from None
+        raise wrong(f"{field}.signature", signature, "must come back as it was given") from None

@@ -8,10 +8,9 @@ header wins. The answer has `x-synod-cache: hit` or `miss` when the cache was as
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from pydantic import Field
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
-from httpedge.compatible.wire import StrictModel
+from httpedge.compatible.wire import Seconds, StrictModel
 from httpedge.mistakes import wrong
 
 HEADER: Final = "x-synod-cache"
@@ -20,19 +19,19 @@ _FLAGS: Final = ("tool-calls", "reasoning", "similar")
 
 
 class CacheWish(StrictModel):
-    mode: Literal["on", "off"] = "on"
-    ttl_s: int = Field(default=0, ge=0, le=2**31 - 1)
-    tool_calls: bool = False
-    reasoning: bool = False
-    similar: bool = False
+    mode: Literal["on", "off"] | None = None
+    ttl_s: Seconds | None = None
+    tool_calls: bool | None = None
+    reasoning: bool | None = None
+    similar: bool | None = None
 
     def policy(self) -> pb.CachePolicy:
         return pb.CachePolicy(
-            mode=_MODES[self.mode],
-            ttl_s=self.ttl_s,
-            tool_calls=self.tool_calls,
-            reasoning=self.reasoning,
-            similar=self.similar,
+            mode=_MODES[self.mode or "on"],
+            ttl_s=self.ttl_s or 0,
+            tool_calls=bool(self.tool_calls),
+            reasoning=bool(self.reasoning),
+            similar=bool(self.similar),
         )
 
 

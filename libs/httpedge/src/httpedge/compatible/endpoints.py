@@ -41,6 +41,8 @@ KEY_CHARACTERS_MAX: Final = 128
 """It names the call at llm-gateway, whose ids are no longer."""
 _KEY: Final = re.compile("[!-~]+")
 """It goes back in headers and ids, where a space or a tab would be lost or read as an end."""
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+"""No name has one: in a log or a table it would be read as something else, or as nothing."""
 INLINE_BYTES_MAX: Final = 64 * 1024
 """A larger body is read beside the loop, which goes on meanwhile; for a smaller one that would take longer than reading it."""
 ANTHROPIC_VERSION: Final = "anthropic-version"
@@ -294,14 +296,36 @@ async def _unknown(exchange: Exchange) -> None:
 
 def _attribution(headers: Mapping[str, str], caller: Caller) -> ledger_pb.Attribution:
     """Whose cost it is: the caller's, and what the headers name besides."""
-    principal = caller.principal
+    words = _text_of(headers, "synod-tags").split(",")
     return ledger_pb.Attribution(
-        user_id=principal.id,
-        agent=headers.get("synod-agent", ""),
-        project_id=headers.get("synod-project", ""),
-        conversation_id=headers.get("synod-conversation", ""),
-        tags=to_tags("synod-tags", headers.get("synod-tags", "").split(",")),
+        user_id=caller.principal.id,
+        agent=_name(headers, "synod-agent"),
+        project_id=_name(headers, "synod-project"),
+        conversation_id=_name(headers, "synod-conversation"),
+        tags=to_tags("synod-tags", [_without_controls("synod-tags", word.strip(" \t")) for word in words]),
     )
+
+
+def _name(headers: Mapping[str, str], header: str) -> str:
+    return _without_controls(header, _text_of(headers, header))
+
+
+def _text_of(headers: Mapping[str, str], header: str) -> str:
+    """The text of a header, which HTTP reads as Latin-1 and most clients write in UTF-8 (RFC 9110, section 5.5)."""
+    value = headers.get(header, "")
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def _without_controls(header: str, value: str) -> str:
+    """Raises InvalidArgument."""
+    if not value.isprintable() and (found := _CONTROL.search(value)):
+        raise wrong(header, value, f"has the control character U+{ord(found[0]):04X}, which no name may have")
+    return value
 
 
 def _broken(error: ServiceError) -> pb.StreamEvent:

@@ -15,6 +15,7 @@ from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from httpedge.compatible.wire import (
     Effort,
     Int64,
+    Integer,
     JsonObject,
     ModelName,
     Name,
@@ -26,6 +27,7 @@ from httpedge.compatible.wire import (
     read,
     refuse,
     refuse_other,
+    refuse_unless,
     text_of,
 )
 from httpedge.mistakes import wrong
@@ -40,6 +42,7 @@ _NOT_TAKEN: Final = (
     "prediction",
     "web_search_options",
 )
+_BY_USERS: Final = ("image_url", "input_audio", "file")
 _NEUTRAL: Final = ("frequency_penalty", "presence_penalty", "logit_bias", "top_logprobs")
 
 ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
@@ -61,14 +64,14 @@ class _Sound(WireModel):
 
 
 class _File(WireModel):
-    filename: str = "file"
+    filename: str | None = None
     file_data: str
 
 
 class _Content(WireModel):
     type: Literal["text", "refusal", "image_url", "input_audio", "file"]
-    text: str = ""
-    refusal: str = ""
+    text: str | None = None
+    refusal: str | None = None
     image_url: _Address | None = None
     input_audio: _Sound | None = None
     file: _File | None = None
@@ -77,12 +80,12 @@ class _Content(WireModel):
 
 class _Function(WireModel):
     name: str
-    arguments: str = "{}"
+    arguments: str | None = None
 
 
 class _Call(WireModel):
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: _Function
 
 
@@ -90,8 +93,8 @@ class _Message(WireModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[_Content, ...] | None = None
     refusal: str | None = None
-    tool_calls: tuple[_Call, ...] = ()
-    tool_call_id: str = ""
+    tool_calls: tuple[_Call, ...] | None = None
+    tool_call_id: str | None = None
     function_call: object = None
     audio: object = None
 
@@ -99,7 +102,7 @@ class _Message(WireModel):
 class _ToolFunction(WireModel):
     name: Name
     description: str | None = None
-    parameters: JsonObject = Field(default_factory=dict)
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -119,7 +122,7 @@ class _Chosen(WireModel):
 
 
 class _Schema(WireModel):
-    name: str = "answer"
+    name: str | None = None
     schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
@@ -151,7 +154,7 @@ class _Request(CacheAsked):
     service_tier: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: int | None = None
+    n: Integer | None = None
     modalities: tuple[str, ...] | None = None
     audio: object = None
     functions: object = None
@@ -235,6 +238,9 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
 def _message(field: str, message: _Message) -> pb.Message:
     content = f"{field}.content"
     refuse(message, ("function_call", "audio"), within=field)
+    if message.tool_calls:
+        calls = [call.model_dump(exclude_unset=True) for call in message.tool_calls]
+        refuse_unless(message.role == "assistant", f"{field}.tool_calls", calls, "assistant")
     if message.role == "tool":
         if not message.tool_call_id:
             raise wrong(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
@@ -250,18 +256,21 @@ def _parts(field: str, message: _Message) -> Iterator[pb.Part]:
         yield pb.Part(text=message.content)
     elif message.content:
         for index, content in enumerate(message.content):
+            allowed = message.role == "user" or content.type not in _BY_USERS
+            refuse_unless(allowed, f"{field}.{index}.type", content.type, "user")
             yield up_to(_part(f"{field}.{index}", content), content.cache_control)
     if message.refusal:
         yield pb.Part(refusal=message.refusal)
-    for call in message.tool_calls:
+    for call in message.tool_calls or ():
         function = call.function
-        yield pb.Part(tool_call=pb.ToolCall(id=call.id, name=function.name, arguments_json=function.arguments))
+        arguments = "{}" if function.arguments is None else function.arguments
+        yield pb.Part(tool_call=pb.ToolCall(id=call.id, name=function.name, arguments_json=arguments))
 
 
 def _part(field: str, content: _Content) -> pb.Part:
     match content:
         case _Content(type="refusal"):
-            return pb.Part(refusal=content.refusal)
+            return pb.Part(refusal=content.refusal or "")
         case _Content(type="image_url", image_url=_Address(url=url)):
             return pb.Part(image=image(f"{field}.image_url.url", url))
         case _Content(type="input_audio", input_audio=_Sound() as sound):
@@ -269,9 +278,9 @@ def _part(field: str, content: _Content) -> pb.Part:
             return pb.Part(audio=pb.Audio(media_type=f"audio/{sound.format}", data=data))
         case _Content(type="file", file=_File() as file):
             media_type, data = data_url(f"{field}.file.file_data", file.file_data)
-            return pb.Part(file=pb.File(media_type=media_type, name=file.filename, data=data))
+            return pb.Part(file=pb.File(media_type=media_type, name=file.filename or "file", data=data))
         case _Content(type="text"):
-            return pb.Part(text=content.text)
+            return pb.Part(text=content.text or "")
         case _:
             raise wrong(f"{field}.{content.type}", None, "must be given")
 
@@ -291,7 +300,7 @@ def _text(field: str, content: str | tuple[_Content, ...] | None) -> str:
     for index, part in enumerate(content):
         if part.type != "text":
             raise wrong(f"{field}.{index}.type", part.type, "a tool's result is text; leave it out")
-    return "\n".join(part.text for part in content)
+    return "\n".join(part.text or "" for part in content)
 
 
 def _last(content: str | tuple[_Content, ...] | None) -> CacheControl | None:
@@ -304,7 +313,7 @@ def _tool(tool: _Tool) -> pb.Tool:
     return pb.Tool(
         name=function.name,
         description=function.description or "",
-        parameters_json=text_of(function.parameters),
+        parameters_json=text_of(function.parameters or {}),
         strict=bool(function.strict),
         prompt_cache_ttl=cache_ttl(tool.cache_control),
     )
@@ -322,6 +331,5 @@ def _format(wanted: _Format | None) -> pb.OutputFormat:
     schema = wanted.json_schema
     if schema.schema_ is None:
         raise wrong("response_format.json_schema.schema", None, "is missing; give it")
-    return pb.OutputFormat(
-        kind=wanted.type, json_schema=text_of(schema.schema_), name=schema.name, strict=bool(schema.strict)
-    )
+    name = schema.name or "answer"
+    return pb.OutputFormat(kind=wanted.type, json_schema=text_of(schema.schema_), name=name, strict=bool(schema.strict))

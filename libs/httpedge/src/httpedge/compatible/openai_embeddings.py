@@ -17,7 +17,7 @@ class _Request(CacheAsked):
     model: ModelName
     input: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
     dimensions: Count | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     user: object = None
 
 

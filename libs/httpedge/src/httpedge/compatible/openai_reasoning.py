@@ -29,7 +29,7 @@ def to_item(reasoning: pb.Reasoning, id: str) -> Mapping[str, object]:
     }
 
 
-def from_item(item: Mapping[str, object]) -> pb.Reasoning:
+def from_item(field: str, item: Mapping[str, object]) -> pb.Reasoning:
     """Raises InvalidArgument for an encrypted content of ours that was changed."""
     content = str(item.get("encrypted_content") or "")
     if not content.startswith(_OURS):
@@ -38,10 +38,10 @@ def from_item(item: Mapping[str, object]) -> pb.Reasoning:
     try:
         signature = base64.b64decode(payload, validate=True)
     except ValueError:
-        raise wrong("encrypted_content", content, "must come back as it was given") from None
+        raise wrong(f"{field}.encrypted_content", content, "must come back as it was given") from None
     return pb.Reasoning(text=_summary(item.get("summary")), signature=signature, provider=provider)
 
 
 def _summary(summary: object) -> str:
     said = summary if isinstance(summary, list) else []
-    return "".join(str(one.get("text", "")) for one in said if isinstance(one, dict))
+    return "".join(str(one.get("text") or "") for one in said if isinstance(one, dict))

@@ -3,7 +3,7 @@
 Nothing is stored between two requests: whoever goes on with a conversation sends all of it, reasoning included.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
@@ -27,6 +27,7 @@ from httpedge.compatible.wire import (
     read,
     refuse,
     refuse_other,
+    refuse_unless,
     text_of,
 )
 from httpedge.mistakes import wrong
@@ -49,6 +50,7 @@ _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "user": pb.ROLE_USER,
     "assistant": pb.ROLE_ASSISTANT,
 }
+_BY_USERS: Final = ("input_image", "input_audio", "input_file")
 
 Included: TypeAlias = Literal[
     "reasoning.encrypted_content",
@@ -69,31 +71,39 @@ class _Sound(WireModel):
 
 class _Content(WireModel):
     type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_audio", "input_file"]
-    text: str = ""
-    refusal: str = ""
+    text: str | None = None
+    refusal: str | None = None
     image_url: str | None = None
     input_audio: _Sound | None = None
-    filename: str = "file"
+    filename: str | None = None
     file_data: str | None = None
 
 
-class _Item(WireModel):
-    """Any input item; those of reasoning are kept whole, as they came."""
+class _Thought(WireModel):
+    """A part of a reasoning item, kept whole."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    type: str = "message"
+    type: Literal["reasoning_text"]
+
+
+class _Item(WireModel):
+    """Any input item; those of reasoning are kept whole, as they came but for what is null."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | tuple[_Content, ...] | None = None
-    call_id: str = ""
-    name: str = ""
-    arguments: str = "{}"
-    output: str | tuple[_Content, ...] = ""
+    content: str | tuple[_Content, ...] | tuple[_Thought, ...] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | tuple[_Content, ...] | None = None
 
 
 class _Tool(WireModel):
     type: str
-    name: str = ""
+    name: str | None = None
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
@@ -105,8 +115,8 @@ class _Chosen(WireModel):
 
 
 class _Format(WireModel):
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str = ""
+    type: Literal["text", "json_object", "json_schema"] | None = None
+    name: str | None = None
     schema_: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
@@ -247,13 +257,14 @@ def _joined(messages: Iterable[pb.Message]) -> Iterator[pb.Message]:
 
 
 def _message(field: str, item: _Item) -> pb.Message:
-    match item.type:
+    match item.type or "message":
         case "message" if item.role is not None:
-            return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.content)))
+            return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.role, item.content)))
         case "message":
             raise wrong(f"{field}.role", None, "must be given")
         case "function_call":
-            call = pb.ToolCall(id=item.call_id, name=item.name, arguments_json=item.arguments)
+            arguments = "{}" if item.arguments is None else item.arguments
+            call = pb.ToolCall(id=item.call_id or "", name=item.name or "", arguments_json=arguments)
             return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(tool_call=call)])
         case "function_call_output":
             if not item.call_id:
@@ -261,26 +272,33 @@ def _message(field: str, item: _Item) -> pb.Message:
             result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
             return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
         case "reasoning":
-            thought = openai_reasoning.from_item(item.model_dump(exclude_unset=True))
+            thought = openai_reasoning.from_item(field, item.model_dump(exclude_unset=True, exclude_none=True))
             return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(reasoning=thought)])
         case _:
             known = "message, function_call, function_call_output or reasoning"
             raise wrong(f"{field}.type", item.type, f"must be {known}")
 
 
-def _parts(field: str, content: str | tuple[_Content, ...] | None) -> Iterator[pb.Part]:
+def _parts(
+    field: str, role: str, content: str | tuple[_Content, ...] | tuple[_Thought, ...] | None
+) -> Iterator[pb.Part]:
     if isinstance(content, tuple):
-        yield from (_part(f"{field}.{index}", one) for index, one in enumerate(content))
+        parts: Sequence[_Content | _Thought] = content
+        for index, one in enumerate(parts):
+            refuse_unless(role == "user" or one.type not in _BY_USERS, f"{field}.{index}.type", one.type, "user")
+            yield _part(f"{field}.{index}", one)
     elif content:
         yield pb.Part(text=content)
 
 
-def _part(field: str, content: _Content) -> pb.Part:
+def _part(field: str, content: _Content | _Thought) -> pb.Part:
     match content:
+        case _Thought():
+            raise wrong(f"{field}.type", content.type, "is said in an item of the type reasoning only")
         case _Content(type="input_text" | "output_text" | "text"):
-            return pb.Part(text=content.text)
+            return pb.Part(text=content.text or "")
         case _Content(type="refusal"):
-            return pb.Part(refusal=content.refusal)
+            return pb.Part(refusal=content.refusal or "")
         case _Content(type="input_image", image_url=str(url)):
             return pb.Part(image=image(f"{field}.image_url", url))
         case _Content(type="input_audio", input_audio=_Sound() as sound):
@@ -288,26 +306,26 @@ def _part(field: str, content: _Content) -> pb.Part:
             return pb.Part(audio=pb.Audio(media_type=f"audio/{sound.format}", data=data))
         case _Content(type="input_file", file_data=str(url)):
             media_type, data = data_url(f"{field}.file_data", url)
-            return pb.Part(file=pb.File(media_type=media_type, name=content.filename, data=data))
+            return pb.Part(file=pb.File(media_type=media_type, name=content.filename or "file", data=data))
         case _:
             raise wrong(field, content.type, "send the data itself; no files are kept here")
 
 
-def _text(field: str, output: str | tuple[_Content, ...]) -> str:
+def _text(field: str, output: str | tuple[_Content, ...] | None) -> str:
     """What a tool answered; only text, as everywhere."""
-    if isinstance(output, str):
-        return output
+    if not isinstance(output, tuple):
+        return output or ""
     for index, one in enumerate(output):
         if one.type not in ("input_text", "output_text", "text"):
             raise wrong(f"{field}.{index}.type", one.type, "a tool's result is text")
-    return "\n".join(one.text for one in output)
+    return "\n".join(one.text or "" for one in output)
 
 
 def _tool(field: str, tool: _Tool) -> pb.Tool:
     if tool.type != "function":
         raise wrong(f"{field}.type", tool.type, "must be function; tools of one provider are not called here")
     return pb.Tool(
-        name=tool.name,
+        name=tool.name or "",
         description=tool.description or "",
         parameters_json=text_of(tool.parameters or {}),
         strict=bool(tool.strict),
@@ -316,8 +334,8 @@ def _tool(field: str, tool: _Tool) -> pb.Tool:
 
 def _format(wanted: _Format | None) -> pb.OutputFormat:
     if wanted is None or wanted.type != "json_schema":
-        return pb.OutputFormat(kind=wanted.type if wanted else "")
+        return pb.OutputFormat(kind=wanted.type or "text" if wanted else "")
     if wanted.schema_ is None:
         raise wrong("text.format.schema", None, "is missing; give it")
     schema = text_of(wanted.schema_)
-    return pb.OutputFormat(kind="json_schema", json_schema=schema, name=wanted.name, strict=bool(wanted.strict))
+    return pb.OutputFormat(kind="json_schema", json_schema=schema, name=wanted.name or "", strict=bool(wanted.strict))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypeAliasType
 
@@ -17,16 +17,24 @@ Json = TypeAliasType("Json", "bool | int | float | str | Sequence[Json] | Mappin
 JsonObject: TypeAlias = Mapping[str, Json]
 M = TypeVar("M", bound="WireModel")
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of numbers: 100.0 is what some write for 100."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # JSON knows no largest integer, the messages to the gateway do.
-Int32: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-Int64: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
-OutputTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+Integer: TypeAlias = Annotated[int, BeforeValidator(_whole)]
+Int32: TypeAlias = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(_whole)]
+Int64: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
+Seconds: TypeAlias = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
+OutputTokens: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
 """As llm-gateway has it, where 0 is the default; here that is to say nothing."""
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
 ModelName: TypeAlias = Annotated[str, Field(max_length=256)]
-Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default"]
-"""The words of both APIs, and of others that speak OpenAI's."""
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default", ""]
+"""The words of both APIs, and of others that speak OpenAI's; the empty one says nothing."""
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -34,7 +42,7 @@ DONE: Final = b"data: [DONE]\n\n"
 class WireModel(BaseModel):
     """A part of a request. What is not read here is a hint, such as the `detail` of an image; what would change the answer
     or its price is read, to be carried or refused. A value is of its field's own type: what "5" or true would mean as a
-    number is a guess.
+    number is a guess. In a field that may be left out, null is as good as that: SDKs write it for what they were not told.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -82,6 +90,12 @@ def refuse_other(field: str, value: str | None, usual: str) -> None:
     """Raises InvalidArgument, unless the field says what models do without being told."""
     if value not in (None, usual):
         raise wrong(field, value, f"only {usual} is supported here; leave it out")
+
+
+def refuse_unless(said: bool, field: str, value: object, role: str) -> None:
+    """Raises InvalidArgument for what is said in another role than this one."""
+    if not said:
+        raise wrong(field, value, f"is said in the role {role} only")
 
 
 def decoded(field: str, text: str) -> bytes:
