@@ -185,7 +185,7 @@ def by(role: str, *blocks: object) -> Body:
         ("messages", by("assistant", SAID, SEEN), 'messages.0.content.1.type = "image": must be one of text, tool_use, thinking, '),
         ("messages", by("assistant", NOTE), 'messages.0.content.0.type = "document": must be one of text, tool_use, '),
         ("messages", by("assistant", {"type": "tool_result", "tool_use_id": "1"}), 'messages.0.content.0.type = "tool_result": must'),
-        ("messages", by("assistant", {"type": "mcp_tool_use"}), 'messages.0.content.0.type = "mcp_tool_use": must be one of text'),
+        ("messages", by("assistant", {"type": "connector_text"}), 'messages.0.content.0.type = "connector_text": must be one of text'),
         ("messages", by("system", SEEN) | {"system": "Be brief."}, 'messages.0.content.0.type = "image": must be one of text'),
         ("messages", by("assistant", {"type": "thinking", "thinking": "", "signature": "synod:x:!"}), 'messages.0.content.0.signature = "synod:x:!": must come back'),
         ("count tokens", by("assistant", SEEN) | {"system": "Be brief."}, 'messages.0.content.0.type = "image": must be'),

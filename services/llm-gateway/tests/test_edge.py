@@ -388,9 +388,10 @@ async def test_the_edge_takes_as_much_as_the_gateway_does(door: Door) -> None:
             assert param == (None if status == 200 else "max_tokens")
 
 
-@pytest.mark.parametrize(
-    "type", ["mcp_tool_use", *(get_args(get_type_hints(block)["type"])[0] for block in get_args(ContentBlockParam))]
-)
+_SAID_TO_ANTHROPIC = {get_args(get_type_hints(block)["type"])[0] for block in get_args(ContentBlockParam)}
+
+
+@pytest.mark.parametrize("type", sorted(_SAID_TO_ANTHROPIC.union(anthropic_reasoning.BLOCKS, ["connector_text"])))
 async def test_the_edge_gives_back_to_anthropic_what_the_gateway_does(type: str) -> None:
     taken = opaque.problem(anthropic_reasoning.OWN, json.dumps({"type": type}).encode()) is None
     assert (type in anthropic_reasoning.BLOCKS) == taken

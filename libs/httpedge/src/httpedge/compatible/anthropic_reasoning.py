@@ -22,6 +22,11 @@ BLOCKS: Final = (
     "code_execution_tool_result",
     "bash_code_execution_tool_result",
     "text_editor_code_execution_tool_result",
+    "tool_search_tool_result",
+    "web_fetch_tool_result",
+    "mcp_tool_use",
+    "mcp_tool_result",
+    "compaction",
 )
 """Types of what goes back to Anthropic as it came. llm-gateway takes no others."""
 _FOREIGN: Final = "synod:"
