@@ -377,7 +377,7 @@ async def test_a_final_failure_ends_the_call(kind: type[errors.ProviderError]) -
     with pytest.raises(errors.CallFailed) as caught:
         await world.generate()
 
-    assert caught.value.failure.reason in ("PROVIDER_REFUSED", "PROVIDER_UNAVAILABLE")
+    assert caught.value.failure.reason in ("PROVIDER_REFUSED", "PROVIDER_ACCOUNT_REFUSED", "PROVIDER_UNAVAILABLE")
     assert not caught.value.failure.retryable
     assert (await world.types())[-2:] == ["ModelCallAttemptFailed", "ModelCallFailed"]
 

@@ -76,6 +76,10 @@ def test_an_error_that_an_answer_breaks_off_with_is_no_proof(error: errors.Provi
         (errors.ProviderFailed("x"), "PROVIDER_UNAVAILABLE"),
         (errors.DeadlineExceeded("x"), "PROVIDER_UNAVAILABLE"),
         (errors.RequestRejected("x"), "PROVIDER_REFUSED"),
+        (errors.ModelNotFound("x"), "PROVIDER_REFUSED"),
+        (errors.AuthenticationRejected("x"), "PROVIDER_ACCOUNT_REFUSED"),
+        (errors.PaymentRequired("x"), "PROVIDER_ACCOUNT_REFUSED"),
+        (errors.PermissionRejected("x"), "PROVIDER_ACCOUNT_REFUSED"),
     ],
 )
 def test_failures_have_stable_reasons(error: errors.ProviderError, reason: str) -> None:

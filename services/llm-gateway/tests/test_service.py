@@ -388,7 +388,7 @@ async def test_a_failing_embedding_is_retried_and_its_last_failure_told(
     simulator.faults.plan(Fault(status=529))
     assert len((await stub.Embed(embedding("again"))).embeddings) == 2
     refusal = await refused(stub.Embed(embedding("never", model="simulator/sim-401")))
-    assert (refusal.reason, simulator.usage.total().requests) == ("PROVIDER_REFUSED", 3)
+    assert (refusal.reason, simulator.usage.total().requests) == ("PROVIDER_ACCOUNT_REFUSED", 3)
 
 
 async def test_other_content_under_the_same_request_id_is_refused(stub: LlmGatewayStub) -> None:

@@ -190,6 +190,7 @@ def test_the_type_of_a_medium_has_no_case() -> None:
         ("RATE_LIMITED", ResourceExhausted, True),
         ("PROVIDER_UNAVAILABLE", Unavailable, True),
         ("PROVIDER_REFUSED", FailedPrecondition, False),
+        ("PROVIDER_ACCOUNT_REFUSED", FailedPrecondition, False),
     ],
 )
 def test_a_call_that_failed_is_refused_again_as_it_was(reason: str, kind: type[ServiceError], repeats: bool) -> None:

@@ -851,9 +851,10 @@ async def test_a_stream_goes_on_for_longer_than_the_sdk_waits_for_one_piece(syst
         (fakes.over_budget(), 402),
         (fakes.suspended_budget(), 402),
         (FailedPrecondition("no", reason="PROVIDER_REFUSED"), 400),
+        (FailedPrecondition("no", reason="PROVIDER_ACCOUNT_REFUSED"), 502),
         (AlreadyExists("model call", "req", reason="REQUEST_ID_REUSED"), 409),
     ],
-    ids=["budget", "suspended", "refused", "reused"],
+    ids=["budget", "suspended", "refused", "account", "reused"],
 )
 async def test_what_cannot_succeed_later_is_not_repeated(system: System, error: Exception, status: int) -> None:
     system.fake.refusals["Generate"] = error  # type: ignore[assignment]

@@ -26,9 +26,11 @@ from llm_gateway.errors import (
 RATE_LIMITED: Final = "RATE_LIMITED"
 PROVIDER_UNAVAILABLE: Final = "PROVIDER_UNAVAILABLE"
 PROVIDER_REFUSED: Final = "PROVIDER_REFUSED"
+PROVIDER_ACCOUNT_REFUSED: Final = "PROVIDER_ACCOUNT_REFUSED"
 
 _REFUSED_WITHOUT_WORK: Final = frozenset({503, 529})
-_ACCOUNT_ERRORS: Final = (AuthenticationRejected, PaymentRequired, PermissionRejected, ModelNotFound)
+_NOT_THE_CALLERS: Final = (AuthenticationRejected, PaymentRequired, PermissionRejected)
+_ACCOUNT_ERRORS: Final = (*_NOT_THE_CALLERS, ModelNotFound)
 _NOT_HERE: Final = (*_ACCOUNT_ERRORS, ProviderRateLimited, ProviderSuspended)
 
 
@@ -133,4 +135,6 @@ def failure_of(error: ProviderError) -> Failure:
 def _reason(error: ProviderError) -> str:
     if isinstance(error, ProviderRateLimited):
         return RATE_LIMITED
+    if isinstance(error, _NOT_THE_CALLERS):
+        return PROVIDER_ACCOUNT_REFUSED
     return PROVIDER_UNAVAILABLE if error.retryable or isinstance(error, DeadlineExceeded) else PROVIDER_REFUSED

@@ -14,6 +14,9 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from httpedge.problems import RETRY_AFTER_S, status_of
 
 OVERLOADED: Final = 529
+BAD_GATEWAY: Final = 502
+_ACCOUNT: Final = "PROVIDER_ACCOUNT_REFUSED"
+"""The provider refused the key, the payment or the access: what is wrong is behind this door, not in the request."""
 _OPENAI_TYPES: Final[Mapping[int, str]] = {
     402: "insufficient_quota",
     403: "permission_error",
@@ -40,6 +43,8 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
 
 def status(error: ServiceError) -> int:
     """As REST answers, but that a request which can never succeed is 400: the SDKs would repeat a 409."""
+    if error.reason == _ACCOUNT:
+        return BAD_GATEWAY
     never = isinstance(error, FailedPrecondition) and not isinstance(error, BudgetSuspended)
     return 400 if never else status_of(error)
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class LlmGatewayStub:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
     BUDGET_EXHAUSTED (do not retry) or RATE_LIMITED (RetryInfo); UNAVAILABLE (PROVIDER_UNAVAILABLE, RetryInfo);
-    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request; ALREADY_EXISTS (REQUEST_ID_REUSED) when
+    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request, (PROVIDER_ACCOUNT_REFUSED) when it rejects
+    the key, the payment or the access that it is asked with; ALREADY_EXISTS (REQUEST_ID_REUSED) when
     a request id comes back with other content.
     """
 
@@ -73,7 +74,8 @@ class LlmGatewayStub:
 class LlmGatewayServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
     BUDGET_EXHAUSTED (do not retry) or RATE_LIMITED (RetryInfo); UNAVAILABLE (PROVIDER_UNAVAILABLE, RetryInfo);
-    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request; ALREADY_EXISTS (REQUEST_ID_REUSED) when
+    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request, (PROVIDER_ACCOUNT_REFUSED) when it rejects
+    the key, the payment or the access that it is asked with; ALREADY_EXISTS (REQUEST_ID_REUSED) when
     a request id comes back with other content.
     """
 
@@ -166,7 +168,8 @@ def add_LlmGatewayServicer_to_server(servicer, server):
 class LlmGateway:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
     BUDGET_EXHAUSTED (do not retry) or RATE_LIMITED (RetryInfo); UNAVAILABLE (PROVIDER_UNAVAILABLE, RetryInfo);
-    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request; ALREADY_EXISTS (REQUEST_ID_REUSED) when
+    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request, (PROVIDER_ACCOUNT_REFUSED) when it rejects
+    the key, the payment or the access that it is asked with; ALREADY_EXISTS (REQUEST_ID_REUSED) when
     a request id comes back with other content.
     """
 

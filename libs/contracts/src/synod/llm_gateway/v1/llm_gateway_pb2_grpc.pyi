@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class LlmGatewayStub:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
     BUDGET_EXHAUSTED (do not retry) or RATE_LIMITED (RetryInfo); UNAVAILABLE (PROVIDER_UNAVAILABLE, RetryInfo);
-    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request; ALREADY_EXISTS (REQUEST_ID_REUSED) when
+    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request, (PROVIDER_ACCOUNT_REFUSED) when it rejects
+    the key, the payment or the access that it is asked with; ALREADY_EXISTS (REQUEST_ID_REUSED) when
     a request id comes back with other content.
     """
 
@@ -60,7 +61,8 @@ class LlmGatewayStub:
 class LlmGatewayAsyncStub(LlmGatewayStub):
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
     BUDGET_EXHAUSTED (do not retry) or RATE_LIMITED (RetryInfo); UNAVAILABLE (PROVIDER_UNAVAILABLE, RetryInfo);
-    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request; ALREADY_EXISTS (REQUEST_ID_REUSED) when
+    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request, (PROVIDER_ACCOUNT_REFUSED) when it rejects
+    the key, the payment or the access that it is asked with; ALREADY_EXISTS (REQUEST_ID_REUSED) when
     a request id comes back with other content.
     """
 
@@ -87,7 +89,8 @@ class LlmGatewayAsyncStub(LlmGatewayStub):
 class LlmGatewayServicer:
     """Errors: INVALID_ARGUMENT names the field; NOT_FOUND (UNKNOWN_MODEL) lists near names; RESOURCE_EXHAUSTED with
     BUDGET_EXHAUSTED (do not retry) or RATE_LIMITED (RetryInfo); UNAVAILABLE (PROVIDER_UNAVAILABLE, RetryInfo);
-    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request; ALREADY_EXISTS (REQUEST_ID_REUSED) when
+    FAILED_PRECONDITION (PROVIDER_REFUSED) when the provider rejects the request, (PROVIDER_ACCOUNT_REFUSED) when it rejects
+    the key, the payment or the access that it is asked with; ALREADY_EXISTS (REQUEST_ID_REUSED) when
     a request id comes back with other content.
     """
 
