@@ -11,6 +11,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from synod.common.money import format_usd
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 from synod_client.cli import app
 from synod_client.cli.exports import decimal_usd, focus_row
@@ -169,6 +170,15 @@ class TestBudgets:
         assert (asked.budget_id, asked.reason) == ("daily", "a leaked key")
         assert "suspended" not in synod("budget", "resume", "daily").stdout
         assert fakes.requests("ResumeBudget")[0].budget_id == "daily"
+
+    def test_what_is_in_suspense_is_told_of_where_there_is_any(self, synod: Command, fakes: FakeSystem) -> None:
+        quiet = pb.Budget(budget_id="daily", unit="nano_usd", limit=10**9, pending=3 * 10**8)
+        fakes.answer("cost-ledger", "GetBudget", quiet)
+        assert "suspense" not in synod("budget", "show", "daily").stdout
+        fakes.answer("cost-ledger", "ListBudgets", pb.ListBudgetsResponse(budgets=[quiet, pb.Budget(suspense=7)]))
+        shown = synod("budget", "list").stdout.splitlines()
+        assert "in suspense" in shown[0]
+        assert shown[1].split()[-4:] == ["$0.00", "$0.30", "$0.00", "$0.00"]
 
     def test_one_share_is_shown(self, synod: Command, fakes: FakeSystem) -> None:
         fakes.answer("cost-ledger", "GetBudget", pb.Budget(budget_id="talk", per="user_id", share="usr_1", posted=7))
@@ -371,6 +381,62 @@ class TestInvoices:
         assert synod("spend", "reconcile", str(tmp_path / "invoice"), *arguments).exit_code == Exit.DONE
         (asked,) = fakes.requests("ImportInvoice")
         assert (asked.replaces, asked.lines[0].amount_nano_usd) == ("4711", -250_000_000)
+
+    def test_holds_in_suspense_are_listed_and_ended(self, synod: Command, fakes: FakeSystem) -> None:
+        doubtful = pb.Reservation(
+            reservation_id="req_1:1",
+            model="openai/gpt-5.5",
+            attribution=pb.Attribution(agent="writer", run_id="run_1"),
+            reserved_nano_usd=12_300_000,
+            quantities=[pb.Quantity(unit="calls", quantity=1)],
+            reserved_at=at(NOON),
+        )
+        tool = pb.Reservation(
+            reservation_id="req_2",
+            attribution=pb.Attribution(tool="sql"),
+            quantities=[pb.Quantity(unit="tool_ms", quantity=30_000), pb.Quantity(unit="calls", quantity=1)],
+        )
+        fakes.answer(
+            "cost-ledger",
+            "ListSuspense",
+            pb.ListSuspenseResponse(reservations=[doubtful], next_page_token="more"),
+            pb.ListSuspenseResponse(reservations=[tool]),
+        )
+        first, second = synod("spend", "suspense").stdout.splitlines()[1:]
+        assert first.split() == ["req_1:1", "2026-11-21", "12:00:00Z", "openai/gpt-5.5", "writer", "run_1", "$0.0123"]
+        assert second.split() == ["req_2", "sql", "30,000", "tool_ms,", "1", "calls"]
+        assert [asked.page_token for asked in fakes.requests("ListSuspense")] == ["", "more"]
+
+        fakes.answer("cost-ledger", "Release", pb.Reservation(reservation_id="req_1:1"))
+        assert synod("spend", "release", "req_1:1").exit_code == Exit.USAGE
+        assert synod("spend", "release", "req_1:1", "--reason", "not in its list").stdout == "req_1:1 is released\n"
+        (asked,) = fakes.requests("Release")
+        assert (asked.reservation_id, asked.reason) == ("req_1:1", "not in its list")
+
+    @pytest.mark.parametrize(
+        ("amount", "settled", "exit_code", "is_free"),
+        [
+            ("0.0123", 12_300_000, Exit.DONE, False),
+            ("0", 0, Exit.DONE, True),
+            ("0.0123", 7_000_000, Exit.NOT_TRUE, False),
+        ],
+    )
+    def test_what_was_billed_is_settled_by_hand_once(
+        self, synod: Command, fakes: FakeSystem, amount: str, settled: int, exit_code: Exit, is_free: bool
+    ) -> None:
+        answer = pb.Reservation(reservation_id="req_1", state=pb.RESERVATION_STATE_SETTLED, settled_nano_usd=settled)
+        fakes.answer("cost-ledger", "Settle", answer)
+        done = synod("spend", "settle", "req_1", amount)
+        assert (done.exit_code, f"req_1 is settled at {format_usd(settled)}\n") == (exit_code, done.stdout)
+        assert ("settled before" in done.stderr) == (exit_code is Exit.NOT_TRUE)
+        (asked,) = fakes.requests("Settle")
+        assert (asked.free_of_charge, asked.usage_source) == (is_free, "provider_final")
+        assert asked.amount_nano_usd == (0 if is_free else 12_300_000)
+
+    @pytest.mark.parametrize("amount", ["-1", "much", ""])
+    def test_what_is_no_amount_settles_nothing(self, synod: Command, fakes: FakeSystem, amount: str) -> None:
+        assert synod("spend", "settle", "req_1", amount).exit_code == Exit.USAGE
+        assert fakes.requests("Settle") == []
 
     def test_a_final_invoice_tells_what_it_cleared(self, synod: Command, fakes: FakeSystem, tmp_path: Path) -> None:
         cleared = pb.Reconciliation(

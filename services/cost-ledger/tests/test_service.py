@@ -34,6 +34,7 @@ from servicekit.errors import (
     from_rpc_error,
     from_status,
 )
+from servicekit.paging import next_page_token
 from servicekit.testing import FakeClock, Served, serve_in_process, settings_for
 from synod.common.subjects import SHARED_TENANT
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
@@ -327,11 +328,53 @@ async def test_group_03_a_hold_without_outcome_moves_to_suspense_and_may_be_sett
 
     await until(in_suspense)
     state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
-    assert (state.pending_nano_usd, state.available_nano_usd) == (10, 90)
+    assert (state.pending_nano_usd, state.suspense, state.available_nano_usd) == (10, 10, 90)
     settled = await ledger.Settle(settlement(amount=7))
     assert settled.state == pb.RESERVATION_STATE_SETTLED
     state = await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
-    assert (state.posted_nano_usd, state.pending_nano_usd) == (7, 0)
+    assert (state.posted_nano_usd, state.pending_nano_usd, state.suspense) == (7, 0, 0)
+
+
+async def test_group_03_what_is_in_suspense_is_listed_in_pages_until_it_ends(
+    service: Served[Settings], ledger: CostLedgerStub, clock: FakeClock
+) -> None:
+    await ledger.SetBudget(budget())
+    names = ["late 1", "z", "a", "billed", "unbilled"]
+    await ledger.Reserve(hold(names[0], ttl=Duration(seconds=90)))
+    clock.advance(10)
+    for name in names[1:]:
+        await ledger.Reserve(hold(name, ttl=Duration(seconds=60)))
+    await ledger.Reserve(hold("under way", ttl=Duration(seconds=600)))
+
+    async def listed(size: int) -> list[str]:
+        token, found = "", list[str]()
+        while True:
+            page = await ledger.ListSuspense(pb.ListSuspenseRequest(page_size=size, page_token=token))
+            found += [each.reservation_id for each in page.reservations]
+            if not (token := page.next_page_token):
+                return found
+
+    assert await listed(2) == []
+    clock.advance(90)
+
+    async def all_are() -> bool:
+        return len(await listed(10)) == len(names)
+
+    await until(all_are)
+    for size in (1, 2, 5, 6):
+        assert await listed(size) == ["late 1", "a", "billed", "unbilled", "z"]
+    (status,) = (await ledger.ListBudgets(pb.ListBudgetsRequest())).budgets
+    assert status == await ledger.GetBudget(pb.GetBudgetRequest(budget_id="run_1"))
+    assert (status.suspense, status.pending) == (50, 60)
+
+    await ledger.Settle(settlement("billed"))
+    await ledger.Release(pb.ReleaseRequest(reservation_id="unbilled", reason="not in the provider's list"))
+    assert await listed(10) == ["late 1", "a", "z"]
+    other = CostLedgerStub(service.connect(service.token(tenant="globex")))
+    assert not (await other.ListSuspense(pb.ListSuspenseRequest())).reservations
+    error = await refusal(ledger.ListSuspense(pb.ListSuspenseRequest(page_token=next_page_token(["not a time"], 1))))
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "page_token"
 
 
 async def test_budgets_are_listed_in_pages_and_as_get_shows_them(ledger: CostLedgerStub) -> None:

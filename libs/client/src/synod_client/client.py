@@ -310,6 +310,26 @@ class Synod:
         """Compare an invoice with the ledger; posted once for each invoice_id."""
         return await self.connection.call(self._ledger.ImportInvoice, request)
 
+    async def suspense(self) -> AsyncIterator[ledger_pb.Reservation]:
+        """Holds for calls of which nobody knows the outcome, the oldest first."""
+        request = ledger_pb.ListSuspenseRequest(page_size=_PAGE)
+        while True:
+            found = await self.connection.call(self._ledger.ListSuspense, request)
+            for reservation in found.reservations:
+                yield reservation
+            if not found.next_page_token:
+                return
+            request.page_token = found.next_page_token
+
+    async def settle(self, request: ledger_pb.SettleRequest) -> ledger_pb.Reservation:
+        """Post what was used; a repetition posts nothing."""
+        return await self.connection.call(self._ledger.Settle, request)
+
+    async def release(self, reservation_id: str, reason: str) -> ledger_pb.Reservation:
+        """Free a hold. You vouch that nothing was billed; a bill that comes after all is posted."""
+        request = ledger_pb.ReleaseRequest(reservation_id=reservation_id, reason=reason)
+        return await self.connection.call(self._ledger.Release, request)
+
     async def prices(self, provider: str = "") -> AsyncIterator[ledger_pb.Price]:
         """Prices in force, by name."""
         request = ledger_pb.ListPricesRequest(provider=provider, page_size=_PAGE)

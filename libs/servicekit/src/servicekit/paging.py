@@ -12,6 +12,7 @@ from servicekit.errors import InvalidArgument
 
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 1000
+STRANGE_TOKEN: Final = "is not one of ours; pass next_page_token of the last answer, or none to begin"
 
 
 def page_size(asked: int) -> int:
@@ -24,10 +25,12 @@ def page_size(asked: int) -> int:
 def page_key(token: str) -> str:
     """The key after which the page begins; empty for the first page. Raises InvalidArgument for a strange token."""
     try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+        key = base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        problem = "is not one of ours; pass next_page_token of the last answer, or none to begin"
-        raise InvalidArgument("page_token", token, problem) from None
+        raise InvalidArgument("page_token", token, STRANGE_TOKEN) from None
+    if "\0" in key:  # which no name has, and PostgreSQL does not take
+        raise InvalidArgument("page_token", token, STRANGE_TOKEN)
+    return key
 
 
 def next_page_token(keys: Sequence[str], size: int) -> str:

@@ -570,7 +570,8 @@ def _own_names(book: Book) -> Iterable[str]:
 
 def _status(book: Book, budget: Budget, now: datetime, share: str) -> BudgetStatus:
     hold = budget.share_at(now, budget.share_of(share))
-    return BudgetStatus(budget, hold.window_start, book.posted(hold), book.pending(hold), hold.share)
+    amounts = book.posted(hold), book.pending(hold), book.suspense(hold)
+    return BudgetStatus(budget, hold.window_start, *amounts, share=hold.share)
 
 
 def _require(book: Book, reservation_id: str) -> Reservation:

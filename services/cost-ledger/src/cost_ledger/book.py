@@ -289,6 +289,9 @@ class Book(NamedTuple):
     def pending(self, hold: Hold) -> int:
         return self.balance(self.budget(hold.budget_id), hold).pending
 
+    def suspense(self, hold: Hold) -> int:
+        return self._sum(self.budget(hold.budget_id), "suspense", hold, _NOTHING)
+
     def available(self, hold: Hold) -> int:
         return self.balance(self.budget(hold.budget_id), hold).available
 

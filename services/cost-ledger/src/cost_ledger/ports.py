@@ -86,6 +86,8 @@ class BudgetStatus:
     window_start: str
     posted: int
     pending: int
+    """Held for reservations, those in suspense included."""
+    suspense: int
     share: str = ""
 
     @property

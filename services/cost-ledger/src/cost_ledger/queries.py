@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, LiteralString
 
 from psycopg import AsyncConnection, sql
@@ -34,6 +34,8 @@ BY_TAG: Final = "tag:"
 """Before the name of a tag, by whose values spend is grouped; costs without it are one group, the empty value."""
 
 GROUPS_MAX: Final = 10_000
+EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+LATEST: Final = datetime.max.replace(tzinfo=UTC)
 """Rows of one answer; whoever needs more asks for parts."""
 
 
@@ -149,7 +151,7 @@ def _accounts(budget: Budget, now: datetime) -> Iterable[str]:
 def _budget_status(budget: Budget, now: datetime, balances: Mapping[str, int]) -> BudgetStatus:
     hold = budget.share_at(now, "")
     spent, pending, suspense = (sum(balances.get(name, 0) for name in budget.accounts(kind, hold)) for kind in _KINDS)
-    return BudgetStatus(budget, hold.window_start, spent, pending + suspense)
+    return BudgetStatus(budget, hold.window_start, spent, pending + suspense, suspense)
 
 
 def _spend_statement(tenant: str, query: SpendQuery) -> tuple[sql.Composed, dict[str, object]]:

@@ -21,7 +21,7 @@ from cost_ledger.commands import ResumeBudget, SuspendBudget
 from cost_ledger.corrections import Corrections
 from cost_ledger.errors import RequestInvalid
 from cost_ledger.freshness import Freshness
-from cost_ledger.queries import Queries
+from cost_ledger.queries import LATEST, Queries
 from cost_ledger.reports import Reports
 
 PERMISSIONS: Final = {
@@ -31,6 +31,7 @@ PERMISSIONS: Final = {
     "Release": "ledger.settle",
     "RenewReservation": "ledger.reserve",
     "GetReservation": "ledger.read",
+    "ListSuspense": "ledger.read",
     "SetBudget": "budgets.update",
     "SuspendBudget": "budgets.update",
     "ResumeBudget": "budgets.update",
@@ -88,6 +89,12 @@ class CostLedgerRpc(cost_ledger_pb2_grpc.CostLedgerServicer):
     async def GetReservation(self, request: pb.GetReservationRequest, context: Call) -> pb.Reservation:
         found = await self.ledger.get_reservation(request.reservation_id, event_context())
         return translate.from_reservation(found)
+
+    async def ListSuspense(self, request: pb.ListSuspenseRequest, context: Call) -> pb.ListSuspenseResponse:
+        size, (since, after) = page_size(request.page_size), translate.to_place(request.page_token)
+        await self.freshness.own()
+        found = await self.queries.in_suspense(event_context().tenant, "", since, LATEST, after, size)
+        return translate.from_suspense(found, size)
 
     async def SetBudget(self, request: pb.SetBudgetRequest, context: Call) -> pb.Budget:
         caller = event_context()

@@ -21,7 +21,7 @@ from servicekit.errors import (
     Unavailable,
     to_status,
 )
-from servicekit.paging import next_page_token
+from servicekit.paging import STRANGE_TOKEN, next_page_token, page_key
 from servicekit.tags import tag_name, tags_of, values_of
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate, Window
@@ -38,7 +38,7 @@ from cost_ledger.corrections import Invoice, Reconciled, RerateRequest, Rerating
 from cost_ledger.forecast import METHOD
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.projections import BIGINT_MAX, OWNERS
-from cost_ledger.queries import BY_TAG, GROUPS, GROUPS_MAX, SpendQuery, SpendRow
+from cost_ledger.queries import BY_TAG, EARLIEST, GROUPS, GROUPS_MAX, SpendQuery, SpendRow
 from cost_ledger.rates import rate_of
 from cost_ledger.reports import BudgetForecast, ComparedModel, ListedCharge, PricedUsage
 from cost_ledger.terms import Terms, terms_of
@@ -421,6 +421,22 @@ def from_reservation(reservation: Reservation) -> pb.Reservation:
     )
 
 
+def to_place(page_token: str) -> tuple[datetime, str]:
+    """Up to which reservation, by its time and id, the pages before went. Raises InvalidArgument for a strange token."""
+    if not page_token:
+        return EARLIEST, ""
+    since, _, reservation_id = page_key(page_token).partition(" ")
+    try:
+        return datetime.fromisoformat(since), reservation_id
+    except ValueError:
+        raise InvalidArgument("page_token", page_token, STRANGE_TOKEN) from None
+
+
+def from_suspense(found: Sequence[Reservation], size: int) -> pb.ListSuspenseResponse:
+    token = next_page_token([f"{each.reserved_at.isoformat()} {each.reservation_id}" for each in found], size)
+    return pb.ListSuspenseResponse(reservations=[from_reservation(each) for each in found], next_page_token=token)
+
+
 def from_outcomes(outcomes: Iterable[Reservation | Exception]) -> pb.ReserveManyResponse:
     """Raises what none of the ERRORS is."""
     return pb.ReserveManyResponse(outcomes=[_outcome(outcome) for outcome in outcomes])
@@ -454,6 +470,7 @@ def from_budget(status: BudgetStatus) -> pb.Budget:
         pending=pending,
         available=available,
         suspended_for=budget.suspended_for,
+        suspense=_int64(status.suspense),
     )
     if budget.rolling_s:
         found.rolling.FromSeconds(budget.rolling_s)

@@ -190,7 +190,7 @@ def budget_resume(
 
 @budget_app.command("list")
 def budget_list(as_json: AsJson = False, data: Data = None) -> None:
-    """List budgets with what is spent, held and left.
+    """List budgets with what is spent, held (of it in suspense, if anything is) and left.
 
     Example: synod budget list
     """
@@ -263,17 +263,26 @@ def _when(found: BudgetForecast, at: Timestamp, name: str) -> str:
 def _print(budgets: list[Budget], as_json: bool) -> None:
     if as_json:
         return print_messages(budgets)
+    columns = {
+        "limit>": "limit",
+        "spent>": "posted",
+        "held>": "pending",
+        "in suspense>": "suspense",
+        "left>": "available",
+    }
+    if not any(item.suspense for item in budgets):
+        del columns["in suspense>"]
     rows = [
         (
             item.budget_id,
             _scope(item),
             _window(item),
             _kind(item),
-            *(_amount(item, amount) for amount in (item.limit, item.posted, item.pending, item.available)),
+            *(_amount(item, getattr(item, amount)) for amount in columns.values()),
         )
         for item in budgets
     ]
-    return print_table("", ("budget", "scope", "window", "kind", "limit>", "spent>", "held>", "left>"), rows)
+    return print_table("", ("budget", "scope", "window", "kind", *columns), rows)
 
 
 def _scope(budget: Budget) -> str:

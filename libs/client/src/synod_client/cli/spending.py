@@ -11,9 +11,9 @@ from synod.common.money import format_usd
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 
 from synod_client.cli import exports, invoices
-from synod_client.cli.output import Exit, as_dict, errors, print_json, print_table
+from synod_client.cli.output import Exit, as_dict, console, errors, moment, print_json, print_messages, print_table
 from synod_client.cli.session import AsJson, Data, run
-from synod_client.cli.values import Since, Until, period, provider_and_model, tags, terms
+from synod_client.cli.values import OfAmounts, Since, Until, nano_usd, period, provider_and_model, tags, terms
 from synod_client.client import Synod
 
 spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
@@ -21,6 +21,7 @@ spend_app = typer.Typer(help="What was spent.", invoke_without_command=True)
 Agent = Annotated[str, typer.Option(help="Only costs of this agent.")]
 Model = Annotated[str, typer.Option(help="Only costs of this model.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="Only costs tagged so, NAME=VALUE; repeatable.")]
+Reservation = Annotated[str, typer.Argument(help="Its id, as synod spend suspense lists it.")]
 Run = Annotated[str, typer.Option("--run", help="Only of this run and the runs below it.")]
 
 
@@ -188,6 +189,91 @@ def spend_at(
         return print_table("", ("calls>", "cost>", f"at {found.model}>", "difference>"), [row])
 
     run(command, data)
+
+
+@spend_app.command("suspense")
+def spend_suspense(as_json: AsJson = False, data: Data = None) -> None:
+    """List what is held for calls of which nobody knows whether they were billed, the oldest first.
+
+    It counts against budgets until a final invoice clears it, or settle or release does.
+
+    Example: synod spend suspense
+    """
+
+    async def command(synod: Synod) -> None:
+        found = [each async for each in synod.suspense()]
+        if as_json:
+            return print_messages(found)
+        columns = ("reservation", "since", "model or tool", "agent", "run", "held>")
+        return print_table("", columns, [_reservation_row(each) for each in found])
+
+    run(command, data)
+
+
+def _reservation_row(each: pb.Reservation) -> tuple[object, ...]:
+    whose = each.attribution
+    name = each.model or whose.tool
+    return each.reservation_id, moment(each.reserved_at), name, whose.agent, whose.run_id, _held(each)
+
+
+def _held(each: pb.Reservation) -> str:
+    """What a tool without a price holds is time only; what a model holds besides money is in the JSON."""
+    if each.reserved_nano_usd or not each.quantities:
+        return format_usd(each.reserved_nano_usd)
+    return ", ".join(f"{quantity.quantity:,} {quantity.unit}" for quantity in each.quantities)
+
+
+@spend_app.command("settle", cls=OfAmounts)
+def spend_settle(
+    reservation_id: Reservation,
+    amount: Annotated[str, typer.Argument(help="US dollars that were billed, such as 0.0123; 0 if it was free.")],
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Post what a call was billed, once the provider's own list or bill shows it.
+
+    Example: synod spend settle req_4711:1 0.0123
+    """
+    nano = nano_usd(amount, "AMOUNT")
+    request = pb.SettleRequest(
+        reservation_id=reservation_id, amount_nano_usd=nano, free_of_charge=not nano, usage_source="provider_final"
+    )
+
+    async def command(synod: Synod) -> int:
+        found = await synod.settle(request)
+        _print_ended(found, as_json)
+        if found.settled_nano_usd == nano:
+            return Exit.DONE
+        errors.print("It was settled before; what was posted then stays", highlight=False)
+        return Exit.NOT_TRUE
+
+    run(command, data)
+
+
+@spend_app.command("release")
+def spend_release(
+    reservation_id: Reservation,
+    reason: Annotated[str, typer.Option(help="How it is known that nothing was billed.")],
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Give a hold back to its budgets, on proof that nothing was billed. A bill that comes after all is posted.
+
+    Example: synod spend release req_4711:1 --reason "not in its list of that day"
+    """
+
+    async def command(synod: Synod) -> None:
+        _print_ended(await synod.release(reservation_id, reason), as_json)
+
+    run(command, data)
+
+
+def _print_ended(found: pb.Reservation, as_json: bool) -> None:
+    if as_json:
+        return print_json(as_dict(found))
+    is_settled = found.state == pb.RESERVATION_STATE_SETTLED
+    how = f"settled at {format_usd(found.settled_nano_usd)}" if is_settled else "released"
+    return console.print(f"{found.reservation_id} is {how}", highlight=False, markup=False, soft_wrap=True)
 
 
 @spend_app.command("reconcile")

@@ -590,6 +590,51 @@ class GetReservationRequest(_message.Message):
 Global___GetReservationRequest: _TypeAlias = GetReservationRequest  # noqa: Y015
 
 @_typing.final
+class ListSuspenseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuspenseRequest: _TypeAlias = ListSuspenseRequest  # noqa: Y015
+
+@_typing.final
+class ListSuspenseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]: ...
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuspenseResponse: _TypeAlias = ListSuspenseResponse  # noqa: Y015
+
+@_typing.final
 class SetBudgetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -677,6 +722,7 @@ class Budget(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     SUSPENDED_FOR_FIELD_NUMBER: _builtins.int
+    SUSPENSE_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     limit_nano_usd: _builtins.int
     hard: _builtins.bool
@@ -702,6 +748,8 @@ class Budget(_message.Message):
     available: _builtins.int
     suspended_for: _builtins.str
     """Why it is suspended; empty while it is not."""
+    suspense: _builtins.int
+    """Of what is pending, in the unit: held for calls of which nobody knows the outcome."""
     @_builtins.property
     def scope(self) -> Global___Attribution: ...
     @_builtins.property
@@ -728,10 +776,11 @@ class Budget(_message.Message):
         pending: _builtins.int = ...,
         available: _builtins.int = ...,
         suspended_for: _builtins.str = ...,
+        suspense: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rolling", b"rolling", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "pending", b"pending", "pending_nano_usd", b"pending_nano_usd", "per", b"per", "posted", b"posted", "posted_nano_usd", b"posted_nano_usd", "rolling", b"rolling", "scope", b"scope", "share", b"share", "suspended_for", b"suspended_for", "time_zone", b"time_zone", "unit", b"unit", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "available_nano_usd", b"available_nano_usd", "budget_id", b"budget_id", "hard", b"hard", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "pending", b"pending", "pending_nano_usd", b"pending_nano_usd", "per", b"per", "posted", b"posted", "posted_nano_usd", b"posted_nano_usd", "rolling", b"rolling", "scope", b"scope", "share", b"share", "suspended_for", b"suspended_for", "suspense", b"suspense", "time_zone", b"time_zone", "unit", b"unit", "window", b"window", "window_start", b"window_start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

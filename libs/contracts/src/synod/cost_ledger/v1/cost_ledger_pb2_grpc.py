@@ -65,6 +65,11 @@ class CostLedgerStub:
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.GetReservationRequest.SerializeToString,
                 response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
                 _registered_method=True)
+        self.ListSuspense = channel.unary_unary(
+                '/synod.cost_ledger.v1.CostLedger/ListSuspense',
+                request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ListSuspenseRequest.SerializeToString,
+                response_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ListSuspenseResponse.FromString,
+                _registered_method=True)
         self.SetBudget = channel.unary_unary(
                 '/synod.cost_ledger.v1.CostLedger/SetBudget',
                 request_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.SetBudgetRequest.SerializeToString,
@@ -191,6 +196,13 @@ class CostLedgerServicer:
 
     def GetReservation(self, request, context):
         """Permission: ledger.read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSuspense(self, request, context):
+        """What is in suspense, the oldest first: each ends by Settle, Release or a final invoice. Permission: ledger.read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -342,6 +354,11 @@ def add_CostLedgerServicer_to_server(servicer, server):
                     servicer.GetReservation,
                     request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.GetReservationRequest.FromString,
                     response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.SerializeToString,
+            ),
+            'ListSuspense': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSuspense,
+                    request_deserializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ListSuspenseRequest.FromString,
+                    response_serializer=synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ListSuspenseResponse.SerializeToString,
             ),
             'SetBudget': grpc.unary_unary_rpc_method_handler(
                     servicer.SetBudget,
@@ -582,6 +599,33 @@ class CostLedger:
             '/synod.cost_ledger.v1.CostLedger/GetReservation',
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.GetReservationRequest.SerializeToString,
             synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.Reservation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSuspense(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synod.cost_ledger.v1.CostLedger/ListSuspense',
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ListSuspenseRequest.SerializeToString,
+            synod_dot_cost__ledger_dot_v1_dot_cost__ledger__pb2.ListSuspenseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class CostLedgerStub:
     """
     GetReservation: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]
     """Permission: ledger.read."""
+    ListSuspense: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.ListSuspenseRequest, _cost_ledger_pb2.ListSuspenseResponse]
+    """What is in suspense, the oldest first: each ends by Settle, Release or a final invoice. Permission: ledger.read."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]
     """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
     from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
@@ -130,6 +132,8 @@ class CostLedgerAsyncStub(CostLedgerStub):
     """
     GetReservation: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.GetReservationRequest, _cost_ledger_pb2.Reservation]  # type: ignore[assignment]
     """Permission: ledger.read."""
+    ListSuspense: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.ListSuspenseRequest, _cost_ledger_pb2.ListSuspenseResponse]  # type: ignore[assignment]
+    """What is in suspense, the oldest first: each ends by Settle, Release or a final invoice. Permission: ledger.read."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_cost_ledger_pb2.SetBudgetRequest, _cost_ledger_pb2.Budget]  # type: ignore[assignment]
     """Creates a budget or changes its limit and hardness. FAILED_PRECONDITION (BUDGET_FIXED) when scope or window differ
     from those it was created with. It counts what is reserved or charged after its creation. Permission: budgets.update.
@@ -230,6 +234,13 @@ class CostLedgerServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cost_ledger_pb2.Reservation, _abc.Awaitable[_cost_ledger_pb2.Reservation]]:
         """Permission: ledger.read."""
+
+    def ListSuspense(
+        self,
+        request: _cost_ledger_pb2.ListSuspenseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cost_ledger_pb2.ListSuspenseResponse, _abc.Awaitable[_cost_ledger_pb2.ListSuspenseResponse]]:
+        """What is in suspense, the oldest first: each ends by Settle, Release or a final invoice. Permission: ledger.read."""
 
     def SetBudget(
         self,
