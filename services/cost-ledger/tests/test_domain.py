@@ -414,6 +414,12 @@ class TestSettling:
         with pytest.raises(SettlementNotPriced):
             decide(book, settle(amount=None, usage=(UsageLine(direction="input", quantity=1),)))
 
+    @pytest.mark.parametrize("price", [BOOK_PRICE, NO_PRICE], ids=["priced", "unpriced"])
+    def test_what_is_told_as_an_amount_is_recorded_at_no_price(self, price: Price) -> None:
+        told = decide(after(reserve(book_price=price)), settle(amount=60))[0]
+        assert isinstance(told, CostSettled)
+        assert (told.price_source, told.price_version, told.amount_nano_usd) == ("fixed", "", 60)
+
     def test_what_is_spent_stands_against_what_is_owed(self) -> None:
         book = after(budget(), reserve(), settle(amount=60))
         assert book.balances[f"expense:{MODEL}"] == 60
