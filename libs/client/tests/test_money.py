@@ -465,6 +465,11 @@ class TestInvoices:
             ("model,since,until\nx/y,2026-10-01,2026-11-01\n", "line 1: has no amount_usd; the columns are"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,\n", "line 2: has no amount_usd"),
             (f"{HEADER}x/y,October,2026-11-01,1\n", "line 2, since: 'October' is not a day"),
+            (
+                f"{HEADER}x/y,7d,2026-11-01,1\n",
+                "line 2, since: '7d' is not a day (2026-11-01) or a moment (2026-11-01T08:00Z)",
+            ),
+            (f"{HEADER}x/y,2026-10-01,0m,1\n", "line 2, until: '0m' is not a day"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,1 EUR\n", "line 2, amount_usd: '1 EUR' is not an amount"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,(1.00)\n", "line 2, amount_usd: '(1.00)' is not an amount"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,1,234.50\n", "has 5 cells for 4 columns; quote what has a comma"),
