@@ -382,6 +382,19 @@ class TestInvoices:
         (asked,) = fakes.requests("ImportInvoice")
         assert (asked.replaces, asked.lines[0].amount_nano_usd) == ("4711", -250_000_000)
 
+    def test_that_a_provider_is_right_is_said_by_an_option(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation())
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,1\n")
+        arguments = ("--provider", "acme", "--id", "4711", "--own-provider")
+        assert synod("spend", "reconcile", str(tmp_path / "invoice"), *arguments).exit_code == Exit.DONE
+        assert fakes.requests("ImportInvoice")[0].own_provider
+
+    def test_the_help_says_that_the_end_of_a_line_is_not_in_it(self, synod: Command) -> None:
+        told = " ".join(synod("spend", "reconcile", "--help").stdout.replace("│", " ").split())
+        assert "from since on and before until" in told
+
     def test_holds_in_suspense_are_listed_and_ended(self, synod: Command, fakes: FakeSystem) -> None:
         doubtful = pb.Reservation(
             reservation_id="req_1:1",
