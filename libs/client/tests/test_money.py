@@ -382,6 +382,19 @@ class TestInvoices:
         (asked,) = fakes.requests("ImportInvoice")
         assert (asked.replaces, asked.lines[0].amount_nano_usd) == ("4711", -250_000_000)
 
+    def test_that_a_provider_is_right_is_said_by_an_option(
+        self, synod: Command, fakes: FakeSystem, tmp_path: Path
+    ) -> None:
+        fakes.answer("cost-ledger", "ImportInvoice", pb.Reconciliation())
+        (tmp_path / "invoice").write_text("since,until,amount_usd\n2026-10-01,2026-11-01,1\n")
+        arguments = ("--provider", "acme", "--id", "4711", "--own-provider")
+        assert synod("spend", "reconcile", str(tmp_path / "invoice"), *arguments).exit_code == Exit.DONE
+        assert fakes.requests("ImportInvoice")[0].own_provider
+
+    def test_the_help_says_that_the_end_of_a_line_is_not_in_it(self, synod: Command) -> None:
+        told = " ".join(synod("spend", "reconcile", "--help").stdout.replace("│", " ").split())
+        assert "from since on and before until" in told
+
     def test_holds_in_suspense_are_listed_and_ended(self, synod: Command, fakes: FakeSystem) -> None:
         doubtful = pb.Reservation(
             reservation_id="req_1:1",
@@ -465,6 +478,11 @@ class TestInvoices:
             ("model,since,until\nx/y,2026-10-01,2026-11-01\n", "line 1: has no amount_usd; the columns are"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,\n", "line 2: has no amount_usd"),
             (f"{HEADER}x/y,October,2026-11-01,1\n", "line 2, since: 'October' is not a day"),
+            (
+                f"{HEADER}x/y,7d,2026-11-01,1\n",
+                "line 2, since: '7d' is not a day (2026-11-01) or a moment (2026-11-01T08:00Z)",
+            ),
+            (f"{HEADER}x/y,2026-10-01,0m,1\n", "line 2, until: '0m' is not a day"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,1 EUR\n", "line 2, amount_usd: '1 EUR' is not an amount"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,(1.00)\n", "line 2, amount_usd: '(1.00)' is not an amount"),
             (f"{HEADER}x/y,2026-10-01,2026-11-01,1,234.50\n", "has 5 cells for 4 columns; quote what has a comma"),

@@ -414,6 +414,16 @@ class TestSettling:
         with pytest.raises(SettlementNotPriced):
             decide(book, settle(amount=None, usage=(UsageLine(direction="input", quantity=1),)))
 
+    @pytest.mark.parametrize("price", [BOOK_PRICE, NO_PRICE], ids=["priced", "unpriced"])
+    def test_what_is_told_as_an_amount_is_recorded_at_no_price(self, price: Price) -> None:
+        told = decide(after(reserve(book_price=price)), settle(amount=60))[0]
+        assert isinstance(told, CostSettled)
+        assert (told.price_source, told.price_version, told.amount_nano_usd) == ("fixed", "", 60)
+
+    def test_group_14_what_is_owed_for_a_model_stands_in_one_account_in_whatever_case_it_is_called(self) -> None:
+        book = after(reserve("r1"), settle("r1", 60), reserve("r2", model="OpenAI/gpt-5.5"), settle("r2", 40))
+        assert book.balances["payable:openai"] == -100
+
     def test_what_is_spent_stands_against_what_is_owed(self) -> None:
         book = after(budget(), reserve(), settle(amount=60))
         assert book.balances[f"expense:{MODEL}"] == 60

@@ -89,6 +89,22 @@ class TestOverlaps:
         with pytest.raises(InvoiceOverlaps, match="replaces one"):
             decide(book, invoice("two", second))
 
+    @pytest.mark.parametrize("second", ["openai", "OpenAI"])
+    def test_a_provider_is_the_same_in_whatever_case_it_is_written(self, second: str) -> None:
+        book = after(with_costs(), replace(invoice("one", line("openai/a", A_COST + 10)), provider="OPENAI"))
+        again = replace(invoice("two", line(f"{second}/A", A_COST + 15)), provider=second)
+        with pytest.raises(InvoiceOverlaps, match="replaces one"):
+            decide(book, again)
+        book = after(book, replace(again, replaces="one"))
+        assert payable(book) == A_COST + 15 + B_COST
+        assert (book.balances["adjustment:openai"], book.balances.get("payable:OPENAI", 0)) == (15, 0)
+
+    def test_an_invoice_corrects_one_that_was_posted_to_another_spelling_of_its_provider(self) -> None:
+        first = decide(with_costs(), invoice("one", line("openai/a", A_COST + 10)))
+        spelled = [each.model_copy(update={"provider": "OpenAI"}) for each in first]
+        book = after(fold(with_costs(), spelled), invoice("two", line("openai/A", A_COST + 15), replaces="one"))
+        assert payable(book) == A_COST + 15 + B_COST
+
     def test_another_model_or_time_may_be_billed(self) -> None:
         book = after(with_costs(), invoice("one", line("openai/a", 5, 0, 2)))
         book = after(book, invoice("two", line("openai/a", 7, 2, 2)), invoice("three", line("openai/b", B_COST)))
@@ -98,6 +114,7 @@ class TestOverlaps:
         ("lines", "expected"),
         [
             ((line("openai/a", 1), line("openai/a", 1)), (0, 1)),
+            ((line("openai/a", 1), line("openai/A", 1, 1, 1)), (0, 1)),
             ((line("openai/a", 1, 2, 2), line("", 1, 0, 3)), (1, 0)),
             ((line("", 1, 0, 1), line("openai/b", 1, 1, 1), line("openai/b", 1, 0, 1)), (0, 2)),
             ((line("openai/a", 1, 0, 3), line("openai/b", 1, 0, 1), line("", 1, 2, 1)), (0, 2)),
@@ -156,11 +173,21 @@ class TestNames:
         found = clear(lines, [9, 4], [hold(model) for model in MODELS])
         assert [(each.reservation_id, each.amount) for each in found] == [("openai/a", 5), ("openai/a-2026-11-01", 4)]
 
+    def test_a_hold_of_a_tool_is_cleared_by_the_line_of_its_name_or_of_all_tools(self) -> None:
+        holds = [hold("", tool) for tool in ("search", "sql", "")]
+        for lines, expected in (
+            ((line("tool/Search", 9),), [("search", 5)]),
+            ((line("tool/other", 9),), [("", 5)]),
+            ((line("", 12),), [("search", 5), ("sql", 5), ("", 2)]),
+        ):
+            found = clear(lines, [each.invoiced for each in lines], holds)
+            assert [(each.reservation_id, each.amount) for each in found] == expected
 
-def hold(model: str) -> Reservation:
+
+def hold(model: str, tool: str = "") -> Reservation:
     """5 nano-USD."""
-    owner = Attribution(tenant_id="acme", model=model)
-    return Reservation(model, "sha", owner, model, 5, "book 1", "book", UNPRICED, (), START, START)
+    owner = Attribution(tenant_id="acme", model=model, tool=tool)
+    return Reservation(model or tool, "sha", owner, model, 5, "book 1", "book", UNPRICED, (), START, START)
 
 
 class TestCorrections:
@@ -175,6 +202,12 @@ class TestCorrections:
         book = after(book, invoice("two", line("openai/a", A_COST + 3), replaces="one"))
         assert payable(book) == A_COST + 3 + B_COST
         assert payable(after(book, invoice("three", line("openai/b", 1)))) == A_COST + 3 + 1
+
+    def test_an_invoice_is_taken_back_by_a_line_of_0_for_a_time_before_all_calls(self) -> None:
+        book = after(with_costs(), invoice("one", line("", A_COST + B_COST + 10)))
+        book = after(book, invoice("two", line("", 0, -9, 1), replaces="one"))
+        assert payable(book) == A_COST + B_COST
+        assert payable(after(book, invoice("three", line("", 7)))) == 7
 
     def test_a_repetition_posts_nothing_and_other_content_is_refused(self) -> None:
         first = invoice("one", line("openai/a", 5))

@@ -5,6 +5,7 @@ import re
 import pytest
 from cost_ledger.errors import RequestInvalid
 from cost_ledger.naming import (
+    check_biller,
     check_provider,
     check_scope_model,
     check_unprefixed,
@@ -95,6 +96,20 @@ def test_a_provider_like_a_known_one_is_taken_for_a_slip_and_another_for_ones_ow
             check_provider("provider", slip, {"openai", "anthropic"})
     for own in ("simulator", "ollama", "openai"):
         check_provider("provider", own, {"openai", "anthropic"})
+
+
+def test_who_bills_is_known_in_whatever_case_or_is_said_to_be_ones_own() -> None:
+    known = {"openai", "tool"}
+    for provider, own in (("openai", False), ("OpenAI", False), ("opnai", True), ("acme", True)):
+        check_biller(provider, known, own_provider=own)
+    for provider, words in (
+        ("opnai", "neither a cost nor a price here.*give own_provider.*did you mean openai"),
+        ("acme", r"neither a cost nor a price here.*--own-provider`\)$"),
+    ):
+        with pytest.raises(RequestInvalid, match=words):
+            check_biller(provider, known, own_provider=False)
+    with pytest.raises(RequestInvalid, match=r"provider's name alone; did you mean acme\?"):
+        check_biller("acme/m1", known, own_provider=True)
 
 
 def test_a_model_with_its_provider_in_front_twice_is_refused_unless_it_is_called_so() -> None:

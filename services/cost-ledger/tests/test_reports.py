@@ -288,6 +288,7 @@ class TestInvoices:
     async def test_of_an_invoice_that_is_imported_twice_at_once_the_second_is_answered_as_the_first(
         self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
     ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
         invoice = self.invoice(30, clock.now())
         both = await asyncio.gather(*(ledger.ImportInvoice(invoice) for _ in range(2)))
         assert sorted(each.was_imported for each in both) == [False, True]
@@ -313,6 +314,108 @@ class TestInvoices:
             found = await connect().ImportInvoice(invoice)
             assert (found.ledger_nano_usd, found.difference_nano_usd) == (700, 0)
         assert (await connect().GetReservation(pb.GetReservationRequest(reservation_id="r3"))).settled_nano_usd == 300
+
+    async def test_an_invoice_of_a_provider_in_another_case_is_the_same_again(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        await use(ledger, "r1", 100, 50)
+        await use(ledger, "r2", 100, 50, "Simulator/sim-1")
+        invoice = self.invoice(430, clock.now())
+        invoice.provider = "SIMULATOR"
+        assert (await ledger.ImportInvoice(invoice)).difference_nano_usd == 30
+        invoice.provider, invoice.invoice_id = "Simulator", "inv_2"
+        assert (await refusal(ledger.ImportInvoice(invoice))).reason == "INVOICE_OVERLAP"
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        balances = await Queries(service.host.pool).balances(tenant)
+        owed = {name: amount for name, amount in balances.items() if not name.startswith("expense:")}
+        assert owed == {"payable:simulator": -430, "adjustment:simulator": 30}
+
+    async def test_a_provider_without_cost_and_price_is_refused_unless_it_is_said_to_be_right(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
+        invoice = self.invoice(200, clock.now())
+        invoice.provider, invoice.lines[0].model = "simulatr", ""
+        error = await refusal(ledger.ImportInvoice(invoice))
+        assert isinstance(error, InvalidArgument)
+        assert error.field == "provider"
+        assert error.message.endswith("did you mean simulator?")
+        invoice.own_provider = True
+        for _ in range(2):
+            assert (await ledger.ImportInvoice(invoice)).difference_nano_usd == 200
+            # The same invoice, however its provider was vouched for.
+            invoice.own_provider = False
+        invoice.invoice_id, invoice.replaces, invoice.lines[0].amount_nano_usd = "inv_2", "inv_1", 0
+        assert (await ledger.ImportInvoice(invoice)).difference_nano_usd == -200
+
+    async def test_a_provider_whose_calls_have_no_price_is_known_by_them(
+        self, ledger: CostLedgerStub, clock: FakeClock
+    ) -> None:
+        await use(ledger, "r1", 100, 50)
+        assert (await ledger.ImportInvoice(self.invoice(200, clock.now()))).difference_nano_usd == 200
+
+    async def test_an_invoice_for_tools_is_compared_with_what_tools_cost(
+        self, service: Served[Settings], ledger: CostLedgerStub, tenant: str, clock: FakeClock
+    ) -> None:
+        for name, tool in (("r1", "search"), ("r2", "sql"), ("r3", "")):
+            await self.use_tool(ledger, name, tool, 700)
+        invoice = self.invoice(700, clock.now())
+        invoice.provider = "tool"
+        for model, replaces, amount in (
+            ("tool/Search", "", 700),
+            ("tool/other", "of tool/Search", 700),
+            ("", "of tool/other", 2_100),
+        ):
+            invoice.invoice_id, invoice.replaces = f"of {model}", replaces
+            invoice.lines[0].model, invoice.lines[0].amount_nano_usd = model, amount
+            found = await ledger.ImportInvoice(invoice)
+            assert (found.ledger_nano_usd, found.difference_nano_usd) == (amount, 0)
+        await ledger.ListBudgets(pb.ListBudgetsRequest())
+        assert (await Queries(service.host.pool).balances(tenant))["payable:tool"] == -2_100
+
+    async def use_tool(self, ledger: CostLedgerStub, name: str, tool: str, cost: int) -> None:
+        owner = pb.Attribution(tool=tool)
+        await ledger.Reserve(pb.ReserveRequest(reservation_id=name, upper_bound_nano_usd=1_000, attribution=owner))
+        done = pb.SettleRequest(reservation_id=name, amount_nano_usd=cost, usage_source="provider_final")
+        await ledger.Settle(done)
+
+    async def test_a_final_invoice_for_tools_clears_what_tools_have_in_suspense_and_no_models(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        ledger = connect()
+        owner = pb.Attribution(tool="search")
+        for name in ("a", "b"):
+            hold = pb.ReserveRequest(reservation_id=name, upper_bound_nano_usd=300, attribution=owner)
+            await ledger.Reserve(hold)
+            clock.advance(60)
+        await self.in_suspense(connect, clock, "c")
+        await self.given_up(connect, clock, "a", "b")
+        invoice = self.invoice(300, clock.now())
+        invoice.provider, invoice.lines[0].model, invoice.clear_suspense = "tool", "tool/search", True
+        found = await connect().ImportInvoice(invoice)
+        assert (found.ledger_nano_usd, found.difference_nano_usd) == (300, 0)
+        assert (found.settled_from_suspense, found.released_from_suspense) == (1, 1)
+        left = await connect().ListSuspense(pb.ListSuspenseRequest())
+        assert [each.reservation_id for each in left.reservations] == ["c"]
+
+    async def test_what_was_settled_by_an_amount_is_exported_as_such_and_not_as_unpriced(
+        self, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        ledger = connect()
+        for name in ("by hand", "by invoice"):
+            hold = pb.ReserveRequest(reservation_id=name, model=SIM, upper_bound_nano_usd=300)
+            assert (await ledger.Reserve(hold)).price_source == "unpriced"
+        await self.given_up(connect, clock, "by hand", "by invoice")
+        ledger = connect()
+        by_hand = pb.SettleRequest(reservation_id="by hand", amount_nano_usd=200, usage_source="provider_final")
+        await ledger.Settle(by_hand)
+        invoice = self.invoice(500, clock.now())
+        invoice.clear_suspense = True
+        await ledger.ImportInvoice(invoice)
+        charges = [charge async for page in ledger.ExportSpend(pb.ExportSpendRequest()) for charge in page.charges]
+        told = {charge.id: (charge.cost_nano_usd, charge.price_source) for charge in charges}
+        assert told == {"by hand": (200, "fixed"), "by invoice": (300, "fixed")}
 
     async def test_an_invoice_that_agrees_leaves_no_difference(self, ledger: CostLedgerStub, clock: FakeClock) -> None:
         await ledger.SetPrice(price(1_000, 2_000))
@@ -455,6 +558,7 @@ class TestInvoices:
     async def test_the_same_invoice_with_other_content_is_refused(
         self, ledger: CostLedgerStub, clock: FakeClock
     ) -> None:
+        await ledger.SetPrice(price(1_000, 2_000))
         await ledger.ImportInvoice(self.invoice(1, clock.now()))
         error = await refusal(ledger.ImportInvoice(self.invoice(2, clock.now())))
         assert isinstance(error, AlreadyExists)
@@ -520,6 +624,7 @@ class TestInvoices:
         rerating = pb.RerateChargesRequest(reason="priced late")
         assert (await refusal(ledger.RerateCharges(rerating))).reason == "VIEW_INCOMPLETE"
         other = CostLedgerStub(service.connect(service.token(tenant=f"{tenant}-other")))
+        await other.SetPrice(price(1_000, 2_000))
         assert (await other.ImportInvoice(self.invoice(200, clock.now()))).difference_nano_usd == 200
         assert (await ledger.QuerySpend(pb.QuerySpendRequest())).total_nano_usd == 0
 

@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from synod.common.values import Attribution, Tag, UsageLine
 from synod.cost_ledger.events import Hold, PriceSource, Unit
 
-from cost_ledger.naming import pattern_of
+from cost_ledger.naming import OTHER_TOOL, TOOL, pattern_of
 from cost_ledger.projections import HOLDS, OWNERS, USAGE
 
 Connection = AsyncConnection[Any]
@@ -29,6 +29,10 @@ _UNIT_COLUMNS: Final[dict[Unit, sql.SQL]] = {
     "tool_ms": sql.SQL("tool_ms"),
     "cpu_ms": sql.SQL("cpu_ms"),
 }
+
+
+_BILLED_AS: Final = f"coalesce(nullif(model, ''), '{TOOL}/' || coalesce(nullif(tool, ''), '{OTHER_TOOL}'))"
+"""What naming.billed_as says of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,30 +118,39 @@ class Charges:
             cursor = await connection.execute(statement, _values(tenant, selection))
             return dict(await cursor.fetchall())
 
-    async def total(self, tenant: str, model_prefix: str, since: datetime, until: datetime) -> int:
-        """The cost of all models whose names begin so, in any case."""
-        statement = """
+    async def total(self, tenant: str, prefix: str, since: datetime, until: datetime) -> int:
+        """The cost of all that is billed by names that begin so, in any case."""
+        statement = f"""
             select coalesce(sum(cost), 0)::bigint from view_spend.charge
-            where tenant = %s and starts_with(lower(model), lower(%s)) and incurred_at >= %s and incurred_at < %s
+            where tenant = %s and starts_with(lower({_BILLED_AS}), lower(%s)) and incurred_at >= %s and incurred_at < %s
         """
-        return await self._number(statement, (tenant, model_prefix, since, until))
+        return await self._number(statement, (tenant, prefix, since, until))
 
-    async def models_called(self, tenant: str, model_prefix: str, since: datetime, until: datetime) -> list[str]:
-        """The models with a cost in the time whose names begin so, in any case."""
-        statement = """
-            select distinct model from view_spend.charge
-            where tenant = %s and starts_with(lower(model), lower(%s)) and incurred_at >= %s and incurred_at < %s order by 1
+    async def billed_names(self, tenant: str, prefix: str, since: datetime, until: datetime) -> list[str]:
+        """The names that begin so, in any case, by which something of the time is billed."""
+        statement = f"""
+            select distinct {_BILLED_AS} from view_spend.charge
+            where tenant = %s and starts_with(lower({_BILLED_AS}), lower(%s)) and incurred_at >= %s and incurred_at < %s
+            order by 1
         """
         async with self.pool.connection() as connection:
-            cursor = await connection.execute(statement, (tenant, model_prefix, since, until))
-            return [model for (model,) in await cursor.fetchall()]
+            cursor = await connection.execute(statement.encode(), (tenant, prefix, since, until))
+            return [name for (name,) in await cursor.fetchall()]
 
-    async def of_model(self, tenant: str, model: str, since: datetime, until: datetime) -> int:
-        statement = """
+    async def billed_by(self, tenant: str, name: str, since: datetime, until: datetime) -> int:
+        """The cost of what is billed by just this name."""
+        statement = f"""
             select coalesce(sum(cost), 0)::bigint from view_spend.charge
-            where tenant = %s and model = %s and incurred_at >= %s and incurred_at < %s
+            where tenant = %s and {_BILLED_AS} = %s and incurred_at >= %s and incurred_at < %s
         """
-        return await self._number(statement, (tenant, model, since, until))
+        return await self._number(statement, (tenant, name, since, until))
+
+    async def providers(self, tenant: str) -> set[str]:
+        """All by whom anything is billed, or will be, in lower case."""
+        statement = f"select distinct lower(split_part({_BILLED_AS}, '/', 1)) from view_spend.charge where tenant = %s"
+        async with self.pool.connection() as connection:
+            cursor = await connection.execute(statement.encode(), (tenant,))
+            return {provider for (provider,) in await cursor.fetchall()}
 
     async def models(self, tenant: str, since: datetime | None, until: datetime | None) -> list[ModelFigures]:
         """For each model that was asked; of attempts that began in the time."""

@@ -21,7 +21,7 @@ from cost_ledger.checks import check_model_name, check_name, check_period, check
 from cost_ledger.commands import Cleared, ClearSuspense, ImportInvoice, InvoiceLine, Price, Rerate
 from cost_ledger.errors import AlreadyRecorded, RequestInvalid, TooMuchAtOnce
 from cost_ledger.freshness import Freshness
-from cost_ledger.naming import ANY_MODEL
+from cost_ledger.naming import ANY_MODEL, check_biller, providers_of
 from cost_ledger.ports import Doubtful, Prices
 from cost_ledger.rates import cost_pico
 from cost_ledger.terms import terms_in
@@ -77,7 +77,7 @@ class Invoice:
     """Lines as the provider has them, `ledger` not yet known.
 
     With `clear_suspense` it is final for the times of its lines: it settles what is in suspense there. `replaces` is the
-    id of the invoice that it corrects.
+    id of the invoice that it corrects. Of one's `own_provider` the ledger need not know anything.
     """
 
     invoice_id: str
@@ -85,6 +85,7 @@ class Invoice:
     lines: tuple[InvoiceLine, ...]
     clear_suspense: bool = False
     replaces: str = ""
+    own_provider: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +185,14 @@ class Corrections:
 
         InvoiceConflict if the id is that of an invoice with other content; InvoiceOverlaps if another bills the same;
         InvoiceOvertaken if a hold that it clears was settled meanwhile; ViewIncomplete if a view lacks something.
+        RequestInvalid also for a provider of which there is neither a cost nor a price, unless it is told to be one's own.
         """
         _check_invoice(invoice)
-        if (known := await self._imported(invoice, await self.books.read(context.tenant), context.tenant)) is not None:
+        book = await self.books.read(context.tenant)
+        if (known := await self._imported(invoice, book, context.tenant)) is not None:
             return known
         await self.views.complete(context.tenant)
+        await self._check_biller(invoice, book, context.tenant)
         command = await self._compared(invoice, context.tenant)
         cleared = await self._clear_suspense(command, context) if invoice.clear_suspense else ()
         if cleared:
@@ -211,6 +215,16 @@ class Corrections:
             lines = (await self._compared(invoice, tenant)).lines
         in_suspense = await self._in_suspense(command, tenant) if invoice.clear_suspense else 0
         return Reconciled(invoices.adjusted(book, lines, invoice.replaces), (), True, in_suspense)
+
+    async def _check_biller(self, invoice: Invoice, book: Book, tenant: str) -> None:
+        """A slip of its provider would be compared with nothing, and posted in full."""
+        known = providers_of([*map(str.lower, self.prices.names()), *book.prices])
+        if invoice.provider.lower() in known or invoice.replaces:
+            return
+        if not invoice.own_provider:
+            # It reads all costs of the tenant, so it is for what has no price only.
+            known |= await self.charges.providers(tenant)
+        check_biller(invoice.provider, known, own_provider=invoice.own_provider)
 
     async def _in_suspense(self, command: ImportInvoice, tenant: str) -> int:
         pages = self._doubtful(command, tenant)
@@ -262,11 +276,11 @@ class Corrections:
         if not named:
             return ()
         since, until = min(line.since for line in named), max(line.until for line in named)
-        return await self.charges.models_called(tenant, f"{invoice.provider}/", since, until)
+        return await self.charges.billed_names(tenant, f"{invoice.provider}/", since, until)
 
     async def _cost(self, provider: str, part: invoices.Part, tenant: str) -> int:
         if part.model:
-            return await self.charges.of_model(tenant, part.model, part.since, part.until)
+            return await self.charges.billed_by(tenant, part.model, part.since, part.until)
         return await self.charges.total(tenant, f"{provider}/", part.since, part.until)
 
 
@@ -303,7 +317,7 @@ def _check_invoice(invoice: Invoice) -> None:
     for line in invoice.lines:
         check_period(line.since, line.until)
         check_range("lines.amount_nano_usd", line.invoiced, INVOICE_NANO_MAX, minimum=-INVOICE_NANO_MAX)
-        if line.model and not line.model.startswith(f"{invoice.provider}/"):
+        if line.model and not line.model.lower().startswith(f"{invoice.provider.lower()}/"):
             raise RequestInvalid("lines.model", line.model, f"must be empty or begin with {invoice.provider}/")
         if line.model.endswith(ANY_MODEL):
             raise RequestInvalid("lines.model", line.model, "must be empty for all models of the provider")

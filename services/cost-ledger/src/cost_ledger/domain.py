@@ -89,6 +89,9 @@ _FIXED_FIELDS: Final = {
 }
 """What of a budget does not change, with the name that callers know it by."""
 
+_FIXED: Final = Price(UNPRICED, "", "fixed")
+"""Of a cost that is told as an amount, whatever price its tokens have."""
+
 SPARE_TIMES: Final = 20
 """How many times its own amount a hard budget must have left after a reservation made ahead of its call: near its limit a
 budget is there for calls that came, and what no call may use has to refuse none."""
@@ -167,7 +170,7 @@ def _repeated(known: Reservation, command: Reserve) -> tuple[Event, ...]:
 
 
 def _price_in_force(book: Book, model: str, book_price: Price) -> Price:
-    return book.price_of(model, book_price) if model else Price(UNPRICED, "", "fixed")
+    return book.price_of(model, book_price) if model else _FIXED
 
 
 def _refuse_unpriced(price: Price, command: Reserve, budgets: tuple[Budget, ...]) -> None:
@@ -303,7 +306,7 @@ def _settle(book: Book, command: Settle) -> tuple[Event, ...]:
     known = book.reservation(command.reservation_id) or command.forgotten or _never_admitted(book, command)
     if known.state == "settled":
         return ()
-    price = _billed(book, known, command)
+    price = _billed(book, known, command) if command.amount is None else _FIXED
     amount_pico = _used_pico(known, price.rates, command)
     amount = nano_from_pico(amount_pico)
     spent = Amounts(amount, quantities.used(command.quantities, command.usage, known.quantities))

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from synod.common.event import Event
-from synod.cost_ledger.events import InvoicedLine, Posting, ProviderInvoiceImported, ReconciliationDifferenceFound
+from synod.cost_ledger.events import InvoicedLine, ProviderInvoiceImported, ReconciliationDifferenceFound
 
 from cost_ledger.book import Book, Imported, Reservation
 from cost_ledger.commands import Cleared, ImportInvoice, InvoiceLine
 from cost_ledger.errors import InvoiceConflict, InvoiceOverlaps, RequestInvalid
-from cost_ledger.naming import distance, family_of
+from cost_ledger.naming import billed_as, distance, family_of
+from cost_ledger.postings import unexplained
 
 _Time = tuple[datetime, datetime]
 """Half open."""
 _Billed = tuple[str, datetime, datetime]
-"""Model, since, until."""
+"""Model in lower case, since, until."""
 _ANY_DISTANCE: Final = 3
 """That of a line about all models, which is farther than any name."""
 
@@ -91,10 +92,8 @@ def adjusted(book: Book, lines: Iterable[InvoiceLine], replaces: str) -> tuple[I
     replaced = book.invoices.get(replaces)
     before: Counter[_Billed] = Counter()
     for old in replaced.lines if replaced else ():
-        before[old.model, old.since, old.until] += old.adjusted_nano_usd
-    kept = [
-        InvoiceLine(*_what(line), line.invoiced, line.ledger, adjusted=before.pop(_what(line), 0)) for line in lines
-    ]
+        before[_what(old)] += old.adjusted_nano_usd
+    kept = [replace(line, adjusted=before.pop(_what(line), 0)) for line in lines]
     return (*kept, *(InvoiceLine(*what, 0, 0, adjusted=amount) for what, amount in before.items() if amount))
 
 
@@ -104,11 +103,12 @@ def first_overlap(lines: Iterable[InvoiceLine]) -> tuple[int, int] | None:
     billed.sort(key=lambda each: each[1].since)
     until: dict[str, tuple[datetime, int]] = {}
     for number, line in billed:
-        for model in (line.model, "") if line.model else tuple(until):
+        own = line.model.lower()
+        for model in (own, "") if own else tuple(until):
             if model in until and line.since < until[model][0]:
                 return (until[model][1], number)
         # The times of a model do not overlap, so its last line is the one that ends last.
-        until[line.model] = (line.until, number)
+        until[own] = (line.until, number)
     return None
 
 
@@ -122,9 +122,10 @@ def clear(
     cleared = []
     nearest: dict[str, list[int]] = {}
     for each in doubtful:
-        if each.model not in nearest:
-            nearest[each.model] = _nearest(lines, each.model)
-        about = (n for n in nearest[each.model] if lines[n].since <= each.reserved_at < lines[n].until)
+        name = billed_as(each.model, each.attribution)
+        if name not in nearest:
+            nearest[name] = _nearest(lines, name)
+        about = (n for n in nearest[name] if lines[n].since <= each.reserved_at < lines[n].until)
         if (number := next(about, None)) is not None:
             amount = min(left[number], each.reserved)
             cleared.append(Cleared(each.reservation_id, amount))
@@ -173,7 +174,7 @@ def _refuse_replacing(book: Book, command: ImportInvoice) -> None:
     if not command.replaces:
         return
     known = book.invoices.get(command.replaces)
-    if known is None or known.provider != command.provider:
+    if known is None or not _is_of(known, command.provider):
         raise RequestInvalid("replaces", command.replaces, f"is no imported invoice of {command.provider}")
     if known.replaced_by:
         problem = f"is replaced by {known.replaced_by} already; replace that one"
@@ -197,8 +198,12 @@ def _refuse_overlaps(book: Book, command: ImportInvoice) -> None:
         if not line.is_credit:
             new.setdefault(family_of(line.model), []).append(line)
     for invoice_id, known in book.invoices.items():
-        if not known.replaced_by and known.provider == command.provider and invoice_id != command.replaces:
+        if not known.replaced_by and _is_of(known, command.provider) and invoice_id != command.replaces:
             _refuse_overlap(command.invoice_id, new, invoice_id, known)
+
+
+def _is_of(known: Imported, provider: str) -> bool:
+    return known.provider.lower() == provider.lower()
 
 
 def _refuse_overlap(invoice_id: str, new: Mapping[str, list[InvoiceLine]], other_id: str, other: Imported) -> None:
@@ -216,8 +221,8 @@ def _described(line: InvoiceLine) -> str:
     return f"{line.model or 'all models'} from {line.since.isoformat()} to {line.until.isoformat()}"
 
 
-def _what(line: InvoiceLine) -> _Billed:
-    return (line.model, line.since, line.until)
+def _what(line: InvoiceLine | InvoicedLine) -> _Billed:
+    return (line.model.lower(), line.since, line.until)
 
 
 def _recorded(line: InvoiceLine) -> InvoicedLine:
@@ -240,9 +245,6 @@ def _difference(command: ImportInvoice, number: int, line: InvoiceLine) -> Recon
         until=line.until,
         invoiced_nano_usd=line.invoiced,
         ledger_nano_usd=line.ledger,
-        postings=(
-            Posting(account=f"adjustment:{command.provider}", amount_nano_usd=line.difference),
-            Posting(account=f"payable:{command.provider}", amount_nano_usd=-line.difference),
-        ),
+        postings=unexplained(command.provider, line.difference).postings,
         adjusted_nano_usd=line.adjusted,
     )

@@ -13,10 +13,16 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final
 
+from synod.common.values import Attribution
+
 from cost_ledger.errors import RequestInvalid
 
 ANY_MODEL: Final = "/*"
 """What a scope's model ends with that means all models of a provider."""
+TOOL: Final = "tool"
+"""The provider of what tools cost."""
+OTHER_TOOL: Final = "other"
+"""Stands for the name of a tool that has none, and for what is neither of a model nor of a tool."""
 NEAR_MAX: Final = 3
 _NEAR: Final = 0.8
 """How alike a provider's name is to a known one that is taken for a slip of it: from 0 to 1."""
@@ -36,6 +42,15 @@ def scopes_of(model: str) -> tuple[str, ...]:
         return ()
     snapshot = _SNAPSHOT.fullmatch(model)
     return (model, *([snapshot[1]] if snapshot else ()), model.partition("/")[0] + ANY_MODEL)
+
+
+def billed_as(model: str, attribution: Attribution) -> str:
+    """The name that an invoice knows a cost by: "provider/model", or "tool/name" for what has no model.
+
+    >>> billed_as("", Attribution(tenant_id="acme", tool="search"))
+    'tool/search'
+    """
+    return model or attribution.model or f"{TOOL}/{attribution.tool or OTHER_TOOL}"
 
 
 def family_of(model: str) -> str:
@@ -106,6 +121,23 @@ def check_provider(field: str, provider: str, known: Collection[str], *, value: 
     near = difflib.get_close_matches(provider.lower(), known, n=NEAR_MAX, cutoff=_NEAR)
     if near:
         _refuse(field, value or provider, "names a provider that nothing is billed by", near)
+
+
+def check_biller(provider: str, known: Collection[str], *, own_provider: bool) -> None:
+    """RequestInvalid if nothing in the ledger is of whom an invoice is from; `known` are those of which there is something.
+
+    They are in lower case. Of one's `own_provider` nothing has to be known.
+    """
+    if "/" in provider or "*" in provider:
+        bare = provider.partition("/")[0].rstrip("*")
+        _refuse("provider", provider, "must be a provider's name alone", (bare,) if bare else ())
+    if own_provider or provider.lower() in known:
+        return
+    problem = (
+        "has neither a cost nor a price here; if that is right, since nothing that it bills was called through Synod, "
+        "give own_provider (`synod spend reconcile --own-provider`)"
+    )
+    _refuse("provider", provider, problem, difflib.get_close_matches(provider.lower(), known, n=NEAR_MAX, cutoff=_NEAR))
 
 
 def check_unprefixed(provider: str, model: str, known: Collection[str]) -> None:

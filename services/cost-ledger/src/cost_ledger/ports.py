@@ -69,9 +69,9 @@ class Doubtful(Protocol):
     """The same view, for what is in suspense. Raises psycopg.Error."""
 
     async def in_suspense(
-        self, tenant: str, model_prefix: str, since: datetime, until: datetime, after: str, limit: int
+        self, tenant: str, prefix: str, since: datetime, until: datetime, after: str, limit: int
     ) -> Sequence[Reservation]:
-        """Of models whose names begin so, reserved in the time (half open), the oldest first.
+        """Of what is billed by names that begin so (naming.billed_as), reserved in the time (half open), the oldest first.
 
         Those reserved at `since` only if their ids are above `after`: who read a part goes on where it ended.
         """

@@ -9,6 +9,7 @@ from synod.common.values import Attribution
 from synod.cost_ledger.events import Hold, Posting, QuotaPosting
 
 from cost_ledger.book import Amounts, Book, account
+from cost_ledger.naming import billed_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,25 @@ def owed(attribution: Attribution, model: str, amount: int) -> Entry:
     """What is owed to whoever was used, as an expense."""
     if amount == 0:
         return Entry()
-    what = model or f"tool/{attribution.tool or 'other'}"
+    what = billed_as(model, attribution)
     return Entry(
         (
             Posting(account=f"expense:{what}", amount_nano_usd=amount),
-            Posting(account=f"payable:{what.partition('/')[0]}", amount_nano_usd=-amount),
+            Posting(account=payable_to(what.partition("/")[0]), amount_nano_usd=-amount),
         )
     )
+
+
+def unexplained(provider: str, amount: int) -> Entry:
+    """What is owed to a provider that nothing in the ledger explains."""
+    return Entry(
+        (
+            Posting(account=f"adjustment:{provider.lower()}", amount_nano_usd=amount),
+            Posting(account=payable_to(provider), amount_nano_usd=-amount),
+        )
+    )
+
+
+def payable_to(provider: str) -> str:
+    """The account of what is owed to a provider: one, in however many spellings it is called and billed."""
+    return f"payable:{provider.lower()}"

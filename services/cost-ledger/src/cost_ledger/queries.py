@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from cost_ledger.book import Budget, Reservation
 from cost_ledger.charges import equals
+from cost_ledger.naming import OTHER_TOOL, TOOL
 from cost_ledger.ports import BudgetStatus, Due, Standing
 from cost_ledger.projections import BIGINT_MAX, BUDGET, OWNERS, RESERVATION
 
@@ -37,6 +38,12 @@ GROUPS_MAX: Final = 10_000
 EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 LATEST: Final = datetime.max.replace(tzinfo=UTC)
 """Rows of one answer; whoever needs more asks for parts."""
+
+_BILLED_AS: Final = (
+    "coalesce(nullif(document ->> 'model', ''), nullif(document #>> '{attribution,model}', ''),"
+    f" '{TOOL}/' || coalesce(nullif(document #>> '{{attribution,tool}}', ''), '{OTHER_TOOL}'))"
+)
+"""What naming.billed_as says of a reservation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +133,17 @@ class Queries:
         return Standing(held, overdue)
 
     async def in_suspense(
-        self, tenant: str, model_prefix: str, since: datetime, until: datetime, after: str, limit: int
+        self, tenant: str, prefix: str, since: datetime, until: datetime, after: str, limit: int
     ) -> Sequence[Reservation]:
-        statement = """
+        statement = f"""
             select document from view_reservations.reservation
-            where tenant = %s and state = 'suspense' and starts_with(lower(document ->> 'model'), lower(%s))
+            where tenant = %s and state = 'suspense' and starts_with(lower({_BILLED_AS}), lower(%s))
             and ((document ->> 'reserved_at')::timestamptz, id) > (%s, %s)
             and (document ->> 'reserved_at')::timestamptz < %s
             order by (document ->> 'reserved_at')::timestamptz, id limit %s
         """
         async with self.pool.connection() as connection:
-            cursor = await connection.execute(statement, (tenant, model_prefix, since, after, until, limit))
+            cursor = await connection.execute(statement.encode(), (tenant, prefix, since, after, until, limit))
             return [RESERVATION.validate_python(document) for (document,) in await cursor.fetchall()]
 
 

@@ -304,7 +304,14 @@ def to_rerating(request: pb.RerateChargesRequest) -> RerateRequest:
 
 def to_invoice(request: pb.ImportInvoiceRequest) -> Invoice:
     lines = tuple(_invoice_line(number, line) for number, line in enumerate(request.lines))
-    return Invoice(request.invoice_id, request.provider, lines, request.clear_suspense, request.replaces)
+    return Invoice(
+        invoice_id=request.invoice_id,
+        provider=request.provider,
+        lines=lines,
+        clear_suspense=request.clear_suspense,
+        replaces=request.replaces,
+        own_provider=request.own_provider,
+    )
 
 
 def _invoice_line(number: int, line: pb.InvoiceLine) -> InvoiceLine:

@@ -1,7 +1,8 @@
 """A provider's invoice as a file: CSV with a header, or JSON lines. What cannot be read for certain is refused.
 
 An amount that is misread becomes an adjustment in the ledger, so nothing is guessed: no column by another name or case, no
-cell beyond the header, no second value, no other currency.
+cell beyond the header, no second value, no other currency. Nor does a time depend on when the file is read: the same
+invoice again has to be the same.
 """
 
 import csv
@@ -16,7 +17,7 @@ from typing import Final
 import typer
 from synod.cost_ledger.v1 import cost_ledger_pb2 as pb
 
-from synod_client.cli.values import moment, signed_nano_usd
+from synod_client.cli.values import fixed_moment, signed_nano_usd
 
 CURRENCY: Final = "USD"
 _NEEDED: Final = ("since", "until", "amount_usd")
@@ -115,8 +116,8 @@ def _line(row: _Row) -> pb.InvoiceLine:
         raise _wrong(f"{row.where}, model", problem)
     return pb.InvoiceLine(
         model=model,
-        since=moment(row.cells["since"], f"{row.where}, since"),
-        until=moment(row.cells["until"], f"{row.where}, until"),
+        since=fixed_moment(row.cells["since"], f"{row.where}, since"),
+        until=fixed_moment(row.cells["until"], f"{row.where}, until"),
         amount_nano_usd=signed_nano_usd(row.cells["amount_usd"], f"{row.where}, amount_usd"),
     )
 

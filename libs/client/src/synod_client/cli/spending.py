@@ -279,19 +279,26 @@ def _print_ended(found: pb.Reservation, as_json: bool) -> None:
 @spend_app.command("reconcile")
 def spend_reconcile(
     file: Annotated[Path, typer.Argument(help="CSV or JSON lines with model, since, until, amount_usd.")],
-    provider: Annotated[str, typer.Option(help="Whose invoice it is, as in provider/model.")],
+    provider: Annotated[str, typer.Option(help="Whose invoice it is, as in provider/model; tool for what tools cost.")],
     invoice_id: Annotated[str, typer.Option("--id", help="Its number; imported once.")],
     clear_suspense: Annotated[
         bool, typer.Option("--final", help="It is final: it also tells which calls of unknown outcome were billed.")
     ] = False,
     replaces: Annotated[str, typer.Option(help="The number of the imported invoice that it corrects.")] = "",
+    own_provider: Annotated[
+        bool,
+        typer.Option(
+            "--own-provider", help="The provider is right, though the ledger has neither its prices nor its costs."
+        ),
+    ] = False,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
     """Compare a provider's invoice with the ledger, and post the differences. Exit code 1 if there are any.
 
     The header names the columns just so; model and currency (USD) may be left out. An empty model stands for all of the
-    provider's; a negative amount is a credit. An amount with commas is quoted: "1,234.50".
+    provider's; a negative amount is a credit. An amount with commas is quoted: "1,234.50". A line is for the time from since
+    on and before until, each a day or a moment, in UTC unless it says otherwise: November is 2026-11-01 to 2026-12-01.
 
     Example: synod spend reconcile nov.csv --provider openai --id 4711
     """
@@ -301,6 +308,7 @@ def spend_reconcile(
         lines=invoices.read(file),
         clear_suspense=clear_suspense,
         replaces=replaces,
+        own_provider=own_provider,
     )
 
     async def command(synod: Synod) -> int:

@@ -16,6 +16,7 @@ _NEGATIVE: Final = re.compile(r"-\$?[0-9.,]+")
 NANO_PER_MILLION_IN_PICO: Final = 1_000
 """A nano-USD per million is a thousandth of a pico-USD for one."""
 POSITION_MAX: Final = 2**63 - 1
+_FIXED_HELP: Final = "a day (2026-11-01) or a moment (2026-11-01T08:00Z)"
 _MOMENT_HELP: Final = "a day (2026-11-01), a moment (2026-11-01T08:00Z), or a time ago (90m, 24h, 7d)"
 
 Since = Annotated[str, typer.Option("--since", help=f"Only from then on: {_MOMENT_HELP}.")]
@@ -75,11 +76,23 @@ def moment(text: str, hint: str) -> Timestamp | None:
     try:
         if _LENGTH.fullmatch(text):
             return stamp(datetime.now(UTC) - length(text, hint))
+    except OverflowError:
+        raise typer.BadParameter(f"'{text}' is not {_MOMENT_HELP}", param_hint=hint) from None
+    return _read_moment(text, hint, _MOMENT_HELP)
+
+
+def fixed_moment(text: str, hint: str) -> Timestamp:
+    """A moment that is the same whenever it is read: no time ago."""
+    return _read_moment(text, hint, _FIXED_HELP)
+
+
+def _read_moment(text: str, hint: str, expected: str) -> Timestamp:
+    try:
         found = datetime.fromisoformat(text)
         # The first and the last hours of all time have no moment in UTC.
         return stamp(found if found.tzinfo else found.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"'{text}' is not {_MOMENT_HELP}", param_hint=hint) from None
+        raise typer.BadParameter(f"'{text}' is not {expected}", param_hint=hint) from None
 
 
 def period(since: str, until: str) -> tuple[Timestamp | None, Timestamp | None]:

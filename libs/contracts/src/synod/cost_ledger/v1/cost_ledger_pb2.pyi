@@ -1630,8 +1630,9 @@ class InvoiceLine(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"provider/model", or empty for all models of the provider. A line is also about the dated snapshots of its model; one of
-    a snapshot also about what was called by the model's name. A cost is that of the line whose name is the nearest.
+    """"provider/model" ("tool/name" of the provider "tool"), or empty for all of the provider's. A line is also about the dated
+    snapshots of its model; one of a snapshot also about what was called by the model's name. A cost is that of the line
+    whose name is the nearest.
     """
     amount_nano_usd: _builtins.int
     """Negative: a credit. It is not compared with the ledger, and may be for a time that another line bills."""
@@ -1664,8 +1665,10 @@ class ImportInvoiceRequest(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     CLEAR_SUSPENSE_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
+    OWN_PROVIDER_FIELD_NUMBER: _builtins.int
     invoice_id: _builtins.str
     provider: _builtins.str
+    """As in "provider/model", in any case; "tool" for what tools cost."""
     clear_suspense: _builtins.bool
     """The invoice is final for the times of its lines, so it also says what became of holds in suspense there: what is
     invoiced beyond what is settled is theirs, the oldest first and each at most what it holds; the others are released.
@@ -1674,6 +1677,10 @@ class ImportInvoiceRequest(_message.Message):
     replaces: _builtins.str
     """The id of an imported invoice of the provider that this one corrects. Only the difference to what was posted for it
     is posted, and what it bills and this one does not is taken back.
+    """
+    own_provider: _builtins.bool
+    """What it bills never was called through Synod. Otherwise a provider without a price and without a cost is taken for a
+    slip, and refused (INVALID_ARGUMENT): compared with nothing, all of the invoice would be posted.
     """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvoiceLine]:
@@ -1687,10 +1694,11 @@ class ImportInvoiceRequest(_message.Message):
         lines: _abc.Iterable[Global___InvoiceLine] | None = ...,
         clear_suspense: _builtins.bool = ...,
         replaces: _builtins.str = ...,
+        own_provider: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "provider", b"provider", "replaces", b"replaces"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_suspense", b"clear_suspense", "invoice_id", b"invoice_id", "lines", b"lines", "own_provider", b"own_provider", "provider", b"provider", "replaces", b"replaces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
