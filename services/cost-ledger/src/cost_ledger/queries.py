@@ -35,9 +35,9 @@ BY_TAG: Final = "tag:"
 """Before the name of a tag, by whose values spend is grouped; costs without it are one group, the empty value."""
 
 GROUPS_MAX: Final = 10_000
+"""Rows of one answer; whoever needs more asks for parts."""
 EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 LATEST: Final = datetime.max.replace(tzinfo=UTC)
-"""Rows of one answer; whoever needs more asks for parts."""
 
 _BILLED_AS: Final = (
     "coalesce(nullif(document ->> 'model', ''), nullif(document #>> '{attribution,model}', ''),"
