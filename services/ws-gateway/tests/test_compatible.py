@@ -533,6 +533,53 @@ async def test_reasoning_of_another_provider_passes_through_anthropics_form_whol
     assert system.fake.requests("Generate")[1].request.messages[1].parts[0] == thought  # type: ignore[attr-defined]
 
 
+SIGNATURE = pb.Part(reasoning=pb.Reasoning(signature=b'{"thoughtSignature":"EqQB/+=="}', provider="gemini-generate"))
+OTHER_CALL = pb.Part(tool_call=pb.ToolCall(id="call_2", name="lookup", arguments_json="{}"))
+SIGNED_TURN = answer(pb.Part(text="Let me see."), SIGNATURE, CALL, OTHER_CALL, finish="tool_calls")
+CALL_EVENTS = [
+    STARTED,
+    pb.StreamEvent(text_delta="Let me see."),
+    pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, id="call_1", name="lookup")),
+    pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, arguments_delta='{"a":1}')),
+    pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=1, id="call_2", name="lookup", arguments_delta="{}")),
+]
+COMPLETED = pb.StreamEvent(completed=SIGNED_TURN)
+
+
+@pytest.mark.parametrize("events", [None, [*CALL_EVENTS, COMPLETED], [COMPLETED]])
+async def test_the_signature_of_a_call_comes_back_with_it_through_openais_form(
+    system: System, events: list[pb.StreamEvent] | None
+) -> None:
+    system.fake.answer, system.fake.model_events = SIGNED_TURN, events or []
+    async with openai_sdk(system) as client:
+        if events is None:
+            first = await client.chat.completions.create(model=MODEL, messages=USER)
+        else:
+            async with client.chat.completions.stream(model=MODEL, messages=USER) as stream:
+                first = await stream.get_final_completion()
+        said = first.choices[0].message
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "12"} for call in said.tool_calls]
+        await client.chat.completions.create(model=MODEL, messages=[*USER, said.model_dump(), *results])
+
+    signed, other = (call.model_dump() for call in said.tool_calls)
+    assert signed["function"]["arguments"] == '{"a":1}'
+    assert signed["extra_content"] == {"google": {"thought_signature": "EqQB/+=="}}
+    assert "extra_content" not in other
+    second = system.fake.requests("Generate")[-1].request
+    assert list(second.messages[1].parts) == list(SIGNED_TURN.message.parts)  # type: ignore[attr-defined]
+
+
+async def test_a_signature_of_anything_else_than_a_call_is_not_shown_as_a_calls(system: System) -> None:
+    foreign = pb.Part(reasoning=pb.Reasoning(signature=SIGNED, provider="anthropic-messages"))
+    thought = pb.Part(
+        reasoning=pb.Reasoning(text="hm", signature=b'{"thought":true,"text":"hm"}', provider="gemini-generate")
+    )
+    for before in (foreign, thought):
+        system.fake.answer = answer(SIGNATURE, pb.Part(text="Hello"), before, CALL, finish="tool_calls")
+        _, body = await posted(system, "/v1/chat/completions", CHAT)
+        assert "extra_content" not in json.dumps(body)
+
+
 async def test_a_stream_of_reasoning_and_tools_builds_the_whole_message(system: System) -> None:
     system.fake.model_events = [
         STARTED,
