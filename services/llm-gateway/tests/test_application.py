@@ -1127,6 +1127,8 @@ async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(a
         ({}, True, [98]),
         ({"reasoning_effort": "none"}, True, []),
         ({"reasoning_effort": "high"}, False, [98]),
+        ({"reasoning_mode": "adaptive"}, False, [98]),
+        ({"reasoning_mode": "between_tools"}, False, [98]),
         ({"reasoning_tokens_max": 50}, True, [50]),
         ({"reasoning_tokens_max": 0}, True, []),
         ({"reasoning_tokens_max": 0, "reasoning_effort": "high"}, False, []),

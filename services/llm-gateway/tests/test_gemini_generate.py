@@ -252,6 +252,15 @@ def test_an_image_at_an_address_is_never_sent_as_what_it_may_be() -> None:
         ({"reasoning_effort": "low"}, {"includeThoughts": True, "thinkingLevel": "low"}),
         ({"reasoning_tokens_max": 500}, {"includeThoughts": True, "thinkingBudget": 500}),
         ({"reasoning_tokens_max": 0, "reasoning_effort": "low"}, {"includeThoughts": False, "thinkingBudget": 0}),
+        ({"reasoning_mode": "adaptive"}, {"includeThoughts": True, "thinkingBudget": -1}),
+        (
+            {"reasoning_mode": "adaptive", "reasoning_effort": "low", "reasoning_display": "omitted"},
+            {"includeThoughts": False, "thinkingLevel": "low"},
+        ),
+        (
+            {"reasoning_tokens_max": 500, "reasoning_display": "omitted"},
+            {"includeThoughts": False, "thinkingBudget": 500},
+        ),
     ],
 )
 def test_how_much_to_think_is_said_by_level_or_by_number(more: dict[str, object], wire: object) -> None:

@@ -482,22 +482,30 @@ async def test_a_caller_learns_whether_the_answer_is_from_the_cache(system: Syst
 
 
 @pytest.mark.parametrize(
-    ("thinking", "most"),
+    ("thinking", "told"),
     [
-        ({"type": "enabled", "budget_tokens": 1024}, 1024),
-        ({"type": "disabled"}, 0),
-        ({"type": "adaptive"}, None),
-        ({"type": "between_tools"}, None),
+        ({"type": "enabled", "budget_tokens": 1024}, {"reasoning_tokens_max": 1024}),
+        (
+            {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+            {"reasoning_tokens_max": 1024, "reasoning_display": "omitted"},
+        ),
+        ({"type": "disabled"}, {"reasoning_tokens_max": 0}),
+        ({"type": "adaptive"}, {"reasoning_mode": "adaptive"}),
+        (
+            {"type": "adaptive", "display": "summarized"},
+            {"reasoning_mode": "adaptive", "reasoning_display": "summarized"},
+        ),
+        ({"type": "between_tools"}, {"reasoning_mode": "between_tools"}),
     ],
 )
-async def test_how_many_tokens_to_think_with_reaches_the_gateway(
-    system: System, thinking: dict[str, object], most: int | None
+async def test_how_to_think_reaches_the_gateway(
+    system: System, thinking: dict[str, object], told: dict[str, object]
 ) -> None:
     system.fake.answer = HELLO
     async with anthropic_sdk(system) as client:
         await client.messages.create(model=MODEL, max_tokens=2000, messages=USER, thinking=thinking)  # type: ignore[call-overload]
     request = asked(system)
-    assert (request.reasoning_tokens_max if request.HasField("reasoning_tokens_max") else None) == most
+    assert {field.name: value for field, value in request.ListFields() if field.name.startswith("reasoning")} == told
 
 
 @pytest.mark.parametrize("thinking", [{"type": "enabled"}, {"type": "enabled", "budget_tokens": 10}])

@@ -72,12 +72,14 @@ def _config(request: ModelRequest) -> JsonObject:
 
 
 def _thinking(request: ModelRequest) -> Json:
-    """By number or by level: the API takes one of them, and a number is the more exact."""
+    """By number or by level: the API takes one of them, and a number is the more exact. -1 is as much as the model likes."""
+    shown = request.reasoning_display != "omitted"
     if request.reasoning_tokens_max is not None:
         most = request.reasoning_tokens_max
-        return {"includeThoughts": most > 0, "thinkingBudget": most}
-    effort = request.reasoning_effort
-    return {"includeThoughts": True, "thinkingLevel": effort} if effort else None
+        return {"includeThoughts": shown and most > 0, "thinkingBudget": most}
+    if effort := request.reasoning_effort:
+        return {"includeThoughts": shown, "thinkingLevel": effort}
+    return {"includeThoughts": shown, "thinkingBudget": -1} if request.reasoning_mode == "adaptive" else None
 
 
 def _instructions(messages: Sequence[Message]) -> JsonObject:

@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal
 
-from llm_gateway.domain import Audio, File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
+from llm_gateway.domain import (
+    Audio,
+    File,
+    Image,
+    Message,
+    ModelRequest,
+    Opaque,
+    OutputFormat,
+    Part,
+    Reasoning,
+    ReasoningMode,
+)
 from llm_gateway.errors import UnsupportedParameter
 
 Parameter = Literal[
@@ -22,6 +33,7 @@ Parameter = Literal[
     "stop",
     "reasoning_effort",
     "reasoning_tokens_max",
+    "reasoning_display",
     "service_tier",
     "parallel_tool_calls",
 ]
@@ -32,6 +44,7 @@ _OPTIONAL: Final = (
     "seed",
     "reasoning_effort",
     "reasoning_tokens_max",
+    "reasoning_display",
     "service_tier",
     "parallel_tool_calls",
 )
@@ -43,7 +56,8 @@ _OF_A_DIALECT: Final = (Reasoning, Opaque)
 @dataclass(frozen=True, slots=True)
 class CapabilityProfile:
     """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one. `reasons`
-    says that the model thinks, and bills it, unless it is told not to.
+    says that the model thinks, and bills it, unless it is told not to; "adaptive" among `reasoning_modes` may be what it does
+    without being told.
     """
 
     parameters: frozenset[Parameter]
@@ -51,6 +65,7 @@ class CapabilityProfile:
     images: bool = True
     files: bool = True
     audio: bool = True
+    reasoning_modes: frozenset[ReasoningMode] = frozenset({"adaptive"})
     unsupported: Literal["drop", "reject"] = "drop"
     output_tokens_default: int | None = None
     reasons: bool = False
@@ -94,6 +109,8 @@ def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> tup
         names.append("stop")
     if request.output_format.kind not in profile.output_formats:
         names.append(_format_name(request))
+    if request.reasoning_mode and request.reasoning_mode not in profile.reasoning_modes:
+        names.append(_mode_name(request))
     return tuple(names)
 
 
@@ -114,6 +131,8 @@ def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
         seed=None if "seed" in names else request.seed,
         reasoning_effort=None if "reasoning_effort" in names else request.reasoning_effort,
         reasoning_tokens_max=None if "reasoning_tokens_max" in names else request.reasoning_tokens_max,
+        reasoning_mode=None if _mode_name(request) in names else request.reasoning_mode,
+        reasoning_display=None if "reasoning_display" in names else request.reasoning_display,
         service_tier=None if "service_tier" in names else request.service_tier,
         parallel_tool_calls=None if "parallel_tool_calls" in names else request.parallel_tool_calls,
         stop=() if "stop" in names else request.stop,
@@ -123,6 +142,10 @@ def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
 
 def _format_name(request: ModelRequest) -> str:
     return f"output_format {request.output_format.kind}"
+
+
+def _mode_name(request: ModelRequest) -> str:
+    return f"reasoning_mode {request.reasoning_mode}"
 
 
 def _check_content(request: ModelRequest, profile: CapabilityProfile) -> None:
