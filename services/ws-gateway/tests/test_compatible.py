@@ -478,6 +478,28 @@ async def test_a_caller_learns_whether_the_answer_is_from_the_cache(system: Syst
         assert "x-synod-cache" not in response.headers
 
 
+async def test_a_caller_learns_what_the_answer_is_without(system: System) -> None:
+    warnings = ["temperature is not supported by «m»\r\n and was left out", "x"]
+    warned = pb.GenerateResponse(warnings=warnings)
+    warned.MergeFrom(HELLO)
+    system.fake.answer = warned
+    started = pb.StreamEvent(started=pb.StreamStarted(model=MODEL, warnings=warnings))
+    on_record = pb.StreamEvent(completed=warned, sequence=1)
+    for more, events in (
+        ({}, []),
+        ({"stream": True}, [started, pb.StreamEvent(completed=warned)]),
+        ({"stream": True}, [on_record]),
+    ):
+        system.fake.model_events = events
+        for path, call in (("/v1/chat/completions", CHAT), ("/v1/messages", MESSAGE)):
+            async with system.http.post(path, json=call | more) as response:
+                assert json.loads(response.headers["x-synod-warnings"]) == warnings
+
+    system.fake.answer = HELLO
+    async with system.http.post("/v1/chat/completions", json=CHAT) as response:
+        assert "x-synod-warnings" not in response.headers
+
+
 # --- reasoning ---
 
 

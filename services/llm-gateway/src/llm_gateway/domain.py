@@ -385,6 +385,13 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """What was left out of the request, as the response names it too: callers of a stream learn it before the answer."""
+
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     text: str
 
@@ -423,7 +430,9 @@ class Completed:
     response: ModelResponse
 
 
-StreamPart: TypeAlias = Started | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | UsageUpdated | Completed
+StreamPart: TypeAlias = (
+    Started | Warned | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | UsageUpdated | Completed
+)
 
 
 def is_content(part: StreamPart) -> bool:

@@ -594,6 +594,7 @@ def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
                 attempt=event.attempt,
                 reservation_id=event.reservation_id,
                 cache=event.cache,
+                warnings=event.warnings,
             )
             return pb.StreamEvent(sequence=sequence, started=started)
         case TextDelta():
