@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from llm_gateway.domain import (
@@ -125,6 +126,25 @@ def test_tool_choices_have_their_own_words(choice: ToolChoice, wire: dict[str, s
 def test_a_number_of_tokens_to_think_with_is_passed_on(most: int | None, wire: dict[str, object] | None) -> None:
     request = replace(ASKED, max_output_tokens=2048, reasoning_tokens_max=most)
     assert sent(request).get("thinking") == wire
+
+
+@pytest.mark.parametrize(
+    ("more", "wire"),
+    [
+        ({"reasoning_mode": "adaptive"}, {"type": "adaptive"}),
+        ({"reasoning_mode": "between_tools"}, {"type": "between_tools"}),
+        (
+            {"reasoning_mode": "adaptive", "reasoning_display": "summarized"},
+            {"type": "adaptive", "display": "summarized"},
+        ),
+        (
+            {"reasoning_tokens_max": 1024, "reasoning_display": "omitted"},
+            {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+        ),
+    ],
+)
+def test_how_to_think_and_what_to_show_of_it_is_passed_on(more: dict[str, Any], wire: dict[str, object]) -> None:
+    assert sent(replace(ASKED, max_output_tokens=2048, **more)).get("thinking") == wire
 
 
 @pytest.mark.parametrize("most", [1023, 2048])

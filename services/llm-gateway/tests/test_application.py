@@ -11,7 +11,7 @@ from eventlog.codec import Codec
 from eventlog.errors import LogUnavailable
 from eventlog.memory import MemoryEventLog
 from eventlog.records import Append, Appended, Context, StoredEvent, StreamId
-from llm_gateway import errors
+from llm_gateway import errors, translate
 from llm_gateway.admission import Admission
 from llm_gateway.application import Gateway, call_id
 from llm_gateway.catalogue import Catalogue, KnownModel, ProviderEntry
@@ -244,6 +244,16 @@ async def test_a_stream_shows_its_beginning_its_content_and_one_answer() -> None
     assert began == Began("fake/m", 1, f"{call_id('local', 'req')}:1")
     assert delta == TextDelta("hello")
     assert isinstance(answer, Answer)
+
+
+async def test_a_stream_begins_with_what_was_left_out_of_the_request() -> None:
+    warnings = ("top_k is not supported by m and was left out",)
+    began, *_, answer = await World(FakeProvider([replace(HELLO, warnings=warnings)])).stream()
+
+    assert isinstance(began, Began)
+    assert isinstance(answer, Answer)
+    assert began.warnings == answer.warnings == warnings
+    assert tuple(translate.from_event(1, began).started.warnings) == warnings
 
 
 async def test_the_time_from_each_piece_of_a_stream_to_the_next_is_measured() -> None:
@@ -1127,6 +1137,8 @@ async def test_group_07_a_caller_who_leaves_is_charged_by_the_providers_policy(a
         ({}, True, [98]),
         ({"reasoning_effort": "none"}, True, []),
         ({"reasoning_effort": "high"}, False, [98]),
+        ({"reasoning_mode": "adaptive"}, False, [98]),
+        ({"reasoning_mode": "between_tools"}, False, [98]),
         ({"reasoning_tokens_max": 50}, True, [50]),
         ({"reasoning_tokens_max": 0}, True, []),
         ({"reasoning_tokens_max": 0, "reasoning_effort": "high"}, False, []),

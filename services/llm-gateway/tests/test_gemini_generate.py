@@ -73,6 +73,25 @@ def test_thoughts_calls_and_signatures_come_back_where_they_stood() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "signatures"),
+    [
+        ("gemini-3-pro", ["skip_thought_signature_validator", None]),
+        ("gemini-flash-latest", ["skip_thought_signature_validator", None]),
+        ("gemini-2.5-pro", [None, None]),
+        ("sim-1", [None, None]),
+    ],
+)
+def test_the_first_call_of_a_turn_that_another_model_wrote_has_the_signature_of_such_histories(
+    model: str, signatures: list[str | None]
+) -> None:
+    turn = Message("assistant", (Text("Let me see."), ToolCall("1", "f", "{}"), ToolCall("2", "f", "{}")))
+    results = Message("tool", (ToolResult("1", "4"), ToolResult("2", "5")))
+    request = replace(asked(), model=model, messages=(*asked().messages, turn, results, turn, results))
+    for model_turn in body(request)["contents"][1::2]:  # type: ignore[index]
+        assert [part.get("thoughtSignature") for part in model_turn["parts"]] == [None, *signatures]
+
+
 def test_a_signature_after_the_text_goes_back_after_the_text() -> None:
     response = read("text-with-late-signature")
 
@@ -233,6 +252,15 @@ def test_an_image_at_an_address_is_never_sent_as_what_it_may_be() -> None:
         ({"reasoning_effort": "low"}, {"includeThoughts": True, "thinkingLevel": "low"}),
         ({"reasoning_tokens_max": 500}, {"includeThoughts": True, "thinkingBudget": 500}),
         ({"reasoning_tokens_max": 0, "reasoning_effort": "low"}, {"includeThoughts": False, "thinkingBudget": 0}),
+        ({"reasoning_mode": "adaptive"}, {"includeThoughts": True, "thinkingBudget": -1}),
+        (
+            {"reasoning_mode": "adaptive", "reasoning_effort": "low", "reasoning_display": "omitted"},
+            {"includeThoughts": False, "thinkingLevel": "low"},
+        ),
+        (
+            {"reasoning_tokens_max": 500, "reasoning_display": "omitted"},
+            {"includeThoughts": False, "thinkingBudget": 500},
+        ),
     ],
 )
 def test_how_much_to_think_is_said_by_level_or_by_number(more: dict[str, object], wire: object) -> None:

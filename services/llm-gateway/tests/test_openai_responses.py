@@ -161,6 +161,11 @@ def test_media_tools_and_format_stand_where_the_documentation_says() -> None:
         "format": {"type": "json_schema", "name": "w", "schema": {"type": "object"}, "strict": True}
     }
     assert sent["reasoning"] == {"effort": "low", "summary": "auto"}
+    assert body(replace(request, reasoning_display="omitted"))["reasoning"] == {"effort": "low"}
+    assert body(replace(request, reasoning_effort=None, reasoning_display="summarized"))["reasoning"] == {
+        "summary": "auto"
+    }
+    assert "reasoning" not in body(replace(request, reasoning_effort=None, reasoning_mode="adaptive"))
 
 
 def test_a_failed_tool_says_so_in_its_result() -> None:

@@ -1,9 +1,10 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from llm_gateway.domain import File, Image, Message, ModelRequest, Opaque, OutputFormat, Reasoning, Text, ToolResult
 from llm_gateway.errors import UnsupportedParameter
-from llm_gateway.providers.profile import CapabilityProfile, adapt
+from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt
 
 NOTHING = CapabilityProfile(parameters=frozenset(), output_formats=frozenset({"text"}), images=False, files=False)
 ASKED = ModelRequest("m", (Message("user", (Text("hi"),)),))
@@ -14,6 +15,8 @@ RICH = replace(
     top_k=1,
     seed=0,
     reasoning_effort="low",
+    reasoning_mode="between_tools",
+    reasoning_display="omitted",
     service_tier="flex",
     parallel_tool_calls=False,
     stop=("x",),
@@ -27,10 +30,11 @@ def test_a_plain_request_passes_unchanged() -> None:
 
 
 def test_what_a_model_does_not_take_is_dropped_with_one_warning_each() -> None:
-    adapted = adapt(RICH, NOTHING, "d")
+    adapted = adapt(RICH, replace(NOTHING, unsupported="drop"), "d")
 
     assert adapted.request == ASKED
-    assert len(adapted.warnings) == 9
+    assert len(adapted.warnings) == 11
+    assert "reasoning_mode between_tools is not supported by m and was left out" in adapted.warnings
     assert "temperature is not supported by m and was left out" in adapted.warnings
     assert "output_format json_object is not supported by m and was left out" in adapted.warnings
 
@@ -41,6 +45,27 @@ def test_what_a_model_takes_stays() -> None:
 
     assert (adapted.temperature, adapted.stop, adapted.output_format.kind) == (0.0, ("x",), "json_object")
     assert adapted.seed is None
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"stop": ("x",)}, "stop"),
+        ({"output_format": OutputFormat("json_object")}, "output_format json_object"),
+        ({"output_format": OutputFormat("json_schema"), "stop": ("x",)}, "stop, output_format json_schema"),
+    ],
+)
+def test_what_the_answer_would_be_another_one_without_is_refused_and_not_dropped(
+    more: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UnsupportedParameter, match=f"m does not support {named}; leave it out or ask another model"):
+        adapt(replace(ASKED, temperature=0.0, **more), NOTHING, "d")
+
+
+def test_a_model_that_is_told_nothing_thinks_as_it_likes() -> None:
+    adaptive = replace(ASKED, reasoning_mode="adaptive")
+
+    assert adapt(adaptive, NOTHING, "d") == Adapted(adaptive, ())
 
 
 def test_a_rejecting_profile_names_all_that_is_missing() -> None:

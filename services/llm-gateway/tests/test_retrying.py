@@ -32,6 +32,11 @@ def test_a_model_that_is_served_elsewhere_too_is_asked_there_at_once() -> None:
     assert next_attempt(errors.RequestRejected("no", status=400), elsewhere, TERMS, 0.5) is None
 
 
+def test_a_model_that_cannot_be_asked_so_is_passed_over_for_the_next() -> None:
+    assert next_attempt(errors.UnsupportedParameter("stop"), PLENTY, TERMS, 0.5) == Next(1, 0.0)
+    assert next_attempt(errors.UnsupportedParameter("stop"), Tried(1, 2, 1, 600.0), TERMS, 0.5) is None
+
+
 def test_after_content_there_is_no_next_attempt() -> None:
     error = limited()
     error.content_delivered = True
@@ -93,6 +98,7 @@ def test_failures_have_stable_reasons(error: errors.ProviderError, reason: str) 
         (errors.PaymentRequired("402"), True),
         (errors.PermissionRejected("403"), True),
         (errors.ModelNotFound("404"), True),
+        (errors.UnsupportedParameter("stop"), True),
         (limited(), True),
         (errors.ProviderSuspended("open", retry_after_s=1), True),
         (errors.ProviderOverloaded("503"), False),

@@ -1,5 +1,7 @@
 """Requests as the gateway understands them."""
 
+from typing import Any
+
 import pytest
 from llm_gateway import translate
 from llm_gateway.domain import (
@@ -62,6 +64,36 @@ def test_breakpoints_of_a_providers_cache_stay_with_what_they_stand_behind() -> 
     )
     assert [tool.cache_ttl for tool in asked.tools] == ["1h", None]
     assert asked.cache_ttl == asked.aimed_at("other", 9).cache_ttl == "5m"
+
+
+def test_how_to_think_and_what_to_show_of_it_goes_to_each_model_and_is_part_of_what_is_asked() -> None:
+    user = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="Hi")])
+    plain = pb.GenerateRequest(request_id="1", model="m", messages=[user])
+    adaptive, shown = pb.GenerateRequest(reasoning_mode="adaptive"), pb.GenerateRequest(reasoning_display="omitted")
+    for more in (adaptive, shown):
+        more.MergeFrom(plain)
+    shown.reasoning_mode = "adaptive"
+
+    asked = translate.to_model_request(shown).aimed_at("other", 9)
+    assert (asked.reasoning_mode, asked.reasoning_display) == ("adaptive", "omitted")
+    assert len({translate.content_sha256(request) for request in (plain, adaptive, shown)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"reasoning_mode": "enabled"}, "reasoning_mode"),
+        ({"reasoning_mode": "adaptive", "reasoning_tokens_max": 0}, "reasoning_mode"),
+        ({"reasoning_mode": "adaptive", "reasoning_display": "full"}, "reasoning_display"),
+        ({"reasoning_mode": "between_tools", "reasoning_display": "omitted"}, "reasoning_display"),
+        ({"reasoning_tokens_max": 0, "reasoning_display": "omitted"}, "reasoning_display"),
+        ({"reasoning_display": "omitted"}, "reasoning_display"),
+    ],
+)
+def test_ways_to_think_that_contradict_each_other_are_refused_by_name(more: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        translate.to_model_request(pb.GenerateRequest(model="m", **more))
+    assert caught.value.field == field
 
 
 def test_an_answer_on_record_keeps_the_providers_own_word_for_its_end() -> None:

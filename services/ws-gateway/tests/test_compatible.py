@@ -478,26 +478,56 @@ async def test_a_caller_learns_whether_the_answer_is_from_the_cache(system: Syst
         assert "x-synod-cache" not in response.headers
 
 
+async def test_a_caller_learns_what_the_answer_is_without(system: System) -> None:
+    warnings = ["temperature is not supported by «m»\r\n and was left out", "x"]
+    warned = pb.GenerateResponse(warnings=warnings)
+    warned.MergeFrom(HELLO)
+    system.fake.answer = warned
+    started = pb.StreamEvent(started=pb.StreamStarted(model=MODEL, warnings=warnings))
+    on_record = pb.StreamEvent(completed=warned, sequence=1)
+    for more, events in (
+        ({}, []),
+        ({"stream": True}, [started, pb.StreamEvent(completed=warned)]),
+        ({"stream": True}, [on_record]),
+    ):
+        system.fake.model_events = events
+        for path, call in (("/v1/chat/completions", CHAT), ("/v1/messages", MESSAGE)):
+            async with system.http.post(path, json=call | more) as response:
+                assert json.loads(response.headers["x-synod-warnings"]) == warnings
+
+    system.fake.answer = HELLO
+    async with system.http.post("/v1/chat/completions", json=CHAT) as response:
+        assert "x-synod-warnings" not in response.headers
+
+
 # --- reasoning ---
 
 
 @pytest.mark.parametrize(
-    ("thinking", "most"),
+    ("thinking", "told"),
     [
-        ({"type": "enabled", "budget_tokens": 1024}, 1024),
-        ({"type": "disabled"}, 0),
-        ({"type": "adaptive"}, None),
-        ({"type": "between_tools"}, None),
+        ({"type": "enabled", "budget_tokens": 1024}, {"reasoning_tokens_max": 1024}),
+        (
+            {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+            {"reasoning_tokens_max": 1024, "reasoning_display": "omitted"},
+        ),
+        ({"type": "disabled"}, {"reasoning_tokens_max": 0}),
+        ({"type": "adaptive"}, {"reasoning_mode": "adaptive"}),
+        (
+            {"type": "adaptive", "display": "summarized"},
+            {"reasoning_mode": "adaptive", "reasoning_display": "summarized"},
+        ),
+        ({"type": "between_tools"}, {"reasoning_mode": "between_tools"}),
     ],
 )
-async def test_how_many_tokens_to_think_with_reaches_the_gateway(
-    system: System, thinking: dict[str, object], most: int | None
+async def test_how_to_think_reaches_the_gateway(
+    system: System, thinking: dict[str, object], told: dict[str, object]
 ) -> None:
     system.fake.answer = HELLO
     async with anthropic_sdk(system) as client:
         await client.messages.create(model=MODEL, max_tokens=2000, messages=USER, thinking=thinking)  # type: ignore[call-overload]
     request = asked(system)
-    assert (request.reasoning_tokens_max if request.HasField("reasoning_tokens_max") else None) == most
+    assert {field.name: value for field, value in request.ListFields() if field.name.startswith("reasoning")} == told
 
 
 @pytest.mark.parametrize("thinking", [{"type": "enabled"}, {"type": "enabled", "budget_tokens": 10}])
@@ -531,6 +561,53 @@ async def test_reasoning_of_another_provider_passes_through_anthropics_form_whol
     await posted(system, "/v1/messages", MESSAGE | {"messages": history})
 
     assert system.fake.requests("Generate")[1].request.messages[1].parts[0] == thought  # type: ignore[attr-defined]
+
+
+SIGNATURE = pb.Part(reasoning=pb.Reasoning(signature=b'{"thoughtSignature":"EqQB/+=="}', provider="gemini-generate"))
+OTHER_CALL = pb.Part(tool_call=pb.ToolCall(id="call_2", name="lookup", arguments_json="{}"))
+SIGNED_TURN = answer(pb.Part(text="Let me see."), SIGNATURE, CALL, OTHER_CALL, finish="tool_calls")
+CALL_EVENTS = [
+    STARTED,
+    pb.StreamEvent(text_delta="Let me see."),
+    pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, id="call_1", name="lookup")),
+    pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, arguments_delta='{"a":1}')),
+    pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=1, id="call_2", name="lookup", arguments_delta="{}")),
+]
+COMPLETED = pb.StreamEvent(completed=SIGNED_TURN)
+
+
+@pytest.mark.parametrize("events", [None, [*CALL_EVENTS, COMPLETED], [COMPLETED]])
+async def test_the_signature_of_a_call_comes_back_with_it_through_openais_form(
+    system: System, events: list[pb.StreamEvent] | None
+) -> None:
+    system.fake.answer, system.fake.model_events = SIGNED_TURN, events or []
+    async with openai_sdk(system) as client:
+        if events is None:
+            first = await client.chat.completions.create(model=MODEL, messages=USER)
+        else:
+            async with client.chat.completions.stream(model=MODEL, messages=USER) as stream:
+                first = await stream.get_final_completion()
+        said = first.choices[0].message
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "12"} for call in said.tool_calls]
+        await client.chat.completions.create(model=MODEL, messages=[*USER, said.model_dump(), *results])
+
+    signed, other = (call.model_dump() for call in said.tool_calls)
+    assert signed["function"]["arguments"] == '{"a":1}'
+    assert signed["extra_content"] == {"google": {"thought_signature": "EqQB/+=="}}
+    assert "extra_content" not in other
+    second = system.fake.requests("Generate")[-1].request
+    assert list(second.messages[1].parts) == list(SIGNED_TURN.message.parts)  # type: ignore[attr-defined]
+
+
+async def test_a_signature_of_anything_else_than_a_call_is_not_shown_as_a_calls(system: System) -> None:
+    foreign = pb.Part(reasoning=pb.Reasoning(signature=SIGNED, provider="anthropic-messages"))
+    thought = pb.Part(
+        reasoning=pb.Reasoning(text="hm", signature=b'{"thought":true,"text":"hm"}', provider="gemini-generate")
+    )
+    for before in (foreign, thought):
+        system.fake.answer = answer(SIGNATURE, pb.Part(text="Hello"), before, CALL, finish="tool_calls")
+        _, body = await posted(system, "/v1/chat/completions", CHAT)
+        assert "extra_content" not in json.dumps(body)
 
 
 async def test_a_stream_of_reasoning_and_tools_builds_the_whole_message(system: System) -> None:

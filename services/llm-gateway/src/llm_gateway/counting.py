@@ -92,11 +92,12 @@ def delivered_bound(parts: Iterable[StreamPart]) -> int:
 def hidden_bound(request: ModelRequest, visible: int, output_tokens_max: int, *, reasons: bool) -> int:
     """How many tokens of reasoning an answer may have besides the `visible` ones: as many as were allowed for it, else as
     the limit of the output leaves, which every provider counts reasoning in. None where none was asked for, unless the
-    model `reasons` by itself and was not told to leave it.
+    model `reasons` by itself and was not told to leave it. Any mode of reasoning asks for some.
     """
     allowed = request.reasoning_tokens_max
     if allowed is None:
-        wanted = request.reasoning_effort != "none" if request.reasoning_effort else reasons
+        asked = request.reasoning_effort != "none" if request.reasoning_effort else reasons
+        wanted = asked or request.reasoning_mode is not None
         allowed = output_tokens_max if wanted else 0
     return max(0, min(allowed, output_tokens_max - visible))
 

@@ -23,6 +23,10 @@ Direction = Literal["input", "output"]
 Modality = Literal["text", "image", "audio", "video"]
 Cache = Literal["none", "read", "write"]
 CacheTtl = Literal["5m", "30m", "1h", "12h"]
+ReasoningMode = Literal["adaptive", "between_tools"]
+"""When a model thinks that is told no number: when and as much as it likes, or between calls of tools alone."""
+ReasoningDisplay = Literal["summarized", "omitted"]
+"""What of the reasoning is shown: a text of it, or nothing but what has to come back."""
 
 USAGE_TOKENS_MAX = 1_000_000_000
 """More tokens than any one call can use; a larger count is a provider's mistake and is not believed."""
@@ -200,6 +204,8 @@ class ModelRequest:
     service_tier: str | None = None
     provider_options: JsonObject = field(default_factory=dict)
     cache_ttl: PromptCacheTtl | None = None
+    reasoning_mode: ReasoningMode | None = None
+    reasoning_display: ReasoningDisplay | None = None
 
     def aimed_at(self, model: str, max_output_tokens: int) -> "ModelRequest":
         """The same, of this model and with this limit. By hand, because `dataclasses.replace` costs more than the rest."""
@@ -221,6 +227,8 @@ class ModelRequest:
             self.service_tier,
             self.provider_options,
             self.cache_ttl,
+            self.reasoning_mode,
+            self.reasoning_display,
         )
 
 
@@ -377,6 +385,13 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """What was left out of the request, as the response names it too: callers of a stream learn it before the answer."""
+
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     text: str
 
@@ -415,7 +430,9 @@ class Completed:
     response: ModelResponse
 
 
-StreamPart: TypeAlias = Started | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | UsageUpdated | Completed
+StreamPart: TypeAlias = (
+    Started | Warned | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | UsageUpdated | Completed
+)
 
 
 def is_content(part: StreamPart) -> bool:

@@ -219,6 +219,7 @@ class Execution:
         self._last_asked = 0
         self._pace: Pace | None = None
         self._reported: dict[int, domain.Usage] = {}
+        self._warned: dict[int, tuple[str, ...]] = {}
         self._ours = False
         self._ticket: Ticket | None = None
         # Told of lines, where equal requests wait for what becomes of this call.
@@ -337,7 +338,7 @@ class Execution:
             raise TakenOver
         self._tools.telemetry.served_from_cache(answer)
         for delta in caching.deltas_of(answer.message):
-            self._flight.show(Began(answer.model, 0, "", "hit"), delta)
+            self._flight.show(Began(answer.model, 0, "", "hit", answer.warnings), delta)
         return answer
 
     async def _carry_out(self, call: Call) -> Answer:
@@ -736,6 +737,8 @@ class Execution:
         match part:
             case UsageUpdated():
                 self._reported[attempt.number] = part.usage
+            case domain.Warned():
+                self._warned[attempt.number] = part.warnings
             case domain.TextDelta() | domain.RefusalDelta() | domain.ReasoningDelta() | domain.ToolCallDelta():
                 if self._race is None or self._race.leads(attempt.number):
                     self._show(attempt, part)
@@ -745,7 +748,9 @@ class Execution:
     def _show(self, attempt: Attempt, delta: Delta) -> None:
         began, now = self._flight.began, self._now()
         if began is None:
-            began = Began(attempt.aim.target.id, attempt.number, attempt.reservation_id, self._cache_use)
+            target = attempt.aim.target
+            warnings = (*target.warnings, *self._warned.get(attempt.number, ()))
+            began = Began(target.id, attempt.number, attempt.reservation_id, self._cache_use, warnings)
             self._pace = self._tools.telemetry.pace(began.model, now)
         elif self._pace is not None:
             self._pace.piece(now)

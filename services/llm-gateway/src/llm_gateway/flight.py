@@ -32,12 +32,13 @@ Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The first content is there; `attempt` delivers it, and no other will."""
+    """The first content is there; `attempt` delivers it, and no other will. `warnings` are those known by then."""
 
     model: str
     attempt: int
     reservation_id: str
     cache: CacheUse = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

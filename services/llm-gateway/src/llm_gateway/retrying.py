@@ -21,6 +21,7 @@ from llm_gateway.errors import (
     ProviderError,
     ProviderRateLimited,
     ProviderSuspended,
+    UnsupportedParameter,
 )
 
 RATE_LIMITED: Final = "RATE_LIMITED"
@@ -31,7 +32,9 @@ PROVIDER_ACCOUNT_REFUSED: Final = "PROVIDER_ACCOUNT_REFUSED"
 _REFUSED_WITHOUT_WORK: Final = frozenset({503, 529})
 _NOT_THE_CALLERS: Final = (AuthenticationRejected, PaymentRequired, PermissionRejected)
 _ACCOUNT_ERRORS: Final = (*_NOT_THE_CALLERS, ModelNotFound)
-_NOT_HERE: Final = (*_ACCOUNT_ERRORS, ProviderRateLimited, ProviderSuspended)
+_ELSEWHERE: Final = (*_ACCOUNT_ERRORS, UnsupportedParameter)
+"""What says nothing of other models."""
+_NOT_HERE: Final = (*_ELSEWHERE, ProviderRateLimited, ProviderSuspended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def next_attempt(error: ProviderError, tried: Tried, terms: RetryTerms, draw: fl
     again = error.retryable and not isinstance(error, ProviderSuspended)
     if again and tried.tries < terms.attempts_max and delay_s < tried.left_s:
         return Next(tried.target, delay_s)
-    elsewhere = error.retryable or isinstance(error, _ACCOUNT_ERRORS)
+    elsewhere = error.retryable or isinstance(error, _ELSEWHERE)
     return next_target(tried) if elsewhere else None
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from eventlog.errors import KeyUnusable
 from eventlog.master_keys import MasterKey
@@ -26,7 +26,7 @@ from llm_gateway.hedging import Hedge
 from llm_gateway.keys import key_of, unseal
 from llm_gateway.prices import PICO_PER_MILLIONTH, Price
 from llm_gateway.providers.catalog import DialectName
-from llm_gateway.providers.profile import Parameter
+from llm_gateway.providers.profile import Parameter, Unsupported
 
 ROSTER_BYTES_MAX: Final = 4 * 1024 * 1024
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
@@ -59,7 +59,7 @@ class DeploymentSpec(_Frozen):
 
 class ModelSpec(_Frozen):
     """What differs from what is known; None and empty change nothing. `unsupported` says what becomes of parameters that
-    the model does not take: left out with a warning, or the request refused. `hedge_after_s` begins a second attempt at
+    the model does not take, as in CapabilityProfile. `hedge_after_s` begins a second attempt at
     another deployment once one has shown nothing for so long; with `hedge_pays_twice` also where both are billed. `reasons`
     says whether the model thinks without being asked, which is charged where an answer's usage has to be estimated.
     """
@@ -73,7 +73,7 @@ class ModelSpec(_Frozen):
     retires_on: date | None = None
     replacement: str = ""
     lacks: tuple[Parameter, ...] = ()
-    unsupported: Literal["drop", "reject"] | None = None
+    unsupported: Unsupported | None = None
     hedge_after_s: float | None = Field(default=None, gt=0)
     hedge_pays_twice: bool = False
     reasons: bool | None = None

@@ -48,6 +48,8 @@ from llm_gateway.domain import (
     PromptCacheTtl,
     Reasoning,
     ReasoningDelta,
+    ReasoningDisplay,
+    ReasoningMode,
     Refusal,
     RefusalDelta,
     Role,
@@ -108,6 +110,8 @@ _MODALITIES: Final[dict[str, Modality]] = {name: name for name in get_args(Modal
 _CACHES: Final[dict[str, Cache]] = {name: name for name in get_args(Cache)}
 _TTLS: Final[dict[str, CacheTtl]] = {name: name for name in get_args(CacheTtl)}
 _CACHE_TTLS: Final[dict[str, PromptCacheTtl]] = {name: name for name in get_args(PromptCacheTtl)}
+_REASONING_MODES: Final[dict[str, ReasoningMode]] = {name: name for name in get_args(ReasoningMode)}
+_REASONING_DISPLAYS: Final[dict[str, ReasoningDisplay]] = {name: name for name in get_args(ReasoningDisplay)}
 _PRIORITIES: Final[dict["pb.Priority.ValueType", Priority]] = {pb.PRIORITY_HIGH: "high", pb.PRIORITY_LOW: "low"}
 _CACHE_MODES: Final[dict["pb.CacheMode.ValueType", CacheMode]] = {pb.CACHE_MODE_ON: "on", pb.CACHE_MODE_OFF: "off"}
 _CACHE_USES: Final[dict[str, CacheUse]] = {name: name for name in get_args(CacheUse)}
@@ -312,7 +316,32 @@ def to_model_request(request: pb.GenerateRequest) -> ModelRequest:
         service_tier=request.service_tier or None,
         parallel_tool_calls=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else None,
         cache_ttl=_cache_ttl(request, "") if request.prompt_cache_ttl else None,
+        reasoning_mode=_reasoning_mode(request) if request.reasoning_mode else None,
+        reasoning_display=_reasoning_display(request) if request.reasoning_display else None,
     )
+
+
+def _reasoning_mode(request: pb.GenerateRequest) -> ReasoningMode:
+    mode = _REASONING_MODES.get(request.reasoning_mode)
+    if mode is None:
+        remedy = f"must be empty or one of {', '.join(_REASONING_MODES)}"
+        raise InvalidArgument("reasoning_mode", request.reasoning_mode, remedy)
+    if request.HasField("reasoning_tokens_max"):
+        remedy = "is for a model that is told no number; leave it or reasoning_tokens_max out"
+        raise InvalidArgument("reasoning_mode", mode, remedy)
+    return mode
+
+
+def _reasoning_display(request: pb.GenerateRequest) -> ReasoningDisplay:
+    """Anthropic's API has no place for it but beside what makes the model think."""
+    display = _REASONING_DISPLAYS.get(request.reasoning_display)
+    if display is None:
+        remedy = f"must be empty or one of {', '.join(_REASONING_DISPLAYS)}"
+        raise InvalidArgument("reasoning_display", request.reasoning_display, remedy)
+    if request.reasoning_mode != "adaptive" and not request.reasoning_tokens_max:
+        remedy = "needs reasoning_mode adaptive, or reasoning_tokens_max; give one of them, or leave it out"
+        raise InvalidArgument("reasoning_display", display, remedy)
+    return display
 
 
 def to_countable(request: pb.CountTokensRequest) -> ModelRequest:
@@ -565,6 +594,7 @@ def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
                 attempt=event.attempt,
                 reservation_id=event.reservation_id,
                 cache=event.cache,
+                warnings=event.warnings,
             )
             return pb.StreamEvent(sequence=sequence, started=started)
         case TextDelta():

@@ -38,6 +38,10 @@ _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "assistant": pb.ROLE_ASSISTANT,
 }
 _CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
+_MODES: Final = ("adaptive", "between_tools")
+"""Types of thinking that have no number."""
+_SHOWN: Final = ("enabled", "adaptive")
+"""Types of thinking that say what of it is shown."""
 _NOT_COUNTED: Final = ("billing_policy", "compaction", "context_management", "mcp_servers")
 _NOT_TAKEN: Final = (
     *_NOT_COUNTED,
@@ -127,9 +131,10 @@ class _OutputConfig(StrictModel):
     task_budget: object = None
 
 
-class _Thinking(WireModel):
+class _Thinking(StrictModel):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: Count | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class _Countable(StrictModel):
@@ -204,7 +209,7 @@ def _check(request: _Request) -> None:
 
 
 def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
-    choice, config = request.tool_choice, request.output_config or _OutputConfig()
+    choice, config, thinking = request.tool_choice, request.output_config or _OutputConfig(), request.thinking
     return pb.GenerateRequest(
         request_id=request_id,
         model=request.model,
@@ -218,7 +223,9 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
         top_p=request.top_p,
         top_k=request.top_k,
         reasoning_effort=config.effort or "",
-        reasoning_tokens_max=_thinking(request),
+        reasoning_tokens_max=_budget(request),
+        reasoning_mode=thinking.type if thinking and thinking.type in _MODES else "",
+        reasoning_display=(thinking.display if thinking else None) or "",
         service_tier="" if request.service_tier == "auto" else request.service_tier or "",
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         cache=request.cache_policy(),
@@ -226,11 +233,17 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
     )
 
 
-def _thinking(request: _Request) -> int | None:
-    """How many tokens to think with; None leaves it to the model, which the other words do."""
+def _budget(request: _Request) -> int | None:
+    """How many tokens to think with; None where no number is told. Raises InvalidArgument for what its type has not."""
     thinking = request.thinking
-    if thinking is None or thinking.type != "enabled":
-        return 0 if thinking is not None and thinking.type == "disabled" else None
+    if thinking is None:
+        return None
+    if thinking.type not in _SHOWN:
+        refuse(thinking, ("display",), f"is not there with the type {thinking.type}; leave it out", within="thinking")
+    if thinking.type != "enabled":
+        problem = "belongs to the type enabled; leave it out"
+        refuse(thinking, ("budget_tokens",), problem, within="thinking")
+        return 0 if thinking.type == "disabled" else None
     if thinking.budget_tokens is None or thinking.budget_tokens >= request.max_tokens:
         raise wrong("thinking.budget_tokens", thinking.budget_tokens, "must be given, less than max_tokens")
     return thinking.budget_tokens

@@ -24,7 +24,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge import http, problems
 from httpedge.callers import Caller, Callers, require_credential
-from httpedge.compatible import caching, failures, models, openai_embeddings, openai_responses
+from httpedge.compatible import caching, failures, left_out, models, openai_embeddings, openai_responses
 from httpedge.compatible.anthropic_messages import AnthropicMessages, parse_countable
 from httpedge.compatible.dialect import Asked, Dialect
 from httpedge.compatible.openai_chat import OpenAiChat
@@ -189,7 +189,8 @@ class Compatible:
             await self._stream(exchange, asked, caller)
             return
         answer = await self._models.generate(asked.request, caller, self._patience_s(exchange))
-        await exchange.answer(exchange.dialect.whole(answer, asked), 200, **caching.told(answer.cache))
+        more = caching.told(answer.cache) | left_out.told(answer.warnings)
+        await exchange.answer(exchange.dialect.whole(answer, asked), 200, **more)
 
     async def _stream(self, exchange: Exchange, asked: Asked, caller: Caller) -> None:
         """Nothing is sent before the first event, so that a refusal has its own status. A client who leaves ends it."""
@@ -200,7 +201,9 @@ class Compatible:
                 async for event in events:
                     if not begun:
                         begun = True
-                        await exchange.begin(**caching.told(caching.used(event)))
+                        await exchange.begin(
+                            **caching.told(caching.used(event)), **left_out.told(left_out.named(event))
+                        )
                     await exchange.wire.piece(writer.write(event))
             if event is None or event.WhichOneof("event") not in _ENDS:
                 raise Unavailable("llm-gateway ended the stream before its answer was whole")

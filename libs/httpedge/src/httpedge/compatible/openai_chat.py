@@ -10,6 +10,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from httpedge.compatible import failures
 from httpedge.compatible.caching import CacheAsked
 from httpedge.compatible.dialect import Asked, Writer
+from httpedge.compatible.google_signature import ExtraContent, from_extra
 from httpedge.compatible.openai_chat_answer import ChatWriter, completion
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from httpedge.compatible.wire import (
@@ -87,6 +88,7 @@ class _Call(WireModel):
     id: str
     type: Literal["function"] | None = None
     function: _Function
+    extra_content: ExtraContent | None = None
 
 
 class _Message(WireModel):
@@ -264,6 +266,8 @@ def _parts(field: str, message: _Message) -> Iterator[pb.Part]:
     for call in message.tool_calls or ():
         function = call.function
         arguments = "{}" if function.arguments is None else function.arguments
+        if signature := from_extra(call.extra_content):
+            yield signature
         yield pb.Part(tool_call=pb.ToolCall(id=call.id, name=function.name, arguments_json=arguments))
 
 

@@ -7,6 +7,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible.dialect import Asked
 from httpedge.compatible.failures import openai_broken
+from httpedge.compatible.google_signature import signed_calls
 from httpedge.compatible.usage import Counts
 from httpedge.compatible.wire import DONE, data_frame
 
@@ -75,11 +76,20 @@ class ChatWriter:
     def _end(self, answer: pb.GenerateResponse, *, whole: bool) -> bytes:
         """`whole` when nothing came before, because the answer was on record already."""
         self._head = {**self._head, "model": answer.model, **_fingerprint(answer)}
-        content = self._chunk(_whole_delta(answer.message)) if whole else b""
+        content = self._chunk(_whole_delta(answer.message)) if whole else self._signatures(answer.message)
         usage = b""
         if self._include_usage:
             usage = data_frame({**self._head, "choices": [], "usage": _usage(answer.usage)})
         return content + self._chunk({}, _finish_reason(answer), _native(answer)) + usage + DONE
+
+    def _signatures(self, message: pb.Message) -> bytes:
+        """Of calls that were streamed, since no piece of a call has its signature. A piece always has arguments to SDKs."""
+        pieces = [
+            {"index": index, "function": {"arguments": ""}, **extra}
+            for index, (_, extra) in enumerate(signed_calls(message))
+            if extra
+        ]
+        return self._chunk({"tool_calls": pieces}) if pieces else b""
 
     def _chunk(
         self, delta: Mapping[str, object], finish_reason: str | None = None, more: Mapping[str, object] = NOTHING
@@ -95,7 +105,7 @@ def completion_id(request_id: str) -> str:
 
 def _message(message: pb.Message) -> dict[str, object]:
     content = refusal = reasoning = ""
-    calls = []
+    calls = [_call(call, extra) for call, extra in signed_calls(message)]
     for part in message.parts:
         match part.WhichOneof("part"):
             case "text":
@@ -104,8 +114,6 @@ def _message(message: pb.Message) -> dict[str, object]:
                 refusal += part.refusal
             case "reasoning":
                 reasoning += part.reasoning.text
-            case "tool_call":
-                calls.append(_call(part.tool_call))
     return {
         "role": "assistant",
         "content": content or None,
@@ -122,8 +130,9 @@ def _whole_delta(message: pb.Message) -> dict[str, object]:
     return {**delta, **({"tool_calls": numbered} if numbered else {})}
 
 
-def _call(call: pb.ToolCall) -> dict[str, object]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments_json}}
+def _call(call: pb.ToolCall, extra: Mapping[str, object]) -> dict[str, object]:
+    function = {"name": call.name, "arguments": call.arguments_json}
+    return {"id": call.id, "type": "function", "function": function, **extra}
 
 
 def _call_delta(delta: pb.ToolCallDelta) -> Mapping[str, object]:

@@ -106,15 +106,16 @@ def _output_config(request: ModelRequest) -> JsonObject:
 
 def _thinking(request: ModelRequest) -> Json:
     """Raises RequestRejected for a number that the API does not take."""
+    display: JsonObject = {"display": request.reasoning_display} if request.reasoning_display else {}
     most = request.reasoning_tokens_max
     if most is None:
-        return None
+        return {"type": request.reasoning_mode, **display} if request.reasoning_mode else None
     if most == 0:
         return {"type": "disabled"}
     if not THINKING_TOKENS_MIN <= most < (request.max_output_tokens or 0):
         limits = f"{THINKING_TOKENS_MIN} to less than max_output_tokens"
         raise RequestRejected(f"reasoning_tokens_max {most} is outside what this model takes, {limits}")
-    return {"type": "enabled", "budget_tokens": most}
+    return {"type": "enabled", "budget_tokens": most, **display}
 
 
 def _instructions(messages: Iterable[Message]) -> Iterator[JsonObject]:

@@ -36,7 +36,17 @@ OPENAI_REASONING = CapabilityProfile(
     parameters=frozenset({"seed", "reasoning_effort", "service_tier", "parallel_tool_calls"}), reasons=True
 )
 ANTHROPIC = CapabilityProfile(
-    parameters=frozenset({"stop", "reasoning_effort", "reasoning_tokens_max", "service_tier", "parallel_tool_calls"}),
+    parameters=frozenset(
+        {
+            "stop",
+            "reasoning_effort",
+            "reasoning_tokens_max",
+            "reasoning_display",
+            "service_tier",
+            "parallel_tool_calls",
+        }
+    ),
+    reasoning_modes=frozenset({"adaptive", "between_tools"}),
     output_formats=frozenset({"text", "json_schema"}),
     output_tokens_default=4096,
     audio=False,
@@ -54,10 +64,21 @@ OPENAI_RESPONSES = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "reasoning_effort", "service_tier", "parallel_tool_calls"})
 )
 OPENAI_RESPONSES_REASONING = CapabilityProfile(
-    parameters=frozenset({"reasoning_effort", "service_tier", "parallel_tool_calls"}), reasons=True
+    parameters=frozenset({"reasoning_effort", "reasoning_display", "service_tier", "parallel_tool_calls"}), reasons=True
 )
 GEMINI = CapabilityProfile(
-    parameters=frozenset({"temperature", "top_p", "top_k", "seed", "stop", "reasoning_effort", "reasoning_tokens_max"}),
+    parameters=frozenset(
+        {
+            "temperature",
+            "top_p",
+            "top_k",
+            "seed",
+            "stop",
+            "reasoning_effort",
+            "reasoning_tokens_max",
+            "reasoning_display",
+        }
+    ),
     reasons=True,
 )
 

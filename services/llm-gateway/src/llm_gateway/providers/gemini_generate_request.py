@@ -30,6 +30,9 @@ from llm_gateway.domain import (
 from llm_gateway.errors import InvalidToolArguments, RequestRejected
 
 SIGNATURE: Final = "thoughtSignature"
+_UNKNOWN_SIGNATURE: Final[JsonObject] = {SIGNATURE: "skip_thought_signature_validator"}
+"""For a call that no Gemini model signed: Google's page on thought signatures has it for histories of other models."""
+_WITHOUT_SIGNATURES: Final = ("gemini-1", "gemini-2")
 _MODES: Final[Mapping[str, str]] = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
 Fields = Mapping[str, Json | orjson.Fragment]
 Block = Mapping[str, Json | Fields] | orjson.Fragment
@@ -38,8 +41,12 @@ Block = Mapping[str, Json | Fields] | orjson.Fragment
 def encode(request: ModelRequest) -> bytes:
     """The body to post; model and streaming stand in the path. Raises RequestRejected for what cannot be said."""
     names = {call.id: call.name for message in request.messages for call in message.tool_calls}
+    signed = _wants_signatures(request.model)
     body = {
-        "contents": [{"role": role, "parts": list(_blocks(parts, names))} for role, parts in _turns(request.messages)],
+        "contents": [
+            {"role": role, "parts": list(_blocks(parts, names, signed=signed))}
+            for role, parts in _turns(request.messages)
+        ],
         "generationConfig": _config(request),
         **_instructions(request.messages),
         **(_tools(request) if request.tools else {}),
@@ -65,12 +72,14 @@ def _config(request: ModelRequest) -> JsonObject:
 
 
 def _thinking(request: ModelRequest) -> Json:
-    """By number or by level: the API takes one of them, and a number is the more exact."""
+    """By number or by level: the API takes one of them, and a number is the more exact. -1 is as much as the model likes."""
+    shown = request.reasoning_display != "omitted"
     if request.reasoning_tokens_max is not None:
         most = request.reasoning_tokens_max
-        return {"includeThoughts": most > 0, "thinkingBudget": most}
-    effort = request.reasoning_effort
-    return {"includeThoughts": True, "thinkingLevel": effort} if effort else None
+        return {"includeThoughts": shown and most > 0, "thinkingBudget": most}
+    if effort := request.reasoning_effort:
+        return {"includeThoughts": shown, "thinkingLevel": effort}
+    return {"includeThoughts": shown, "thinkingBudget": -1} if request.reasoning_mode == "adaptive" else None
 
 
 def _instructions(messages: Sequence[Message]) -> JsonObject:
@@ -98,13 +107,22 @@ def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, list[Part]]]:
         yield "model" if is_model else "user", [part for message in run for part in message.parts]
 
 
-def _blocks(parts: Sequence[Part], names: Mapping[str, str]) -> Iterator[Block]:
-    """A signature stands alone before the part that it belongs to, and goes back inside of it."""
+def _wants_signatures(model: str) -> bool:
+    """From Gemini 3 on a request is refused if the first call of a turn has no signature."""
+    return model.startswith("gemini-") and not model.startswith(_WITHOUT_SIGNATURES)
+
+
+def _blocks(parts: Sequence[Part], names: Mapping[str, str], *, signed: bool) -> Iterator[Block]:
+    """A signature stands alone before the part that it belongs to, and goes back inside of it. With `signed` the first
+    call of the turn has one in any case.
+    """
     signature: JsonObject = {}
     for part in parts:
         if alone := _signature(part):
             signature = alone
             continue
+        if signed and isinstance(part, ToolCall):
+            signature, signed = signature or _UNKNOWN_SIGNATURE, False
         block = _block(part, names)
         yield {**block, **signature} if isinstance(block, Mapping) else block
         signature = {}

@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import chain
 from typing import TypeVar
 
-from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPart, is_content
+from llm_gateway.domain import Completed, ModelRequest, ModelResponse, StreamPart, Warned, is_content
 from llm_gateway.errors import MalformedResponse, ProviderError, RequestRejected, StreamInterrupted
 from llm_gateway.providers.dialect import Assembler, Dialect
 from llm_gateway.providers.failures import retry_after_s
@@ -119,6 +119,8 @@ class HttpProvider:
             async with self._transport.post(self._url(request, stream=True), self._headers, body, deadline) as reply:
                 self._tell_quotas(request.model, reply)
                 await self._check_is_stream(reply)
+                if adapted.warnings:
+                    yield Warned(adapted.warnings)
                 parser, assembler = SseParser(), self._dialect.assembler()
                 while chunk := await reply.read():
                     for part in _assembled(parser, assembler, chunk):

@@ -55,17 +55,22 @@ def encode_count(request: ModelRequest) -> bytes:
 
 
 def _optional(request: ModelRequest) -> JsonObject:
-    effort = request.reasoning_effort
     fields: dict[str, Json] = {
         "max_output_tokens": request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "reasoning": {"effort": effort, "summary": "auto"} if effort else None,
+        "reasoning": _reasoning(request) or None,
         "service_tier": request.service_tier,
         "text": _text(request.output_format),
         **(_tools(request) if request.tools else {}),
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _reasoning(request: ModelRequest) -> JsonObject:
+    effort, display = request.reasoning_effort, request.reasoning_display
+    shown = display == "summarized" or (bool(effort) and display != "omitted")
+    return {**({"effort": effort} if effort else {}), **({"summary": "auto"} if shown else {})}
 
 
 def _tools(request: ModelRequest) -> JsonObject:

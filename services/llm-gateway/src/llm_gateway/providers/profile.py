@@ -2,8 +2,8 @@
 
 Claude models of the API version 2026-10-21 refuse sampling parameters, reasoning models of OpenAI refuse
 temperature, local servers know no service tiers. A request that goes from one to another must not fail for that
-alone, so a profile either drops what its model does not take, with a warning in the response, or rejects the
-request before anything is sent.
+alone, so a profile drops what its model does not take, with a warning in the response. What the answer would be another
+one without is not dropped: then the request is rejected before anything is sent, and goes to the next model if it names one.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal
 
-from llm_gateway.domain import Audio, File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
+from llm_gateway.domain import (
+    Audio,
+    File,
+    Image,
+    Message,
+    ModelRequest,
+    Opaque,
+    OutputFormat,
+    Part,
+    Reasoning,
+    ReasoningMode,
+)
 from llm_gateway.errors import UnsupportedParameter
 
 Parameter = Literal[
@@ -22,6 +33,7 @@ Parameter = Literal[
     "stop",
     "reasoning_effort",
     "reasoning_tokens_max",
+    "reasoning_display",
     "service_tier",
     "parallel_tool_calls",
 ]
@@ -32,18 +44,24 @@ _OPTIONAL: Final = (
     "seed",
     "reasoning_effort",
     "reasoning_tokens_max",
+    "reasoning_display",
     "service_tier",
     "parallel_tool_calls",
 )
 
 
 _OF_A_DIALECT: Final = (Reasoning, Opaque)
+Unsupported = Literal["drop_hints", "drop", "reject"]
 
 
 @dataclass(frozen=True, slots=True)
 class CapabilityProfile:
     """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one. `reasons`
-    says that the model thinks, and bills it, unless it is told not to.
+    says that the model thinks, and bills it, unless it is told not to; "adaptive" among `reasoning_modes` may be what it does
+    without being told.
+
+    `unsupported` says what becomes of the rest: "drop" leaves it out with a warning, "reject" refuses the request, and
+    "drop_hints" refuses what the answer would be another one without: where it stops, and its form.
     """
 
     parameters: frozenset[Parameter]
@@ -51,7 +69,8 @@ class CapabilityProfile:
     images: bool = True
     files: bool = True
     audio: bool = True
-    unsupported: Literal["drop", "reject"] = "drop"
+    reasoning_modes: frozenset[ReasoningMode] = frozenset({"adaptive"})
+    unsupported: Unsupported = "drop_hints"
     output_tokens_default: int | None = None
     reasons: bool = False
 
@@ -71,14 +90,15 @@ class Adapted:
 
 
 def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Adapted:
-    """Leave out, or with `unsupported="reject"` refuse, what the profile does not have. Raises UnsupportedParameter.
+    """Leave out, or as `unsupported` says refuse, what the profile does not have. Raises UnsupportedParameter.
 
     Images, audio and files are content: they are never dropped, because the answer would be about something else. Reasoning
     and opaque parts of another dialect mean nothing to this one and are always dropped with a warning.
     """
     missing = _unsupported_names(request, profile)
-    if missing and profile.unsupported == "reject":
-        raise UnsupportedParameter(f"{request.model} does not support {', '.join(missing)}")
+    if refused := _refused(request, profile, missing):
+        remedy = "leave it out or ask another model"
+        raise UnsupportedParameter(f"{request.model} does not support {', '.join(refused)}; {remedy}")
     _check_content(request, profile)
     messages, foreign = _without_foreign_parts(request.messages, dialect)
     limit = request.max_output_tokens or profile.output_tokens_default
@@ -94,7 +114,19 @@ def _unsupported_names(request: ModelRequest, profile: CapabilityProfile) -> tup
         names.append("stop")
     if request.output_format.kind not in profile.output_formats:
         names.append(_format_name(request))
+    if request.reasoning_mode and request.reasoning_mode not in profile.reasoning_modes:
+        names.append(_mode_name(request))
     return tuple(names)
+
+
+def _refused(request: ModelRequest, profile: CapabilityProfile, missing: tuple[str, ...]) -> tuple[str, ...]:
+    match profile.unsupported:
+        case "drop":
+            return ()
+        case "reject":
+            return missing
+        case "drop_hints":
+            return tuple([name for name in missing if name in ("stop", _format_name(request))])
 
 
 @cache
@@ -114,6 +146,8 @@ def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
         seed=None if "seed" in names else request.seed,
         reasoning_effort=None if "reasoning_effort" in names else request.reasoning_effort,
         reasoning_tokens_max=None if "reasoning_tokens_max" in names else request.reasoning_tokens_max,
+        reasoning_mode=None if _mode_name(request) in names else request.reasoning_mode,
+        reasoning_display=None if "reasoning_display" in names else request.reasoning_display,
         service_tier=None if "service_tier" in names else request.service_tier,
         parallel_tool_calls=None if "parallel_tool_calls" in names else request.parallel_tool_calls,
         stop=() if "stop" in names else request.stop,
@@ -123,6 +157,10 @@ def _without(request: ModelRequest, names: tuple[str, ...]) -> ModelRequest:
 
 def _format_name(request: ModelRequest) -> str:
     return f"output_format {request.output_format.kind}"
+
+
+def _mode_name(request: ModelRequest) -> str:
+    return f"reasoning_mode {request.reasoning_mode}"
 
 
 def _check_content(request: ModelRequest, profile: CapabilityProfile) -> None:

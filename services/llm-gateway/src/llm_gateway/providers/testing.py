@@ -28,6 +28,7 @@ from llm_gateway.domain import (
     ToolSpec,
     UsageLine,
     UsageUpdated,
+    Warned,
     is_content,
 )
 from llm_gateway.providers.provider import Provider
@@ -68,6 +69,8 @@ class FakeProvider:
 
     async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
         response = await self.generate(request, deadline)
+        if response.warnings:
+            yield Warned(response.warnings)
         yield Started(response.provider_response_id, response.model)
         for part in response.message.parts:
             if isinstance(part, Text):
@@ -197,13 +200,18 @@ class ProviderContract:
 
         assert (short.finish_reason, short.message.text) == ("length", "one two ")
 
-    async def test_stop_sequences_are_passed_on_or_named_as_left_out(self, provider: Provider) -> None:
+    async def test_stop_sequences_are_passed_on_or_refused_by_name(
+        self, provider: Provider, simulator: RunningSimulator
+    ) -> None:
         request = replace(asked("answer: one two three four"), stop=(" three",))
+        if not self.stops:
+            with pytest.raises(errors.UnsupportedParameter, match="sim-1 does not support stop"):
+                await provider.generate(request, in_time())
+            assert simulator.usage.total().requests == 0
+            return
         stopped = await provider.generate(request, in_time())
 
-        left_out = () if self.stops else ("stop is not supported by sim-1 and was left out",)
-        assert (stopped.finish_reason, stopped.warnings) == ("stop", left_out)
-        assert stopped.message.text == ("one two" if self.stops else "one two three four")
+        assert (stopped.finish_reason, stopped.warnings, stopped.message.text) == ("stop", (), "one two")
 
     async def test_a_json_schema_is_passed_on(self, provider: Provider) -> None:
         wanted = OutputFormat("json_schema", schema={"type": "object", "properties": {"a": {"type": "integer"}}})
@@ -366,10 +374,16 @@ class ProviderContract:
             await unreachable_provider.generate(asked(), in_time())
 
     async def test_parameters_a_model_does_not_take_are_left_out_with_a_warning(self, provider: Provider) -> None:
-        response = await provider.generate(replace(asked("answer: ok"), **self.not_taken), in_time())
+        request = replace(asked("answer: ok"), **self.not_taken)
+        response = await provider.generate(request, in_time())
 
         assert response.message.text == "ok"
         assert response.warnings == (f"{next(iter(self.not_taken))} is not supported by sim-1 and was left out",)
+
+        first, *_, completed = await collect(provider, request)
+        assert first == Warned(response.warnings)
+        assert isinstance(completed, Completed)
+        assert completed.response.warnings == response.warnings
 
     async def test_many_calls_at_once_do_not_mix(self, provider: Provider) -> None:
         requests = [asked(f"answer: number {number}") for number in range(20)]

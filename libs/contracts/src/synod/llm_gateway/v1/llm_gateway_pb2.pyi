@@ -435,6 +435,8 @@ class GenerateRequest(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     PROMPT_CACHE_TTL_FIELD_NUMBER: _builtins.int
+    REASONING_MODE_FIELD_NUMBER: _builtins.int
+    REASONING_DISPLAY_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Idempotency key, 1 to 128 characters."""
@@ -459,6 +461,12 @@ class GenerateRequest(_message.Message):
     """Most tokens to think with, where the model takes such a number; 0 for none at all."""
     prompt_cache_ttl: _builtins.str
     """As in Part, but the provider chooses the place: the last one that can be cached."""
+    reasoning_mode: _builtins.str
+    """How the model thinks where it is not told a number: "adaptive" (when and as much as it likes) or "between_tools"
+    (between calls of tools alone); empty leaves it to the model. Anthropic's words.
+    """
+    reasoning_display: _builtins.str
+    """What of the reasoning is shown: "summarized" or "omitted" (its signature alone); empty leaves it to the model."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property
@@ -505,11 +513,13 @@ class GenerateRequest(_message.Message):
         cache: Global___CachePolicy | None = ...,
         reasoning_tokens_max: _builtins.int | None = ...,
         prompt_cache_ttl: _builtins.str = ...,
+        reasoning_mode: _builtins.str = ...,
+        reasoning_display: _builtins.str = ...,
         routing: Global___RoutingPolicy | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_tokens_max", b"reasoning_tokens_max", "routing", b"routing", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "prompt_cache_ttl", b"prompt_cache_ttl", "reasoning_effort", b"reasoning_effort", "reasoning_tokens_max", b"reasoning_tokens_max", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "_reasoning_tokens_max", b"_reasoning_tokens_max", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "attribution", b"attribution", "cache", b"cache", "fallback_models", b"fallback_models", "max_output_tokens", b"max_output_tokens", "messages", b"messages", "model", b"model", "output_format", b"output_format", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "prompt_cache_ttl", b"prompt_cache_ttl", "reasoning_display", b"reasoning_display", "reasoning_effort", b"reasoning_effort", "reasoning_mode", b"reasoning_mode", "reasoning_tokens_max", b"reasoning_tokens_max", "request_id", b"request_id", "routing", b"routing", "seed", b"seed", "service_tier", b"service_tier", "stop", b"stop", "temperature", b"temperature", "tool_choice", b"tool_choice", "tools", b"tools", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
@@ -792,11 +802,16 @@ class StreamStarted(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     attempt: _builtins.int
     reservation_id: _builtins.str
     cache: _builtins.str
     """As in GenerateResponse."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of those in GenerateResponse what is known before the answer: what was left out of the request."""
+
     def __init__(
         self,
         *,
@@ -804,10 +819,11 @@ class StreamStarted(_message.Message):
         attempt: _builtins.int = ...,
         reservation_id: _builtins.str = ...,
         cache: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache", b"cache", "model", b"model", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache", b"cache", "model", b"model", "reservation_id", b"reservation_id", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
