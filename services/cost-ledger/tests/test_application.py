@@ -11,7 +11,7 @@ from cost_ledger import snapshots
 from cost_ledger.application import Asked, CostLedger, ReservationRequest, Settlement
 from cost_ledger.book import EMPTY, Reservation
 from cost_ledger.books import Books, Executed
-from cost_ledger.commands import Command, SetBudget, SetPrice
+from cost_ledger.commands import Command, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.errors import (
     AlreadyRecorded,
     BudgetExceeded,
@@ -122,6 +122,21 @@ async def test_group_03_a_bill_of_what_was_released_is_posted_whether_the_book_r
     assert posted[0] == posted[1]
     assert (posted[1]["late"], posted[1]["holds"][0]["window_start"]) == (True, "2026-11-21")
     await forgetful.books.close()
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+async def test_group_14_a_bill_of_what_was_released_is_at_the_factor_of_its_reservation(
+    ledger: CostLedger, history: FakeHistory, clock: FakeClock, forgets: bool
+) -> None:
+    await ledger.set_price_factor(SetPriceFactor("openai", "", 2_000_000), ACME)
+    await ledger.reserve(ReservationRequest("r1", Attribution(), MODEL, 3_000, 0, 0, None), ACME)
+    await ledger.release("r1", "not dispatched", ACME)
+    clock.advance(60)
+    await ledger.set_price_factor(SetPriceFactor("openai", "", 3_000_000), ACME)
+    found = await amnesia(ledger, history) if forgets else ledger
+    settled = await found.settle(Settlement("r1", USED, None, "provider_final"), ACME)
+    assert (settled.settled, settled.price_version) == (20, "fake 1 at 2000000 ppm")
+    await found.books.close()
 
 
 async def test_group_03_a_forgotten_bill_is_posted_once_though_the_view_is_behind(

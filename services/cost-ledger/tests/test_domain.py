@@ -651,6 +651,32 @@ class TestFactors:
         book = after(settle(amount=None, usage=used, billed=dearer, price_context="tier=fast"), book=book)
         assert book.posted(lifetime()) == 150
 
+    @pytest.mark.parametrize(("before", "factor"), [((), 1), ((SetPriceFactor("openai", "", 2_000_000),), 2)])
+    def test_group_14_other_terms_are_billed_at_the_factor_of_the_reservation_and_not_of_later(
+        self, before: tuple[Command, ...], factor: int
+    ) -> None:
+        book = after(*before, reserve(fixed=None, input_tokens_max=10), SetPriceFactor("openai", "", 3_000_000))
+        dearer = Price(flat_card(3_000, 3_000, 0, 0), "book 1", "book")
+        bill = settle(amount=None, usage=USED, billed=dearer, price_context="tier=fast")
+        settled = only(decide(book, bill))
+        assert isinstance(settled, CostSettled)
+        assert settled.amount_nano_usd == 30 * factor
+        assert settled.price_version == ("book 1 at 2000000 ppm" if before else "book 1")
+
+    def test_other_terms_of_what_had_no_price_are_billed_at_the_factor_of_now(self) -> None:
+        book = after(reserve(book_price=NO_PRICE, fixed=None, input_tokens_max=10))
+        book = after(SetPriceFactor("openai", "", 3_000_000), book=book)
+        settled = only(decide(book, settle(amount=None, usage=USED, billed=BOOK_PRICE, price_context="tier=fast")))
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source) == (30, "book")
+
+    def test_an_own_price_is_that_of_whatever_terms_are_billed(self) -> None:
+        own = SetPrice("openai", "gpt-5.5", 7_000, 7_000, 7_000, 7_000)
+        book = after(own, reserve(fixed=None, input_tokens_max=10), SetPriceFactor("openai", "", 3_000_000))
+        settled = only(decide(book, settle(amount=None, usage=USED, billed=BOOK_PRICE, price_context="tier=fast")))
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source) == (70, "override")
+
     def test_a_factor_of_the_model_stands_before_that_of_its_provider_and_a_price_before_both(self) -> None:
         book = after(SetPriceFactor("openai", "", 500_000), SetPriceFactor("openai", "gpt-5.5", 1_000_000))
         assert self.discounted(book) == BOOK_PRICE

@@ -524,14 +524,17 @@ class CostLedger:
         return known
 
     async def _priced_anew(self, known: Reservation, context: Context) -> Reservation:
-        """A released reservation with rates, which no view keeps: those of its time and terms, of its kind of price."""
+        """A released reservation with rates, which no view keeps: those of its time and terms, at the factor pinned then.
+
+        Of a price of the tenant's own nothing older is known than the one that is set now.
+        """
         released = replace(known, state="released")
         if known.price_source == "fixed":
             return released
         book = await self.books.read(context.tenant)
         listed = self.prices.price(known.model, known.reserved_at, terms_in(known.price_context))
         own = known.price_source == OVERRIDE
-        price = book.price_of(known.model, listed) if own else book.discounted(known.model, listed)
+        price = book.price_of(known.model, listed) if own else book.pinned(known, listed)
         return replace(released, rates=price.rates, price_version=price.version, price_source=price.source)
 
     async def _from_history(self, reservation_id: str, context: Context) -> Reservation:

@@ -271,6 +271,15 @@ class Book(NamedTuple):
             return self.discounted(model, book_price)
         return _at_factor(book_price, _factor_in(version)) if source == "book" else None
 
+    def pinned(self, known: Reservation, book_price: Price) -> Price:
+        """Another price of the book for what was reserved, at the factor that was pinned then.
+
+        What had no price has no factor pinned either: for it the one that there is now counts.
+        """
+        if known.price_source == "unpriced":
+            return self.discounted(known.model, book_price)
+        return _at_factor(book_price, _factor_in(known.price_version))
+
     def discounted(self, model: str, book_price: Price) -> Price:
         """The price book's price with the tenant's discount or markup, which its version then names."""
         factor = self._own_factor(model)

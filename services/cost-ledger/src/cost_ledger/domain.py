@@ -370,16 +370,17 @@ def _holds(book: Book, use: Unreserved) -> tuple[Hold, ...]:
 
 
 def _billed(book: Book, known: Reservation, command: Settle) -> Price:
-    """The pinned price, or that of other terms of the same book if those were billed.
+    """The pinned price, or that of other terms of the same book, at the pinned factor, if those were billed.
 
-    Terms that have no price are billed at the pinned one, as a guess: at 0 a hard budget would admit any number of them.
+    Terms that have no price are billed at the pinned one, as a guess: at 0 a hard budget would admit any number of them. A
+    price of the tenant's own is that of all terms.
     """
     pinned = Price(known.rates, known.price_version, known.price_source)
     if command.billed is None or known.price_source not in ("book", "book_fuzzy", "unpriced"):
         return pinned
     if command.billed.source == "unpriced" and known.price_source != "unpriced":
         return replace(pinned, source="book_fuzzy")
-    return book.discounted(known.model, command.billed)
+    return book.pinned(known, command.billed)
 
 
 def _guess_of(command: Settle) -> Price | None:
