@@ -51,6 +51,7 @@ from synod.cost_ledger.events import (
     BudgetResumed,
     BudgetSuspended,
     BudgetThresholdReached,
+    ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
@@ -554,6 +555,13 @@ class TestCorrections:
         book = after(budget(), reserve(), settle(amount=60), self.rerate(60, 75))
         assert decide(book, self.rerate(60, 80)) == ()
 
+    def test_a_cost_without_a_price_that_turns_out_to_be_free_gets_its_price_once(self) -> None:
+        book = after(budget(hard=False), reserve(book_price=NO_PRICE, fixed=None), settle(amount=None, usage=USED))
+        free = only(decide(book, self.rerate(0, 0)))
+        assert isinstance(free, ChargeRerated)
+        assert (free.price_source, free.postings) == ("book", ())
+        assert decide(fold(book, (free,)), self.rerate(0, 0, revision=2)) == ()
+
     def test_a_correction_may_reach_a_threshold(self) -> None:
         book = after(budget(limit=100), reserve(amount=40), settle(amount=40))
         reached = [each for each in decide(book, self.rerate(40, 85)) if isinstance(each, BudgetThresholdReached)]
@@ -716,8 +724,9 @@ class TestFactors:
         now, before = NOW, NOW - timedelta(seconds=1)
         assert book.price_then(MODEL, BOOK_PRICE, now, "book", "book 0") == self.discounted(book) != BOOK_PRICE
         assert book.price_then(MODEL, BOOK_PRICE, before, "override", "override") is None
+        late = replace(self.discounted(book), version=f"{self.discounted(book).version} set later")
         for unsure in ("unpriced", "book_fuzzy"):
-            assert book.price_then(MODEL, BOOK_PRICE, before, unsure, "book 0") == self.discounted(book)
+            assert book.price_then(MODEL, BOOK_PRICE, before, unsure, "book 0") == late
         # Of an event that does not say when.
         assert after(own).price_then(MODEL, BOOK_PRICE, before, "book", "book 0") == self.discounted(book)
         assert snapshots.load(snapshots.dump(book)) == book
@@ -740,6 +749,30 @@ class TestFactors:
             assert then == Price(scaled(corrected.rates, 500_000), "book 2 at 500000 ppm", "book")
         # The book has no price for it any more.
         assert book.price_then(MODEL, NO_PRICE, before, "book", "book 1 at 500000 ppm") == NO_PRICE
+
+    @pytest.mark.parametrize(
+        ("wrong", "right"),
+        [
+            (SetPrice("openai", "gpt-5.5", 7_000, 7, 7, 7), SetPrice("openai", "gpt-5.5", 7, 7, 7, 7)),
+            (SetPriceFactor("openai", "", 5_000_000), SetPriceFactor("openai", "", 500_000)),
+        ],
+        ids=["price", "factor"],
+    )
+    def test_group_14_what_was_set_wrong_after_a_cost_without_a_price_can_be_set_right(
+        self, wrong: SetPrice | SetPriceFactor, right: SetPrice | SetPriceFactor
+    ) -> None:
+        before = NOW - timedelta(seconds=1)
+        book = after(replace(wrong, at=NOW))
+        first = book.price_then(MODEL, BOOK_PRICE, before, "unpriced", "book 1")
+        assert first is not None
+        book = after(replace(right, at=LATER), book=book)
+        second = book.price_then(MODEL, BOOK_PRICE, before, first.source, first.version)
+        assert second is not None
+        assert (second.rates, second.source) == (self.discounted(book).rates, first.source)
+        # What was priced by the wrong one in its time stays so.
+        now = self.discounted(after(replace(wrong, at=NOW)))
+        then = book.price_then(MODEL, BOOK_PRICE, NOW, now.source, now.version)
+        assert then is None or then == now
 
     def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
         assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE
