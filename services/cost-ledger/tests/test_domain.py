@@ -120,8 +120,8 @@ class TestReserving:
     def test_the_bound_is_priced_by_tokens_and_the_rates_are_pinned(self) -> None:
         event = only(decide(EMPTY, reserve(fixed=None, input_tokens_max=10, output_tokens_max=5)))
         assert isinstance(event, CostReserved)
-        # The dearest input is a cache write, 1.25 nano-USD.
-        assert event.amount_nano_usd == 22
+        # The dearest input is a cache write, 1.25 nano-USD: 22.5, rounded up.
+        assert event.amount_nano_usd == 23
         assert event.rates == BOOK_PRICE.rates
         assert (event.price_version, event.price_source) == ("book 1", "book")
 

@@ -77,7 +77,7 @@ from cost_ledger.errors import (
 )
 from cost_ledger.folding import card_of, factor_name, fold, moved_by
 from cost_ledger.postings import moved, owed
-from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
+from cost_ledger.rates import UNPRICED, RateCard, bound_nano, cost_pico
 
 _FIXED_FIELDS: Final = {
     "scope": "scope",
@@ -195,8 +195,8 @@ def _bound(command: Reserve, price: Price) -> Amounts:
     most = quantities.bounded(command.quantities, command.input_tokens_max, command.output_tokens_max)
     if command.fixed is not None:
         return Amounts(command.fixed, most)
-    bound = bound_pico(price.rates, command.input_tokens_max, command.output_tokens_max, command.modalities)
-    return Amounts(nano_from_pico(bound), most)
+    bound = bound_nano(price.rates, command.input_tokens_max, command.output_tokens_max, command.modalities)
+    return Amounts(bound, most)
 
 
 def _denied(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> ReservationDenied | None:
