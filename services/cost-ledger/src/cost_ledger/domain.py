@@ -154,9 +154,12 @@ def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
     amounts = _bound(command, price)
     _refuse_absurd("input_tokens_max", amounts)
     balances = [book.balance(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
+    # What a lower limit has made of a share is told here: SetBudget cannot look at all of them.
+    shares = [balance for balance in balances if balance.budget.per]
     if denied := _denied(command, balances, amounts):
-        return (denied,)
-    return (_reserved(book, command, price, balances, amounts), *alerts.committed(book, balances, amounts))
+        return (denied, *_told(book, shares))
+    reserved = _reserved(book, command, price, balances, amounts)
+    return (reserved, *alerts.reached(book, shares), *alerts.committed(book, balances, amounts))
 
 
 def _repeated(known: Reservation, command: Reserve) -> tuple[Event, ...]:
@@ -555,7 +558,7 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
         if known is not None and getattr(known, name) != getattr(wanted, name):
             raise BudgetFixed(command.budget_id, field)
     event = _budget_set(wanted)
-    # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
+    # The shares of a budget are too many to look at: each tells of a lowered limit with its next reservation or cost.
     balances = () if wanted.per else (book.balance(wanted, wanted.share_at(command.at, "")),)
     return (event, *_told(book, balances))
 
