@@ -125,7 +125,7 @@ async def test_group_03_a_bill_of_what_was_released_is_posted_whether_the_book_r
 
 
 @pytest.mark.parametrize("forgets", [False, True])
-async def test_group_14_a_bill_of_what_was_released_is_at_the_factor_of_its_reservation(
+async def test_a_bill_of_what_was_released_is_at_the_factor_of_its_reservation(
     ledger: CostLedger, history: FakeHistory, clock: FakeClock, forgets: bool
 ) -> None:
     await ledger.set_price_factor(SetPriceFactor("openai", "", 2_000_000), ACME)
