@@ -11,7 +11,7 @@ from cost_ledger import snapshots
 from cost_ledger.application import Asked, CostLedger, ReservationRequest, Settlement
 from cost_ledger.book import EMPTY, Reservation
 from cost_ledger.books import Books, Executed
-from cost_ledger.commands import Command, SetBudget, SetPrice
+from cost_ledger.commands import Command, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.errors import (
     AlreadyRecorded,
     BudgetExceeded,
@@ -124,6 +124,21 @@ async def test_group_03_a_bill_of_what_was_released_is_posted_whether_the_book_r
     await forgetful.books.close()
 
 
+@pytest.mark.parametrize("forgets", [False, True])
+async def test_a_bill_of_what_was_released_is_at_the_factor_of_its_reservation(
+    ledger: CostLedger, history: FakeHistory, clock: FakeClock, forgets: bool
+) -> None:
+    await ledger.set_price_factor(SetPriceFactor("openai", "", 2_000_000), ACME)
+    await ledger.reserve(ReservationRequest("r1", Attribution(), MODEL, 3_000, 0, 0, None), ACME)
+    await ledger.release("r1", "not dispatched", ACME)
+    clock.advance(60)
+    await ledger.set_price_factor(SetPriceFactor("openai", "", 3_000_000), ACME)
+    found = await amnesia(ledger, history) if forgets else ledger
+    settled = await found.settle(Settlement("r1", USED, None, "provider_final"), ACME)
+    assert (settled.settled, settled.price_version) == (20, "fake 1 at 2000000 ppm")
+    await found.books.close()
+
+
 async def test_group_03_a_forgotten_bill_is_posted_once_though_the_view_is_behind(
     ledger: CostLedger, history: FakeHistory
 ) -> None:
@@ -208,6 +223,40 @@ async def test_a_tenants_own_price_replaces_the_books_in_the_list(ledger: CostLe
     ]
     others = await ledger.list_prices("openai", "", 10, Context("globex", "usr_2"))
     assert [named.price.source for named in others] == ["book"]
+
+
+@pytest.mark.parametrize(
+    "zone",
+    ["localtime", "posixrules", "posix/Europe/Berlin", "right/UTC", "Europe/berlin", "Europe", "../etc/localtime"],
+)
+async def test_a_time_zone_is_a_name_of_iana_and_no_file_of_the_machine(ledger: CostLedger, zone: str) -> None:
+    daily = SetBudget("daily", Attribution(), 10, True, "day", NOW, time_zone=zone)
+    with pytest.raises(RequestInvalid, match=f"time_zone = '{zone}': is no time zone; give an IANA name"):
+        await ledger.set_budget(daily, ACME)
+    for number, known in enumerate(("Europe/Berlin", "UTC", "")):
+        await ledger.set_budget(replace(daily, budget_id=f"daily{number}", time_zone=known), ACME)
+
+
+async def test_a_model_is_listed_once_whatever_the_spelling_of_its_own_price(ledger: CostLedger) -> None:
+    await ledger.set_price(SetPrice("openai", "GPT-5.5", 1, 2, 1, 1), ACME)
+    await ledger.set_price(SetPrice("Own", "Model", 3, 4, 3, 3), ACME)
+    listed = await ledger.list_prices("", "", 10, ACME)
+    assert [(named.name, named.price.source) for named in listed] == [
+        ("Own/Model", "override"),
+        ("openai/gpt-5.5", "override"),
+    ]
+    assert [named.name for named in await ledger.list_prices("own", "", 10, ACME)] == ["Own/Model"]
+    assert await ledger.list_prices("", "openai/gpt-5.5", 10, ACME) == ()
+
+
+@pytest.mark.parametrize("model", ["*", "gpt-*"])
+async def test_a_price_or_a_factor_of_a_pattern_is_refused_with_what_to_do(ledger: CostLedger, model: str) -> None:
+    with pytest.raises(RequestInvalid, match=r"model = .*SetPriceFactor changes all models"):
+        await ledger.set_price(SetPrice("openai", model, 1, 2, 1, 1), ACME)
+    with pytest.raises(RequestInvalid, match=r"provider = .*a price is that of one model"):
+        await ledger.set_price(SetPrice("own*", "m1", 1, 2, 1, 1), ACME, own_provider=True)
+    with pytest.raises(RequestInvalid, match=r"model = .*leave it empty for all models"):
+        await ledger.set_price_factor(SetPriceFactor("openai", model, 900_000), ACME)
 
 
 @pytest.mark.parametrize("budget_id", ["", "two words", "-dash", "x" * 65])

@@ -51,6 +51,7 @@ from synod.cost_ledger.events import (
     BudgetResumed,
     BudgetSuspended,
     BudgetThresholdReached,
+    ChargeRerated,
     CostCharged,
     CostReserved,
     CostSettled,
@@ -119,8 +120,8 @@ class TestReserving:
     def test_the_bound_is_priced_by_tokens_and_the_rates_are_pinned(self) -> None:
         event = only(decide(EMPTY, reserve(fixed=None, input_tokens_max=10, output_tokens_max=5)))
         assert isinstance(event, CostReserved)
-        # The dearest input is a cache write, 1.25 nano-USD.
-        assert event.amount_nano_usd == 22
+        # The dearest input is a cache write, 1.25 nano-USD: 22.5, rounded up.
+        assert event.amount_nano_usd == 23
         assert event.rates == BOOK_PRICE.rates
         assert (event.price_version, event.price_source) == ("book 1", "book")
 
@@ -564,6 +565,13 @@ class TestCorrections:
         book = after(budget(), reserve(), settle(amount=60), self.rerate(60, 75))
         assert decide(book, self.rerate(60, 80)) == ()
 
+    def test_a_cost_without_a_price_that_turns_out_to_be_free_gets_its_price_once(self) -> None:
+        book = after(budget(hard=False), reserve(book_price=NO_PRICE, fixed=None), settle(amount=None, usage=USED))
+        free = only(decide(book, self.rerate(0, 0)))
+        assert isinstance(free, ChargeRerated)
+        assert (free.price_source, free.postings) == ("book", ())
+        assert decide(fold(book, (free,)), self.rerate(0, 0, revision=2)) == ()
+
     def test_a_correction_may_reach_a_threshold(self) -> None:
         book = after(budget(limit=100), reserve(amount=40), settle(amount=40))
         reached = [each for each in decide(book, self.rerate(40, 85)) if isinstance(each, BudgetThresholdReached)]
@@ -661,6 +669,32 @@ class TestFactors:
         book = after(settle(amount=None, usage=used, billed=dearer, price_context="tier=fast"), book=book)
         assert book.posted(lifetime()) == 150
 
+    @pytest.mark.parametrize(("before", "factor"), [((), 1), ((SetPriceFactor("openai", "", 2_000_000),), 2)])
+    def test_group_14_other_terms_are_billed_at_the_factor_of_the_reservation_and_not_of_later(
+        self, before: tuple[Command, ...], factor: int
+    ) -> None:
+        book = after(*before, reserve(fixed=None, input_tokens_max=10), SetPriceFactor("openai", "", 3_000_000))
+        dearer = Price(flat_card(3_000, 3_000, 0, 0), "book 1", "book")
+        bill = settle(amount=None, usage=USED, billed=dearer, price_context="tier=fast")
+        settled = only(decide(book, bill))
+        assert isinstance(settled, CostSettled)
+        assert settled.amount_nano_usd == 30 * factor
+        assert settled.price_version == ("book 1 at 2000000 ppm" if before else "book 1")
+
+    def test_other_terms_of_what_had_no_price_are_billed_at_the_factor_of_now(self) -> None:
+        book = after(reserve(book_price=NO_PRICE, fixed=None, input_tokens_max=10))
+        book = after(SetPriceFactor("openai", "", 3_000_000), book=book)
+        settled = only(decide(book, settle(amount=None, usage=USED, billed=BOOK_PRICE, price_context="tier=fast")))
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source) == (30, "book")
+
+    def test_an_own_price_is_that_of_whatever_terms_are_billed(self) -> None:
+        own = SetPrice("openai", "gpt-5.5", 7_000, 7_000, 7_000, 7_000)
+        book = after(own, reserve(fixed=None, input_tokens_max=10), SetPriceFactor("openai", "", 3_000_000))
+        settled = only(decide(book, settle(amount=None, usage=USED, billed=BOOK_PRICE, price_context="tier=fast")))
+        assert isinstance(settled, CostSettled)
+        assert (settled.amount_nano_usd, settled.price_source) == (70, "override")
+
     def test_a_factor_of_the_model_stands_before_that_of_its_provider_and_a_price_before_both(self) -> None:
         book = after(SetPriceFactor("openai", "", 500_000), SetPriceFactor("openai", "gpt-5.5", 1_000_000))
         assert self.discounted(book) == BOOK_PRICE
@@ -700,8 +734,9 @@ class TestFactors:
         now, before = NOW, NOW - timedelta(seconds=1)
         assert book.price_then(MODEL, BOOK_PRICE, now, "book", "book 0") == self.discounted(book) != BOOK_PRICE
         assert book.price_then(MODEL, BOOK_PRICE, before, "override", "override") is None
+        late = replace(self.discounted(book), version=f"{self.discounted(book).version} set later")
         for unsure in ("unpriced", "book_fuzzy"):
-            assert book.price_then(MODEL, BOOK_PRICE, before, unsure, "book 0") == self.discounted(book)
+            assert book.price_then(MODEL, BOOK_PRICE, before, unsure, "book 0") == late
         # Of an event that does not say when.
         assert after(own).price_then(MODEL, BOOK_PRICE, before, "book", "book 0") == self.discounted(book)
         assert snapshots.load(snapshots.dump(book)) == book
@@ -724,6 +759,30 @@ class TestFactors:
             assert then == Price(scaled(corrected.rates, 500_000), "book 2 at 500000 ppm", "book")
         # The book has no price for it any more.
         assert book.price_then(MODEL, NO_PRICE, before, "book", "book 1 at 500000 ppm") == NO_PRICE
+
+    @pytest.mark.parametrize(
+        ("wrong", "right"),
+        [
+            (SetPrice("openai", "gpt-5.5", 7_000, 7, 7, 7), SetPrice("openai", "gpt-5.5", 7, 7, 7, 7)),
+            (SetPriceFactor("openai", "", 5_000_000), SetPriceFactor("openai", "", 500_000)),
+        ],
+        ids=["price", "factor"],
+    )
+    def test_group_14_what_was_set_wrong_after_a_cost_without_a_price_can_be_set_right(
+        self, wrong: SetPrice | SetPriceFactor, right: SetPrice | SetPriceFactor
+    ) -> None:
+        before = NOW - timedelta(seconds=1)
+        book = after(replace(wrong, at=NOW))
+        first = book.price_then(MODEL, BOOK_PRICE, before, "unpriced", "book 1")
+        assert first is not None
+        book = after(replace(right, at=LATER), book=book)
+        second = book.price_then(MODEL, BOOK_PRICE, before, first.source, first.version)
+        assert second is not None
+        assert (second.rates, second.source) == (self.discounted(book).rates, first.source)
+        # What was priced by the wrong one in its time stays so.
+        now = self.discounted(after(replace(wrong, at=NOW)))
+        then = book.price_then(MODEL, BOOK_PRICE, NOW, now.source, now.version)
+        assert then is None or then == now
 
     def test_what_has_no_price_has_none_with_a_factor_either(self) -> None:
         assert after(SetPriceFactor("openai", "", 500_000)).price_of(MODEL, NO_PRICE) == NO_PRICE

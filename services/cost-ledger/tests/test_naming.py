@@ -113,7 +113,9 @@ def test_who_bills_is_known_in_whatever_case_or_is_said_to_be_ones_own() -> None
 
 
 def test_a_model_with_its_provider_in_front_twice_is_refused_unless_it_is_called_so() -> None:
-    with pytest.raises(RequestInvalid, match=r"did you mean gpt-5\.5"):
-        check_unprefixed("openai", "openai/gpt-5.5", KNOWN)
-    check_unprefixed("openrouter", "openrouter/auto", KNOWN)
+    for spelled in ("openai/gpt-5.5", "OPENAI/gpt-5.5"):
+        with pytest.raises(RequestInvalid, match=r"did you mean gpt-5\.5"):
+            check_unprefixed("openai", spelled, KNOWN)
+    for spelled in ("openrouter/auto", "OpenRouter/Auto"):
+        check_unprefixed("openrouter", spelled, KNOWN)
     check_unprefixed("openrouter", "openai/gpt-5.5", KNOWN)

@@ -241,6 +241,21 @@ class TestShares:
         events = decide(after(call("r2", attribution=other), book=book), settled("r2", 1, 1))
         assert [event.share for event in events if isinstance(event, BudgetThresholdReached)] == ["c2"]
 
+    @pytest.mark.parametrize(("lowered", "refused"), [(3, False), (2, True)])
+    def test_group_17_a_share_tells_of_a_lowered_limit_with_its_next_reservation(
+        self, lowered: int, refused: bool
+    ) -> None:
+        book = after(quota("calls", 9, per="conversation_id"), call("r1"), settled("r1", 1, 1))
+        book = after(call("r2"), settled("r2", 1, 1), quota("calls", lowered, per="conversation_id"), book=book)
+        events = decide(book, call("r3"))
+        assert isinstance(events[0], ReservationDenied) is refused
+        reached = [each for each in events if isinstance(each, BudgetThresholdReached)]
+        percents = [50, 80, 95, 100] if refused else [50]
+        assert [(each.share, each.threshold_percent) for each in reached] == [("c1", percent) for percent in percents]
+        committed = [each.threshold_percent for each in events if isinstance(each, BudgetCommitmentReached)]
+        assert committed == [50, 80, 95, 100]
+        assert decide(fold(book, events), call("r4"))[1:] == ()
+
     def test_a_share_and_a_window_are_never_the_same_account(self) -> None:
         shared = after(quota("calls", 9, "a", per="agent"), call(attribution=Attribution(agent="lifetime")))
         assert "pending:a:lifetime|lifetime" in shared.balances

@@ -5,8 +5,8 @@ Failure group 14: cached tokens and the cliff of a context tier. Group 15: round
 
 import pytest
 from cost_ledger.prices import load_price_book
-from cost_ledger.rates import bound_pico, cost_pico, flat_card, rate_of, units_of
-from hypothesis import given
+from cost_ledger.rates import bound_nano, bound_pico, cost_pico, flat_card, rate_of, scaled, units_of
+from hypothesis import example, given
 from hypothesis import strategies as st
 from synod.common.money import nano_from_pico
 from synod.common.values import UsageLine
@@ -82,13 +82,16 @@ def test_the_bound_takes_the_dearest_way_the_provider_may_bill() -> None:
     written=st.integers(0, 10**6),
     out=st.integers(0, 10**6),
     thought=st.integers(0, 10**6),
+    factor_ppm=st.integers(1, 2_000_000),
 )
+@example(rates=(1_001,) * 5 + (0,) * 2, fresh=3, read=3, written=994, out=0, thought=0, factor_ppm=500_000)
 def test_text_within_the_bounds_never_costs_more_than_was_reserved(
-    rates: tuple[int, ...], fresh: int, read: int, written: int, out: int, thought: int
+    rates: tuple[int, ...], fresh: int, read: int, written: int, out: int, thought: int, factor_ppm: int
 ) -> None:
-    """Whichever unit is the dearest: a price of one's own may be anything."""
+    """Whichever unit is the dearest: a price of one's own may be anything. With a factor each line is rounded."""
     more = zip(("cache_write_1h", "output_reasoning", "requests"), rates[4:], strict=True)
     card = (*flat_card(*rates[:4]), *(UnitRate(unit=unit, pico_usd=rate) for unit, rate in more))
+    card = scaled(card, factor_ppm)
     used = [
         tokens(fresh),
         tokens(read, cache="read"),
@@ -96,8 +99,24 @@ def test_text_within_the_bounds_never_costs_more_than_was_reserved(
         tokens(out, "output"),
         tokens(thought, "output", reasoning=True),
     ]
-    bound = bound_pico(card, fresh + read + written, out + thought)
-    assert nano_from_pico(cost_pico(card, used)) <= nano_from_pico(bound)
+    bound = bound_nano(card, fresh + read + written, out + thought)
+    assert nano_from_pico(cost_pico(card, used)) <= bound
+
+
+@given(rates=st.tuples(*[st.integers(0, 10**8)] * 4), lines=st.integers(1, 64), factor_ppm=st.integers(1, 2_000_000))
+def test_group_15_no_number_of_lines_costs_more_than_was_reserved_for_all_their_tokens(
+    rates: tuple[int, ...], lines: int, factor_ppm: int
+) -> None:
+    card = scaled(flat_card(*rates), factor_ppm)
+    cost = cost_pico(card, [tokens(1) for _ in range(lines)])
+    assert nano_from_pico(cost) <= bound_nano(card, lines, 0)
+
+
+def test_a_bound_is_rounded_up_and_one_in_whole_nano_dollars_is_as_it_is() -> None:
+    assert [bound_nano(flat_card(rate, 0, 0, 0), 64, 0) for rate in (400_000, 1_000, 1_001)] == [25_600, 64, 65]
+    halved = scaled(flat_card(800_000, 0, 0, 1_001), 500_000)
+    assert bound_nano(halved, 64, 0) == 25_600
+    assert bound_pico((UnitRate(unit="input", pico_usd=1, per=3),), 1, 0) == 1
 
 
 def test_audio_costs_more_than_text_only_where_it_was_said_that_there_may_be_audio() -> None:

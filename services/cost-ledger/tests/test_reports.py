@@ -197,6 +197,41 @@ class TestRerating:
             ("simulator/sim-2", 0, 1_350)
         ]
 
+    async def test_a_wrong_price_that_was_set_after_the_costs_is_corrected_by_the_right_one(
+        self, ledger: CostLedgerStub, connect: Callable[[], CostLedgerStub], clock: FakeClock
+    ) -> None:
+        await ledger.SetBudget(everything())
+        assert await use(ledger, "no price", 100, 50) == 0
+        for wrong_times, cost in ((1_000, 200_000), (1, 200)):
+            clock.advance(600)
+            ledger = connect()
+            await ledger.SetPrice(price(1_000 * wrong_times, 2_000 * wrong_times))
+            await ledger.RerateCharges(pb.RerateChargesRequest(reason="a slip" if wrong_times > 1 else "set right"))
+            assert await spent(ledger) == cost
+        assert (await ledger.RerateCharges(pb.RerateChargesRequest(dry_run=True))).changed == 0
+
+    async def test_a_call_that_turns_out_to_be_free_is_not_unpriced_any_more(self, ledger: CostLedgerStub) -> None:
+        assert await use(ledger, "r1", 100, 50) == 0
+        await ledger.SetPrice(price(0, 0))
+        done = await ledger.RerateCharges(pb.RerateChargesRequest(reason="free"))
+        assert (done.changed, done.difference_nano_usd) == (1, 0)
+        (page,) = await collect(ledger, pb.ExportSpendRequest())
+        assert [(charge.cost_nano_usd, charge.price_source) for charge in page.charges] == [(0, "override")]
+        assert (await ledger.RerateCharges(pb.RerateChargesRequest(reason="free"))).changed == 0
+
+    async def test_a_correction_that_no_call_can_cost_is_refused_before_any_is_posted(
+        self, ledger: CostLedgerStub
+    ) -> None:
+        await ledger.SetBudget(everything())
+        for name, tokens in (("r1", 100), ("r2", 2_000_000), ("r3", 100)):
+            await use(ledger, name, tokens, 0)
+        await ledger.SetPrice(price(10**12, 0))
+        for request in (pb.RerateChargesRequest(dry_run=True), pb.RerateChargesRequest(reason="priced late")):
+            error = await refusal(ledger.RerateCharges(request))
+            assert isinstance(error, InvalidArgument)
+            assert (error.field, "cost r2 would come to" in error.message) == ("model", True)
+        assert await spent(ledger) == 0
+
     async def test_two_corrections_at_once_count_once(self, ledger: CostLedgerStub) -> None:
         await ledger.SetBudget(everything())
         for number in range(20):

@@ -98,6 +98,28 @@ def test_group_16_a_leap_day_is_a_window_of_its_own_and_makes_its_year_longer() 
     assert hours("year", at("2100-02-28T12:00:00", "Europe/Berlin"), "Europe/Berlin") == 365 * 24
 
 
+@pytest.mark.parametrize(
+    ("zone", "changes_at"),
+    [
+        ("Australia/Lord_Howe", datetime(2026, 4, 4, 15, tzinfo=UTC)),  # 02:00 is 01:30
+        ("Australia/Lord_Howe", datetime(2026, 10, 3, 15, 30, tzinfo=UTC)),  # 02:00 is 02:30
+        ("Pacific/Chatham", datetime(2026, 4, 4, 14, tzinfo=UTC)),  # 03:45 is 02:45
+        ("Pacific/Chatham", datetime(2026, 9, 26, 14, tzinfo=UTC)),  # 02:45 is 03:45
+        ("Europe/Berlin", datetime(2026, 10, 25, 1, tzinfo=UTC)),
+    ],
+)
+def test_group_16_an_hour_ends_where_the_clock_is_changed_within_it(zone: str, changes_at: datetime) -> None:
+    moments = [changes_at + timedelta(minutes=minutes, microseconds=-1) for minutes in range(-180, 181, 5)]
+    for moment in (*moments, changes_at):
+        found = bounds("hour", moment, zone)
+        assert found.start is not None and found.end is not None
+        around = [moment + timedelta(minutes=minutes) for minutes in range(-90, 91)]
+        name = window_start("hour", moment, zone)
+        within = [each for each in around if window_start("hour", each, zone) == name]
+        assert within == [each for each in around if found.start <= each < found.end]
+        assert bounds("hour", found.end, zone).start == found.end
+
+
 @given(moment=INSTANTS, zone=st.sampled_from(ZONES), window=st.sampled_from(CALENDAR))
 def test_group_16_windows_cover_time_without_gap_and_overlap(moment: datetime, zone: str, window: Window) -> None:
     found = bounds(window, moment, zone)

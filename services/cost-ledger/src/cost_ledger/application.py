@@ -445,10 +445,14 @@ class CostLedger:
                 await self.set_price(price, context, own_provider=True)
 
     async def list_prices(self, provider: str, after: str, limit: int, context: Context) -> tuple[NamedPrice, ...]:
-        """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's."""
+        """At most `limit` prices with names above `after`, ascending, the tenant's own before the book's.
+
+        A model is listed once, in the book's spelling if it has one, and found by its provider in whatever case.
+        """
         book = await self.books.read(context.tenant)
-        names = sorted({*self.prices.names(), *_own_names(book)})
-        wanted = [name for name in names if name > after and (not provider or name.startswith(f"{provider}/"))]
+        spelled = {name.lower(): name for name in (*_own_names(book), *self.prices.names())}
+        begins = f"{provider}/".lower() if provider else ""
+        wanted = sorted(name for compared, name in spelled.items() if name > after and compared.startswith(begins))
         return tuple(self._named_price(book, name) for name in wanted[:limit])
 
     def _named_price(self, book: Book, name: str) -> NamedPrice:
@@ -524,14 +528,17 @@ class CostLedger:
         return known
 
     async def _priced_anew(self, known: Reservation, context: Context) -> Reservation:
-        """A released reservation with rates, which no view keeps: those of its time and terms, of its kind of price."""
+        """A released reservation with rates, which no view keeps: those of its time and terms, at the factor pinned then.
+
+        Of a price of the tenant's own nothing older is known than the one that is set now.
+        """
         released = replace(known, state="released")
         if known.price_source == "fixed":
             return released
         book = await self.books.read(context.tenant)
         listed = self.prices.price(known.model, known.reserved_at, terms_in(known.price_context))
         own = known.price_source == OVERRIDE
-        price = book.price_of(known.model, listed) if own else book.discounted(known.model, listed)
+        price = book.price_of(known.model, listed) if own else book.pinned(known, listed)
         return replace(released, rates=price.rates, price_version=price.version, price_source=price.source)
 
     async def _from_history(self, reservation_id: str, context: Context) -> Reservation:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
@@ -47,8 +47,13 @@ SCOPE_FIELDS: Final = (
 )
 """What a budget may be limited to, the most selective first: budgets are found by the first field that they set."""
 
+SET_LATER: Final = " set later"
+"""What the version of a price ends with that a cost got from what the tenant set after it."""
 _AT_FACTOR: Final = re.compile(r" at (\d+) ppm$")
 _OWNERS: Final = tuple(name for name in SCOPE_FIELDS if name != "model")
+
+UNSURE: Final[frozenset[PriceSource]] = frozenset({"unpriced", "book_fuzzy"})
+"""Where a cost's price is from that is none, or a guess."""
 
 WHOLE_TENANT: Final = ("", "")
 T = TypeVar("T")
@@ -258,11 +263,12 @@ class Book(NamedTuple):
         """The price that now holds for a cost of that time; None if the cost stays as it is.
 
         Until now its price was that of `source` and `version`.
-        What the tenant has set later is not for it, unless its price was none, or a guess. One that was the price book's
-        is the book's again, with the factor that its version names.
+        What the tenant has set later is not for it, unless its price was none, or a guess, or was itself set later: so what
+        was set wrong can be set right. One that was the price book's is the book's again, with the factor that its version
+        names.
         """
-        if source in ("unpriced", "book_fuzzy"):
-            return self.price_of(model, book_price)
+        if source in UNSURE or version.endswith(SET_LATER):
+            return self._priced_late(model, book_price, at)
         own = self._own_price(model, book_price)
         if own is not None and not _is_newer(own, at):
             return Price(own.rates, OVERRIDE, OVERRIDE)
@@ -270,6 +276,22 @@ class Book(NamedTuple):
         if own is None and not (factor is not None and _is_newer(factor, at)):
             return self.discounted(model, book_price)
         return _at_factor(book_price, _factor_in(version)) if source == "book" else None
+
+    def _priced_late(self, model: str, book_price: Price, at: datetime) -> Price:
+        price = self.price_of(model, book_price)
+        own = self._own_price(model, book_price) or self._own_factor(model)
+        if own is None or not _is_newer(own, at) or price.source in UNSURE:
+            return price
+        return replace(price, version=f"{price.version}{SET_LATER}")
+
+    def pinned(self, known: Reservation, book_price: Price) -> Price:
+        """Another price of the book for what was reserved, at the factor that was pinned then.
+
+        What had no price has no factor pinned either: for it the one that there is now counts.
+        """
+        if known.price_source == "unpriced":
+            return self.discounted(known.model, book_price)
+        return _at_factor(book_price, _factor_in(known.price_version))
 
     def discounted(self, model: str, book_price: Price) -> Price:
         """The price book's price with the tenant's discount or markup, which its version then names."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, get_args
-from zoneinfo import ZoneInfoNotFoundError
 
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate
@@ -15,7 +14,7 @@ from cost_ledger.book import SCOPE_FIELDS
 from cost_ledger.commands import COST_NANO_MAX, QUANTITY_MAX, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.errors import RequestInvalid
 from cost_ledger.terms import Terms
-from cost_ledger.windows import ROLLING_MAX, ROLLING_MIN, zone
+from cost_ledger.windows import ROLLING_MAX, ROLLING_MIN, zone_names
 
 TTL_MAX: Final = timedelta(hours=24)
 LIMIT_NANO_MAX: Final = 10**18
@@ -107,11 +106,9 @@ def check_budget(command: SetBudget) -> None:
 
 
 def _check_window(command: SetBudget) -> None:
-    try:
-        zone(command.time_zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    if command.time_zone not in zone_names():
         problem = "is no time zone; give an IANA name such as Europe/Berlin, or UTC"
-        raise RequestInvalid("time_zone", command.time_zone, problem) from None
+        raise RequestInvalid("time_zone", command.time_zone, problem)
     # In seconds: a timedelta cannot hold all that a caller may send.
     rolling_s = command.rolling_s
     if command.window != "rolling":
@@ -123,7 +120,9 @@ def _check_window(command: SetBudget) -> None:
 
 def check_price(price: SetPrice) -> None:
     check_name("provider", price.provider)
+    _check_one("provider", price.provider, "a price is that of one model")
     check_name("model", price.model)
+    _check_one("model", price.model, "a price is that of one model; SetPriceFactor changes all models of a provider")
     check_range("input_pico_usd", price.input_pico, RATE_PICO_MAX)
     check_range("output_pico_usd", price.output_pico, RATE_PICO_MAX)
     check_range("cache_read_pico_usd", price.cache_read_pico, RATE_PICO_MAX)
@@ -137,8 +136,15 @@ def check_price(price: SetPrice) -> None:
 def check_factor(factor: SetPriceFactor) -> None:
     check_name("provider", factor.provider)
     check_text("model", factor.model)
+    _check_one("model", factor.model, "leave it empty for all models of the provider")
     if not 1 <= factor.factor_ppm <= FACTOR_PPM_MAX:
         raise RequestInvalid("factor_ppm", factor.factor_ppm, f"must be from 1 to {FACTOR_PPM_MAX}")
+
+
+def _check_one(field: str, name: str, instead: str) -> None:
+    """A pattern would be kept as a name that no call ever has."""
+    if "*" in name:
+        raise RequestInvalid(field, name, f"is no name of one {field}: {instead}")
 
 
 def _check_rate(rate: UnitRate) -> None:

@@ -6,16 +6,19 @@ from synod.common.event import Event
 from synod.common.money import nano_from_pico
 from synod.cost_ledger.events import BudgetForecastChanged, ChargeRerated
 
-from cost_ledger.book import Amounts, Book, Told
+from cost_ledger.book import Amounts, Book, Reservation, Told
 from cost_ledger.commands import Rerate, TellForecast
 from cost_ledger.postings import moved, owed
 
 
 def rerate(book: Book, command: Rerate) -> tuple[Event, ...]:
-    """The correction to the windows of the cost; none if it is right, or was corrected since the command was made."""
+    """The correction to the windows of the cost; none if it is right, or was corrected since the command was made.
+
+    The amount may stay: what had no price may turn out to be free.
+    """
     known = book.reservation(command.reservation_id)
     after = nano_from_pico(command.after_pico)
-    if after == command.before or (known is not None and known.settled != command.before):
+    if known is not None and (known.settled != command.before or _is_right(known, command, after)):
         return ()
     delta = after - command.before
     entry = moved(book, command.holds, "budget", "spent", Amounts(delta)) + owed(
@@ -38,6 +41,10 @@ def rerate(book: Book, command: Rerate) -> tuple[Event, ...]:
             postings=entry.postings,
         ),
     )
+
+
+def _is_right(known: Reservation, command: Rerate, after: int) -> bool:
+    return (known.settled, known.price_source) == (after, command.price.source)
 
 
 def tell_forecast(book: Book, command: TellForecast) -> tuple[Event, ...]:

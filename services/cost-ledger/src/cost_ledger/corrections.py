@@ -14,11 +14,11 @@ from synod.common.money import nano_from_pico
 from synod.cost_ledger.events import ChargeRerated, CostSettled, ReservationReleased
 
 from cost_ledger import invoices
-from cost_ledger.book import Book, Reservation
+from cost_ledger.book import UNSURE, Book, Reservation
 from cost_ledger.books import Books
 from cost_ledger.charges import Charges, Selection, SettledCharge
 from cost_ledger.checks import check_model_name, check_name, check_period, check_range, check_text
-from cost_ledger.commands import Cleared, ClearSuspense, ImportInvoice, InvoiceLine, Price, Rerate
+from cost_ledger.commands import COST_NANO_MAX, Cleared, ClearSuspense, ImportInvoice, InvoiceLine, Price, Rerate
 from cost_ledger.errors import AlreadyRecorded, RequestInvalid, TooMuchAtOnce
 from cost_ledger.freshness import Freshness
 from cost_ledger.naming import ANY_MODEL, check_biller, providers_of
@@ -115,8 +115,9 @@ class Corrections:
     async def rerate(self, request: RerateRequest, context: Context) -> Rerating:
         """Post, or with dry_run only count, the difference between what costs were and what their price now makes of them.
 
-        A cost whose model has no price keeps its amount. A correction that another call made first is left to that one.
-        ViewIncomplete if anything is to be posted and a view lacks something.
+        A cost whose model has no price keeps its amount; one that turns out to be free gets its price. A correction that
+        another call made first is left to that one. RequestInvalid before anything is posted if a cost would come to more
+        than one call may; ViewIncomplete if anything is to be posted and a view lacks something.
         """
         _check_rerating(request)
         await (self.views.all() if request.dry_run else self.views.complete(context.tenant))
@@ -141,8 +142,10 @@ class Corrections:
         if price is None or price.source == "unpriced":
             return None
         after_pico = cost_pico(price.rates, charge.usage)
-        if nano_from_pico(after_pico) == charge.cost:
+        after = nano_from_pico(after_pico)
+        if after == charge.cost and not _becomes_sure(charge, price):
             return None
+        _check_cost(charge, after)
         return Rerate(
             reservation_id=charge.id,
             revision=charge.revision + 1,
@@ -282,6 +285,20 @@ class Corrections:
         if part.model:
             return await self.charges.billed_by(tenant, part.model, part.since, part.until)
         return await self.charges.total(tenant, f"{provider}/", part.since, part.until)
+
+
+def _becomes_sure(charge: SettledCharge, price: Price) -> bool:
+    return charge.price_source in UNSURE and price.source not in UNSURE
+
+
+def _check_cost(charge: SettledCharge, after: int) -> None:
+    """The book refuses it too, but only after other corrections of the same call were posted."""
+    if after > COST_NANO_MAX:
+        problem = (
+            f"cost {charge.id} would come to {after} nano-USD, and one call to {COST_NANO_MAX} at most; look at the price,"
+            " or leave it out by since and until"
+        )
+        raise RequestInvalid("model", charge.model, problem)
 
 
 def _selection(request: RerateRequest) -> Selection:

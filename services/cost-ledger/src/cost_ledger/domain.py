@@ -77,7 +77,7 @@ from cost_ledger.errors import (
 )
 from cost_ledger.folding import card_of, factor_name, fold, moved_by
 from cost_ledger.postings import moved, owed
-from cost_ledger.rates import UNPRICED, RateCard, bound_pico, cost_pico
+from cost_ledger.rates import UNPRICED, RateCard, bound_nano, cost_pico
 
 _FIXED_FIELDS: Final = {
     "scope": "scope",
@@ -157,9 +157,12 @@ def _reserve(book: Book, command: Reserve) -> tuple[Event, ...]:
     amounts = _bound(command, price)
     _refuse_absurd("input_tokens_max", amounts)
     balances = [book.balance(budget, budget.hold_at(command.at, command.attribution)) for budget in budgets]
+    # What a lower limit has made of a share is told here: SetBudget cannot look at all of them.
+    shares = [balance for balance in balances if balance.budget.per]
     if denied := _denied(command, balances, amounts):
-        return (denied,)
-    return (_reserved(book, command, price, balances, amounts), *alerts.committed(book, balances, amounts))
+        return (denied, *_told(book, shares))
+    reserved = _reserved(book, command, price, balances, amounts)
+    return (reserved, *alerts.reached(book, shares), *alerts.committed(book, balances, amounts))
 
 
 def _repeated(known: Reservation, command: Reserve) -> tuple[Event, ...]:
@@ -198,8 +201,8 @@ def _bound(command: Reserve, price: Price) -> Amounts:
     most = quantities.bounded(command.quantities, command.input_tokens_max, command.output_tokens_max)
     if command.fixed is not None:
         return Amounts(command.fixed, most)
-    bound = bound_pico(price.rates, command.input_tokens_max, command.output_tokens_max, command.modalities)
-    return Amounts(nano_from_pico(bound), most)
+    bound = bound_nano(price.rates, command.input_tokens_max, command.output_tokens_max, command.modalities)
+    return Amounts(bound, most)
 
 
 def _denied(command: Reserve, balances: Iterable[Balance], amounts: Amounts) -> ReservationDenied | None:
@@ -373,16 +376,17 @@ def _holds(book: Book, use: Unreserved) -> tuple[Hold, ...]:
 
 
 def _billed(book: Book, known: Reservation, command: Settle) -> Price:
-    """The pinned price, or that of other terms of the same book if those were billed.
+    """The pinned price, or that of other terms of the same book, at the pinned factor, if those were billed.
 
-    Terms that have no price are billed at the pinned one, as a guess: at 0 a hard budget would admit any number of them.
+    Terms that have no price are billed at the pinned one, as a guess: at 0 a hard budget would admit any number of them. A
+    price of the tenant's own is that of all terms.
     """
     pinned = Price(known.rates, known.price_version, known.price_source)
     if command.billed is None or known.price_source not in ("book", "book_fuzzy", "unpriced"):
         return pinned
     if command.billed.source == "unpriced" and known.price_source != "unpriced":
         return replace(pinned, source="book_fuzzy")
-    return book.discounted(known.model, command.billed)
+    return book.pinned(known, command.billed)
 
 
 def _guess_of(command: Settle) -> Price | None:
@@ -557,7 +561,7 @@ def _set_budget(book: Book, command: SetBudget) -> tuple[Event, ...]:
         if known is not None and getattr(known, name) != getattr(wanted, name):
             raise BudgetFixed(command.budget_id, field)
     event = _budget_set(wanted)
-    # The shares of a budget are too many to look at; a lowered limit is told with their next cost.
+    # The shares of a budget are too many to look at: each tells of a lowered limit with its next reservation or cost.
     balances = () if wanted.per else (book.balance(wanted, wanted.share_at(command.at, "")),)
     return (event, *_told(book, balances))
 

@@ -142,7 +142,8 @@ def check_biller(provider: str, known: Collection[str], *, own_provider: bool) -
 
 def check_unprefixed(provider: str, model: str, known: Collection[str]) -> None:
     """RequestInvalid if the model's name has its provider in front, as if it were "provider/model"."""
-    if model.startswith(f"{provider}/") and f"{provider}/{model}" not in known:
+    prefixed = model.lower().startswith(f"{provider}/".lower())
+    if prefixed and f"{provider}/{model}".lower() not in (each.lower() for each in known):
         _refuse("model", model, f"must be the name without its provider {provider}", (model.partition("/")[2],))
 
 

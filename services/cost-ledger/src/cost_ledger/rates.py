@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import gcd
 from typing import Final
 
-from synod.common.money import PicoUsd
+from synod.common.money import PICO_PER_NANO, NanoUsd, PicoUsd
 from synod.common.values import UsageLine
 from synod.cost_ledger.events import UnitRate
 
@@ -59,10 +59,20 @@ def cost_pico(card: RateCard, usage: Iterable[UsageLine]) -> PicoUsd:
     return PicoUsd(used + _times(rate_for(card, (REQUESTS,), input_tokens), 1))
 
 
+def bound_nano(
+    card: RateCard, input_tokens_max: int, output_tokens_max: int, modalities: frozenset[str] = frozenset()
+) -> NanoUsd:
+    """What a charge for a request can come to at most: its `bound_pico`, rounded up.
+
+    Each line of a charge may be rounded up by half a pico-USD, so this holds for usage of fewer than 1,000 lines.
+    """
+    return NanoUsd(-(-bound_pico(card, input_tokens_max, output_tokens_max, modalities) // PICO_PER_NANO))
+
+
 def bound_pico(
     card: RateCard, input_tokens_max: int, output_tokens_max: int, modalities: frozenset[str] = frozenset()
 ) -> PicoUsd:
-    """What a request can cost at most, every tier counted that its input may reach, and its fee.
+    """What a request can cost at most, every tier counted that its input may reach, and its fee; rounded up.
 
     Text only, unless `modalities` names more. A line can be billed as cached, written to a cache or as reasoning: the
     dearest counts. Tools that the provider runs, such as searches, are not bounded by tokens.
@@ -70,7 +80,7 @@ def bound_pico(
     reachable = [rate for rate in card if rate.above_input_tokens < max(input_tokens_max, 1)]
     inputs = [rate for rate in reachable if _is_input(rate.unit, modalities)]
     outputs = [rate for rate in reachable if _is_output(rate.unit, modalities)]
-    fee = _times(rate_for(card, (REQUESTS,), input_tokens_max), 1)
+    fee = _at_most(rate_for(card, (REQUESTS,), input_tokens_max), 1)
     return PicoUsd(_dearest(inputs, input_tokens_max) + _dearest(outputs, output_tokens_max) + fee)
 
 
@@ -130,7 +140,11 @@ def _is_output(unit: str, modalities: frozenset[str]) -> bool:
 
 
 def _dearest(rates: Iterable[UnitRate], quantity: int) -> int:
-    return max([_times(rate, quantity) for rate in rates], default=0)
+    return max([_at_most(rate, quantity) for rate in rates], default=0)
+
+
+def _at_most(rate: UnitRate | None, quantity: int) -> int:
+    return 0 if rate is None else -(-rate.pico_usd * quantity // rate.per)
 
 
 def _times(rate: UnitRate | None, quantity: int) -> int:

@@ -10,11 +10,12 @@ that reach into the window, so a cost counts for up to one slice longer than the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from synod.cost_ledger.events import Window
 
@@ -23,6 +24,7 @@ ROLLING_MIN: Final = timedelta(minutes=1)
 ROLLING_MAX: Final = timedelta(days=366)
 LIFETIME: Final = "lifetime"
 
+_HOUR_S: Final = 3_600
 _SLICE_NAME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _SLICES_AHEAD: Final = 1
 """Another replica's clock may be in the next slice already; what it admitted there counts."""
@@ -37,8 +39,15 @@ class Bounds:
 
 
 def zone(name: str) -> tzinfo:
-    """The time zone of an IANA name. Raises ZoneInfoNotFoundError or ValueError for what is none."""
+    """The time zone of an IANA name, UTC for none. Raises ZoneInfoNotFoundError or ValueError for what is none here."""
     return UTC if name in ("", "UTC") else ZoneInfo(name)
+
+
+@cache
+def zone_names() -> frozenset[str]:
+    """The IANA names, and "" for UTC. The first call reads the time zone directory, some hundredths of a second."""
+    # What Debian calls localtime is the clock of the machine, which another may have set otherwise.
+    return frozenset(available_timezones() - {"localtime"} | {"", "UTC"})
 
 
 def window_start(window: Window, at: datetime, time_zone: str = "UTC", rolling_s: int = 0) -> str:
@@ -80,15 +89,22 @@ def bounds(window: Window, at: datetime, time_zone: str = "UTC", rolling_s: int 
     where = zone(time_zone)
     local = at.astimezone(where)
     if window == "hour":
-        return _hour_bounds(at, local)
+        return _hour_bounds(at, local, where)
     first = _first_day(window, local)
     return Bounds(_utc(first, where), _utc(_next_first_day(window, first), where))
 
 
-def _hour_bounds(at: datetime, local: datetime) -> Bounds:
-    into = timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-    start = at.astimezone(UTC) - into
-    return Bounds(start, start + timedelta(hours=1))
+def _hour_bounds(at: datetime, local: datetime, where: tzinfo) -> Bounds:
+    """An hour of the clock, and only the part of it with the same offset: some clocks are changed by half an hour."""
+    into = local.minute * 60 + local.second
+    hour = at.astimezone(UTC).replace(microsecond=0) - timedelta(seconds=into)
+
+    def is_other(second: int) -> bool:
+        return (hour + timedelta(seconds=second)).astimezone(where).utcoffset() != local.utcoffset()
+
+    first = bisect_left(range(into), True, key=lambda second: not is_other(second))
+    end = into + bisect_left(range(into, _HOUR_S), True, key=is_other)
+    return Bounds(hour + timedelta(seconds=first), hour + timedelta(seconds=end))
 
 
 def _first_day(window: Window, local: datetime) -> datetime:

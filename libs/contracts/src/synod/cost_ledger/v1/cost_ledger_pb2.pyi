@@ -1151,6 +1151,7 @@ class SetPriceRequest(_message.Message):
     OWN_PROVIDER_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     model: _builtins.str
+    """One model: `*` is refused."""
     input_pico_usd: _builtins.int
     output_pico_usd: _builtins.int
     cache_read_pico_usd: _builtins.int
