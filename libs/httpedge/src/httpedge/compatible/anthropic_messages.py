@@ -266,7 +266,7 @@ def _system(system: str | tuple[_Said, ...] | None) -> Iterator[pb.Part]:
 def _spoken(field: str, message: _Message) -> Iterator[Turn]:
     """One message, or two: results of tools stand in a user's message here and in one of their own there."""
     if isinstance(message.content, str):
-        yield Turn.of(_ROLES[message.role], [(field, pb.Part(text=message.content))])
+        yield Turn.of_one(_ROLES[message.role], field, pb.Part(text=message.content))
         return
     if not message.content and message.role == "user":
         raise wrong(field, [], "is empty; give text or blocks")

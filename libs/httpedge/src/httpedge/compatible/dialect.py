@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from servicekit.errors import ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
@@ -10,8 +10,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from httpedge.mistakes import Places
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A message as the gateway takes it, and where each of its parts stood in the body."""
 
     message: pb.Message
@@ -20,8 +19,15 @@ class Turn:
     @classmethod
     def of(cls, role: "pb.Role.ValueType", said: Iterable[tuple[str, pb.Part]]) -> "Turn":
         """From parts with their places."""
-        placed = list(said)
-        return cls(pb.Message(role=role, parts=[part for _, part in placed]), [place for place, _ in placed])
+        places, parts = [], []
+        for place, part in said:
+            places.append(place)
+            parts.append(part)
+        return cls(pb.Message(role=role, parts=parts), places)
+
+    @classmethod
+    def of_one(cls, role: "pb.Role.ValueType", place: str, part: pb.Part) -> "Turn":
+        return cls(pb.Message(role=role, parts=[part]), [place])
 
     def extend(self, other: "Turn") -> None:
         self.message.parts.extend(other.message.parts)

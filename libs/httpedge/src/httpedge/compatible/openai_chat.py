@@ -248,7 +248,7 @@ def _turn(field: str, message: _Message) -> Turn:
         if not message.tool_call_id:
             raise wrong(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
         result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(content, message.content))
-        return Turn.of(pb.ROLE_TOOL, [(content, up_to(pb.Part(tool_result=result), _last(message.content)))])
+        return Turn.of_one(pb.ROLE_TOOL, content, up_to(pb.Part(tool_result=result), _last(message.content)))
     if message.content is None and message.role != "assistant":
         raise wrong(content, None, "is missing; give text or parts")
     if message.content == () and message.role == "user":

@@ -247,7 +247,7 @@ def _turns(request: _Request) -> list[Turn]:
 
 
 def _said(field: str, role: "pb.Role.ValueType", text: str) -> Turn:
-    return Turn.of(role, [(field, pb.Part(text=text))])
+    return Turn.of_one(role, field, pb.Part(text=text))
 
 
 def _joined(turns: Iterable[Turn]) -> Iterator[Turn]:
@@ -283,15 +283,15 @@ def _turn(field: str, item: _Item) -> Turn:
         case "function_call":
             arguments = "{}" if item.arguments is None else item.arguments
             call = pb.ToolCall(id=item.call_id or "", name=item.name or "", arguments_json=arguments)
-            return Turn.of(pb.ROLE_ASSISTANT, [(field, pb.Part(tool_call=call))])
+            return Turn.of_one(pb.ROLE_ASSISTANT, field, pb.Part(tool_call=call))
         case "function_call_output":
             if not item.call_id:
                 raise wrong(f"{field}.call_id", "", "is missing; give the id of the call that this answers")
             result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
-            return Turn.of(pb.ROLE_TOOL, [(field, pb.Part(tool_result=result))])
+            return Turn.of_one(pb.ROLE_TOOL, field, pb.Part(tool_result=result))
         case "reasoning":
             thought = openai_reasoning.from_item(field, item.model_dump(exclude_unset=True, exclude_none=True))
-            return Turn.of(pb.ROLE_ASSISTANT, [(field, pb.Part(reasoning=thought))])
+            return Turn.of_one(pb.ROLE_ASSISTANT, field, pb.Part(reasoning=thought))
         case _:
             known = "message, function_call, function_call_output or reasoning"
             raise wrong(f"{field}.type", item.type, f"must be {known}")
