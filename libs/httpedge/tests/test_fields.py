@@ -9,6 +9,7 @@ from anthropic.types.beta import message_count_tokens_params as beta_count_token
 from anthropic.types.beta import message_create_params as beta_create_params
 from httpedge.compatible import anthropic_messages, openai_embeddings, openai_responses
 from httpedge.compatible.anthropic_messages import AnthropicMessages
+from httpedge.compatible.anthropic_reasoning import BLOCKS
 from httpedge.compatible.dialect import Asked
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
@@ -137,6 +138,7 @@ NOTE = {"type": "document", "source": {"type": "text", "media_type": "text/plain
 SAID = {"type": "text", "text": "x"}
 IMAGE = {"type": "base64", "media_type": "image/png", "data": "AA=="}
 SEEN = {"type": "image", "source": IMAGE}
+RESULT = {"type": "tool_result", "tool_use_id": "1"}
 LOOK = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
 PICTURE = {"type": "input_image", "image_url": "https://example.org/a.png"}
 CALLS = [{"id": "1", "function": {"name": "f"}}]
@@ -208,6 +210,22 @@ def by(role: str, *blocks: object) -> Body:
         ("messages", by("user", {"type": "tool_result", "content": "4"}), 'messages.0.content.0.tool_use_id = "": is missing'),
         ("messages", by("user", NOTE | {"citations": {"enabled": True}}), 'messages.0.content.0.citations = {"enabled": true}'),
         ("messages", by("user", NOTE | {"context": "a letter"}), 'messages.0.content.0.context = "a letter": is not supported'),
+        ("messages", by("user"), "messages.0.content = []: is empty"),
+        ("messages", by("user", SEEN | {"source": IMAGE | {"data": ""}}), 'messages.0.content.0.source.data = "": is missing'),
+        ("messages", by("user", SEEN | {"source": {"type": "base64", "data": "AA=="}}), "messages.0.content.0.source.media_type = null: is missing"),
+        ("messages", by("user", SEEN | {"source": {"type": "url"}}), "messages.0.content.0.source.url = null: is missing"),
+        ("messages", by("user", RESULT | {"content": [SAID, 1]}), "messages.0.content.0.content.1 = 1: must be a block"),
+        ("messages", by("user", RESULT | {"content": [SAID | {"text": 5}]}), "messages.0.content.0.content.0.text = 5: input should"),
+        ("chat", by("user"), "messages.0.content = []: is empty"),
+        ("chat", by("user", {"type": "image_url", "image_url": {"url": ""}}), 'messages.0.content.0.image_url.url = "": is missing'),
+        ("chat", by("user", {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}), 'messages.0.content.0.image_url.url = "data:image/png;base64,": must be data:'),
+        ("chat", by("user", {"type": "image_url", "image_url": {"url": "data:;base64,AA=="}}), 'messages.0.content.0.image_url.url = "data:;base64,AA==": must be data:'),
+        ("chat", by("user", {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}), 'messages.0.content.0.input_audio.data = "": is missing'),
+        ("chat", {"tool_choice": {"type": "function", "function": {"name": ""}}}, 'tool_choice.function.name = "": string should'),
+        ("responses", {"tool_choice": {"type": "function", "name": ""}}, 'tool_choice.name = "": string should'),
+        ("responses", {"input": [{"role": "user", "content": []}]}, "input.0.content = []: is empty"),
+        ("responses", {"input": [{"role": "user"}]}, "input.0.content = null: is empty"),
+        ("responses", {"input": [{"role": "assistant", "content": "x", "phase": "commentary"}]}, 'input.0.phase = "commentary": is not supported'),
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_left_out_silently_is_refused_by_its_place(path: str, more: Body, told: str) -> None:
@@ -227,6 +245,128 @@ def test_an_option_that_would_be_left_out_silently_is_refused_by_its_place(path:
 )
 def test_what_comes_back_as_it_was_given_and_usual_options_are_taken(path: str, more: Body) -> None:
     assert parsed(path, **more) is not None
+
+
+FOUND = {
+    "type": "web_search_result",
+    "url": "https://e.org",
+    "title": "t",
+    "encrypted_content": "E==",
+    "page_age": None,
+}
+CITED = {"type": "text", "text": "4", "citations": [{"type": "char_location", "cited_text": "4", "start": 2**64}]}
+WHOLE: Mapping[str, Body] = {
+    "thinking": {"thinking": "hm", "signature": "EqQB/+=="},
+    "redacted_thinking": {"data": "R=="},
+    "server_tool_use": {
+        "id": "s1",
+        "name": "web_search",
+        "input": {"n": 2**64, "x": 1.5},
+        "caller": {"type": "direct"},
+    },
+    "web_search_tool_result": {"tool_use_id": "s1", "content": [FOUND], "cache_control": {"type": "ephemeral"}},
+    "code_execution_tool_result": {"content": {"type": "code_execution_result", "content": [{"file_id": "f"}]}},
+    "bash_code_execution_tool_result": {"content": {"stdout": "4", "return_code": 0}},
+    "text_editor_code_execution_tool_result": {"content": {"lines": ["a"], "old_start": None}},
+    "tool_search_tool_result": {"content": {"tool_references": [{"type": "tool_reference", "tool_name": "f"}]}},
+    "web_fetch_tool_result": {"content": {"url": "https://e.org", "content": NOTE | {"citations": {"enabled": True}}}},
+    "mcp_tool_use": {"id": "m1", "name": "f", "server_name": "s", "input": {}},
+    "mcp_tool_result": {"tool_use_id": "m1", "is_error": False, "content": [CITED]},
+    "compaction": {"content": "in short", "encrypted_content": None},
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_block_of_a_provider_goes_back_to_it_whole(kind: str) -> None:
+    block = {"type": kind, **WHOLE[kind]}
+    asked = parsed("messages", **by("assistant", block))
+    assert isinstance(asked, Asked)
+    (part,) = asked.request.messages[0].parts
+    assert json.loads(part.reasoning.signature) == block
+
+
+BIG = 123456789012345678901234567890
+BOUND = {"type": "integer", "maximum": BIG}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "sent"),
+    [
+        ("chat", {"tools": [{"type": "function", "function": {"name": "f", "parameters": BOUND}}]}, "tools"),
+        ("chat", {"response_format": {"type": "json_schema", "json_schema": {"schema": BOUND}}}, "output_format"),
+        ("responses", {"tools": [{"type": "function", "name": "f", "parameters": BOUND}]}, "tools"),
+        ("responses", {"text": {"format": {"type": "json_schema", "schema": BOUND}}}, "output_format"),
+        ("responses", {"input": [{"type": "reasoning", "encrypted_content": "E==", "n": BIG}]}, "messages"),
+        ("messages", {"tools": [{"name": "f", "input_schema": BOUND}]}, "tools"),
+        ("messages", {"output_config": {"format": {"type": "json_schema", "schema": BOUND}}}, "output_format"),
+        ("messages", by("assistant", CALL | {"input": {"n": BIG}}), "messages"),
+    ],
+)
+def test_an_integer_of_any_length_is_carried_on_as_it_is(path: str, more: Body, sent: str) -> None:
+    asked = parsed(path, **more)
+    assert isinstance(asked, Asked)
+    assert str(BIG) in str(getattr(asked.request, sent))
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "places"),
+    [
+        (
+            "messages",
+            {
+                "system": "Be brief.",
+                "messages": [
+                    {"role": "user", "content": "Hi"},
+                    {"role": "assistant", "content": [SAID, CALL]},
+                    {"role": "user", "content": [SEEN, RESULT]},
+                    {"role": "assistant", "content": []},
+                ],
+            },
+            [
+                ["system"],
+                ["messages.0.content"],
+                ["messages.1.content.0", "messages.1.content.1"],
+                ["messages.2.content.1"],
+                ["messages.2.content.0"],
+                [],
+            ],
+        ),
+        (
+            "chat",
+            {
+                "messages": [
+                    {"role": "user", "content": [SAID, LOOK]},
+                    {"role": "assistant", "content": "x", "refusal": "no", "tool_calls": CALLS},
+                    {"role": "tool", "tool_call_id": "1", "content": [SAID]},
+                ]
+            },
+            [
+                ["messages.0.content.0", "messages.0.content.1"],
+                ["messages.1.content", "messages.1.refusal", "messages.1.tool_calls.0"],
+                ["messages.2.content"],
+            ],
+        ),
+        (
+            "responses",
+            {
+                "instructions": "Be brief.",
+                "input": [
+                    {"role": "user", "content": [PICTURE]},
+                    {"type": "reasoning", "encrypted_content": "E=="},
+                    {"role": "assistant", "content": "x"},
+                    {"type": "function_call", "call_id": "1", "name": "f"},
+                    {"type": "function_call_output", "call_id": "1", "output": "4"},
+                ],
+            },
+            [["instructions"], ["input.0.content.0"], ["input.1", "input.2.content", "input.3"], ["input.4"]],
+        ),
+        ("responses", {}, [["input"]]),
+    ],
+)
+def test_each_part_is_known_by_the_place_where_it_stood(path: str, more: Body, places: object) -> None:
+    asked = parsed(path, **more)
+    assert isinstance(asked, Asked)
+    assert asked.places == places
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,28 @@ def test_results_of_parallel_calls_are_one_turn_and_come_first() -> None:
     ]
 
 
+def test_empty_texts_are_left_out_and_with_them_an_assistant_who_said_nothing() -> None:
+    history = (
+        Message("user", (Text("go"), Text(""))),
+        Message("assistant", (Text(""), Refusal(""))),
+        Message("user", (Text("on"),)),
+        Message("assistant", (Text(""), ToolCall("1", "search", ""))),
+        Message("tool", (ToolResult("1", ""),)),
+        Message("user", (Text(""),)),
+    )
+
+    first, call, result = sent(replace(ASKED, messages=history))["messages"]  # type: ignore[misc]
+    assert first["content"] == [{"type": "text", "text": "go"}, {"type": "text", "text": "on"}]
+    assert [block["type"] for block in call["content"]] == ["tool_use"]
+    assert [block["type"] for block in result["content"]] == ["tool_result"]
+
+
+def test_a_turn_of_the_user_that_is_empty_is_refused_before_it_is_sent() -> None:
+    history = (*ASKED.messages, Message("assistant", (Text("yes?"),)), Message("user", (Text(""),)))
+    with pytest.raises(RequestRejected, match="give it text or leave it out"):
+        sent(replace(ASKED, messages=history))
+
+
 def test_reasoning_and_opaque_parts_go_back_byte_for_byte() -> None:
     odd = b'{"type":"thinking",  "signature":"\\u00e9=="}'
     history = Message("assistant", (Reasoning("", NAME, odd), Opaque(NAME, b'{"type": "x", "n": 1.0}')))

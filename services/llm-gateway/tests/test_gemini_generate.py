@@ -269,6 +269,29 @@ def test_how_much_to_think_is_said_by_level_or_by_number(more: dict[str, object]
     assert config.get("thinkingConfig") == wire
 
 
+def test_empty_texts_are_left_out_unless_they_bear_a_signature() -> None:
+    signature = Reasoning("", NAME, b'{"thoughtSignature":"c2ln"}')
+    history = (
+        Message("user", (Text(""), Text("go"))),
+        Message("assistant", (Text(""),)),
+        Message("user", (Text("on"),)),
+        Message("assistant", (signature, Text(""), Text(""), ToolCall("c", "f", "{}"))),
+        Message("user", (Text("well?"),)),
+    )
+    user, model, _ = body(ModelRequest("gemini-3-pro", history))["contents"]  # type: ignore[misc]
+
+    assert user["parts"] == [{"text": "go"}, {"text": "on"}]
+    assert model["parts"] == [
+        {"text": "", "thoughtSignature": "c2ln"},
+        {"functionCall": {"id": "c", "name": "f", "args": {}}},
+    ]
+
+
+def test_a_turn_of_the_user_that_is_empty_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(RequestRejected, match="give it text or leave it out"):
+        body(asked(Text("")))
+
+
 def test_a_result_without_its_call_is_refused_before_it_is_sent() -> None:
     with pytest.raises(RequestRejected, match="no call 'c1' has the result"):
         body(asked(ToolResult("c1", "12")))

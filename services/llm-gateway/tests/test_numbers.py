@@ -1,6 +1,9 @@
 """Tool arguments and results with integers beyond 64 bits, as amounts of some currencies are: the same in and out."""
 
+from collections.abc import Callable
+
 import pytest
+from llm_gateway.counting import request_bound
 from llm_gateway.domain import (
     Completed,
     Message,
@@ -11,10 +14,19 @@ from llm_gateway.domain import (
     ToolCallDelta,
     ToolResult,
 )
-from llm_gateway.providers import anthropic_messages_request, gemini_generate_request, numbers
+from llm_gateway.providers import (
+    anthropic_messages_request,
+    gemini_generate_request,
+    openai_chat_request,
+    openai_responses_request,
+)
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
+from llm_gateway.providers.openai_chat_request import ChatWire
 from llm_gateway.providers.sse import SseEvent
+from llm_gateway.translate import to_model_request
+from servicekit import numbers
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 WEI = "123456789012345678901234567"
 ARGUMENTS = f'{{"wei":{WEI},"to":"größe"}}'
@@ -70,9 +82,28 @@ def test_what_goes_back_says_it_too(body: bytes) -> None:
     assert numbers.dumps(numbers.loads(body)) == body
 
 
-def test_numbers_of_any_length_are_read_and_written_and_what_is_no_json_is_not() -> None:
-    text = f'{{"a":{WEI},"b":-{WEI},"c":18446744073709551615,"d":1.5,"e":"ü"}}'.encode()
-    assert numbers.dumps(numbers.loads(text)) == text
-    for wrong in (b"NaN", b"[1e999]", b'"\xff"', b"9" * 5000, b"{"):
-        with pytest.raises(ValueError, match=r".+"):
-            numbers.loads(wrong)
+SCHEMA = {"type": "object", "properties": {"wei": {"type": "integer", "maximum": int(WEI)}}}
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda request: anthropic_messages_request.encode(request, stream=False),
+        gemini_generate_request.encode,
+        lambda request: openai_chat_request.encode(request, ChatWire(), stream=False),
+        lambda request: openai_responses_request.encode(request, stream=False),
+    ],
+    ids=["anthropic", "gemini", "chat", "responses"],
+)
+def test_a_schema_says_the_number_that_the_caller_wrote(encode: Callable[[ModelRequest], bytes]) -> None:
+    schema = numbers.dumps(SCHEMA).decode()
+    asked = pb.GenerateRequest(
+        request_id="r",
+        model="m",
+        messages=[pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="pay")])],
+        tools=[pb.Tool(name="pay", parameters_json=schema)],
+        output_format=pb.OutputFormat(kind="json_schema", json_schema=schema),
+    )
+    request = to_model_request(asked)
+    assert encode(request).count(f'"maximum":{WEI}'.encode()) == 2
+    assert request_bound(request) > 0

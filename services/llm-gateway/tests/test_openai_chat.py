@@ -109,6 +109,22 @@ def test_a_history_with_tools_goes_back_in_the_order_of_the_wire() -> None:
     ]
 
 
+def test_empty_texts_are_left_out_and_with_them_an_assistant_who_said_nothing() -> None:
+    history = (
+        Message("user", (Text(""), Image("", url="https://e.org/a"))),
+        Message("assistant", (Text(""), Reasoning("hm", "openai-chat", b"hm"))),
+        Message("assistant", (Text(""), ToolCall("1", "search", ""))),
+        Message("user", (ToolResult("1", ""), Text(""))),
+        Message("user", (Text(""),)),
+    )
+    shown, called, result, said = sent(replace(ASKED, messages=history))["messages"]  # type: ignore[misc]
+
+    assert [part["type"] for part in shown["content"]] == ["image_url"]
+    assert (called["content"], len(called["tool_calls"])) == (None, 1)
+    assert result == {"role": "tool", "tool_call_id": "1", "content": ""}
+    assert said == {"role": "user", "content": ""}  # which the API takes, and answers
+
+
 def test_images_and_files_are_sent_as_content_parts() -> None:
     parts = (Text("see"), Image("image/png", b"\x01"), Image("", url="https://e.org/a"), File("text/plain", "a", b"b"))
     wire = sent(replace(ASKED, messages=(Message("user", parts),)))

@@ -15,7 +15,9 @@ from llm_gateway.domain import (
     ModelResponse,
     OutputFormat,
     Reasoning,
+    Refusal,
     Text,
+    ToolCall,
     ToolChoice,
     ToolResult,
     ToolSpec,
@@ -166,6 +168,31 @@ def test_media_tools_and_format_stand_where_the_documentation_says() -> None:
         "summary": "auto"
     }
     assert "reasoning" not in body(replace(request, reasoning_effort=None, reasoning_mode="adaptive"))
+
+
+def test_pieces_of_what_an_assistant_said_stay_apart() -> None:
+    said = Message("assistant", (Text("I will look."), Text("Done."), Refusal("No.")))
+    _, sent = body(ModelRequest("m", (USER, said)))["input"]  # type: ignore[misc]
+    assert sent["content"] == [
+        {"type": "output_text", "text": "I will look."},
+        {"type": "output_text", "text": "Done."},
+        {"type": "refusal", "refusal": "No."},
+    ]
+
+
+def test_empty_texts_are_left_out_and_with_them_an_assistant_who_said_nothing() -> None:
+    history = (
+        Message("user", (Text(""), Text("Hi"))),
+        Message("assistant", (Text(""),)),
+        Message("assistant", (Text(""), ToolCall("c", "f", "{}"))),
+        Message("tool", (ToolResult("c", ""),)),
+        Message("user", (Text(""),)),
+    )
+    user, call, result, last = body(ModelRequest("m", history))["input"]  # type: ignore[misc]
+
+    assert user["content"] == [{"type": "input_text", "text": "Hi"}]
+    assert (call["type"], result["type"], result["output"]) == ("function_call", "function_call_output", "")
+    assert last["content"] == [{"type": "input_text", "text": ""}]  # which the API takes, and answers
 
 
 def test_a_failed_tool_says_so_in_its_result() -> None:

@@ -303,6 +303,23 @@ async def test_what_the_gateway_refuses_is_told_by_the_name_of_the_header(system
     assert body["error"]["message"].startswith("synod-agent = 'aaa")  # type: ignore[index]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_gateway_refuses_of_a_part_is_told_by_the_place_where_it_stood(
+    system: System, stream: bool
+) -> None:
+    unsound = InvalidArgument("messages[2].parts[0].reasoning.signature", b"{}", "must be what a model answered")
+    system.fake.refusals = dict.fromkeys(("Generate", "Stream", "CountTokens"), unsound)
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "4"}
+    history = [{"role": "user", "content": [result]}, {"role": "assistant", "content": [json.loads(SIGNED)]}]
+    told = "messages.1.content.0 = b'{}': must be what a model answered"
+
+    asked = CHAT | {"system": "Be brief.", "messages": history}
+    status, body = await posted(system, "/v1/messages", asked | {"max_tokens": 9, "stream": stream})
+    assert (status, body["error"]["message"]) == (400, told)  # type: ignore[index]
+    status, body = await posted(system, "/v1/messages/count_tokens", asked)
+    assert (status, body["error"]["message"]) == (400, told)  # type: ignore[index]
+
+
 async def test_every_answer_keeps_browsers_safe_and_is_kept_by_none(system: System) -> None:
     async with system.http.get("/v1/nothing") as response:
         told = response.headers
@@ -686,6 +703,46 @@ async def test_a_stream_ends_in_one_done(system: System) -> None:
     assert (last, found.count("[DONE]")) == ("[DONE]", 1)
     assert json.loads(chunks[-1])["usage"]["prompt_tokens"] == 7
     assert [json.loads(chunk)["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None, None, "stop"]
+
+
+@pytest.mark.parametrize(
+    ("event", "content"),
+    [
+        (pb.StreamEvent(text_delta="Hello"), ""),
+        (pb.StreamEvent(tool_call_delta=pb.ToolCallDelta(index=0, id="call_1", name="lookup")), None),
+        (pb.StreamEvent(refusal_delta="No"), None),
+        (None, None),
+    ],
+    ids=["text", "call", "refusal", "nothing"],
+)
+async def test_a_stream_begins_with_an_empty_text_only_where_text_follows(
+    system: System, event: pb.StreamEvent | None, content: str | None
+) -> None:
+    system.fake.model_events = [STARTED, *([event] if event else []), pb.StreamEvent(sequence=9, completed=answer())]
+    chunks = [json.loads(chunk) for chunk in (await frames(system, "/v1/chat/completions", CHAT))[:-1]]
+    roles = [chunk["choices"][0]["delta"].get("role") for chunk in chunks]
+
+    assert chunks[0]["choices"][0]["delta"]["content"] == content
+    assert roles == ["assistant", *[None] * (len(chunks) - 1)]
+
+
+async def test_a_number_of_any_length_is_the_same_in_whole_and_in_streamed_answers(system: System) -> None:
+    number = 123456789012345678901234567890
+    call = pb.ToolCall(id="call_1", name="pay", arguments_json=f'{{"wei":{number}}}')
+    paid = answer(pb.Part(tool_call=call), finish="tool_calls")
+    system.fake.answer, system.fake.model_events = paid, [pb.StreamEvent(sequence=1, completed=paid)]
+    schema = {"type": "object", "properties": {"wei": {"type": "integer", "maximum": number}}}
+    async with anthropic_sdk(system) as client:
+        more: Any = {"model": MODEL, "max_tokens": 9, "tools": [{"name": "pay", "input_schema": schema}]}
+        whole = await client.messages.create(messages=USER, **more)
+        history = [*USER, {"role": "assistant", "content": whole.content}, *USER]
+        async with client.messages.stream(messages=history, **more) as stream:
+            streamed = await stream.get_final_message()
+
+    assert [message.content[0].input for message in (whole, streamed)] == [{"wei": number}] * 2  # type: ignore[union-attr]
+    said = asked(system, "Stream")
+    assert said.messages[1].parts[0].tool_call.arguments_json == call.arguments_json
+    assert json.loads(said.tools[0].parameters_json) == schema
 
 
 async def test_usage_that_was_not_asked_for_is_not_sent(system: System) -> None:

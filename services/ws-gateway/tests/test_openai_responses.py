@@ -143,6 +143,22 @@ async def test_what_belongs_together_is_one_message(system: System) -> None:
     assert [part.tool_result.content for part in messages[2].parts] == ["12", "13"]
 
 
+async def test_messages_of_an_assistant_in_a_row_stay_apart_unless_a_call_waits_for_its_result(system: System) -> None:
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+    history = [
+        {"role": "assistant", "content": "I will look."},
+        {"type": "reasoning", "summary": [], "encrypted_content": "E=="},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Done."}]},
+        call,
+        {"role": "assistant", "content": "Wait."},
+        {"type": "function_call_output", "call_id": "1", "output": "12"},
+    ]
+    await created(system, answer(TEXT), input=history)
+
+    kinds = [[part.WhichOneof("part") for part in message.parts] for message in asked(system).messages]
+    assert kinds == [["text", "reasoning"], ["text", "tool_call", "text"], ["tool_result"]]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

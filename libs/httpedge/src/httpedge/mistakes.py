@@ -1,12 +1,15 @@
 """What is wrong with a request, told in the words of who sent it: one field, its value as JSON, and what to do. Pure."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from servicekit.errors import InvalidArgument
 
 Place = tuple[int | str, ...]
+Places = Sequence[Sequence[str]]
+"""Where the parts of each message stood in the body; the gateway counts other messages and other parts."""
 
 FIELD_CHARS_MAX: Final = 100
 """Of a field's name in a refusal: who sends one that there is not may send any."""
@@ -24,6 +27,9 @@ _SENT_AS: Final[Mapping[str, str]] = {
     "texts": "input",
 }
 """The gateway's name of what callers send under another, as a header or in a body."""
+
+
+_PART: Final = re.compile(r"messages\[(\d+)\]\.parts\[(\d+)\].*")
 
 
 class _Shown(str):
@@ -48,13 +54,23 @@ def as_sent(error: InvalidArgument) -> InvalidArgument:
     """What the gateway refuses, with the name that the caller knows."""
     for known, sent in _SENT_AS.items():
         if error.field == known or error.field.startswith((f"{known}.", f"{known}[")):
-            field = sent + error.field.removeprefix(known)
-            return InvalidArgument(field, _Shown(error.metadata.get("value", "")), error.problem, reason=error.reason)
+            return _renamed(error, sent + error.field.removeprefix(known))
     return error
 
 
-def mistake(found: Sequence[Mapping[str, Any]], data: object) -> InvalidArgument:
-    """The first of the errors that pydantic found in `data`, named by the path a caller knows.
+def in_place(error: InvalidArgument, places: Places) -> InvalidArgument:
+    """What the gateway refuses of a part of a message, with the place where the caller had it."""
+    if found := _PART.fullmatch(error.field):
+        return _renamed(error, places[int(found[1])][int(found[2])])
+    return error
+
+
+def _renamed(error: InvalidArgument, field: str) -> InvalidArgument:
+    return InvalidArgument(field, _Shown(error.metadata.get("value", "")), error.problem, reason=error.reason)
+
+
+def mistake(found: Sequence[Mapping[str, Any]], data: object, *, within: str = "") -> InvalidArgument:
+    """The first of the errors that pydantic found in `data`, named by the path a caller knows; `within` is where that stands.
 
     Of a field that may be this or that, pydantic tells what is wrong with it as each: the one that got furthest is meant.
     """
@@ -67,7 +83,7 @@ def mistake(found: Sequence[Mapping[str, Any]], data: object) -> InvalidArgument
         return wrong("body", sent, "is JSON only with the header Content-Type: application/json; send it")
     value = None if meant["type"] == "missing" else meant.get("input")
     place = _path(meant["loc"], data, missing=meant["type"] == "missing")
-    where = ".".join(map(str, place)) or "body"
+    where = ".".join(map(str, (*filter(None, [within]), *place))) or "body"
     return wrong(where, value, _WORDS.get(meant["type"]) or _sentence(meant["msg"]))
 
 

@@ -8,7 +8,7 @@ generous. The bound serves for reservations, which must never be too small; what
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import orjson
+from servicekit import numbers
 
 from llm_gateway.documents import pages_bound
 from llm_gateway.domain import (
@@ -66,7 +66,7 @@ def input_bound(
 ) -> int:
     """At least as many tokens as any provider counts for this input; `image_tokens` is the most for one image."""
     parts = sum([PART_TOKENS + _part(part, image_tokens) for message in messages for part in message.parts])
-    schema = len(orjson.dumps(format.schema)) if format else 0
+    schema = len(numbers.dumps(format.schema)) if format else 0
     return REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + parts + _tools(tools) + schema
 
 
@@ -110,7 +110,7 @@ def plain_usage(input_tokens: int, output_tokens: int) -> Usage:
 def _tools(tools: Sequence[ToolSpec]) -> int:
     if not tools:
         return 0
-    texts = (len(_bytes(tool.name, tool.description)) + len(orjson.dumps(tool.parameters)) for tool in tools)
+    texts = (len(_bytes(tool.name, tool.description)) + len(numbers.dumps(tool.parameters)) for tool in tools)
     return TOOLS_TOKENS + sum(TOOL_TOKENS + size for size in texts)
 
 

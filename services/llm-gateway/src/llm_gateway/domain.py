@@ -144,8 +144,17 @@ class Message:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
     @property
+    def said(self) -> tuple[Part, ...]:
+        """The parts without empty texts, which providers refuse or take for messages of their own."""
+        return tuple([part for part in self.parts if not is_empty(part)])
+
+    @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         return tuple(part for part in self.parts if isinstance(part, ToolCall))
+
+
+def is_empty(part: Part) -> bool:
+    return isinstance(part, Text | Refusal) and not part.text
 
 
 # --- request --------------------------------------------------------------------------------------------------------

@@ -47,9 +47,11 @@ A retryable error after content was delivered (`content_delivered`) must not be 
 seen a part of another answer.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from synod.common.values import Failure
+
+EMPTY_TURN: Final = "a message of the user's is empty, which this provider does not take; give it text or leave it out"
 
 
 class GatewayError(Exception):

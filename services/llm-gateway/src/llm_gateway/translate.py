@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, get_args
 
-import orjson
 from eventlog.records import Context
 from google.protobuf.duration_pb2 import Duration
+from servicekit import numbers
 from servicekit.errors import (
     AlreadyExists,
     ErrorMap,
@@ -513,8 +513,8 @@ def _tool(field: str, tool: pb.Tool) -> ToolSpec:
 
 def _schema(field: str, text: str) -> JsonObject:
     try:
-        schema: object = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError as error:
+        schema: object = numbers.loads(text or "{}")
+    except ValueError as error:
         raise InvalidArgument(field, text, f"is not JSON: {error}") from None
     if not isinstance(schema, Mapping):
         raise InvalidArgument(field, text, "must be a JSON Schema, that is a JSON object")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from servicekit.errors import ServiceError
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
@@ -11,9 +11,10 @@ from httpedge.compatible import failures
 from httpedge.compatible.anthropic_messages_answer import MessageWriter, message
 from httpedge.compatible.anthropic_reasoning import BLOCKS, from_block
 from httpedge.compatible.caching import CacheAsked
-from httpedge.compatible.dialect import Asked, Writer
+from httpedge.compatible.dialect import Asked, CountAsked, Turn, Writer
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
 from httpedge.compatible.wire import (
+    MISSING,
     NOT_SUPPORTED,
     Count,
     Effort,
@@ -28,9 +29,10 @@ from httpedge.compatible.wire import (
     read,
     refuse,
     refuse_other,
+    required,
     text_of,
 )
-from httpedge.mistakes import wrong
+from httpedge.mistakes import mistake, wrong
 
 _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "system": pb.ROLE_SYSTEM,
@@ -89,7 +91,7 @@ class _Block(WireModel):
     name: str | None = None
     input: JsonObject | None = None
     tool_use_id: str | None = None
-    content: str | tuple[_Said, ...] | object = None
+    content: object = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
     citations: object = None
@@ -176,7 +178,9 @@ class AnthropicMessages:
     def parse(self, body: bytes, request_id: str, created: int) -> Asked:
         request = read(_Request, body)
         _check(request)
-        return Asked(_generate(request, request_id), bool(request.stream), True, created)
+        turns = list(_turns(request))
+        places = [turn.places for turn in turns]
+        return Asked(_generate(request, request_id, turns), bool(request.stream), True, created, places)
 
     def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
         return message(answer)
@@ -188,11 +192,14 @@ class AnthropicMessages:
         return failures.anthropic(error)
 
 
-def parse_countable(body: bytes) -> pb.CountTokensRequest:
+def parse_countable(body: bytes) -> CountAsked:
     """Raises InvalidArgument."""
     request = read(_Countable, body)
     refuse(request, _NOT_COUNTED)
-    return pb.CountTokensRequest(model=request.model, messages=_messages(request), tools=_tools(request), exact=True)
+    turns = list(_turns(request))
+    messages = [turn.message for turn in turns]
+    counted = pb.CountTokensRequest(model=request.model, messages=messages, tools=_tools(request), exact=True)
+    return CountAsked(counted, [turn.places for turn in turns])
 
 
 def _check(request: _Request) -> None:
@@ -208,12 +215,12 @@ def _check(request: _Request) -> None:
         raise wrong("tool_choice.name", "", "is missing; give the name of a tool")
 
 
-def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
+def _generate(request: _Request, request_id: str, turns: Sequence[Turn]) -> pb.GenerateRequest:
     choice, config, thinking = request.tool_choice, request.output_config or _OutputConfig(), request.thinking
     return pb.GenerateRequest(
         request_id=request_id,
         model=request.model,
-        messages=_messages(request),
+        messages=[turn.message for turn in turns],
         tools=_tools(request),
         tool_choice=_choice(choice),
         output_format=_format(config.format),
@@ -249,11 +256,11 @@ def _budget(request: _Request) -> int | None:
     return thinking.budget_tokens
 
 
-def _messages(request: _Countable) -> list[pb.Message]:
-    system = list(_system(request.system))
-    told = [pb.Message(role=pb.ROLE_SYSTEM, parts=system)] if system else []
-    spoken = (turn for index, one in enumerate(request.messages) for turn in _turns(f"messages.{index}.content", one))
-    return [*told, *spoken]
+def _turns(request: _Countable) -> Iterator[Turn]:
+    if system := [("system", part) for part in _system(request.system)]:
+        yield Turn.of(pb.ROLE_SYSTEM, system)
+    for index, said in enumerate(request.messages):
+        yield from _spoken(f"messages.{index}.content", said)
 
 
 def _system(system: str | tuple[_Said, ...] | None) -> Iterator[pb.Part]:
@@ -269,21 +276,29 @@ def _system(system: str | tuple[_Said, ...] | None) -> Iterator[pb.Part]:
             piece = ""
 
 
-def _turns(field: str, message: _Message) -> Iterator[pb.Message]:
+def _spoken(field: str, message: _Message) -> Iterator[Turn]:
     """One message, or two: results of tools stand in a user's message here and in one of their own there."""
     if isinstance(message.content, str):
-        yield pb.Message(role=_ROLES[message.role], parts=[pb.Part(text=message.content)])
+        yield Turn.of_one(_ROLES[message.role], field, pb.Part(text=message.content))
         return
+    if not message.content and message.role == "user":
+        raise wrong(field, [], "is empty; give text or blocks")
     blocks = [(f"{field}.{index}", block) for index, block in enumerate(message.content)]
     _check_blocks(_BLOCKS[message.role], blocks)
     results = [
-        up_to(_result(where, block), block.cache_control) for where, block in blocks if block.type == "tool_result"
+        (where, up_to(_result(where, block), block.cache_control))
+        for where, block in blocks
+        if block.type == "tool_result"
     ]
     if results:
-        yield pb.Message(role=pb.ROLE_TOOL, parts=results)
-    parts = [up_to(_part(where, block), block.cache_control) for where, block in blocks if block.type != "tool_result"]
-    if parts:
-        yield pb.Message(role=_ROLES[message.role], parts=parts)
+        yield Turn.of(pb.ROLE_TOOL, results)
+    parts = [
+        (where, up_to(_part(where, block), block.cache_control))
+        for where, block in blocks
+        if block.type != "tool_result"
+    ]
+    if parts or not results:
+        yield Turn.of(_ROLES[message.role], parts)
 
 
 def _check_blocks(allowed: Sequence[str], blocks: Iterable[tuple[str, _Block]]) -> None:
@@ -296,7 +311,7 @@ def _check_blocks(allowed: Sequence[str], blocks: Iterable[tuple[str, _Block]]) 
 def _result(field: str, block: _Block) -> pb.Part:
     if not block.tool_use_id:
         raise wrong(f"{field}.tool_use_id", "", "is missing; give the id of the call that this answers")
-    content = _text(f"{field}.content", block.content)
+    content = _text(f"{field}.content", _pieces(f"{field}.content", block.content))
     return pb.Part(
         tool_result=pb.ToolResult(tool_call_id=block.tool_use_id, content=content, is_error=bool(block.is_error))
     )
@@ -318,27 +333,44 @@ def _part(field: str, block: _Block) -> pb.Part:
 def _medium(field: str, block: _Block) -> pb.Part:
     source = block.source
     if source is None:
-        raise wrong(f"{field}.source", None, "is missing; give it")
+        raise wrong(f"{field}.source", None, MISSING)
     if source.type == "url" and block.type == "image":
-        return pb.Part(image=pb.Image(url=source.url or ""))
+        return pb.Part(image=pb.Image(url=required(f"{field}.source.url", source.url)))
     if source.type == "url":
         raise wrong(f"{field}.source.type", "url", "send the document itself, as base64 or text")
     if block.citations not in (None, {"enabled": False}):
         raise wrong(f"{field}.citations", block.citations, NOT_SUPPORTED)
     refuse(block, ("context",), within=field)
-    said, media_type = source.data or "", source.media_type or ""
+    said = required(f"{field}.source.data", source.data)
+    media_type = required(f"{field}.source.media_type", source.media_type)
     data = said.encode() if source.type == "text" else decoded(f"{field}.source.data", said)
     if block.type == "image":
         return pb.Part(image=pb.Image(media_type=media_type, data=data))
     return pb.Part(file=pb.File(media_type=media_type, name=block.title or "document", data=data))
 
 
-def _text(field: str, content: object) -> str:
-    """Raises InvalidArgument for anything else than text: the model would not see it."""
+def _pieces(field: str, content: object) -> str | tuple[_Said, ...] | None:
+    """What a tool answered, which is read here because the content of other blocks may be anything."""
     if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, tuple):
+        return content
+    if not isinstance(content, list):
         raise wrong(field, content, "must be text, or a list of blocks of text")
+    return tuple([_piece(f"{field}.{index}", block) for index, block in enumerate(content)])
+
+
+def _piece(field: str, block: object) -> _Said:
+    if not isinstance(block, dict):
+        raise wrong(field, block, "must be a block of text")
+    try:
+        return _Said.model_validate(block)
+    except ValidationError as error:
+        raise mistake(error.errors(include_url=False), block, within=field) from None
+
+
+def _text(field: str, content: str | tuple[_Said, ...] | None) -> str:
+    """Raises InvalidArgument for anything else than text: the model would not see it."""
+    if not isinstance(content, tuple):
+        return content or ""
     for index, said in enumerate(content):
         if said.type != "text":
             raise wrong(f"{field}.{index}.type", said.type, "only text is supported here; leave it out")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-import orjson
 from opentelemetry.trace import Span, SpanKind
+from servicekit import numbers
 from servicekit.clock import Clock
 from servicekit.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 from servicekit.health import Health
@@ -26,10 +26,10 @@ from httpedge import http, problems
 from httpedge.callers import Caller, Callers, require_credential
 from httpedge.compatible import caching, failures, left_out, models, openai_embeddings, openai_responses
 from httpedge.compatible.anthropic_messages import AnthropicMessages, parse_countable
-from httpedge.compatible.dialect import Asked, Dialect
+from httpedge.compatible.dialect import Asked, CountAsked, Dialect
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
-from httpedge.mistakes import as_sent, cut, wrong
+from httpedge.mistakes import as_sent, cut, in_place, wrong
 from httpedge.model_calls import ModelCalls
 from httpedge.security import SECURITY
 from httpedge.tags import to_tags
@@ -86,7 +86,7 @@ class Exchange:
         return self.wire.headers
 
     async def answer(self, body: Mapping[str, object], status: int = 200, **more: str) -> None:
-        data = orjson.dumps(body)
+        data = numbers.dumps(body)
         self.told(self.wire, status)
         await self.wire.whole(status, _JSON + self._named(more), data)
 
@@ -185,9 +185,12 @@ class Compatible:
         if policy := caching.from_header(exchange.headers):
             asked.request.cache.CopyFrom(policy)
         _end_when_gone(exchange)
-        if asked.stream:
-            await self._stream(exchange, asked, caller)
-            return
+        try:
+            await (self._stream if asked.stream else self._whole)(exchange, asked, caller)
+        except InvalidArgument as error:
+            raise in_place(error, asked.places) from None
+
+    async def _whole(self, exchange: Exchange, asked: Asked, caller: Caller) -> None:
         answer = await self._models.generate(asked.request, caller, self._patience_s(exchange))
         more = caching.told(answer.cache) | left_out.told(answer.warnings)
         await exchange.answer(exchange.dialect.whole(answer, asked), 200, **more)
@@ -225,15 +228,20 @@ class Compatible:
         await exchange.answer(openai_embeddings.answer(found, asked), 200, **caching.told(found.cache))
 
     async def _count(self, exchange: Exchange) -> None:
-        caller = await self._caller(exchange)
-        answer = await self._models.count_tokens(await self._read(exchange, parse_countable), caller)
-        await exchange.answer({"input_tokens": answer.input_tokens})
+        await exchange.answer({"input_tokens": await self._counted(exchange, parse_countable)})
 
     async def _count_input(self, exchange: Exchange) -> None:
+        counted = await self._counted(exchange, openai_responses.parse_countable)
+        await exchange.answer({"object": "response.input_tokens", "input_tokens": counted})
+
+    async def _counted(self, exchange: Exchange, parse: Callable[[bytes], CountAsked]) -> int:
         caller = await self._caller(exchange)
-        asked = await self._read(exchange, openai_responses.parse_countable)
-        answer = await self._models.count_tokens(asked, caller)
-        await exchange.answer({"object": "response.input_tokens", "input_tokens": answer.input_tokens})
+        asked = await self._read(exchange, parse)
+        try:
+            answer = await self._models.count_tokens(asked.request, caller)
+        except InvalidArgument as error:
+            raise in_place(error, asked.places) from None
+        return answer.input_tokens
 
     async def _list_models(self, exchange: Exchange) -> None:
         found = await self._models.models(await self._caller(exchange))

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions, as the SDK openai 3.54 speaks it: the request. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from pydantic import Field
@@ -9,7 +9,7 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures
 from httpedge.compatible.caching import CacheAsked
-from httpedge.compatible.dialect import Asked, Writer
+from httpedge.compatible.dialect import Asked, Turn, Writer
 from httpedge.compatible.google_signature import ExtraContent, from_extra
 from httpedge.compatible.openai_chat_answer import ChatWriter, completion
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
@@ -29,6 +29,7 @@ from httpedge.compatible.wire import (
     refuse,
     refuse_other,
     refuse_unless,
+    required,
     text_of,
 )
 from httpedge.mistakes import wrong
@@ -115,7 +116,7 @@ class _Tool(WireModel):
 
 
 class _ChosenName(WireModel):
-    name: str
+    name: Name
 
 
 class _Chosen(WireModel):
@@ -187,7 +188,9 @@ class OpenAiChat:
         _check(request)
         options = request.stream_options
         include_usage = bool(options and options.include_usage)
-        return Asked(_generate(request, request_id), bool(request.stream), include_usage, created)
+        turns = [_turn(f"messages.{index}", message) for index, message in enumerate(request.messages)]
+        places = [turn.places for turn in turns]
+        return Asked(_generate(request, request_id, turns), bool(request.stream), include_usage, created, places)
 
     def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
         return completion(answer, asked.created)
@@ -215,12 +218,12 @@ def _check(request: _Request) -> None:
         raise wrong("modalities", list(request.modalities), "answers are text; leave it out")
 
 
-def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
+def _generate(request: _Request, request_id: str, turns: Sequence[Turn]) -> pb.GenerateRequest:
     stop = (request.stop,) if isinstance(request.stop, str) else request.stop
     return pb.GenerateRequest(
         request_id=request_id,
         model=request.model,
-        messages=[_message(f"messages.{index}", message) for index, message in enumerate(request.messages)],
+        messages=[turn.message for turn in turns],
         tools=[_tool(tool) for tool in request.tools or ()],
         tool_choice=_choice(request.tool_choice),
         output_format=_format(request.response_format),
@@ -237,7 +240,7 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
     )
 
 
-def _message(field: str, message: _Message) -> pb.Message:
+def _turn(field: str, message: _Message) -> Turn:
     content = f"{field}.content"
     refuse(message, ("function_call", "audio"), within=field)
     if message.tool_calls:
@@ -247,28 +250,34 @@ def _message(field: str, message: _Message) -> pb.Message:
         if not message.tool_call_id:
             raise wrong(f"{field}.tool_call_id", "", "is missing; give the id of the call that this answers")
         result = pb.ToolResult(tool_call_id=message.tool_call_id, content=_text(content, message.content))
-        return pb.Message(role=pb.ROLE_TOOL, parts=[up_to(pb.Part(tool_result=result), _last(message.content))])
+        return Turn.of_one(pb.ROLE_TOOL, content, up_to(pb.Part(tool_result=result), _last(message.content)))
     if message.content is None and message.role != "assistant":
         raise wrong(content, None, "is missing; give text or parts")
-    return pb.Message(role=ROLES[message.role], parts=list(_parts(content, message)))
+    if message.content == () and message.role == "user":
+        raise wrong(content, [], "is empty; give text or parts")
+    return Turn.of(ROLES[message.role], _parts(field, message))
 
 
-def _parts(field: str, message: _Message) -> Iterator[pb.Part]:
+def _parts(field: str, message: _Message) -> Iterator[tuple[str, pb.Part]]:
+    """With the place of each."""
     if isinstance(message.content, str):
-        yield pb.Part(text=message.content)
+        yield f"{field}.content", pb.Part(text=message.content)
     elif message.content:
         for index, content in enumerate(message.content):
+            where = f"{field}.content.{index}"
             allowed = message.role == "user" or content.type not in _BY_USERS
-            refuse_unless(allowed, f"{field}.{index}.type", content.type, "user")
-            yield up_to(_part(f"{field}.{index}", content), content.cache_control)
+            refuse_unless(allowed, f"{where}.type", content.type, "user")
+            yield where, up_to(_part(where, content), content.cache_control)
     if message.refusal:
-        yield pb.Part(refusal=message.refusal)
-    for call in message.tool_calls or ():
+        yield f"{field}.refusal", pb.Part(refusal=message.refusal)
+    for index, call in enumerate(message.tool_calls or ()):
         function = call.function
         arguments = "{}" if function.arguments is None else function.arguments
+        where = f"{field}.tool_calls.{index}"
         if signature := from_extra(call.extra_content):
-            yield signature
-        yield pb.Part(tool_call=pb.ToolCall(id=call.id, name=function.name, arguments_json=arguments))
+            yield f"{where}.extra_content", signature
+        called = pb.ToolCall(id=call.id, name=function.name, arguments_json=arguments)
+        yield where, pb.Part(tool_call=called)
 
 
 def _part(field: str, content: _Content) -> pb.Part:
@@ -278,7 +287,7 @@ def _part(field: str, content: _Content) -> pb.Part:
         case _Content(type="image_url", image_url=_Address(url=url)):
             return pb.Part(image=image(f"{field}.image_url.url", url))
         case _Content(type="input_audio", input_audio=_Sound() as sound):
-            data = decoded(f"{field}.input_audio.data", sound.data)
+            data = decoded(f"{field}.input_audio.data", required(f"{field}.input_audio.data", sound.data))
             return pb.Part(audio=pb.Audio(media_type=f"audio/{sound.format}", data=data))
         case _Content(type="file", file=_File() as file):
             media_type, data = data_url(f"{field}.file.file_data", file.file_data)
@@ -292,7 +301,7 @@ def _part(field: str, content: _Content) -> pb.Part:
 def image(field: str, url: str) -> pb.Image:
     """An image by its address, or the one that a data URL holds. Raises InvalidArgument."""
     if not url.startswith("data:"):
-        return pb.Image(url=url)
+        return pb.Image(url=required(field, url))
     media_type, data = data_url(field, url)
     return pb.Image(media_type=media_type, data=data)
 

@@ -46,6 +46,7 @@ class ChatWriter:
 
     def __init__(self, asked: Asked) -> None:
         self._include_usage = asked.include_usage
+        self._named = False
         self._head: dict[str, object] = {
             "id": completion_id(asked.request.request_id),
             "object": "chat.completion.chunk",
@@ -57,26 +58,33 @@ class ChatWriter:
         match event.WhichOneof("event"):
             case "started":
                 self._head["model"] = event.started.model
-                return self._chunk({"role": "assistant", "content": ""})
+                return b""
             case "text_delta":
-                return self._chunk({"content": event.text_delta})
+                return self._piece({"content": event.text_delta}, "")
             case "refusal_delta":
-                return self._chunk({"refusal": event.refusal_delta})
+                return self._piece({"refusal": event.refusal_delta})
             case "reasoning_delta":
-                return self._chunk({"reasoning_content": event.reasoning_delta})
+                return self._piece({"reasoning_content": event.reasoning_delta})
             case "tool_call_delta":
-                return self._chunk({"tool_calls": [_call_delta(event.tool_call_delta)]})
+                return self._piece({"tool_calls": [_call_delta(event.tool_call_delta)]})
             case "completed":
-                return self._end(event.completed, whole=event.sequence == 1)
+                return self._end(event.completed)
             case "error":
                 return data_frame(openai_broken(event.error))
             case _:
                 return b""
 
-    def _end(self, answer: pb.GenerateResponse, *, whole: bool) -> bytes:
-        """`whole` when nothing came before, because the answer was on record already."""
+    def _piece(self, delta: Mapping[str, object], content: str | None = None) -> bytes:
+        """After the role, with which the first piece comes: its content is text if the answer begins with some, else null."""
+        if self._named:
+            return self._chunk(delta)
+        self._named = True
+        return self._chunk({"role": "assistant", "content": content}) + self._chunk(delta)
+
+    def _end(self, answer: pb.GenerateResponse) -> bytes:
+        """With all of the answer where nothing came before, because it was on record already or is empty."""
         self._head = {**self._head, "model": answer.model, **_fingerprint(answer)}
-        content = self._chunk(_whole_delta(answer.message)) if whole else self._signatures(answer.message)
+        content = self._signatures(answer.message) if self._named else self._chunk(_whole_delta(answer.message))
         usage = b""
         if self._include_usage:
             usage = data_frame({**self._head, "choices": [], "usage": _usage(answer.usage)})

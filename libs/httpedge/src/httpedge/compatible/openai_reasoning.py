@@ -8,7 +8,7 @@ import base64
 from collections.abc import Mapping
 from typing import Final
 
-import orjson
+from servicekit import numbers
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.mistakes import wrong
@@ -33,7 +33,7 @@ def from_item(field: str, item: Mapping[str, object]) -> pb.Reasoning:
     """Raises InvalidArgument for an encrypted content of ours that was changed."""
     content = str(item.get("encrypted_content") or "")
     if not content.startswith(_OURS):
-        return pb.Reasoning(signature=orjson.dumps(item), provider=OWN)
+        return pb.Reasoning(signature=numbers.dumps(item), provider=OWN)
     provider, _, payload = content[len(_OURS) :].partition(":")
     try:
         signature = base64.b64decode(payload, validate=True)

@@ -12,13 +12,14 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures, openai_reasoning
 from httpedge.compatible.caching import CacheAsked
-from httpedge.compatible.dialect import Asked, Writer
+from httpedge.compatible.dialect import Asked, CountAsked, Turn, Writer
 from httpedge.compatible.openai_chat import image
 from httpedge.compatible.openai_responses_answer import ResponseWriter, response
 from httpedge.compatible.wire import (
     Effort,
     JsonObject,
     ModelName,
+    Name,
     OutputTokens,
     StrictModel,
     WireModel,
@@ -28,6 +29,7 @@ from httpedge.compatible.wire import (
     refuse,
     refuse_other,
     refuse_unless,
+    required,
     text_of,
 )
 from httpedge.mistakes import wrong
@@ -50,6 +52,7 @@ _ROLES: Final[Mapping[str, "pb.Role.ValueType"]] = {
     "user": pb.ROLE_USER,
     "assistant": pb.ROLE_ASSISTANT,
 }
+_SPOKEN: Final = frozenset({"text", "refusal"})
 _BY_USERS: Final = ("input_image", "input_audio", "input_file")
 
 Included: TypeAlias = Literal[
@@ -99,6 +102,7 @@ class _Item(WireModel):
     name: str | None = None
     arguments: str | None = None
     output: str | tuple[_Content, ...] | None = None
+    phase: object = None
 
 
 class _Tool(WireModel):
@@ -111,7 +115,7 @@ class _Tool(WireModel):
 
 class _Chosen(WireModel):
     type: Literal["function"]
-    name: str
+    name: Name
 
 
 class _Format(WireModel):
@@ -178,7 +182,9 @@ class OpenAiResponses:
     def parse(self, body: bytes, request_id: str, created: int) -> Asked:
         request = read(_Request, body)
         _check(request)
-        return Asked(_generate(request, request_id), bool(request.stream), True, created)
+        turns = _turns(request)
+        places = [turn.places for turn in turns]
+        return Asked(_generate(request, request_id, turns), bool(request.stream), True, created, places)
 
     def whole(self, answer: pb.GenerateResponse, asked: Asked) -> Mapping[str, object]:
         return response(answer, asked)
@@ -190,12 +196,14 @@ class OpenAiResponses:
         return failures.openai(error)
 
 
-def parse_countable(body: bytes) -> pb.CountTokensRequest:
+def parse_countable(body: bytes) -> CountAsked:
     """POST /v1/responses/input_tokens. Raises InvalidArgument."""
     request = read(_Request, body)
     _check(request)
-    asked = _generate(request, "")
-    return pb.CountTokensRequest(model=asked.model, messages=asked.messages, tools=asked.tools, exact=True)
+    turns = _turns(request)
+    asked = _generate(request, "", turns)
+    counted = pb.CountTokensRequest(model=asked.model, messages=asked.messages, tools=asked.tools, exact=True)
+    return CountAsked(counted, [turn.places for turn in turns])
 
 
 def _check(request: _Request) -> None:
@@ -213,11 +221,11 @@ def _check(request: _Request) -> None:
         raise wrong("truncation", request.truncation, "input is never cut here; leave it out")
 
 
-def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
+def _generate(request: _Request, request_id: str, turns: Sequence[Turn]) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         request_id=request_id,
         model=request.model,
-        messages=_messages(request),
+        messages=[turn.message for turn in turns],
         tools=[_tool(f"tools.{index}", tool) for index, tool in enumerate(request.tools or ())],
         tool_choice=request.tool_choice.name if isinstance(request.tool_choice, _Chosen) else request.tool_choice or "",
         output_format=_format(request.text.format if request.text else None),
@@ -231,49 +239,59 @@ def _generate(request: _Request, request_id: str) -> pb.GenerateRequest:
     )
 
 
-def _messages(request: _Request) -> list[pb.Message]:
-    told = [_said(pb.ROLE_SYSTEM, request.instructions)] if request.instructions else []
+def _turns(request: _Request) -> list[Turn]:
+    told = [_said("instructions", pb.ROLE_SYSTEM, request.instructions)] if request.instructions else []
     if isinstance(request.input, str):
-        return [*told, _said(pb.ROLE_USER, request.input)]
-    return [*told, *_joined(_message(f"input.{index}", item) for index, item in enumerate(request.input))]
+        return [*told, _said("input", pb.ROLE_USER, request.input)]
+    return [*told, *_joined(_turn(f"input.{index}", item) for index, item in enumerate(request.input))]
 
 
-def _said(role: "pb.Role.ValueType", text: str) -> pb.Message:
-    return pb.Message(role=role, parts=[pb.Part(text=text)])
+def _said(field: str, role: "pb.Role.ValueType", text: str) -> Turn:
+    return Turn.of_one(role, field, pb.Part(text=text))
 
 
-def _joined(messages: Iterable[pb.Message]) -> Iterator[pb.Message]:
+def _joined(turns: Iterable[Turn]) -> Iterator[Turn]:
     """What an assistant said, thought and called in one go is one message elsewhere, and so are results of tools."""
-    last: pb.Message | None = None
-    for message in messages:
-        if last is not None and last.role == message.role and message.role in (pb.ROLE_ASSISTANT, pb.ROLE_TOOL):
-            last.parts.extend(message.parts)
+    last: Turn | None = None
+    for turn in turns:
+        if last is not None and _goes_on(last.message, turn.message):
+            last.extend(turn)
             continue
         if last is not None:
             yield last
-        last = message
+        last = turn
     if last is not None:
         yield last
 
 
-def _message(field: str, item: _Item) -> pb.Message:
+def _goes_on(last: pb.Message, more: pb.Message) -> bool:
+    """An assistant who speaks again begins another message, unless there is a call whose result is still to come."""
+    if last.role != more.role or more.role not in (pb.ROLE_ASSISTANT, pb.ROLE_TOOL):
+        return False
+    before = {part.WhichOneof("part") for part in last.parts}
+    speaks = any(part.WhichOneof("part") in _SPOKEN for part in more.parts)
+    return not speaks or before.isdisjoint(_SPOKEN) or "tool_call" in before
+
+
+def _turn(field: str, item: _Item) -> Turn:
     match item.type or "message":
         case "message" if item.role is not None:
-            return pb.Message(role=_ROLES[item.role], parts=list(_parts(f"{field}.content", item.role, item.content)))
+            refuse(item, ("phase",), within=field)
+            return Turn.of(_ROLES[item.role], _parts(f"{field}.content", item.role, item.content))
         case "message":
             raise wrong(f"{field}.role", None, "must be given")
         case "function_call":
             arguments = "{}" if item.arguments is None else item.arguments
             call = pb.ToolCall(id=item.call_id or "", name=item.name or "", arguments_json=arguments)
-            return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(tool_call=call)])
+            return Turn.of_one(pb.ROLE_ASSISTANT, field, pb.Part(tool_call=call))
         case "function_call_output":
             if not item.call_id:
                 raise wrong(f"{field}.call_id", "", "is missing; give the id of the call that this answers")
             result = pb.ToolResult(tool_call_id=item.call_id, content=_text(f"{field}.output", item.output))
-            return pb.Message(role=pb.ROLE_TOOL, parts=[pb.Part(tool_result=result)])
+            return Turn.of_one(pb.ROLE_TOOL, field, pb.Part(tool_result=result))
         case "reasoning":
             thought = openai_reasoning.from_item(field, item.model_dump(exclude_unset=True, exclude_none=True))
-            return pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(reasoning=thought)])
+            return Turn.of_one(pb.ROLE_ASSISTANT, field, pb.Part(reasoning=thought))
         case _:
             known = "message, function_call, function_call_output or reasoning"
             raise wrong(f"{field}.type", item.type, f"must be {known}")
@@ -281,14 +299,17 @@ def _message(field: str, item: _Item) -> pb.Message:
 
 def _parts(
     field: str, role: str, content: str | tuple[_Content, ...] | tuple[_Thought, ...] | None
-) -> Iterator[pb.Part]:
+) -> Iterator[tuple[str, pb.Part]]:
+    """With the place of each."""
     if isinstance(content, tuple):
         parts: Sequence[_Content | _Thought] = content
         for index, one in enumerate(parts):
             refuse_unless(role == "user" or one.type not in _BY_USERS, f"{field}.{index}.type", one.type, "user")
-            yield _part(f"{field}.{index}", one)
-    elif content:
-        yield pb.Part(text=content)
+            yield f"{field}.{index}", _part(f"{field}.{index}", one)
+    elif content is not None:
+        yield field, pb.Part(text=content)
+    if not content and not isinstance(content, str) and role == "user":
+        raise wrong(field, content, "is empty; give text or parts")
 
 
 def _part(field: str, content: _Content | _Thought) -> pb.Part:
@@ -302,7 +323,7 @@ def _part(field: str, content: _Content | _Thought) -> pb.Part:
         case _Content(type="input_image", image_url=str(url)):
             return pb.Part(image=image(f"{field}.image_url", url))
         case _Content(type="input_audio", input_audio=_Sound() as sound):
-            data = decoded(f"{field}.input_audio.data", sound.data)
+            data = decoded(f"{field}.input_audio.data", required(f"{field}.input_audio.data", sound.data))
             return pb.Part(audio=pb.Audio(media_type=f"audio/{sound.format}", data=data))
         case _Content(type="input_file", file_data=str(url)):
             media_type, data = data_url(f"{field}.file_data", url)

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
+from servicekit import numbers
 from typing_extensions import TypeAliasType
 
 from httpedge.compatible.sizes import check_size
@@ -76,6 +77,7 @@ def _data(body: bytes) -> object:
 
 
 NOT_SUPPORTED: Final = "is not supported here; leave it out"
+MISSING: Final = "is missing; give it"
 
 
 def refuse(request: WireModel, names: Sequence[str], problem: str = NOT_SUPPORTED, *, within: str = "") -> None:
@@ -106,24 +108,32 @@ def decoded(field: str, text: str) -> bytes:
         raise wrong(field, text, f"is not base64: {error}") from None
 
 
+def required(field: str, value: str | None) -> str:
+    """What may be left out elsewhere, and not here. Raises InvalidArgument."""
+    if not value:
+        raise wrong(field, value, MISSING)
+    return value
+
+
 def data_url(field: str, url: str) -> tuple[str, bytes]:
     """Media type and bytes of `data:<media type>;base64,<data>`. Raises InvalidArgument."""
-    head, comma, data = url.partition(",")
-    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+    head, _, data = url.partition(",")
+    media_type = head[len("data:") : -len(";base64")]
+    if not (media_type and data and head.startswith("data:") and head.endswith(";base64")):
         raise wrong(field, url, "must be data:<media type>;base64,<data>")
-    return head[len("data:") : -len(";base64")], decoded(field, data)
+    return media_type, decoded(field, data)
 
 
 def text_of(value: object) -> str:
     """JSON text."""
-    return orjson.dumps(value).decode()
+    return numbers.dumps(value).decode()
 
 
 def object_of(text: str) -> Json:
     """The JSON value of a text; the text itself when it is none."""
     try:
-        value: Json = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
+        value: Json = numbers.loads(text or "{}")
+    except ValueError:
         return text
     return value
 
@@ -134,4 +144,4 @@ def data_frame(payload: object) -> bytes:
 
 def named_frame(payload: Mapping[str, object]) -> bytes:
     """An event whose name repeats the type of what it carries."""
-    return b"event: " + str(payload["type"]).encode() + b"\ndata: " + orjson.dumps(payload) + b"\n\n"
+    return b"event: " + str(payload["type"]).encode() + b"\ndata: " + numbers.dumps(payload) + b"\n\n"

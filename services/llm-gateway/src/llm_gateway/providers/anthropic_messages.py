@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import orjson
+from servicekit import numbers
 
 from llm_gateway.domain import (
     Completed,
@@ -33,7 +34,6 @@ from llm_gateway.domain import (
     UsageUpdated,
 )
 from llm_gateway.errors import InvalidUsage, ProviderError
-from llm_gateway.providers import numbers
 from llm_gateway.providers.anthropic_messages_request import encode, encode_count
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import failure, failure_inside_answer

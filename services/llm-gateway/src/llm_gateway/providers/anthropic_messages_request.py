@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Final, Literal
 
 import orjson
+from servicekit import numbers
 
 from llm_gateway.domain import (
     Audio,
@@ -26,7 +27,7 @@ from llm_gateway.domain import (
     ToolSpec,
     Vector,
 )
-from llm_gateway.errors import InvalidToolArguments, RequestRejected
+from llm_gateway.errors import EMPTY_TURN, InvalidToolArguments, RequestRejected
 
 THINKING_TOKENS_MIN: Final = 1024
 # An orjson.Fragment is bytes that go into the document as they are; it is what keeps opaque parts byte for byte.
@@ -44,7 +45,7 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
         **({"stream": True} if stream else {}),
         **request.provider_options,
     }
-    return orjson.dumps(body)
+    return numbers.dumps(body)
 
 
 def encode_count(request: ModelRequest) -> bytes:
@@ -56,7 +57,7 @@ def encode_count(request: ModelRequest) -> bytes:
         **({"system": system} if system else {}),
         **({"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}),
     }
-    return orjson.dumps(body)
+    return numbers.dumps(body)
 
 
 def _optional(request: ModelRequest) -> JsonObject:
@@ -125,10 +126,16 @@ def _instructions(messages: Iterable[Message]) -> Iterator[JsonObject]:
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[Literal["user", "assistant"], list[Block]]]:
-    """Turns alternate: what users and tools say in a row is one turn, with the tool results first, as the API wants."""
+    """Turns alternate: what users and tools say in a row is one turn, with the tool results first, as the API wants.
+
+    Raises RequestRejected for a turn of the user's that is empty; without it the model would answer something else.
+    """
     spoken = [message for message in messages if message.role not in {"system", "developer"}]
-    for is_model, run in groupby(spoken, key=lambda message: message.role == "assistant"):
-        parts = [part for message in run for part in message.parts]
+    heard = [message for message in spoken if message.role != "assistant" or message.said]
+    for is_model, run in groupby(heard, key=lambda message: message.role == "assistant"):
+        parts = [part for message in run for part in message.said]
+        if not parts:
+            raise RequestRejected(EMPTY_TURN)
         parts.sort(key=lambda part: not isinstance(part, ToolResult))
         yield "assistant" if is_model else "user", [_block(part) for part in parts]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypedDict
 
 import orjson
+from servicekit import numbers
 
 from llm_gateway.domain import (
     Completed,
@@ -34,7 +35,6 @@ from llm_gateway.domain import (
     UsageUpdated,
 )
 from llm_gateway.errors import InvalidUsage, ProviderError
-from llm_gateway.providers import numbers
 from llm_gateway.providers.dialect import SIMULATOR_FINGERPRINT, Assembler
 from llm_gateway.providers.failures import duration_s, failure, inside_answer
 from llm_gateway.providers.gemini_generate_request import SIGNATURE, encode

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import orjson
+from servicekit import numbers
 
 from llm_gateway.domain import (
     Audio,
@@ -26,8 +27,9 @@ from llm_gateway.domain import (
     ToolResult,
     ToolSpec,
     Vector,
+    is_empty,
 )
-from llm_gateway.errors import InvalidToolArguments, RequestRejected
+from llm_gateway.errors import EMPTY_TURN, InvalidToolArguments, RequestRejected
 
 SIGNATURE: Final = "thoughtSignature"
 _UNKNOWN_SIGNATURE: Final[JsonObject] = {SIGNATURE: "skip_thought_signature_validator"}
@@ -52,7 +54,7 @@ def encode(request: ModelRequest) -> bytes:
         **(_tools(request) if request.tools else {}),
         **request.provider_options,
     }
-    return orjson.dumps(body)
+    return numbers.dumps(body)
 
 
 def _config(request: ModelRequest) -> JsonObject:
@@ -101,10 +103,17 @@ def _tool(tool: ToolSpec) -> JsonObject:
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, list[Part]]]:
-    """Turns alternate: what users and tools say in a row is one turn."""
+    """Turns alternate: what users and tools say in a row is one turn.
+
+    Raises RequestRejected for a turn of the user's that is empty; without it the model would answer something else.
+    """
     spoken = [message for message in messages if message.role not in {"system", "developer"}]
-    for is_model, run in groupby(spoken, key=lambda message: message.role == "assistant"):
-        yield "model" if is_model else "user", [part for message in run for part in message.parts]
+    heard = [message for message in spoken if message.role != "assistant" or message.said]
+    for is_model, run in groupby(heard, key=lambda message: message.role == "assistant"):
+        turn = list(run)
+        if not any(message.said for message in turn):
+            raise RequestRejected(EMPTY_TURN)
+        yield "model" if is_model else "user", [part for message in turn for part in message.parts]
 
 
 def _wants_signatures(model: str) -> bool:
@@ -113,8 +122,9 @@ def _wants_signatures(model: str) -> bool:
 
 
 def _blocks(parts: Sequence[Part], names: Mapping[str, str], *, signed: bool) -> Iterator[Block]:
-    """A signature stands alone before the part that it belongs to, and goes back inside of it. With `signed` the first
-    call of the turn has one in any case.
+    """A signature stands alone before the part that it belongs to, and goes back inside of it; that may be an empty text.
+
+    With `signed` the first call of the turn has one in any case.
     """
     signature: JsonObject = {}
     for part in parts:
@@ -123,6 +133,8 @@ def _blocks(parts: Sequence[Part], names: Mapping[str, str], *, signed: bool) ->
             continue
         if signed and isinstance(part, ToolCall):
             signature, signed = signature or _UNKNOWN_SIGNATURE, False
+        if is_empty(part) and not signature:
+            continue
         block = _block(part, names)
         yield {**block, **signature} if isinstance(block, Mapping) else block
         signature = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import orjson
+from servicekit import numbers
 
 from llm_gateway.domain import (
     Audio,
@@ -46,7 +47,7 @@ def encode(request: ModelRequest, wire: ChatWire, *, stream: bool) -> bytes:
         **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
         **request.provider_options,
     }
-    return orjson.dumps(body)
+    return numbers.dumps(body)
 
 
 def _optional(request: ModelRequest, wire: ChatWire) -> dict[str, Json]:
@@ -92,15 +93,16 @@ def _response_format(wanted: OutputFormat) -> Json:
 
 
 def _messages(message: Message, wire: ChatWire) -> Iterator[JsonObject]:
-    """One message, or one per tool result, as the dialect wants them."""
+    """One message, or one per tool result, as the dialect wants them; none of an assistant who said nothing."""
     others: list[Part] = []
-    for part in message.parts:
+    for part in message.said or message.parts:
         if isinstance(part, ToolResult):
             yield {"role": "tool", "tool_call_id": part.call_id, "content": _result_text(part)}
         else:
             others.append(part)
     if message.role == "assistant":
-        yield _assistant(others)
+        if any(isinstance(part, Text | Refusal | ToolCall) for part in message.said):
+            yield _assistant(others)
     elif others:
         role = "system" if message.role == "developer" and not wire.developer_role else message.role
         yield {"role": role, "content": _content(others)}

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Iterator
 
 import orjson
+from servicekit import numbers
 
 from llm_gateway.domain import (
     Audio,
@@ -41,7 +42,7 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
         **({"stream": True, "stream_options": {"include_obfuscation": False}} if stream else {}),
         **request.provider_options,
     }
-    return orjson.dumps(body)
+    return numbers.dumps(body)
 
 
 def encode_count(request: ModelRequest) -> bytes:
@@ -51,7 +52,7 @@ def encode_count(request: ModelRequest) -> bytes:
         "input": [item for message in request.messages for item in _items(message)],
         **({"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}),
     }
-    return orjson.dumps(body)
+    return numbers.dumps(body)
 
 
 def _optional(request: ModelRequest) -> JsonObject:
@@ -105,9 +106,12 @@ def _text(wanted: OutputFormat) -> Json:
 
 
 def _items(message: Message) -> Iterator[Item]:
-    """Calls, their results and reasoning are items of their own here; what stands between them is one message each."""
+    """Calls, their results and reasoning are items of their own here; what stands between them is one message each.
+
+    An assistant who said nothing has none; a user has, since the API takes it.
+    """
     content: list[Part] = []
-    for part in message.parts:
+    for part in message.said or (() if message.role == "assistant" else message.parts):
         item = _item(part)
         if item is None:
             content.append(part)
@@ -142,9 +146,16 @@ def _message(message: Message, parts: list[Part]) -> Iterator[JsonObject]:
     if not parts:
         return
     if message.role == "assistant":
-        yield {"role": "assistant", "content": "".join(_said(part) for part in parts)}
+        yield {"role": "assistant", "content": [_answered(part) for part in parts]}
     else:
         yield {"role": message.role, "content": [_content(part) for part in parts]}
+
+
+def _answered(part: Part) -> JsonObject:
+    """Each piece on its own, as the model gave it: joined, the last word of one and the first of the next would be one."""
+    if isinstance(part, Refusal):
+        return {"type": "refusal", "refusal": part.text}
+    return {"type": "output_text", "text": _said(part)}
 
 
 def _said(part: Part) -> str:

@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import httpx2
+from servicekit import numbers
 
 from llm_gateway.errors import DeadlineExceeded, ProviderTimedOut, ProviderUnreachable
-from llm_gateway.providers import event_stream, numbers
+from llm_gateway.providers import event_stream
 from llm_gateway.providers.bedrock import BedrockStream
 from llm_gateway.providers.coding import Unreadable
 from llm_gateway.providers.transport import Body, HttpReply, TransportLimits, never_sent

@@ -5,6 +5,7 @@ orjson reads such a number as the nearest float, so that a tool would be given a
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -21,8 +22,21 @@ def loads(data: bytes | str) -> Any:
 
 
 def dumps(value: object) -> bytes:
-    """As orjson's, also of what it refuses to write."""
+    """As orjson's, fragments included, also of integers that it refuses to write. Raises TypeError."""
     try:
         return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except TypeError as error:
+        return _by_parts(value, error)
+
+
+def _by_parts(value: object, refused: TypeError) -> bytes:
+    """What orjson refused as a whole: only what holds such an integer is written here."""
+    match value:
+        case int():
+            return str(value).encode()
+        case Mapping():
+            return b"{%b}" % b",".join([orjson.dumps(str(name)) + b":" + dumps(one) for name, one in value.items()])
+        case list() | tuple():
+            return b"[%b]" % b",".join(map(dumps, value))
+        case _:
+            raise refused
