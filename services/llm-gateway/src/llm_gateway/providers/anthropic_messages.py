@@ -20,6 +20,7 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     Started,
     StreamPart,
@@ -318,7 +319,9 @@ class _MessageAssembler:
                 closed = self._open.pop(event["index"])
                 part = closed.end()
                 yield from (part,) if part else ()
-                answer.parts.append(closed.part())
+                answer.parts.append(whole := closed.part())
+                if isinstance(whole, Reasoning | Opaque):
+                    yield ReasoningDone(whole)
             case "message_delta":
                 answer.end(event["delta"])
                 answer.read_usage(event.get("usage"))

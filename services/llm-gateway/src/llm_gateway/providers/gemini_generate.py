@@ -21,6 +21,7 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     RefusalDelta,
     Started,
@@ -229,19 +230,23 @@ class _Answer:
             yield from self._think(part)
             return
         if signature := part.get("thoughtSignature"):
-            self._parts.append(Reasoning("", NAME, orjson.dumps({SIGNATURE: signature})))
+            yield self._done(Reasoning("", NAME, orjson.dumps({SIGNATURE: signature})))
         if call := part.get("functionCall"):
             yield self._call(call)
         elif text := part.get("text"):
             self._grow(text)
             yield TextDelta(text)
         elif "text" not in part:
-            self._parts.append(Opaque(NAME, numbers.dumps(part)))
+            yield self._done(Opaque(NAME, numbers.dumps(part)))
 
     def _think(self, part: _Part) -> Iterator[StreamPart]:
         text = part.get("text", "")
-        self._parts.append(Reasoning(text, NAME, numbers.dumps(part)))
         yield from (ReasoningDelta(text),) if text else ()
+        yield self._done(Reasoning(text, NAME, numbers.dumps(part)))
+
+    def _done(self, part: Reasoning | Opaque) -> ReasoningDone:
+        self._parts.append(part)
+        return ReasoningDone(part)
 
     def _call(self, call: _Call) -> ToolCallDelta:
         """Only newer models name their calls; a call without a name is known by the answer that it stands in."""
