@@ -1,7 +1,8 @@
 """Calls from the first request to their one end: with fakes of provider, ledger and store, on a log in memory."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,8 @@ from llm_gateway.domain import (
     Message,
     ModelRequest,
     ModelResponse,
+    Reasoning,
+    ReasoningDone,
     StreamPart,
     Text,
     TextDelta,
@@ -121,6 +124,20 @@ class HeldProvider:
         if self.error is not None:
             raise self.error
         yield Completed(HELLO)
+
+
+class ThinkingProvider(HeldProvider):
+    """Plays the next of `scripts` at each attempt."""
+
+    def __init__(self, scripts: Iterable[tuple[StreamPart | errors.ProviderError, ...]]) -> None:
+        super().__init__()
+        self.scripts = deque(scripts)
+
+    async def stream(self, request: ModelRequest, deadline: float) -> AsyncGenerator[StreamPart, None]:
+        for part in self.scripts.popleft():
+            if isinstance(part, errors.ProviderError):
+                raise part
+            yield part
 
 
 @dataclass
@@ -473,6 +490,25 @@ async def test_group_10_a_storm_of_failures_runs_out_of_retries() -> None:
             await world.generate(asked(f"req{number}"))
 
     assert len(provider.requests) <= 20 + 10 + 20 * 0.1
+
+
+async def test_what_an_attempt_thought_without_a_text_is_not_shown_before_its_content() -> None:
+    """So that it may still fail in silence."""
+    silent = [ReasoningDone(Reasoning("", "d", name)) for name in (b"failed", b"before", b"after")]
+    cut = errors.StreamInterrupted("cut")
+    world = World(ThinkingProvider([(silent[0], cut), (silent[1], TextDelta("hello"), silent[2], Completed(HELLO))]))
+
+    began, *shown, _ = await world.stream()
+    assert isinstance(began, Began)
+    assert (began.attempt, shown) == (2, [silent[1], TextDelta("hello"), silent[2]])
+
+
+async def test_an_answer_of_reasoning_without_a_text_comes_whole() -> None:
+    silent = Reasoning("", "d", b"x")
+    thought = replace(HELLO, message=Message("assistant", (silent,)))
+    world = World(ThinkingProvider([(ReasoningDone(silent), Completed(thought))]))
+
+    assert [type(event) for event in await world.stream()] == [Answer]
 
 
 async def test_group_13_nothing_is_retried_once_content_was_shown() -> None:

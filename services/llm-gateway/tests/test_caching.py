@@ -14,6 +14,7 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Text,
     TextDelta,
     ToolCall,
@@ -135,12 +136,16 @@ def test_a_message_is_shown_as_its_stream_would_have_been() -> None:
         Reasoning("hm", "d"),
         Reasoning("", "d", b"x"),
         Text("a"),
+        Opaque("d", b"y"),
         ToolCall("1", "f", "{}"),
         ToolCall("2", "g", ""),
     )
     assert list(caching.deltas_of(Message("assistant", parts))) == [
         ReasoningDelta("hm"),
+        ReasoningDone(Reasoning("hm", "d")),
+        ReasoningDone(Reasoning("", "d", b"x")),
         TextDelta("a"),
+        ReasoningDone(Opaque("d", b"y")),
         ToolCallDelta(0, "1", "f", "{}"),
         ToolCallDelta(1, "2", "g", ""),
     ]

@@ -6,7 +6,18 @@ from contextlib import suppress
 
 import pytest
 from eventlog.errors import LogUnavailable, QueueFull
-from llm_gateway.domain import Answer, Message, ReasoningDelta, Text, TextDelta, ToolCallDelta, Usage, UsageLine
+from llm_gateway.domain import (
+    Answer,
+    Message,
+    Reasoning,
+    ReasoningDelta,
+    ReasoningDone,
+    Text,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    UsageLine,
+)
 from llm_gateway.errors import CallFailed, StoreUnavailable
 from llm_gateway.flight import FLUSH_BYTES, STOPPED, Began, Broken, CallEvent, Delta, Flight
 from synod.common.values import Failure
@@ -28,6 +39,9 @@ def flight() -> tuple[Flight, asyncio.Future[Answer]]:
     return made, outcome
 
 
+THOUGHT = Reasoning("", "d", b"x")
+
+
 async def shown(*deltas: Delta) -> list[CallEvent]:
     """What a caller sees of deltas that come all at once."""
     made, outcome = flight()
@@ -41,6 +55,13 @@ async def shown(*deltas: Delta) -> list[CallEvent]:
 async def test_the_first_delta_is_shown_at_once_and_the_others_joined() -> None:
     events = await shown(*(TextDelta(word) for word in ("a", "b", "c")))
     assert events == [BEGAN, TextDelta("a"), TextDelta("bc"), ANSWER]
+
+
+async def test_what_came_before_the_first_content_is_shown_at_once_with_it() -> None:
+    made, _ = flight()
+    made.show(BEGAN, TextDelta("a"), (ReasoningDone(THOUGHT),))
+    seen = made.events()
+    assert [await anext(seen) for _ in range(3)] == [BEGAN, ReasoningDone(THOUGHT), TextDelta("a")]
 
 
 async def test_a_caller_who_looks_just_when_the_call_has_ended_is_not_told_of_its_end_before_its_last_deltas() -> None:
@@ -62,6 +83,10 @@ async def test_deltas_of_different_things_are_not_joined() -> None:
         TextDelta("a"),
         TextDelta("b"),
         ReasoningDelta("c"),
+        ReasoningDone(THOUGHT),
+        ReasoningDelta("d"),
+        ReasoningDone(THOUGHT),
+        ReasoningDone(THOUGHT),
         ToolCallDelta(0, "1", "calc", "{"),
         ToolCallDelta(0, "", "", "}"),
         ToolCallDelta(1, "2", "calc", "{}"),
@@ -71,6 +96,10 @@ async def test_deltas_of_different_things_are_not_joined() -> None:
         TextDelta("a"),
         TextDelta("b"),
         ReasoningDelta("c"),
+        ReasoningDone(THOUGHT),
+        ReasoningDelta("d"),
+        ReasoningDone(THOUGHT),
+        ReasoningDone(THOUGHT),
         ToolCallDelta(0, "1", "calc", "{}"),
         ToolCallDelta(1, "2", "calc", "{}"),
         ANSWER,

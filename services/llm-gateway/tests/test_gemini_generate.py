@@ -1,6 +1,7 @@
 """The dialect gemini-generate against the documented shapes (ai.google.dev/api/generate-content)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from llm_gateway.domain import (
     OutputFormat,
     Part,
     Reasoning,
+    ReasoningDone,
     Refusal,
     Text,
     ToolCall,
@@ -28,7 +30,7 @@ from llm_gateway.domain import (
 from llm_gateway.errors import ProviderRateLimited, RequestRejected
 from llm_gateway.providers.failures import WAIT_S_MAX
 from llm_gateway.providers.gemini_generate import NAME, GeminiGenerateDialect, usage_of
-from llm_gateway.providers.sse import SseParser
+from llm_gateway.providers.sse import SseEvent, SseParser
 
 RECORDINGS = Path(__file__).parent / "recordings" / NAME
 DIALECT = GeminiGenerateDialect()
@@ -101,6 +103,31 @@ def test_a_signature_after_the_text_goes_back_after_the_text() -> None:
         {"text": "Grüezi, it is 12 °C"},
         {"text": "", "thoughtSignature": "Zz9+/w=="},
     ]
+
+
+def test_pieces_of_a_thought_are_one_and_what_is_signed_stands_alone() -> None:
+    pieces = [{"text": text, "thought": True} for text in ("Two ", "cities.")]
+    signed = {"text": "So.", "thought": True, "thoughtSignature": "EqQB"}
+    parts = [*pieces, signed, *pieces]
+    thoughts = [{"text": "Two cities.", "thought": True}, signed, {"text": "Two cities.", "thought": True}]
+    whole = DIALECT.decode(orjson.dumps(chunk(parts, "STOP"))).message
+    assembler = DIALECT.assembler()
+    ends = [None] * (len(parts) - 1) + ["STOP"]
+    told = [
+        told
+        for part, end in zip(parts, ends, strict=True)
+        for told in assembler.feed(SseEvent(b"", orjson.dumps(chunk([part], end))))
+    ]
+
+    assert [orjson.loads(part.payload) for part in whole.parts if isinstance(part, Reasoning)] == thoughts
+    assert [part.part for part in told if isinstance(part, ReasoningDone)] == list(whole.parts)
+    assert isinstance(told[-1], Completed)
+    assert told[-1].response.message == whole
+
+
+def chunk(parts: Sequence[Mapping[str, object]], end: str | None = None) -> dict[str, object]:
+    candidate = {"content": {"parts": parts}} | ({"finishReason": end} if end else {})
+    return {"candidates": [candidate], "responseId": "gem-1", "modelVersion": "gemini-3-pro"}
 
 
 def test_group_14_cached_tokens_and_thoughts_are_counted_once() -> None:
@@ -283,7 +310,7 @@ def test_empty_texts_are_left_out_unless_they_bear_a_signature() -> None:
     assert user["parts"] == [{"text": "go"}, {"text": "on"}]
     assert model["parts"] == [
         {"text": "", "thoughtSignature": "c2ln"},
-        {"functionCall": {"id": "c", "name": "f", "args": {}}},
+        {"functionCall": {"id": "c", "name": "f", "args": {}}, "thoughtSignature": "skip_thought_signature_validator"},
     ]
 
 

@@ -24,6 +24,8 @@ from llm_gateway.domain import (
     Message,
     ModelRequest,
     ModelResponse,
+    Reasoning,
+    ReasoningDone,
     StreamPart,
     Text,
     TextDelta,
@@ -250,6 +252,22 @@ async def test_of_a_stream_only_the_attempt_that_speaks_first_is_shown() -> None
     assert "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)) == "rival"
     assert isinstance(answer, Answer)
     assert await world.told() == [*RACED, "AttemptFailed 1", "Completed 2"]
+
+
+async def test_what_was_thought_without_a_text_decides_no_race_and_is_shown_with_the_first_content() -> None:
+    silent = {name: ReasoningDone(Reasoning("", "d", name)) for name in (b"first", b"rival", b"later")}
+    world = World()
+    call = world.streaming()
+    await until_asked(world.rival)
+    world.first.tell(silent[b"first"])
+    world.rival.tell(silent[b"rival"])
+    await settled()
+    world.rival.tell(TextDelta("rival"))
+    world.rival.tell(silent[b"later"])
+    await settled()
+    world.rival.tell()
+
+    assert (await call)[1:-1] == [silent[b"rival"], TextDelta("rival"), silent[b"later"]]
 
 
 async def test_where_a_cancelled_answer_is_free_the_loser_gives_back_what_it_held() -> None:

@@ -3,14 +3,19 @@ from dataclasses import replace
 
 import pytest
 from llm_gateway.domain import (
+    Completed,
     File,
     Image,
     Message,
     ModelRequest,
     OutputFormat,
     Reasoning,
+    ReasoningDelta,
+    ReasoningDone,
     Refusal,
+    Started,
     Text,
+    TextDelta,
     ToolCall,
     ToolCallDelta,
     ToolChoice,
@@ -235,6 +240,36 @@ def test_reasoning_of_local_servers_is_its_own_part(field: str) -> None:
     response = OpenAiChatDialect().decode(body({"content": "hi", field: "hm"}))
 
     assert response.message.parts == (Reasoning("hm", "openai-chat", b"hm"), Text("hi"))
+
+
+def test_reasoning_ends_where_something_else_begins_and_stands_where_it_came() -> None:
+    deltas = [{"reasoning": "h"}, {"reasoning": "m"}, {"content": "a"}, {"reasoning": "so"}]
+    calls = {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+    assembler = OpenAiChatDialect().assembler()
+    parts = [part for delta in (*deltas, calls) for part in assembler.feed(chunk(delta))]
+    assembler.feed(chunk({}, finish="tool_calls"))
+    (end,) = assembler.feed(SseEvent(b"", b"[DONE]"))
+
+    first, second = (Reasoning(text, "openai-chat", text.encode()) for text in ("hm", "so"))
+    assert [part for part in parts if not isinstance(part, Started | UsageUpdated)] == [
+        ReasoningDelta("h"),
+        ReasoningDelta("m"),
+        ReasoningDone(first),
+        TextDelta("a"),
+        ReasoningDelta("so"),
+        ReasoningDone(second),
+        ToolCallDelta(0, "1", "f", "{}"),
+    ]
+    assert isinstance(end, Completed)
+    assert end.response.message.parts == (first, Text("a"), second, ToolCall("1", "f", "{}"))
+
+
+def test_reasoning_ends_with_its_stream() -> None:
+    assembler = OpenAiChatDialect().assembler()
+    assembler.feed(chunk({"reasoning": "hm"}, finish="length"))
+    told, end = assembler.feed(SseEvent(b"", b"[DONE]"))
+    assert isinstance(end, Completed)
+    assert [told] == [ReasoningDone(part) for part in end.response.message.parts if isinstance(part, Reasoning)]
 
 
 def test_calls_that_all_have_index_zero_stay_apart_by_their_ids() -> None:

@@ -13,8 +13,10 @@ from llm_gateway.domain import (
     Message,
     ModelRequest,
     ModelResponse,
+    Opaque,
     OutputFormat,
     Reasoning,
+    ReasoningDone,
     Refusal,
     Text,
     ToolCall,
@@ -43,6 +45,13 @@ def read(name: str) -> ModelResponse:
 
 def body(request: ModelRequest) -> dict[str, object]:
     return orjson.loads(DIALECT.encode(request, stream=False))
+
+
+def test_what_the_provider_ran_itself_is_told_of_when_it_is_done() -> None:
+    item = {"id": "ws_1", "type": "web_search_call", "status": "completed"}
+    event = {"type": "response.output_item.done", "output_index": 0, "item": item}
+    told = DIALECT.assembler().feed(SseEvent(b"", orjson.dumps(event)))
+    assert told == [ReasoningDone(Opaque(NAME, orjson.dumps(item)))]
 
 
 def test_reasoning_goes_back_byte_for_byte_before_its_calls() -> None:

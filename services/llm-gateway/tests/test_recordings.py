@@ -1,27 +1,40 @@
 """One recorded byte stream through the provider's SDK and through our parser gives equal results."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx2
 import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message as AnthropicMessage
+from httpedge.compatible.anthropic_messages import AnthropicMessages
+from httpedge.compatible.dialect import Dialect as EdgeDialect
+from httpedge.compatible.openai_chat import OpenAiChat
+from httpedge.compatible.openai_responses import OpenAiResponses
+from llm_gateway import caching, translate
 from llm_gateway.domain import (
+    Answer,
     Completed,
+    Message,
     ModelResponse,
     Opaque,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
+    Started,
     StreamPart,
     TextDelta,
     ToolCallDelta,
+    Usage,
+    UsageUpdated,
 )
+from llm_gateway.flight import Began, CallEvent
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
 from llm_gateway.providers.gemini_generate import GeminiGenerateDialect
@@ -30,7 +43,7 @@ from llm_gateway.providers.openai_responses import OpenAiResponsesDialect
 from llm_gateway.providers.sse import SseParser
 from openai import AsyncOpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.responses import Response
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -250,7 +263,139 @@ def test_the_deltas_make_up_the_response(recording: Path) -> None:
     assert "".join(part.text for part in parts if isinstance(part, ReasoningDelta)) == thought
     for index, call in enumerate(response.message.tool_calls):
         deltas = [part for part in parts if isinstance(part, ToolCallDelta) and part.index == index]
-        assert ("".join(delta.arguments for delta in deltas) or "{}") == call.arguments
+        assert "".join(delta.arguments for delta in deltas) == call.arguments
+
+
+@each_recording
+def test_a_stream_tells_of_reasoning_where_it_stands_in_the_answer(recording: Path) -> None:
+    parts = read_ours(dialect_of(recording), recording.read_bytes(), 1 << 20)
+    message = completed(parts).message
+
+    assert [part.part for part in parts if isinstance(part, ReasoningDone)] == reasoning_of(message)
+    assert order(part for part in parts if is_shown(part)) == order(caching.deltas_of(message))
+
+
+def reasoning_of(message: Message) -> list[Reasoning | Opaque]:
+    return [part for part in message.parts if isinstance(part, Reasoning | Opaque)]
+
+
+def is_shown(part: StreamPart) -> bool:
+    return not isinstance(part, Started | UsageUpdated | Completed)
+
+
+def order(parts: Iterable[StreamPart]) -> list[object]:
+    """What comes after what: of pieces in a row the first. Calls go by their first piece, as others' may come between."""
+    found: list[object] = []
+    for part in parts:
+        what = part if isinstance(part, ReasoningDone) else (type(part), getattr(part, "index", 0))
+        if what not in (found if isinstance(part, ToolCallDelta) else found[-1:]):
+            found.append(what)
+    return found
+
+
+# The same answer at each edge: whole, as the stream it came as, as one from the cache, and as one on record.
+
+
+@each_recording
+async def test_a_message_is_the_same_whole_and_in_a_stream(recording: Path) -> None:
+    """As the SDK puts it together; texts beside each other are one in a stream."""
+    whole, streams = at_edge(AnthropicMessages(), recording)
+
+    for stream in streams:
+        async with (
+            AsyncAnthropic(api_key="any", max_retries=0, http_client=replaying(stream)) as client,
+            client.messages.stream(model="any", max_tokens=9, messages=[{"role": "user", "content": "any"}]) as read,
+        ):
+            message = await read.get_final_message()
+        assert in_one([block.model_dump(exclude_unset=True) for block in message.content]) == in_one(whole["content"])
+        stopped = [data["index"] for data in data_of(stream) if data["type"] == "content_block_stop"]
+        assert sorted(stopped) == list(range(len(message.content)))
+
+
+@each_recording
+async def test_the_items_of_a_response_are_the_same_whole_and_in_a_stream(recording: Path) -> None:
+    whole, streams = at_edge(OpenAiResponses(), recording)
+
+    for stream in streams:
+        done = [data for data in data_of(stream) if data["type"] == "response.output_item.done"]
+        assert [data["output_index"] for data in done] == list(range(len(done)))
+        assert in_one([data["item"] for data in done]) == in_one(whole["output"])
+        assert data_of(stream)[-1]["response"]["output"] == whole["output"]
+
+
+@each_recording
+async def test_a_completion_is_the_same_whole_and_in_a_stream(recording: Path) -> None:
+    whole, streams = at_edge(OpenAiChat(), recording)
+
+    for stream in streams:
+        state = ChatCompletionStreamState()
+        async with AsyncOpenAI(api_key="any", max_retries=0, http_client=replaying(stream)) as client:
+            chunks = await client.chat.completions.create(model="any", messages=[], stream=True)
+            async for chunk in chunks:
+                state.handle_chunk(chunk)
+        message = ChatCompletion.model_validate(whole).choices[0].message
+        said = state.current_completion_snapshot.choices[0].message
+        assert (said.content or None, said.refusal) == (message.content, message.refusal)
+        assert thought(said) == thought(message)
+        assert calls_of(said) == calls_of(message)
+
+
+def thought(message: ChatCompletionMessage) -> object:
+    return (message.model_extra or {}).get("reasoning_content")
+
+
+def calls_of(message: ChatCompletionMessage) -> list[tuple[str, str, str]]:
+    calls = [call for call in message.tool_calls or [] if call.type == "function"]
+    return [(call.id, call.function.name, call.function.arguments) for call in calls]
+
+
+def at_edge(edge: EdgeDialect, recording: Path) -> tuple[Mapping[str, Any], list[bytes]]:
+    """The answer of a recording as a whole, and as the streams that it may come as."""
+    parts = read_ours(dialect_of(recording), recording.read_bytes(), 1 << 20)
+    message, answer = completed(parts).message, answered(completed(parts))
+    began = Began("m", 1, "")
+    told: list[list[CallEvent]] = [
+        [began, *(part for part in parts if not isinstance(part, Started | UsageUpdated | Completed)), answer],
+        [began, *caching.deltas_of(message), answer],
+        [answer],
+    ]
+    words = {"messages": [{"role": "user", "content": "any"}], "max_tokens": 9}
+    body = {"model": "m", "stream": True} | ({"input": "any"} if isinstance(edge, OpenAiResponses) else words)
+    asked = edge.parse(json.dumps(body).encode(), "r", 1)
+    streams = []
+    for events in told:
+        writer = edge.writer(asked)
+        streams.append(b"".join(writer.write(translate.from_event(n, event)) for n, event in enumerate(events, 1)))
+    return edge.whole(translate.from_answer(answer), asked), streams
+
+
+def answered(response: ModelResponse) -> Answer:
+    return Answer(
+        request_id="r",
+        message=response.message,
+        finish_reason=response.finish_reason,
+        usage=response.usage or Usage.of(()),
+        usage_source="provider_final",
+        model="m",
+        provider_response_id=response.provider_response_id,
+        reservation_id="",
+    )
+
+
+def data_of(stream: bytes) -> list[dict[str, Any]]:
+    return [json.loads(event.data) for event in SseParser().feed(stream)]
+
+
+def in_one(blocks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Texts beside each other as one; of a message of the responses API too."""
+    found: list[Mapping[str, Any]] = []
+    for block in blocks:
+        one = {**block, "content": in_one(block["content"])} if isinstance(block.get("content"), list) else block
+        if found and one.get("type") in ("text", "output_text") and found[-1].get("type") == one["type"]:
+            found[-1] = {**found[-1], "text": found[-1]["text"] + one["text"]}
+        else:
+            found.append(one)
+    return found
 
 
 @each_recording

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from llm_gateway import translate
-from llm_gateway.domain import Answer, Completed, Message, StreamPart, Usage, UsageUpdated
+from llm_gateway.domain import Answer, Completed, Message, ReasoningDone, StreamPart, Usage, UsageUpdated
 from llm_gateway.errors import MalformedResponse, ProviderError
 from llm_gateway.providers.anthropic_messages import AnthropicMessagesDialect
 from llm_gateway.providers.dialect import Dialect
@@ -74,6 +74,8 @@ def sent_on(part: StreamPart) -> bytes:
         return on_record(part.response.message, part.response.usage or Usage.of(()))
     if isinstance(part, UsageUpdated):
         return on_record(Message("assistant", ()), part.usage)
+    if isinstance(part, ReasoningDone):
+        return on_record(Message("assistant", (part.part,)), Usage.of(()))
     return "".join(getattr(part, name) for name in part.__slots__ if name != "index").encode()
 
 

@@ -29,6 +29,7 @@ CHAT = {"model": MODEL, "messages": USER}
 MESSAGE = CHAT | {"max_tokens": 10}
 PNG = b"\x89PNG"
 PNG_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+OWN = "anthropic-messages"
 SIGNED = b'{"type":"thinking","thinking":"hm","signature":"EqQB/+=="}'
 
 
@@ -649,6 +650,77 @@ async def test_a_stream_of_reasoning_and_tools_builds_the_whole_message(system: 
     assert (first.id, first.input, second.id, second.input) == ("call_1", {"a": 1}, "call_2", {})
     assert (message.usage.input_tokens, message.usage.cache_read_input_tokens, message.usage.output_tokens) == (2, 5, 3)
     assert message.stop_reason == "tool_use"
+
+
+async def test_pieces_of_calls_that_come_mixed_are_put_into_their_own_blocks(system: System) -> None:
+    pieces = [(0, "call_1", '{"a":'), (1, "call_2", '{"b":'), (0, "", "1}"), (1, "", "2}"), (2, "call_3", "{}")]
+    calls = [
+        pb.ToolCallDelta(index=index, id=id, name="lookup" if id else "", arguments_delta=arguments)
+        for index, id, arguments in pieces
+    ]
+    system.fake.model_events = [
+        STARTED,
+        *(pb.StreamEvent(tool_call_delta=call) for call in calls),
+        pb.StreamEvent(completed=answer(CALL, finish="tool_calls")),
+    ]
+    async with (
+        anthropic_sdk(system) as client,
+        client.messages.stream(model=MODEL, max_tokens=9, messages=USER) as stream,
+    ):
+        events = [event async for event in stream]
+        message = await stream.get_final_message()
+
+    found = [(block.id, block.name, block.input) for block in message.content]
+    assert found == [(f"call_{n}", "lookup", said) for n, said in ((1, {"a": 1}), (2, {"b": 2}), (3, {}))]
+    assert [event.index for event in events if event.type == "content_block_stop"] == [0, 1, 2]
+
+
+async def test_a_block_is_stopped_before_the_next_begins(system: System) -> None:
+    """Also a call whose arguments are whole, and thinking beside thinking, each with its own signature."""
+    other = pb.Reasoning(text="so", signature=SIGNED.replace(b"hm", b"so").replace(b"Eq", b"Ab"), provider=OWN)
+    silent = pb.Reasoning(signature=b'{"type":"redacted_thinking","data":"x"}', provider=OWN)
+    hidden = pb.Reasoning(signature=b'{"type":"thinking","thinking":"","signature":"Cd"}', provider=OWN)
+    call = pb.ToolCallDelta(index=0, id="call_1", name="lookup", arguments_delta='{"a":1}')
+    parts = [THOUGHT, *(pb.Part(reasoning=one) for one in (other, silent)), CALL, pb.Part(reasoning=hidden)]
+    system.fake.model_events = [
+        STARTED,
+        pb.StreamEvent(reasoning_delta="hm"),
+        pb.StreamEvent(reasoning_done=THOUGHT.reasoning),
+        pb.StreamEvent(reasoning_delta="so"),
+        pb.StreamEvent(reasoning_done=other),
+        pb.StreamEvent(reasoning_done=silent),
+        pb.StreamEvent(tool_call_delta=call),
+        pb.StreamEvent(reasoning_done=hidden),
+        pb.StreamEvent(text_delta="Hello"),
+        pb.StreamEvent(completed=answer(*parts, pb.Part(text="Hello"))),
+    ]
+    events = [json.loads(frame) for frame in await frames(system, "/v1/messages", MESSAGE)]
+
+    bounds = [(event["type"], event["index"]) for event in events if "index" in event and "delta" not in event]
+    assert bounds == [(f"content_block_{side}", index) for index in range(6) for side in ("start", "stop")]
+    signatures = [event["delta"]["signature"] for event in events if "signature" in event.get("delta", {})]
+    assert signatures == ["EqQB/+==", "AbQB/+==", "Cd"]
+    kinds = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
+    assert kinds == ["thinking", "thinking", "redacted_thinking", "tool_use", "thinking", "text"]
+
+
+async def test_a_gateway_of_before_signs_reasoning_with_the_whole_answer(system: System) -> None:
+    silent = pb.Part(reasoning=pb.Reasoning(signature=b'{"type":"redacted_thinking","data":"x"}', provider=OWN))
+    system.fake.model_events = [
+        STARTED,
+        pb.StreamEvent(reasoning_delta="hm"),
+        pb.StreamEvent(text_delta="Hello"),
+        pb.StreamEvent(completed=answer(silent, THOUGHT, pb.Part(text="Hello"))),
+    ]
+    async with (
+        anthropic_sdk(system) as client,
+        client.messages.stream(model=MODEL, max_tokens=9, messages=USER) as stream,
+    ):
+        events = [event async for event in stream]
+        thinking, text, redacted = (await stream.get_final_message()).content
+
+    assert (thinking.thinking, thinking.signature, text.text, redacted.data) == ("hm", "EqQB/+==", "Hello", "x")
+    assert sorted(event.index for event in events if event.type == "content_block_stop") == [0, 1, 2]
 
 
 # --- how an answer ended ---

@@ -334,12 +334,42 @@ async def test_calls_in_mixed_pieces_and_reasoning_are_put_together(system: Syst
     types = [event.type for event in events]
     assert "".join(event.delta for event in events if event.type.endswith("summary_text.delta")) == "hm"
     ended = [event.item.type for event in events if event.type == "response.output_item.done"]
-    assert ended == ["message", "function_call", "function_call", "reasoning", "reasoning"]
+    # The silent one, of which no event told, comes last.
+    assert ended == ["reasoning", "message", "function_call", "function_call", "reasoning"]
     assert types.count("response.output_item.added") == len(ended)
     arguments = [event.arguments for event in events if event.type == "response.function_call_arguments.done"]
     assert arguments == ['{"n":1}', '{"n":2}']
     kinds = ["reasoning", "reasoning", "message", "function_call", "function_call"]
     assert [item.type for item in final.output] == kinds
+
+
+async def test_items_are_done_in_the_order_of_the_answer(system: System) -> None:
+    """Some clients keep what is done, in the order in which it is."""
+    other = pb.Part(reasoning=pb.Reasoning(text="so", signature=b"\x02", provider="anthropic-messages"))
+    parts = [SILENT, ALOUD, other, CALLS[0], SILENT, TEXT, CALLS[1], SILENT]
+    told: list[pb.StreamEvent] = []
+    for part in parts:
+        match part.WhichOneof("part"):
+            case "text":
+                told.append(pb.StreamEvent(text_delta=part.text))
+            case "tool_call":
+                call, index = part.tool_call, CALLS.index(part)
+                piece = pb.ToolCallDelta(index=index, id=call.id, name="f", arguments_delta=call.arguments_json)
+                told.append(pb.StreamEvent(tool_call_delta=piece))
+            case _:
+                if part.reasoning.text:
+                    told.append(pb.StreamEvent(reasoning_delta=part.reasoning.text))
+                told.append(pb.StreamEvent(reasoning_done=part.reasoning))
+    ended = pb.StreamEvent(completed=answer(*parts, finish="tool_calls"))
+    for events in ([STARTED, *told, ended], [ended]):
+        seen, final = await streamed(system, *events)
+        done = [event for event in seen if event.type == "response.output_item.done"]
+        assert [event.output_index for event in done] == list(range(len(parts)))
+        for event, item in zip(done, final.output, strict=True):
+            assert (event.item.type, event.item.id) == (item.type, item.id)
+            if event.item.type == "reasoning":
+                assert event.item == item
+        assert [event.sequence_number for event in seen] == list(range(len(seen)))
 
 
 async def test_a_recorded_answer_is_streamed_whole_with_all_events(system: System) -> None:

@@ -17,6 +17,7 @@ from llm_gateway.domain import (
     Opaque,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     RefusalDelta,
     Text,
@@ -30,7 +31,7 @@ CacheMode = Literal["deterministic", "on", "off"]
 EXACT_OF_10000: Final = 10_000
 """The likeness of a request to itself."""
 
-Delta = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
+Delta = TextDelta | RefusalDelta | ReasoningDelta | ReasoningDone | ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def scope_key(tenant: str, model: str, cacheable: Cacheable) -> str:
 
 
 def deltas_of(message: Message) -> Iterator[Delta]:
-    """The message as a stream shows it; what a stream shows nothing of is only in the whole answer."""
+    """The message as a stream shows it."""
     calls = 0
     for part in message.parts:
         match part:
@@ -100,8 +101,10 @@ def deltas_of(message: Message) -> Iterator[Delta]:
                 yield TextDelta(part.text)
             case Refusal():
                 yield RefusalDelta(part.text)
-            case Reasoning() if part.text:
-                yield ReasoningDelta(part.text)
+            case Reasoning() | Opaque():
+                if isinstance(part, Reasoning) and part.text:
+                    yield ReasoningDelta(part.text)
+                yield ReasoningDone(part)
             case ToolCall():
                 yield ToolCallDelta(calls, part.id, part.name, part.arguments)
                 calls += 1

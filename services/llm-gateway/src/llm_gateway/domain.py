@@ -416,6 +416,16 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDone:
+    """A part as the answer holds it, where it stands there; its text, if it has any, came in deltas.
+
+    No content: many such parts show nothing, and one that stands alone is no reason not to try again.
+    """
+
+    part: Reasoning | Opaque
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallDelta:
     """A piece of the `index`-th tool call (from 0). `id` and `name` come with its first piece and are empty later."""
 
@@ -440,7 +450,15 @@ class Completed:
 
 
 StreamPart: TypeAlias = (
-    Started | Warned | TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | UsageUpdated | Completed
+    Started
+    | Warned
+    | TextDelta
+    | RefusalDelta
+    | ReasoningDelta
+    | ReasoningDone
+    | ToolCallDelta
+    | UsageUpdated
+    | Completed
 )
 
 

@@ -220,6 +220,8 @@ class Execution:
         self._pace: Pace | None = None
         self._reported: dict[int, domain.Usage] = {}
         self._warned: dict[int, tuple[str, ...]] = {}
+        # By attempt, what was thought before there was any content to show.
+        self._thought: dict[int, list[domain.ReasoningDone]] = {}
         self._ours = False
         self._ticket: Ticket | None = None
         # Told of lines, where equal requests wait for what becomes of this call.
@@ -742,6 +744,8 @@ class Execution:
             case domain.TextDelta() | domain.RefusalDelta() | domain.ReasoningDelta() | domain.ToolCallDelta():
                 if self._race is None or self._race.leads(attempt.number):
                     self._show(attempt, part)
+            case domain.ReasoningDone():
+                self._show_in_place(attempt, part)
             case _:
                 return
 
@@ -752,9 +756,19 @@ class Execution:
             warnings = (*target.warnings, *self._warned.get(attempt.number, ()))
             began = Began(target.id, attempt.number, attempt.reservation_id, self._cache_use, warnings)
             self._pace = self._tools.telemetry.pace(began.model, now)
-        elif self._pace is not None:
+            self._flight.show(began, delta, self._thought.get(attempt.number, ()))
+            return
+        if self._pace is not None:
             self._pace.piece(now)
         self._flight.show(began, delta)
+
+    def _show_in_place(self, attempt: Attempt, done: domain.ReasoningDone) -> None:
+        """Among the content of its attempt, and never instead of any: it decides no race and begins no stream."""
+        began = self._flight.began
+        if began is None:
+            self._thought.setdefault(attempt.number, []).append(done)
+        elif began.attempt == attempt.number:
+            self._flight.show(began, done)
 
     # --- outcomes ---
 

@@ -1,7 +1,7 @@
 """A call in flight: what it has delivered so far, who waits for it, and when it stops waiting for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
@@ -14,8 +14,8 @@ from llm_gateway.domain import (
     Answer,
     CacheUse,
     ReasoningDelta,
+    ReasoningDone,
     RefusalDelta,
-    StreamPart,
     TextDelta,
     ToolCallDelta,
 )
@@ -27,7 +27,7 @@ STOPPED: Final = Failure(reason="STOPPING", message=str(GatewayStopping()), retr
 
 T = TypeVar("T")
 
-Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
+Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ReasoningDone | ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ class Flight:
         """A caller waits until `deadline`, or as long as the call may take."""
         self.wanted_until = max(self.wanted_until, min(deadline or self.ends_at, self.ends_at))
 
-    def show(self, began: Began, delta: Delta) -> None:
-        """Deliver content of the attempt `began`."""
+    def show(self, began: Began, delta: Delta, ahead: Sequence[ReasoningDone] = ()) -> None:
+        """Deliver content of the attempt `began`; `ahead` is what came before its first."""
         if self.began is None:
             self.began = began
             self.first_content_at = asyncio.get_running_loop().time()
             self._shown.append(began)
-            self._pending.append(delta)
+            self._pending.extend((*ahead, delta))
             self._flush()
         else:
             self._join(delta)
@@ -223,7 +223,7 @@ class Flight:
             self._pending[-1] = joined
         else:
             self._pending.append(delta)
-        self._pending_bytes += len(delta.arguments if isinstance(delta, ToolCallDelta) else delta.text)
+        self._pending_bytes += _length(delta)
         if self._pending_bytes >= FLUSH_BYTES:
             self._flush()
         elif self._flush_timer is None:
@@ -260,8 +260,11 @@ def _failure_of(error: BaseException) -> Failure:
     return Failure(reason=reason, message=message, retryable=True)
 
 
-def is_delta(part: StreamPart) -> bool:
-    return isinstance(part, TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta)
+def _length(delta: Delta) -> int:
+    if isinstance(delta, ToolCallDelta):
+        return len(delta.arguments)
+    # Nobody reads along while a part ends: it goes with what is shown next.
+    return 0 if isinstance(delta, ReasoningDone) else len(delta.text)
 
 
 def _joined(before: Delta, after: Delta) -> Delta | None:
@@ -271,6 +274,6 @@ def _joined(before: Delta, after: Delta) -> Delta | None:
             return None
         return ToolCallDelta(before.index, before.id, before.name, before.arguments + after.arguments)
     kind = type(before)
-    if isinstance(after, ToolCallDelta) or kind is not type(after):
+    if isinstance(before, ReasoningDone) or isinstance(after, ToolCallDelta | ReasoningDone) or kind is not type(after):
         return None
     return kind(before.text + after.text)

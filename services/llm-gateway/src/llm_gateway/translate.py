@@ -49,6 +49,7 @@ from llm_gateway.domain import (
     Reasoning,
     ReasoningDelta,
     ReasoningDisplay,
+    ReasoningDone,
     ReasoningMode,
     Refusal,
     RefusalDelta,
@@ -603,6 +604,8 @@ def from_event(sequence: int, event: CallEvent) -> pb.StreamEvent:
             return pb.StreamEvent(sequence=sequence, refusal_delta=event.text)
         case ReasoningDelta():
             return pb.StreamEvent(sequence=sequence, reasoning_delta=event.text)
+        case ReasoningDone():
+            return pb.StreamEvent(sequence=sequence, reasoning_done=_reasoning(event.part))
         case ToolCallDelta():
             delta = pb.ToolCallDelta(index=event.index, id=event.id, name=event.name, arguments_delta=event.arguments)
             return pb.StreamEvent(sequence=sequence, tool_call_delta=delta)
@@ -760,16 +763,18 @@ def _add_part(message: pb.Message, part: Part) -> None:
             message.parts.add(tool_result=result)
         case Refusal():
             message.parts.add(refusal=part.text)
-        case Reasoning():
-            thought = pb.Reasoning(text=part.text, signature=part.payload, provider=part.dialect)
-            message.parts.add(reasoning=thought)
+        case Reasoning() | Opaque():
+            message.parts.add(reasoning=_reasoning(part))
         case Vector():
             message.parts.add(vector=part.values)
-        case Opaque():
-            # It only has to come back to its dialect byte for byte, which reasoning does too.
-            message.parts.add(reasoning=pb.Reasoning(signature=part.payload, provider=part.dialect))
         case _:
             raise TypeError(f"no model answers with {type(part).__name__}")
+
+
+def _reasoning(part: Reasoning | Opaque) -> pb.Reasoning:
+    """What is opaque only has to come back to its dialect byte for byte, which reasoning does too."""
+    text = part.text if isinstance(part, Reasoning) else ""
+    return pb.Reasoning(text=text, signature=part.payload, provider=part.dialect)
 
 
 def _set_usage(message: pb.Usage, usage: Usage, source: UsageSource) -> None:

@@ -1,6 +1,7 @@
 """Messages, and the events of their streams. Pure."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
@@ -34,30 +35,48 @@ def message(answer: pb.GenerateResponse) -> Mapping[str, object]:
     }
 
 
+@dataclass(slots=True)
+class _Call:
+    """A call in a stream: the number of its block, and what came of its arguments."""
+
+    block: int
+    arguments: list[str] = field(default_factory=list)
+    is_open: bool = True
+
+    def is_whole(self) -> bool:
+        """Whether they are an object, after which nothing can come; of none nobody knows."""
+        arguments = "".join(self.arguments)
+        return arguments != "" and isinstance(object_of(arguments), Mapping)
+
+
 class MessageWriter:
     """Implements Writer.
 
-    A block of reasoning stays open until the end, because its signature is known only then; the SDKs go by the index.
+    One block is open at a time, with two exceptions, for which the SDKs go by the index: calls whose pieces come mixed,
+    and the reasoning of a gateway of before, which tells signatures only at the end.
     """
 
     def __init__(self, asked: Asked) -> None:
         self._request_id = asked.request.request_id
         self._next = 0
-        self._open: tuple[str, int] | None = None
-        self._thinking: list[int] = []
+        self._text: int | None = None
+        self._is_thinking = False
+        self._unsigned: list[int] = []
+        self._calls: dict[int, _Call] = {}
+        self._reasoned = 0
 
     def write(self, event: pb.StreamEvent) -> bytes:
         match event.WhichOneof("event"):
             case "started":
                 return self._start(event.started.model)
             case "text_delta":
-                delta = {"type": "text_delta", "text": event.text_delta}
-                return self._piece("text", 0, {"type": "text", "text": ""}, delta)
+                return self._say(event.text_delta)
             case "reasoning_delta":
-                delta = {"type": "thinking_delta", "thinking": event.reasoning_delta}
-                return self._piece("thinking", 0, {"type": "thinking", "thinking": "", "signature": ""}, delta)
+                return self._think(event.reasoning_delta)
+            case "reasoning_done":
+                return self._reason(event.reasoning_done)
             case "tool_call_delta":
-                return self._tool_piece(event.tool_call_delta)
+                return self._call(event.tool_call_delta)
             case "completed":
                 return self._end(event.completed, whole=event.sequence == 1)
             case "error":
@@ -65,53 +84,101 @@ class MessageWriter:
             case _:
                 return b""  # a refusal's text stands in stop_details, at the end
 
+    # --- the message ---
+
     def _start(self, model: str) -> bytes:
         empty: Block = {"content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None}
         usage = {"input_tokens": 0, "output_tokens": 0}
         started = {**_envelope(self._request_id, model), **empty, "usage": usage}
         return named_frame({"type": "message_start", "message": started})
 
-    def _tool_piece(self, delta: pb.ToolCallDelta) -> bytes:
-        block: Block = {"type": "tool_use", "id": delta.id, "name": delta.name, "input": {}}
-        piece = {"type": "input_json_delta", "partial_json": delta.arguments_delta}
-        return self._piece("tool_use", delta.index, block, piece)
+    def _end(self, answer: pb.GenerateResponse, *, whole: bool) -> bytes:
+        """`whole` when nothing came before, because the answer was on record already."""
+        content = self._replay(answer) if whole else self._untold(answer)
+        ending = {"type": "message_delta", "delta": _ending(answer), "usage": _usage(answer.usage)}
+        return content + self._close_all() + named_frame(ending) + named_frame({"type": "message_stop"})
 
-    def _piece(self, kind: str, number: int, block: Block, delta: Block) -> bytes:
-        """A piece of the block that is open, after opening it where it is another one."""
+    def _replay(self, answer: pb.GenerateResponse) -> bytes:
+        """An answer that is known whole, as its stream would have been."""
+        shown = [self._start(answer.model)]
+        for part in answer.message.parts:
+            match part.WhichOneof("part"):
+                case "text":
+                    shown.append(self._say(part.text))
+                case "reasoning":
+                    shown.append(self._reason(part.reasoning))
+                case "tool_call":
+                    call = part.tool_call
+                    number, arguments = len(self._calls), call.arguments_json
+                    piece = pb.ToolCallDelta(index=number, id=call.id, name=call.name, arguments_delta=arguments)
+                    shown.append(self._call(piece))
+        return b"".join(shown)
+
+    def _untold(self, answer: pb.GenerateResponse) -> bytes:
+        """What no event told of, as from a gateway of before: signatures, and at the end what was thought silently."""
+        thought = [part.reasoning for part in answer.message.parts if part.HasField("reasoning")]
+        return b"".join([self._reason(reasoning) for reasoning in thought[self._reasoned :]])
+
+    # --- blocks ---
+
+    def _say(self, text: str) -> bytes:
         opened = b""
-        if self._open != (kind, number):
-            opened = self._close() + self._opened(block)
-            self._open = (kind, number)
-            if kind == "thinking":
-                self._thinking.append(self._next - 1)
-        return opened + _delta(self._next - 1, delta)
+        if self._text is None:
+            opened = self._close() + self._opened({"type": "text", "text": ""})
+            self._text = self._next - 1
+        return opened + _delta(self._text, {"type": "text_delta", "text": text})
+
+    def _think(self, text: str) -> bytes:
+        opened = b""
+        if not self._is_thinking:
+            opened = self._close() + self._opened({"type": "thinking", "thinking": "", "signature": ""})
+            self._unsigned.append(self._next - 1)
+            self._is_thinking = True
+        return opened + _delta(self._unsigned[-1], {"type": "thinking_delta", "thinking": text})
+
+    def _reason(self, reasoning: pb.Reasoning) -> bytes:
+        """Sign the block that shows it, or show it whole."""
+        block, closed = to_block(reasoning), self._close()
+        self._reasoned += 1
+        if reasoning.text and self._unsigned:
+            return closed + _signed(self._unsigned.pop(0), block)
+        if block["type"] != "thinking":
+            return closed + self._opened(block) + _stop(self._next - 1)
+        opened = closed + self._opened({**block, "thinking": "", "signature": ""})
+        if reasoning.text:
+            opened += _delta(self._next - 1, {"type": "thinking_delta", "thinking": reasoning.text})
+        return opened + _signed(self._next - 1, block)
+
+    def _call(self, delta: pb.ToolCallDelta) -> bytes:
+        opened, call = b"", self._calls.get(delta.index)
+        if call is None:
+            opened = self._close() + self._opened({"type": "tool_use", "id": delta.id, "name": delta.name, "input": {}})
+            call = self._calls[delta.index] = _Call(self._next - 1)
+        if not call.is_open:
+            return opened
+        call.arguments.append(delta.arguments_delta)
+        return opened + _delta(call.block, {"type": "input_json_delta", "partial_json": delta.arguments_delta})
 
     def _opened(self, block: Block) -> bytes:
         self._next += 1
         return named_frame({"type": "content_block_start", "index": self._next - 1, "content_block": block})
 
     def _close(self) -> bytes:
-        kind, self._open = self._open, None
-        return b"" if kind is None or kind[0] == "thinking" else _stop(self._next - 1)
+        """Before another block opens. A call of which more may come stays open, and so does what is not signed."""
+        self._is_thinking = False
+        text, self._text = self._text, None
+        stopped = b"" if text is None else _stop(text)
+        for call in self._calls.values():
+            if call.is_open and call.is_whole():
+                call.is_open = False
+                stopped += _stop(call.block)
+        return stopped
 
-    def _end(self, answer: pb.GenerateResponse, *, whole: bool) -> bytes:
-        """`whole` when nothing came before, because the answer was on record already."""
-        content = self._all(answer) if whole else self._close() + self._signed(answer)
-        ending = {"type": "message_delta", "delta": _ending(answer), "usage": _usage(answer.usage)}
-        return content + named_frame(ending) + named_frame({"type": "message_stop"})
-
-    def _all(self, answer: pb.GenerateResponse) -> bytes:
-        blocks = (self._opened(block) + _stop(self._next - 1) for block in _blocks(answer.message))
-        return self._start(answer.model) + b"".join(blocks)
-
-    def _signed(self, answer: pb.GenerateResponse) -> bytes:
-        """The signatures of what was thought aloud; then what a stream shows nothing of, each block whole."""
-        thought = [part.reasoning for part in answer.message.parts if part.HasField("reasoning")]
-        aloud = [reasoning for reasoning in thought if reasoning.text]
-        silent = [reasoning for reasoning in thought if not reasoning.text]
-        signed = (_signature(index, one) + _stop(index) for index, one in zip(self._thinking, aloud, strict=False))
-        others = (self._opened(to_block(reasoning)) + _stop(self._next - 1) for reasoning in silent)
-        return b"".join((*signed, *others))
+    def _close_all(self) -> bytes:
+        left = [*self._unsigned, *(call.block for call in self._calls.values() if call.is_open)]
+        if self._text is not None:
+            left.append(self._text)
+        return b"".join([_stop(index) for index in sorted(left)])
 
 
 def _delta(index: int, delta: Block) -> bytes:
@@ -122,8 +189,8 @@ def _stop(index: int) -> bytes:
     return named_frame({"type": "content_block_stop", "index": index})
 
 
-def _signature(index: int, reasoning: pb.Reasoning) -> bytes:
-    return _delta(index, {"type": "signature_delta", "signature": to_block(reasoning).get("signature", "")})
+def _signed(index: int, block: Block) -> bytes:
+    return _delta(index, {"type": "signature_delta", "signature": block.get("signature", "")}) + _stop(index)
 
 
 def _envelope(request_id: str, model: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ last event holds them all in the order in which they belong together.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -51,13 +52,15 @@ class _Open:
     part: Literal["", "output_text", "refusal", "summary_text"] = ""
     call_id: str = ""
     name: str = ""
+    reasoning: pb.Reasoning | None = None
+    is_over: bool = False
 
 
 class ResponseWriter:
     """Implements Writer.
 
-    Reasoning stays open until the end, because its encrypted content is known only then; so do calls, whose pieces may
-    come mixed.
+    Calls stay open until the end, because their pieces may come mixed; so does the reasoning of a gateway of before, which
+    tells only then what it was encrypted to. Items are done in their order, so what follows these waits for them.
     """
 
     def __init__(self, asked: Asked) -> None:
@@ -65,12 +68,16 @@ class ResponseWriter:
         self._id = asked.request.request_id
         self._sequence = 0
         self._model = asked.request.model
+        self._undone: deque[_Open] = deque()
         self._message: _Open | None = None
         self._calls: dict[int, _Open] = {}
-        self._thoughts: list[_Open] = []
+        self._unencrypted: deque[_Open] = deque()
         self._thinking = False
         self._count = 0
         self._messages = 0
+        self._aloud = 0
+        self._silent = 0
+        self._reasoned = 0
 
     def write(self, event: pb.StreamEvent) -> bytes:
         match event.WhichOneof("event"):
@@ -82,6 +89,8 @@ class ResponseWriter:
                 return self._say("refusal", event.refusal_delta)
             case "reasoning_delta":
                 return self._think(event.reasoning_delta)
+            case "reasoning_done":
+                return self._reason(event.reasoning_done)
             case "tool_call_delta":
                 return self._call(event.tool_call_delta)
             case "completed":
@@ -100,12 +109,9 @@ class ResponseWriter:
 
     def _end(self, answer: pb.GenerateResponse, *, whole: bool) -> bytes:
         """`whole` when nothing came before, because the answer was on record already."""
-        shown = self._replay(answer) if whole else b""
-        closed = self._close_message() + b"".join(self._call_done(call) for call in self._calls.values())
+        shown = self._replay(answer) if whole else self._untold(answer)
         ended = response(answer, self._asked)
-        return (
-            shown + closed + self._reasoning_done(answer) + self._event(f"response.{ended['status']}", response=ended)
-        )
+        return shown + self._close_all() + self._event(f"response.{ended['status']}", response=ended)
 
     def _fail(self, error: pb.StreamError) -> bytes:
         failed = {
@@ -124,8 +130,8 @@ class ResponseWriter:
                     shown.append(self._say("output_text", part.text))
                 case "refusal":
                     shown.append(self._say("refusal", part.refusal))
-                case "reasoning" if part.reasoning.text:
-                    shown.append(self._think(part.reasoning.text))
+                case "reasoning":
+                    shown.append(self._reason(part.reasoning))
                 case "tool_call":
                     call = part.tool_call
                     piece = pb.ToolCallDelta(
@@ -133,6 +139,11 @@ class ResponseWriter:
                     )
                     shown.append(self._call(piece))
         return b"".join(shown)
+
+    def _untold(self, answer: pb.GenerateResponse) -> bytes:
+        """What no event told of, as from a gateway of before: what reasoning was encrypted to, and what was not shown."""
+        thought = [part.reasoning for part in answer.message.parts if part.HasField("reasoning")]
+        return b"".join([self._reason(reasoning) for reasoning in thought[self._reasoned :]])
 
     # --- messages ---
 
@@ -165,8 +176,9 @@ class ResponseWriter:
 
     def _close_message(self) -> bytes:
         message, self._message = self._message, None
-        if message is None:
-            return b""
+        return b"" if message is None else self._over(message)
+
+    def _message_done(self, message: _Open) -> bytes:
         return self._close_part(message) + self._item("done", message, _message(message, "completed"))
 
     # --- calls ---
@@ -195,42 +207,72 @@ class ResponseWriter:
         opened = self._close_message()
         if not self._thinking:
             self._thinking = True
-            thought = self._opened("reasoning", _thought_id(self._id, len(self._thoughts)))
-            self._thoughts.append(thought)
+            thought = self._opened("reasoning", _thought_id(self._id, self._aloud))
+            self._aloud += 1
+            self._unencrypted.append(thought)
             opened += self._item("added", thought, _thought(thought))
             opened += self._summary("part.added", thought, part={"type": "summary_text", "text": ""})
-        thought = self._thoughts[-1]
+        thought = self._unencrypted[-1]
         thought.text.append(text)
         return opened + self._summary("text.delta", thought, delta=text)
 
-    def _reasoning_done(self, answer: pb.GenerateResponse) -> bytes:
-        """What was thought aloud, with what it was encrypted to; then what a stream shows nothing of."""
-        done: list[bytes] = []
-        aloud = {thought.id: thought for thought in self._thoughts}
-        for id, reasoning in _thoughts(answer.message, self._id):
-            thought = aloud.pop(id, None)
-            if thought is None:
-                thought = self._opened("reasoning", id)
-                done.append(self._item("added", thought, _thought(thought)))
-            else:
-                done.append(self._thought_done(thought))
-            done.append(self._item("done", thought, openai_reasoning.to_item(reasoning, id)))
-        # Thought in more pieces than the answer holds: shown, and nothing that has to come back.
-        rest = (
-            self._thought_done(thought) + self._item("done", thought, _thought(thought)) for thought in aloud.values()
-        )
-        return b"".join((*done, *rest))
+    def _reason(self, reasoning: pb.Reasoning) -> bytes:
+        """The end of what was thought aloud; what was not shown before is shown now."""
+        written = self._close_message()
+        self._thinking = False
+        if not reasoning.text:
+            thought = self._opened("reasoning", _thought_id(self._id, f"s{self._silent}"))
+            self._silent += 1
+            written += self._item("added", thought, _thought(thought))
+        else:
+            if not self._unencrypted:
+                written += self._think(reasoning.text)
+                self._thinking = False
+            thought = self._unencrypted.popleft()
+        self._reasoned += 1
+        thought.reasoning = reasoning
+        return written + self._over(thought)
 
     def _thought_done(self, thought: _Open) -> bytes:
-        text = "".join(thought.text)
-        done = self._summary("text.done", thought, text=text)
-        return done + self._summary("part.done", thought, part={"type": "summary_text", "text": text})
+        done, text = b"", "".join(thought.text)
+        if text:
+            done = self._summary("text.done", thought, text=text)
+            done += self._summary("part.done", thought, part={"type": "summary_text", "text": text})
+        if thought.reasoning is None:
+            # Thought in more pieces than the answer holds: shown, and nothing that has to come back.
+            return done + self._item("done", thought, _thought(thought))
+        return done + self._item("done", thought, openai_reasoning.to_item(thought.reasoning, thought.id))
 
-    # --- events ---
+    # --- items ---
 
     def _opened(self, kind: Kind, id: str) -> _Open:
         self._count += 1
-        return _Open(self._count - 1, kind, id)
+        opened = _Open(self._count - 1, kind, id)
+        self._undone.append(opened)
+        return opened
+
+    def _over(self, *items: _Open) -> bytes:
+        """Nothing more comes of them. They are done when all before them are."""
+        for item in items:
+            item.is_over = True
+        done = []
+        while self._undone and self._undone[0].is_over:
+            done.append(self._done(self._undone.popleft()))
+        return b"".join(done)
+
+    def _close_all(self) -> bytes:
+        return self._over(*self._undone)
+
+    def _done(self, item: _Open) -> bytes:
+        match item.kind:
+            case "message":
+                return self._message_done(item)
+            case "function_call":
+                return self._call_done(item)
+            case "reasoning":
+                return self._thought_done(item)
+
+    # --- events ---
 
     def _item(self, step: str, item: _Open, shown: Json) -> bytes:
         return self._event(f"response.output_item.{step}", output_index=item.index, item=shown)

@@ -21,7 +21,9 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
+    RefusalDelta,
     Started,
     StreamPart,
     Text,
@@ -200,10 +202,13 @@ class _Answer:
         except InvalidUsage:
             return None
 
+    def refusal(self) -> tuple[Refusal, ...]:
+        """Why the model refused, once it has ended: the wire says so nowhere else."""
+        return (Refusal(self._refusal),) if self._refusal and self._stop_reason == "refusal" else ()
+
     def response(self) -> ModelResponse:
-        refusal = (Refusal(self._refusal),) if self._refusal and self._stop_reason == "refusal" else ()
         return ModelResponse(
-            message=Message("assistant", (*(part for part in self.parts if part != Text("")), *refusal)),
+            message=Message("assistant", (*(part for part in self.parts if part != Text("")), *self.refusal())),
             finish_reason=_FINISH_REASONS.get(self._stop_reason, "error"),
             raw_finish_reason=self._stop_reason,
             usage=self.usage(),
@@ -258,9 +263,10 @@ class _GrowingBlock:
         return None
 
     def end(self) -> StreamPart | None:
-        """The arguments that came with the start, where no delta took their place."""
-        if self._block["type"] == "tool_use" and self._block.get("input") and not any(self._pieces):
-            return ToolCallDelta(self._call_index, "", "", self._keep(numbers.dumps(self._block["input"]).decode()))
+        """The arguments that came with the start, where no delta took their place: mostly those of a call without any."""
+        if self._block["type"] == "tool_use" and not any(self._pieces):
+            arguments = self._keep(numbers.dumps(self._block.get("input") or {}).decode())
+            return ToolCallDelta(self._call_index, "", "", arguments)
         return None
 
     def part(self) -> Part:
@@ -273,7 +279,7 @@ class _GrowingBlock:
                 signature = "".join(self._signature) or self._block.get("signature", "")
                 return _reasoning({**self._block, "thinking": whole, "signature": signature})
             case "tool_use":
-                return ToolCall(self._block["id"], self._block["name"], whole or "{}")
+                return ToolCall(self._block["id"], self._block["name"], whole)
             case _:
                 return _part({**self._block, "input": numbers.loads(whole)} if whole else self._block)
 
@@ -318,12 +324,15 @@ class _MessageAssembler:
                 closed = self._open.pop(event["index"])
                 part = closed.end()
                 yield from (part,) if part else ()
-                answer.parts.append(closed.part())
+                answer.parts.append(whole := closed.part())
+                if isinstance(whole, Reasoning | Opaque):
+                    yield ReasoningDone(whole)
             case "message_delta":
                 answer.end(event["delta"])
                 answer.read_usage(event.get("usage"))
                 yield from _usage_updates(answer)
             case "message_stop":
+                yield from (RefusalDelta(said.text) for said in answer.refusal())
                 yield Completed(answer.response())
 
     def _open_block(self, index: int, block: _Block) -> Iterator[StreamPart]:

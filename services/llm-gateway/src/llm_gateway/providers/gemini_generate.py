@@ -6,6 +6,7 @@ finish reason is the last one. Cached tokens are a share of the prompt; thoughts
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final, TypedDict
 
 import orjson
@@ -22,6 +23,7 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     RefusalDelta,
     Started,
@@ -57,6 +59,8 @@ _MEDIA: Final[Mapping[Modality, tuple[str, ...]]] = {
     "video": ("VIDEO",),
     "audio": ("AUDIO",),
 }
+_THOUGHT: Final = frozenset({"text", "thought"})
+"""What a part that is a piece of a thought holds."""
 _RETRY_INFO: Final = "type.googleapis.com/google.rpc.RetryInfo"
 
 
@@ -154,7 +158,7 @@ class GeminiGenerateDialect:
         parsed: _Body = numbers.loads(body)
         _raise_error_inside(parsed)
         answer = _Answer(parsed)
-        list(answer.add(parsed))
+        list(chain(answer.add(parsed), answer.end_thought()))
         return answer.response()
 
     def assembler(self) -> Assembler:
@@ -198,6 +202,7 @@ class _Answer:
         self.usage: Usage | None = None
         self._simulated = body.get("system_fingerprint") == SIMULATOR_FINGERPRINT
         self._parts: list[Part] = []
+        self._thought: list[_Part] = []
         self._calls = 0
         self._warnings: tuple[str, ...] = ("the provider reported no usage",)
 
@@ -228,20 +233,38 @@ class _Answer:
         if part.get("thought"):
             yield from self._think(part)
             return
+        yield from self.end_thought()
         if signature := part.get("thoughtSignature"):
-            self._parts.append(Reasoning("", NAME, orjson.dumps({SIGNATURE: signature})))
+            yield self._done(Reasoning("", NAME, orjson.dumps({SIGNATURE: signature})))
         if call := part.get("functionCall"):
             yield self._call(call)
         elif text := part.get("text"):
             self._grow(text)
             yield TextDelta(text)
         elif "text" not in part:
-            self._parts.append(Opaque(NAME, numbers.dumps(part)))
+            yield self._done(Opaque(NAME, numbers.dumps(part)))
 
     def _think(self, part: _Part) -> Iterator[StreamPart]:
-        text = part.get("text", "")
-        self._parts.append(Reasoning(text, NAME, numbers.dumps(part)))
+        """A thought comes in pieces, as a text does. What is signed is one for itself: its bytes are not to be changed."""
+        text, is_piece = part.get("text", ""), part.keys() <= _THOUGHT
+        if not is_piece:
+            yield from self.end_thought()
         yield from (ReasoningDelta(text),) if text else ()
+        if is_piece:
+            self._thought.append(part)
+        else:
+            yield self._done(Reasoning(text, NAME, numbers.dumps(part)))
+
+    def end_thought(self) -> Iterator[ReasoningDone]:
+        """No field says so on this wire: what comes next does."""
+        pieces, self._thought = self._thought, []
+        if pieces:
+            text = "".join([piece.get("text", "") for piece in pieces])
+            yield self._done(Reasoning(text, NAME, numbers.dumps({**pieces[0], "text": text})))
+
+    def _done(self, part: Reasoning | Opaque) -> ReasoningDone:
+        self._parts.append(part)
+        return ReasoningDone(part)
 
     def _call(self, call: _Call) -> ToolCallDelta:
         """Only newer models name their calls; a call without a name is known by the answer that it stands in."""
@@ -261,6 +284,8 @@ class _Answer:
 
     def _finish(self, reason: str, message: str) -> Iterator[StreamPart]:
         self.finish_reason = reason or self.finish_reason
+        if self.finish_reason:
+            yield from self.end_thought()
         if message and self._meaning() == "refusal":
             self._parts.append(Refusal(message))
             yield RefusalDelta(message)

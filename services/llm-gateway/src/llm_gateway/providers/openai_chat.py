@@ -6,7 +6,7 @@ adds is strictness: a stream without `[DONE]` is not finished, and usage is chec
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import orjson
 
@@ -19,6 +19,7 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     RefusalDelta,
     Started,
@@ -169,6 +170,24 @@ class _Call:
     arguments: list[str]
 
 
+_Kind: TypeAlias = type[Text] | type[Refusal] | type[Reasoning]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What was said in a row, in one way."""
+
+    kind: _Kind
+    pieces: list[str]
+    is_over: bool = False
+
+    def part(self) -> Text | Refusal | Reasoning:
+        whole = "".join(self.pieces)
+        if self.kind is Reasoning:
+            return _reasoning(whole)
+        return Text(whole) if self.kind is Text else Refusal(whole)
+
+
 class _Answer:
     """An answer while it grows; `response()` closes it."""
 
@@ -176,9 +195,7 @@ class _Answer:
         self.id = body["id"]
         self.model = body["model"]
         self.simulated = body.get("system_fingerprint") == SIMULATOR_FINGERPRINT
-        self.text: list[str] = []
-        self.refusal: list[str] = []
-        self.reasoning: list[str] = []
+        self.runs: list[_Run] = []
         self.calls: list[_Call] = []
         self.finish_reason = ""
         self.service_tier = body.get("service_tier") or ""
@@ -188,16 +205,24 @@ class _Answer:
     def add(self, message: _Message, added: list[StreamPart]) -> None:
         """Take in a whole message, or the delta of one; what that adds is appended to `added`."""
         if reasoning := message.get("reasoning_content") or message.get("reasoning"):
-            self.reasoning.append(reasoning)
+            self._grow(Reasoning, reasoning, added)
             added.append(ReasoningDelta(reasoning))
         if text := message.get("content"):
-            self.text.append(text)
+            self._grow(Text, text, added)
             added.append(TextDelta(text))
         if refusal := message.get("refusal"):
-            self.refusal.append(refusal)
+            self._grow(Refusal, refusal, added)
             added.append(RefusalDelta(refusal))
         if calls := message.get("tool_calls"):
+            self.end_reasoning(added)
             added.extend([_add_call(self.calls, call) for call in calls])
+
+    def end_reasoning(self, added: list[StreamPart]) -> None:
+        """No event says so on this wire: what comes next does."""
+        run = self.runs[-1] if self.runs else None
+        if run is not None and run.kind is Reasoning and not run.is_over:
+            run.is_over = True
+            added.append(ReasoningDone(_reasoning("".join(run.pieces))))
 
     def read_usage(self, usage: _Usage | None) -> None:
         """The last usage counts: some servers send a running count with every chunk."""
@@ -222,12 +247,7 @@ class _Answer:
         )
 
     def _parts(self) -> Iterator[Part]:
-        if reasoning := "".join(self.reasoning):
-            yield Reasoning(reasoning, NAME, reasoning.encode())
-        if text := "".join(self.text):
-            yield Text(text)
-        if refusal := "".join(self.refusal):
-            yield Refusal(refusal)
+        yield from (run.part() for run in self.runs)
         for call in self.calls:
             yield ToolCall(call.id, call.name, "".join(call.arguments))
 
@@ -236,7 +256,15 @@ class _Answer:
         reason = _FINISH_REASONS.get(self.finish_reason, "error")
         if reason == "stop" and self.calls:
             return "tool_calls"
-        return "refusal" if reason == "stop" and self.refusal else reason
+        refused = any(run.kind is Refusal for run in self.runs)
+        return "refusal" if reason == "stop" and refused else reason
+
+    def _grow(self, kind: _Kind, piece: str, added: list[StreamPart]) -> None:
+        run = self.runs[-1] if self.runs else None
+        if run is None or run.kind is not kind or run.is_over:
+            self.end_reasoning(added)
+            self.runs.append(run := _Run(kind, []))
+        run.pieces.append(piece)
 
 
 class _ChatAssembler:
@@ -245,7 +273,7 @@ class _ChatAssembler:
 
     def feed(self, event: SseEvent) -> Sequence[StreamPart]:
         if event.data == _DONE:
-            return [Completed(self._finished().response())]
+            return self._end()
         chunk: _Body = orjson.loads(event.data)
         if "error" in chunk:
             _raise_error_inside(chunk)
@@ -261,6 +289,11 @@ class _ChatAssembler:
             if answer.usage:
                 parts.append(UsageUpdated(answer.usage))
         return parts
+
+    def _end(self) -> Sequence[StreamPart]:
+        answer, parts = self._finished(), list[StreamPart]()
+        answer.end_reasoning(parts)
+        return [*parts, Completed(answer.response())]
 
     def _begun(self, chunk: _Body, parts: list[StreamPart]) -> _Answer:
         self._answer = _Answer(chunk)
@@ -303,6 +336,10 @@ def usage_of(usage: _Usage) -> Usage:
             UsageLine("output", spoken, modality="audio"),
         )
     )
+
+
+def _reasoning(text: str) -> Reasoning:
+    return Reasoning(text, NAME, text.encode())
 
 
 def _add_call(calls: list[_Call], delta: _ToolCall) -> ToolCallDelta:

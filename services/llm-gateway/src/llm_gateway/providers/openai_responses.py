@@ -20,6 +20,7 @@ from llm_gateway.domain import (
     Part,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     RefusalDelta,
     Started,
@@ -46,6 +47,8 @@ _INCOMPLETE: Final[Mapping[str, FinishReason]] = {
     "max_messages": "pause",
     "steered": "pause",
 }
+_SAID: Final = ("message", "function_call")
+"""Items that deltas tell of whole."""
 
 
 # The wire, as far as it is read. TypedDicts cost nothing at run time; a wrong shape surfaces as KeyError or TypeError.
@@ -178,6 +181,9 @@ class _ResponseAssembler:
                 yield ToolCallDelta(index, event["item"]["call_id"], event["item"]["name"], "")
             case "response.function_call_arguments.delta":
                 yield ToolCallDelta(self._calls[event["output_index"]], "", "", event["delta"])
+            case "response.output_item.done" if event["item"]["type"] not in _SAID:
+                parts = _parts(event["item"])
+                yield from (ReasoningDone(part) for part in parts if isinstance(part, Reasoning | Opaque))
             case "response.completed" | "response.incomplete" | "response.failed":
                 yield from _end(event["response"])
             case "error":

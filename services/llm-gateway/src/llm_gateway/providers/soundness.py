@@ -12,6 +12,7 @@ from llm_gateway.domain import (
     ModelResponse,
     Reasoning,
     ReasoningDelta,
+    ReasoningDone,
     Refusal,
     RefusalDelta,
     Started,
@@ -41,6 +42,8 @@ def require_sound(part: StreamPart) -> None:
     """Raises TypeError that names what is no text."""
     if type(part) is Completed:
         require_sound_answer(part.response)
+    elif type(part) is ReasoningDone:
+        _require_texts(part.part)
     else:
         _require_texts(part)
 

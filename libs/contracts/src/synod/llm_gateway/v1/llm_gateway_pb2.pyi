@@ -759,6 +759,7 @@ class StreamEvent(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     REFUSAL_DELTA_FIELD_NUMBER: _builtins.int
+    REASONING_DONE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, ..."""
     text_delta: _builtins.str
@@ -772,6 +773,12 @@ class StreamEvent(_message.Message):
     def completed(self) -> Global___GenerateResponse: ...
     @_builtins.property
     def error(self) -> Global___StreamError: ...
+    @_builtins.property
+    def reasoning_done(self) -> Global___Reasoning:
+        """A part of reasoning is complete: as it is in the answer, and where it stands among the answer's parts. What it says
+        in text mostly came before, as reasoning_delta.
+        """
+
     def __init__(
         self,
         *,
@@ -783,12 +790,13 @@ class StreamEvent(_message.Message):
         completed: Global___GenerateResponse | None = ...,
         error: Global___StreamError | None = ...,
         refusal_delta: _builtins.str = ...,
+        reasoning_done: Global___Reasoning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "error", b"error", "event", b"event", "reasoning_delta", b"reasoning_delta", "refusal_delta", b"refusal_delta", "started", b"started", "text_delta", b"text_delta", "tool_call_delta", b"tool_call_delta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "error", b"error", "event", b"event", "reasoning_delta", b"reasoning_delta", "reasoning_done", b"reasoning_done", "refusal_delta", b"refusal_delta", "started", b"started", "text_delta", b"text_delta", "tool_call_delta", b"tool_call_delta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "error", b"error", "event", b"event", "reasoning_delta", b"reasoning_delta", "refusal_delta", b"refusal_delta", "sequence", b"sequence", "started", b"started", "text_delta", b"text_delta", "tool_call_delta", b"tool_call_delta"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "error", b"error", "event", b"event", "reasoning_delta", b"reasoning_delta", "reasoning_done", b"reasoning_done", "refusal_delta", b"refusal_delta", "sequence", b"sequence", "started", b"started", "text_delta", b"text_delta", "tool_call_delta", b"tool_call_delta"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "tool_call_delta", "reasoning_delta", "completed", "error", "refusal_delta"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "tool_call_delta", "reasoning_delta", "completed", "error", "refusal_delta", "reasoning_done"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
