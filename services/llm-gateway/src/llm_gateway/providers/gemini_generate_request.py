@@ -28,6 +28,7 @@ from llm_gateway.domain import (
     Vector,
 )
 from llm_gateway.errors import InvalidToolArguments, RequestRejected
+from llm_gateway.providers.instructions import ONLY_INSTRUCTIONS, leading
 
 SIGNATURE: Final = "thoughtSignature"
 _MODES: Final[Mapping[str, str]] = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
@@ -38,8 +39,11 @@ Block = Mapping[str, Json | Fields] | orjson.Fragment
 def encode(request: ModelRequest) -> bytes:
     """The body to post; model and streaming stand in the path. Raises RequestRejected for what cannot be said."""
     names = {call.id: call.name for message in request.messages for call in message.tool_calls}
+    contents = [{"role": role, "parts": list(_blocks(parts, names))} for role, parts in _turns(request.messages)]
+    if not contents:
+        raise RequestRejected(ONLY_INSTRUCTIONS)
     body = {
-        "contents": [{"role": role, "parts": list(_blocks(parts, names))} for role, parts in _turns(request.messages)],
+        "contents": contents,
         "generationConfig": _config(request),
         **_instructions(request.messages),
         **(_tools(request) if request.tools else {}),
@@ -74,7 +78,7 @@ def _thinking(request: ModelRequest) -> Json:
 
 
 def _instructions(messages: Sequence[Message]) -> JsonObject:
-    texts = [message.text for message in messages if message.role in {"system", "developer"} and message.text]
+    texts = [message.text for message in messages[: leading(messages)] if message.text]
     return {"systemInstruction": {"parts": [{"text": text} for text in texts]}} if texts else {}
 
 
@@ -88,13 +92,15 @@ def _tools(request: ModelRequest) -> JsonObject:
 
 
 def _tool(tool: ToolSpec) -> JsonObject:
-    return {"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}
+    schema: JsonObject = {"parametersJsonSchema": tool.parameters} if tool.parameters else {}
+    return {"name": tool.name, "description": tool.description, **schema}
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, list[Part]]]:
-    """Turns alternate: what users and tools say in a row is one turn."""
-    spoken = [message for message in messages if message.role not in {"system", "developer"}]
-    for is_model, run in groupby(spoken, key=lambda message: message.role == "assistant"):
+    """Turns alternate: what users and tools say in a row is one turn. Instructions in it are a user's by now: the API knows
+    no others but those before the conversation.
+    """
+    for is_model, run in groupby(messages[leading(messages) :], key=lambda message: message.role == "assistant"):
         yield "model" if is_model else "user", [part for message in run for part in message.parts]
 
 

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from llm_gateway.domain import Audio, File, Image, Message, ModelRequest, Opaque, OutputFormat, Part, Reasoning
 from llm_gateway.errors import UnsupportedParameter
+from llm_gateway.providers.instructions import told_by_users
 
 Parameter = Literal[
     "temperature",
@@ -43,7 +44,8 @@ _OF_A_DIALECT: Final = (Reasoning, Opaque)
 @dataclass(frozen=True, slots=True)
 class CapabilityProfile:
     """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one. `reasons`
-    says that the model thinks, and bills it, unless it is told not to.
+    says that the model thinks, and bills it, unless it is told not to. `system_turns` says that instructions may stand in
+    the midst of a conversation.
     """
 
     parameters: frozenset[Parameter]
@@ -54,6 +56,7 @@ class CapabilityProfile:
     unsupported: Literal["drop", "reject"] = "drop"
     output_tokens_default: int | None = None
     reasons: bool = False
+    system_turns: bool = True
 
 
 def profile_of(families: Mapping[str, CapabilityProfile], others: CapabilityProfile, model: str) -> CapabilityProfile:
@@ -74,13 +77,17 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
     """Leave out, or with `unsupported="reject"` refuse, what the profile does not have. Raises UnsupportedParameter.
 
     Images, audio and files are content: they are never dropped, because the answer would be about something else. Reasoning
-    and opaque parts of another dialect mean nothing to this one and are always dropped with a warning.
+    and opaque parts of another dialect mean nothing to this one and are always dropped with a warning. Instructions that
+    the model takes at the head of a conversation only are told by a user where they stand, with a warning.
     """
     missing = _unsupported_names(request, profile)
     if missing and profile.unsupported == "reject":
         raise UnsupportedParameter(f"{request.model} does not support {', '.join(missing)}")
     _check_content(request, profile)
     messages, foreign = _without_foreign_parts(request.messages, dialect)
+    if not profile.system_turns:
+        messages, moved = _without_system_turns(messages, request.model)
+        foreign = (*foreign, *moved)
     limit = request.max_output_tokens or profile.output_tokens_default
     warnings = (*(f"{name} is not supported by {request.model} and was left out" for name in missing), *foreign)
     if messages is not request.messages or limit != request.max_output_tokens:
@@ -145,6 +152,15 @@ def _without_foreign_parts(messages: tuple[Message, ...], dialect: str) -> tuple
         for message in messages
     )
     return tuple(message for message in kept if message.parts), (f"parts of another provider cannot go to {dialect}",)
+
+
+def _without_system_turns(messages: tuple[Message, ...], model: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    told = told_by_users(messages)
+    if told is messages:
+        return messages, ()
+    return told, (
+        f"{model} takes system messages before all others only; a later one was sent as a user's, in <system>",
+    )
 
 
 def _is_foreign(part: Part, dialect: str) -> bool:
