@@ -76,7 +76,8 @@ def _bound(texts: Iterator[bytes]) -> int:
             case "count":
                 count = max(count, int(_said(_COUNT, within, named.end())))
             case "kids":
-                kids.append(_references(_said(_KIDS, within, named.end())))
+                if references := _references(_said(_KIDS, within, named.end())):
+                    kids.append(references)
             case _:
                 raise _Untold
     return max(pages, count, _leaves(kids))
@@ -99,13 +100,14 @@ def _references(array: bytes) -> Sequence[int]:
 def _leaves(kids: Sequence[Sequence[int]]) -> int:
     """At most so many leaves has a tree of nodes with these kids, whichever of them belong to which node.
 
-    Where each object is referred to once, it is reached in one way. Else a node may be reached in as many ways as all the
+    Where each object is referred to once, all nodes of a tree but its root are referred to as well, and are no leaves; if there
+    are several trees, none has more leaves than all would have as one. Else a node may be reached in as many ways as all the
     nodes above it together, times as often as one of them names it; at worst the largest nodes are the lowest.
     """
     references = [reference for array in kids for reference in array]
     if len(set(references)) == len(references):
-        return len(references)
-    often = max(max(Counter(array).values(), default=0) for array in kids)
+        return len(references) - max(0, len(kids) - 1)
+    often = max(max(Counter(array).values()) for array in kids)
     leaves, ways = 0, 0
     for size in sorted(map(len, kids)):
         own = max(1, often * ways)
