@@ -181,6 +181,15 @@ class TestReserving:
             decide(book, reserve(book_price=NO_PRICE, fixed=None))
         assert "openai/gpt-5.5" in str(refused.value)
 
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [("ollama/qwen3", "ollama/qwen3"), ("ollama/my model; x", "'ollama/my model; x'"), ("qwen3", "PROVIDER/MODEL")],
+    )
+    def test_the_refusal_of_an_unpriced_model_names_the_command_that_gives_it_a_price(
+        self, model: str, said: str
+    ) -> None:
+        assert f"synod prices set {said} IN OUT (SetPrice)" in str(ModelUnpriced(model, "b"))
+
     def test_an_unpriced_model_is_reserved_at_zero_and_flagged_under_soft_budgets(self) -> None:
         event = only(decide(after(budget(hard=False)), reserve(book_price=NO_PRICE, fixed=None, input_tokens_max=9)))
         assert isinstance(event, CostReserved)

@@ -279,8 +279,8 @@ async def test_an_unpriced_model_under_a_hard_budget_is_refused_with_a_remedy(le
     error = await refusal(ledger.Reserve(hold(model="openai/gpt-4o-nope", amount=0, input_tokens_max=1)))
     assert isinstance(error, FailedPrecondition)
     assert error.reason == "UNPRICED_MODEL"
-    assert "SetPrice" in error.message
-    assert "openai/gpt-4o" in error.message
+    assert "synod prices set openai/gpt-4o-nope IN OUT (SetPrice)" in error.message
+    assert "priced is: openai/gpt-4o" in error.message
 
 
 async def test_group_18_the_same_reservation_again_is_the_same_answer_and_other_content_is_refused(

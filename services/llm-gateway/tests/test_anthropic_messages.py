@@ -12,6 +12,7 @@ from llm_gateway.domain import (
     OutputFormat,
     Reasoning,
     Refusal,
+    Role,
     Text,
     ToolCall,
     ToolChoice,
@@ -54,6 +55,59 @@ def test_a_plain_request_lifts_the_instructions_out_of_the_messages() -> None:
         "system": [{"type": "text", "text": "be terse"}],
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
     }
+
+
+def spoken(*said: tuple[Role, str]) -> list[tuple[str, list[str]]]:
+    """Who says what on the wire."""
+    wire = sent(ModelRequest("claude", tuple(Message(role, (Text(text),)) for role, text in said)))
+    return [(turn["role"], [block["text"] for block in turn["content"]]) for turn in wire["messages"]]  # type: ignore[attr-defined]
+
+
+def test_later_instructions_stay_between_what_was_asked_and_its_answer() -> None:
+    assert spoken(
+        ("system", "be terse"), ("user", "a"), ("developer", "b"), ("system", "c"), ("assistant", "d"), ("user", "e")
+    ) == [("user", ["a"]), ("system", ["b", "c"]), ("assistant", ["d"]), ("user", ["e"])]
+
+
+def test_later_instructions_before_a_question_follow_it_as_the_api_wants() -> None:
+    assert spoken(("user", "a"), ("assistant", "b"), ("system", "MID"), ("user", "c"), ("user", "d")) == [
+        ("user", ["a"]),
+        ("assistant", ["b"]),
+        ("user", ["c", "d"]),
+        ("system", ["MID"]),
+    ]
+
+
+@pytest.mark.parametrize("more", [(), (("assistant", "c"),)])
+def test_later_instructions_without_a_question_are_a_users_in_their_place(more: tuple[tuple[Role, str], ...]) -> None:
+    assert spoken(("user", "a"), ("assistant", "b"), ("system", "MID"), *more)[2] == (
+        "user",
+        ["<system>\nMID\n</system>"],
+    )
+
+
+def test_only_the_first_instructions_are_lifted_out() -> None:
+    later = (*ASKED.messages, Message("system", (Text("MID", "1h"),)))
+    wire = sent(replace(ASKED, messages=later))
+    ttl = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    assert wire["system"] == [{"type": "text", "text": "be terse"}]
+    assert wire["messages"][-1] == {"role": "system", "content": [{"type": "text", "text": "MID", **ttl}]}  # type: ignore[index]
+    counted = json.loads(AnthropicMessagesDialect().encode_count(replace(ASKED, messages=later)))
+    assert (counted["system"], counted["messages"]) == (wire["system"], wire["messages"])
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_request_of_instructions_alone_is_refused_with_what_to_add(role: Role) -> None:
+    request = replace(ASKED, messages=(Message(role, (Text("be terse"),)),))
+    for encode in (sent, AnthropicMessagesDialect().encode_count):
+        with pytest.raises(RequestRejected, match=r"system messages only .* add a message with the role user"):
+            encode(request)
+
+
+@pytest.mark.parametrize(("strict", "closed"), [(False, {}), (True, {"additionalProperties": False})])
+def test_a_tool_without_parameters_takes_an_object_without_fields(strict: bool, closed: dict[str, bool]) -> None:
+    wire = sent(replace(ASKED, tools=(ToolSpec("now", "Tells the time.", {}, strict),)))
+    assert wire["tools"][0]["input_schema"] == {"type": "object", "properties": {}, **closed}  # type: ignore[index]
 
 
 def test_breakpoints_of_the_prompts_cache_stand_where_they_were_set() -> None:

@@ -52,3 +52,9 @@ def test_an_image_that_a_model_made_counts_as_one_that_a_caller_gives() -> None:
 
 def test_a_text_file_counts_by_its_bytes() -> None:
     assert 1000 < input_bound((Message("user", (File("text/plain", "a.txt", b"/Page" * 200),)),)) < 1200
+
+
+def test_a_tool_without_parameters_counts_with_the_schema_that_providers_get() -> None:
+    plain = ToolSpec("now", "Tells the time.", {})
+    given = ToolSpec("now", "Tells the time.", {"type": "object", "properties": {}})
+    assert input_bound((), (plain,)) == input_bound((), (given,))

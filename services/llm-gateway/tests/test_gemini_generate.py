@@ -340,3 +340,14 @@ def test_the_wait_in_the_body_of_an_error_is_read(told: str, seconds: float | No
 
 def test_reasoning_of_another_dialect_is_no_part_of_this_one() -> None:
     assert all(part.dialect == NAME for part in read("thoughts-and-calls").message.parts if isinstance(part, Reasoning))
+
+
+def test_a_tool_without_parameters_is_declared_without_any() -> None:
+    asked = ModelRequest("m", (Message("user", (Text("When?"),)),), tools=(ToolSpec("now", "Tells the time.", {}),))
+    (tool,) = body(asked)["tools"]  # type: ignore[misc]
+    assert tool["functionDeclarations"] == [{"name": "now", "description": "Tells the time."}]
+
+
+def test_a_request_of_instructions_alone_is_refused_with_what_to_add() -> None:
+    with pytest.raises(RequestRejected, match=r"system messages only .* add a message with the role user"):
+        body(ModelRequest("m", (Message("system", (Text("be terse"),)),)))

@@ -338,3 +338,8 @@ def test_no_key_sends_no_authorization() -> None:
 
 def test_an_answer_without_the_simulators_fingerprint_is_not_simulated() -> None:
     assert not OpenAiChatDialect().decode(body({"content": "hi"})).simulated
+
+
+def test_a_tool_without_parameters_takes_an_object_without_fields() -> None:
+    wire = sent(replace(ASKED, tools=(ToolSpec("now", "Tells the time.", {}),)))
+    assert wire["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}  # type: ignore[index]

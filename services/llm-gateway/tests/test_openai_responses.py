@@ -207,3 +207,8 @@ def test_empty_texts_are_left_out_and_with_them_an_assistant_who_said_nothing() 
 def test_a_failed_tool_says_so_in_its_result() -> None:
     sent = body(replace(ModelRequest("m", ()), messages=(Message("tool", (ToolResult("c", "no", is_error=True),)),)))
     assert sent["input"][0]["output"] == '{"error":{"message":"no"}}'  # type: ignore[index]
+
+
+def test_a_tool_without_parameters_takes_an_object_without_fields() -> None:
+    (tool,) = body(ModelRequest("m", (USER,), tools=(ToolSpec("now", "Tells the time.", {}),)))["tools"]  # type: ignore[misc]
+    assert tool["parameters"] == {"type": "object", "properties": {}}

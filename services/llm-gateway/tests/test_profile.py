@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from llm_gateway.domain import File, Image, Message, ModelRequest, Opaque, OutputFormat, Reasoning, Text, ToolResult
 from llm_gateway.errors import UnsupportedParameter
-from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt
+from llm_gateway.providers.catalog import ANTHROPIC, ANTHROPIC_CLOUD_FAMILIES, ANTHROPIC_FAMILIES
+from llm_gateway.providers.profile import Adapted, CapabilityProfile, adapt, profile_of
 
 NOTHING = CapabilityProfile(parameters=frozenset(), output_formats=frozenset({"text"}), images=False, files=False)
 ASKED = ModelRequest("m", (Message("user", (Text("hi"),)),))
@@ -99,3 +100,57 @@ def test_tool_results_are_content_and_stay() -> None:
     asked = replace(ASKED, messages=(Message("tool", (ToolResult("1", "x"),)),))
 
     assert adapt(asked, NOTHING, "d").request == asked
+
+
+LATER = replace(
+    ASKED,
+    messages=(
+        Message("system", (Text("be terse"),)),
+        Message("user", (Text("a"),)),
+        Message("assistant", (Text("b"),)),
+        Message("developer", (Text("MID "), Text("WAY", "5m"))),
+        Message("system", (Text(""),)),
+        Message("user", (Text("c"),)),
+    ),
+)
+
+
+def test_later_instructions_are_a_users_where_the_model_takes_them_at_the_head_only() -> None:
+    adapted = adapt(LATER, replace(NOTHING, system_turns=False), "d")
+
+    first, asked, answer, *_, last = LATER.messages
+    told = Message("user", (Text("<system>\nMID WAY\n</system>", "5m"),))
+    assert adapted.request.messages == (first, asked, answer, told, last)
+    assert adapted.warnings == (
+        "m takes system messages before all others only; a later one was sent as a user's, in <system>",
+    )
+
+
+def test_instructions_stay_what_they_are_where_they_stand_at_the_head_or_may_stand_anywhere() -> None:
+    assert adapt(LATER, NOTHING, "d").request.messages is LATER.messages
+    head = replace(LATER, messages=LATER.messages[:3])
+    assert adapt(head, replace(NOTHING, system_turns=False), "d").request.messages is head.messages
+
+
+@pytest.mark.parametrize(
+    ("model", "takes", "takes_in_clouds"),
+    [
+        ("claude-opus-4-7", False, False),
+        ("claude-opus-4-8", True, False),
+        ("claude-opus-5", True, False),
+        ("claude-fable-5-1", True, False),
+        ("claude-sonnet-4-6", False, False),
+        ("claude-of-tomorrow", False, False),
+    ],
+)
+def test_models_of_anthropic_take_later_instructions_if_they_are_known_to(
+    model: str, takes: bool, takes_in_clouds: bool
+) -> None:
+    assert profile_of(ANTHROPIC_FAMILIES, ANTHROPIC, model).system_turns is takes
+    assert profile_of(ANTHROPIC_CLOUD_FAMILIES, ANTHROPIC, model).system_turns is takes_in_clouds
+
+
+def test_families_differ_in_nothing_else_by_where_they_are_served() -> None:
+    for model in ("claude-opus-4-8", "claude-opus-5", "claude-opus-4-1"):
+        here = profile_of(ANTHROPIC_FAMILIES, ANTHROPIC, model)
+        assert replace(here, system_turns=False) == profile_of(ANTHROPIC_CLOUD_FAMILIES, ANTHROPIC, model)

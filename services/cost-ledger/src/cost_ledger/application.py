@@ -68,6 +68,7 @@ from cost_ledger.errors import (
     ReservationConflict,
     ReservationNotFound,
     ReservationSettled,
+    remedy,
 )
 from cost_ledger.naming import check_provider, check_scope_model, check_unprefixed, providers_of
 from cost_ledger.ports import BudgetStatus, Clock, Due, History, Prices
@@ -426,7 +427,7 @@ class CostLedger:
         priced = frozenset(self.prices.names())
         if factor.provider not in (providers := providers_of(priced)):
             check_provider("provider", factor.provider, providers)
-            problem = "has no price in the book that a factor could change; set its models' prices with SetPrice"
+            problem = f"has no price in the book that a factor could change; {remedy(factor.provider + '/MODEL')}"
             raise RequestInvalid("provider", factor.provider, problem)
         check_unprefixed(factor.provider, factor.model, priced)
         await self.books.execute(replace(factor, at=self.clock.now()), context)

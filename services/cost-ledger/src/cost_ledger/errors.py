@@ -23,6 +23,8 @@ LedgerError
 └── BookBusy              too much waits for the book: retry later
 """
 
+import shlex
+
 from synod.cost_ledger.events import Unit
 
 
@@ -77,12 +79,16 @@ class ModelUnpriced(LedgerError):
     def __init__(self, model: str, budget_id: str, near: tuple[str, ...] = (), context: str = "") -> None:
         hint = f"; priced is: {', '.join(near)}" if near else ""
         terms = f" for {context}" if context else ""
-        super().__init__(
-            f"model {model!r} has no price{terms} and budget {budget_id!r} is hard; set a price with SetPrice{hint}"
-        )
+        super().__init__(f"model {model!r} has no price{terms} and budget {budget_id!r} is hard; {remedy(model)}{hint}")
         self.model = model
         self.budget_id = budget_id
         self.near = near
+
+
+def remedy(model: str) -> str:
+    """What people do about a model without a price, at whichever edge they are told of it."""
+    name = shlex.quote(model) if "/" in model else "PROVIDER/MODEL"
+    return f"set a price, in dollars per million tokens: synod prices set {name} IN OUT (SetPrice)"
 
 
 class ReservationConflict(LedgerError):

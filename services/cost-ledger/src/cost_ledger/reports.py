@@ -16,7 +16,7 @@ from cost_ledger.book import SCOPE_FIELDS, Book, Budget
 from cost_ledger.charges import Charges, ModelFigures, Selection, SettledCharge, whole_hours
 from cost_ledger.checks import check_model_name, check_period, check_terms
 from cost_ledger.commands import Price, TellForecast
-from cost_ledger.errors import RequestInvalid, TooMuchAtOnce
+from cost_ledger.errors import RequestInvalid, TooMuchAtOnce, remedy
 from cost_ledger.forecast import Forecast, History, Limit, forecast
 from cost_ledger.ports import BudgetStatus
 from cost_ledger.queries import Queries, SpendQuery
@@ -169,7 +169,7 @@ def _unpriced(model: str, terms: Terms, price: Price) -> RequestInvalid:
     near = f"; priced is: {', '.join(price.near)}" if price.near else ""
     if terms:
         return RequestInvalid("price_context", text_of(terms), f"{model} has no price for it{near}")
-    return RequestInvalid("model", model, f"has no price; set one with SetPrice{near}")
+    return RequestInvalid("model", model, f"has no price; {remedy(model)}{near}")
 
 
 def _where(budget: Budget, share: str) -> dict[str, str]:

@@ -63,7 +63,7 @@ async def _vertex(stack: AsyncExitStack, settings: Settings, now: Now) -> Provid
         provider,
         remedy,
         accepts=ANY_MODEL_IN_A_PATH,
-        profiles=catalog.ANTHROPIC_FAMILIES,
+        profiles=catalog.ANTHROPIC_CLOUD_FAMILIES,
     )
 
 

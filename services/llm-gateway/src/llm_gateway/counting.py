@@ -110,7 +110,7 @@ def plain_usage(input_tokens: int, output_tokens: int) -> Usage:
 def _tools(tools: Sequence[ToolSpec]) -> int:
     if not tools:
         return 0
-    texts = (len(_bytes(tool.name, tool.description)) + len(numbers.dumps(tool.parameters)) for tool in tools)
+    texts = (len(_bytes(tool.name, tool.description)) + len(numbers.dumps(tool.schema)) for tool in tools)
     return TOOLS_TOKENS + sum(TOOL_TOKENS + size for size in texts)
 
 

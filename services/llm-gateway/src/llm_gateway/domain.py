@@ -170,6 +170,12 @@ class ToolSpec:
     strict: bool = False
     cache_ttl: PromptCacheTtl | None = None
 
+    @property
+    def schema(self) -> JsonObject:
+        """`parameters`; where there are none, the schema of an object without fields, which providers want to be given."""
+        closed: JsonObject = {"additionalProperties": False} if self.strict else {}
+        return self.parameters or {"type": "object", "properties": {}, **closed}
+
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:

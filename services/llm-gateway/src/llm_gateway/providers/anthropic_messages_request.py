@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Final, Literal
+from typing import Final
 
 import orjson
 from servicekit import numbers
@@ -28,11 +28,14 @@ from llm_gateway.domain import (
     Vector,
 )
 from llm_gateway.errors import EMPTY_TURN, InvalidToolArguments, RequestRejected
+from llm_gateway.providers.instructions import INSTRUCTING, ONLY_INSTRUCTIONS, as_user, leading
 
 THINKING_TOKENS_MIN: Final = 1024
 # An orjson.Fragment is bytes that go into the document as they are; it is what keeps opaque parts byte for byte.
 Fields = Mapping[str, Json | orjson.Fragment]
 Block = Fields | orjson.Fragment
+Turn = Mapping[str, str | Sequence[Block]]
+_ASKING: Final = frozenset({"user", "tool"})
 
 
 def encode(request: ModelRequest, *, stream: bool) -> bytes:
@@ -40,7 +43,7 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
     body = {
         "model": request.model,
         "max_tokens": request.max_output_tokens,
-        "messages": [{"role": role, "content": blocks} for role, blocks in _turns(request.messages)],
+        "messages": _messages(request.messages),
         **_optional(request),
         **({"stream": True} if stream else {}),
         **request.provider_options,
@@ -50,10 +53,10 @@ def encode(request: ModelRequest, *, stream: bool) -> bytes:
 
 def encode_count(request: ModelRequest) -> bytes:
     """The body of a question for the tokens of the input."""
-    system = list(_instructions(request.messages))
+    system = _system(request)
     body = {
         "model": request.model,
-        "messages": [{"role": role, "content": blocks} for role, blocks in _turns(request.messages)],
+        "messages": _messages(request.messages),
         **({"system": system} if system else {}),
         **({"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}),
     }
@@ -62,7 +65,7 @@ def encode_count(request: ModelRequest) -> bytes:
 
 def _optional(request: ModelRequest) -> JsonObject:
     fields: dict[str, Json] = {
-        "system": list(_instructions(request.messages)) or None,
+        "system": _system(request) or None,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
@@ -81,7 +84,7 @@ def _tools(request: ModelRequest) -> JsonObject:
 
 
 def _tool(tool: ToolSpec) -> JsonObject:
-    spec: JsonObject = {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+    spec: JsonObject = {"name": tool.name, "description": tool.description, "input_schema": tool.schema}
     return _up_to({**spec, "strict": True} if tool.strict else spec, tool.cache_ttl)
 
 
@@ -119,25 +122,53 @@ def _thinking(request: ModelRequest) -> Json:
     return {"type": "enabled", "budget_tokens": most, **display}
 
 
-def _instructions(messages: Iterable[Message]) -> Iterator[JsonObject]:
+def _system(request: ModelRequest) -> list[Fields]:
+    """What is said before the conversation. Later instructions are turns of it."""
+    return _instructions(request.messages[: leading(request.messages)])
+
+
+def _instructions(messages: Iterable[Message]) -> list[Fields]:
     """A block for each piece of text, because the prompt may be cached up to any of them."""
-    parts = (part for message in messages if message.role in {"system", "developer"} for part in message.parts)
-    return (_text(part.text, part.cache_ttl) for part in parts if isinstance(part, Text) and part.text)
+    parts = (part for message in messages for part in message.parts)
+    return [_text(part.text, part.cache_ttl) for part in parts if isinstance(part, Text) and part.text]
 
 
-def _turns(messages: Sequence[Message]) -> Iterator[tuple[Literal["user", "assistant"], list[Block]]]:
-    """Turns alternate: what users and tools say in a row is one turn, with the tool results first, as the API wants.
+def _messages(messages: Sequence[Message]) -> list[Turn]:
+    turns = list(_turns(messages[leading(messages) :]))
+    if not turns:
+        raise RequestRejected(ONLY_INSTRUCTIONS)
+    return turns
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
+    """Turns alternate, but for instructions.
 
     Raises RequestRejected for a turn of the user's that is empty; without it the model would answer something else.
     """
-    spoken = [message for message in messages if message.role not in {"system", "developer"}]
-    heard = [message for message in spoken if message.role != "assistant" or message.said]
+    heard = [message for message in messages if message.role in _ASKING or message.said]
     for is_model, run in groupby(heard, key=lambda message: message.role == "assistant"):
-        parts = [part for message in run for part in message.said]
-        if not parts:
-            raise RequestRejected(EMPTY_TURN)
-        parts.sort(key=lambda part: not isinstance(part, ToolResult))
-        yield "assistant" if is_model else "user", [_block(part) for part in parts]
+        if is_model:
+            yield {"role": "assistant", "content": [_block(part) for message in run for part in message.said]}
+        else:
+            yield from _asked(list(run))
+
+
+def _asked(run: Sequence[Message]) -> Iterator[Turn]:
+    """What users and tools say in a row is one turn, with the tool results first, as the API wants. Instructions among it
+    follow as one turn: the API takes none but between what was asked and the answer (its page on mid-conversation system
+    messages). Where nothing was asked they are what is asked.
+    """
+    told = [message for message in run if message.role in INSTRUCTING]
+    spoken = [message for message in run if message.role not in INSTRUCTING]
+    if not spoken:
+        spoken, told = [as_user(message) for message in told], []
+    parts = [part for message in spoken for part in message.said]
+    if not parts:
+        raise RequestRejected(EMPTY_TURN)
+    parts.sort(key=lambda part: not isinstance(part, ToolResult))
+    yield {"role": "user", "content": [_block(part) for part in parts]}
+    if system := _instructions(told):
+        yield {"role": "system", "content": system}
 
 
 def _block(part: Part) -> Block:

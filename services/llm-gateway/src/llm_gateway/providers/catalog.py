@@ -51,6 +51,7 @@ ANTHROPIC = CapabilityProfile(
     output_tokens_default=4096,
     audio=False,
     reasons=True,
+    system_turns=False,
 )
 OPENAI_COMPATIBLE = CapabilityProfile(
     parameters=frozenset({"temperature", "top_p", "seed", "stop", "reasoning_effort"}), files=False
@@ -80,14 +81,23 @@ GEMINI = CapabilityProfile(
         }
     ),
     reasons=True,
+    system_turns=False,
 )
 
 OPENAI_FAMILIES = dict.fromkeys(("o1", "o3", "o4", "gpt-5", "gpt-6"), OPENAI_REASONING)
 """Models that reason refuse to be told how to sample."""
-ANTHROPIC_FAMILIES = dict.fromkeys(
+ANTHROPIC_CLOUD_FAMILIES = dict.fromkeys(
     ("claude-2", "claude-3", "claude-opus-4", "claude-sonnet-4", "claude-haiku-4"), replace(ANTHROPIC, reasons=False)
 )
 """Claude thought only when asked to; from Opus 5 on it does by itself (Anthropic's pages "What's new")."""
+ANTHROPIC_FAMILIES = {
+    **ANTHROPIC_CLOUD_FAMILIES,
+    "claude-opus-4-8": replace(ANTHROPIC, reasons=False, system_turns=True),
+    **dict.fromkeys(("claude-opus-5", "claude-fable-5", "claude-mythos-5"), replace(ANTHROPIC, system_turns=True)),
+}
+"""These take system messages in the midst of a conversation, at Anthropic's own address; others, and the same on Bedrock and
+Vertex, may refuse them (its page on mid-conversation system messages).
+"""
 GEMINI_FAMILIES = dict.fromkeys(("gemini-1", "gemini-2.0", "gemini-2.5-flash-lite"), replace(GEMINI, reasons=False))
 """The others think unless told not to (Google's page on thinking)."""
 

@@ -30,6 +30,7 @@ from llm_gateway.domain import (
     is_empty,
 )
 from llm_gateway.errors import EMPTY_TURN, InvalidToolArguments, RequestRejected
+from llm_gateway.providers.instructions import ONLY_INSTRUCTIONS, leading
 
 SIGNATURE: Final = "thoughtSignature"
 _UNKNOWN_SIGNATURE: Final[JsonObject] = {SIGNATURE: "skip_thought_signature_validator"}
@@ -44,11 +45,13 @@ def encode(request: ModelRequest) -> bytes:
     """The body to post; model and streaming stand in the path. Raises RequestRejected for what cannot be said."""
     names = {call.id: call.name for message in request.messages for call in message.tool_calls}
     signed = _wants_signatures(request.model)
+    contents = [
+        {"role": role, "parts": list(_blocks(parts, names, signed=signed))} for role, parts in _turns(request.messages)
+    ]
+    if not contents:
+        raise RequestRejected(ONLY_INSTRUCTIONS)
     body = {
-        "contents": [
-            {"role": role, "parts": list(_blocks(parts, names, signed=signed))}
-            for role, parts in _turns(request.messages)
-        ],
+        "contents": contents,
         "generationConfig": _config(request),
         **_instructions(request.messages),
         **(_tools(request) if request.tools else {}),
@@ -85,7 +88,7 @@ def _thinking(request: ModelRequest) -> Json:
 
 
 def _instructions(messages: Sequence[Message]) -> JsonObject:
-    texts = [message.text for message in messages if message.role in {"system", "developer"} and message.text]
+    texts = [message.text for message in messages[: leading(messages)] if message.text]
     return {"systemInstruction": {"parts": [{"text": text} for text in texts]}} if texts else {}
 
 
@@ -99,16 +102,17 @@ def _tools(request: ModelRequest) -> JsonObject:
 
 
 def _tool(tool: ToolSpec) -> JsonObject:
-    return {"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.parameters}
+    schema: JsonObject = {"parametersJsonSchema": tool.parameters} if tool.parameters else {}
+    return {"name": tool.name, "description": tool.description, **schema}
 
 
 def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, list[Part]]]:
-    """Turns alternate: what users and tools say in a row is one turn.
+    """Turns alternate: what users and tools say in a row is one turn. Instructions in it are a user's by now: the API knows
+    no others but those before the conversation.
 
     Raises RequestRejected for a turn of the user's that is empty; without it the model would answer something else.
     """
-    spoken = [message for message in messages if message.role not in {"system", "developer"}]
-    heard = [message for message in spoken if message.role != "assistant" or message.said]
+    heard = [message for message in messages[leading(messages) :] if message.role != "assistant" or message.said]
     for is_model, run in groupby(heard, key=lambda message: message.role == "assistant"):
         turn = list(run)
         if not any(message.said for message in turn):

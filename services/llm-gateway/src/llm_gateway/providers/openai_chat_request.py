@@ -75,7 +75,7 @@ def _tools(request: ModelRequest) -> JsonObject:
 
 
 def _tool(tool: ToolSpec) -> JsonObject:
-    function: JsonObject = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    function: JsonObject = {"name": tool.name, "description": tool.description, "parameters": tool.schema}
     return {"type": "function", "function": {**function, "strict": True} if tool.strict else function}
 
 

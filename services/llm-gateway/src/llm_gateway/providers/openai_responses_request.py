@@ -87,7 +87,7 @@ def _tool(tool: ToolSpec) -> JsonObject:
         "type": "function",
         "name": tool.name,
         "description": tool.description,
-        "parameters": tool.parameters,
+        "parameters": tool.schema,
         "strict": tool.strict,
     }
 

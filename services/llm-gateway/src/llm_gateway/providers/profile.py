@@ -24,6 +24,7 @@ from llm_gateway.domain import (
     ReasoningMode,
 )
 from llm_gateway.errors import UnsupportedParameter
+from llm_gateway.providers.instructions import told_by_users
 
 Parameter = Literal[
     "temperature",
@@ -58,7 +59,7 @@ Unsupported = Literal["drop_hints", "drop", "reject"]
 class CapabilityProfile:
     """`output_tokens_default` stands in for a limit the request does not have, for wire formats that demand one. `reasons`
     says that the model thinks, and bills it, unless it is told not to; "adaptive" among `reasoning_modes` may be what it does
-    without being told.
+    without being told. `system_turns` says that instructions may stand in the midst of a conversation.
 
     `unsupported` says what becomes of the rest: "drop" leaves it out with a warning, "reject" refuses the request, and
     "drop_hints" refuses what the answer would be another one without: where it stops, and its form.
@@ -73,6 +74,7 @@ class CapabilityProfile:
     unsupported: Unsupported = "drop_hints"
     output_tokens_default: int | None = None
     reasons: bool = False
+    system_turns: bool = True
 
 
 def profile_of(families: Mapping[str, CapabilityProfile], others: CapabilityProfile, model: str) -> CapabilityProfile:
@@ -93,7 +95,8 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
     """Leave out, or as `unsupported` says refuse, what the profile does not have. Raises UnsupportedParameter.
 
     Images, audio and files are content: they are never dropped, because the answer would be about something else. Reasoning
-    and opaque parts of another dialect mean nothing to this one and are always dropped with a warning.
+    and opaque parts of another dialect mean nothing to this one and are always dropped with a warning. Instructions that
+    the model takes at the head of a conversation only are told by a user where they stand, with a warning.
     """
     missing = _unsupported_names(request, profile)
     if refused := _refused(request, profile, missing):
@@ -101,6 +104,9 @@ def adapt(request: ModelRequest, profile: CapabilityProfile, dialect: str) -> Ad
         raise UnsupportedParameter(f"{request.model} does not support {', '.join(refused)}; {remedy}")
     _check_content(request, profile)
     messages, foreign = _without_foreign_parts(request.messages, dialect)
+    if not profile.system_turns:
+        messages, moved = _without_system_turns(messages, request.model)
+        foreign = (*foreign, *moved)
     limit = request.max_output_tokens or profile.output_tokens_default
     warnings = (*(f"{name} is not supported by {request.model} and was left out" for name in missing), *foreign)
     if messages is not request.messages or limit != request.max_output_tokens:
@@ -183,6 +189,15 @@ def _without_foreign_parts(messages: tuple[Message, ...], dialect: str) -> tuple
         for message in messages
     )
     return tuple(message for message in kept if message.parts), (f"parts of another provider cannot go to {dialect}",)
+
+
+def _without_system_turns(messages: tuple[Message, ...], model: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    told = told_by_users(messages)
+    if told is messages:
+        return messages, ()
+    return told, (
+        f"{model} takes system messages before all others only; a later one was sent as a user's, in <system>",
+    )
 
 
 def _is_foreign(part: Part, dialect: str) -> bool:
