@@ -186,6 +186,13 @@ async def test_takes_no_more_calls_when_it_is_closed(sandbox: AnySandbox) -> Non
     assert (await failure_of(sandbox, job("result = 1"))).kind == "CANCELLED"
 
 
+async def test_a_call_that_waits_for_its_process_is_cancelled_and_not_crashed_by_a_close(sandbox: AnySandbox) -> None:
+    failed = asyncio.create_task(failure_of(sandbox, job("result = 1")))
+    await asyncio.sleep(0)  # it has asked for a process, and waits for it
+    await sandbox.aclose()
+    assert ((await failed).kind, (await failed).retryable) == ("CANCELLED", True)
+
+
 async def test_runs_calls_side_by_side_without_mixing_them(sandbox: AnySandbox) -> None:
     done = await asyncio.gather(*(sandbox.run(job(f"print({n})\nresult = {n}")) for n in range(8)))
     assert [each.transcript.stdout.text.strip() for each in done] == [str(n) for n in range(8)]

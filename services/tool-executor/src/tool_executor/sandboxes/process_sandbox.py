@@ -98,6 +98,7 @@ class ZygoteSandbox(_ProcessSandbox):
                 if self._zygote is not None:
                     await self._zygote.stop()
                 self._zygote = await _started(self._profile, self._directory)
+                self._refuse_when_closed()  # meanwhile: who closes waits here, to stop it
             return self._zygote
 
 
@@ -113,6 +114,7 @@ class SubprocessSandbox(_ProcessSandbox):
         self._refuse_when_closed()
         zygote = await _started(Profile("single call"), self._directory)
         try:
+            self._refuse_when_closed()
             return await self._run_through(zygote, job, on_output, jailed=False)
         finally:
             await zygote.stop()
