@@ -237,6 +237,14 @@ async def test_a_time_zone_is_a_name_of_iana_and_no_file_of_the_machine(ledger: 
         await ledger.set_budget(replace(daily, budget_id=f"daily{number}", time_zone=known), ACME)
 
 
+async def test_a_budget_of_before_keeps_its_time_zone_and_can_be_changed(ledger: CostLedger) -> None:
+    daily = SetBudget("daily", Attribution(tenant_id="acme"), 10, True, "day", NOW, time_zone="localtime")
+    await ledger.books.execute(daily, ACME)
+    assert (await ledger.set_budget(replace(daily, limit=5), ACME)).budget.limit == 5
+    with pytest.raises(RequestInvalid, match="time_zone = 'posixrules'"):
+        await ledger.set_budget(replace(daily, time_zone="posixrules"), ACME)
+
+
 async def test_a_model_is_listed_once_whatever_the_spelling_of_its_own_price(ledger: CostLedger) -> None:
     await ledger.set_price(SetPrice("openai", "GPT-5.5", 1, 2, 1, 1), ACME)
     await ledger.set_price(SetPrice("Own", "Model", 3, 4, 3, 3), ACME)

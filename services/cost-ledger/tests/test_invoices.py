@@ -183,11 +183,16 @@ class TestNames:
             found = clear(lines, [each.invoiced for each in lines], holds)
             assert [(each.reservation_id, each.amount) for each in found] == expected
 
+    def test_an_invoice_says_nothing_of_a_tool_that_holds_time_and_no_money(self) -> None:
+        free, billed = hold("", "free", reserved=0), hold("openai/a", reserved=0)
+        assert clear((line("", 9),), [9], [free]) == ()
+        assert [each.amount for each in clear((line("openai/a", 9),), [9], [billed])] == [0]
 
-def hold(model: str, tool: str = "") -> Reservation:
-    """5 nano-USD."""
+
+def hold(model: str, tool: str = "", reserved: int = 5) -> Reservation:
+    """In nano-USD."""
     owner = Attribution(tenant_id="acme", model=model, tool=tool)
-    return Reservation(model or tool, "sha", owner, model, 5, "book 1", "book", UNPRICED, (), START, START)
+    return Reservation(model or tool, "sha", owner, model, reserved, "book 1", "book", UNPRICED, (), START, START)
 
 
 class TestCorrections:

@@ -377,7 +377,8 @@ class CostLedger:
 
         RequestInvalid also for a scope whose model matches nothing that is billed.
         """
-        check_budget(command)
+        known = (await self.books.read(context.tenant)).budgets.get(command.budget_id)
+        check_budget(command, known)
         if command.scope.model:
             check_scope_model(command.scope.model, await self._priced(context))
         executed = await self.books.execute(command, context)

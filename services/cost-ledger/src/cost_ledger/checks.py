@@ -10,7 +10,7 @@ from typing import Final, get_args
 from synod.common.values import Attribution, UsageLine
 from synod.cost_ledger.events import Quantity, Unit, UnitRate
 
-from cost_ledger.book import SCOPE_FIELDS
+from cost_ledger.book import SCOPE_FIELDS, Budget
 from cost_ledger.commands import COST_NANO_MAX, QUANTITY_MAX, SetBudget, SetPrice, SetPriceFactor
 from cost_ledger.errors import RequestInvalid
 from cost_ledger.terms import Terms
@@ -91,7 +91,8 @@ def check_terms(terms: Terms) -> None:
             raise RequestInvalid("price_context", f"{name}={value}", "is made of A-Z a-z 0-9 . _ / -, such as batch")
 
 
-def check_budget(command: SetBudget) -> None:
+def check_budget(command: SetBudget, known: Budget | None = None) -> None:
+    """`known` is the budget that it changes: that keeps its time zone, also one that no new budget may have."""
     if not _BUDGET_ID.fullmatch(command.budget_id):
         problem = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : / @ -, the first a letter or digit"
         raise RequestInvalid("budget_id", command.budget_id, problem)
@@ -102,13 +103,18 @@ def check_budget(command: SetBudget) -> None:
         check_range("limit_quantity", command.limit, QUANTITY_MAX)
     if command.per and command.per not in SCOPE_FIELDS:
         raise RequestInvalid("per", command.per, f"must be empty or one of {', '.join(SCOPE_FIELDS)}")
+    if known is None or known.time_zone != command.time_zone:
+        _check_zone(command)
     _check_window(command)
 
 
-def _check_window(command: SetBudget) -> None:
+def _check_zone(command: SetBudget) -> None:
     if command.time_zone not in zone_names():
         problem = "is no time zone; give an IANA name such as Europe/Berlin, or UTC"
         raise RequestInvalid("time_zone", command.time_zone, problem)
+
+
+def _check_window(command: SetBudget) -> None:
     # In seconds: a timedelta cannot hold all that a caller may send.
     rolling_s = command.rolling_s
     if command.window != "rolling":

@@ -117,11 +117,14 @@ def clear(
 ) -> tuple[Cleared, ...]:
     """What the lines show of holds in suspense: nano-USD `left` of each beyond what is settled are theirs, and taken from it.
 
-    No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed.
+    No invoice names single calls. So the first have it, each at most what it holds, and the others were not billed. A tool
+    that holds time and no money is on no invoice, which says nothing of it.
     """
     cleared = []
     nearest: dict[str, list[int]] = {}
     for each in doubtful:
+        if not (each.model or each.reserved):
+            continue
         name = billed_as(each.model, each.attribution)
         if name not in nearest:
             nearest[name] = _nearest(lines, name)
