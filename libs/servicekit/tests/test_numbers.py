@@ -15,6 +15,13 @@ def test_numbers_of_any_length_are_read_and_written_and_what_is_no_json_is_not()
             numbers.loads(wrong)
 
 
+def test_depth_is_no_error_of_another_kind() -> None:
+    deep = b"[" * 200 + WEI.encode() + b"]" * 200
+    assert numbers.dumps(numbers.loads(deep)) == deep
+    with pytest.raises(ValueError, match="nested too deeply"):
+        numbers.loads(b"[" * 1000 + WEI.encode() + b"]" * 1000)
+
+
 def test_what_is_written_already_may_stand_beside_such_a_number() -> None:
     written = orjson.Fragment(b'{"x":1.0}')
     assert (

@@ -45,6 +45,7 @@ from openai import AsyncOpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.responses import Response
+from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 RECORDINGS = Path(__file__).parent / "recordings"
 OPENAI = sorted((RECORDINGS / "openai-chat").glob("*.sse"))
@@ -380,6 +381,23 @@ def answered(response: ModelResponse) -> Answer:
         provider_response_id=response.provider_response_id,
         reservation_id="",
     )
+
+
+@pytest.mark.parametrize(
+    ("edge", "event"),
+    [(AnthropicMessages(), "content_block_start"), (OpenAiResponses(), "response.content_part.added")],
+    ids=["messages", "responses"],
+)
+def test_an_answer_on_record_has_its_texts_apart_in_a_stream_too(edge: EdgeDialect, event: str) -> None:
+    body = {"model": "m", "stream": True, "max_tokens": 9, "messages": [{"role": "user", "content": "any"}]}
+    if isinstance(edge, OpenAiResponses):
+        body = {"model": "m", "stream": True, "input": "any"}
+    texts = pb.Message(role=pb.ROLE_ASSISTANT, parts=[pb.Part(text="ends here."), pb.Part(text="Begins")])
+    answer = pb.GenerateResponse(request_id="r", model="m", message=texts, finish_reason="stop")
+    stream = edge.writer(edge.parse(json.dumps(body).encode(), "r", 1)).write(
+        pb.StreamEvent(sequence=1, completed=answer)
+    )
+    assert [data["type"] for data in data_of(stream)].count(event) == 2
 
 
 def data_of(stream: bytes) -> list[dict[str, Any]]:

@@ -103,8 +103,8 @@ class MessageWriter:
         shown = [self._start(answer.model)]
         for part in answer.message.parts:
             match part.WhichOneof("part"):
-                case "text":
-                    shown.append(self._say(part.text))
+                case "text":  # two beside each other stay two
+                    shown.append(self._close() + self._say(part.text))
                 case "reasoning":
                     shown.append(self._reason(part.reasoning))
                 case "tool_call":

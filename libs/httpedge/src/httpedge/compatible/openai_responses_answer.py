@@ -127,9 +127,9 @@ class ResponseWriter:
         for part in answer.message.parts:
             match part.WhichOneof("part"):
                 case "text":
-                    shown.append(self._say("output_text", part.text))
+                    shown.append(self._next_part() + self._say("output_text", part.text))
                 case "refusal":
-                    shown.append(self._say("refusal", part.refusal))
+                    shown.append(self._next_part() + self._say("refusal", part.refusal))
                 case "reasoning":
                     shown.append(self._reason(part.reasoning))
                 case "tool_call":
@@ -161,6 +161,10 @@ class ResponseWriter:
             opened += self._at("response.content_part.added", message, part=_part(part, ""))
         message.text.append(text)
         return opened + self._at(f"response.{part}.delta", message, delta=text, **_logprobs(part))
+
+    def _next_part(self) -> bytes:
+        """Two texts beside each other stay two."""
+        return self._close_part(self._message) if self._message else b""
 
     def _close_part(self, message: _Open) -> bytes:
         if not message.part:
