@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -223,6 +224,27 @@ async def test_fails_the_calls_of_a_zygote_that_dies_and_starts_another(zygote_s
     await until_gone(int(pid))  # no call outlives its zygote
     await zygote_sandbox.run(job("result = 1"))
     assert zygote_sandbox.zygote_pid != first
+
+
+@pytest.mark.parametrize(("deaths", "starts"), [(2, True), (3, False)])
+async def test_starts_another_zygote_for_one_that_a_signal_ended_before_it_took_a_call(
+    zygote_sandbox: ZygoteSandbox, monkeypatch: pytest.MonkeyPatch, deaths: int, starts: bool
+) -> None:
+    left, spawn = iter(range(deaths)), asyncio.create_subprocess_exec
+
+    async def dying(*command: Any, **more: Any) -> asyncio.subprocess.Process:
+        process = await spawn(*command, **more)
+        if next(left, None) is not None:
+            process.send_signal(signal.SIGSEGV)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", dying)
+    if starts:
+        assert (await zygote_sandbox.run(job("result = 1"))).value
+    else:
+        with pytest.raises(ToolCrashed, match="zygote died"):
+            await zygote_sandbox.run(job("result = 1"))
+    assert next(left, None) is None
 
 
 async def test_serves_calls_from_one_warm_process(zygote_sandbox: ZygoteSandbox) -> None:

@@ -33,6 +33,8 @@ from tool_executor.sandboxes.wire import REQUEST_FILE, RESULT_FILE, Exited, Orde
 from tool_executor.sandboxes.zygote_process import Profile, ZygoteProcess
 
 CHUNK_BYTES = 64 * 1024
+START_AGAIN_MAX = 2
+"""Starts of a zygote after one that a signal ended."""
 
 
 class _ProcessSandbox:
@@ -124,8 +126,19 @@ class SubprocessSandbox(_ProcessSandbox):
 
 
 async def _started(profile: Profile, directory: Path) -> ZygoteProcess:
-    zygote = ZygoteProcess(profile, directory)
-    starting = asyncio.create_task(zygote.start(), name=f"zygote {profile.name}")
+    """ToolCrashed if it cannot start. One that a signal ends meanwhile has run no call yet, so another is started."""
+    for _ in range(START_AGAIN_MAX):
+        zygote = ZygoteProcess(profile, directory)
+        try:
+            return await _start(zygote)
+        except ToolCrashed:
+            if zygote.killed_by is None:
+                raise
+    return await _start(ZygoteProcess(profile, directory))
+
+
+async def _start(zygote: ZygoteProcess) -> ZygoteProcess:
+    starting = asyncio.create_task(zygote.start(), name=f"zygote {zygote.profile.name}")
     try:
         # Shielded, because asyncio loses sight of a process if it is cancelled while it makes one.
         await asyncio.shield(starting)

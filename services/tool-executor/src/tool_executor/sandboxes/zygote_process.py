@@ -63,6 +63,12 @@ class ZygoteProcess:
         return self._control is not None
 
     @property
+    def killed_by(self) -> int | None:
+        """The signal that ended the process; None if it lives, or ended by itself."""
+        code = self._process.returncode if self._process is not None else None
+        return -code if code is not None and code < 0 else None
+
+    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
