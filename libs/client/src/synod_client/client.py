@@ -7,10 +7,11 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Protocol, TypeVar
 
 from synod.agent_registry.v1 import agent_registry_pb2 as registry_pb
 from synod.agent_registry.v1 import agent_registry_pb2_grpc as registry_grpc
@@ -38,6 +39,13 @@ from synod_client.tasks import Tasks
 _PAGE = 500
 STORY_EVENTS_MAX = 50_000
 _REBUILD_TIMEOUT_S = 600.0
+
+
+class _Page(Protocol):
+    next_page_token: str
+
+
+P = TypeVar("P", bound=_Page)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +81,8 @@ class Synod:
         return await self.connection.call(self._registry.GetDefinition, request)
 
     async def agents(self) -> list[registry_pb.Agent]:
-        found: list[registry_pb.Agent] = []
-        request = registry_pb.ListAgentsRequest(page_size=_PAGE)
-        while True:
-            page = await self.connection.call(self._registry.ListAgents, request)
-            found += page.agents
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        pages = self._pages(self._registry.ListAgents, registry_pb.ListAgentsRequest(page_size=_PAGE))
+        return [agent async for page in pages for agent in page.agents]
 
     async def discover(self, *capabilities: str, limit: int = 10) -> list[registry_pb.Agent]:
         """Agents that offer all the capabilities, least busy first."""
@@ -312,14 +314,9 @@ class Synod:
 
     async def suspense(self) -> AsyncIterator[ledger_pb.Reservation]:
         """Holds for calls of which nobody knows the outcome, the oldest first."""
-        request = ledger_pb.ListSuspenseRequest(page_size=_PAGE)
-        while True:
-            found = await self.connection.call(self._ledger.ListSuspense, request)
-            for reservation in found.reservations:
+        async for page in self._pages(self._ledger.ListSuspense, ledger_pb.ListSuspenseRequest(page_size=_PAGE)):
+            for reservation in page.reservations:
                 yield reservation
-            if not found.next_page_token:
-                return
-            request.page_token = found.next_page_token
 
     async def settle(self, request: ledger_pb.SettleRequest) -> ledger_pb.Reservation:
         """Post what was used; a repetition posts nothing."""
@@ -333,13 +330,9 @@ class Synod:
     async def prices(self, provider: str = "") -> AsyncIterator[ledger_pb.Price]:
         """Prices in force, by name."""
         request = ledger_pb.ListPricesRequest(provider=provider, page_size=_PAGE)
-        while True:
-            found = await self.connection.call(self._ledger.ListPrices, request)
-            for price in found.prices:
+        async for page in self._pages(self._ledger.ListPrices, request):
+            for price in page.prices:
                 yield price
-            if not found.next_page_token:
-                return
-            request.page_token = found.next_page_token
 
     # Decisions
 
@@ -500,6 +493,15 @@ class Synod:
     @property
     def services(self) -> tuple[str, ...]:
         return tuple(self.connection.endpoints.services)
+
+    async def _pages(self, method: Callable[..., Awaitable[P]], request: Any) -> AsyncIterator[P]:
+        """Every page of a list; `request` is for the first."""
+        while True:
+            page = await self.connection.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     @property
     def _registry(self) -> "registry_grpc.AgentRegistryAsyncStub":
