@@ -8,6 +8,7 @@ import pytest
 from eventlog.errors import LogUnavailable, QueueFull
 from llm_gateway.domain import (
     Answer,
+    Delta,
     Message,
     Reasoning,
     ReasoningDelta,
@@ -19,7 +20,7 @@ from llm_gateway.domain import (
     UsageLine,
 )
 from llm_gateway.errors import CallFailed, StoreUnavailable
-from llm_gateway.flight import FLUSH_BYTES, STOPPED, Began, Broken, CallEvent, Delta, Flight
+from llm_gateway.flight import FLUSH_BYTES, STOPPED, Began, Broken, CallEvent, Flight
 from synod.common.values import Failure
 
 WAIT_S = 30

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from llm_gateway.domain import (
     Answer,
+    Delta,
     Message,
     ModelRequest,
     Opaque,
@@ -30,8 +31,6 @@ from llm_gateway.domain import (
 CacheMode = Literal["deterministic", "on", "off"]
 EXACT_OF_10000: Final = 10_000
 """The likeness of a request to itself."""
-
-Delta = TextDelta | RefusalDelta | ReasoningDelta | ReasoningDone | ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)

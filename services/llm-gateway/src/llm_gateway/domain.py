@@ -455,17 +455,9 @@ class Completed:
     response: ModelResponse
 
 
-StreamPart: TypeAlias = (
-    Started
-    | Warned
-    | TextDelta
-    | RefusalDelta
-    | ReasoningDelta
-    | ReasoningDone
-    | ToolCallDelta
-    | UsageUpdated
-    | Completed
-)
+Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ReasoningDone | ToolCallDelta
+"""What callers are shown of an answer, piece by piece."""
+StreamPart: TypeAlias = Started | Warned | Delta | UsageUpdated | Completed
 
 
 def is_content(part: StreamPart) -> bool:

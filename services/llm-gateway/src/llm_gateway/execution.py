@@ -42,6 +42,7 @@ from llm_gateway.domain import (
     Answer,
     CacheUse,
     Completed,
+    Delta,
     ModelRequest,
     ModelResponse,
     StreamPart,
@@ -64,7 +65,7 @@ from llm_gateway.errors import (
     StoreUnavailable,
     TakenOver,
 )
-from llm_gateway.flight import Began, Delta, Flight
+from llm_gateway.flight import Began, Flight
 from llm_gateway.headroom import Headroom
 from llm_gateway.hedging import Hedge, Race, RaceDecided
 from llm_gateway.journal import Journal, Seen

@@ -13,10 +13,8 @@ from llm_gateway.domain import (
     Abort,
     Answer,
     CacheUse,
-    ReasoningDelta,
+    Delta,
     ReasoningDone,
-    RefusalDelta,
-    TextDelta,
     ToolCallDelta,
 )
 from llm_gateway.errors import CallEnded, CallFailed, GatewayStopping, StoreUnavailable
@@ -26,8 +24,6 @@ FLUSH_BYTES: Final = 256
 STOPPED: Final = Failure(reason="STOPPING", message=str(GatewayStopping()), retryable=True)
 
 T = TypeVar("T")
-
-Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ReasoningDone | ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
