@@ -9,7 +9,6 @@ from anthropic.types.beta import message_count_tokens_params as beta_count_token
 from anthropic.types.beta import message_create_params as beta_create_params
 from httpedge.compatible import anthropic_messages, openai_embeddings, openai_responses
 from httpedge.compatible.anthropic_messages import AnthropicMessages
-from httpedge.compatible.anthropic_reasoning import BLOCKS
 from httpedge.compatible.dialect import Asked
 from httpedge.compatible.openai_chat import OpenAiChat
 from httpedge.compatible.openai_responses import OpenAiResponses
@@ -19,6 +18,7 @@ from openai.types.chat import completion_create_params
 from openai.types.responses import input_token_count_params, response_create_params
 from pydantic import TypeAdapter
 from servicekit.errors import InvalidArgument
+from synod.llm_gateway.opaque import ANTHROPIC_BLOCKS
 
 Body = Mapping[str, object]
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -276,7 +276,7 @@ WHOLE: Mapping[str, Body] = {
 }
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("kind", ANTHROPIC_BLOCKS)
 def test_a_block_of_a_provider_goes_back_to_it_whole(kind: str) -> None:
     block = {"type": kind, **WHOLE[kind]}
     asked = parsed("messages", **by("assistant", block))

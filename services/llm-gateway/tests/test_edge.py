@@ -43,6 +43,7 @@ from synod.cost_ledger.v1 import cost_ledger_pb2 as ledger_pb
 from synod.cost_ledger.v1.cost_ledger_pb2_grpc import CostLedgerServicer, add_CostLedgerServicer_to_server
 from synod.eventlog.v1 import eventlog_pb2 as log_pb
 from synod.eventlog.v1.eventlog_pb2_grpc import EventLogStub
+from synod.llm_gateway.opaque import ANTHROPIC_BLOCKS
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from synod.llm_gateway.v1.llm_gateway_pb2_grpc import LlmGatewayStub
 
@@ -391,10 +392,10 @@ async def test_the_edge_takes_as_much_as_the_gateway_does(door: Door) -> None:
 _SAID_TO_ANTHROPIC = {get_args(get_type_hints(block)["type"])[0] for block in get_args(ContentBlockParam)}
 
 
-@pytest.mark.parametrize("type", sorted(_SAID_TO_ANTHROPIC.union(anthropic_reasoning.BLOCKS, ["connector_text"])))
+@pytest.mark.parametrize("type", sorted(_SAID_TO_ANTHROPIC.union(ANTHROPIC_BLOCKS, ["connector_text"])))
 async def test_the_edge_gives_back_to_anthropic_what_the_gateway_does(type: str) -> None:
     taken = opaque.problem(anthropic_reasoning.OWN, json.dumps({"type": type}).encode()) is None
-    assert (type in anthropic_reasoning.BLOCKS) == taken
+    assert (type in ANTHROPIC_BLOCKS) == taken
 
 
 async def test_a_balancer_may_ask_whether_to_send_requests_here(door: Door) -> None:

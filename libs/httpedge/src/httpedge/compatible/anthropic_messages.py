@@ -5,11 +5,12 @@ from typing import Final, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from servicekit.errors import ServiceError
+from synod.llm_gateway.opaque import ANTHROPIC_BLOCKS
 from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 
 from httpedge.compatible import failures
 from httpedge.compatible.anthropic_messages_answer import MessageWriter, message
-from httpedge.compatible.anthropic_reasoning import BLOCKS, from_block
+from httpedge.compatible.anthropic_reasoning import from_block
 from httpedge.compatible.caching import CacheAsked
 from httpedge.compatible.dialect import Asked, CountAsked, Turn, Writer
 from httpedge.compatible.prompt_cache import CacheControl, cache_ttl, up_to
@@ -58,7 +59,7 @@ _NOT_TAKEN: Final = (
 _BLOCKS: Final[Mapping[str, Sequence[str]]] = {
     "system": ("text",),
     "user": ("text", "image", "document", "tool_result"),
-    "assistant": ("text", "tool_use", *BLOCKS),
+    "assistant": ("text", "tool_use", *ANTHROPIC_BLOCKS),
 }
 """What each role can say."""
 

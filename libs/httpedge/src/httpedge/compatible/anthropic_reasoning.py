@@ -14,21 +14,6 @@ from synod.llm_gateway.v1 import llm_gateway_pb2 as pb
 from httpedge.mistakes import wrong
 
 OWN: Final = "anthropic-messages"
-BLOCKS: Final = (
-    "thinking",
-    "redacted_thinking",
-    "server_tool_use",
-    "web_search_tool_result",
-    "code_execution_tool_result",
-    "bash_code_execution_tool_result",
-    "text_editor_code_execution_tool_result",
-    "tool_search_tool_result",
-    "web_fetch_tool_result",
-    "mcp_tool_use",
-    "mcp_tool_result",
-    "compaction",
-)
-"""Types of what goes back to Anthropic as it came. llm-gateway takes no others."""
 _FOREIGN: Final = "synod:"
 
 

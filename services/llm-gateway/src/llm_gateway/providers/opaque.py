@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import orjson
+from synod.llm_gateway.opaque import ANTHROPIC_BLOCKS
 
 MADE_BY_A_MODEL: Final = "must be what a model answered, as it was given; give what others said as parts of their own"
 
@@ -45,20 +46,7 @@ def _of_gemini(value: Mapping[str, object]) -> bool:
 
 
 _ALLOWED: Final[Mapping[str, Allowed]] = {
-    "anthropic-messages": _of_type(
-        "thinking",
-        "redacted_thinking",
-        "server_tool_use",
-        "web_search_tool_result",
-        "code_execution_tool_result",
-        "bash_code_execution_tool_result",
-        "text_editor_code_execution_tool_result",
-        "tool_search_tool_result",
-        "web_fetch_tool_result",
-        "mcp_tool_use",
-        "mcp_tool_result",
-        "compaction",
-    ),
+    "anthropic-messages": _of_type(*ANTHROPIC_BLOCKS),
     "openai-responses": _of_type("reasoning", "web_search_call", "file_search_call", "code_interpreter_call"),
     "gemini-generate": _of_gemini,
 }
